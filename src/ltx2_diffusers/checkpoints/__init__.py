@@ -1,0 +1,1 @@
+"""Original and diffusers checkpoint layouts, and the way between them."""

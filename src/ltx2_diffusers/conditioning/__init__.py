@@ -1,0 +1,1 @@
+"""Shapes, latent states and the condition items that change them."""

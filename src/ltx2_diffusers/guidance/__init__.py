@@ -1,0 +1,1 @@
+"""Guidance: pure functions of predictions, and the perturbations that guided passes use."""

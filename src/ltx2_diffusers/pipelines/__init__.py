@@ -1,0 +1,1 @@
+"""Pipelines: one recipe per file on a shared base."""

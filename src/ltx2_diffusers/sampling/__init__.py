@@ -1,0 +1,1 @@
+"""The denoiser, the samplers and the one denoising loop."""

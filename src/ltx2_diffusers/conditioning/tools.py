@@ -1,0 +1,176 @@
+"""Makes the latent state of a stream, packs and unpacks it, and removes what conditions appended.
+
+Shapes: B batch, C channels, F latent frames, h latent height, w latent width, L audio latents, M mel bins of a latent,
+T tokens of the target, D features of a token.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+
+import torch
+
+from .patchifiers import AudioPatchifier, VideoLatentPatchifier
+from .positions import audio_positions, video_positions
+from .shapes import VIDEO_SCALE_FACTORS, AudioLatentShape, SpatioTemporalScaleFactors, VideoLatentShape
+from .state import LatentState
+
+
+@dataclass(frozen=True)
+class LatentTools(ABC):
+    """What both streams share; see `VideoLatentTools` and `AudioLatentTools`."""
+
+    patchifier: VideoLatentPatchifier | AudioPatchifier
+    target_shape: VideoLatentShape | AudioLatentShape
+
+    @abstractmethod
+    def positions(self, device: torch.device | str | None = None) -> torch.Tensor:
+        """Positions of the target's tokens, float32 `[B, axes, T, 2]`."""
+
+    def keyframes_mask(self, device: torch.device | str | None = None) -> torch.Tensor | None:  # noqa: ARG002
+        """Mask `[B, T, 1]` of the target's tokens that stand for a single pixel frame, or None if no one asks."""
+        return None
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens T of the target."""
+        return self.patchifier.get_token_count(self.target_shape)
+
+    def create_initial_state(
+        self,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+        initial_latent: torch.Tensor | None = None,
+    ) -> LatentState:
+        """A packed state that is denoised everywhere and has no noise yet.
+
+        Args:
+            device: Where the tensors are made.
+            dtype: Of the latent; mask and positions are float32 always.
+            initial_latent: Unpacked latent to start from, of the target's shape, default None (zeros).
+        """
+        shape = self.target_shape.to_torch_shape()
+        if initial_latent is None:
+            latent = torch.zeros(shape, device=device, dtype=dtype)
+        elif initial_latent.shape == shape:
+            latent = initial_latent.to(device=device, dtype=dtype)
+        else:
+            raise ValueError(f"initial_latent must have shape {list(shape)}, got {list(initial_latent.shape)}.")
+        tokens = self.patchifier.patchify(latent)
+        return LatentState(
+            latent=tokens,
+            denoise_mask=torch.ones(*tokens.shape[:2], 1, device=tokens.device),
+            positions=self.positions(device),
+            clean_latent=tokens.clone(),
+            keyframes_mask=self.keyframes_mask(device),
+        )
+
+    def patchify(self, state: LatentState) -> LatentState:
+        """Packs latent, clean latent and mask (`[B, 1, F, h, w]` or `[B, 1, L, 1]`) of an unpacked state."""
+        return replace(
+            state,
+            latent=self.patchifier.patchify(state.latent),
+            clean_latent=self.patchifier.patchify(state.clean_latent),
+            denoise_mask=self.patchifier.patchify(state.denoise_mask).mean(dim=-1, keepdim=True),
+        )
+
+    def unpatchify(self, state: LatentState) -> LatentState:
+        """Unpacks latent, clean latent and mask; appended tokens must be gone (`clear_conditioning`)."""
+        mask = state.denoise_mask.expand(-1, -1, self.patchifier.patch_size**2)
+        return replace(
+            state,
+            latent=self.patchifier.unpatchify(state.latent, self.target_shape),
+            clean_latent=self.patchifier.unpatchify(state.clean_latent, self.target_shape),
+            denoise_mask=self.patchifier.unpatchify(mask, self.target_shape.mask_shape()),
+        )
+
+    def clear_conditioning(self, state: LatentState) -> LatentState:
+        """Cuts a packed state to the target's tokens and resets its mask to ones."""
+        count = self.num_tokens
+        return LatentState(
+            latent=state.latent[:, :count],
+            denoise_mask=torch.ones_like(state.denoise_mask[:, :count]),
+            positions=state.positions[:, :, :count],
+            clean_latent=state.clean_latent[:, :count],
+            keyframes_mask=None if state.keyframes_mask is None else state.keyframes_mask[:, :count],
+        )
+
+
+@dataclass(frozen=True)
+class VideoLatentTools(LatentTools):
+    """Tools of the video stream.
+
+    Args:
+        patchifier: Packs the latent.
+        target_shape: Size of the latent that is to be generated.
+        fps: Frames per second that positions are counted in.
+        scale_factors: Pixels per latent, default (8, 32, 32).
+        causal_fix: Whether the first latent frame stands for one pixel frame only, default True.
+        position_rounding: Round positions to this dtype, default None (not at all). `torch.bfloat16` gives the
+            positions of the 2.0 reference, which kept them in the dtype of its latents.
+        fill_latent: Whether conditions write into the latent what they write into the clean latent, default True (2.0
+            reference). False leaves the latent alone, for `GaussianNoiser(blend="clean")`.
+        mark_keyframes: Whether the state has a keyframes mask, for transformers with a keyframe embedding (2.5).
+    """
+
+    patchifier: VideoLatentPatchifier
+    target_shape: VideoLatentShape
+    fps: float
+    scale_factors: SpatioTemporalScaleFactors = VIDEO_SCALE_FACTORS
+    causal_fix: bool = True
+    position_rounding: torch.dtype | None = None
+    fill_latent: bool = True
+    mark_keyframes: bool = False
+
+    @property
+    def num_frames(self) -> int:
+        """Pixel frames of the clip."""
+        return self.target_shape.pixel_frames(self.scale_factors)
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """Tokens of one latent frame."""
+        return self.patchifier.get_token_count(self.target_shape._replace(frames=1))
+
+    def positions(self, device: torch.device | str | None = None) -> torch.Tensor:
+        """Positions `[B, 3, T, 2]`: seconds, pixel rows, pixel columns."""
+        positions = video_positions(
+            self.target_shape, self.fps, self.patchifier.patch_size, self.scale_factors, self.causal_fix, device
+        )
+        return positions if self.position_rounding is None else positions.to(self.position_rounding).float()
+
+    def keyframes_mask(self, device: torch.device | str | None = None) -> torch.Tensor | None:
+        """Mask `[B, T, 1]` that marks the first latent frame, or None without `mark_keyframes`."""
+        return self.first_frame_mask(device) if self.mark_keyframes else None
+
+    def first_frame_mask(self, device: torch.device | str | None = None) -> torch.Tensor:
+        """Mask `[B, T, 1]`: 1 on the tokens of the first latent frame."""
+        first = torch.arange(self.num_tokens, device=device) < self.tokens_per_frame
+        return first.float()[None, :, None].repeat(self.target_shape.batch, 1, 1)
+
+
+@dataclass(frozen=True)
+class AudioLatentTools(LatentTools):
+    """Tools of the audio stream.
+
+    Args:
+        patchifier: Packs the latent.
+        target_shape: Size of the latent that is to be generated.
+        shift: Latents between the start of the clip and the first token, default 0.
+        causal_fix: Whether the first latent stands for one mel frame only, default True.
+        fill_latent: As in `VideoLatentTools`.
+    """
+
+    patchifier: AudioPatchifier
+    target_shape: AudioLatentShape
+    shift: int = 0
+    causal_fix: bool = True
+    fill_latent: bool = True
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """Tokens of one latent."""
+        return 1
+
+    def positions(self, device: torch.device | str | None = None) -> torch.Tensor:
+        """Positions `[B, 1, L, 2]` in seconds."""
+        return audio_positions(self.target_shape, self.shift, self.causal_fix, device)

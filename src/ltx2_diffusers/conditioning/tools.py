@@ -9,9 +9,16 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ..models.rope import prepare_audio_coords
 from .patchifiers import AudioPatchifier, VideoLatentPatchifier
-from .positions import audio_positions, video_positions
-from .shapes import VIDEO_SCALE_FACTORS, AudioLatentShape, SpatioTemporalScaleFactors, VideoLatentShape
+from .positions import in_seconds, pixel_bounds
+from .shapes import (
+    AUDIO_DOWNSAMPLE_FACTOR,
+    VIDEO_SCALE_FACTORS,
+    AudioLatentShape,
+    SpatioTemporalScaleFactors,
+    VideoLatentShape,
+)
 from .state import LatentState
 
 
@@ -133,10 +140,14 @@ class VideoLatentTools(LatentTools):
 
     def positions(self, device: torch.device | str | None = None) -> torch.Tensor:
         """Positions `[B, 3, T, 2]`: seconds, pixel rows, pixel columns."""
-        positions = video_positions(
-            self.target_shape, self.fps, self.patchifier.patch_size, self.scale_factors, self.causal_fix, device
-        )
+        positions = in_seconds(self.pixel_bounds(self.target_shape, self.causal_fix, device), self.fps)
         return positions if self.position_rounding is None else positions.to(self.position_rounding).float()
+
+    def pixel_bounds(
+        self, shape: VideoLatentShape, causal_fix: bool, device: torch.device | str | None = None
+    ) -> torch.Tensor:
+        """Bounds `[B, 3, T, 2]` of the tokens of a latent of any shape, in pixel frames, rows and columns."""
+        return pixel_bounds(shape, self.patchifier.patch_size, self.scale_factors, causal_fix, device)
 
     def keyframes_mask(self, device: torch.device | str | None = None) -> torch.Tensor | None:
         """Mask `[B, T, 1]` that marks the first latent frame, or None without `mark_keyframes`."""
@@ -173,4 +184,11 @@ class AudioLatentTools(LatentTools):
 
     def positions(self, device: torch.device | str | None = None) -> torch.Tensor:
         """Positions `[B, 1, L, 2]` in seconds."""
-        return audio_positions(self.target_shape, self.shift, self.causal_fix, device)
+        return self.positions_of(self.target_shape.frames, device)
+
+    def positions_of(self, num_latents: int, device: torch.device | str | None = None) -> torch.Tensor:
+        """Positions `[B, 1, L, 2]` in seconds of another number of latents, counted from the same start."""
+        causal_offset = 1 if self.causal_fix else AUDIO_DOWNSAMPLE_FACTOR
+        return prepare_audio_coords(
+            self.target_shape.batch, num_latents, device, self.shift, causal_offset=causal_offset
+        )

@@ -1,0 +1,109 @@
+"""What all condition items are made of: checks, and writing tokens into a state or after its end.
+
+Shapes: B batch, C channels, F latent frames, h latent height, w latent width, L audio latents, M mel bins of a latent,
+T tokens, K new tokens, D features of a token.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import replace
+
+import torch
+
+from ..attention_strength import extend_attention_mask, token_strength
+from ..state import LatentState
+from ..tools import LatentTools
+
+
+class ConditionItem(ABC):
+    """Something that holds a generation to given latents: a function from a packed state to a packed state."""
+
+    @abstractmethod
+    def apply_to(self, state: LatentState, tools: LatentTools) -> LatentState:
+        """The state with this condition.
+
+        Args:
+            state: Packed state made by `tools`, other conditions may be applied already.
+            tools: Tools of the stream.
+        """
+
+
+def check_unit(name: str, value: float) -> None:
+    """Raises `ValueError` unless `value` lies in [0, 1]."""
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"{name} must lie in [0, 1], got {value}.")
+
+
+def check_latent(name: str, latent: torch.Tensor, tools: LatentTools, free_axes: tuple[str, ...] = ()) -> None:
+    """Raises `ValueError` unless a latent has the target's shape; batch 1 stands for every sample.
+
+    Args:
+        name: Argument to name in the message.
+        latent: `[B, C, F, h, w]` or `[B, C, L, M]`.
+        tools: Tools of the stream.
+        free_axes: Axes of the target's shape, by name, that may differ.
+    """
+    target = tools.target_shape
+    shape = type(target).from_torch_shape(latent.shape)
+    for axis, wanted in target._asdict().items():
+        got = getattr(shape, axis)
+        if got != wanted and axis not in free_axes and not (axis == "batch" and got == 1):
+            raise ValueError(f"{name} must have {axis} {wanted} as the target has, got {got} in {tuple(shape)}.")
+
+
+def pack_like(latent: torch.Tensor, state: LatentState, tools: LatentTools) -> torch.Tensor:
+    """Tokens `[B, K, D]` of a latent in the state's batch size, dtype and device."""
+    tokens = tools.patchifier.patchify(latent.to(state.latent))
+    return tokens.expand(state.latent.shape[0], -1, -1)
+
+
+def place_tokens(
+    state: LatentState, tools: LatentTools, tokens: torch.Tensor, start: int, mask_value: float
+) -> LatentState:
+    """The state with clean tokens `[B, K, D]` in the place of tokens `start` to `start + K - 1`."""
+
+    def splice(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+        return torch.cat([old[:, :start], new, old[:, start + new.shape[1] :]], dim=1)
+
+    mask = torch.full_like(state.denoise_mask[:, : tokens.shape[1]], mask_value)
+    return replace(
+        state,
+        latent=splice(state.latent, tokens) if tools.fill_latent else state.latent,
+        clean_latent=splice(state.clean_latent, tokens),
+        denoise_mask=splice(state.denoise_mask, mask),
+    )
+
+
+def append_tokens(
+    state: LatentState,
+    tools: LatentTools,
+    tokens: torch.Tensor,
+    positions: torch.Tensor,
+    mask_value: float,
+    attention_strength: float | torch.Tensor | None = None,
+) -> LatentState:
+    """The state with clean tokens after its end.
+
+    Args:
+        state: Packed state.
+        tools: Tools of the stream.
+        tokens: Clean tokens `[B, K, D]`.
+        positions: Their positions `[B or 1, axes, K, 2]`.
+        mask_value: Their denoise mask.
+        attention_strength: See `token_strength`.
+    """
+    batch, count = tokens.shape[:2]
+    strength = token_strength(attention_strength, batch, count, tokens.device)
+    positions = positions.to(state.positions).expand(batch, -1, -1, -1)
+    mask = state.denoise_mask.new_full((batch, count, 1), mask_value)
+    keyframes = state.keyframes_mask
+    return replace(
+        state,
+        latent=torch.cat([state.latent, tokens if tools.fill_latent else torch.zeros_like(tokens)], dim=1),
+        clean_latent=torch.cat([state.clean_latent, tokens], dim=1),
+        denoise_mask=torch.cat([state.denoise_mask, mask], dim=1),
+        positions=torch.cat([state.positions, positions], dim=2),
+        attention_mask=extend_attention_mask(
+            state.attention_mask, tools.num_tokens, state.num_tokens, count, strength
+        ),
+        keyframes_mask=None if keyframes is None else torch.cat([keyframes, torch.zeros_like(mask)], dim=1),
+    )

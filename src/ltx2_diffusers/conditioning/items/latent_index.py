@@ -1,0 +1,56 @@
+"""Latents in place of the target's own: images, clips and carried-over ends, by latent index.
+
+Shapes: B batch, C channels, F latent frames, h latent height, w latent width, L audio latents, M mel bins of a latent.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from ..state import LatentState
+from ..tools import LatentTools
+from .base import ConditionItem, check_latent, check_unit, pack_like, place_tokens
+
+
+@dataclass(frozen=True)
+class _ConditionByLatentIndex(ConditionItem):
+    latent: torch.Tensor
+    strength: float = 1.0
+    latent_idx: int = 0
+
+    def apply_to(self, state: LatentState, tools: LatentTools) -> LatentState:
+        """The state with the latent's tokens in place of the target's."""
+        check_unit("strength", self.strength)
+        check_latent("latent", self.latent, tools, free_axes=("frames",))
+        last = tools.target_shape.frames - self.latent.shape[2]
+        if last < 0:
+            raise ValueError(
+                f"latent must have at most {tools.target_shape.frames} frames, got {self.latent.shape[2]}."
+            )
+        if not 0 <= self.latent_idx <= last:
+            raise ValueError(
+                f"latent_idx must lie in [0, {last}] so that {self.latent.shape[2]} latent frames fit, "
+                f"got {self.latent_idx}; use {min(max(self.latent_idx, 0), last)}."
+            )
+        tokens = pack_like(self.latent, state, tools)
+        return place_tokens(state, tools, tokens, self.latent_idx * tools.tokens_per_frame, 1.0 - self.strength)
+
+
+class VideoConditionByLatentIndex(_ConditionByLatentIndex):
+    """Holds latent frames to given ones: a first image, a clip, or the end of the clip before (extension).
+
+    Args:
+        latent: Encoded frames `[B or 1, C, F, h, w]` in the target's size.
+        strength: 1 keeps them exactly (default), 0 lets them be denoised fully.
+        latent_idx: Latent frame of the target where the first of them goes, default 0.
+    """
+
+
+class AudioConditionByLatentIndex(_ConditionByLatentIndex):
+    """Holds audio latents to given ones, such as the end of the clip before (extension).
+
+    Args:
+        latent: Encoded audio `[B or 1, C, L, M]`.
+        strength: 1 keeps it exactly (default), 0 lets it be denoised fully.
+        latent_idx: Latent of the target where the first of them goes, default 0.
+    """

@@ -1,0 +1,97 @@
+"""Conditions on a whole stream or on a region of it: given audio or video, retakes, masks.
+
+Shapes: B batch, C channels, F latent frames, h latent height, w latent width, L audio latents, M mel bins of a latent,
+T tokens of the target.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from ..state import LatentState
+from ..tools import LatentTools, VideoLatentTools
+from .base import ConditionItem, check_latent, check_unit, pack_like, place_tokens
+
+
+@dataclass(frozen=True)
+class ConditionByWholeLatent(ConditionItem):
+    """Gives a whole stream: audio for audio-to-video, video for video-to-audio.
+
+    Args:
+        latent: Encoded stream of the target's shape, `[B or 1, C, F, h, w]` or `[B or 1, C, L, M]`.
+        noise_scale: 0 keeps the stream exactly and freezes it (default), 1 ignores it. Between, the stream begins
+            with this much noise and is held to the latent by the rest (`audio_cond_noise_scale`).
+    """
+
+    latent: torch.Tensor
+    noise_scale: float = 0.0
+
+    def apply_to(self, state: LatentState, tools: LatentTools) -> LatentState:
+        """The state with the latent's tokens in place of all of the target's."""
+        check_unit("noise_scale", self.noise_scale)
+        check_latent("latent", self.latent, tools)
+        state = place_tokens(state, tools, pack_like(self.latent, state, tools), 0, self.noise_scale)
+        if self.noise_scale > 0:
+            return state
+        # A frozen stream is never noised, so its latent is the given one whatever the noiser mixes.
+        return replace(state, latent=state.clean_latent, frozen=True)
+
+
+@dataclass(frozen=True)
+class TemporalRegionMask(ConditionItem):
+    """Regenerates a stretch of time and keeps the rest (retake); the state must start from the encoded source.
+
+    Args:
+        start_s: Begin of the stretch in seconds.
+        end_s: End of the stretch in seconds.
+    """
+
+    start_s: float
+    end_s: float
+
+    def apply_to(self, state: LatentState, tools: LatentTools) -> LatentState:
+        """The state with mask 1 on tokens that overlap the stretch and 0 on the target's others."""
+        seconds = tools.positions(state.denoise_mask.device)[:, 0]  # [B, T, 2]
+        if not 0 <= self.start_s < self.end_s:
+            raise ValueError(f"start_s and end_s must be 0 <= start < end, got {self.start_s} and {self.end_s}.")
+        duration_s = seconds.amax().item()
+        if self.start_s >= duration_s:
+            raise ValueError(f"start_s must lie before the clip's end at {duration_s:g} s, got {self.start_s}.")
+        inside = (seconds[..., 1] > self.start_s) & (seconds[..., 0] < self.end_s)
+        mask = torch.cat([inside.float().unsqueeze(-1), state.denoise_mask[:, tools.num_tokens :]], dim=1)
+        return replace(state, denoise_mask=mask)
+
+
+@dataclass(frozen=True)
+class VideoConditionByRegionMask(ConditionItem):
+    """Holds a region of the frames to given latents.
+
+    Args:
+        latent: Encoded video of the target's shape `[B or 1, C, F, h, w]`.
+        mask: 1 where the latent holds, 0 where the target is free, `[B or 1, F, h, w]`.
+        strength: 1 keeps the region exactly (default), 0 lets it be denoised fully.
+    """
+
+    latent: torch.Tensor
+    mask: torch.Tensor
+    strength: float = 1.0
+
+    def apply_to(self, state: LatentState, tools: VideoLatentTools) -> LatentState:
+        """The state with the latent's tokens where the mask is 1."""
+        check_unit("strength", self.strength)
+        check_latent("latent", self.latent, tools)
+        check_latent("mask", self.mask.unsqueeze(1), tools, free_axes=("channels",))
+        count = tools.num_tokens
+        tokens = pack_like(self.latent, state, tools)
+        region = tools.patchifier.patchify(self.mask.unsqueeze(1).to(state.denoise_mask)).mean(dim=-1, keepdim=True)
+
+        def blend(old: torch.Tensor, new: torch.Tensor | float) -> torch.Tensor:
+            mixed = old[:, :count] * (1 - region) + new * region
+            return torch.cat([mixed.to(old.dtype), old[:, count:]], dim=1)
+
+        return replace(
+            state,
+            latent=blend(state.latent, tokens) if tools.fill_latent else state.latent,
+            clean_latent=blend(state.clean_latent, tokens),
+            denoise_mask=blend(state.denoise_mask, 1.0 - self.strength),
+        )

@@ -1,0 +1,259 @@
+"""Reading images, video and sound of any kind that FFmpeg and Pillow know.
+
+Shapes: F frames, H and W rows and columns of pixels, C channels, N samples.
+"""
+
+import io
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from math import inf
+
+import av
+import numpy as np
+import PIL.Image
+import PIL.ImageCms
+import PIL.ImageOps
+import torch
+from av.container import InputContainer
+from av.stream import Stream
+
+from .files import open_media
+
+
+@dataclass(frozen=True)
+class MediaInfo:
+    """What a media file holds.
+
+    Args:
+        frame_rate: Average frames per second, exact; `None` without video.
+        num_frames: Video frames; 0 without video.
+        height: Rows of the video as displayed; 0 without video.
+        width: Columns of the video as displayed; 0 without video.
+        duration_s: Duration in seconds of the longest stream.
+        sampling_rate: Samples per second of the first audio stream; `None` without audio.
+        audio_channels: Channels of the first audio stream; 0 without audio.
+        num_audio_streams: Number of audio streams.
+    """
+
+    frame_rate: Fraction | None
+    num_frames: int
+    height: int
+    width: int
+    duration_s: float
+    sampling_rate: int | None
+    audio_channels: int
+    num_audio_streams: int
+
+
+def probe(path: str | os.PathLike) -> MediaInfo:
+    """Describe a video or audio file without decoding it whole.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file holds neither video nor audio that can be read.
+    """
+    with open_media(path) as container:
+        video = next(iter(container.streams.video), None)
+        audio = next(iter(container.streams.audio), None)
+        if video is None and audio is None:
+            raise ValueError(f"{str(path)!r} holds neither video nor audio")
+        height, width = (0, 0) if video is None else _displayed_size(container, video)
+        return MediaInfo(
+            frame_rate=None if video is None else video.average_rate,
+            num_frames=0 if video is None else video.frames or _count_packets(container, video),
+            height=height,
+            width=width,
+            duration_s=_duration_s(container, video or audio),
+            sampling_rate=None if audio is None else audio.rate,
+            audio_channels=0 if audio is None else audio.channels,
+            num_audio_streams=len(container.streams.audio),
+        )
+
+
+def read_image(source: str | os.PathLike | bytes | PIL.Image.Image) -> PIL.Image.Image:
+    """Read an image as it is meant to be seen: turned by its EXIF orientation, in sRGB, without alpha.
+
+    Args:
+        source: File name, the bytes of a file, or an open image. An embedded ICC profile is converted to sRGB; one
+            that cannot be is ignored with a warning.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is not an image or is damaged.
+    """
+    name = "the image" if isinstance(source, bytes | PIL.Image.Image) else repr(os.fspath(source))
+    try:
+        if isinstance(source, PIL.Image.Image):
+            image = source
+        else:
+            image = PIL.Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        return _to_srgb(PIL.ImageOps.exif_transpose(image), name)
+    except FileNotFoundError:
+        raise
+    except (OSError, SyntaxError) as error:
+        raise ValueError(
+            f"{name} cannot be read as an image ({error}); it is empty, damaged or of another kind"
+        ) from error
+
+
+def iterate_video(
+    path: str | os.PathLike, max_frames: int | None = None, start_s: float = 0.0, end_s: float | None = None
+) -> Iterator[np.ndarray]:
+    """Yield the frames of a video as bytes `[H, W, 3]`, one at a time, turned as they are to be displayed.
+
+    Args:
+        path: Video file.
+        max_frames: Most frames to yield; `None` for all.
+        start_s: Time of the first frame, in seconds from the start of the video; default 0.
+        end_s: Time before which frames must lie; `None` for the end of the file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file holds no video, is damaged, or has no frame in the window.
+    """
+    _check_window(start_s, end_s)
+    if max_frames is not None and max_frames < 1:
+        raise ValueError(f"max_frames must be at least 1, got {max_frames}; pass None to read all frames")
+    with open_media(path) as container:
+        stream = next(iter(container.streams.video), None)
+        if stream is None:
+            raise ValueError(f"{str(path)!r} has no video stream")
+        stream.thread_type = "AUTO"
+        count = 0
+        for frame, time_s in _timed_frames(container, stream, start_s):
+            # Timestamps are rounded to the time base of the file, which must not move a frame over an edge.
+            slack_s = float(stream.time_base) / 2
+            if time_s < start_s - slack_s:
+                continue
+            if count == max_frames or time_s >= (inf if end_s is None else end_s) - slack_s:
+                break
+            yield _upright(frame)
+            count += 1
+        if count == 0:
+            raise ValueError(
+                f"{str(path)!r} has no video frames between {start_s} s and {'its end' if end_s is None else f'{end_s} s'}"
+            )
+
+
+def read_video(
+    path: str | os.PathLike, max_frames: int | None = None, start_s: float = 0.0, end_s: float | None = None
+) -> torch.Tensor:
+    """Read the frames of a video as bytes `[F, H, W, 3]`; arguments and errors as `iterate_video`."""
+    return torch.from_numpy(np.stack(list(iterate_video(path, max_frames, start_s, end_s))))
+
+
+def read_audio(
+    path: str | os.PathLike, start_s: float = 0.0, end_s: float | None = None
+) -> tuple[torch.Tensor, int] | None:
+    """Read the first audio stream of a file as float32 `[1, C, N]` in [-1, 1], with its sampling rate.
+
+    Integer samples are divided by the size of their negative range. Sound that starts after `start_s` is preceded by
+    silence, so that it stays in step with the video.
+
+    Args:
+        path: Audio or video file.
+        start_s: Start of the window in seconds; default 0.
+        end_s: End of the window; `None` for the end of the stream.
+
+    Returns:
+        The waveform and its sampling rate, or `None` if the file has no audio stream.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged or has no sound in the window.
+    """
+    _check_window(start_s, end_s)
+    with open_media(path) as container:
+        stream = next(iter(container.streams.audio), None)
+        if stream is None:
+            return None
+        rate = stream.rate
+        # Only the sample format changes, so nothing is delayed or filtered.
+        resampler = av.AudioResampler(format="fltp", layout=stream.layout, rate=rate)
+        pieces, first_s = [], None
+        for frame, time_s in _timed_frames(container, stream, start_s):
+            if time_s + frame.samples / rate <= start_s:
+                continue
+            if end_s is not None and time_s >= end_s:
+                break
+            first_s = time_s if first_s is None else first_s
+            frame.pts = None
+            pieces += [out.to_ndarray() for out in resampler.resample(frame)]
+    if not pieces:
+        raise ValueError(
+            f"{str(path)!r} has no sound between {start_s} s and {'its end' if end_s is None else f'{end_s} s'}"
+        )
+    samples = torch.from_numpy(np.concatenate(pieces, axis=1))
+    samples = torch.nn.functional.pad(samples, (round((first_s - start_s) * rate), 0))
+    if end_s is not None:
+        samples = samples[:, : round((end_s - start_s) * rate)]
+    return samples[None], rate
+
+
+def _timed_frames(
+    container: InputContainer, stream: Stream, start_s: float
+) -> Iterator[tuple[av.VideoFrame | av.AudioFrame, float]]:
+    """Decode from the last key frame before `start_s`; yield each frame with its time since the start of the file."""
+    origin_s = 0.0 if container.start_time is None else container.start_time / av.time_base
+    if start_s > 0:
+        container.seek(int((start_s + origin_s) / stream.time_base), stream=stream)
+    for index, frame in enumerate(container.decode(stream)):
+        if frame.pts is not None:
+            yield frame, float(frame.pts * frame.time_base) - origin_s
+        elif stream.type == "video":
+            yield frame, float(index / stream.average_rate)
+        else:
+            yield frame, index * frame.samples / stream.rate
+
+
+def _upright(frame: av.VideoFrame) -> np.ndarray:
+    """The bytes `[H, W, 3]` of a frame, turned by the rotation that phones record beside it."""
+    quarter_turns = round(frame.rotation / 90) % 4
+    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), quarter_turns))
+
+
+def _displayed_size(container: InputContainer, stream: Stream) -> tuple[int, int]:
+    """Rows and columns of the video after its rotation, which only a decoded frame tells."""
+    frame = next(container.decode(stream), None)
+    if frame is None:
+        raise ValueError(f"{container.name!r} has a video stream without frames; it is empty or damaged")
+    container.seek(0)
+    size = (frame.height, frame.width)
+    return size[::-1] if round(frame.rotation / 90) % 2 else size
+
+
+def _count_packets(container: InputContainer, stream: Stream) -> int:
+    """Count frames of a format whose header does not tell their number; one packet holds one frame."""
+    return sum(packet.size > 0 for packet in container.demux(stream))
+
+
+def _duration_s(container: InputContainer, stream: Stream) -> float:
+    if container.duration is not None:
+        return container.duration / av.time_base
+    return 0.0 if stream.duration is None else float(stream.duration * stream.time_base)
+
+
+def _check_window(start_s: float, end_s: float | None) -> None:
+    if start_s < 0:
+        raise ValueError(f"start_s must not be negative, got {start_s}; use 0.0")
+    if end_s is not None and end_s <= start_s:
+        raise ValueError(f"end_s must be larger than start_s, got {end_s} after {start_s}")
+
+
+def _to_srgb(image: PIL.Image.Image, name: str) -> PIL.Image.Image:
+    """Drop alpha and convert colours to 8-bit sRGB."""
+    profile = image.info.get("icc_profile")
+    if image.mode in ("LA", "PA", "La"):
+        image = image.convert("RGBA" if image.mode == "PA" else "L")
+    if profile is not None:
+        try:
+            source = PIL.ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            target = PIL.ImageCms.createProfile("sRGB")
+            mode_image = image.convert("RGB") if image.mode in ("RGBA", "RGBX", "P") else image
+            return PIL.ImageCms.profileToProfile(mode_image, source, target, outputMode="RGB")
+        except (PIL.ImageCms.PyCMSError, OSError, ValueError) as error:
+            warnings.warn(f"the colour profile of {name} cannot be used and is ignored ({error})", stacklevel=3)
+    return image.convert("RGB")

@@ -1,0 +1,196 @@
+"""Writing MP4 files: H.264 video, AAC sound, one piece of the clip in memory at a time.
+
+Shapes: F frames, H and W rows and columns of pixels, C channels, N samples.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
+from itertools import chain
+from pathlib import Path
+
+import av
+import numpy as np
+import PIL.Image
+import torch
+from av.container import OutputContainer
+from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
+
+from .audio_tracks import CopiedAudio, EncodedAudio, NoAudio, check_audio_source
+from .files import check_suffix, complete_file, exact_frame_rate
+from .pixels import byte_frames
+from .waveforms import stereo_samples, write_audio
+
+__all__ = ["write_audio", "write_video"]
+
+VIDEO_SUFFIXES = (".mp4", ".mov")
+# Presets of x264, fastest first.
+_PRESETS = (
+    "ultrafast",
+    "superfast",
+    "veryfast",
+    "faster",
+    "fast",
+    "medium",
+    "slow",
+    "slower",
+    "veryslow",
+    "placebo",
+)
+_MAX_CRF = 51
+# Code of BT.709 for primaries and transfer curve (ITU-T H.273).
+_BT709 = 1
+
+Frames = torch.Tensor | np.ndarray | Iterable[torch.Tensor | np.ndarray | PIL.Image.Image]
+
+
+def write_video(
+    path: str | os.PathLike,
+    frames: Frames,
+    frame_rate: float | Fraction,
+    audio: torch.Tensor | np.ndarray | None = None,
+    sampling_rate: int | None = None,
+    audio_source: str | os.PathLike | None = None,
+    crf: int = 19,
+    preset: str = "veryfast",
+) -> Path:
+    """Write a clip as H.264 (yuv420p, BT.709) with optional AAC stereo sound, and return its path.
+
+    Frames are taken from an iterator while the frames before them are encoded in another thread, so a clip that is
+    decoded in chunks never exists as a whole. Conversion to bytes happens on the device that holds the frames.
+
+    Args:
+        path: File name ending in `.mp4` or `.mov`. Missing folders are created; the file appears only when complete.
+        frames: `[F, 3, H, W]` or `[F, H, W, 3]`, floating point in [0, 1] or uint8, as tensor or array; or images; or
+            an iterable of such chunks. H and W must be even.
+        frame_rate: Frames per second; decimals stand for exact rates, 23.976 for 24000/1001.
+        audio: Waveform `[C, N]` or `[N, C]` in [-1, 1], one or two channels; `None` for a silent file.
+        sampling_rate: Samples per second of `audio`, one that AAC knows; required with `audio`.
+        audio_source: Media file whose sound is copied unchanged, up to the end of the video, instead of `audio`.
+        crf: Constant rate factor of x264, 0 (lossless) to 51; default 19, as the reference writes.
+        preset: Speed of x264; default `"veryfast"`, as the reference writes.
+
+    Raises:
+        ValueError: If an argument is not valid, or there are no frames.
+    """
+    path = check_suffix(path, VIDEO_SUFFIXES, "video")
+    rate = exact_frame_rate(frame_rate)
+    _check_encoder_options(crf, preset)
+    samples = check_audio(audio, sampling_rate, audio_source)
+    chunks = byte_frames(frames)
+    first = next((chunk for chunk in chunks if len(chunk)), None)
+    if first is None:
+        raise ValueError("frames is empty; a video needs at least one frame")
+    _check_size(first.shape[1], first.shape[2])
+
+    with complete_file(path) as partial, open_output(partial) as container:
+        video = _VideoTrack(container, first.shape[1:3], rate, {"crf": str(crf), "preset": preset})
+        if samples is not None:
+            sound = EncodedAudio(container, samples, int(sampling_rate))
+        else:
+            sound = NoAudio() if audio_source is None else CopiedAudio(container, audio_source)
+        with sound:
+            for seconds in _encode_in_background(video, chain([first], chunks)):
+                sound.write_until(seconds)
+            sound.write_until(video.flush())
+            sound.finish()
+    return path
+
+
+class _VideoTrack:
+    """The H.264 stream of an open container; `shape` is (rows, columns)."""
+
+    def __init__(self, container: OutputContainer, shape: tuple[int, int], rate: Fraction, options: dict[str, str]):
+        self.container = container
+        self.shape = shape
+        self.rate = rate
+        self.num_frames = 0
+        self.stream = container.add_stream("libx264", rate=rate, options=options)
+        self.stream.height, self.stream.width = shape
+        self.stream.pix_fmt = "yuv420p"
+        # Untagged files leave it to each player to guess the matrix, and players disagree below 720 rows.
+        self.stream.codec_context.colorspace = Colorspace.ITU709
+        self.stream.codec_context.color_range = ColorRange.MPEG
+        self.stream.codec_context.color_primaries = _BT709
+        self.stream.codec_context.color_trc = _BT709
+        self.reformatter = VideoReformatter()
+
+    def write(self, chunk: np.ndarray) -> float:
+        """Encode bytes `[f, H, W, 3]` and return the seconds written so far."""
+        if chunk.shape[1:3] != self.shape:
+            raise ValueError(
+                f"all frames must have one size: the first is {self.shape[0]}x{self.shape[1]}, "
+                f"frame {self.num_frames} is {chunk.shape[1]}x{chunk.shape[2]}"
+            )
+        for pixels in chunk:
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame = self.reformatter.reformat(
+                frame,
+                format="yuv420p",
+                src_colorspace=Colorspace.ITU709,
+                dst_colorspace=Colorspace.ITU709,
+                src_color_range=ColorRange.JPEG,
+                dst_color_range=ColorRange.MPEG,
+            )
+            frame.pts = self.num_frames
+            frame.time_base = 1 / self.rate
+            self.container.mux(self.stream.encode(frame))
+            self.num_frames += 1
+        return float(self.num_frames / self.rate)
+
+    def flush(self) -> float:
+        """Write what the encoder still holds and return the duration in seconds."""
+        self.container.mux(self.stream.encode())
+        return float(self.num_frames / self.rate)
+
+
+def _encode_in_background(video: _VideoTrack, chunks: Iterable[np.ndarray]) -> Iterator[float]:
+    """Encode each chunk while the next one is being made; yield the seconds written before each new chunk.
+
+    Only one chunk waits or is encoded at any time. The caller's thread produces the chunks, because gradient modes
+    belong to a thread; it may use the container whenever it holds a yielded value.
+    """
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="encode-video") as pool:
+        pending = None
+        for chunk in chunks:
+            if pending is not None:
+                yield pending.result()
+            pending = pool.submit(video.write, chunk)
+        yield pending.result()
+
+
+def open_output(path: Path) -> OutputContainer:
+    # With the index in front a browser can start playing before it has the whole file.
+    return av.open(str(path), mode="w", options={"movflags": "+faststart"})
+
+
+def check_audio(
+    audio: torch.Tensor | np.ndarray | None, sampling_rate: int | None, audio_source: str | os.PathLike | None
+) -> np.ndarray | None:
+    """Check the three arguments about sound; return the samples `[2, N]` to encode, if any."""
+    if audio_source is not None:
+        if audio is not None:
+            raise ValueError(
+                "audio and audio_source are both given; pass the sound to encode or the file to copy it from"
+            )
+        check_audio_source(audio_source)
+    if audio is None:
+        return None
+    EncodedAudio.check_rate(sampling_rate)
+    return stereo_samples(audio, sampling_rate)
+
+
+def _check_encoder_options(crf: int, preset: str) -> None:
+    if not 0 <= crf <= _MAX_CRF:
+        raise ValueError(f"crf must be between 0 and {_MAX_CRF}, got {crf}; use {min(max(crf, 0), _MAX_CRF)}")
+    if preset not in _PRESETS:
+        raise ValueError(f"preset must be one of {', '.join(_PRESETS)}, got {preset!r}")
+
+
+def _check_size(height: int, width: int) -> None:
+    if height % 2 or width % 2:
+        raise ValueError(
+            f"H.264 video (yuv420p) needs even sides, got {height}x{width} (rows x columns); "
+            f"crop to {height - height % 2}x{width - width % 2}"
+        )

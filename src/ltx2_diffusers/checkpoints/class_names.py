@@ -1,0 +1,91 @@
+"""Names under which classes stand in `model_index.json`: ours and diffusers', both ways.
+
+Saved folders carry the portable pair, which diffusers resolves without this package; loading turns it into ours.
+"""
+
+PACKAGE = "ltx2_diffusers"
+
+# Our class -> the pair that diffusers resolves to its class of the same weights and configuration.
+_PORTABLE_COMPONENTS = {
+    "LTX2AVTransformer3DModel": ("diffusers", "LTX2VideoTransformer3DModel"),
+    "AutoencoderKLLTX2Video": ("diffusers", "AutoencoderKLLTX2Video"),
+    "AutoencoderKLLTX2Audio": ("diffusers", "AutoencoderKLLTX2Audio"),
+    "LTX2TextConnectors": ("ltx2", "LTX2TextConnectors"),
+    "LTX2Vocoder": ("ltx2", "LTX2Vocoder"),
+    "LTX2VocoderWithBWE": ("ltx2", "LTX2VocoderWithBWE"),
+    "LTX2LatentUpsamplerModel": ("ltx2", "LTX2LatentUpsamplerModel"),
+}
+_OURS = {pair: name for name, pair in _PORTABLE_COMPONENTS.items()}
+# Its configuration is a superset of the portable class's, so that it is translated only on the way out: a plain
+# FlowMatchEuler folder keeps FlowMatchEuler's schedule.
+_PORTABLE = _PORTABLE_COMPONENTS | {"LTX2Scheduler": ("diffusers", "FlowMatchEulerDiscreteScheduler")}
+
+# Component folder -> our class; the vocoder has two.
+COMPONENT_CLASSES = {
+    "transformer": ("LTX2AVTransformer3DModel",),
+    "connectors": ("LTX2TextConnectors",),
+    "vae": ("AutoencoderKLLTX2Video",),
+    "audio_vae": ("AutoencoderKLLTX2Audio",),
+    "vocoder": ("LTX2Vocoder", "LTX2VocoderWithBWE"),
+    "latent_upsampler": ("LTX2LatentUpsamplerModel",),
+}
+_COMPONENT_OF = {name: component for component, names in COMPONENT_CLASSES.items() for name in names}
+
+
+def to_ours(library: str, class_name: str) -> tuple[str, str]:
+    """The pair to load for an entry of `model_index.json`: this package's class where it has one.
+
+    Entries with a full module path of this package, as diffusers writes them for foreign classes, are shortened.
+    Other pairs are returned as they are.
+    """
+    if library == PACKAGE or library.startswith(f"{PACKAGE}."):
+        return PACKAGE, class_name
+    ours = _OURS.get((library, class_name))
+    return (PACKAGE, ours) if ours else (library, class_name)
+
+
+def to_portable(library: str | type, class_name: str | None = None) -> tuple[str, str]:
+    """The pair to save for a component: diffusers' class where it has the same model.
+
+    Args:
+        library: The component's class, or the library of an entry of `model_index.json`.
+        class_name: Class name of the entry; not given with a class.
+
+    Returns:
+        The portable pair. Classes of this package that diffusers lacks keep the package's name; other libraries'
+        pairs are returned as they are, a class under its top-level package.
+    """
+    if isinstance(library, type):
+        for base in library.__mro__:
+            if _is_ours(base.__module__) and base.__name__ in _PORTABLE:
+                return _PORTABLE[base.__name__]
+        return library.__module__.split(".")[0], library.__name__
+    if class_name is None:
+        raise ValueError(f"to_portable needs a class, or library and class name, got only {library!r}")
+    if not _is_ours(library):
+        return library, class_name
+    return _PORTABLE.get(class_name, (PACKAGE, class_name))
+
+
+def component_of(cls: type) -> str:
+    """The component folder of a model class (also of subclasses, and of diffusers' classes).
+
+    Raises:
+        ValueError: If `cls` is no class of an LTX-2 component.
+    """
+    portable = {pair[1]: _COMPONENT_OF[name] for pair, name in _OURS.items()}
+    for base in cls.__mro__:
+        for table in (_COMPONENT_OF, portable):
+            if base.__name__ in table:
+                return table[base.__name__]
+    raise ValueError(f"{cls.__name__} is no component of an LTX-2 checkpoint; known are {', '.join(_COMPONENT_OF)}")
+
+
+def class_name_for(component: str, config: dict) -> str:
+    """Our class for a component with the given diffusers config."""
+    names = COMPONENT_CLASSES[component]
+    return names[-1] if component == "vocoder" and "bwe_hidden_channels" in config else names[0]
+
+
+def _is_ours(module: str) -> bool:
+    return module == PACKAGE or module.startswith(f"{PACKAGE}.")

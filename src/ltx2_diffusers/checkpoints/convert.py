@@ -1,0 +1,231 @@
+"""Conversion between original checkpoint files and diffusers folders, one tensor in memory at a time.
+
+No model is built. What is written appears under its final name only when it is complete.
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..models.saving import replaced_folder
+from . import configs, keys
+from . import folder as layout
+from .original import OriginalCheckpoint, cast_floating
+from .presets import model_version
+from .safetensors_io import Entry, SafetensorsFile, read_folder, write_file
+
+PIPELINE_COMPONENTS = ("transformer", "connectors", "vae", "audio_vae", "vocoder")
+# From this version on a checkpoint must name its text encoder, which a diffusers folder does not record.
+_NEEDS_TEMPLATE = "2.5"
+
+
+def convert_to_diffusers(
+    source: str | os.PathLike,
+    output: str | os.PathLike,
+    *,
+    text_encoder: str | os.PathLike | None = None,
+    tokenizer: str | os.PathLike | None = None,
+    latent_upsampler: str | os.PathLike | None = None,
+    dtype: torch.dtype | None = None,
+    max_shard_size: int | str = "5GB",
+    distilled: bool | None = None,
+    on_tensor: Callable[[str], None] | None = None,
+) -> None:
+    """Writes an original checkpoint file as a folder in diffusers' layout.
+
+    A file of several components becomes a folder with a sub-folder for each, and if it has all of a pipeline's, a
+    loadable `LTX2Pipeline`. A file of one component, such as an upscaler, becomes that component's folder.
+
+    Args:
+        source: The original safetensors file.
+        output: The folder to write.
+        text_encoder: Gemma folder whose files are copied into the pipeline, default none.
+        tokenizer: Tokenizer folder, by default found in or beside `text_encoder`.
+        latent_upsampler: An upscaler file to add as sub-folder `latent_upsampler`, default none.
+        dtype: Cast floating-point tensors to this dtype; default: as stored, scaled fp8 as bfloat16.
+        max_shard_size: Bytes per weight file, or like "5GB" (default).
+        distilled: Whether the model runs a fixed list of sigmas; default: whether the file's name says so.
+        on_tensor: Called with the name of every tensor written.
+    """
+    parts = original_components(source, dtype)
+    if latent_upsampler is not None:
+        parts |= original_components(latent_upsampler, dtype, only="latent_upsampler")
+    is_pipeline = set(PIPELINE_COMPONENTS) <= set(parts)
+    if (text_encoder is not None or tokenizer is not None) and not is_pipeline:
+        raise ValueError(f"a text encoder belongs to a complete pipeline; {str(source)!r} holds {', '.join(parts)}")
+    with replaced_folder(output) as temporary:
+        root = Path(temporary)
+        for component, (entries, config) in parts.items():
+            place = root / component if len(parts) > 1 else root
+            layout.write_component(place, component, entries, config, max_shard_size, on_tensor)
+        if is_pipeline:
+            is_distilled = "distilled" in Path(source).name.lower() if distilled is None else distilled
+            layout.write_scheduler(root / "scheduler", is_distilled)
+            pairs = {name: layout.portable_pair(name, parts[name][1]) for name in PIPELINE_COMPONENTS}
+            pairs |= layout.copy_text_models(root, _path(text_encoder), _path(tokenizer))
+            layout.write_model_index(root, pairs)
+
+
+def convert_to_original(
+    source: str | os.PathLike,
+    output: str | os.PathLike,
+    *,
+    dtype: torch.dtype | None = None,
+    metadata_from: str | os.PathLike | None = None,
+    on_tensor: Callable[[str], None] | None = None,
+) -> None:
+    """Writes a folder in diffusers' layout as one original checkpoint file.
+
+    Args:
+        source: A pipeline folder (text encoder and upsampler are not part of the file) or one component's folder.
+        output: The safetensors file to write.
+        dtype: Cast floating-point tensors to this dtype; default: as stored.
+        metadata_from: An original file whose metadata are carried over where the folder does not say otherwise.
+        on_tensor: Called with the name of every tensor written.
+    """
+    parts = folder_components(source, dtype)
+    entries: dict[str, Entry] = {}
+    for component, (tensors, _) in parts.items():
+        renamed = keys.rename(component, tensors, to="original")
+        entries |= {keys.original_prefix(component, name) + name: tensors[key] for key, name in renamed.items()}
+    metadata = _original_metadata({name: config for name, (_, config) in parts.items()}, metadata_from)
+    output = Path(output)
+    if output.is_dir():
+        raise ValueError(f"output={str(output)!r} is a folder; give the name of a .safetensors file")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_file(output, entries, metadata, on_tensor)
+
+
+def differences(original: str | os.PathLike, folder: str | os.PathLike, dtype: torch.dtype | None = None) -> list[str]:
+    """Compares an original file with a diffusers folder: every config value, tensor name, dtype, shape and byte.
+
+    Args:
+        original: The original safetensors file.
+        folder: A pipeline folder or one component's folder.
+        dtype: The dtype to which floating-point tensors were cast on the way, default none.
+
+    Returns:
+        One line per difference; an empty list if both hold the same model.
+    """
+    ours, theirs = original_components(original, dtype), folder_components(folder, dtype)
+    found = [f"{name}: only in {original if name in ours else folder}" for name in sorted(set(ours) ^ set(theirs))]
+    for component in sorted(set(ours) & set(theirs)):
+        (entries, config), (other_entries, other_config) = ours[component], theirs[component]
+        for name, value in config.items():
+            if name in other_config and not configs.same_value(value, other_config[name]):
+                found.append(
+                    f"{component}: config {name} is {value!r} in the file, {other_config[name]!r} in the folder"
+                )
+        found += [f"{component}.{line}" for line in tensor_differences(entries, other_entries)]
+    return found
+
+
+def tensor_differences(entries: Mapping[str, Entry], others: Mapping[str, Entry]) -> list[str]:
+    """Compares two sets of tensors name by name, holding one pair in memory at a time."""
+    found = [
+        f"{name}: missing in the {'second' if name in entries else 'first'}" for name in set(entries) ^ set(others)
+    ]
+    for name in set(entries) & set(others):
+        one, other = entries[name], others[name]
+        if one.dtype != other.dtype or one.shape != other.shape:
+            found.append(f"{name}: {one.dtype} {list(one.shape)} and {other.dtype} {list(other.shape)}")
+        elif not _same_bytes(one.load(), other.load()):
+            found.append(f"{name}: different values")
+    return sorted(found)
+
+
+def original_components(
+    path: str | os.PathLike, dtype: torch.dtype | None = None, only: str | None = None
+) -> dict[str, tuple[dict[str, Entry], dict[str, Any]]]:
+    """Tensors (diffusers names) and diffusers config of every component in an original file, or of `only` one.
+
+    Raises:
+        ValueError: If the file holds tensors of no supported component; they would be lost.
+    """
+    checkpoint = OriginalCheckpoint(path)
+    if unclaimed := keys.unclaimed_keys(checkpoint.entries):
+        raise ValueError(
+            f"{checkpoint.name} holds {len(unclaimed)} tensors of no supported component, e.g. "
+            f"{', '.join(unclaimed[:3])}"
+        )
+    names = [only] if only else checkpoint.components()
+    return {name: (cast_floating(checkpoint.component(name), dtype), checkpoint.config(name)) for name in names}
+
+
+def folder_components(
+    path: str | os.PathLike, dtype: torch.dtype | None = None
+) -> dict[str, tuple[dict[str, Entry], dict[str, Any]]]:
+    """Tensors and config of every component in a pipeline folder, or of a component's folder."""
+    root = Path(path)
+    if not root.is_dir():
+        raise FileNotFoundError(f"there is no folder {str(root)!r}")
+    if (root / "config.json").is_file():
+        config = json.loads((root / "config.json").read_text(encoding="utf-8"))
+        places = {_component_of_config(config, root): root}
+    else:
+        places = {name: root / name for name in PIPELINE_COMPONENTS if (root / name / "config.json").is_file()}
+    if not places:
+        raise ValueError(f"{str(root)!r} is no folder in diffusers' layout: it has no LTX-2 component")
+    result = {}
+    for component, place in places.items():
+        config = json.loads((place / "config.json").read_text(encoding="utf-8"))
+        config = {name: value for name, value in config.items() if not name.startswith("_")}
+        result[component] = (cast_floating(read_folder(place), dtype), config)
+    return result
+
+
+def _component_of_config(config: Mapping[str, Any], folder: Path) -> str:
+    name = config.get("_class_name")
+    for component in keys.COMPONENTS:
+        if name in layout.class_names_of(component):
+            return component
+    raise ValueError(f"{str(folder)!r} holds a {name}, which is no component of LTX-2")
+
+
+def _original_metadata(
+    component_configs: Mapping[str, Mapping[str, Any]], template: str | os.PathLike | None
+) -> dict[str, str]:
+    config = configs.to_original(component_configs)
+    metadata: dict[str, str] = {}
+    if template is not None:
+        checkpoint = OriginalCheckpoint(template)
+        metadata |= checkpoint.metadata
+        config = _merged(checkpoint.metadata_config, config)
+    if "transformer" in component_configs:
+        version = model_version(component_configs["transformer"])
+        if version == _NEEDS_TEMPLATE and "gemma_source_checkpoint" not in metadata:
+            raise ValueError(
+                f"an LTX-{version} file must name its text encoder (metadata gemma_source_checkpoint); pass "
+                "metadata_from= an original file of that version"
+            )
+        metadata.setdefault("model_version", f"{version}.0")
+    return metadata | {"config": json.dumps(config)}
+
+
+def _merged(template: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`changes` on top of `template`, section by section."""
+    result = dict(template)
+    for name, value in changes.items():
+        both_nested = isinstance(value, Mapping) and isinstance(result.get(name), Mapping)
+        result[name] = _merged(result[name], value) if both_nested else value
+    return result
+
+
+def _same_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
+    # Byte by byte, so that NaN equals itself and the two zeros differ.
+    return torch.equal(one.contiguous().view(-1).view(torch.uint8), other.contiguous().view(-1).view(torch.uint8))
+
+
+def _path(path: str | os.PathLike | None) -> Path | None:
+    return None if path is None else Path(path)
+
+
+def count_tensors(path: str | os.PathLike) -> int:
+    """Number of tensors in an original file or in the components of a diffusers folder, for progress displays."""
+    if Path(path).is_dir():
+        return sum(len(entries) for entries, _ in folder_components(path).values())
+    return len(SafetensorsFile(path).entries)

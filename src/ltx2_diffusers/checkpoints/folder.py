@@ -1,0 +1,145 @@
+"""The files of a pipeline folder in diffusers' layout, around the weights."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from diffusers import __version__ as diffusers_version
+
+from .class_names import COMPONENT_CLASSES, PACKAGE, class_name_for, to_portable
+from .safetensors_io import Entry, write_json, write_sharded
+
+# Components that LTX2Pipeline knows and an original checkpoint never has.
+_ABSENT = ("duration_head", "processor", "prompt_enhancer", "text_encoder", "tokenizer")
+# scheduler_config.json of the published dev repositories; diffusers' FlowMatchEulerDiscreteScheduler reads it.
+_SCHEDULER = {
+    "base_image_seq_len": 1024,
+    "base_shift": 0.95,
+    "invert_sigmas": False,
+    "max_image_seq_len": 4096,
+    "max_shift": 2.05,
+    "num_train_timesteps": 1000,
+    "shift": 1.0,
+    "shift_terminal": 0.1,
+    "stochastic_sampling": False,
+    "time_shift_type": "exponential",
+    "use_beta_sigmas": False,
+    "use_dynamic_shifting": True,
+    "use_exponential_sigmas": False,
+    "use_karras_sigmas": False,
+}
+# A distilled model runs fixed sigmas, which must be used as they are.
+_DISTILLED_SCHEDULER = {"use_dynamic_shifting": False, "shift_terminal": None}
+
+_MODEL_FILES = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index*.json")
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.json",
+    "chat_template.jinja",
+)
+_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", *_TOKENIZER_FILES)
+
+
+def write_component(
+    folder: Path,
+    component: str,
+    entries: Mapping[str, Entry],
+    config: Mapping[str, Any],
+    max_shard_size: int | str,
+    on_tensor: Callable[[str], None] | None = None,
+) -> None:
+    """Writes weights and `config.json` of one component into `folder`, which is made if need be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_sharded(folder, entries, max_shard_size, on_tensor=on_tensor)
+    class_name = portable_pair(component, config)[1]
+    write_json(folder / "config.json", {"_class_name": class_name, "_diffusers_version": diffusers_version, **config})
+
+
+def portable_pair(component: str, config: Mapping[str, Any]) -> tuple[str, str]:
+    """The pair of `model_index.json` for a component with the given diffusers config."""
+    return to_portable(PACKAGE, class_name_for(component, config))
+
+
+def class_names_of(component: str) -> set[str]:
+    """All names under which a component's class may stand in `config.json`, ours and diffusers'."""
+    ours = COMPONENT_CLASSES[component]
+    return {*ours, *(to_portable(PACKAGE, name)[1] for name in ours)}
+
+
+def write_scheduler(folder: Path, is_distilled: bool) -> None:
+    """Writes `scheduler_config.json` of a dev or a distilled model."""
+    folder.mkdir(parents=True, exist_ok=True)
+    class_name = to_portable(PACKAGE, "LTX2Scheduler")[1]
+    config = {"_class_name": class_name, "_diffusers_version": diffusers_version, **_SCHEDULER}
+    write_json(folder / "scheduler_config.json", config | (_DISTILLED_SCHEDULER if is_distilled else {}))
+
+
+def write_model_index(folder: Path, components: Mapping[str, tuple[str, str]]) -> None:
+    """Writes `model_index.json` of an `LTX2Pipeline`, with empty entries for what the folder lacks."""
+    index: dict[str, Any] = {"_class_name": "LTX2Pipeline", "_diffusers_version": diffusers_version}
+    index |= {name: [None, None] for name in _ABSENT}
+    index["scheduler"] = list(to_portable(PACKAGE, "LTX2Scheduler"))
+    index |= {name: list(pair) for name, pair in components.items()}
+    write_json(folder / "model_index.json", index)
+
+
+def copy_text_models(
+    folder: Path, text_encoder: Path | None, tokenizer: Path | None = None
+) -> dict[str, tuple[str, str]]:
+    """Copies a Gemma folder's files into `text_encoder`, `tokenizer` and, if there is one, `processor`.
+
+    Args:
+        folder: The pipeline folder.
+        text_encoder: A folder with `config.json` and `model*.safetensors`, or a pipeline folder that has one.
+        tokenizer: A folder with the tokenizer's files; by default `text_encoder` itself or its neighbour `tokenizer`.
+
+    Returns:
+        The pairs of `model_index.json` for what was copied.
+    """
+    pairs = {}
+    if text_encoder is not None:
+        if (text_encoder / "text_encoder").is_dir():
+            text_encoder = text_encoder / "text_encoder"
+        tokenizer = tokenizer or _tokenizer_near(text_encoder)
+        config = _read_config(text_encoder, "config.json", "text_encoder")
+        _copy(text_encoder, folder / "text_encoder", _MODEL_FILES)
+        if not any((folder / "text_encoder").glob("model*.safetensors")):
+            raise ValueError(f"text_encoder={str(text_encoder)!r} has no model*.safetensors")
+        pairs["text_encoder"] = ("transformers", config["architectures"][0])
+    if tokenizer is not None:
+        config = _read_config(tokenizer, "tokenizer_config.json", "tokenizer")
+        _copy(tokenizer, folder / "tokenizer", _TOKENIZER_FILES)
+        pairs["tokenizer"] = ("transformers", config.get("tokenizer_class", "GemmaTokenizer"))
+    if text_encoder is not None and (text_encoder / "preprocessor_config.json").is_file():
+        config = _read_config(text_encoder, "preprocessor_config.json", "text_encoder")
+        _copy(text_encoder, folder / "processor", _PROCESSOR_FILES)
+        pairs["processor"] = ("transformers", config.get("processor_class", "Gemma3Processor"))
+    return pairs
+
+
+def _tokenizer_near(text_encoder: Path) -> Path:
+    for candidate in (text_encoder, text_encoder.parent / "tokenizer"):
+        if (candidate / "tokenizer_config.json").is_file():
+            return candidate
+    raise ValueError(
+        f"text_encoder={str(text_encoder)!r} has no tokenizer_config.json; give the tokenizer's folder too"
+    )
+
+
+def _read_config(folder: Path, name: str, argument: str) -> dict[str, Any]:
+    if not (folder / name).is_file():
+        raise ValueError(f"{argument}={str(folder)!r} has no {name}; give a folder in transformers' layout")
+    return json.loads((folder / name).read_text(encoding="utf-8"))
+
+
+def _copy(source: Path, target: Path, patterns: Iterable[str]) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    for pattern in patterns:
+        for path in sorted(source.glob(pattern)):
+            shutil.copyfile(path, target / path.name)

@@ -1,0 +1,131 @@
+"""An LTX-2 checkpoint in original layout, seen as components under diffusers names."""
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from . import configs, keys
+from .reference_configs import guess_version, reference_config
+from .safetensors_io import Entry, SafetensorsFile
+from .scaled_fp8 import dequantized, scaled_layers
+
+# A computed buffer that files of other tools may lack; models fill it in themselves.
+OPTIONAL_KEYS = {"latent_upsampler": ("upsampler.blur_down.kernel",)}
+
+
+class OriginalCheckpoint:
+    """One original file, or a state dict, of which components are read on demand.
+
+    Complete files, files of one component with or without its prefix, and files whose tensors already have diffusers
+    names are understood alike. A dictionary passed in is read, never changed.
+
+    Args:
+        source: Path of a safetensors file, or tensors by name.
+        mmap: Whether tensors of a file are backed by a mapping of it, default False (read into memory).
+        original_config: Metadata `config` to use instead of the file's own: a dictionary or a JSON file.
+    """
+
+    def __init__(
+        self,
+        source: str | os.PathLike | Mapping[str, torch.Tensor],
+        mmap: bool = False,
+        original_config: Mapping[str, Any] | str | os.PathLike | None = None,
+    ) -> None:
+        if isinstance(source, Mapping):
+            self.name = "the given state dict"
+            self.entries = {name: _entry_of(name, tensor) for name, tensor in source.items()}
+            self.metadata: dict[str, str] = {}
+        else:
+            self.name = repr(str(source))
+            file = SafetensorsFile(source, mmap)
+            self.entries, self.metadata = file.entries, file.metadata
+        if not self.entries:
+            raise ValueError(f"{self.name} holds no tensors")
+        self.metadata_config = self._parse_config(original_config)
+
+    def _parse_config(self, original_config: Mapping[str, Any] | str | os.PathLike | None) -> dict[str, Any]:
+        if isinstance(original_config, Mapping):
+            return dict(original_config)
+        if original_config is not None:
+            with open(original_config, encoding="utf-8") as file:
+                return json.load(file)
+        try:
+            config = json.loads(self.metadata.get("config", "{}"))
+        except ValueError:
+            raise ValueError(f"the `config` metadata of {self.name} is no JSON") from None
+        return config if isinstance(config, dict) else {}
+
+    def components(self) -> list[str]:
+        """Names of the components the checkpoint holds."""
+        return keys.found_components(self.entries)
+
+    def component(self, component: str, keep_quantized: bool = False) -> dict[str, Entry]:
+        """The tensors of one component under diffusers names.
+
+        Args:
+            component: One of `keys.COMPONENTS`.
+            keep_quantized: Whether scaled fp8 layers stay as stored, scales beside them. By default they read as
+                real weights in the dtype of the unquantised ones.
+        """
+        local = keys.component_keys(component, self.entries)
+        if not local:
+            found = ", ".join(self.components()) or "no LTX-2 component"
+            raise ValueError(f"{self.name} holds no {component}; it holds {found}")
+        renamed = keys.rename(component, local.values(), to="diffusers")
+        entries = {renamed[name]: self.entries[key] for key, name in local.items()}
+        if len(entries) != len(local):
+            raise ValueError(f"{self.name} holds {component} tensors under two names each")
+        return entries if keep_quantized else _real_weights(entries)
+
+    def config(self, component: str) -> dict[str, Any]:
+        """The diffusers config of one component: from the metadata, else that of the published model it resembles."""
+        entries = self.component(component)
+        try:
+            if configs.has_config(component, self.metadata_config):
+                return configs.to_diffusers(component, self.metadata_config, entries)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"the `config` metadata of {self.name} is incomplete for {component}: {error}") from error
+        if component == "latent_upsampler":
+            return configs.upsampler_config_from_shapes(entries)
+        version = guess_version(component, entries)
+        if version is None:
+            raise ValueError(
+                f"{self.name} has no `config` metadata for {component}, and its tensor names fit no published "
+                "model; pass config= (a diffusers folder) or original_config="
+            )
+        return configs.to_diffusers(component, reference_config(version), entries)
+
+    def is_quantized(self) -> bool:
+        """Whether any layer is stored as scaled fp8."""
+        return bool(scaled_layers(self.entries))
+
+
+def _entry_of(name: str, tensor: torch.Tensor) -> Entry:
+    if not isinstance(tensor, torch.Tensor):
+        raise ValueError(f"a state dict holds tensors, but {name!r} is of type {type(tensor).__name__}")
+    return Entry(tensor.dtype, tuple(tensor.shape), lambda: tensor)
+
+
+def _real_weights(entries: Mapping[str, Entry]) -> dict[str, Entry]:
+    """Gives fp8 weights, scaled or plain, the dtype of the component's other weights."""
+    compressed = {
+        name for name, entry in entries.items() if entry.dtype.itemsize == 1 and entry.dtype.is_floating_point
+    }
+    plain = [
+        entry.dtype
+        for name, entry in entries.items()
+        if name not in compressed and entry.dtype.is_floating_point and not name.endswith("_scale")
+    ]
+    target = max(set(plain), key=plain.count, default=torch.bfloat16)
+    result = dequantized(entries)
+    return {name: entry.to(target) if name in compressed else entry for name, entry in result.items()}
+
+
+def cast_floating(entries: Mapping[str, Entry], dtype: torch.dtype | None) -> dict[str, Entry]:
+    """Casts floating-point entries to `dtype` when they are read; None keeps the stored dtypes."""
+    if dtype is None:
+        return dict(entries)
+    return {name: entry.to(dtype) if entry.dtype.is_floating_point else entry for name, entry in entries.items()}

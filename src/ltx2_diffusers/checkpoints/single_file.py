@@ -1,0 +1,178 @@
+"""Loading one component out of an original checkpoint file."""
+
+import inspect
+import os
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+
+from . import class_names
+from .hub_files import local_file
+from .original import OPTIONAL_KEYS, OriginalCheckpoint, cast_floating
+from .safetensors_io import Entry
+
+_MAX_LISTED = 10
+
+
+def load_component(
+    cls: type,
+    path_or_dict: str | os.PathLike | Mapping[str, torch.Tensor],
+    *,
+    torch_dtype: torch.dtype | None = None,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    config: str | os.PathLike | Mapping[str, Any] | None = None,
+    original_config: Mapping[str, Any] | str | os.PathLike | None = None,
+    subfolder: str | None = None,
+    config_revision: str | None = None,
+    revision: str | None = None,
+    device_map: str | torch.device | Mapping[str, Any] | None = None,
+    quantization_config: Any = None,
+    low_cpu_mem_usage: bool | None = None,
+    disable_mmap: bool = False,
+    cache_dir: str | os.PathLike | None = None,
+    local_files_only: bool = False,
+    token: str | bool | None = None,
+    force_download: bool = False,
+    proxies: Mapping[str, str] | None = None,
+    **config_overrides: Any,
+) -> Any:
+    """Loads a model of class `cls` from an original LTX-2 checkpoint, reading only this component's tensors.
+
+    Args:
+        cls: A model class of an LTX-2 component.
+        path_or_dict: A safetensors file, a Hub link to one, or a state dict, which is not changed.
+        torch_dtype, dtype: Floating-point dtype of the model; `dtype` wins. Default: as stored; scaled fp8 weights
+            are multiplied with their scale in float32 and take the dtype of the other weights.
+        device: Device of the model, default CPU.
+        config: A diffusers folder or repository with this component's `config.json`, or such a config. Default: from
+            the file's metadata, or without metadata that of the published model with these tensor names.
+        original_config: Metadata `config` (dictionary or JSON file) to use instead of the file's.
+        subfolder: Sub-folder of `config`; by default the component's own where there is one.
+        config_revision: Revision of the repository `config`.
+        revision: Revision of the repository the file is fetched from.
+        device_map: A single device, or `{"": device}`, as another spelling of `device`.
+        quantization_config: Not possible for a single file; raises.
+        low_cpu_mem_usage: `False` initialises the model before filling it; default True.
+        disable_mmap: Read the file into memory instead of mapping it, default False.
+        cache_dir, local_files_only, token, force_download: Options of the download from the Hub.
+        proxies: Not supported by the Hub client; raises. Set `HTTPS_PROXY` instead.
+        config_overrides: Constructor arguments of `cls` that replace values of the config.
+
+    Returns:
+        The model, in evaluation mode.
+    """
+    _check_options(cls, config, original_config, quantization_config, proxies, config_overrides)
+    target = _target_device(device, device_map)
+    component = class_names.component_of(cls)
+    is_dict = isinstance(path_or_dict, Mapping)
+    hub_options = {"cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
+    if not is_dict:
+        path_or_dict = local_file(path_or_dict, revision, force_download=force_download, **hub_options)
+    checkpoint = OriginalCheckpoint(path_or_dict, mmap=not disable_mmap, original_config=original_config)
+    entries = checkpoint.component(component)
+    if config is None:
+        model_config = checkpoint.config(component)
+    else:
+        model_config = _given_config(cls, component, config, subfolder, config_revision, hub_options)
+    model_config = {**model_config, **config_overrides}
+    _check_vocoder(cls, component, entries, checkpoint.name)
+    with nullcontext() if low_cpu_mem_usage is False else init_empty_weights():
+        model = cls.from_config(model_config)
+    entries = cast_floating(entries, dtype if dtype is not None else torch_dtype)
+    _fill(model, component, entries, checkpoint.name, target, copy=is_dict)
+    return model.to(target).eval()
+
+
+def _check_options(
+    cls: type, config: Any, original_config: Any, quantization_config: Any, proxies: Any, overrides: Mapping[str, Any]
+) -> None:
+    if config is not None and original_config is not None:
+        raise ValueError("config and original_config exclude each other; give one of them")
+    if quantization_config is not None:
+        raise ValueError(
+            "quantization_config cannot be applied to an original file; convert it with "
+            "conversion/convert_to_diffusers.py and pass quantization_config to from_pretrained"
+        )
+    if proxies is not None:
+        raise ValueError("proxies is not supported by the Hub client; set the environment variable HTTPS_PROXY")
+    known = inspect.signature(cls.__init__).parameters
+    if unknown := sorted(set(overrides) - set(known)):
+        raise TypeError(f"from_single_file got unknown arguments: {', '.join(unknown)}")
+
+
+def _target_device(device: str | torch.device | None, device_map: Any) -> torch.device:
+    if device_map is not None:
+        mapped = device_map.get("") if isinstance(device_map, Mapping) and len(device_map) == 1 else device_map
+        is_device = isinstance(mapped, (torch.device, int)) or (
+            isinstance(mapped, str) and mapped not in ("auto", "balanced", "balanced_low_0", "sequential")
+        )
+        if not is_device:
+            raise ValueError(
+                f"device_map={device_map!r} spreads a model over devices, which a single file does not support; give "
+                "one device, or convert the file and use from_pretrained"
+            )
+        if device is not None and torch.device(device) != torch.device(mapped):
+            raise ValueError(f"device={device!r} and device_map={device_map!r} contradict each other; give one")
+        device = mapped
+    return torch.device("cpu" if device is None else device)
+
+
+def _given_config(
+    cls: type, component: str, config: Any, subfolder: str | None, revision: str | None, hub_options: dict[str, Any]
+) -> dict[str, Any]:
+    if isinstance(config, Mapping):
+        return dict(config)
+    if subfolder is None and not os.path.isfile(os.path.join(config, "config.json")):
+        subfolder = component
+    return cls.load_config(os.fspath(config), subfolder=subfolder, revision=revision, **hub_options)
+
+
+def _check_vocoder(cls: type, component: str, entries: Mapping[str, Entry], name: str) -> None:
+    if component != "vocoder":
+        return
+    has_two_stages = any(key.startswith("bwe_generator.") for key in entries)
+    is_two_stage_class = any(base.__name__ == "LTX2VocoderWithBWE" for base in cls.__mro__)
+    if has_two_stages != is_two_stage_class:
+        stages, better = ("two stages", "LTX2VocoderWithBWE") if has_two_stages else ("one stage", "LTX2Vocoder")
+        raise ValueError(f"the vocoder in {name} has {stages}; load it with {better}.from_single_file")
+
+
+def _fill(
+    model: torch.nn.Module,
+    component: str,
+    entries: Mapping[str, Entry],
+    name: str,
+    device: torch.device,
+    copy: bool,
+) -> None:
+    """Puts every tensor into the model, after checking that names and shapes agree exactly."""
+    own = model.state_dict()
+    missing = sorted(set(own) - set(entries) - set(OPTIONAL_KEYS.get(component, ())))
+    unexpected = sorted(set(entries) - set(own))
+    wrong = [
+        f"{key} {list(entries[key].shape)} (the model has {list(own[key].shape)})"
+        for key in entries
+        if key in own and entries[key].shape != tuple(own[key].shape)
+    ]
+    problems = [
+        f"{label}: {_listed(found)}"
+        for label, found in (("missing", missing), ("unexpected", unexpected), ("of another shape", wrong))
+        if found
+    ]
+    if problems:
+        raise ValueError(
+            f"the {component} tensors of {name} do not fit {type(model).__name__} in this configuration; "
+            + "; ".join(problems)
+        )
+    # A model that shares memory with the caller's dictionary would change it when trained.
+    tensors = {key: entry.load().to(device, copy=copy) for key, entry in entries.items()}
+    model.load_state_dict(tensors, strict=False, assign=True)
+
+
+def _listed(found: list[str]) -> str:
+    more = f" and {len(found) - _MAX_LISTED} more" if len(found) > _MAX_LISTED else ""
+    return ", ".join(found[:_MAX_LISTED]) + more

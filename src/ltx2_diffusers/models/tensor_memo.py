@@ -53,3 +53,10 @@ class TensorMemo:
 
     def __reduce__(self) -> tuple:
         return TensorMemo, ()
+
+
+def host_can_read(tensor: torch.Tensor) -> bool:
+    """Whether Python may look at the values of `tensor`: not while compiling, capturing a graph or on `meta`."""
+    if torch.compiler.is_compiling() or tensor.is_meta:
+        return False
+    return not (tensor.is_cuda and torch.cuda.is_current_stream_capturing())

@@ -1,0 +1,551 @@
+"""The audio-video diffusion transformer of LTX-2.
+
+Shapes: B batch, S video tokens, A audio tokens, T text tokens, C channels, L blocks.
+
+It predicts the rectified-flow velocity (noise minus clean sample) of both streams.
+"""
+
+# The constructor's arguments are read back from `self.config`, where `register_to_config` puts them.
+# ruff: noqa: ARG002
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.hooks import PyramidAttentionBroadcastConfig
+from diffusers.loaders import PeftAdapterMixin
+from diffusers.models.attention import AttentionMixin
+from diffusers.models.cache_utils import CacheMixin
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import BaseOutput, apply_lora_scale
+from torch import nn
+
+from .context_parallel import SplitPoint, context_parallel_plan
+from .modulation import AdaLayerNormSingle, Modulation, TextProjection
+from .perturbation import PERTURBATION_MODES, BlockPlan, block_plans, keep_masks
+from .rope import AudioRotaryPositionEmbedding, RotaryPositionEmbedding, RotarySpec, VideoRotaryPositionEmbedding
+from .single_file import OriginalCheckpointMixin
+from .tensor_memo import TensorMemo
+from .transformer_block import LTX2AVTransformerBlock, SharedSettings, StreamInputs, StreamSizes
+from .transformer_stream import (
+    CROSS_TIMESTEP_MODES,
+    ModelStream,
+    StreamRequest,
+    self_mask_bias,
+    stream_timesteps,
+    text_mask_bias,
+)
+
+# Epsilon of the norms before the output projections in every published checkpoint; it is no config key.
+OUTPUT_NORM_EPS = 1e-6
+
+
+@dataclass
+class AudioVisualModelOutput(BaseOutput):
+    """Velocities of both streams.
+
+    Args:
+        sample (`torch.Tensor`, *optional*): `[B, S, out_channels]`; `None` without a video stream.
+        audio_sample (`torch.Tensor`, *optional*): `[B, A, audio_out_channels]`; `None` without an audio stream.
+    """
+
+    sample: torch.Tensor | None = None
+    audio_sample: torch.Tensor | None = None
+
+
+class PreparedForward(NamedTuple):
+    """Everything a forward pass needs before its first block.
+
+    Args:
+        hidden_states, audio_hidden_states (`torch.Tensor`): Tokens `[B, S or A, D]`; no tokens where a stream is absent.
+        contexts (`tuple[torch.Tensor, torch.Tensor]`): Text contexts of video and audio as the blocks take them.
+        inputs (`tuple[StreamInputs, StreamInputs]`): What all blocks receive for video and audio.
+        heads (`tuple[Modulation, Modulation]`): What the output heads receive; `None` where a stream is absent.
+        plans (`list[BlockPlan]`): What every block computes.
+    """
+
+    hidden_states: torch.Tensor
+    audio_hidden_states: torch.Tensor
+    contexts: tuple[torch.Tensor | None, torch.Tensor | None]
+    inputs: tuple[StreamInputs, StreamInputs]
+    heads: tuple[Modulation | None, Modulation | None]
+    plans: list[BlockPlan]
+
+
+class LTX2AVTransformer3DModel(
+    ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin, CacheMixin, OriginalCheckpointMixin
+):
+    """The transformer that denoises video and audio together, with text conditioning each stream.
+
+    Configuration and state dict are those of diffusers' `LTX2VideoTransformer3DModel`.
+
+    Args:
+        in_channels, audio_in_channels (`int`, defaults to 128): Channels of a token.
+        out_channels, audio_out_channels (`int`, *optional*, defaults to 128): Channels of a prediction; `None` or 0
+            takes those of the input.
+        patch_size, patch_size_t, audio_patch_size, audio_patch_size_t (`int`, defaults to 1): Latent rows and columns,
+            and latent frames per token; used for coordinates only. `audio_patch_size` has no effect.
+        num_attention_heads, attention_head_dim (`int`, defaults to 32 and 128): Of the video stream.
+        audio_num_attention_heads, audio_attention_head_dim (`int`, defaults to 32 and 64): Of the audio stream and of
+            the attention between the streams.
+        cross_attention_dim (`int`, defaults to 4096): Width of the video's text context inside the blocks.
+        audio_cross_attention_dim (`int`, defaults to 2048): Width of the audio's, and of the rotary tables between
+            the streams.
+        vae_scale_factors (`tuple[int, int, int]`, defaults to (8, 32, 32)): Pixel frames, rows and columns per latent.
+        pos_embed_max_pos, audio_pos_embed_max_pos (`int`, defaults to 20): Length of the time axes in seconds.
+        base_height, base_width (`int`, defaults to 2048): Length of the other video axes in pixels.
+        gated_attn, audio_gated_attn (`bool`, defaults to `False`): Head gates in attentions of the stream's queries.
+        cross_attn_mod, audio_cross_attn_mod (`bool`, defaults to `False`): Modulation and gate of the attention to the
+            text; either one also modulates both text contexts.
+        audio_scale_factor (`int`, defaults to 4): Mel frames per audio latent frame.
+        audio_sampling_rate, audio_hop_length (`int`, defaults to 16000 and 160): Of the mel spectrogram.
+        num_layers (`int`, defaults to 48): Number of blocks L.
+        activation_fn (`str`, defaults to `"gelu-approximate"`): Of the feed-forward layers; `"gelu"` is the other one.
+        qk_norm (`str`, defaults to `"rms_norm_across_heads"`): The only norm of queries and keys there is.
+        norm_elementwise_affine (`bool`, defaults to `False`): Whether the norms of the blocks have weights.
+        norm_eps (`float`, defaults to 1e-6): Epsilon of the norms of the blocks.
+        caption_channels (`int`, defaults to 3840): Width of the text features before projection.
+        attention_bias, attention_out_bias (`bool`, defaults to `True`): Biases of the attention projections.
+        rope_theta (`float`, defaults to 10000.0): Ratio of the highest to the lowest rotary frequency.
+        rope_double_precision (`bool`, defaults to `True`): Whether rotary frequencies are computed in float64.
+        causal_offset (`int`, defaults to 1): Pixel frames, or mel frames, that the first latent frame stands for.
+        timestep_scale_multiplier (`int`, defaults to 1000): Timestep of noise level 1.
+        cross_attn_timestep_scale_multiplier (`int`, defaults to 1000): The same for gates between the streams.
+        rope_type (`str`, defaults to `"interleaved"`): `"interleaved"`, or `"split"` as in all published checkpoints.
+        use_prompt_embeddings (`bool`, defaults to `True`): Whether text features are projected here (2.0).
+        perturbed_attn (`bool`, defaults to `False`): Whether a perturbed self-attention hands its values through (2.3)
+            or is dropped (2.0), unless the call says which.
+        ff_bias, audio_ff_bias (`bool`, defaults to `True`): Biases of the feed-forward layers.
+        use_prompt_adaln_single (`bool`, defaults to `True`): Whether the modulation of text contexts depends on the
+            noise level.
+        use_keyframes_abs_pos_embedding (`bool`, defaults to `False`): Whether keyframe tokens get an embedding (2.5).
+    """
+
+    _supports_gradient_checkpointing = True
+    _supports_group_offloading = True
+    _skip_layerwise_casting_patterns = ("norm",)
+    _repeated_blocks = ("LTX2AVTransformerBlock",)
+    _no_split_modules = ("LTX2AVTransformerBlock",)
+    _cp_plan = context_parallel_plan("split")
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 128,
+        out_channels: int | None = 128,
+        patch_size: int = 1,
+        patch_size_t: int = 1,
+        num_attention_heads: int = 32,
+        attention_head_dim: int = 128,
+        cross_attention_dim: int = 4096,
+        vae_scale_factors: tuple[int, int, int] = (8, 32, 32),
+        pos_embed_max_pos: int = 20,
+        base_height: int = 2048,
+        base_width: int = 2048,
+        gated_attn: bool = False,
+        cross_attn_mod: bool = False,
+        audio_in_channels: int = 128,
+        audio_out_channels: int | None = 128,
+        audio_patch_size: int = 1,
+        audio_patch_size_t: int = 1,
+        audio_num_attention_heads: int = 32,
+        audio_attention_head_dim: int = 64,
+        audio_cross_attention_dim: int = 2048,
+        audio_scale_factor: int = 4,
+        audio_pos_embed_max_pos: int = 20,
+        audio_sampling_rate: int = 16000,
+        audio_hop_length: int = 160,
+        audio_gated_attn: bool = False,
+        audio_cross_attn_mod: bool = False,
+        num_layers: int = 48,
+        activation_fn: str = "gelu-approximate",
+        qk_norm: str = "rms_norm_across_heads",
+        norm_elementwise_affine: bool = False,
+        norm_eps: float = 1e-6,
+        caption_channels: int = 3840,
+        attention_bias: bool = True,
+        attention_out_bias: bool = True,
+        rope_theta: float = 10000.0,
+        rope_double_precision: bool = True,
+        causal_offset: int = 1,
+        timestep_scale_multiplier: int = 1000,
+        cross_attn_timestep_scale_multiplier: int = 1000,
+        rope_type: str = "interleaved",
+        use_prompt_embeddings: bool = True,
+        perturbed_attn: bool = False,
+        ff_bias: bool = True,
+        audio_ff_bias: bool = True,
+        use_prompt_adaln_single: bool = True,
+        use_keyframes_abs_pos_embedding: bool = False,
+    ) -> None:
+        super().__init__()
+        video, audio = stream_sizes(self.config)
+        check_config(self.config, video, audio)
+        self._add_stream("", video, audio)
+        self._add_stream("audio_", audio, video)
+        if use_keyframes_abs_pos_embedding:
+            self.keyframes_abs_pos_embedding = nn.Parameter(torch.zeros(1, video.dim))
+        self._add_rotary_embeddings(video, audio)
+        shared = SharedSettings(**{name: self.config[name] for name in SharedSettings._fields})
+        blocks = [LTX2AVTransformerBlock(video, audio, shared) for _ in range(num_layers)]
+        self.transformer_blocks = nn.ModuleList(blocks)
+        self.split_tokens, self.split_token_index = SplitPoint(), SplitPoint()
+        self._cp_plan = context_parallel_plan(rope_type)
+        self._mask_memo = TensorMemo()
+        self.gradient_checkpointing = False
+
+    def _add_stream(self, prefix: str, sizes: StreamSizes, other: StreamSizes) -> None:
+        """Add the modules of one stream outside the blocks, under the names of the checkpoints."""
+        config, dim = self.config, sizes.dim
+        in_channels = config[f"{prefix}in_channels"]
+        out_channels = config[f"{prefix}out_channels"] or in_channels
+        self.add_module(f"{prefix}proj_in", nn.Linear(in_channels, dim))
+        if config.use_prompt_embeddings:
+            self.add_module(f"{prefix}caption_projection", TextProjection(config.caption_channels, dim))
+        self.add_module(f"{prefix}time_embed", AdaLayerNormSingle(dim, sizes.num_values))
+        if (sizes.modulates_text or other.modulates_text) and config.use_prompt_adaln_single:
+            self.add_module(f"{prefix}prompt_adaln", AdaLayerNormSingle(dim, 2))
+        self.add_module(f"av_cross_attn_{prefix or 'video_'}scale_shift", AdaLayerNormSingle(dim, 4))
+        gate = "av_cross_attn_audio_v2a_gate" if prefix else "av_cross_attn_video_a2v_gate"
+        self.add_module(gate, AdaLayerNormSingle(dim, 1))
+        self.register_parameter(f"{prefix}scale_shift_table", nn.Parameter(torch.randn(2, dim) / dim**0.5))
+        self.add_module(f"{prefix}norm_out", nn.LayerNorm(dim, eps=OUTPUT_NORM_EPS, elementwise_affine=False))
+        self.add_module(f"{prefix}proj_out", nn.Linear(dim, out_channels))
+
+    def _add_rotary_embeddings(self, video: StreamSizes, audio: StreamSizes) -> None:
+        config = self.config
+        common = {
+            "rope_type": config.rope_type,
+            "theta": config.rope_theta,
+            "double_precision": config.rope_double_precision,
+        }
+        video_axes = (config.pos_embed_max_pos, config.base_height, config.base_width)
+        self.rope = VideoRotaryPositionEmbedding(
+            RotarySpec(video.dim, video.heads, video_axes, **common),
+            patch_size=config.patch_size,
+            patch_size_t=config.patch_size_t,
+            scale_factors=config.vae_scale_factors,
+            causal_offset=config.causal_offset,
+        )
+        self.audio_rope = AudioRotaryPositionEmbedding(
+            RotarySpec(audio.dim, audio.heads, (config.audio_pos_embed_max_pos,), **common),
+            patch_size_t=config.audio_patch_size_t,
+            scale_factor=config.audio_scale_factor,
+            causal_offset=config.causal_offset,
+            hop_length=config.audio_hop_length,
+            sampling_rate=config.audio_sampling_rate,
+        )
+        # Between the streams only time is shared, on the longer of both axes.
+        seconds = max(config.pos_embed_max_pos, config.audio_pos_embed_max_pos)
+        spec = RotarySpec(config.audio_cross_attention_dim, audio.heads, (seconds,), **common)
+        self.cross_attn_rope = RotaryPositionEmbedding(spec)
+        self.cross_attn_audio_rope = RotaryPositionEmbedding(spec)
+
+    def set_attention_backend(self, backend: str) -> None:
+        """Choose the attention kernel.
+
+        Args:
+            backend (`str`): A name of diffusers' attention dispatcher, or `"auto"`, which is what a new model does:
+                FlashAttention-3 where it applies, then xFormers, then PyTorch's attention.
+        """
+        if backend == "auto":
+            self.reset_attention_backend()
+        else:
+            super().set_attention_backend(backend)
+
+    @apply_lora_scale("attention_kwargs")
+    def forward(
+        self,
+        hidden_states: torch.Tensor | None,
+        audio_hidden_states: torch.Tensor | None,
+        encoder_hidden_states: torch.Tensor | None,
+        audio_encoder_hidden_states: torch.Tensor | None,
+        timestep: torch.Tensor | None,
+        audio_timestep: torch.Tensor | None = None,
+        sigma: torch.Tensor | None = None,
+        audio_sigma: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        audio_encoder_attention_mask: torch.Tensor | None = None,
+        num_frames: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        fps: float = 24.0,
+        audio_num_frames: int | None = None,
+        video_coords: torch.Tensor | None = None,
+        audio_coords: torch.Tensor | None = None,
+        isolate_modalities: bool = False,
+        spatio_temporal_guidance_blocks: list[int] | None = None,
+        perturbation_mask: torch.Tensor | None = None,
+        use_cross_timestep: bool = False,
+        attention_kwargs: dict[str, Any] | None = None,
+        video_self_attention_mask: torch.Tensor | None = None,
+        video_keyframes_mask: torch.Tensor | None = None,
+        return_dict: bool = True,
+        *,
+        video_enabled: bool = True,
+        audio_enabled: bool = True,
+        perturbation_keep_masks: torch.Tensor | None = None,
+        perturbation_mode: str | None = None,
+        cross_timestep_mode: str | None = None,
+    ) -> AudioVisualModelOutput | tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Predict the velocities of both streams, or of the one that is given.
+
+        Args:
+            hidden_states (`torch.Tensor`, *optional*): Video latents `[B, S, in_channels]`; `None` for audio alone.
+            audio_hidden_states (`torch.Tensor`, *optional*): Audio latents `[B, A, audio_in_channels]`; `None` for
+                video alone.
+            encoder_hidden_states, audio_encoder_hidden_states (`torch.Tensor`): Text features of each stream,
+                `[B, T, caption_channels]`, or `[B, T, cross_attention_dim]` and `[B, T, audio_cross_attention_dim]`
+                without `use_prompt_embeddings`.
+            timestep (`torch.Tensor`): Noise level times 1000, `[B]`, or `[B, S]` with one value per token.
+            audio_timestep (`torch.Tensor`, *optional*, defaults to `timestep`): `[B]` or `[B, A]`.
+            sigma (`torch.Tensor`, *optional*): Noise level of the sample times 1000, `[B]`; needed by models with
+                prompt modulation and by `cross_timestep_mode` other than `"own"`.
+            audio_sigma (`torch.Tensor`, *optional*, defaults to `sigma`): `[B]`.
+            encoder_attention_mask, audio_encoder_attention_mask (`torch.Tensor`, *optional*): `[B, T]` of 1 (attend)
+                and 0, or `[B, 1 or tokens, T]` to be added to the scores.
+            num_frames, height, width (`int`, *optional*): Latent grid, needed without `video_coords`.
+            fps (`float`, defaults to 24.0): Frames per second, for the same purpose.
+            audio_num_frames (`int`, *optional*): Audio latent frames, needed without `audio_coords`.
+            video_coords (`torch.Tensor`, *optional*): `[B, 3, S, 2]` seconds, pixel rows, pixel columns, [start, end).
+                Rotary tables are kept for as long as the same tensor is passed unchanged.
+            audio_coords (`torch.Tensor`, *optional*): `[B, 1, A, 2]` seconds.
+            isolate_modalities (`bool`, defaults to `False`): Drop the attention between the streams.
+            spatio_temporal_guidance_blocks (`list[int]`, *optional*): Blocks, from 0, whose self-attention is
+                perturbed in both streams.
+            perturbation_mask (`torch.Tensor`, *optional*): `[B]` or `[B, 1, 1]`: 0 for samples those blocks perturb.
+            use_cross_timestep (`bool`, defaults to `False`): `True` stands for `cross_timestep_mode="other"`, `False`
+                for `"own"`.
+            attention_kwargs (`dict`, *optional*): `scale` sets the strength of LoRA layers; other entries are ignored.
+            video_self_attention_mask (`torch.Tensor`, *optional*): `[B, S, S]` in [0, 1]; what the attention weight of
+                a key is multiplied by before weights are normalised.
+            video_keyframes_mask (`torch.Tensor`, *optional*): `[B, S, 1]`, above 0 for keyframe tokens; without effect
+                on models without `use_keyframes_abs_pos_embedding`.
+            return_dict (`bool`, defaults to `True`): Whether to return an [`AudioVisualModelOutput`] or a tuple.
+            video_enabled, audio_enabled (`bool`, defaults to `True`): `False` leaves the tokens of a stream as they
+                enter the blocks, still visible to the other stream; its own prediction then means nothing.
+            perturbation_keep_masks (`torch.Tensor`, *optional*): `[4, L, B]`, best on the CPU: 0 perturbs the video's
+                or the audio's self-attention, or drops the attention of video to audio or of audio to video, for one
+                block and one sample; 1 does not.
+            perturbation_mode (`str`, *optional*, defaults to what `perturbed_attn` says): What a perturbed
+                self-attention does: `"passthrough"` of its values, or `"skip"` of its branch.
+            cross_timestep_mode (`str`, *optional*): Which noise level conditions the attention between the streams:
+                a stream's `"own"` timesteps (2.0), the `"other"` stream's sigma, or own timesteps for scale and shift
+                and the other stream's sigma for the `"gate"` (newest reference). Overrides `use_cross_timestep`.
+        """
+        if video_coords is None and hidden_states is not None:
+            video_coords = self._grid_coords(hidden_states, num_frames, height, width, fps)
+        if audio_coords is None and audio_hidden_states is not None:
+            audio_coords = self._audio_grid_coords(audio_hidden_states, audio_num_frames)
+        video = StreamRequest(
+            "video",
+            hidden_states,
+            encoder_hidden_states,
+            timestep,
+            sigma,
+            video_coords,
+            encoder_attention_mask,
+            video_self_attention_mask,
+            video_enabled,
+        )
+        audio = StreamRequest(
+            "audio",
+            audio_hidden_states,
+            audio_encoder_hidden_states,
+            timestep if audio_timestep is None else audio_timestep,
+            sigma if audio_sigma is None else audio_sigma,
+            audio_coords,
+            audio_encoder_attention_mask,
+            None,
+            audio_enabled,
+        )
+        self._check_request(video, audio, perturbation_mode, cross_timestep_mode)
+        batch_size = (hidden_states if video.present else audio_hidden_states).shape[0]
+        keep = keep_masks(
+            len(self.transformer_blocks),
+            batch_size,
+            isolate_modalities,
+            spatio_temporal_guidance_blocks,
+            perturbation_mask,
+            perturbation_keep_masks,
+        )
+        cross_mode = cross_timestep_mode or ("other" if use_cross_timestep else "own")
+        prepared = self._prepare(video, audio, keep, perturbation_mode, cross_mode, video_keyframes_mask)
+        states = self._run_blocks(prepared, prepared.hidden_states, prepared.audio_hidden_states)
+        outputs = self._finish(prepared, *states)
+        return AudioVisualModelOutput(*outputs) if return_dict else outputs
+
+    def _grid_coords(
+        self, tokens: torch.Tensor, num_frames: int | None, height: int | None, width: int | None, fps: float
+    ) -> torch.Tensor:
+        if None in (num_frames, height, width):
+            raise ValueError(
+                f"Without video_coords, num_frames, height and width of the latent grid are needed; "
+                f"got {num_frames}, {height} and {width}."
+            )
+        return self.rope.prepare_video_coords(tokens.shape[0], num_frames, height, width, tokens.device, fps=fps)
+
+    def _audio_grid_coords(self, tokens: torch.Tensor, audio_num_frames: int | None) -> torch.Tensor:
+        if audio_num_frames is None:
+            raise ValueError("Without audio_coords, audio_num_frames is needed; got None.")
+        return self.audio_rope.prepare_audio_coords(tokens.shape[0], audio_num_frames, tokens.device)
+
+    def _check_request(
+        self, video: StreamRequest, audio: StreamRequest, perturbation_mode: str | None, cross_mode: str | None
+    ) -> None:
+        if not (video.present or audio.present):
+            raise ValueError("Neither hidden_states nor audio_hidden_states has tokens; give at least one of them.")
+        for name, value, allowed in (
+            ("perturbation_mode", perturbation_mode, PERTURBATION_MODES),
+            ("cross_timestep_mode", cross_mode, CROSS_TIMESTEP_MODES),
+        ):
+            if value is not None and value not in allowed:
+                raise ValueError(f"{name} must be one of {allowed}, got {value!r}.")
+        for request in (video, audio):
+            if request.present and request.coords.shape[2] != request.tokens.shape[1]:
+                raise ValueError(
+                    f"The {request.name} stream has {request.tokens.shape[1]} tokens, "
+                    f"but coordinates for {request.coords.shape[2]}."
+                )
+        watches_video = self.is_cache_enabled and not isinstance(self._cache_config, PyramidAttentionBroadcastConfig)
+        if watches_video and not video.present:
+            raise ValueError(
+                f"{type(self._cache_config).__name__} decides by the video stream, which this call does not have; "
+                f"call disable_cache() first."
+            )
+
+    def _prepare(
+        self,
+        video: StreamRequest,
+        audio: StreamRequest,
+        keep: torch.Tensor | None,
+        perturbation_mode: str | None,
+        cross_mode: str,
+        keyframes_mask: torch.Tensor | None,
+    ) -> PreparedForward:
+        """Project the inputs and compute what all blocks share."""
+        present = video if video.present else audio
+        dtype = present.tokens.dtype
+        both = video.present and audio.present
+        base = BlockPlan(
+            a2v=both and video.enabled,
+            v2a=both and audio.enabled,
+            video=video.present and video.enabled,
+            audio=audio.present and audio.enabled,
+            passthrough=perturbation_mode == "passthrough" if perturbation_mode else self.config.perturbed_attn,
+        )
+        plans = block_plans(keep, base, len(self.transformer_blocks), present.tokens.device, dtype)
+        mode = cross_mode if any(plan.a2v is not False or plan.v2a is not False for plan in plans) else None
+        x, context, inputs, head = self._prepare_stream(video, audio, mode, keyframes_mask)
+        y, audio_context, audio_inputs, audio_head = self._prepare_stream(audio, video, mode)
+        x = present.tokens.new_zeros(present.tokens.shape[0], 0, 1) if x is None else self.split_tokens(x)
+        y = present.tokens.new_zeros(present.tokens.shape[0], 0, 1) if y is None else y
+        return PreparedForward(x, y, (context, audio_context), (inputs, audio_inputs), (head, audio_head), plans)
+
+    def _prepare_stream(
+        self,
+        request: StreamRequest,
+        other: StreamRequest,
+        cross_mode: str | None,
+        keyframes_mask: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, StreamInputs, Modulation | None]:
+        """Tokens, text context, block inputs and head values of one stream; `cross_mode` is `None` if isolated."""
+        if not request.present:
+            return None, None, StreamInputs(), None
+        is_video = request.name == "video"
+        stream = ModelStream(self, "" if is_video else "audio_")
+        x = stream.proj_in(request.tokens)
+        if keyframes_mask is not None and self.config.use_keyframes_abs_pos_embedding:
+            x = x + (keyframes_mask > 0).to(x.dtype) * self.keyframes_abs_pos_embedding.to(x.dtype)
+        shares_tokens = is_video and self._parallel_config is not None
+        timesteps = stream_timesteps(request, self.split_token_index if shares_tokens else None)
+        modulation, head = stream.time_modulation(*timesteps, x.dtype)
+        cross = (None, None)
+        if cross_mode is not None:
+            factor = self.config.cross_attn_timestep_scale_multiplier / self.config.timestep_scale_multiplier
+            cross = stream.cross_modulation(timesteps, other, cross_mode, factor, x.dtype)
+        rotary, cross_rotary = stream.tables(request.coords, x.device)
+        inputs = StreamInputs(
+            modulation,
+            *cross,
+            prompt=stream.prompt_modulation(request, x.dtype),
+            rotary=rotary,
+            cross_rotary=cross_rotary,
+            text_mask=text_mask_bias(request, x.dtype, self._mask_memo),
+            self_mask=self_mask_bias(request, x.dtype, self._mask_memo),
+        )
+        return x, stream.project_context(request.context), inputs, head
+
+    def _run_blocks(
+        self,
+        prepared: PreparedForward,
+        hidden_states: torch.Tensor,
+        audio_hidden_states: torch.Tensor,
+        start: int = 0,
+        stop: int | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens of both streams after the blocks `start` to `stop` (exclusive)."""
+        checkpointing = torch.is_grad_enabled() and self.gradient_checkpointing
+        for block, plan in list(zip(self.transformer_blocks, prepared.plans))[start:stop]:
+            if checkpointing:
+                hidden_states, audio_hidden_states = self._gradient_checkpointing_func(
+                    block, hidden_states, audio_hidden_states, *prepared.contexts, *prepared.inputs, plan
+                )
+            else:
+                hidden_states, audio_hidden_states = block(
+                    hidden_states,
+                    audio_hidden_states,
+                    *prepared.contexts,
+                    video_inputs=prepared.inputs[0],
+                    audio_inputs=prepared.inputs[1],
+                    plan=plan,
+                )
+        return hidden_states, audio_hidden_states
+
+    def _finish(
+        self, prepared: PreparedForward, hidden_states: torch.Tensor, audio_hidden_states: torch.Tensor
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Velocities of video and audio; `None` for an absent stream."""
+        return tuple(
+            None if head is None else ModelStream(self, prefix).head(tokens, head)
+            for prefix, tokens, head in zip(("", "audio_"), (hidden_states, audio_hidden_states), prepared.heads)
+        )
+
+
+def stream_sizes(config: Any) -> tuple[StreamSizes, StreamSizes]:
+    """Sizes of the video and the audio stream."""
+    return tuple(
+        StreamSizes(
+            dim=config[f"{prefix}num_attention_heads"] * config[f"{prefix}attention_head_dim"],
+            heads=config[f"{prefix}num_attention_heads"],
+            head_dim=config[f"{prefix}attention_head_dim"],
+            context_dim=config[f"{prefix}cross_attention_dim"],
+            gated_attn=config[f"{prefix}gated_attn"],
+            modulates_text=config[f"{prefix}cross_attn_mod"],
+            ff_bias=config[f"{prefix}ff_bias"],
+        )
+        for prefix in ("", "audio_")
+    )
+
+
+def check_config(config: Any, video: StreamSizes, audio: StreamSizes) -> None:
+    """Refuse configurations that contradict themselves or ask for what does not exist."""
+    if config.qk_norm != "rms_norm_across_heads":
+        raise NotImplementedError(f"qk_norm must be 'rms_norm_across_heads', got {config.qk_norm!r}.")
+    if config.rope_type == "split" and video.heads != audio.heads:
+        raise ValueError(
+            f"Split rotary embeddings between the streams need equal head counts, got num_attention_heads="
+            f"{video.heads} and audio_num_attention_heads={audio.heads}."
+        )
+    if audio.context_dim != audio.dim:
+        raise ValueError(
+            f"audio_cross_attention_dim is the rotary width between the streams and must equal the audio width "
+            f"{audio.heads} x {audio.head_dim} = {audio.dim}, got {audio.context_dim}."
+        )
+    takes_stream_width = config.use_prompt_embeddings or video.modulates_text or audio.modulates_text
+    if takes_stream_width and video.context_dim != video.dim:
+        raise ValueError(
+            f"cross_attention_dim must equal the video width {video.heads} x {video.head_dim} = {video.dim} where "
+            f"text is projected or modulated, got {video.context_dim}."
+        )

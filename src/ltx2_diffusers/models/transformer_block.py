@@ -1,0 +1,292 @@
+"""One block of the audio-video transformer.
+
+Shapes: B batch, S video tokens, A audio tokens, T text tokens, D width of the stream at hand.
+
+Both streams take the same steps: self-attention, attention to the text, attention to the other stream, feed-forward.
+[`BlockStream`] writes them once; it refers to the modules of its block, whose names are those of the checkpoints.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
+from torch import nn
+
+from .attention import FeedForward, LTX2Attention
+from .modulation import Modulation, add_gated, modulate
+from .perturbation import BlockPlan, Keep
+from .rope import RotaryTables
+
+
+class StreamSizes(NamedTuple):
+    """Sizes of one stream.
+
+    Args:
+        dim (`int`): Width D.
+        heads, head_dim (`int`): Of its self-attention and its attention to the text.
+        context_dim (`int`): Width of its text context.
+        gated_attn (`bool`): Whether attentions with this stream's queries have head gates.
+        modulates_text (`bool`): Whether its queries to the text are modulated and the result is gated.
+        ff_bias (`bool`): Whether its feed-forward layers have biases.
+    """
+
+    dim: int
+    heads: int
+    head_dim: int
+    context_dim: int
+    gated_attn: bool
+    modulates_text: bool
+    ff_bias: bool
+
+    @property
+    def num_values(self) -> int:
+        """Modulation values per token: shift, scale and gate of self-attention, feed-forward and maybe text."""
+        return 9 if self.modulates_text else 6
+
+
+class SharedSettings(NamedTuple):
+    """Settings that both streams share, named as in the configuration of the model."""
+
+    activation_fn: str
+    attention_bias: bool
+    attention_out_bias: bool
+    norm_elementwise_affine: bool
+    norm_eps: float
+    rope_type: str
+
+
+class StreamInputs(NamedTuple):
+    """What all blocks receive for one stream, beside its tokens and its text context.
+
+    Args:
+        modulation ([`Modulation`]): 6 or 9 values: shift, scale, gate of self-attention, of the feed-forward layers,
+            and of the attention to the text.
+        cross_scale_shift ([`Modulation`]): 4 values: scale and shift for audio-to-video, for video-to-audio.
+        cross_gate ([`Modulation`]): 1 value, the gate of what this stream takes from the other.
+        prompt ([`Modulation`]): 2 values: shift and scale of the text context.
+        rotary, cross_rotary (`tuple[torch.Tensor, torch.Tensor]`): Rotary tables of self-attention and of the
+            attention between the streams.
+        text_mask, self_mask (`torch.Tensor`): Additive, `[B, 1, 1 or tokens, keys]`.
+    """
+
+    modulation: Modulation | None = None
+    cross_scale_shift: Modulation | None = None
+    cross_gate: Modulation | None = None
+    prompt: Modulation | None = None
+    rotary: RotaryTables | None = None
+    cross_rotary: RotaryTables | None = None
+    text_mask: torch.Tensor | None = None
+    self_mask: torch.Tensor | None = None
+
+
+class BlockStream:
+    """One stream's view of a block: the modules and tables that act on it.
+
+    Args:
+        block ([`LTX2AVTransformerBlock`]): The block viewed.
+        prefix (`str`): `""` for video, `"audio_"` for audio: what the names of its modules begin with.
+        inputs ([`StreamInputs`]): What the stream brings to all blocks.
+    """
+
+    def __init__(self, block: "LTX2AVTransformerBlock", prefix: str, inputs: StreamInputs) -> None:
+        self.inputs = inputs
+        self.self_norm = getattr(block, f"{prefix}norm1")
+        self.self_attn = getattr(block, f"{prefix}attn1")
+        self.text_norm = getattr(block, f"{prefix}norm2")
+        self.text_attn = getattr(block, f"{prefix}attn2")
+        self.ff_norm = getattr(block, f"{prefix}norm3")
+        self.ff = getattr(block, f"{prefix}ff")
+        self.prompt_table = getattr(block, f"{prefix}prompt_scale_shift_table", None)
+        self.cross_norm = block.video_to_audio_norm if prefix else block.audio_to_video_norm
+        self.cross_attn = block.video_to_audio_attn if prefix else block.audio_to_video_attn
+        self.cross_table = getattr(block, f"{prefix or 'video_'}a2v_cross_attn_scale_shift_table")
+        if inputs.modulation is not None:
+            self.layout = inputs.modulation.layout
+            self.values = inputs.modulation.with_table(getattr(block, f"{prefix}scale_shift_table"))
+
+    def attend_to_self(self, x: torch.Tensor, keep: Keep, passthrough: bool) -> torch.Tensor:
+        """`[B, S, D]` after the self-attention branch."""
+        if keep is False and not passthrough:
+            return x
+        shift, scale, gate = self.values[:3]
+        perturbation: dict[str, Any] = {}
+        if passthrough and keep is not True:
+            perturbation = {"all_perturbed": True} if keep is False else {"perturbation_mask": keep}
+        update = self.self_attn(
+            modulate(self.self_norm(x), scale, shift, self.layout),
+            attention_mask=self.inputs.self_mask,
+            query_rotary_emb=self.inputs.rotary,
+            **perturbation,
+        )
+        if not passthrough and keep is not True:
+            update = update * keep
+        return add_gated(x, update, gate, self.layout)
+
+    def attend_to_text(self, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        """`[B, S, D]` after the attention to a text context `[B, T, C]`."""
+        normed = self.text_norm(x)
+        modulated = len(self.values) > 6
+        if modulated:
+            shift, scale, gate = self.values[6:]
+            normed = modulate(normed, scale, shift, self.layout)
+        update = self.text_attn(normed, self._text_context(context), self.inputs.text_mask)
+        return add_gated(x, update, gate, self.layout) if modulated else x + update
+
+    def _text_context(self, context: torch.Tensor) -> torch.Tensor:
+        if self.prompt_table is None:
+            return context
+        prompt = self.inputs.prompt
+        if prompt is None:
+            shift, scale = self.prompt_table.to(context.dtype)[None, None].unbind(2)
+        else:
+            shift, scale = prompt.with_table(self.prompt_table)
+        return torch.addcmul(shift, context, 1 + scale)
+
+    def cross_modulated(self, normed: torch.Tensor, direction: str) -> torch.Tensor:
+        """Normalised tokens `[B, S, D]` modulated for the attention `"a2v"` or `"v2a"`."""
+        modulation = self.inputs.cross_scale_shift
+        values = modulation.with_table(self.cross_table[:4])
+        scale, shift = values[:2] if direction == "a2v" else values[2:]
+        return modulate(normed, scale, shift, modulation.layout)
+
+    def take_from(
+        self,
+        x: torch.Tensor,
+        normed: torch.Tensor,
+        other: "BlockStream",
+        other_normed: torch.Tensor,
+        direction: str,
+        keep: Keep,
+    ) -> torch.Tensor:
+        """`[B, S, D]` after the attention to the other stream, whose tokens come normalised like this one's."""
+        update = self.cross_attn(
+            self.cross_modulated(normed, direction),
+            other.cross_modulated(other_normed, direction),
+            query_rotary_emb=self.inputs.cross_rotary,
+            key_rotary_emb=other.inputs.cross_rotary,
+        )
+        if keep is not True:
+            update = update * keep
+        (gate,) = self.inputs.cross_gate.with_table(self.cross_table[4:])
+        return add_gated(x, update, gate, self.inputs.cross_gate.layout)
+
+    def feed_forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[B, S, D]` after the feed-forward branch."""
+        shift, scale, gate = self.values[3:6]
+        return add_gated(x, self.ff(modulate(self.ff_norm(x), scale, shift, self.layout)), gate, self.layout)
+
+
+class LTX2AVTransformerBlock(nn.Module):
+    """A transformer block over a video and an audio stream.
+
+    Args:
+        video, audio ([`StreamSizes`]): Sizes of the streams; the attention between them has the audio's heads.
+        shared ([`SharedSettings`]): Settings of both streams.
+    """
+
+    def __init__(self, video: StreamSizes, audio: StreamSizes, shared: SharedSettings) -> None:
+        super().__init__()
+        self._add_stream("", video, audio, shared)
+        self._add_stream("audio_", audio, video, shared)
+        self.audio_to_video_norm, self.audio_to_video_attn = self._cross_modal(video, audio, audio, shared)
+        self.video_to_audio_norm, self.video_to_audio_attn = self._cross_modal(audio, video, audio, shared)
+        # Video tokens are what context parallelism splits, so layers with video keys have to exchange them.
+        self.attn1.context_is_sharded = self.video_to_audio_attn.context_is_sharded = True
+        self.video_a2v_cross_attn_scale_shift_table = nn.Parameter(torch.randn(5, video.dim))
+        self.audio_a2v_cross_attn_scale_shift_table = nn.Parameter(torch.randn(5, audio.dim))
+
+    def _add_stream(self, prefix: str, sizes: StreamSizes, other: StreamSizes, shared: SharedSettings) -> None:
+        for index in (1, 2, 3):
+            self.add_module(f"{prefix}norm{index}", _norm(sizes.dim, shared))
+        for name, context_dim in (("attn1", None), ("attn2", sizes.context_dim)):
+            attention = _attention(sizes, sizes, context_dim, shared)
+            self.add_module(f"{prefix}{name}", attention)
+        self.add_module(f"{prefix}ff", FeedForward(sizes.dim, shared.activation_fn, sizes.ff_bias))
+        table = torch.randn(sizes.num_values, sizes.dim) / sizes.dim**0.5
+        self.register_parameter(f"{prefix}scale_shift_table", nn.Parameter(table))
+        if sizes.modulates_text or other.modulates_text:
+            prompt_table = nn.Parameter(torch.randn(2, sizes.dim))
+            self.register_parameter(f"{prefix}prompt_scale_shift_table", prompt_table)
+
+    @staticmethod
+    def _cross_modal(
+        queries: StreamSizes, context: StreamSizes, heads: StreamSizes, shared: SharedSettings
+    ) -> tuple[nn.RMSNorm, LTX2Attention]:
+        return _norm(queries.dim, shared), _attention(queries, heads, context.dim, shared)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        audio_hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None,
+        audio_encoder_hidden_states: torch.Tensor | None,
+        video_inputs: StreamInputs,
+        audio_inputs: StreamInputs,
+        plan: BlockPlan,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Update both streams.
+
+        Args:
+            hidden_states (`torch.Tensor`): Video tokens `[B, S, D]`; S may be 0.
+            audio_hidden_states (`torch.Tensor`): Audio tokens `[B, A, D]`; A may be 0.
+            encoder_hidden_states, audio_encoder_hidden_states (`torch.Tensor`): Text contexts `[B, T, C]`.
+            video_inputs, audio_inputs ([`StreamInputs`]): What is equal for all blocks.
+            plan ([`BlockPlan`]): Which branches run.
+
+        Returns:
+            `tuple[torch.Tensor, torch.Tensor]`: Video and audio tokens.
+        """
+        video = BlockStream(self, "", video_inputs)
+        audio = BlockStream(self, "audio_", audio_inputs)
+        x, y = hidden_states, audio_hidden_states
+        if plan.video:
+            x = video.attend_to_self(x, plan.video_self, plan.passthrough)
+            x = video.attend_to_text(x, encoder_hidden_states)
+        if plan.audio:
+            y = audio.attend_to_self(y, plan.audio_self, plan.passthrough)
+            y = audio.attend_to_text(y, audio_encoder_hidden_states)
+        if plan.a2v is not False or plan.v2a is not False:
+            # Both directions see the streams as they are before either update.
+            normed_x, normed_y = video.cross_norm(x), audio.cross_norm(y)
+            if plan.a2v is not False:
+                x = video.take_from(x, normed_x, audio, normed_y, "a2v", plan.a2v)
+            if plan.v2a is not False:
+                y = audio.take_from(y, normed_y, video, normed_x, "v2a", plan.v2a)
+        if plan.video:
+            x = video.feed_forward(x)
+        if plan.audio:
+            y = audio.feed_forward(y)
+        return x, y
+
+
+def _norm(dim: int, shared: SharedSettings) -> nn.RMSNorm:
+    return nn.RMSNorm(dim, eps=shared.norm_eps, elementwise_affine=shared.norm_elementwise_affine)
+
+
+def _attention(
+    queries: StreamSizes, heads: StreamSizes, context_dim: int | None, shared: SharedSettings
+) -> LTX2Attention:
+    return LTX2Attention(
+        queries.dim,
+        heads.heads,
+        heads.head_dim,
+        context_dim,
+        bias=shared.attention_bias,
+        out_bias=shared.attention_out_bias,
+        rope_type=shared.rope_type,
+        apply_gated_attention=queries.gated_attn,
+    )
+
+
+class _TwoStreamMetadata(TransformerBlockMetadata):
+    """Tells diffusers' block caches that the second stream of a block is the audio, where they expect text."""
+
+    def _get_parameter_from_args_kwargs(self, identifier: str, args: tuple = (), kwargs: dict | None = None) -> Any:
+        name = "audio_hidden_states" if identifier == "encoder_hidden_states" else identifier
+        return super()._get_parameter_from_args_kwargs(name, args, kwargs)
+
+
+# Writing the entry directly avoids `register`, which imports every transformer that diffusers has.
+TransformerBlockRegistry._registry[LTX2AVTransformerBlock] = _TwoStreamMetadata(
+    return_hidden_states_index=0, return_encoder_hidden_states_index=1, _cls=LTX2AVTransformerBlock
+)

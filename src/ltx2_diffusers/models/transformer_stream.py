@@ -1,0 +1,205 @@
+"""One stream of the audio-video transformer outside its blocks: input projection, conditioning, output head.
+
+Shapes: B batch, S tokens of the stream, T text tokens, D width, R distinct timesteps.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from .modulation import Modulation, TokenLayout, distinct_timesteps, evaluate, modulate
+from .rope import RotaryTables
+from .tensor_memo import TensorMemo, host_can_read
+
+# A score lowered by this much has no weight; the value is diffusers' for text masks.
+MASKED_SCORE = -10000.0
+
+# How the attention between the streams is conditioned on time: see `LTX2AVTransformer3DModel.forward`.
+CROSS_TIMESTEP_MODES = ("own", "other", "gate")
+
+
+class StreamRequest(NamedTuple):
+    """What the caller of a forward pass says about one stream.
+
+    Args:
+        name (`str`): `"video"` or `"audio"`, for messages.
+        tokens (`torch.Tensor`, *optional*): `[B, S, C]` latents; `None` where the stream is absent.
+        context (`torch.Tensor`): `[B, T, C]` text features.
+        timestep (`torch.Tensor`): `[B]` or `[B, S]` in [0, 1000].
+        sigma (`torch.Tensor`, *optional*): `[B]`, the noise level of the sample in [0, 1000].
+        coords (`torch.Tensor`): `[B, n, S, 2]` positions.
+        text_mask (`torch.Tensor`, *optional*): `[B, T]` multiplicative, or `[B, 1 or S, T]` additive.
+        self_mask (`torch.Tensor`, *optional*): `[B, S, S]` multiplicative, in [0, 1].
+        enabled (`bool`): Whether the stream's tokens are updated.
+    """
+
+    name: str
+    tokens: torch.Tensor | None
+    context: torch.Tensor | None
+    timestep: torch.Tensor | None
+    sigma: torch.Tensor | None
+    coords: torch.Tensor | None
+    text_mask: torch.Tensor | None
+    self_mask: torch.Tensor | None = None
+    enabled: bool = True
+
+    @property
+    def present(self) -> bool:
+        """Whether there is anything to compute; no tokens count as none."""
+        return self.tokens is not None and self.tokens.shape[1] > 0
+
+    def timesteps(self) -> torch.Tensor:
+        """`[B, 1]` or `[B, S]` float32."""
+        if self.timestep is None:
+            raise ValueError(f"{self.name} tokens need a timestep; got None.")
+        batch_size, num_tokens = self.tokens.shape[:2]
+        if self.timestep.numel() == 1:
+            return self.timestep.float().reshape(1, 1).expand(batch_size, 1)
+        if self.timestep.numel() not in (batch_size, batch_size * num_tokens):
+            raise ValueError(
+                f"The {self.name} timestep must have one value per sample ({batch_size}) or per token "
+                f"({batch_size} x {num_tokens}), got the shape {tuple(self.timestep.shape)}."
+            )
+        return self.timestep.float().reshape(batch_size, -1)
+
+    def sample_sigma(self, purpose: str) -> torch.Tensor:
+        """`[B, 1]` float32, the noise level of every sample."""
+        prefix = "" if self.name == "video" else "audio_"
+        if self.sigma is None:
+            raise ValueError(
+                f"{prefix}sigma is needed for {purpose}; pass the noise level times 1000, one per sample."
+            )
+        return self.sigma.float().reshape(-1, 1)
+
+
+class ModelStream:
+    """One stream's view of the model: the modules outside the blocks that act on it.
+
+    Args:
+        model ([`LTX2AVTransformer3DModel`]): The model viewed.
+        prefix (`str`): `""` for video, `"audio_"` for audio: what the names of its modules begin with.
+    """
+
+    def __init__(self, model: nn.Module, prefix: str) -> None:
+        self.proj_in = getattr(model, f"{prefix}proj_in")
+        self.caption_projection = getattr(model, f"{prefix}caption_projection", None)
+        self.time_embed = getattr(model, f"{prefix}time_embed")
+        self.prompt_adaln = getattr(model, f"{prefix}prompt_adaln", None)
+        self.rope = getattr(model, f"{prefix}rope")
+        self.cross_rope = model.cross_attn_audio_rope if prefix else model.cross_attn_rope
+        self.cross_scale_shift = getattr(model, f"av_cross_attn_{prefix or 'video_'}scale_shift")
+        self.cross_gate = model.av_cross_attn_audio_v2a_gate if prefix else model.av_cross_attn_video_a2v_gate
+        self.table = getattr(model, f"{prefix}scale_shift_table")
+        self.norm_out = getattr(model, f"{prefix}norm_out")
+        self.proj_out = getattr(model, f"{prefix}proj_out")
+
+    def project_context(self, context: torch.Tensor) -> torch.Tensor:
+        """Text features `[B, T, C]` as the blocks take them."""
+        return context if self.caption_projection is None else self.caption_projection(context)
+
+    def time_modulation(
+        self, timestep: torch.Tensor, layout: TokenLayout, dtype: torch.dtype
+    ) -> tuple[Modulation, Modulation]:
+        """Values for the blocks and for the head, from distinct timesteps `[B, R]`."""
+        return evaluate(self.time_embed, timestep, layout, dtype)
+
+    def prompt_modulation(self, request: StreamRequest, dtype: torch.dtype) -> Modulation | None:
+        """Values for the text context; `None` where no module computes them."""
+        if self.prompt_adaln is None:
+            return None
+        sigma = request.sample_sigma("the prompt modulation of this model")
+        return evaluate(self.prompt_adaln, sigma, TokenLayout(), dtype)[0]
+
+    def cross_modulation(
+        self,
+        own: tuple[torch.Tensor, TokenLayout],
+        other: StreamRequest,
+        mode: str,
+        gate_factor: float,
+        dtype: torch.dtype,
+    ) -> tuple[Modulation, Modulation]:
+        """Values for the attention between the streams.
+
+        Args:
+            own (`tuple[torch.Tensor, TokenLayout]`): Distinct timesteps of this stream.
+            other ([`StreamRequest`]): The other stream.
+            mode (`str`): One of [`CROSS_TIMESTEP_MODES`].
+            gate_factor (`float`): What timesteps are multiplied by for the gate.
+            dtype (`torch.dtype`): The dtype to compute in.
+        """
+        scale_shift_source = gate_source = own
+        if mode != "own":
+            purpose = f"cross_timestep_mode={mode!r}"
+            gate_source = other.sample_sigma(purpose), TokenLayout()
+        if mode == "other":
+            scale_shift_source = gate_source
+        timestep, layout = gate_source
+        scale_shift = evaluate(self.cross_scale_shift, *scale_shift_source, dtype)[0]
+        return scale_shift, evaluate(self.cross_gate, timestep * gate_factor, layout, dtype)[0]
+
+    def tables(self, coords: torch.Tensor, device: torch.device) -> tuple[RotaryTables, RotaryTables]:
+        """Rotary tables of self-attention and of the attention between the streams."""
+        return self.rope(coords, device=device), self.cross_rope(coords, device=device)
+
+    def head(self, x: torch.Tensor, embedded: Modulation) -> torch.Tensor:
+        """Velocities `[B, S, C]` from the tokens `[B, S, D]` of the last block."""
+        shift, scale = embedded.with_table(self.table)
+        return self.proj_out(modulate(self.norm_out(x), scale, shift, embedded.layout))
+
+
+def stream_timesteps(request: StreamRequest, split_index: nn.Module | None) -> tuple[torch.Tensor, TokenLayout]:
+    """Distinct timesteps of a stream and their layout; `split_index` is given where ranks share the tokens."""
+    distinct, layout = distinct_timesteps(request.timesteps(), as_index=split_index is not None)
+    if split_index is not None and layout.index is not None:
+        layout = TokenLayout(index=split_index(layout.index))
+    return distinct, layout
+
+
+def text_mask_bias(request: StreamRequest, dtype: torch.dtype, memo: TensorMemo) -> torch.Tensor | None:
+    """A text mask as additive bias `[B, 1, 1 or S, T]`, or `None` if it masks nothing.
+
+    Whether it masks nothing is looked up once per mask, not once per call; see [`TensorMemo`].
+    """
+    mask, length = request.text_mask, request.context.shape[1]
+    if mask is None:
+        return None
+    if mask.ndim not in (2, 3) or mask.shape[-1] != length:
+        raise ValueError(
+            f"The {request.name} text mask must be [B, {length}] or [B, 1, {length}] to fit the text, "
+            f"got the shape {tuple(mask.shape)}."
+        )
+
+    def bias() -> torch.Tensor | None:
+        if mask.ndim == 3:
+            return None if host_can_read(mask) and not bool(mask.any()) else mask[:, None]
+        if host_can_read(mask) and bool((mask == 1).all()):
+            return None
+        return ((1 - mask.to(dtype)) * MASKED_SCORE)[:, None, None]
+
+    return memo.get(mask, ("text", dtype), bias)
+
+
+def self_mask_bias(request: StreamRequest, dtype: torch.dtype, memo: TensorMemo) -> torch.Tensor | None:
+    """A self-attention mask of strengths as additive bias `[B, 1, S, S]`, or `None` if it masks nothing.
+
+    A strength m in (0, 1) multiplies the weight of a key, so the bias is log(m); 0 gives the lowest finite number.
+    """
+    mask = request.self_mask
+    if mask is None:
+        return None
+    num_tokens = request.tokens.shape[1]
+    if mask.ndim != 3 or tuple(mask.shape[1:]) != (num_tokens, num_tokens):
+        raise ValueError(
+            f"The {request.name} self-attention mask must be [B, {num_tokens}, {num_tokens}], "
+            f"got the shape {tuple(mask.shape)}."
+        )
+
+    def bias() -> torch.Tensor | None:
+        if host_can_read(mask) and bool((mask == 1).all()):
+            return None
+        strengths = mask.float()
+        logarithms = strengths.clamp(min=torch.finfo(torch.float32).tiny).log().to(dtype)
+        return torch.where(strengths > 0, logarithms, torch.finfo(dtype).min)[:, None]
+
+    return memo.get(mask, ("self", dtype), bias)

@@ -1,0 +1,80 @@
+"""All components of a pipeline out of one original checkpoint file."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .class_names import COMPONENT_CLASSES
+from .hub_files import local_file
+from .original import OriginalCheckpoint
+from .single_file import load_component
+
+FILE_COMPONENTS = ("transformer", "connectors", "vae", "audio_vae", "vocoder")
+_HUB_OPTIONS = ("revision", "cache_dir", "local_files_only", "token", "force_download")
+
+
+def load_pipeline_components(
+    path_or_link: str | os.PathLike,
+    text_encoder: Any,
+    tokenizer: Any = None,
+    torch_dtype: torch.dtype | None = None,
+    **given: Any,
+) -> dict[str, Any]:
+    """The constructor arguments of a pipeline, read from an original file and a Gemma folder.
+
+    Args:
+        path_or_link: The safetensors file, or a Hub link to one.
+        text_encoder: A language model, or a folder or Hub id to load it (and the tokenizer) from.
+        tokenizer: Its tokenizer; needed if `text_encoder` is a model.
+        torch_dtype: Data type of the components, default as stored.
+        given: Components that replace the file's, and options of the download (`revision`, `cache_dir`, ...).
+    """
+    import ltx2_diffusers
+
+    hub = {name: given.pop(name) for name in _HUB_OPTIONS if name in given}
+    path = local_file(path_or_link, **hub)
+    checkpoint = OriginalCheckpoint(path)
+    components = dict(given)
+    missing = [name for name in FILE_COMPONENTS if name not in components and name not in checkpoint.components()]
+    if missing:
+        raise ValueError(
+            f"{checkpoint.name} holds {', '.join(checkpoint.components()) or 'no LTX-2 component'}, but a pipeline also "
+            f"needs {', '.join(missing)}; pass them as arguments"
+        )
+    text_encoder, tokenizer = _load_text_encoder(text_encoder, tokenizer, torch_dtype, hub)
+    for name in FILE_COMPONENTS:
+        if name not in components:
+            two_stages = name == "vocoder" and any(key.startswith("bwe_") for key in checkpoint.component(name))
+            class_name = COMPONENT_CLASSES[name][-1 if two_stages else 0]
+            components[name] = load_component(getattr(ltx2_diffusers, class_name), path, torch_dtype=torch_dtype)
+    if "scheduler" not in components:
+        components["scheduler"] = default_scheduler(path)
+    return {**components, "text_encoder": text_encoder, "tokenizer": tokenizer}
+
+
+def default_scheduler(path: str | os.PathLike) -> Any:
+    """The reference schedule; a distilled checkpoint, told by its file name, takes noise levels as they are."""
+    from ..schedulers.scheduling_ltx2 import LTX2Scheduler
+
+    if "distilled" in Path(path).name:
+        return LTX2Scheduler(use_dynamic_shifting=False, shift_terminal=None)
+    return LTX2Scheduler()
+
+
+def _load_text_encoder(text_encoder: Any, tokenizer: Any, dtype: torch.dtype | None, hub: dict[str, Any]) -> tuple:
+    if not isinstance(text_encoder, (str, os.PathLike)):
+        if tokenizer is None:
+            raise ValueError("a `text_encoder` given as a model needs its `tokenizer` beside it")
+        return text_encoder, tokenizer
+    from transformers import AutoModelForImageTextToText, AutoTokenizer
+
+    source = os.fspath(text_encoder)
+    nested = {name: os.path.isdir(os.path.join(source, name)) for name in ("text_encoder", "tokenizer")}
+    if tokenizer is None:
+        folder = {"subfolder": "tokenizer"} if nested["tokenizer"] else {}
+        tokenizer = AutoTokenizer.from_pretrained(source, **folder, **hub)
+    folder = {"subfolder": "text_encoder"} if nested["text_encoder"] else {}
+    model = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype or "auto", **folder, **hub)
+    return model, tokenizer

@@ -1,0 +1,134 @@
+"""The packaged golden vectors: does this machine compute what the two reference implementations compute?
+
+Each check loads tiny weights in original layout, runs one component and compares with numbers that the Lightricks
+reference and diffusers agree on.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+GOLDEN = Path(__file__).parents[1] / "resources" / "golden"
+# Largest error relative to the largest expected value. The reduced types are judged by what their rounding costs over
+# a network of this depth.
+TOLERANCES = {torch.float32: 2e-5, torch.bfloat16: 8e-2, torch.float16: 2e-2}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One component, one case: how to run it, and which tensor of the case holds the expected result."""
+
+    name: str
+    class_name: str
+    folder: str
+    case: str
+    run: Callable[[Any, dict[str, torch.Tensor]], torch.Tensor]
+    expected: str
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """Outcome of a check: the relative error, or why it could not run."""
+
+    name: str
+    case: str
+    error: float
+    tolerance: float
+    failure: str | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether the check ran and its error is within the tolerance."""
+        return self.failure is None and self.error <= self.tolerance
+
+
+def _transformer(stream: int, model: Any, case: dict[str, torch.Tensor]) -> torch.Tensor:
+    inputs = {name: value for name, value in case.items() if not name.startswith("expected")}
+    return model(**inputs, return_dict=False)[stream]
+
+
+def _connectors(stream: int, model: Any, case: dict[str, torch.Tensor]) -> torch.Tensor:
+    return model(case["text_encoder_hidden_states"], case["attention_mask"])[stream]
+
+
+def _decode(key: str, model: Any, case: dict[str, torch.Tensor]) -> torch.Tensor:
+    return model.decode(case[key], return_dict=False)[0]
+
+
+def _encode(key: str, model: Any, case: dict[str, torch.Tensor]) -> torch.Tensor:
+    return model.encode(case[key], return_dict=False)[0].parameters
+
+
+def _call(key: str, model: Any, case: dict[str, torch.Tensor]) -> torch.Tensor:
+    result = model(case[key])
+    return result if isinstance(result, torch.Tensor) else result[0]
+
+
+_TRANSFORMER, _VAE = "LTX2AVTransformer3DModel", "AutoencoderKLLTX2Video"
+CHECKS = (
+    Check("transformer 2.0, video", _TRANSFORMER, "transformer/ltx20_split", "t2v", partial(_transformer, 0), "expected_video"),
+    Check("transformer 2.0, audio", _TRANSFORMER, "transformer/ltx20_split", "t2v", partial(_transformer, 1), "expected_audio"),
+    Check("transformer 2.3, video", _TRANSFORMER, "transformer/ltx23", "t2v", partial(_transformer, 0), "expected_video"),
+    Check("transformer 2.3, audio", _TRANSFORMER, "transformer/ltx23", "t2v", partial(_transformer, 1), "expected_audio"),
+    Check("connectors 2.0", "LTX2TextConnectors", "connectors/ltx20_split", "left_padded", partial(_connectors, 0), "expected_video_embeds"),
+    Check("connectors 2.3", "LTX2TextConnectors", "connectors/ltx23", "left_padded", partial(_connectors, 1), "expected_audio_embeds"),
+    Check("video VAE, decode", _VAE, "video_vae", "decode_f2_2x3", partial(_decode, "latent"), "video"),
+    Check("video VAE, encode", _VAE, "video_vae", "encode_f9_64x96", partial(_encode, "video"), "moments"),
+    Check("audio VAE, decode", "AutoencoderKLLTX2Audio", "audio_vae", "decode_t5", partial(_decode, "latent"), "mel"),
+    Check("audio VAE, encode", "AutoencoderKLLTX2Audio", "audio_vae", "encode_t17", partial(_encode, "mel"), "moments"),
+    Check("vocoder 2.0", "LTX2Vocoder", "vocoder", "waveform_t9", partial(_call, "mel"), "waveform"),
+    Check("vocoder 2.3", "LTX2VocoderWithBWE", "vocoder/bwe", "waveform_aligned", partial(_call, "mel"), "waveform_reference"),
+    Check("latent upsampler x2", "LTX2LatentUpsamplerModel", "latent_upsampler/x2_rational", "a", partial(_call, "latent"), "upsampled"),
+)  # fmt: skip
+
+
+@torch.no_grad()
+def run_checks(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Iterator[CheckResult]:
+    """Run every check and yield its outcome.
+
+    Args:
+        device: Where the components run.
+        dtype: Data type of weights and inputs: float32, bfloat16 or float16.
+    """
+    if dtype not in TOLERANCES:
+        raise ValueError(f"`dtype` has to be one of {', '.join(map(str, TOLERANCES))} but is {dtype}")
+    for check in CHECKS:
+        try:
+            error = _relative_error(check, torch.device(device), dtype)
+            yield CheckResult(check.name, check.case, error, TOLERANCES[dtype])
+        except (RuntimeError, ValueError, OSError, TypeError, NotImplementedError) as failure:
+            reason = str(failure).splitlines()[0] if str(failure) else type(failure).__name__
+            yield CheckResult(check.name, check.case, float("nan"), TOLERANCES[dtype], reason)
+    yield _schedule_check()
+
+
+def _relative_error(check: Check, device: torch.device, dtype: torch.dtype) -> float:
+    import ltx2_diffusers
+
+    folder = GOLDEN / check.folder
+    model = getattr(ltx2_diffusers, check.class_name).from_single_file(
+        folder / "original.safetensors", config=folder, torch_dtype=dtype, device=device
+    )
+    case = load_file(folder / "cases" / f"{check.case}.safetensors")
+    # Times and positions stay in float32, as pipelines pass them.
+    exact = ("timestep", "audio_timestep", "sigma", "audio_sigma", "video_coords", "audio_coords")
+    inputs = {
+        name: value.to(device, dtype if value.is_floating_point() and name not in exact else None)
+        for name, value in case.items()
+    }
+    expected = case[check.expected].double()
+    actual = check.run(model, inputs).double().cpu()
+    return ((actual - expected).abs().max() / expected.abs().max()).item()
+
+
+def _schedule_check() -> CheckResult:
+    from ..schedulers.scheduling_ltx2 import LTX2Scheduler
+
+    expected = load_file(GOLDEN / "sampling" / "schedules.safetensors")["ltx2/default/steps40"]
+    error = (LTX2Scheduler.execute(40) - expected).abs().max().item()
+    return CheckResult("scheduler", "ltx2, 40 steps", error, 2e-6)

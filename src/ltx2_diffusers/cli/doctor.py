@@ -1,0 +1,50 @@
+"""`ltx2 doctor`: does this machine compute the right numbers?"""
+
+import argparse
+import importlib.metadata
+import platform
+from typing import Any
+
+from .loading import DTYPES
+
+VERSIONED = ("ltx2-diffusers", "torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "av")
+
+
+def add_parser(commands: Any) -> None:
+    """Add the subcommand to the parser."""
+    parser = commands.add_parser(
+        "doctor",
+        help="check every component against packaged reference numbers",
+        description="Run every component on packaged inputs and compare with the numbers of the reference "
+        "implementations. Exit status 1 if one differs by more than the tolerance.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--device", default="cpu", help="where to run: cpu, cuda, cuda:1, mps")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="data type of weights and inputs")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print versions and the table of errors."""
+    import torch
+
+    from ..checkpoints.self_check import run_checks
+
+    for name in VERSIONED:
+        print(f"{name:<16}{importlib.metadata.version(name)}")
+    print(f"{'python':<16}{platform.python_version()} on {platform.system()} {platform.machine()}")
+    print(f"{'device':<16}{_device_name(torch, options.device)}, {options.dtype}\n")
+    print(f"{'component':<26}{'case':<18}{'relative error':>16}{'tolerance':>12}  result")
+    failed = 0
+    for result in run_checks(options.device, getattr(torch, options.dtype)):
+        failed += not result.passed
+        verdict = "ok" if result.passed else f"FAILED {result.failure or ''}".strip()
+        print(f"{result.name:<26}{result.case:<18}{result.error:>16.1e}{result.tolerance:>12.1e}  {verdict}")
+    print(f"\n{f'{failed} checks failed' if failed else 'all checks passed'}")
+    return 1 if failed else 0
+
+
+def _device_name(torch: Any, device: str) -> str:
+    if torch.device(device).type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return device

@@ -1,0 +1,111 @@
+"""`ltx2 info`: what a checkpoint holds."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+
+def add_parser(commands: Any) -> None:
+    """Add the subcommand to the parser."""
+    parser = commands.add_parser(
+        "info",
+        help="show components, versions and sizes of a checkpoint",
+        description="Show components, versions and sizes of a checkpoint without loading it.",
+    )
+    parser.add_argument(
+        "checkpoint", help="folder in diffusers layout, original .safetensors file, or a packaged name"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the table."""
+    from ..checkpoints.packaged import PACKAGED, packaged_checkpoint
+
+    path = packaged_checkpoint(options.checkpoint) if options.checkpoint in PACKAGED else Path(options.checkpoint)
+    if not path.exists():
+        raise ValueError(
+            f"{options.checkpoint} is neither a file, a folder nor a packaged name ({', '.join(PACKAGED)}); download a "
+            "Hub repository first"
+        )
+    summary = describe_folder(path) if path.is_dir() else describe_file(path)
+    if options.json:
+        print(json.dumps(summary, indent=2))
+        return 0
+    print(f"{options.checkpoint}: {summary['layout']} layout, LTX-{summary['version']} {summary['kind']}")
+    print(f"{'component':<18}{'class':<38}{'tensors':>9}{'parameters':>13}{'size':>11}  dtypes")
+    for name, part in summary["components"].items():
+        numbers = f"{part['tensors']:>9}{_short(part['parameters']):>13}{_short(part['bytes'], 'B'):>11}"
+        print(f"{name:<18}{part['class']:<38}{numbers if part['tensors'] else '':<33}  {', '.join(part['dtypes'])}")
+    return 0
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """Summary of an original file."""
+    from ..checkpoints.class_names import class_name_for
+    from ..checkpoints.original import OriginalCheckpoint
+    from ..checkpoints.presets import model_version
+
+    checkpoint = OriginalCheckpoint(path)
+    names = checkpoint.components()
+    if not names:
+        raise ValueError(f"{path} holds no component of LTX-2")
+    parts = {
+        name: _part(class_name_for(name, checkpoint.config(name)), checkpoint.component(name, keep_quantized=True))
+        for name in names
+    }
+    version = model_version(checkpoint.config("transformer")) if "transformer" in names else "unknown"
+    return {
+        "layout": "original",
+        "version": checkpoint.metadata.get("model_version", version),
+        "kind": "distilled" if "distilled" in path.name else "dev",
+        "components": parts,
+    }
+
+
+def describe_folder(path: Path) -> dict[str, Any]:
+    """Summary of a folder in diffusers layout."""
+    from ..checkpoints.presets import model_kind, model_version
+    from ..checkpoints.safetensors_io import read_folder
+
+    index = path / "model_index.json"
+    if not index.is_file():
+        raise ValueError(f"{path} has no model_index.json; give the folder of a whole pipeline")
+    parts = {}
+    for name, entry in json.loads(index.read_text()).items():
+        if not isinstance(entry, list) or not entry[0]:
+            continue
+        stem = next(
+            (s for s in ("diffusion_pytorch_model", "model") if list((path / name).glob(f"{s}*.safetensors"))), None
+        )
+        parts[name] = _part(entry[1], read_folder(path / name, stem) if stem else {})
+    configs = {
+        name: json.loads((path / name / file).read_text())
+        for name, file in (("transformer", "config.json"), ("scheduler", "scheduler_config.json"))
+        if (path / name / file).is_file()
+    }
+    return {
+        "layout": "diffusers",
+        "version": model_version(configs.get("transformer", {})) if "transformer" in configs else "unknown",
+        "kind": model_kind(configs.get("scheduler", {})),
+        "components": parts,
+    }
+
+
+def _part(class_name: str, entries: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "class": class_name,
+        "tensors": len(entries),
+        "parameters": sum(entry.num_bytes // entry.dtype.itemsize for entry in entries.values()),
+        "bytes": sum(entry.num_bytes for entry in entries.values()),
+        "dtypes": sorted({str(entry.dtype).removeprefix("torch.") for entry in entries.values()}),
+    }
+
+
+def _short(number: int, unit: str = "") -> str:
+    for factor, prefix in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if number >= factor:
+            return f"{number / factor:.2f} {prefix}{unit}"
+    return f"{number} {unit}".strip()

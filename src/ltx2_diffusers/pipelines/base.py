@@ -1,0 +1,102 @@
+"""What all pipelines share: components, loading and saving in both worlds, and the state of a running call."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.video_processor import VideoProcessor
+
+from ..checkpoints.class_names import to_ours, to_portable
+from ..models.saving import AtomicSaveMixin
+
+
+class LTX2PipelineBase(AtomicSaveMixin, DiffusionPipeline):
+    """Loading, saving and run-time state of every LTX-2 pipeline.
+
+    Folders saved by diffusers load into this package's classes. What is saved here names diffusers' classes wherever
+    diffusers has them, so that it loads there too.
+    """
+
+    model_cpu_offload_seq = "prompt_enhancer->text_encoder->connectors->transformer->vae->audio_vae->vocoder"
+    _optional_components = ["processor", "prompt_enhancer"]  # noqa: RUF012 (diffusers reads a list)
+    _callback_tensor_inputs = ["latents", "audio_latents", "prompt_embeds", "negative_prompt_embeds"]  # noqa: RUF012
+
+    @classmethod
+    def load_config(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
+        """Read `model_index.json`, recognising a scheduler that was saved under its portable name."""
+        config = super().load_config(pretrained_model_name_or_path, **kwargs)
+        index = config[0] if isinstance(config, tuple) else config
+        scheduler = Path(pretrained_model_name_or_path, "scheduler", "scheduler_config.json")
+        if "scheduler" in index and scheduler.is_file() and "shift_tokens" in json.loads(scheduler.read_text()):
+            index["scheduler"] = ["ltx2_diffusers", "LTX2Scheduler"]
+        return config
+
+    @classmethod
+    def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> tuple[dict, dict, dict]:
+        """Resolve component entries of `model_index.json` to this package's classes."""
+        # The optional duration head has no class here; an empty entry for it is not worth a warning.
+        config_dict = {k: v for k, v in config_dict.items() if k != "duration_head" or (v and v[0] is not None)}
+        init_dict, unused, hidden = super().extract_init_dict(config_dict, **kwargs)
+        components = {
+            name: to_ours(*value) for name, value in init_dict.items() if isinstance(value, (list, tuple)) and value[0]
+        }
+        return {**init_dict, **components}, unused, hidden
+
+    def register_to_config(self, **kwargs: Any) -> None:
+        """Record components under the names that diffusers knows."""
+        portable = {
+            name: to_portable(*value) if isinstance(value, (list, tuple)) and value and value[0] else value
+            for name, value in kwargs.items()
+        }
+        super().register_to_config(**portable)
+
+    def _register(self, **components: Any) -> None:
+        """Register components and derive sizes from them; a missing component leaves the published value."""
+        self.register_modules(**components)
+        self.vae_spatial_compression_ratio = getattr(self._component("vae"), "spatial_compression_ratio", 32)
+        self.vae_temporal_compression_ratio = getattr(self._component("vae"), "temporal_compression_ratio", 8)
+        audio_vae, transformer = self._component("audio_vae"), self._component("transformer")
+        self.audio_vae_mel_compression_ratio = getattr(audio_vae, "mel_compression_ratio", 4)
+        self.audio_vae_temporal_compression_ratio = getattr(audio_vae, "temporal_compression_ratio", 4)
+        self.transformer_spatial_patch_size = transformer.config.patch_size if transformer is not None else 1
+        self.transformer_temporal_patch_size = transformer.config.patch_size_t if transformer is not None else 1
+        self.audio_sampling_rate = audio_vae.config.sample_rate if audio_vae is not None else 16000
+        self.audio_hop_length = audio_vae.config.mel_hop_length if audio_vae is not None else 160
+        tokenizer = self._component("tokenizer")
+        self.tokenizer_max_length = tokenizer.model_max_length if tokenizer is not None else 1024
+        self.video_processor = VideoProcessor(vae_scale_factor=self.vae_spatial_compression_ratio)
+
+    def _component(self, name: str) -> Any:
+        return getattr(self, name, None)
+
+    def _require(self, *names: str) -> None:
+        """Raise if a component that this call needs was not loaded."""
+        missing = [name for name in names if self._component(name) is None]
+        if missing:
+            raise ValueError(
+                f"this call needs the components {missing}, which the pipeline was built without; pass them to the "
+                "constructor or to from_pretrained"
+            )
+
+    @property
+    def num_timesteps(self) -> int:
+        """Denoising steps of the running or last call."""
+        return self._num_timesteps
+
+    @property
+    def current_timestep(self) -> torch.Tensor | None:
+        """Noise level of the running step times 1000, `None` outside a call."""
+        return self._current_timestep
+
+    @property
+    def attention_kwargs(self) -> dict[str, Any] | None:
+        """Extra arguments of the transformer's attention, such as the LoRA `scale`."""
+        return self._attention_kwargs
+
+    @property
+    def interrupt(self) -> bool:
+        """Set to `True` (by a callback, say) to skip the remaining steps."""
+        return self._interrupt

@@ -1,0 +1,138 @@
+"""Noise levels of a call, and the call's way through the denoising loop."""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.utils import logging
+
+from ..checkpoints.presets import Preset, model_kind, model_version, preset
+from ..sampling.denoiser import GuidedDenoiser, Streams, TextContext
+from ..sampling.loop import denoise, with_latents
+from ..sampling.samplers import Sampler
+from ..schedulers.scheduling_ltx2 import LTX2Scheduler
+from ..schedulers.sigmas import MAX_SHIFT, shift_for_tokens
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class StepCallback:
+    """A caller's function to run after each step, as in all diffusers pipelines.
+
+    Args:
+        function: Called as `function(pipeline, step, timestep, tensors)`; may return replacements in a dict.
+        names: Tensors it wants to see.
+        constants: Tensors that do not change during the call, by name.
+    """
+
+    function: Callable[..., dict[str, Any] | None] | None
+    names: Sequence[str]
+    constants: dict[str, torch.Tensor | None]
+
+    def __call__(self, pipeline: Any, step: int, timestep: torch.Tensor, states: Streams) -> Streams:
+        """Show the new states to the function and return the states to go on with."""
+        if self.function is None:
+            return states
+        latents = Streams(*(None if state is None else state.latent for state in states))
+        known = {**self.constants, "latents": latents.video, "audio_latents": latents.audio}
+        returned = self.function(pipeline, step, timestep, {name: known[name] for name in self.names}) or {}
+        replaced = Streams(returned.get("latents", latents.video), returned.get("audio_latents", latents.audio))
+        return states if replaced == latents else with_latents(states, replaced)
+
+
+class DenoiseStage:
+    """The sampling part of a pipeline; needs the components `scheduler` and `transformer`."""
+
+    @property
+    def preset(self) -> Preset:
+        """Reference settings of the loaded checkpoint, by its version and kind."""
+        return preset(model_version(self.transformer.config), model_kind(self.scheduler.config))
+
+    def _sigmas(
+        self,
+        num_tokens: int,
+        num_inference_steps: int | None,
+        sigmas: Sequence[float] | None = None,
+        timesteps: Sequence[float] | None = None,
+    ) -> torch.Tensor:
+        """Noise levels `[N + 1]` of a call, float32 on the CPU, ending in 0.
+
+        Args:
+            num_tokens: Video tokens, conditions included; some schedules shift by it.
+            num_inference_steps: Number of steps, default the preset's.
+            sigmas: Explicit levels. `LTX2Scheduler` takes them as they are; a FlowMatchEuler scheduler shifts them.
+            timesteps: Explicit levels times 1000, taken as they are.
+        """
+        if sigmas is not None and timesteps is not None:
+            raise ValueError("give either `sigmas` or `timesteps`, not both")
+        # The pipeline's own scheduler stays untouched, so that one pipeline can serve several calls.
+        scheduler = copy.deepcopy(self.scheduler)
+        if timesteps is not None or isinstance(scheduler, LTX2Scheduler):
+            if sigmas is None and timesteps is None and num_inference_steps is None:
+                sigmas = self.preset.sigmas
+            steps = None if sigmas is not None or timesteps is not None else num_inference_steps
+            own = scheduler if isinstance(scheduler, LTX2Scheduler) else LTX2Scheduler()
+            if sigmas is None and timesteps is None:
+                steps = steps or self.preset.num_inference_steps
+            own.set_timesteps(steps, sigmas=sigmas, timesteps=timesteps, num_tokens=num_tokens)
+            return own.sigmas.float().cpu()
+        return self._flow_match_sigmas(scheduler, num_tokens, num_inference_steps, sigmas)
+
+    def _flow_match_sigmas(
+        self, scheduler: Any, num_tokens: int, num_inference_steps: int | None, sigmas: Sequence[float] | None
+    ) -> torch.Tensor:
+        """The levels that diffusers' LTX-2 pipelines take from their scheduler."""
+        config = scheduler.config
+        if config.get("stochastic_sampling") or config.get("invert_sigmas"):
+            raise ValueError(
+                "the scheduler's `stochastic_sampling` and `invert_sigmas` are not supported; build it with both off"
+            )
+        if sigmas is None and num_inference_steps is None and self.preset.sigmas is not None:
+            sigmas = self.preset.sigmas
+        if sigmas is None:
+            steps = num_inference_steps or self.preset.num_inference_steps
+            sigmas = np.linspace(1.0, 1 / steps, steps)
+        mu = shift_for_tokens(
+            num_tokens, config.base_shift, config.max_shift, config.base_image_seq_len, config.max_image_seq_len
+        )
+        if config.get("use_dynamic_shifting") and mu > MAX_SHIFT:
+            logger.warning(
+                f"{num_tokens} video tokens shift the noise schedule by {mu:.2f}, beyond the {MAX_SHIFT} that the model "
+                "was trained with; LTX2Scheduler.from_config(pipe.scheduler.config) keeps the trained shift at any size"
+            )
+        scheduler.set_timesteps(sigmas=list(sigmas), mu=mu)
+        return scheduler.sigmas.float().cpu()
+
+    def _denoise(
+        self,
+        states: Streams,
+        sigmas: torch.Tensor,
+        contexts: tuple[TextContext, TextContext | None],
+        guiders: Streams,
+        *,
+        cross_timestep: str,
+        sampler: Sampler,
+        callback: StepCallback,
+    ) -> Streams:
+        """Run the denoising loop with progress bar, callback and interruption."""
+        denoiser = GuidedDenoiser(self.transformer, *contexts, guiders, cross_timestep, self._attention_kwargs)
+        timesteps = sigmas[:-1] * 1000
+        self._num_timesteps = len(timesteps)
+        self._forwards_per_step = denoiser.forwards_per_step
+        with self.progress_bar(total=len(timesteps)) as progress:
+
+            def on_step(step: int, new_states: Streams, _prediction: Streams) -> Streams:
+                new_states = callback(self, step, timesteps[step], new_states)
+                progress.update()
+                self._current_timestep = timesteps[min(step + 1, len(timesteps) - 1)]
+                return new_states
+
+            self._current_timestep = timesteps[0]
+            try:
+                return denoise(denoiser, states, sigmas, sampler, on_step, lambda: self._interrupt)
+            finally:
+                self._current_timestep = None

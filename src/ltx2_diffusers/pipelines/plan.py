@@ -1,0 +1,72 @@
+"""The sizes of one generation, worked out once and read by every later stage.
+
+Shapes: B videos of the batch, F latent frames, h latent rows, w latent columns, L audio latents, M latent mel bins.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..conditioning.shapes import AudioLatentShape, VideoLatentShape
+
+
+@dataclass(frozen=True)
+class GenerationPlan:
+    """Sizes of a generation.
+
+    Args:
+        num_frames: Pixel frames of the clip.
+        height, width: Size of a frame in pixels.
+        frame_rate: Playback rate in frames per second; the duration of the audio follows it.
+        motion_speed: Speed of the motion relative to real time; positions are laid out at
+            `frame_rate / motion_speed`.
+        video: Latent shape `[B, C, F, h, w]`.
+        audio: Latent shape `[B, C, L, M]`.
+    """
+
+    num_frames: int
+    height: int
+    width: int
+    frame_rate: float
+    motion_speed: float
+    video: VideoLatentShape
+    audio: AudioLatentShape
+
+    @property
+    def batch_size(self) -> int:
+        """Videos of the batch."""
+        return self.video.batch
+
+    @property
+    def num_video_tokens(self) -> int:
+        """Tokens of the clip at the patch size 1 of every released model."""
+        return self.video.frames * self.video.height * self.video.width
+
+    @property
+    def duration_s(self) -> float:
+        """Length of the clip in seconds."""
+        return self.num_frames / self.frame_rate
+
+    @property
+    def position_frame_rate(self) -> float:
+        """Frame rate at which the positions of the video tokens are laid out."""
+        return self.frame_rate / self.motion_speed
+
+
+def inferred_size(
+    latents: torch.Tensor | None,
+    given: Sequence[int | None],
+    defaults: Sequence[int],
+    spatial_ratio: int,
+    temporal_ratio: int,
+) -> tuple[int, int, int]:
+    """Height, width and frames of a clip: what is given, else what unpacked latents imply, else the defaults."""
+    implied: Sequence[int | None] = (None, None, None)
+    if latents is not None and latents.ndim == 5:
+        frames, rows, columns = latents.shape[2:]
+        implied = (rows * spatial_ratio, columns * spatial_ratio, (frames - 1) * temporal_ratio + 1)
+    height, width, num_frames = (
+        next(value for value in options if value is not None) for options in zip(given, implied, defaults)
+    )
+    return height, width, num_frames

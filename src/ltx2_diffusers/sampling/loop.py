@@ -1,0 +1,62 @@
+"""The one denoising loop: every pipeline, stage and sampler runs through it."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from .denoiser import GuidedDenoiser, Streams
+from .samplers import Sampler
+
+StepCallback = Callable[[int, Streams, Streams], Streams]
+
+
+def denoise(
+    denoiser: GuidedDenoiser,
+    states: Streams,
+    sigmas: torch.Tensor,
+    sampler: Sampler,
+    on_step: StepCallback | None = None,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> Streams:
+    """Walk the states of both streams down a list of noise levels.
+
+    Args:
+        denoiser: Predicts the clean tokens of both streams from noisy states.
+        states: `LatentState` of each stream at the noise level `sigmas[0]`.
+        sigmas: Falling noise levels `[N + 1]`, float32 on the CPU.
+        sampler: Turns a prediction into the next state.
+        on_step: Called with the step's index, the new states and the prediction; returns the states to go on with.
+        interrupted: Asked before each step; the remaining steps are left out when it answers `True`.
+
+    Returns:
+        The states at the last noise level.
+    """
+    for step in range(len(sigmas) - 1):
+        if interrupted():
+            break
+
+        def predict(noisy: Streams, sigma: torch.Tensor, step: int = step) -> Streams:
+            return blend(denoiser(noisy, sigma, step), noisy)
+
+        states, prediction = sampler.step(predict, states, sigmas, step)
+        if on_step is not None:
+            states = on_step(step, states, prediction)
+    return states
+
+
+def blend(predictions: Streams, states: Streams) -> Streams:
+    """Hold predictions to the clean tokens as far as the denoise mask asks."""
+    return Streams(
+        *(
+            None
+            if state is None
+            else prediction * state.denoise_mask + state.clean_latent.float() * (1 - state.denoise_mask)
+            for prediction, state in zip(predictions, states)
+        )
+    )
+
+
+def with_latents(states: Streams, latents: Streams) -> Streams:
+    """The states with other latents."""
+    return Streams(*(None if s is None else replace(s, latent=latent) for s, latent in zip(states, latents)))

@@ -1,0 +1,187 @@
+import threading
+import wave
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from ltx2_diffusers.media.muxing import replace_audio
+from ltx2_diffusers.media.reading import probe, read_audio, read_video
+from ltx2_diffusers.media.writing import write_audio, write_video
+
+from .clips import gradient_clip, tone
+
+
+def packets(path, kind):
+    with av.open(str(path)) as container:
+        return [bytes(packet) for packet in container.demux(**{kind: 0}) if packet.size]
+
+
+@pytest.fixture
+def talking_clip(tmp_path):
+    return write_video(tmp_path / "talking.mp4", gradient_clip(12), 24, tone(), 24000)
+
+
+def test_clip_with_sound_reads_back(tmp_path):
+    clip = gradient_clip(12)
+    path = write_video(tmp_path / "new" / "folder" / "clip.mp4", clip, 23.976, tone(), 24000, crf=5)
+    info = probe(path)
+    assert (info.num_frames, info.height, info.width) == (12, 48, 64)
+    assert str(info.frame_rate) == "24000/1001"
+    assert (info.sampling_rate, info.audio_channels, info.num_audio_streams) == (24000, 2, 1)
+    assert (read_video(path).float() / 255 - clip.movedim(1, -1)).abs().mean() < 0.01
+    audio, rate = read_audio(path)
+    assert rate == 24000
+    # AAC fills its last frame with silence.
+    assert 12000 <= audio.shape[-1] < 12000 + 1024
+    assert (audio[0, :, :12000] - tone()).abs().mean() < 0.01
+
+
+def test_stream_is_tagged_h264_yuv420p_bt709_with_the_index_in_front(talking_clip):
+    with av.open(str(talking_clip)) as container:
+        context = container.streams.video[0].codec_context
+        assert (context.name, context.pix_fmt) == ("h264", "yuv420p")
+        assert (context.colorspace, context.color_primaries, context.color_trc, context.color_range) == (1, 1, 1, 1)
+        assert container.streams.audio[0].codec_context.name == "aac"
+    content = talking_clip.read_bytes()
+    assert content.index(b"moov") < content.index(b"mdat")
+
+
+def test_saturated_colours_survive(tmp_path):
+    clip = torch.zeros(3, 3, 32, 32)
+    clip[0, 0] = clip[1, 1] = clip[2, 2] = 1
+    frames = read_video(write_video(tmp_path / "rgb.mp4", clip, 24, crf=0))
+    assert (frames.float() / 255 - clip.movedim(1, -1)).abs().max() < 0.03
+
+
+def test_sound_lies_next_to_its_pictures(tmp_path):
+    path = write_video(tmp_path / "long.mp4", torch.zeros(96, 3, 32, 32), 24, tone(4.0), 24000)
+    with av.open(str(path)) as container:
+        kinds = [packet.stream.type for packet in container.demux() if packet.size]
+    half = kinds[: len(kinds) // 2]
+    assert 0.3 < half.count("audio") / kinds.count("audio") < 0.7
+
+
+def test_mono_is_written_on_both_channels_and_layouts_agree(tmp_path):
+    mono = tone()[0]
+    expected = None
+    for audio in (mono, mono[None], mono[:, None], torch.stack([mono, mono]), torch.stack([mono, mono], dim=1)):
+        path = write_video(tmp_path / "mono.mp4", gradient_clip(2), 24, audio.numpy(), 24000)
+        written = packets(path, "audio")
+        expected = expected or written
+        assert written == expected
+
+
+def test_lower_crf_and_other_presets_change_the_file(tmp_path):
+    clip = (gradient_clip(8) + torch.rand(8, 3, 48, 64) * 0.2).clamp(0, 1)
+    default = write_video(tmp_path / "default.mp4", clip, 24).stat().st_size
+    fine = write_video(tmp_path / "fine.mp4", clip, 24, crf=5).stat().st_size
+    other = write_video(tmp_path / "slow.mp4", clip, 24, preset="slow").stat().st_size
+    assert fine > 2 * default
+    assert other != default
+
+
+def test_frames_are_made_in_the_calling_thread_while_earlier_ones_are_encoded(tmp_path):
+    threads = set()
+
+    def decode():
+        for chunk in gradient_clip(8).split(2):
+            threads.add(threading.current_thread())
+            yield chunk
+
+    path = write_video(tmp_path / "stream.mp4", decode(), 24)
+    assert threads == {threading.current_thread()}
+    assert probe(path).num_frames == 8
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_interrupted_decoding_leaves_nothing(tmp_path, error):
+    def decode():
+        yield gradient_clip(4)
+        raise error
+
+    with pytest.raises(error):
+        write_video(tmp_path / "half.mp4", decode(), 24, tone(), 24000)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_frames_of_different_sizes_are_refused(tmp_path):
+    chunks = [gradient_clip(2), gradient_clip(2, height=32)]
+    with pytest.raises(ValueError, match="first is 48x64, frame 2 is 32x64"):
+        write_video(tmp_path / "sizes.mp4", chunks, 24)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"frames": []}, "frames is empty"),
+        ({"frames": torch.zeros(0, 3, 32, 32)}, "frames is empty"),
+        ({"frames": torch.zeros(2, 3, 33, 32)}, "crop to 32x32"),
+        ({"frame_rate": 0}, "frame_rate"),
+        ({"audio": tone()}, "sampling_rate is required"),
+        ({"audio": tone(), "sampling_rate": 24001}, "resample to 24000"),
+        ({"audio": torch.zeros(2, 0), "sampling_rate": 24000}, "no samples"),
+        ({"audio": torch.zeros(6, 100), "sampling_rate": 24000}, "1 or 2 channels"),
+        ({"audio": torch.zeros(1, 2, 100), "sampling_rate": 24000}, r"\[channels, samples\]"),
+        ({"audio": torch.zeros(2, 100, dtype=torch.int16), "sampling_rate": 24000}, "32768"),
+        ({"audio": torch.full((2, 100), float("nan")), "sampling_rate": 24000}, "not finite"),
+        ({"audio": tone(), "sampling_rate": 24000, "audio_source": "talking.mp4"}, "both given"),
+        ({"crf": 52}, "use 51"),
+        ({"preset": "quick"}, "preset must be one of"),
+        ({"path": "clip.gif"}, r"clip\.mp4"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_a_file_appears(tmp_path, change, message):
+    arguments = {"path": "clip.mp4", "frames": torch.zeros(2, 3, 32, 32), "frame_rate": 24} | change
+    arguments["path"] = tmp_path / arguments["path"]
+    with pytest.raises(ValueError, match=message):
+        write_video(**arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sound_of_another_file_is_copied_up_to_the_end_of_the_video(tmp_path, talking_clip):
+    same = write_video(tmp_path / "same.mp4", gradient_clip(12, 64, 64), 24, audio_source=talking_clip)
+    assert packets(same, "audio") == packets(talking_clip, "audio")
+    short = write_video(tmp_path / "short.mp4", gradient_clip(6), 24, audio_source=talking_clip)
+    kept = packets(short, "audio")
+    assert kept == packets(talking_clip, "audio")[: len(kept)]
+    assert probe(short).duration_s == pytest.approx(0.25, abs=0.05)
+
+
+def test_silent_audio_source_is_refused(tmp_path):
+    silent = write_video(tmp_path / "silent.mp4", gradient_clip(2), 24)
+    with pytest.raises(ValueError, match="has no audio stream"):
+        write_video(tmp_path / "new.mp4", gradient_clip(2), 24, audio_source=silent)
+
+
+def test_new_sound_keeps_every_video_packet(tmp_path, talking_clip):
+    sound = tone(0.5, 48000, 880.0)
+    path = replace_audio(talking_clip, tmp_path / "dubbed.mp4", sound, 48000)
+    assert packets(path, "video") == packets(talking_clip, "video")
+    assert torch.equal(read_video(path), read_video(talking_clip))
+    audio, rate = read_audio(path)
+    assert rate == 48000
+    assert (audio[0, :, :24000] - sound).abs().mean() < 0.01
+
+
+def test_sound_may_be_replaced_in_place_but_not_without_pictures(tmp_path, talking_clip):
+    before = packets(talking_clip, "video")
+    replace_audio(talking_clip, talking_clip, tone(0.5, 48000), 48000)
+    assert packets(talking_clip, "video") == before
+    assert probe(talking_clip).sampling_rate == 48000
+    sound = write_audio(tmp_path / "sound.wav", tone(), 24000)
+    with pytest.raises(ValueError, match="no video stream"):
+        replace_audio(sound, tmp_path / "new.mp4", tone(), 24000)
+
+
+def test_wave_file_holds_rounded_16_bit_samples(tmp_path):
+    path = write_audio(tmp_path / "sounds" / "sound.wav", torch.tensor([[0.0, 1.0, -1.0, 2.0, 0.5]]), 24000)
+    with wave.open(str(path)) as file:
+        assert (file.getnchannels(), file.getsampwidth(), file.getframerate()) == (2, 2, 24000)
+        samples = np.frombuffer(file.readframes(5), dtype="<i2").reshape(-1, 2)
+    assert samples[:, 0].tolist() == [0, 32767, -32767, 32767, 16384]
+    assert np.array_equal(samples[:, 0], samples[:, 1])
+    with pytest.raises(ValueError, match=r"sound\.wav"):
+        write_audio(tmp_path / "sound.mp3", tone(), 24000)

@@ -22,7 +22,7 @@ FLOOR = math.log(1e-5)
 
 def test_golden_filterbank() -> None:
     tensors = load_tensors("audio_vae/cases/mel_filterbank.safetensors")
-    assert_close(mel_filterbank(), tensors["filterbank"], atol=1e-6, rtol=0)
+    assert_close(mel_filterbank(), tensors["filterbank"], atol=1e-7, rtol=0)
 
 
 @pytest.mark.parametrize("path", WAVEFORMS, ids=lambda path: path.stem)
@@ -33,7 +33,7 @@ def test_golden_front_end(path) -> None:
     assert_close(resampled, tensors["waveform_16k"], atol=1e-6, rtol=0)
     mel = log_mel_spectrogram(resampled)
     assert_close(mel, tensors["mel"], atol=2e-3, rtol=0)
-    assert_close(mel.exp(), tensors["mel"].exp(), atol=1e-6, rtol=1e-5)
+    assert_close(mel.exp(), tensors["mel"].exp(), atol=1e-6, rtol=0)
     stereo = tensors["mel"].expand(-1, 2, -1, -1)
     assert_close(waveform_to_mel(tensors["waveform"], rate), stereo, atol=2e-3, rtol=0)
 
@@ -127,7 +127,7 @@ def test_unusable_waveforms_are_refused(waveform: torch.Tensor, message: str) ->
         waveform_to_mel(waveform, 16000)
 
 
-@pytest.mark.parametrize("rate", [0, -1, 16000.5])
+@pytest.mark.parametrize("rate", [0, -1, 16000.0])
 def test_unusable_rates_are_refused(rate: float) -> None:
     with pytest.raises(ValueError, match="source_rate must be a positive whole number"):
         resample(torch.zeros(1, 2, 600), rate, 16000)

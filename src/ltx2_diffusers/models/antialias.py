@@ -1,4 +1,4 @@
-"""Anti-aliased periodic activations of the LTX-2.3 vocoder, and the low-pass filters behind them.
+"""Low-pass filters for changes of the sampling rate, and the anti-aliased activations of the LTX-2.3 vocoder.
 
 Shape legend: B batch, C channels, N samples, K filter taps.
 """
@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# The resampler of the bandwidth extension: zero crossings on each side and roll-off, as torchaudio's defaults.
-_ZERO_CROSSINGS = 6
-_ROLLOFF = 0.99
+# Both resamplers' low-pass: zero crossings on each side, and cutoff relative to the lower Nyquist frequency
+# (torchaudio's defaults).
+ZERO_CROSSINGS = 6
+ROLLOFF = 0.99
 
 
 def kaiser_sinc_filter(ratio: int, kernel_size: int) -> Tensor:
@@ -44,8 +45,21 @@ def _kaiser_beta(attenuation: float) -> float:
     return 0.0
 
 
+def hann_sinc(time: Tensor) -> Tensor:
+    """Sinc under a Hann window that ends at the sixth zero crossing.
+
+    Args:
+        time: any shape, in units of zero crossings.
+
+    Returns:
+        The values, in the shape of `time`.
+    """
+    time = time.clamp(-ZERO_CROSSINGS, ZERO_CROSSINGS)
+    return torch.sinc(time) * torch.cos(time * math.pi / ZERO_CROSSINGS / 2) ** 2
+
+
 def hann_sinc_filter(ratio: int) -> Tensor:
-    """Taps of the Hann-windowed sinc (6 zero crossings, roll-off 0.99) that raises a sampling rate `ratio` times.
+    """Taps of the Hann-windowed sinc with roll-off 0.99 that raises a sampling rate `ratio` times.
 
     Args:
         ratio: factor between the rates.
@@ -53,10 +67,9 @@ def hann_sinc_filter(ratio: int) -> Tensor:
     Returns:
         `[K]`, float32, with K = 14 * ratio + 1.
     """
-    width = math.ceil(_ZERO_CROSSINGS / _ROLLOFF)
-    time = (torch.arange(2 * width * ratio + 1) / ratio - width) * _ROLLOFF
-    window = torch.cos(time.clamp(-_ZERO_CROSSINGS, _ZERO_CROSSINGS) * math.pi / _ZERO_CROSSINGS / 2) ** 2
-    return torch.sinc(time) * window * _ROLLOFF / ratio
+    width = math.ceil(ZERO_CROSSINGS / ROLLOFF)
+    time = (torch.arange(2 * width * ratio + 1) / ratio - width) * ROLLOFF
+    return hann_sinc(time) * ROLLOFF / ratio
 
 
 def upsample(x: Tensor, taps: Tensor, ratio: int, padding: int, crop_left: int) -> Tensor:
@@ -89,7 +102,7 @@ def resample_up(x: Tensor, ratio: int) -> Tensor:
         `[B, C, N * ratio]`.
     """
     taps = hann_sinc_filter(ratio)
-    width = math.ceil(_ZERO_CROSSINGS / _ROLLOFF)
+    width = taps.shape[0] // (2 * ratio)
     return upsample(x, taps, ratio, padding=width, crop_left=2 * width * ratio)
 
 

@@ -44,7 +44,7 @@ class AutoencoderKLLTX2Audio(ModelMixin, AutoencoderMixin, ConfigMixin, Original
         mid_block_add_attention: attention at the coarsest level.
         sample_rate: rate of the spectrogram's waveform in Hz.
         mel_hop_length: samples between mel frames.
-        is_causal: whether the first latent step covers one mel frame instead of four; tells time stamps apart.
+        is_causal: whether the first latent step covers one mel frame instead of four, for those who time the steps.
         mel_bins: M, also the number of bins that `decode` returns.
         double_z: the encoder gives means and log-variances; must be True.
     """

@@ -276,7 +276,7 @@ class AudioDecoder(nn.Module):
         for level in reversed(self.up):
             hidden = level.upsample(level(hidden))
         mel = self.conv_out(F.silu(self.norm_out(hidden)))
-        frames = max(COMPRESSION_RATIO * (latents.shape[2] - 1) + 1, 1)
+        frames = COMPRESSION_RATIO * (latents.shape[2] - 1) + 1
         return _fit(mel, frames, latents.shape[3] if self.mel_bins is None else self.mel_bins)
 
 

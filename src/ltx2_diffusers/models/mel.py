@@ -5,19 +5,19 @@ Samples are floats in [-1, 1]. All arithmetic is float32: half precision is too 
 """
 
 import math
+from numbers import Integral
 
 import torch
 from diffusers.utils import logging
 from torch import Tensor
 from torch.nn import functional as F
 
+from .antialias import ROLLOFF, ZERO_CROSSINGS, hann_sinc
+
 logger = logging.get_logger(__name__)
 
 # Weight of the centre and surround channels in a stereo downmix (-3 dB, as the LTX-2 trainer rounds it).
 _SURROUND = 0.707
-# The resampler's low-pass: zero crossings on each side, and cutoff relative to the lower Nyquist frequency.
-_ZERO_CROSSINGS = 6
-_ROLLOFF = 0.99
 # Smallest mel energy before the logarithm; silence therefore reads ln(1e-5) = -11.5129.
 LOG_MEL_FLOOR = 1e-5
 # Slaney's mel scale: linear up to 1 kHz (mel 15), then 27 mels for each factor of 6.4.
@@ -76,7 +76,7 @@ def resample(waveform: Tensor, source_rate: int, target_rate: int) -> Tensor:
         return waveform
     divisor = math.gcd(source_rate, target_rate)
     source, target = source_rate // divisor, target_rate // divisor
-    width = math.ceil(_ZERO_CROSSINGS * source / (min(source, target) * _ROLLOFF))
+    width = math.ceil(ZERO_CROSSINGS * source / (min(source, target) * ROLLOFF))
     kernel = _resampling_kernel(source, target, width, waveform.device)
 
     position = torch.arange(math.ceil(target * waveform.shape[-1] / source), device=waveform.device)
@@ -89,14 +89,12 @@ def resample(waveform: Tensor, source_rate: int, target_rate: int) -> Tensor:
 
 def _resampling_kernel(source: int, target: int, width: int, device: torch.device) -> Tensor:
     """Taps of every output phase, counted from `width` samples before the nearest earlier input: `[target, taps]`."""
-    cutoff = min(source, target) * _ROLLOFF
+    cutoff = min(source, target) * ROLLOFF
     phase = torch.arange(target, device=device)
     index = (phase * source // target)[:, None] + torch.arange(-width, width + 1, device=device)
     # Rounding in float32 at each step is part of the reference's filter: float64 taps differ by 1e-5.
     time = (index.float() / source - phase[:, None].float() / target) * cutoff
-    time = time.clamp(-_ZERO_CROSSINGS, _ZERO_CROSSINGS)
-    window = torch.cos(time * math.pi / _ZERO_CROSSINGS / 2) ** 2
-    return torch.sinc(time) * window * (cutoff / source)
+    return hann_sinc(time) * (cutoff / source)
 
 
 def mel_filterbank(
@@ -115,14 +113,13 @@ def mel_filterbank(
     """
     _check_positive(mel_bins=mel_bins, sample_rate=sample_rate, n_fft=n_fft)
     nyquist = sample_rate / 2
-    frequencies = torch.linspace(0, nyquist, n_fft // 2 + 1, dtype=torch.float64)
-    edges = _mel_to_hz(torch.linspace(0, _hz_to_mel(nyquist), mel_bins + 2, dtype=torch.float64))
+    # Float32 throughout: the reference's filters carry its rounding, which shows near the feet of the triangles.
+    frequencies = torch.linspace(0, nyquist, n_fft // 2 + 1, device=device)
+    edges = _mel_to_hz(torch.linspace(0, _hz_to_mel(nyquist), mel_bins + 2, device=device))
     lower, centre, upper = edges[:-2], edges[1:-1], edges[2:]
     rising = (frequencies[:, None] - lower) / (centre - lower)
     falling = (upper - frequencies[:, None]) / (upper - centre)
-    filters = torch.minimum(rising, falling).clamp(min=0) * (2 / (upper - lower))
-    # Built in float64 on the CPU, because some accelerators have no float64.
-    return filters.float().to(device)
+    return torch.minimum(rising, falling).clamp(min=0) * (2 / (upper - lower))
 
 
 def _hz_to_mel(frequency_hz: float) -> float:
@@ -134,7 +131,7 @@ def _hz_to_mel(frequency_hz: float) -> float:
 
 def _mel_to_hz(mel: Tensor) -> Tensor:
     """Frequencies of Slaney's mel values."""
-    return torch.where(mel < _MEL_BREAK, 200 * mel / 3, _MEL_BREAK_HZ * torch.exp(_MEL_LOG_STEP * (mel - _MEL_BREAK)))
+    return torch.where(mel < _MEL_BREAK, 200 / 3 * mel, _MEL_BREAK_HZ * torch.exp(_MEL_LOG_STEP * (mel - _MEL_BREAK)))
 
 
 def log_mel_spectrogram(
@@ -217,5 +214,5 @@ def _check_waveform(waveform: Tensor) -> None:
 def _check_positive(**values: int) -> None:
     """Refuse sizes and rates that are no positive whole numbers."""
     for name, value in values.items():
-        if value != int(value) or value < 1:
+        if not isinstance(value, Integral) or value < 1:
             raise ValueError(f"{name} must be a positive whole number, got {value}; use {max(1, round(value))}.")

@@ -1,0 +1,254 @@
+"""Guidance formulas on predictions of the clean sample (x0), in float32 and per sample.
+
+A guider's `delta` is added to the conditional prediction. Shapes: B batch, the other axes are the stream's own.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+# Keeps a projection on an all-zero prediction finite (value of the reference).
+PROJECTION_EPS = 1e-8
+
+
+def projection_coefficient(vector: torch.Tensor, onto: torch.Tensor) -> torch.Tensor:
+    """How much of `onto` lies in `vector`, `[B, 1, ...]`: the inner product over the squared length of `onto`."""
+    axes = tuple(range(1, vector.ndim))
+    product = (vector * onto).sum(dim=axes, keepdim=True)
+    return product / (onto.square().sum(dim=axes, keepdim=True) + PROJECTION_EPS)
+
+
+def clip_norm(guidance: torch.Tensor, threshold: float) -> torch.Tensor:
+    """Guidance `[B, ...]` shortened to a norm of at most `threshold` per sample; 0 leaves it alone."""
+    if threshold <= 0:
+        return guidance
+    norm = torch.linalg.vector_norm(guidance, dim=tuple(range(1, guidance.ndim)), keepdim=True)
+    return guidance * (threshold / norm).clamp(max=1.0)
+
+
+def project_guidance(guidance: torch.Tensor, cond: torch.Tensor, eta: float) -> torch.Tensor:
+    """Guidance whose share along the conditional prediction is scaled by `eta`."""
+    parallel = projection_coefficient(guidance, cond) * cond
+    return eta * parallel + (guidance - parallel)
+
+
+def rescale_to_std(pred: torch.Tensor, cond: torch.Tensor, strength: float) -> torch.Tensor:
+    """A guided prediction `[B, ...]` brought towards the standard deviation of the conditional one, per sample."""
+    axes = tuple(range(1, pred.ndim))
+    ratio = cond.std(dim=axes, keepdim=True) / pred.std(dim=axes, keepdim=True)
+    return pred * (strength * ratio + (1 - strength))
+
+
+@dataclass(frozen=True)
+class CFGGuider:
+    """Classifier-free guidance: away from the prediction of the negative prompt.
+
+    Args:
+        scale: Guidance scale; 1 is neutral.
+    """
+
+    scale: float
+
+    def delta(self, cond: torch.Tensor, uncond: torch.Tensor) -> torch.Tensor:
+        """What to add to `cond`."""
+        return (self.scale - 1) * (cond.float() - uncond.float())
+
+    def enabled(self) -> bool:
+        """Whether the negative pass is needed."""
+        return self.scale != 1.0
+
+
+@dataclass(frozen=True)
+class CFGStarRescalingGuider:
+    """Classifier-free guidance with the negative prediction scaled to fit the conditional one (CFG-Zero*).
+
+    Args:
+        scale: Guidance scale; 1 is neutral.
+    """
+
+    scale: float
+
+    def delta(self, cond: torch.Tensor, uncond: torch.Tensor) -> torch.Tensor:
+        """What to add to `cond`."""
+        cond, uncond = cond.float(), uncond.float()
+        return (self.scale - 1) * (cond - projection_coefficient(cond, uncond) * uncond)
+
+    def enabled(self) -> bool:
+        """Whether the negative pass is needed."""
+        return self.scale != 1.0
+
+
+@dataclass(frozen=True)
+class STGGuider:
+    """Spatio-temporal guidance: away from the prediction of a perturbed pass.
+
+    Args:
+        scale: Guidance scale; 0 is neutral.
+    """
+
+    scale: float
+
+    def delta(self, cond: torch.Tensor, perturbed: torch.Tensor) -> torch.Tensor:
+        """What to add to `cond`."""
+        return self.scale * (cond.float() - perturbed.float())
+
+    def enabled(self) -> bool:
+        """Whether the perturbed pass is needed."""
+        return self.scale != 0.0
+
+
+@dataclass(frozen=True)
+class LtxAPGGuider:
+    """Adaptive projected guidance: clips guidance that is too long and weakens its share along the prediction.
+
+    Args:
+        scale: Guidance scale; 1 is neutral.
+        eta: Weight of the share along the conditional prediction, default 1.0 (kept).
+        norm_threshold: Largest norm of the guidance per sample, default 0.0 (any).
+    """
+
+    scale: float
+    eta: float = 1.0
+    norm_threshold: float = 0.0
+
+    def delta(self, cond: torch.Tensor, uncond: torch.Tensor) -> torch.Tensor:
+        """What to add to `cond`."""
+        cond = cond.float()
+        guidance = clip_norm(cond - uncond.float(), self.norm_threshold)
+        return (self.scale - 1) * project_guidance(guidance, cond, self.eta)
+
+    def enabled(self) -> bool:
+        """Whether the negative pass is needed."""
+        return self.scale != 1.0
+
+
+@dataclass
+class StatefulAPGGuider:
+    """Adaptive projected guidance with momentum over the steps; one object serves one stream of one run.
+
+    Args:
+        scale: Weight of the guidance; 0 is neutral (not 1: the weight is not reduced by one here).
+        eta: Weight of the share along the conditional prediction, default 1.0 (kept).
+        norm_threshold: Largest norm of the guidance per sample, default 5.0; 0 for any.
+        momentum: Share of the guidance of earlier steps, default 0.0.
+    """
+
+    scale: float
+    eta: float = 1.0
+    norm_threshold: float = 5.0
+    momentum: float = 0.0
+    _running: torch.Tensor | None = field(default=None, init=False, repr=False)
+
+    def delta(self, cond: torch.Tensor, uncond: torch.Tensor) -> torch.Tensor:
+        """What to add to `cond`; remembers the guidance for the next call."""
+        cond = cond.float()
+        guidance = cond - uncond.float()
+        if self.momentum != 0:
+            if self._running is not None:
+                guidance = self.momentum * self._running + guidance
+            self._running = guidance
+        return self.scale * project_guidance(clip_norm(guidance, self.norm_threshold), cond, self.eta)
+
+    def enabled(self) -> bool:
+        """Whether the negative pass is needed."""
+        return self.scale != 0.0
+
+
+@dataclass(frozen=True)
+class MultiModalGuiderParams:
+    """Weights of the guidance terms of one stream; the defaults are neutral and cost nothing.
+
+    Args:
+        cfg_scale: Against the negative prompt; 1 is neutral.
+        stg_scale: Against the perturbed pass; 0 is neutral.
+        stg_blocks: Blocks that the perturbed pass perturbs in this stream; None means all, default none.
+        rescale_scale: Share in [0, 1] of the conditional prediction's standard deviation that is restored; 0 is off.
+        modality_scale: Against the pass in which the streams do not see each other; 1 is neutral.
+        skip_step: Steps to skip after each guided one; 0 is off.
+    """
+
+    cfg_scale: float = 1.0
+    stg_scale: float = 0.0
+    stg_blocks: tuple[int, ...] | list[int] | None = ()
+    rescale_scale: float = 0.0
+    modality_scale: float = 1.0
+    skip_step: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.rescale_scale <= 1.0:
+            raise ValueError(f"rescale_scale must lie in [0, 1], got {self.rescale_scale}.")
+        if self.skip_step < 0:
+            raise ValueError(f"skip_step must not be negative, got {self.skip_step}; use 0.")
+
+
+class MultiModalGuider:
+    """All guidance terms of one stream.
+
+    Args:
+        params: Weights of the terms.
+    """
+
+    def __init__(self, params: MultiModalGuiderParams) -> None:
+        self.params = params
+
+    def do_unconditional_generation(self) -> bool:
+        """Whether the pass with the negative prompt is needed."""
+        return not math.isclose(self.params.cfg_scale, 1.0)
+
+    def do_perturbed_generation(self) -> bool:
+        """Whether the perturbed pass is needed."""
+        return not math.isclose(self.params.stg_scale, 0.0)
+
+    def do_isolated_modality_generation(self) -> bool:
+        """Whether the pass in which the streams do not see each other is needed."""
+        return not math.isclose(self.params.modality_scale, 1.0)
+
+    def should_skip_step(self, step: int) -> bool:
+        """Whether this step reuses the stream's last prediction; the first step never does."""
+        return self.params.skip_step != 0 and step % (self.params.skip_step + 1) != 0
+
+    def calculate(
+        self,
+        cond: torch.Tensor,
+        uncond: torch.Tensor | None = None,
+        perturbed: torch.Tensor | None = None,
+        isolated: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The guided prediction `[B, ...]` in float32.
+
+        Args:
+            cond: Prediction with the prompt.
+            uncond: Prediction with the negative prompt; None where its term is neutral.
+            perturbed: Prediction of the perturbed pass; None where its term is neutral.
+            isolated: Prediction without attention between the streams; None where its term is neutral.
+        """
+        terms = (
+            ("uncond", uncond, self.params.cfg_scale - 1, self.do_unconditional_generation()),
+            ("perturbed", perturbed, self.params.stg_scale, self.do_perturbed_generation()),
+            ("isolated", isolated, self.params.modality_scale - 1, self.do_isolated_modality_generation()),
+        )
+        cond = cond.float()
+        pred = cond
+        for name, other, weight, needed in terms:
+            if needed and other is None:
+                raise ValueError(f"{name} is missing although its weight is {weight:g}; run that pass too.")
+            # A neutral term is left out, so that a pass made for the other stream changes nothing here.
+            if needed:
+                pred = pred + weight * (cond - other.float())
+        if self.params.rescale_scale == 0:
+            return pred
+        return rescale_to_std(pred, cond, self.params.rescale_scale)
+
+
+def params_at_sigma(bins: Mapping[float, MultiModalGuiderParams], sigma: float) -> MultiModalGuiderParams:
+    """The params of the smallest upper bound that is not below `sigma`, or of the largest bound.
+
+    Args:
+        bins: Upper bound of sigma to params; each bin begins above the next smaller bound.
+        sigma: Noise level in [0, 1].
+    """
+    if not bins:
+        raise ValueError("bins must hold params for at least one upper bound of sigma; use {1.0: params}.")
+    return bins[min((bound for bound in bins if bound >= sigma), default=max(bins))]

@@ -16,7 +16,7 @@ from . import configs, keys
 from . import folder as layout
 from .original import OriginalCheckpoint, cast_floating
 from .presets import model_version
-from .safetensors_io import Entry, SafetensorsFile, read_folder, write_file
+from .safetensors_io import Entry, read_folder, tensor_differences, write_file
 
 PIPELINE_COMPONENTS = ("transformer", "connectors", "vae", "audio_vae", "vocoder")
 # From this version on a checkpoint must name its text encoder, which a diffusers folder does not record.
@@ -124,20 +124,6 @@ def differences(original: str | os.PathLike, folder: str | os.PathLike, dtype: t
     return found
 
 
-def tensor_differences(entries: Mapping[str, Entry], others: Mapping[str, Entry]) -> list[str]:
-    """Compares two sets of tensors name by name, holding one pair in memory at a time."""
-    found = [
-        f"{name}: missing in the {'second' if name in entries else 'first'}" for name in set(entries) ^ set(others)
-    ]
-    for name in set(entries) & set(others):
-        one, other = entries[name], others[name]
-        if one.dtype != other.dtype or one.shape != other.shape:
-            found.append(f"{name}: {one.dtype} {list(one.shape)} and {other.dtype} {list(other.shape)}")
-        elif not _same_bytes(one.load(), other.load()):
-            found.append(f"{name}: different values")
-    return sorted(found)
-
-
 def original_components(
     path: str | os.PathLike, dtype: torch.dtype | None = None, only: str | None = None
 ) -> dict[str, tuple[dict[str, Entry], dict[str, Any]]]:
@@ -215,17 +201,5 @@ def _merged(template: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str
     return result
 
 
-def _same_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
-    # Byte by byte, so that NaN equals itself and the two zeros differ.
-    return torch.equal(one.contiguous().view(-1).view(torch.uint8), other.contiguous().view(-1).view(torch.uint8))
-
-
 def _path(path: str | os.PathLike | None) -> Path | None:
     return None if path is None else Path(path)
-
-
-def count_tensors(path: str | os.PathLike) -> int:
-    """Number of tensors in an original file or in the components of a diffusers folder, for progress displays."""
-    if Path(path).is_dir():
-        return sum(len(entries) for entries, _ in folder_components(path).values())
-    return len(SafetensorsFile(path).entries)

@@ -277,3 +277,22 @@ def read_folder(folder: Path, stem: str = "diffusion_pytorch_model") -> dict[str
     if lost := sorted(key for key, name in weight_map.items() if key not in files[name]):
         raise ValueError(f"{str(index)!r} names tensors that its shards lack, e.g. {', '.join(lost[:3])}")
     return {key: files[name][key] for key, name in weight_map.items()}
+
+
+def tensor_differences(entries: Mapping[str, Entry], others: Mapping[str, Entry]) -> list[str]:
+    """Compares two sets of tensors name by name, holding one pair in memory at a time."""
+    found = [
+        f"{name}: missing in the {'second' if name in entries else 'first'}" for name in set(entries) ^ set(others)
+    ]
+    for name in set(entries) & set(others):
+        one, other = entries[name], others[name]
+        if one.dtype != other.dtype or one.shape != other.shape:
+            found.append(f"{name}: {one.dtype} {list(one.shape)} and {other.dtype} {list(other.shape)}")
+        elif not _same_bytes(one.load(), other.load()):
+            found.append(f"{name}: different values")
+    return sorted(found)
+
+
+def _same_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
+    # Byte by byte, so that NaN equals itself and the two zeros differ.
+    return torch.equal(one.contiguous().view(-1).view(torch.uint8), other.contiguous().view(-1).view(torch.uint8))

@@ -7,6 +7,7 @@ from torch.testing import assert_close
 
 from ltx2_diffusers.conditioning.patchifiers import AudioPatchifier
 from ltx2_diffusers.conditioning.shapes import AudioLatentShape
+from ltx2_diffusers.conditioning.tools import AudioLatentTools
 from ltx2_diffusers.models.audio_vae import AutoencoderKLLTX2Audio, conform_latent_length
 from ltx2_diffusers.models.mel import waveform_to_mel
 from tests.golden_data import GOLDEN_DIR, golden_cases, load_json, load_tensors
@@ -69,12 +70,14 @@ def test_golden_decode(case: str, golden_vae: dict) -> None:
 
 
 def test_golden_latent_layout() -> None:
-    """The statistics' feature order and the transformer's token layout are those of the reference."""
+    """The statistics' feature order and the transformer's token layout and times are those of the reference."""
     tensors = load_tensors("audio_vae/cases/patchifier.safetensors")
     latent, tokens = tensors["latent"], tensors["tokens"]
     shape = AudioLatentShape.from_torch_shape(latent.shape)
     assert_close(AudioPatchifier().patchify(latent), tokens, atol=0, rtol=0)
     assert_close(AudioPatchifier().unpatchify(tokens, shape), latent, atol=0, rtol=0)
+    times = AudioLatentTools(AudioPatchifier(), shape).positions()
+    assert_close(times, tensors["time_bounds_seconds"], atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("case", load_json("audio_vae/cases/latent_lengths.json"), ids=str)

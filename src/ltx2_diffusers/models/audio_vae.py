@@ -195,8 +195,9 @@ class AutoencoderKLLTX2Audio(ModelMixin, AutoencoderMixin, ConfigMixin, Original
         expected = self.latents_mean.shape[0]
         if latents.ndim not in (3, 4) or features != expected:
             raise ValueError(
-                f"latents must be tokens [batch, steps, {expected}] or have shape [batch, {self.config.latent_channels}"
-                f", steps, {expected // self.config.latent_channels}], got {list(latents.shape)}."
+                f"latents must be tokens [batch, steps, {expected}] or have shape "
+                f"[batch, {self.config.latent_channels}, steps, {expected // self.config.latent_channels}], "
+                f"got {list(latents.shape)}."
             )
         shape = (latents.shape[1], 1, latents.shape[3]) if unpacked else (features,)
         return tuple(buffer.to(latents).view(shape) for buffer in (self.latents_mean, self.latents_std))
@@ -237,8 +238,8 @@ def _check_config(norm_type: str, causality_axis: str | None, double_z: bool) ->
         )
     if norm_type == "group" and causality_axis != "none":
         raise ValueError(
-            f'norm_type "group" sees the whole clip and cannot go with causality_axis {causality_axis!r}; use norm_type '
-            '"pixel" or causality_axis "none".'
+            f'norm_type "group" sees the whole clip and cannot go with causality_axis {causality_axis!r}; use '
+            'norm_type "pixel" or causality_axis "none".'
         )
     if not double_z:
         raise ValueError("double_z must be True, got False: the encoder has to give means and log-variances.")

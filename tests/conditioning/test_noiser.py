@@ -12,7 +12,7 @@ from ltx2_diffusers.conditioning import (
     VideoConditionByLatentIndex,
 )
 
-from .tiny import SHAPE, video_tools
+from .tiny import SHAPE, randn, video_tools
 
 
 def generator(seed: int) -> torch.Generator:
@@ -47,7 +47,7 @@ def test_noise_does_not_depend_on_the_latents_dtype():
 @pytest.mark.parametrize(("blend", "fill"), [("latent", True), ("clean", False)])
 def test_kept_tokens_are_exact(blend: str, fill: bool):
     tools = video_tools(fill_latent=fill)
-    image = torch.randn(1, 4, 1, 2, 3)
+    image = randn(1, 4, 1, 2, 3)
     state = VideoConditionByLatentIndex(image, 1.0, 0).apply_to(tools.create_initial_state(), tools)
     noised = GaussianNoiser(generator(5), blend=blend)(state)
     assert torch.equal(noised.latent[:, :6], tools.patchifier.patchify(image))
@@ -58,7 +58,7 @@ def test_kept_tokens_are_exact(blend: str, fill: bool):
 @pytest.mark.parametrize("noise_scale", [0.0, 0.15, 1.0])
 def test_given_audio_keeps_its_share(noise_scale: float):
     tools = AudioLatentTools(AudioPatchifier(), AudioLatentShape(1, 2, 5, 4))
-    audio, noise = torch.randn(1, 2, 5, 4), torch.randn(1, 5, 8)
+    audio, noise = randn(1, 2, 5, 4), randn(1, 5, 8)
     state = ConditionByWholeLatent(audio, noise_scale).apply_to(tools.create_initial_state(), tools)
     expected = noise_scale * noise + (1 - noise_scale) * tools.patchifier.patchify(audio)
     torch.testing.assert_close(GaussianNoiser()(state, noise=noise).latent, expected)

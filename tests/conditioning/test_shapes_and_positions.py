@@ -24,7 +24,7 @@ from ltx2_diffusers.conditioning import (
 from ltx2_diffusers.conditioning.shapes import SpatioTemporalScaleFactors
 
 from ..golden_data import load_json, load_tensors
-from .tiny import video_tools
+from .tiny import randn, video_tools
 
 PATCHIFY = load_tensors("sampling/patchify.safetensors")
 POSITIONS = load_tensors("sampling/positions.safetensors")
@@ -146,7 +146,7 @@ def test_wrong_tensors_are_refused():
 
 def test_state_round_trip():
     for tools in (video_tools(), AudioLatentTools(AudioPatchifier(), AudioLatentShape(1, 2, 5, 4))):
-        latent = torch.randn(tools.target_shape.to_torch_shape())
+        latent = randn(tools.target_shape.to_torch_shape())
         state = tools.create_initial_state(initial_latent=latent)
         spatial = tools.unpatchify(state)
         assert torch.equal(spatial.latent, latent)
@@ -165,7 +165,7 @@ def test_carried_sizes():
 
 
 def test_halved_latent_is_the_mean_of_its_cells():
-    latent = torch.randn(1, 2, 3, 4, 6)
+    latent = randn(1, 2, 3, 4, 6)
     halved = resize_latent(latent, 2, 3)
     torch.testing.assert_close(halved, torch.nn.functional.avg_pool3d(latent, (1, 2, 2)))
 

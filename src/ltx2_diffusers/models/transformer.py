@@ -184,15 +184,11 @@ class LTX2AVTransformer3DModel(
         check_config(self.config, video, audio)
         self._add_stream("", video, audio)
         self._add_stream("audio_", audio, video)
-        if use_keyframes_abs_pos_embedding:
-            self.keyframes_abs_pos_embedding = nn.Parameter(torch.zeros(1, video.dim))
-        self._add_rotary_embeddings(video, audio)
-        shared = SharedSettings(**{name: self.config[name] for name in SharedSettings._fields})
-        blocks = [LTX2AVTransformerBlock(video, audio, shared) for _ in range(num_layers)]
-        self.transformer_blocks = nn.ModuleList(blocks)
+        self._add_position_embeddings(video, audio)
+        parts = video, audio, SharedSettings(*(self.config[name] for name in SharedSettings._fields))
+        self.transformer_blocks = nn.ModuleList(LTX2AVTransformerBlock(*parts) for _ in range(num_layers))
         self.split_tokens, self.split_token_index = SplitPoint(), SplitPoint()
-        self._cp_plan = context_parallel_plan(rope_type)
-        self._mask_memo = TensorMemo()
+        self._cp_plan, self._mask_memo = context_parallel_plan(rope_type), TensorMemo()
         self.gradient_checkpointing = False
 
     def _add_stream(self, prefix: str, sizes: StreamSizes, other: StreamSizes) -> None:
@@ -213,8 +209,10 @@ class LTX2AVTransformer3DModel(
         self.add_module(f"{prefix}norm_out", nn.LayerNorm(dim, eps=OUTPUT_NORM_EPS, elementwise_affine=False))
         self.add_module(f"{prefix}proj_out", nn.Linear(dim, out_channels))
 
-    def _add_rotary_embeddings(self, video: StreamSizes, audio: StreamSizes) -> None:
+    def _add_position_embeddings(self, video: StreamSizes, audio: StreamSizes) -> None:
         config = self.config
+        if config.use_keyframes_abs_pos_embedding:
+            self.keyframes_abs_pos_embedding = nn.Parameter(torch.zeros(1, video.dim))
         common = {
             "rope_type": config.rope_type,
             "theta": config.rope_theta,
@@ -334,62 +332,43 @@ class LTX2AVTransformer3DModel(
                 a stream's `"own"` timesteps (2.0), the `"other"` stream's sigma, or own timesteps for scale and shift
                 and the other stream's sigma for the `"gate"` (newest reference). Overrides `use_cross_timestep`.
         """
-        if video_coords is None and hidden_states is not None:
-            video_coords = self._grid_coords(hidden_states, num_frames, height, width, fps)
-        if audio_coords is None and audio_hidden_states is not None:
-            audio_coords = self._audio_grid_coords(audio_hidden_states, audio_num_frames)
-        video = StreamRequest(
-            "video",
-            hidden_states,
-            encoder_hidden_states,
-            timestep,
-            sigma,
-            video_coords,
-            encoder_attention_mask,
-            video_self_attention_mask,
-            video_enabled,
-        )
-        audio = StreamRequest(
-            "audio",
-            audio_hidden_states,
-            audio_encoder_hidden_states,
-            timestep if audio_timestep is None else audio_timestep,
-            sigma if audio_sigma is None else audio_sigma,
-            audio_coords,
-            audio_encoder_attention_mask,
-            None,
-            audio_enabled,
-        )
+        video = StreamRequest("video", hidden_states, encoder_hidden_states, timestep, sigma, video_coords)
+        video = video._replace(text_mask=encoder_attention_mask, self_mask=video_self_attention_mask)
+        audio = StreamRequest("audio", audio_hidden_states, audio_encoder_hidden_states, audio_timestep, audio_sigma)
+        audio = audio._replace(coords=audio_coords, text_mask=audio_encoder_attention_mask).with_times_of(video)
+        video = self._with_video_coords(video._replace(enabled=video_enabled), (num_frames, height, width), fps)
+        audio = self._with_audio_coords(audio._replace(enabled=audio_enabled), audio_num_frames)
         self._check_request(video, audio, perturbation_mode, cross_timestep_mode)
-        batch_size = (hidden_states if video.present else audio_hidden_states).shape[0]
-        keep = keep_masks(
-            len(self.transformer_blocks),
-            batch_size,
-            isolate_modalities,
-            spatio_temporal_guidance_blocks,
-            perturbation_mask,
-            perturbation_keep_masks,
-        )
+        stg = spatio_temporal_guidance_blocks, perturbation_mask
+        sizes = len(self.transformer_blocks), (video if video.present else audio).tokens.shape[0]
+        keep = keep_masks(*sizes, isolate_modalities, *stg, perturbation_keep_masks)
         cross_mode = cross_timestep_mode or ("other" if use_cross_timestep else "own")
         prepared = self._prepare(video, audio, keep, perturbation_mode, cross_mode, video_keyframes_mask)
         states = self._run_blocks(prepared, prepared.hidden_states, prepared.audio_hidden_states)
         outputs = self._finish(prepared, *states)
         return AudioVisualModelOutput(*outputs) if return_dict else outputs
 
-    def _grid_coords(
-        self, tokens: torch.Tensor, num_frames: int | None, height: int | None, width: int | None, fps: float
-    ) -> torch.Tensor:
-        if None in (num_frames, height, width):
+    def _with_video_coords(
+        self, request: StreamRequest, grid: tuple[int | None, int | None, int | None], fps: float
+    ) -> StreamRequest:
+        if request.coords is not None or not request.present:
+            return request
+        if None in grid:
             raise ValueError(
-                f"Without video_coords, num_frames, height and width of the latent grid are needed; "
-                f"got {num_frames}, {height} and {width}."
+                f"Without video_coords, num_frames, height and width of the latent grid are needed; got {grid}."
             )
-        return self.rope.prepare_video_coords(tokens.shape[0], num_frames, height, width, tokens.device, fps=fps)
+        tokens = request.tokens
+        return request._replace(coords=self.rope.prepare_video_coords(tokens.shape[0], *grid, tokens.device, fps=fps))
 
-    def _audio_grid_coords(self, tokens: torch.Tensor, audio_num_frames: int | None) -> torch.Tensor:
-        if audio_num_frames is None:
+    def _with_audio_coords(self, request: StreamRequest, num_frames: int | None) -> StreamRequest:
+        if request.coords is not None or not request.present:
+            return request
+        if num_frames is None:
             raise ValueError("Without audio_coords, audio_num_frames is needed; got None.")
-        return self.audio_rope.prepare_audio_coords(tokens.shape[0], audio_num_frames, tokens.device)
+        tokens = request.tokens
+        return request._replace(
+            coords=self.audio_rope.prepare_audio_coords(tokens.shape[0], num_frames, tokens.device)
+        )
 
     def _check_request(
         self, video: StreamRequest, audio: StreamRequest, perturbation_mode: str | None, cross_mode: str | None

@@ -39,8 +39,8 @@ class StreamRequest(NamedTuple):
     context: torch.Tensor | None
     timestep: torch.Tensor | None
     sigma: torch.Tensor | None
-    coords: torch.Tensor | None
-    text_mask: torch.Tensor | None
+    coords: torch.Tensor | None = None
+    text_mask: torch.Tensor | None = None
     self_mask: torch.Tensor | None = None
     enabled: bool = True
 
@@ -48,6 +48,13 @@ class StreamRequest(NamedTuple):
     def present(self) -> bool:
         """Whether there is anything to compute; no tokens count as none."""
         return self.tokens is not None and self.tokens.shape[1] > 0
+
+    def with_times_of(self, other: "StreamRequest") -> "StreamRequest":
+        """This request, with the timestep and the sigma of the other stream where it has none."""
+        return self._replace(
+            timestep=other.timestep if self.timestep is None else self.timestep,
+            sigma=other.sigma if self.sigma is None else self.sigma,
+        )
 
     def timesteps(self) -> torch.Tensor:
         """`[B, 1]` or `[B, S]` float32."""
@@ -59,7 +66,8 @@ class StreamRequest(NamedTuple):
         if self.timestep.numel() not in (batch_size, batch_size * num_tokens):
             raise ValueError(
                 f"The {self.name} timestep must have one value per sample ({batch_size}) or per token "
-                f"({batch_size} x {num_tokens}), got the shape {tuple(self.timestep.shape)}."
+                f"({batch_size} x {num_tokens}), got the shape {tuple(self.timestep.shape)}. "
+                f"Without an audio_timestep the audio takes the timestep of the video."
             )
         return self.timestep.float().reshape(batch_size, -1)
 

@@ -19,6 +19,8 @@ from ltx2_diffusers.conditioning import (
     VideoConditionByRegionMask,
     pixel_mask_to_tokens,
 )
+from ltx2_diffusers.models.tensor_memo import TensorMemo
+from ltx2_diffusers.models.transformer_stream import StreamRequest, self_mask_bias
 
 from ..golden_data import load_tensors
 from .tiny import SHAPE, video_tools
@@ -114,6 +116,12 @@ def check(state: LatentState, golden: dict[str, torch.Tensor], name: str) -> Non
             assert getattr(state, field) is None
         else:
             close(getattr(state, field), expected)
+
+
+def test_attention_strengths_become_logarithms_in_the_transformer():
+    state = make_state("combo_attention", NEW, newest=True)
+    request = StreamRequest("video", state.latent, None, None, None, self_mask=state.attention_mask)
+    close(self_mask_bias(request, torch.float32, TensorMemo()), NEW["combo_attention/log_bias_f32"])
 
 
 def test_appended_tokens_are_cleared():

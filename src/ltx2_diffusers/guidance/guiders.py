@@ -4,8 +4,10 @@ A guider's `delta` is added to the conditional prediction. Shapes: B batch, the 
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 
@@ -41,8 +43,28 @@ def rescale_to_std(pred: torch.Tensor, cond: torch.Tensor, strength: float) -> t
     return pred * (strength * ratio + (1 - strength))
 
 
+class Guider(ABC):
+    """One guidance term: from the conditional prediction and another one to what is added to the conditional one."""
+
+    neutral: ClassVar[float] = 1.0
+    scale: float
+
+    @abstractmethod
+    def delta(self, cond: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        """What to add to `cond`, float32 `[B, ...]`.
+
+        Args:
+            cond: Prediction with the prompt `[B, ...]`.
+            other: Prediction of the pass to move away from, of the same shape.
+        """
+
+    def enabled(self) -> bool:
+        """Whether the other pass is needed."""
+        return self.scale != self.neutral
+
+
 @dataclass(frozen=True)
-class CFGGuider:
+class CFGGuider(Guider):
     """Classifier-free guidance: away from the prediction of the negative prompt.
 
     Args:
@@ -55,13 +77,9 @@ class CFGGuider:
         """What to add to `cond`."""
         return (self.scale - 1) * (cond.float() - uncond.float())
 
-    def enabled(self) -> bool:
-        """Whether the negative pass is needed."""
-        return self.scale != 1.0
-
 
 @dataclass(frozen=True)
-class CFGStarRescalingGuider:
+class CFGStarRescalingGuider(Guider):
     """Classifier-free guidance with the negative prediction scaled to fit the conditional one (CFG-Zero*).
 
     Args:
@@ -75,32 +93,25 @@ class CFGStarRescalingGuider:
         cond, uncond = cond.float(), uncond.float()
         return (self.scale - 1) * (cond - projection_coefficient(cond, uncond) * uncond)
 
-    def enabled(self) -> bool:
-        """Whether the negative pass is needed."""
-        return self.scale != 1.0
-
 
 @dataclass(frozen=True)
-class STGGuider:
+class STGGuider(Guider):
     """Spatio-temporal guidance: away from the prediction of a perturbed pass.
 
     Args:
         scale: Guidance scale; 0 is neutral.
     """
 
+    neutral: ClassVar[float] = 0.0
     scale: float
 
     def delta(self, cond: torch.Tensor, perturbed: torch.Tensor) -> torch.Tensor:
         """What to add to `cond`."""
         return self.scale * (cond.float() - perturbed.float())
 
-    def enabled(self) -> bool:
-        """Whether the perturbed pass is needed."""
-        return self.scale != 0.0
-
 
 @dataclass(frozen=True)
-class LtxAPGGuider:
+class LtxAPGGuider(Guider):
     """Adaptive projected guidance: clips guidance that is too long and weakens its share along the prediction.
 
     Args:
@@ -119,13 +130,9 @@ class LtxAPGGuider:
         guidance = clip_norm(cond - uncond.float(), self.norm_threshold)
         return (self.scale - 1) * project_guidance(guidance, cond, self.eta)
 
-    def enabled(self) -> bool:
-        """Whether the negative pass is needed."""
-        return self.scale != 1.0
-
 
 @dataclass
-class StatefulAPGGuider:
+class StatefulAPGGuider(Guider):
     """Adaptive projected guidance with momentum over the steps; one object serves one stream of one run.
 
     Args:
@@ -135,6 +142,7 @@ class StatefulAPGGuider:
         momentum: Share of the guidance of earlier steps, default 0.0.
     """
 
+    neutral: ClassVar[float] = 0.0
     scale: float
     eta: float = 1.0
     norm_threshold: float = 5.0
@@ -150,10 +158,6 @@ class StatefulAPGGuider:
                 guidance = self.momentum * self._running + guidance
             self._running = guidance
         return self.scale * project_guidance(clip_norm(guidance, self.norm_threshold), cond, self.eta)
-
-    def enabled(self) -> bool:
-        """Whether the negative pass is needed."""
-        return self.scale != 0.0
 
 
 @dataclass(frozen=True)

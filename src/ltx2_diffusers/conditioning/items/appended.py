@@ -12,7 +12,7 @@ from ..positions import in_seconds
 from ..shapes import VideoLatentShape
 from ..state import LatentState
 from ..tools import AudioLatentTools, VideoLatentTools
-from .base import ConditionItem, append_tokens, check_latent, check_unit, pack_like
+from .base import ConditionItem, append_latent, check_latent, check_unit
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,8 @@ class VideoConditionByKeyframeIndex(ConditionItem):
         check_unit("strength", self.strength)
         check_latent("keyframes", self.keyframes, tools, free_axes=("frames",))
         check_frame_index("frame_idx", self.frame_idx, tools)
-        return append_tokens(
-            state,
-            tools,
-            pack_like(self.keyframes, state, tools),
-            self._positions(tools, state.positions.device),
-            1.0 - self.strength,
-            self.attention_strength,
-        )
+        positions = self._positions(tools, state.positions.device)
+        return append_latent(state, tools, self.keyframes, positions, self.strength, self.attention_strength)
 
     def _positions(self, tools: VideoLatentTools, device: torch.device) -> torch.Tensor:
         shape = VideoLatentShape.from_torch_shape(self.keyframes.shape)
@@ -84,14 +78,8 @@ class VideoConditionByReferenceLatent(ConditionItem):
         for name in ("downscale_factor", "temporal_scale_factor"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}; use 1.")
-        return append_tokens(
-            state,
-            tools,
-            pack_like(self.latent, state, tools),
-            self._positions(tools, state.positions.device),
-            1.0 - self.strength,
-            self.attention_strength,
-        )
+        positions = self._positions(tools, state.positions.device)
+        return append_latent(state, tools, self.latent, positions, self.strength, self.attention_strength)
 
     def _positions(self, tools: VideoLatentTools, device: torch.device) -> torch.Tensor:
         shape = VideoLatentShape.from_torch_shape(self.latent.shape)
@@ -130,7 +118,7 @@ class AudioConditionByReferenceLatent(ConditionItem):
             positions = self.positions
         else:
             raise ValueError(f"positions must have shape [B, 1, {length}, 2], got {list(self.positions.shape)}.")
-        return append_tokens(state, tools, pack_like(self.latent, state, tools), positions, 1.0 - self.strength)
+        return append_latent(state, tools, self.latent, positions, self.strength)
 
 
 def check_frame_index(name: str, frame_idx: int, tools: VideoLatentTools) -> None:

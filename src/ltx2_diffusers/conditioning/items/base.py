@@ -56,15 +56,16 @@ def pack_like(latent: torch.Tensor, state: LatentState, tools: LatentTools) -> t
     return tokens.expand(state.latent.shape[0], -1, -1)
 
 
-def place_tokens(
-    state: LatentState, tools: LatentTools, tokens: torch.Tensor, start: int, mask_value: float
+def place_latent(
+    state: LatentState, tools: LatentTools, latent: torch.Tensor, start: int, strength: float
 ) -> LatentState:
-    """The state with clean tokens `[B, K, D]` in the place of tokens `start` to `start + K - 1`."""
+    """The state with a latent's clean tokens in the place of tokens `start` to `start + K - 1`."""
+    tokens = pack_like(latent, state, tools)
 
     def splice(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
         return torch.cat([old[:, :start], new, old[:, start + new.shape[1] :]], dim=1)
 
-    mask = torch.full_like(state.denoise_mask[:, : tokens.shape[1]], mask_value)
+    mask = torch.full_like(state.denoise_mask[:, : tokens.shape[1]], 1.0 - strength)
     return replace(
         state,
         latent=splice(state.latent, tokens) if tools.fill_latent else state.latent,
@@ -73,28 +74,29 @@ def place_tokens(
     )
 
 
-def append_tokens(
+def append_latent(
     state: LatentState,
     tools: LatentTools,
-    tokens: torch.Tensor,
+    latent: torch.Tensor,
     positions: torch.Tensor,
-    mask_value: float,
+    strength: float,
     attention_strength: float | torch.Tensor | None = None,
 ) -> LatentState:
-    """The state with clean tokens after its end.
+    """The state with a latent's clean tokens after its end.
 
     Args:
         state: Packed state.
         tools: Tools of the stream.
-        tokens: Clean tokens `[B, K, D]`.
-        positions: Their positions `[B or 1, axes, K, 2]`.
-        mask_value: Their denoise mask.
+        latent: `[B or 1, C, F, h, w]` or `[B or 1, C, L, M]`.
+        positions: Positions of its tokens `[B or 1, axes, K, 2]`.
+        strength: 1 keeps them exactly, 0 lets them be denoised fully.
         attention_strength: See `token_strength`.
     """
+    tokens = pack_like(latent, state, tools)
     batch, count = tokens.shape[:2]
-    strength = token_strength(attention_strength, batch, count, tokens.device)
+    attention = token_strength(attention_strength, batch, count, tokens.device)
     positions = positions.to(state.positions).expand(batch, -1, -1, -1)
-    mask = state.denoise_mask.new_full((batch, count, 1), mask_value)
+    mask = state.denoise_mask.new_full((batch, count, 1), 1.0 - strength)
     keyframes = state.keyframes_mask
     return replace(
         state,
@@ -103,7 +105,7 @@ def append_tokens(
         denoise_mask=torch.cat([state.denoise_mask, mask], dim=1),
         positions=torch.cat([state.positions, positions], dim=2),
         attention_mask=extend_attention_mask(
-            state.attention_mask, tools.num_tokens, state.num_tokens, count, strength
+            state.attention_mask, tools.num_tokens, state.num_tokens, count, attention
         ),
         keyframes_mask=None if keyframes is None else torch.cat([keyframes, torch.zeros_like(mask)], dim=1),
     )

@@ -12,7 +12,7 @@ from ..positions import in_seconds
 from ..state import LatentState, TokenSpan
 from ..tools import VideoLatentTools
 from .appended import check_frame_index
-from .base import ConditionItem, append_tokens, check_latent, pack_like
+from .base import ConditionItem, append_latent, check_latent, pack_like
 
 
 @dataclass(frozen=True)
@@ -31,22 +31,21 @@ class GeneratedKeyframes(ConditionItem):
         """The state with the keyframes' tokens appended and marked."""
         self._check(state, tools)
         shape = tools.target_shape._replace(frames=len(self.frame_indices))
-        count = tools.patchifier.get_token_count(shape)
-        tokens = state.latent.new_zeros(shape.batch, count, state.latent.shape[2])
         start = state.num_tokens
         if state.keyframes_mask is None:
             first = tools.first_frame_mask(state.denoise_mask.device)
             rest = first.new_zeros(shape.batch, start - tools.num_tokens, 1)
             state = replace(state, keyframes_mask=torch.cat([first, rest], dim=1))
-        longer = append_tokens(state, tools, tokens, self._positions(tools, state.positions.device), 1.0)
-        given = tokens if self.latent is None else pack_like(self.latent, state, tools)
+        nothing = state.latent.new_zeros(shape.to_torch_shape())
+        positions = self._positions(tools, state.positions.device)
+        longer = append_latent(state, tools, nothing, positions, strength=0.0)
+        given = pack_like(nothing if self.latent is None else self.latent, state, tools)
+        marks = torch.ones_like(longer.keyframes_mask[:, start:])
         return replace(
             longer,
             latent=torch.cat([state.latent, given], dim=1),
-            keyframes_mask=torch.cat(
-                [state.keyframes_mask, state.keyframes_mask.new_ones(*given.shape[:2], 1)], dim=1
-            ),
-            generated_keyframes=TokenSpan(start, start + count),
+            keyframes_mask=torch.cat([state.keyframes_mask, marks], dim=1),
+            generated_keyframes=TokenSpan(start, longer.num_tokens),
         )
 
     def _check(self, state: LatentState, tools: VideoLatentTools) -> None:

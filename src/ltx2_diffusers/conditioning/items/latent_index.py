@@ -9,7 +9,7 @@ import torch
 
 from ..state import LatentState
 from ..tools import LatentTools
-from .base import ConditionItem, check_latent, check_unit, pack_like, place_tokens
+from .base import ConditionItem, check_latent, check_unit, place_latent
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,7 @@ class _ConditionByLatentIndex(ConditionItem):
                 f"latent_idx must lie in [0, {last}] so that {self.latent.shape[2]} latent frames fit, "
                 f"got {self.latent_idx}; use {min(max(self.latent_idx, 0), last)}."
             )
-        tokens = pack_like(self.latent, state, tools)
-        return place_tokens(state, tools, tokens, self.latent_idx * tools.tokens_per_frame, 1.0 - self.strength)
+        return place_latent(state, tools, self.latent, self.latent_idx * tools.tokens_per_frame, self.strength)
 
 
 class VideoConditionByLatentIndex(_ConditionByLatentIndex):

@@ -10,7 +10,7 @@ import torch
 
 from ..state import LatentState
 from ..tools import LatentTools, VideoLatentTools
-from .base import ConditionItem, check_latent, check_unit, pack_like, place_tokens
+from .base import ConditionItem, check_latent, check_unit, pack_like, place_latent
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class ConditionByWholeLatent(ConditionItem):
         """The state with the latent's tokens in place of all of the target's."""
         check_unit("noise_scale", self.noise_scale)
         check_latent("latent", self.latent, tools)
-        state = place_tokens(state, tools, pack_like(self.latent, state, tools), 0, self.noise_scale)
+        state = place_latent(state, tools, self.latent, 0, 1.0 - self.noise_scale)
         if self.noise_scale > 0:
             return state
         # A frozen stream is never noised, so its latent is the given one whatever the noiser mixes.

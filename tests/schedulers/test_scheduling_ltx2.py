@@ -163,6 +163,15 @@ def test_steps_match_diffusers_and_reach_the_prediction():
     torch.testing.assert_close(states[1], clean, rtol=0, atol=1e-6)
 
 
+def test_steps_match_those_of_ltx_video():
+    golden = load_tensors("sampling/legacy_ltx_video.safetensors")
+    scheduler = LTX2Scheduler()
+    scheduler.set_timesteps(sigmas=golden["step/timesteps"])
+    timestep = scheduler.timesteps[int((golden["step/timesteps"] - 0.975).abs().argmin())]
+    stepped = scheduler.step(golden["step/velocity"], timestep, golden["step/sample"]).prev_sample
+    torch.testing.assert_close(stepped, golden["step/global_t0.975"], rtol=2e-6, atol=2e-6)
+
+
 def test_step_computes_in_float32_and_returns_the_dtype_of_the_velocity():
     scheduler = LTX2Scheduler()
     scheduler.set_timesteps(sigmas=[1.0, 0.75])

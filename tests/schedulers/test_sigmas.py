@@ -10,6 +10,7 @@ from ltx2_diffusers.schedulers import sigmas as schedules
 from tests.golden_data import load_tensors
 
 GOLDEN = load_tensors("sampling/schedules.safetensors")
+LEGACY = load_tensors("sampling/legacy_ltx_video.safetensors")
 
 
 def number(key: str, name: str, kind: type = float, default: float | None = None) -> float | None:
@@ -43,6 +44,17 @@ def schedule_of_key(key: str) -> torch.Tensor:
 def test_schedules_match_the_golden_vectors(key):
     tolerance = 1e-5 if number(key, "tokens", int, 0) > 8000 else 2e-6
     torch.testing.assert_close(schedule_of_key(key), GOLDEN[key], rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("key", sorted(key for key in LEGACY if key.startswith(("linear_quadratic", "uniform_sd3"))))
+def test_schedules_match_those_of_ltx_video(key):
+    steps = number(key, "steps", int)
+    if key.startswith("linear_quadratic"):
+        sigmas = schedules.linear_quadratic_sigmas(steps)
+    else:
+        sigmas = schedules.ltx2_sigmas(steps, number(key, "tokens", int), stretch="noterminal" not in key)
+    tolerance = 1e-5 if number(key, "tokens", int, 0) > 8000 else 2e-6
+    torch.testing.assert_close(sigmas[:-1], LEGACY[key], rtol=tolerance, atol=tolerance)
 
 
 def test_eight_linear_quadratic_steps_are_the_distilled_schedule_bit_for_bit():

@@ -151,7 +151,7 @@ class EulerAncestralSampler:
         return on_streams(move, states, prediction), prediction
 
 
-class EulerCFGPPSampler:
+class EulerCFGPPSampler(EulerAncestralSampler):
     """Euler steps along the direction of the negative prediction (CFG++), with fresh noise.
 
     Args:
@@ -164,10 +164,8 @@ class EulerCFGPPSampler:
     def __init__(
         self, noise_sampler: NoiseSampler, negative: Callable[[], Streams], eta: float = 1.0, s_noise: float = 1.0
     ) -> None:
-        self.noise_sampler = noise_sampler
+        super().__init__(noise_sampler, eta, s_noise)
         self.negative = negative
-        self.eta = _fraction("eta", eta)
-        self.s_noise = s_noise
 
     def step(self, predict: Predict, states: Streams, sigmas: torch.Tensor, step: int) -> tuple[Streams, Streams]:
         """See [`Sampler.step`]."""

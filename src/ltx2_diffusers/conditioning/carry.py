@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch.nn import functional
 
-from .shapes import VIDEO_SCALE_FACTORS, AudioLatentShape
+from .shapes import AUDIO_LATENTS_PER_SECOND, VIDEO_SCALE_FACTORS, AudioLatentShape
 
 
 def carried_latent_frames(overlap_frames: int, available: int) -> int:
@@ -67,7 +67,7 @@ def fit_audio_latent(
         return latent[:, :, :num_latents]
     if fit == "crop":
         raise ValueError(
-            f"The audio has {latent.shape[2]} latents and the clip {num_latents}, so {missing / 25:g} s are missing; "
+            f"The audio has {latent.shape[2]} latents and the clip {num_latents}, so {missing / AUDIO_LATENTS_PER_SECOND:g} s are missing; "
             "use longer audio, a shorter clip, or fit='pad' or 'stretch'."
         )
     return functional.pad(latent, (0, 0, 0, missing))

@@ -41,17 +41,17 @@ def load_pipeline(options: argparse.Namespace, pipeline_class: type | None = Non
     dtype = getattr(torch, options.dtype or ("float32" if device == "cpu" else "bfloat16"))
     logging.disable_progress_bar()
     if options.checkpoint in PACKAGED:
-        pipeline = pipeline_class.from_pretrained(packaged_checkpoint(options.checkpoint), torch_dtype=dtype)
+        pipeline = pipeline_class.from_pretrained(packaged_checkpoint(options.checkpoint), dtype=dtype)
     elif Path(options.checkpoint).suffix in (".safetensors", ".sft"):
         if options.text_encoder is None:
             raise ValueError(
                 f"{options.checkpoint} holds no text encoder; name a Gemma folder or Hub id with --text-encoder"
             )
         pipeline = pipeline_class.from_single_file(
-            options.checkpoint, text_encoder=options.text_encoder, torch_dtype=dtype
+            options.checkpoint, text_encoder=options.text_encoder, dtype=dtype
         )
     else:
-        pipeline = pipeline_class.from_pretrained(options.checkpoint, torch_dtype=dtype)
+        pipeline = pipeline_class.from_pretrained(options.checkpoint, dtype=dtype)
     if not isinstance(pipeline.scheduler, LTX2Scheduler):
         pipeline.scheduler = LTX2Scheduler.from_config(pipeline.scheduler.config)
     if options.offload == "model":

@@ -97,9 +97,8 @@ class TextStage:
         device = device or self._execution_device
         positive, negative = self._encode_states(
             prompt,
-            negative_prompt if do_classifier_free_guidance else None,
-            _as_states(prompt_embeds, prompt_attention_mask, self._num_text_states),
-            _as_states(negative_prompt_embeds, negative_prompt_attention_mask, self._num_text_states),
+            negative_prompt,
+            (prompt_embeds, negative_prompt_embeds, prompt_attention_mask, negative_prompt_attention_mask),
             do_classifier_free_guidance,
             max_sequence_length,
             device,
@@ -125,14 +124,17 @@ class TextStage:
         self,
         prompt: str | list[str] | None,
         negative_prompt: str | list[str] | None,
-        positive: TextStates | None,
-        negative: TextStates | None,
+        embeds: tuple[torch.Tensor | None, ...],
         with_negative: bool,
         max_sequence_length: int,
         device: torch.device,
         dtype: torch.dtype | None = None,
     ) -> tuple[TextStates, TextStates | None]:
-        """States of the positive and (if wanted) negative prompts; what is not given is encoded in one batch."""
+        """States of the positive and (if wanted) negative prompts; what is not given is encoded in one batch.
+
+        `embeds` holds positive and negative states, then their masks.
+        """
+        positive, negative = (_as_states(*given, self._num_text_states) for given in zip(embeds[:2], embeds[2:]))
         texts: list[str] = []
         if positive is None:
             texts += [prompt] if isinstance(prompt, str) else prompt

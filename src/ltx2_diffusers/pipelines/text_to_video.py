@@ -165,7 +165,7 @@ class LTX2Pipeline(LTX2GenerationPipeline):
                 prompt_enhancement_kwargs,
             )
         texts = self._encode_states(
-            prompt, negative_prompt, *embeds, self.do_classifier_free_guidance, max_sequence_length, device
+            prompt, negative_prompt, embeds, self.do_classifier_free_guidance, max_sequence_length, device
         )
         contexts = self._encode(texts, num_videos_per_prompt, max_sequence_length)
         states = self._prepare_states(plan, device, generator, latents, audio_latents, noise_scale)

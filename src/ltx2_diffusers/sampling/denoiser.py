@@ -3,6 +3,7 @@
 Shapes: B batch, T tokens of a stream, S text tokens, D features of a token.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ import torch
 
 from ..conditioning.state import LatentState
 from ..guidance.guiders import MultiModalGuider
-from ..guidance.perturbations import BatchedPerturbationConfig, Perturbation, PerturbationConfig, PerturbationType
+from ..guidance.perturbations import stg_perturbations
 
 
 class Streams(NamedTuple):
@@ -79,7 +80,9 @@ class GuidedDenoiser:
             raise ValueError("classifier-free guidance needs a negative context; encode the negative prompt too")
         self.stacked = negative.stack(positive) if self.uses_negative else None
         self.previous = Streams(None, None)
+        # What depends on a tensor that stays the same object through a run: (the tensor, the result) by its id.
         self._uniform: dict[int, tuple[torch.Tensor, bool]] = {}
+        self._doubled: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     @property
     def forwards_per_step(self) -> int:
@@ -116,7 +119,11 @@ class GuidedDenoiser:
         positive = _context_inputs(self.positive)
         negative = perturbed = isolated = None
         if self.uses_negative:
-            doubled = {name: _doubled(value) for name, value in inputs.items()}
+            doubled = {
+                # The transformer recognises coordinates by their identity and keeps its rotary tables.
+                name: _remembered(self._doubled, value, _doubled) if name.endswith("_coords") else _doubled(value)
+                for name, value in inputs.items()
+            }
             velocities = self._forward("cond_uncond", {**doubled, **_context_inputs(self.stacked)})
             halves = zip(*((None, None) if v is None else v.chunk(2) for v in velocities))
             negative, conditional = (_to_clean(states, Streams(*half), sigma) for half in halves)
@@ -145,10 +152,9 @@ class GuidedDenoiser:
 
     def _inputs(self, states: Streams, sigma: torch.Tensor, skipped: Streams) -> dict[str, Any]:
         """Arguments of the transformer which all passes share."""
-        inputs: dict[str, Any] = {}
+        inputs: dict[str, Any] = dict.fromkeys(("hidden_states", "audio_hidden_states", "timestep"))
         for prefix, key, state, skip in zip(("", "audio_"), ("video", "audio"), states, skipped):
             if state is None:
-                inputs[f"{prefix}hidden_states"] = None
                 continue
             timestep = sigma.to(state.latent.device) * self.transformer.config.timestep_scale_multiplier
             batch = timestep.expand(state.latent.shape[0])
@@ -166,29 +172,27 @@ class GuidedDenoiser:
 
     def _is_uniform(self, state: LatentState) -> bool:
         """Whether every token is denoised fully; the mask stays the same object through a run, so it is read once."""
-        known = self._uniform.get(id(state.denoise_mask))
-        if known is None or known[0] is not state.denoise_mask:
-            known = (state.denoise_mask, bool((state.denoise_mask == 1).all()))
-            self._uniform[id(state.denoise_mask)] = known
-        return known[1]
+        return _remembered(self._uniform, state.denoise_mask, lambda mask: bool((mask == 1).all()))
 
     def _keep_masks(self, states: Streams) -> torch.Tensor:
-        kinds = (PerturbationType.SKIP_VIDEO_SELF_ATTN, PerturbationType.SKIP_AUDIO_SELF_ATTN)
-        config = PerturbationConfig(
-            [
-                Perturbation(kind, guider.params.stg_blocks)
-                for kind, guider in zip(kinds, self.guiders)
-                if guider is not None and guider.do_perturbed_generation()
-            ]
+        """Which attention the perturbed pass keeps, `[4, blocks, B]`; on the CPU, where the transformer reads it."""
+        blocks = (
+            guider.params.stg_blocks if guider is not None and guider.do_perturbed_generation() else ()
+            for guider in self.guiders
         )
-        latent = next(state.latent for state in states if state is not None)
-        return BatchedPerturbationConfig([config] * latent.shape[0]).keep_masks(
-            self.transformer.config.num_layers, latent.device, self.positive.video.dtype
-        )
+        batch_size = next(state for state in states if state is not None).latent.shape[0]
+        return stg_perturbations(batch_size, *blocks).keep_masks(self.transformer.config.num_layers)
 
 
 def _context_inputs(context: TextContext) -> dict[str, torch.Tensor]:
     return {"encoder_hidden_states": context.video, "audio_encoder_hidden_states": context.audio}
+
+
+def _remembered(store: dict[int, tuple[torch.Tensor, Any]], key: torch.Tensor, compute: Callable) -> Any:
+    known = store.get(id(key))
+    if known is None or known[0] is not key:
+        known = store[id(key)] = (key, compute(key))
+    return known[1]
 
 
 def _doubled(value: Any) -> Any:

@@ -7,6 +7,7 @@ import torch
 
 from .denoiser import GuidedDenoiser, Streams
 from .samplers import Sampler
+from .steppers import post_process
 
 StepCallback = Callable[[int, Streams, Streams], Streams]
 
@@ -46,12 +47,10 @@ def denoise(
 
 
 def blend(predictions: Streams, states: Streams) -> Streams:
-    """Hold predictions to the clean tokens as far as the denoise mask asks."""
+    """Hold predictions to the clean tokens as far as the denoise masks ask."""
     return Streams(
         *(
-            None
-            if state is None
-            else prediction * state.denoise_mask + state.clean_latent.float() * (1 - state.denoise_mask)
+            None if state is None else post_process(prediction, state.denoise_mask, state.clean_latent)
             for prediction, state in zip(predictions, states)
         )
     )

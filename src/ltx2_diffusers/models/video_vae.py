@@ -1,0 +1,502 @@
+"""The LTX-2 video VAE: pixels to latents and back, whole or in tiles.
+
+Shapes: B batch, C latent channels (128 in published models), F pixel frames (8 k + 1), H and W pixel height and width
+(multiples of 32), F', H', W' their latent counterparts (k + 1, H / 32, W / 32).
+"""
+
+from collections.abc import Iterator
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.autoencoders.vae import AutoencoderMixin, DecoderOutput, DiagonalGaussianDistribution
+from diffusers.models.modeling_outputs import AutoencoderKLOutput
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import logging
+from diffusers.utils.accelerate_utils import apply_forward_hook
+
+from .single_file import OriginalCheckpointMixin
+from .video_vae_blocks import VideoDecoder, VideoEncoder
+from .video_vae_config import (
+    DOWN_BLOCK_TYPES,
+    DOWNSAMPLE_TYPES,
+    UPSAMPLE_TYPES,
+    check_padding_mode,
+    check_patch_size_t,
+    compression_factors,
+    compression_ratio,
+    down_stages,
+    up_stages,
+)
+from .video_vae_tiling import (
+    BlendedAxis,
+    blended_spans,
+    plan_decode,
+    plan_encode,
+    run_blended_space,
+    run_blended_time,
+    run_weighted,
+    stream_weighted,
+)
+from .video_vae_tiling_config import TilingConfig, encoding_config
+
+logger = logging.get_logger(__name__)
+
+
+class AutoencoderKLLTX2Video(ModelMixin, AutoencoderMixin, ConfigMixin, OriginalCheckpointMixin):
+    """Encodes videos to the latents of LTX-2 and decodes them.
+
+    Config keys, state-dict keys and calls are those of diffusers' class of the same name. `encode` and `decode` work
+    on raw latents; `normalize_latents` and `denormalize_latents` convert to and from what the transformer sees.
+
+    Args:
+        in_channels: Pixel channels of the input, default 3.
+        out_channels: Pixel channels of the output, default 3.
+        latent_channels: Latent width, default 128.
+        block_out_channels: Width after each encoder stage.
+        down_block_types: One "LTX2VideoDownBlock3D" per encoder stage, the only kind there is.
+        decoder_block_out_channels: Width before each decoder stage's upsampling is divided by `upsample_factor`;
+            output side first, like all decoder lists but `upsample_type`.
+        layers_per_block: Residual blocks per encoder stage, then of the mid block; one entry stands for all.
+        decoder_layers_per_block: Residual blocks per decoder stage, then of the mid block.
+        spatio_temporal_scaling: Whether each encoder stage downsamples; one value or a list.
+        decoder_spatio_temporal_scaling: Whether each decoder stage upsamples; one value or a list.
+        decoder_inject_noise: Whether residual blocks add noise, per decoder stage, then the mid block.
+        downsample_type: "spatial", "temporal", "spatiotemporal" or "conv" per encoder stage.
+        upsample_type: "spatial", "temporal" or "spatiotemporal" per decoder stage, in execution order.
+        upsample_residual: Whether each upsampler adds its input; one value or a list.
+        upsample_factor: By how much each upsampler divides the width.
+        timestep_conditioning: Whether the decoder is modulated by a timestep.
+        patch_size: Side of the pixel patches folded into channels, default 4.
+        patch_size_t: Frames folded into channels; 1 is the only value implemented.
+        resnet_norm_eps: Epsilon of the norm in width-changing residual blocks, which published models do not have.
+        scaling_factor: Multiplies normalised latents, default 1.0.
+        encoder_causal: Whether the encoder sees only past frames, default True.
+        decoder_causal: Whether the decoder sees only past frames; default True as in diffusers, published False.
+        encoder_spatial_padding_mode: "zeros", "reflect", "replicate" or "circular".
+        decoder_spatial_padding_mode: The same for the decoder; 2.0 "reflect", 2.3 "zeros".
+        spatial_compression_ratio: Pixels per latent side; None derives it from the decoder's stages.
+        temporal_compression_ratio: Frames per latent frame; None derives it from the decoder's stages.
+    """
+
+    _supports_gradient_checkpointing = True
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        latent_channels: int = 128,
+        block_out_channels: tuple[int, ...] = (256, 512, 1024, 2048),
+        down_block_types: tuple[str, ...] = DOWN_BLOCK_TYPES,
+        decoder_block_out_channels: tuple[int, ...] = (256, 512, 1024),
+        layers_per_block: tuple[int, ...] = (4, 6, 6, 2, 2),
+        decoder_layers_per_block: tuple[int, ...] = (5, 5, 5, 5),
+        spatio_temporal_scaling: bool | tuple[bool, ...] = (True, True, True, True),
+        decoder_spatio_temporal_scaling: bool | tuple[bool, ...] = (True, True, True),
+        decoder_inject_noise: bool | tuple[bool, ...] = (False, False, False, False),
+        downsample_type: tuple[str, ...] = DOWNSAMPLE_TYPES,
+        upsample_type: tuple[str, ...] = UPSAMPLE_TYPES,
+        upsample_residual: bool | tuple[bool, ...] = (True, True, True),
+        upsample_factor: tuple[int, ...] = (2, 2, 2),
+        timestep_conditioning: bool = False,
+        patch_size: int = 4,
+        patch_size_t: int = 1,
+        resnet_norm_eps: float = 1e-6,
+        scaling_factor: float = 1.0,  # noqa: ARG002 - read from the config by `normalize_latents`
+        encoder_causal: bool = True,
+        decoder_causal: bool = True,
+        encoder_spatial_padding_mode: str = "zeros",
+        decoder_spatial_padding_mode: str = "reflect",
+        spatial_compression_ratio: int | None = None,
+        temporal_compression_ratio: int | None = None,
+    ) -> None:
+        super().__init__()
+        check_patch_size_t(patch_size_t)
+        check_padding_mode("encoder_spatial_padding_mode", encoder_spatial_padding_mode)
+        check_padding_mode("decoder_spatial_padding_mode", decoder_spatial_padding_mode)
+        down, down_mid_layers = down_stages(
+            latent_channels,
+            block_out_channels,
+            down_block_types,
+            spatio_temporal_scaling,
+            layers_per_block,
+            downsample_type,
+        )
+        up, up_mid_layers, mid_noise = up_stages(
+            decoder_block_out_channels,
+            decoder_spatio_temporal_scaling,
+            decoder_layers_per_block,
+            decoder_inject_noise,
+            upsample_type,
+            upsample_residual,
+            upsample_factor,
+            timestep_conditioning,
+        )
+        space, time = compression_factors([stage.resample for stage in up], patch_size)
+        self.spatial_compression_ratio = compression_ratio(
+            "spatial_compression_ratio", spatial_compression_ratio, space
+        )
+        self.temporal_compression_ratio = compression_ratio(
+            "temporal_compression_ratio", temporal_compression_ratio, time
+        )
+        self._encoder_ratios = compression_factors([stage.resample for stage in down], patch_size)
+
+        self.encoder = VideoEncoder(
+            in_channels,
+            latent_channels,
+            down,
+            down_mid_layers,
+            patch_size,
+            resnet_norm_eps,
+            encoder_causal,
+            encoder_spatial_padding_mode,
+        )
+        self.decoder = VideoDecoder(
+            latent_channels,
+            out_channels,
+            up,
+            up_mid_layers,
+            mid_noise,
+            patch_size,
+            resnet_norm_eps,
+            decoder_causal,
+            decoder_spatial_padding_mode,
+            timestep_conditioning,
+        )
+        self.register_buffer("latents_mean", torch.zeros(latent_channels), persistent=True)
+        self.register_buffer("latents_std", torch.ones(latent_channels), persistent=True)
+        self._init_tiling()
+
+    def _init_tiling(self) -> None:
+        self.use_slicing = False
+        self.use_tiling = False
+        self.use_framewise_encoding = False
+        self.use_framewise_decoding = False
+        # Read by callers of diffusers' class only.
+        self.num_sample_frames_batch_size = 16
+        self.num_latent_frames_batch_size = 2
+        self.tile_sample_min_height = self.tile_sample_min_width = 512
+        self.tile_sample_stride_height = self.tile_sample_stride_width = 448
+        self.tile_sample_min_num_frames = 16
+        self.tile_sample_stride_num_frames = 8
+
+    def enable_tiling(
+        self,
+        tile_sample_min_height: int | None = None,
+        tile_sample_min_width: int | None = None,
+        tile_sample_min_num_frames: int | None = None,
+        tile_sample_stride_height: int | None = None,
+        tile_sample_stride_width: int | None = None,
+        tile_sample_stride_num_frames: int | None = None,
+    ) -> None:
+        """Encode and decode in blended spatial tiles from now on; None keeps the current value.
+
+        Tiling in time is switched by the attributes `use_framewise_encoding` and `use_framewise_decoding`. For
+        tiles that are weighted as in the reference, and streamed, see `decode_in_tiles`.
+
+        Args:
+            tile_sample_min_height: Height of a tile in pixels; larger videos are tiled. Initially 512.
+            tile_sample_min_width: Width of a tile in pixels. Initially 512.
+            tile_sample_min_num_frames: Frames of a tile. Initially 16.
+            tile_sample_stride_height: Pixels from one tile's top to the next one's. Initially 448.
+            tile_sample_stride_width: Pixels from one tile's left side to the next one's. Initially 448.
+            tile_sample_stride_num_frames: Frames from one tile's start to the next one's. Initially 8.
+        """
+        self.use_tiling = True
+        self.tile_sample_min_height = tile_sample_min_height or self.tile_sample_min_height
+        self.tile_sample_min_width = tile_sample_min_width or self.tile_sample_min_width
+        self.tile_sample_min_num_frames = tile_sample_min_num_frames or self.tile_sample_min_num_frames
+        self.tile_sample_stride_height = tile_sample_stride_height or self.tile_sample_stride_height
+        self.tile_sample_stride_width = tile_sample_stride_width or self.tile_sample_stride_width
+        self.tile_sample_stride_num_frames = tile_sample_stride_num_frames or self.tile_sample_stride_num_frames
+
+    def normalize_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """Subtract the mean and divide by the deviation of each channel of `[B, C, F', H', W']`."""
+        mean, std = self._statistics(latents)
+        return (latents - mean) * self.config.scaling_factor / std
+
+    def denormalize_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """Inverse of `normalize_latents`."""
+        mean, std = self._statistics(latents)
+        return latents * std / self.config.scaling_factor + mean
+
+    def _statistics(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        # The arithmetic is in the latents' dtype, as in diffusers' pipelines.
+        mean, std = (x.view(1, -1, 1, 1, 1).to(latents) for x in (self.latents_mean, self.latents_std))
+        return mean, std
+
+    @apply_forward_hook
+    def encode(
+        self, x: torch.Tensor, causal: bool | None = None, return_dict: bool = True
+    ) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
+        """Encode videos to raw latents.
+
+        Args:
+            x: `[B, 3, F, H, W]` in [-1, 1]; frames beyond 8 k + 1 are dropped from the end with a warning.
+            causal: Whether time is padded in front only; None takes `encoder_causal`.
+            return_dict: Whether to return an `AutoencoderKLOutput` rather than a tuple.
+
+        Returns:
+            The distribution of the latents `[B, C, F', H', W']`.
+        """
+        x = self._checked_video(x)
+        slices = x.split(1) if self.use_slicing else [x]
+        moments = torch.cat([self._encode(part, causal) for part in slices])
+        return _encoder_output(moments, return_dict)
+
+    def _encode(self, x: torch.Tensor, causal: bool | None) -> torch.Tensor:
+        framewise = self.use_framewise_encoding or self.use_framewise_decoding
+        if not framewise or x.shape[2] <= self.tile_sample_min_num_frames:
+            return self._encode_space(x, causal)
+        ratio = self._encoder_ratios[1]
+        size, stride = self._blended_tile("num_frames", ratio)
+        axis = BlendedAxis(
+            blended_spans(x.shape[2], size + 1, stride),
+            keep=stride // ratio,
+            blend=(size - stride) // ratio,
+            size=(x.shape[2] - 1) // ratio + 1,
+        )
+        return run_blended_time(x, lambda tile: self._encode_space(tile, causal), axis, trim=slice(1, None))
+
+    def _encode_space(self, x: torch.Tensor, causal: bool | None) -> torch.Tensor:
+        height, width = x.shape[-2:]
+        if self.use_tiling and (height > self.tile_sample_min_height or width > self.tile_sample_min_width):
+            return self.tiled_encode(x, causal)
+        return self.encoder(x, causal)
+
+    def tiled_encode(self, x: torch.Tensor, causal: bool | None = None) -> torch.Tensor:
+        """Encode `[B, 3, F, H, W]` in blended spatial tiles to moments `[B, 2 C, F', H', W']`."""
+        ratio = self._encoder_ratios[0]
+        rows, columns = (
+            BlendedAxis(
+                blended_spans(side, size, stride, self._min_side(self.encoder) * ratio),
+                keep=stride // ratio,
+                blend=(size - stride) // ratio,
+                size=side // ratio,
+            )
+            for side, (size, stride) in zip(x.shape[-2:], self._blended_tiles(ratio))
+        )
+        return run_blended_space(x, lambda tile: self.encoder(tile, causal), rows, columns)
+
+    @apply_forward_hook
+    def decode(
+        self,
+        z: torch.Tensor,
+        temb: torch.Tensor | None = None,
+        causal: bool | None = None,
+        return_dict: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> DecoderOutput | tuple[torch.Tensor]:
+        """Decode raw latents to videos.
+
+        Args:
+            z: `[B, C, F', H', W']`.
+            temb: `[B]` or `[1]`, timestep in [0, 1]; needed if the decoder is conditioned on it, otherwise unused.
+            causal: Whether time is padded in front only; None takes `decoder_causal`.
+            return_dict: Whether to return a `DecoderOutput` rather than a tuple.
+            generator: Source of the noise that decoders with `decoder_inject_noise` add; None draws globally.
+
+        Returns:
+            The video `[B, 3, F, H, W]`, nominally in [-1, 1], not clamped.
+        """
+        self._check_latents(z)
+        self.decoder.check_timestep(temb, len(z))
+        if self.use_slicing:
+            timesteps = [temb] * len(z) if temb is None or temb.numel() == 1 else temb.flatten().split(1)
+            parts = [self._decode(part, t, causal, generator) for part, t in zip(z.split(1), timesteps)]
+            sample = torch.cat(parts)
+        else:
+            sample = self._decode(z, temb, causal, generator)
+        return DecoderOutput(sample=sample) if return_dict else (sample,)
+
+    def _decode(
+        self, z: torch.Tensor, temb: torch.Tensor | None, causal: bool | None, generator: torch.Generator | None
+    ) -> torch.Tensor:
+        def decode_space(tile: torch.Tensor) -> torch.Tensor:
+            return self._decode_space(tile, temb, causal, generator)
+
+        ratio = self.temporal_compression_ratio
+        if not self.use_framewise_decoding or z.shape[2] <= self.tile_sample_min_num_frames // ratio:
+            return decode_space(z)
+        size, stride = self._blended_tile("num_frames", ratio)
+        axis = BlendedAxis(
+            blended_spans(z.shape[2], size // ratio + 1, stride // ratio),
+            keep=stride,
+            blend=size - stride,
+            size=(z.shape[2] - 1) * ratio + 1,
+        )
+        return run_blended_time(z, decode_space, axis, trim=slice(None, -1))
+
+    def _decode_space(
+        self, z: torch.Tensor, temb: torch.Tensor | None, causal: bool | None, generator: torch.Generator | None
+    ) -> torch.Tensor:
+        ratio, (height, width) = self.spatial_compression_ratio, z.shape[-2:]
+        too_high = height > self.tile_sample_min_height // ratio
+        if self.use_tiling and (too_high or width > self.tile_sample_min_width // ratio):
+            return self.tiled_decode(z, temb, causal, return_dict=False, generator=generator)[0]
+        return self.decoder(z, temb, causal, generator)
+
+    def tiled_decode(
+        self,
+        z: torch.Tensor,
+        temb: torch.Tensor | None,
+        causal: bool | None = None,
+        return_dict: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> DecoderOutput | tuple[torch.Tensor]:
+        """Decode in blended spatial tiles; arguments as in `decode`."""
+        ratio = self.spatial_compression_ratio
+        rows, columns = (
+            BlendedAxis(
+                blended_spans(side, size // ratio, stride // ratio, self._min_side(self.decoder)),
+                keep=stride,
+                blend=size - stride,
+                size=side * ratio,
+            )
+            for side, (size, stride) in zip(z.shape[-2:], self._blended_tiles(ratio))
+        )
+        sample = run_blended_space(z, lambda tile: self.decoder(tile, temb, causal, generator), rows, columns)
+        return DecoderOutput(sample=sample) if return_dict else (sample,)
+
+    def _blended_tiles(self, ratio: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        return self._blended_tile("height", ratio), self._blended_tile("width", ratio)
+
+    def _blended_tile(self, axis: str, ratio: int) -> tuple[int, int]:
+        """Size and stride, in pixels or frames, of the blended tiles along `axis`."""
+        names = f"tile_sample_min_{axis}", f"tile_sample_stride_{axis}"
+        size, stride = (getattr(self, name) for name in names)
+        for name, value in zip(names, (size, stride)):
+            if value < ratio or value % ratio:
+                nearest = max(ratio, round(value / ratio) * ratio)
+                raise ValueError(f"`{name}` must be a positive multiple of {ratio}, got {value}; use {nearest}.")
+        if stride > size:
+            raise ValueError(f"`{names[1]}` must not exceed `{names[0]}` = {size}, got {stride}; use {size} or less.")
+        return size, stride
+
+    @apply_forward_hook
+    def decode_in_tiles(
+        self,
+        latents: torch.Tensor,
+        tiling_config: TilingConfig,
+        temb: torch.Tensor | None = None,
+        causal: bool | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Iterator[torch.Tensor]:
+        """Decode in the reference's weighted tiles and yield finished frames in order.
+
+        Memory does not grow with the length of the clip: one temporal group of tiles and the overlap with the group
+        before are alive at a time.
+
+        Args:
+            latents: `[B, C, F', H', W']`, raw, on any device; tiles are moved to the model's device one at a time.
+            tiling_config: Sizes and overlaps; see [`TilingConfig.default`].
+            temb: `[B]` or `[1]`, timestep in [0, 1]; needed if the decoder is conditioned on it, otherwise unused.
+            causal: Whether time is padded in front only; None takes `decoder_causal`.
+            generator: Source of injected noise, drawn anew for every tile; None draws globally.
+
+        Returns:
+            An iterator over `[B, 3, f, H, W]`; concatenated in time they are the video.
+        """
+        self._check_latents(latents)
+        self.decoder.check_timestep(temb, len(latents))
+        ratios = self.spatial_compression_ratio, self.temporal_compression_ratio
+        plan = plan_decode(latents.shape[2:], tiling_config, ratios, self._min_side(self.decoder))
+        device = self._compute_device(latents)
+        return stream_weighted(latents, lambda tile: self.decoder(tile.to(device), temb, causal, generator), plan)
+
+    @apply_forward_hook
+    def encode_in_tiles(
+        self,
+        x: torch.Tensor,
+        tiling_config: TilingConfig,
+        causal: bool | None = None,
+        discard_seams: bool = False,
+        return_dict: bool = True,
+    ) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
+        """Encode in the reference's weighted tiles.
+
+        Args:
+            x: `[B, 3, F, H, W]` in [-1, 1], on any device; tiles are moved to the model's device one at a time.
+            tiling_config: Sizes and overlaps; overlaps of at least 64 pixels and 16 frames.
+            causal: Whether time is padded in front only; None takes `encoder_causal`.
+            discard_seams: False lets tiles fade into each other (newest reference). True drops the outermost latents
+                at each seam and averages the rest (reference 2.0); smaller overlaps are then raised with a warning.
+            return_dict: Whether to return an `AutoencoderKLOutput` rather than a tuple.
+
+        Returns:
+            The distribution of the latents `[B, C, F', H', W']`, whose moments are summed over tiles.
+        """
+        config = encoding_config(tiling_config, raise_overlaps=discard_seams)
+        x = self._checked_video(x)
+        plan = plan_encode(x.shape[2:], config, self._encoder_ratios, self._min_side(self.encoder), discard_seams)
+        device = self._compute_device(x)
+        moments = run_weighted(x, lambda tile: self.encoder(tile.to(device), causal), plan)
+        return _encoder_output(moments, return_dict)
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        temb: torch.Tensor | None = None,
+        sample_posterior: bool = False,
+        encoder_causal: bool | None = None,
+        decoder_causal: bool | None = None,
+        return_dict: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> DecoderOutput | tuple[torch.Tensor]:
+        """Encode and decode a video.
+
+        Args:
+            sample: `[B, 3, F, H, W]` in [-1, 1].
+            temb: As in `decode`.
+            sample_posterior: Whether latents are drawn from the distribution rather than its mean.
+            encoder_causal, decoder_causal: As `causal` in `encode` and `decode`.
+            return_dict: Whether to return a `DecoderOutput` rather than a tuple.
+            generator: Source of the draw from the distribution; injected noise is drawn globally, as in diffusers.
+        """
+        posterior = self.encode(sample, causal=encoder_causal).latent_dist
+        z = posterior.sample(generator=generator) if sample_posterior else posterior.mode()
+        return self.decode(z, temb, causal=decoder_causal, return_dict=return_dict)
+
+    def _checked_video(self, x: torch.Tensor) -> torch.Tensor:
+        """Refuse a video of the wrong shape, and crop its frames to a count that the encoder can halve."""
+        channels = self.config.in_channels
+        if x.ndim != 5 or x.shape[1] != channels or x.shape[2] == 0:
+            raise ValueError(f"the video must have shape [B, {channels}, F, H, W], F >= 1, got {list(x.shape)}.")
+        space, time = self._encoder_ratios
+        for name, side in zip(("height", "width"), x.shape[-2:]):
+            if side % space or side == 0:
+                below, above = side // space * space, (side // space + 1) * space
+                nearest = f"{below} or {above}" if below else str(above)
+                raise ValueError(f"the video's {name} must be a multiple of {space}, got {side}; use {nearest}.")
+        excess = (x.shape[2] - 1) % time
+        if excess:
+            kept = x.shape[2] - excess
+            logger.warning(
+                f"The video has {x.shape[2]} frames, which is not 1 more than a multiple of {time}; the last {excess} "
+                f"are dropped and {kept} encoded."
+            )
+            x = x[:, :, :kept]
+        return x
+
+    def _check_latents(self, z: torch.Tensor) -> None:
+        channels, side = self.config.latent_channels, self._min_side(self.decoder)
+        if z.ndim != 5 or z.shape[1] != channels:
+            raise ValueError(f"latents must have shape [B, {channels}, F', H', W'], got {list(z.shape)}.")
+        if min(z.shape[2:]) == 0 or min(z.shape[-2:]) < side:
+            raise ValueError(
+                f"latents must have at least 1 frame and sides of at least {side} (the decoder pads by "
+                f"{self.config.decoder_spatial_padding_mode!r}), got {list(z.shape[2:])}."
+            )
+
+    def _min_side(self, half: VideoEncoder | VideoDecoder) -> int:
+        """Smallest latent height and width that the convolutions of `half` can pad."""
+        return 2 if half.conv_in.padding_mode == "reflect" else 1
+
+    def _compute_device(self, x: torch.Tensor) -> torch.device:
+        # Parameters offloaded to "meta" are brought to the input's device by their hooks.
+        return x.device if self.device.type == "meta" else self.device
+
+
+def _encoder_output(moments: torch.Tensor, return_dict: bool) -> AutoencoderKLOutput | tuple:
+    posterior = DiagonalGaussianDistribution(moments)
+    return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)

@@ -1,0 +1,505 @@
+"""Building blocks, encoder and decoder of the LTX-2 video VAE.
+
+Shapes: B batch, C channels, F frames, H height, W width, at whatever depth of the network. P is the number of
+positions (time x height x width) that a resampling layer folds into one.
+
+Without gradients elementwise steps work in place and padding copies once, so that a residual block holds three
+tensors of its size at a time: the skip, the convolution's padded input and its result.
+"""
+
+import math
+
+import torch
+from diffusers.models.embeddings import TimestepEmbedding, get_timestep_embedding
+from diffusers.utils.torch_utils import randn_tensor
+from torch import nn
+from torch.nn import functional as F
+
+from .video_vae_config import STRIDES, DownStage, UpStage
+
+# Reference: `PixelNorm`; unrelated to the config key `resnet_norm_eps`.
+PIXEL_NORM_EPS = 1e-8
+TIME_SINUSOID_DIM = 256
+
+# Where a border of one position takes its values, as indices into the padded axis: (leading, trailing).
+_BORDER_SOURCES = {"reflect": (2, -3), "replicate": (1, -2), "circular": (-2, 1)}
+
+
+def _may_overwrite() -> bool:
+    """Whether intermediate tensors may be written in place: not while autograd or the compiler records them."""
+    return not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+
+
+def _add(own: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """`own + other`, into `own` where allowed."""
+    return own.add_(other) if _may_overwrite() else own + other
+
+
+def patchify(video: torch.Tensor, patch_size: int) -> torch.Tensor:
+    """Fold square patches into channels: `[B, C, F, H, W]` to `[B, C * p * p, F, H / p, W / p]`.
+
+    Within a channel's patch the column offset is the slower index, the row offset the faster one.
+    """
+    patches = video.unflatten(4, (-1, patch_size)).unflatten(3, (-1, patch_size))
+    return patches.permute(0, 1, 6, 4, 2, 3, 5).flatten(1, 3)
+
+
+def unpatchify(patches: torch.Tensor, patch_size: int) -> torch.Tensor:
+    """Inverse of [`patchify`]."""
+    video = patches.unflatten(1, (-1, patch_size, patch_size))
+    return video.permute(0, 1, 4, 5, 3, 6, 2).flatten(5, 6).flatten(3, 4)
+
+
+def space_to_depth(x: torch.Tensor, stride: tuple[int, int, int]) -> torch.Tensor:
+    """Fold (time, height, width) offsets into channels, channel slowest: `[B, C, F, H, W]` to `[B, C * P, ...]`."""
+    x = x.unflatten(4, (-1, stride[2])).unflatten(3, (-1, stride[1])).unflatten(2, (-1, stride[0]))
+    return x.permute(0, 1, 3, 5, 7, 2, 4, 6).flatten(1, 4)
+
+
+def depth_to_space(x: torch.Tensor, stride: tuple[int, int, int]) -> torch.Tensor:
+    """Inverse of [`space_to_depth`]."""
+    x = x.unflatten(1, (-1, *stride))
+    return x.permute(0, 1, 5, 2, 6, 3, 7, 4).flatten(6, 7).flatten(4, 5).flatten(2, 3)
+
+
+def channel_rms(x: torch.Tensor) -> torch.Tensor:
+    """Root mean square of each position's channels: `[B, C, F, H, W]` to `[B, 1, F, H, W]`."""
+    return ((x * x).mean(dim=1, keepdim=True) + PIXEL_NORM_EPS).sqrt()
+
+
+class CausalConv3d(nn.Module):
+    """A 3x3x3 convolution that repeats the border frames in time; the caller chooses causality.
+
+    Args:
+        in_channels, out_channels: Widths.
+        padding_mode: How a border of one pixel is filled: "zeros", "reflect", "replicate" or "circular".
+        stride: Of the convolution, the same along all axes.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, padding_mode: str = "zeros", stride: int = 1) -> None:
+        super().__init__()
+        self.padding_mode = padding_mode
+        # Zeros cost nothing inside the convolution; any other border is written by `pad` together with time's.
+        self.border = 0 if padding_mode == "zeros" else 1
+        self.conv = nn.Conv3d(
+            in_channels, out_channels, kernel_size=3, stride=stride, padding=(0, 1 - self.border, 1 - self.border)
+        )
+
+    def forward(self, x: torch.Tensor, causal: bool = True) -> torch.Tensor:
+        """Convolve `[B, C, F, H, W]`; frames and sides are kept (or halved by a stride of 2)."""
+        return self.conv(self.pad(x, causal))
+
+    def pad(self, x: torch.Tensor, causal: bool) -> torch.Tensor:
+        """The input of `conv`: `[B, C, F + 2, H, W]`, with H and W two larger unless the mode is "zeros"."""
+        self._check_sides(x)
+        if self.border and _may_overwrite():
+            return self._pad_at_once(x, causal)
+        if self.border:
+            x = F.pad(x, (1, 1, 1, 1, 0, 0), mode=self.padding_mode)
+        first, last = x[:, :, :1], x[:, :, -1:]
+        return torch.cat([first, first, x] if causal else [first, x, last], dim=2)
+
+    def activate(
+        self,
+        x: torch.Tensor,
+        causal: bool,
+        modulation: tuple[torch.Tensor, torch.Tensor] | None = None,
+        overwrite: bool = False,
+    ) -> torch.Tensor:
+        """Pixel norm, modulation and SiLU of `x`, padded for `conv`.
+
+        Args:
+            x: `[B, C, F, H, W]`.
+            causal: Whether time is padded in front only.
+            modulation: (shift, scale), each `[B, C, 1, 1, 1]`, applied between norm and SiLU.
+            overwrite: Whether the caller needs `x` no more, so that its memory may be used.
+        """
+        may_overwrite = _may_overwrite()
+        rms = channel_rms(x)
+        x = x.div_(rms) if overwrite and may_overwrite else x / rms
+        if modulation is not None:
+            shift, scale = modulation
+            x = x.mul_(1 + scale).add_(shift) if may_overwrite else x * (1 + scale) + shift
+        return self.pad(F.silu(x, inplace=may_overwrite), causal)
+
+    def _pad_at_once(self, x: torch.Tensor, causal: bool) -> torch.Tensor:
+        """One copy into a tensor of the padded size, whose borders are filled from within."""
+        batch, channels, frames, height, width = x.shape
+        padded = x.new_empty(batch, channels, frames + 2, height + 2, width + 2)
+        start = 2 if causal else 1
+        padded[:, :, start : start + frames, 1:-1, 1:-1] = x
+        leading, trailing = _BORDER_SOURCES[self.padding_mode]
+        # Height after width, so that the corners are copies of filled borders; time last for the same reason.
+        for dim in (4, 3):
+            padded.select(dim, 0).copy_(padded.select(dim, leading))
+            padded.select(dim, -1).copy_(padded.select(dim, trailing))
+        padded[:, :, :start] = padded[:, :, start : start + 1]
+        if not causal:
+            padded[:, :, -1] = padded[:, :, -2]
+        return padded
+
+    def _check_sides(self, x: torch.Tensor) -> None:
+        if self.padding_mode == "reflect" and min(x.shape[-2:]) < 2:
+            raise ValueError(
+                f"reflect padding needs a height and width of at least 2 positions, got {tuple(x.shape[-2:])}; use a "
+                "larger video, or larger tiles."
+            )
+
+
+class TimeEmbedder(nn.Module):
+    """Sinusoid and two linear layers that turn a scaled timestep into modulation rows."""
+
+    def __init__(self, rows: int, channels: int) -> None:
+        super().__init__()
+        self.rows = rows
+        self.timestep_embedder = TimestepEmbedding(TIME_SINUSOID_DIM, rows * channels)
+
+    def forward(self, timestep: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Embed `[B]` timesteps into `[B, rows, C, 1, 1, 1]` of `dtype`."""
+        sinusoid = get_timestep_embedding(timestep, TIME_SINUSOID_DIM, flip_sin_to_cos=True, downscale_freq_shift=0)
+        return self.timestep_embedder(sinusoid.to(dtype)).unflatten(1, (self.rows, -1))[..., None, None, None]
+
+
+class ResBlock(nn.Module):
+    """Two activated convolutions around a skip, optionally modulated by time and with injected noise."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        padding_mode: str,
+        norm_eps: float = 1e-6,
+        inject_noise: bool = False,
+        timestep_conditioning: bool = False,
+    ) -> None:
+        super().__init__()
+        self.conv1 = CausalConv3d(in_channels, out_channels, padding_mode)
+        self.conv2 = CausalConv3d(out_channels, out_channels, padding_mode)
+        self.norm3 = self.conv_shortcut = None
+        if in_channels != out_channels:
+            self.norm3 = nn.LayerNorm(in_channels, eps=norm_eps)
+            self.conv_shortcut = nn.Conv3d(in_channels, out_channels, kernel_size=1)
+        self.per_channel_scale1 = self.per_channel_scale2 = self.scale_shift_table = None
+        if inject_noise:
+            self.per_channel_scale1 = nn.Parameter(torch.zeros(in_channels, 1, 1))
+            self.per_channel_scale2 = nn.Parameter(torch.zeros(in_channels, 1, 1))
+        if timestep_conditioning:
+            self.scale_shift_table = nn.Parameter(torch.randn(4, in_channels) / in_channels**0.5)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        temb: torch.Tensor | None = None,
+        generator: torch.Generator | None = None,
+        causal: bool = True,
+    ) -> torch.Tensor:
+        """Map `[B, C, F, H, W]` to `[B, C_out, F, H, W]`; `temb` holds the block's `[B, 4, C, 1, 1, 1]` rows."""
+        first = second = None
+        if self.scale_shift_table is not None:
+            shift1, scale1, shift2, scale2 = (temb + self.scale_shift_table[..., None, None, None]).unbind(1)
+            first, second = (shift1, scale1), (shift2, scale2)
+        # One name throughout: rebinding it frees each intermediate before the next convolution allocates.
+        h = self.conv1.activate(x, causal, first)
+        h = self.conv1.conv(h)
+        h = _inject_noise(h, self.per_channel_scale1, generator)
+        h = self.conv2.activate(h, causal, second, overwrite=True)
+        h = self.conv2.conv(h)
+        h = _inject_noise(h, self.per_channel_scale2, generator)
+        if self.conv_shortcut is not None:
+            x = self.conv_shortcut(self.norm3(x.movedim(1, -1)).movedim(-1, 1))
+        return _add(h, x)
+
+
+def _inject_noise(
+    h: torch.Tensor, channel_scale: torch.Tensor | None, generator: torch.Generator | None
+) -> torch.Tensor:
+    """Add one normal `[H, W]` plane, shared by batch, channels and frames, times a scale per channel."""
+    if channel_scale is None:
+        return h
+    plane = randn_tensor(h.shape[-2:], generator=generator, device=h.device, dtype=h.dtype)
+    return _add(h, (plane * channel_scale)[None, :, None])
+
+
+class Downsampler(nn.Module):
+    """Space-to-depth of a convolution plus the group means of the input's own space-to-depth."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: tuple[int, int, int], padding_mode: str) -> None:
+        super().__init__()
+        self.stride = stride
+        patch = math.prod(stride)
+        self.group_size = in_channels * patch // out_channels
+        self.conv = CausalConv3d(in_channels, out_channels // patch, padding_mode)
+
+    def forward(self, x: torch.Tensor, causal: bool = True) -> torch.Tensor:
+        """Map `[B, C, F, H, W]` to `[B, C_out, (F + 1) / 2 or F, H / 2 or H, W / 2 or W]`."""
+        if self.stride[0] == 2:
+            x = torch.cat([x[:, :, :1], x], dim=2)
+        skip = space_to_depth(x, self.stride).unflatten(1, (-1, self.group_size)).mean(dim=2)
+        return _add(skip, space_to_depth(self.conv(x, causal), self.stride))
+
+
+class Upsampler(nn.Module):
+    """Depth-to-space of a convolution, optionally with the input's own depth-to-space added.
+
+    Args:
+        in_channels, out_channels: Widths.
+        stride: (time, height, width) factors; doubling time drops the first frame (F becomes 2 F - 1).
+        residual: Whether the input, its channel block repeated to fit, is added.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: tuple[int, int, int], residual: bool, padding_mode: str
+    ) -> None:
+        super().__init__()
+        self.stride = stride
+        self.residual = residual
+        self.conv = CausalConv3d(in_channels, out_channels * math.prod(stride), padding_mode)
+
+    def forward(self, x: torch.Tensor, causal: bool = True) -> torch.Tensor:
+        """Map `[B, C, F, H, W]` to `[B, C_out, 2 F - 1 or F, 2 H or H, 2 W or W]`."""
+        h = self.conv(x, causal)
+        if self.residual:
+            # Repeating blocks of C / P channels after depth-to-space is repeating blocks of C channels before it.
+            h = _add(h.unflatten(1, (-1, x.shape[1])), x.unsqueeze(1)).flatten(1, 2)
+        return depth_to_space(h, self.stride)[:, :, self.stride[0] - 1 :]
+
+
+class ResBlocks(nn.Module):
+    """A stage: residual blocks at one width, their time embedder, and what subclasses put before and after.
+
+    Args:
+        channels: Width of the residual blocks.
+        num_layers: How many there are.
+        padding_mode, norm_eps, inject_noise, timestep_conditioning: As in [`ResBlock`].
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_layers: int,
+        padding_mode: str,
+        norm_eps: float,
+        inject_noise: bool = False,
+        timestep_conditioning: bool = False,
+    ) -> None:
+        super().__init__()
+        self.time_embedder = TimeEmbedder(4, channels) if timestep_conditioning else None
+        self.resnets = nn.ModuleList(
+            ResBlock(channels, channels, padding_mode, norm_eps, inject_noise, timestep_conditioning)
+            for _ in range(num_layers)
+        )
+        self.gradient_checkpointing = False
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        temb: torch.Tensor | None = None,
+        generator: torch.Generator | None = None,
+        causal: bool = True,
+    ) -> torch.Tensor:
+        """Map `[B, C, F, H, W]` to the next stage's input; `temb` is the scaled timestep `[B]`."""
+        # All in this frame: a caller further up that held what `enter` returns would keep it alive to the end.
+        x = self.enter(x, causal)
+        if self.time_embedder is not None:
+            temb = self.time_embedder(temb, x.dtype)
+        for resnet in self.resnets:
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                x = self._gradient_checkpointing_func(resnet, x, temb, generator, causal)
+            else:
+                x = resnet(x, temb, generator, causal)
+        return self.leave(x, causal)
+
+    def enter(self, x: torch.Tensor, causal: bool) -> torch.Tensor:  # noqa: ARG002 - for subclasses
+        """What comes before the residual blocks: nothing."""
+        return x
+
+    def leave(self, x: torch.Tensor, causal: bool) -> torch.Tensor:  # noqa: ARG002 - for subclasses
+        """What comes after the residual blocks: nothing."""
+        return x
+
+
+class DownBlock(ResBlocks):
+    """Residual blocks, then the downsampler."""
+
+    def __init__(self, stage: DownStage, padding_mode: str, norm_eps: float) -> None:
+        super().__init__(stage.in_channels, stage.num_layers, padding_mode, norm_eps)
+        self.downsamplers = None
+        if stage.resample == "conv":
+            downsampler = CausalConv3d(stage.in_channels, stage.out_channels, padding_mode, stride=2)
+            self.downsamplers = nn.ModuleList([downsampler])
+        elif stage.resample is not None:
+            stride = STRIDES[stage.resample]
+            downsampler = Downsampler(stage.in_channels, stage.out_channels, stride, padding_mode)
+            self.downsamplers = nn.ModuleList([downsampler])
+
+    def leave(self, x: torch.Tensor, causal: bool) -> torch.Tensor:
+        """Downsample `[B, C, F, H, W]`."""
+        return x if self.downsamplers is None else self.downsamplers[0](x, causal)
+
+
+class UpBlock(ResBlocks):
+    """The upsampler, then residual blocks."""
+
+    def __init__(self, stage: UpStage, padding_mode: str, norm_eps: float, timestep_conditioning: bool) -> None:
+        channels = stage.out_channels
+        super().__init__(channels, stage.num_layers, padding_mode, norm_eps, stage.inject_noise, timestep_conditioning)
+        self.conv_in = self.upsamplers = None
+        if stage.in_channels != channels * stage.factor:
+            self.conv_in = ResBlock(stage.in_channels, channels, padding_mode, norm_eps)
+        if stage.resample is not None:
+            stride = STRIDES[stage.resample]
+            upsampler = Upsampler(channels * stage.factor, channels, stride, stage.residual, padding_mode)
+            self.upsamplers = nn.ModuleList([upsampler])
+
+    def enter(self, x: torch.Tensor, causal: bool) -> torch.Tensor:
+        """Change the width of `[B, C, F, H, W]` if need be, and upsample."""
+        if self.conv_in is not None:
+            x = self.conv_in(x, causal=causal)
+        return x if self.upsamplers is None else self.upsamplers[0](x, causal)
+
+
+class VideoEncoder(nn.Module):
+    """Maps pixels to moments: means and one log-variance, repeated for every latent channel.
+
+    Args:
+        in_channels: Pixel channels.
+        latent_channels: Latent width; also the width of the first stage.
+        stages: The down stages in execution order.
+        mid_layers: Residual blocks of the mid block.
+        patch_size: Side of the patches folded into channels before the first convolution.
+        norm_eps: Unused by the published structures, see `resnet_norm_eps`.
+        causal: Whether time is padded in front only when `forward` is not told.
+        padding_mode: Spatial padding of all convolutions.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        latent_channels: int,
+        stages: list[DownStage],
+        mid_layers: int,
+        patch_size: int,
+        norm_eps: float,
+        causal: bool,
+        padding_mode: str,
+    ) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.is_causal = causal
+        self.latent_channels = latent_channels
+        width = stages[-1].out_channels
+        self.conv_in = CausalConv3d(in_channels * patch_size**2, latent_channels, padding_mode)
+        self.down_blocks = nn.ModuleList(DownBlock(stage, padding_mode, norm_eps) for stage in stages)
+        self.mid_block = ResBlocks(width, mid_layers, padding_mode, norm_eps)
+        self.conv_out = CausalConv3d(width, latent_channels + 1, padding_mode)
+
+    def forward(self, hidden_states: torch.Tensor, causal: bool | None = None) -> torch.Tensor:
+        """Encode `[B, 3, F, H, W]` in [-1, 1] to moments `[B, 2 C, F', H', W']`; `causal=None` is the default."""
+        causal = self.is_causal if causal is None else causal
+        h = self.conv_in(patchify(hidden_states, self.patch_size), causal)
+        for block in self.down_blocks:
+            h = block(h, causal=causal)
+        h = self.mid_block(h, causal=causal)
+        h = self.conv_out.activate(h, causal, overwrite=True)
+        h = self.conv_out.conv(h)
+        means, log_variance = h.split([self.latent_channels, 1], dim=1)
+        return torch.cat([means, log_variance.expand_as(means)], dim=1)
+
+
+class VideoDecoder(nn.Module):
+    """Maps latents to pixels.
+
+    Args:
+        latent_channels: Latent width.
+        out_channels: Pixel channels.
+        stages: The up stages in execution order.
+        mid_layers, mid_noise: Residual blocks of the mid block and whether they inject noise.
+        patch_size: Side of the patches unfolded from channels after the last convolution.
+        norm_eps: Unused by the published structures, see `resnet_norm_eps`.
+        causal: Whether time is padded in front only when `forward` is not told.
+        padding_mode: Spatial padding of all convolutions.
+        timestep_conditioning: Whether all residual blocks and the output norm are modulated by a timestep.
+    """
+
+    def __init__(
+        self,
+        latent_channels: int,
+        out_channels: int,
+        stages: list[UpStage],
+        mid_layers: int,
+        mid_noise: bool,
+        patch_size: int,
+        norm_eps: float,
+        causal: bool,
+        padding_mode: str,
+        timestep_conditioning: bool,
+    ) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.is_causal = causal
+        width_in, width_out = stages[0].in_channels, stages[-1].out_channels
+        self.conv_in = CausalConv3d(latent_channels, width_in, padding_mode)
+        self.mid_block = ResBlocks(width_in, mid_layers, padding_mode, norm_eps, mid_noise, timestep_conditioning)
+        self.up_blocks = nn.ModuleList(
+            UpBlock(stage, padding_mode, norm_eps, timestep_conditioning) for stage in stages
+        )
+        self.conv_out = CausalConv3d(width_out, out_channels * patch_size**2, padding_mode)
+        self.time_embedder = self.scale_shift_table = self.timestep_scale_multiplier = None
+        if timestep_conditioning:
+            self.timestep_scale_multiplier = nn.Parameter(torch.tensor(1000.0))
+            self.time_embedder = TimeEmbedder(2, width_out)
+            self.scale_shift_table = nn.Parameter(torch.randn(2, width_out) / width_out**0.5)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        temb: torch.Tensor | None = None,
+        causal: bool | None = None,
+        generator: torch.Generator | None = None,
+    ) -> torch.Tensor:
+        """Decode latents to pixels.
+
+        Args:
+            hidden_states: `[B, C, F', H', W']`, raw latents.
+            temb: `[B]` or `[1]`, timestep in [0, 1]; needed if and only used when conditioned on it.
+            causal: Whether time is padded in front only; None takes the configured value.
+            generator: Source of the injected noise; None draws from the global one.
+
+        Returns:
+            `[B, 3, F, H, W]`, nominally in [-1, 1], not clamped.
+        """
+        causal = self.is_causal if causal is None else causal
+        self.check_timestep(temb, len(hidden_states))
+        self._check_recomputable(generator)
+        if self.timestep_scale_multiplier is not None:
+            temb = (temb * self.timestep_scale_multiplier).flatten().expand(len(hidden_states))
+        h = self.conv_in(hidden_states, causal)
+        h = self.mid_block(h, temb, generator, causal)
+        for block in self.up_blocks:
+            h = block(h, temb, generator, causal)
+        modulation = None
+        if self.time_embedder is not None:
+            rows = self.time_embedder(temb, h.dtype) + self.scale_shift_table[..., None, None, None]
+            modulation = rows.unbind(1)
+        h = self.conv_out.activate(h, causal, modulation, overwrite=True)
+        h = self.conv_out.conv(h)
+        return unpatchify(h, self.patch_size)
+
+    def check_timestep(self, temb: torch.Tensor | None, batch: int) -> None:
+        """Refuse timesteps that the decoder is conditioned on but that are missing or do not fit the batch."""
+        if self.timestep_scale_multiplier is None:
+            return
+        if temb is None:
+            raise ValueError("`temb` is None but the decoder is conditioned on it; pass a timestep, e.g. 0.05.")
+        if temb.numel() not in (1, batch):
+            raise ValueError(f"`temb` has {temb.numel()} timesteps for a batch of {batch}; pass 1 or {batch}.")
+
+    def _check_recomputable(self, generator: torch.Generator | None) -> None:
+        blocks = [self.mid_block, *self.up_blocks]
+        noisy = any(resnet.per_channel_scale1 is not None for block in blocks for resnet in block.resnets)
+        recomputes = torch.is_grad_enabled() and any(block.gradient_checkpointing for block in blocks)
+        if generator is not None and noisy and recomputes:
+            raise ValueError(
+                "`generator` cannot be replayed by gradient checkpointing, so injected noise would differ in the "
+                "backward pass; pass generator=None and seed with `torch.manual_seed`."
+            )

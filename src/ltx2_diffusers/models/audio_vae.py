@@ -15,12 +15,13 @@ from torch.nn import functional as F
 
 from .audio_vae_blocks import CAUSALITY_AXES, COMPRESSION_RATIO, AudioDecoder, AudioEncoder, BlockOptions, CoderLayout
 from .mel import waveform_to_mel
+from .saving import AtomicModelSaveMixin
 from .single_file import OriginalCheckpointMixin
 
 _NORM_TYPES = ("pixel", "group")
 
 
-class AutoencoderKLLTX2Audio(ModelMixin, AutoencoderMixin, ConfigMixin, OriginalCheckpointMixin):
+class AutoencoderKLLTX2Audio(AtomicModelSaveMixin, ModelMixin, AutoencoderMixin, ConfigMixin, OriginalCheckpointMixin):
     """Compresses a log-mel spectrogram by four in time and frequency, causally in time.
 
     Config, state-dict keys and methods are those of diffusers' class; `encode_waveform`, `normalize_latents` and

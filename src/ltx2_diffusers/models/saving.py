@@ -1,20 +1,25 @@
 """Saving that leaves either the whole result under the final name or what was there before."""
 
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+# Names of weight files and of shard indices, as diffusers and transformers write them, with and without variant.
+_WEIGHTS = re.compile(r"(?P<name>.+?)(-\d{5}-of-\d{5})?\.(safetensors|bin)")
+_INDEX = re.compile(r"(?P<name>.+?)\.(safetensors|bin)\.index(?P<variant>\.[^.]+)?\.json")
 
 
 @contextmanager
 def replaced_folder(folder: str | os.PathLike) -> Iterator[str]:
     """Yield a temporary folder beside `folder`; move its files over when the block ends without an exception.
 
-    Files of `folder` which the block did not write stay, except weight files of a sub-folder that got new ones: an old
-    shard must not survive beside a new index.
+    Files of `folder` which the block did not write stay, except other files of the weights it wrote: an old shard or
+    index must not survive beside a new one. Other variants of the weights stay.
     """
     target = Path(folder).absolute()
     if target.is_file():
@@ -30,21 +35,30 @@ def replaced_folder(folder: str | os.PathLike) -> Iterator[str]:
 
 def _move_over(source: Path, target: Path) -> None:
     files = [path.relative_to(source) for path in source.rglob("*") if path.is_file()]
-    written = set(files)
     for file in files:
         (target / file).parent.mkdir(parents=True, exist_ok=True)
         os.replace(source / file, target / file)
-    for folder in {file.parent for file in files if file.suffix == ".safetensors"}:
-        for stale in (target / folder).glob("*.safetensors*"):
-            if stale.relative_to(target) not in written:
-                stale.unlink()
+    saved_weights = {_weights_of(file) for file in files} - {None}
+    for folder in {folder for folder, _ in saved_weights}:
+        for path in (target / folder).iterdir():
+            file = path.relative_to(target)
+            if file not in files and _weights_of(file) in saved_weights:
+                path.unlink()
+
+
+def _weights_of(file: Path) -> tuple[Path, str] | None:
+    """Folder and name (with variant) of the weights that a file is a part of; `None` for other files."""
+    if match := _INDEX.fullmatch(file.name):
+        return file.parent, match["name"] + (match["variant"] or "")
+    match = _WEIGHTS.fullmatch(file.name)
+    return (file.parent, match["name"]) if match else None
 
 
 class AtomicSaveMixin:
-    """Makes `save_pretrained` of a diffusers class write to a temporary folder first."""
+    """Makes `save_pretrained` of a diffusers class write to a temporary folder first. Goes before that class."""
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
-        """Save weights and configuration; an interrupted or failed save leaves nothing under the final name.
+        """Save to a folder; an interrupted or failed save leaves nothing under the final name.
 
         Takes the arguments of diffusers' method.
         """
@@ -53,3 +67,44 @@ class AtomicSaveMixin:
             kwargs.setdefault("repo_id", Path(save_directory).name)
         with replaced_folder(save_directory) as temporary:
             super().save_pretrained(temporary, *args, **kwargs)
+
+
+class AtomicModelSaveMixin(AtomicSaveMixin):
+    """The same for models. A saved pipeline passes on only those options that it finds in this signature."""
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        save_function: Callable | None = None,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str = "10GB",
+        push_to_hub: bool = False,
+        use_flashpack: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Save weights and configuration; an interrupted or failed save leaves nothing under the final name.
+
+        Args:
+            save_directory: Folder to save to, created if missing.
+            is_main_process: Whether this process writes the configuration.
+            save_function: Not used, as in diffusers.
+            safe_serialization: Whether to write safetensors files rather than pickles.
+            variant: Inserted into the names of the weight files, for example `"fp16"`.
+            max_shard_size: Largest size of a weight file, in bytes or as in `"5GB"`.
+            push_to_hub: Whether to upload the folder afterwards.
+            use_flashpack: Whether to write a FlashPack file.
+            kwargs: Options of the upload, for example `repo_id`.
+        """
+        super().save_pretrained(
+            save_directory,
+            is_main_process=is_main_process,
+            save_function=save_function,
+            safe_serialization=safe_serialization,
+            variant=variant,
+            max_shard_size=max_shard_size,
+            push_to_hub=push_to_hub,
+            use_flashpack=use_flashpack,
+            **kwargs,
+        )

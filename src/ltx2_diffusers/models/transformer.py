@@ -25,6 +25,7 @@ from .context_parallel import SplitPoint, context_parallel_plan
 from .modulation import AdaLayerNormSingle, Modulation, TextProjection
 from .perturbation import PERTURBATION_MODES, BlockPlan, block_plans, keep_masks
 from .rope import AudioRotaryPositionEmbedding, RotaryPositionEmbedding, RotarySpec, VideoRotaryPositionEmbedding
+from .saving import AtomicModelSaveMixin
 from .single_file import OriginalCheckpointMixin
 from .tensor_memo import TensorMemo
 from .transformer_block import LTX2AVTransformerBlock, SharedSettings, StreamInputs, StreamSizes
@@ -74,7 +75,13 @@ class PreparedForward(NamedTuple):
 
 
 class LTX2AVTransformer3DModel(
-    ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin, CacheMixin, OriginalCheckpointMixin
+    AtomicModelSaveMixin,
+    ModelMixin,
+    ConfigMixin,
+    AttentionMixin,
+    PeftAdapterMixin,
+    CacheMixin,
+    OriginalCheckpointMixin,
 ):
     """The transformer that denoises video and audio together, with text conditioning each stream.
 

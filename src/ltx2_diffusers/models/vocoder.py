@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from .antialias import AntiAliasedActivation, SnakeBeta, resample_up
 from .mel import LOG_MEL_FLOOR
 from .mixed_precision import Conv1d, ConvTranspose1d
+from .saving import AtomicModelSaveMixin
 from .single_file import OriginalCheckpointMixin
 
 _ACTIVATIONS = ("leaky_relu", "snake", "snakebeta")
@@ -49,7 +50,7 @@ class ResidualStack(nn.Module):
         return x
 
 
-class LTX2Vocoder(ModelMixin, ConfigMixin, OriginalCheckpointMixin):
+class LTX2Vocoder(AtomicModelSaveMixin, ModelMixin, ConfigMixin, OriginalCheckpointMixin):
     """Turns a log-mel spectrogram into a waveform by transposed convolutions (the LTX-2.0 vocoder).
 
     Config, state-dict keys and methods are those of diffusers' class. Weights and spectrograms of different dtypes
@@ -220,7 +221,7 @@ class CausalMel(nn.Module):
         return mel.clamp(min=LOG_MEL_FLOOR).log().unflatten(0, waveform.shape[:2])
 
 
-class LTX2VocoderWithBWE(ModelMixin, ConfigMixin, OriginalCheckpointMixin):
+class LTX2VocoderWithBWE(AtomicModelSaveMixin, ModelMixin, ConfigMixin, OriginalCheckpointMixin):
     """Vocoder at 16 kHz followed by a second one that adds the upper band up to 48 kHz (LTX-2.3 and later).
 
     Config, state-dict keys and methods are those of diffusers' class. Two attributes select how it computes; both

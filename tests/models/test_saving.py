@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 import ltx2_diffusers
 from ltx2_diffusers import LTX2LatentUpsamplerModel, LTX2Scheduler
 
-
 MODELS = (
     "LTX2AVTransformer3DModel",
     "AutoencoderKLLTX2Video",

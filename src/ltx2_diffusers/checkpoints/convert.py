@@ -139,7 +139,7 @@ def original_components(
             f"{', '.join(unclaimed[:3])}"
         )
     names = [only] if only else checkpoint.components()
-    return {name: (cast_floating(checkpoint.component(name), dtype), checkpoint.config(name)) for name in names}
+    return {name: (checkpoint.component(name, dtype), checkpoint.config(name)) for name in names}
 
 
 def folder_components(

@@ -62,13 +62,16 @@ class OriginalCheckpoint:
         """Names of the components the checkpoint holds."""
         return keys.found_components(self.entries)
 
-    def component(self, component: str, keep_quantized: bool = False) -> dict[str, Entry]:
+    def component(
+        self, component: str, dtype: torch.dtype | None = None, keep_quantized: bool = False
+    ) -> dict[str, Entry]:
         """The tensors of one component under diffusers names.
 
         Args:
             component: One of `keys.COMPONENTS`.
+            dtype: Floating-point dtype to read as; default as stored.
             keep_quantized: Whether scaled fp8 layers stay as stored, scales beside them. By default they read as
-                real weights in the dtype of the unquantised ones.
+                real weights, in the dtype of the unquantised ones if `dtype` is not given.
         """
         local = keys.component_keys(component, self.entries)
         if not local:
@@ -78,13 +81,17 @@ class OriginalCheckpoint:
         entries = {renamed[name]: self.entries[key] for key, name in local.items()}
         if len(entries) != len(local):
             raise ValueError(f"{self.name} holds {component} tensors under two names each")
-        return entries if keep_quantized else _real_weights(entries)
+        if keep_quantized:
+            if dtype is not None:
+                raise ValueError(f"keep_quantized keeps the stored dtypes; dtype={dtype} contradicts it")
+            return entries
+        return cast_floating(_real_weights(entries, dtype), dtype)
 
     def config(self, component: str) -> dict[str, Any]:
         """The diffusers config of one component: from the metadata, else that of the published model it resembles."""
         entries = self.component(component)
         try:
-            if configs.has_config(component, self.metadata_config):
+            if self.has_config(component):
                 return configs.to_diffusers(component, self.metadata_config, entries)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"the `config` metadata of {self.name} is incomplete for {component}: {error}") from error
@@ -98,6 +105,10 @@ class OriginalCheckpoint:
             )
         return configs.to_diffusers(component, reference_config(version), entries)
 
+    def has_config(self, component: str) -> bool:
+        """Whether the metadata describe `component`; otherwise a published model's config is assumed."""
+        return configs.has_config(component, self.metadata_config)
+
     def is_quantized(self) -> bool:
         """Whether any layer is stored as scaled fp8."""
         return bool(scaled_layers(self.entries))
@@ -109,8 +120,8 @@ def _entry_of(name: str, tensor: torch.Tensor) -> Entry:
     return Entry(tensor.dtype, tuple(tensor.shape), lambda: tensor)
 
 
-def _real_weights(entries: Mapping[str, Entry]) -> dict[str, Entry]:
-    """Gives fp8 weights, scaled or plain, the dtype of the component's other weights."""
+def _real_weights(entries: Mapping[str, Entry], dtype: torch.dtype | None) -> dict[str, Entry]:
+    """Gives fp8 weights, scaled or plain, `dtype` or else that of the component's other weights, rounding once."""
     compressed = {
         name for name, entry in entries.items() if entry.dtype.itemsize == 1 and entry.dtype.is_floating_point
     }
@@ -119,7 +130,7 @@ def _real_weights(entries: Mapping[str, Entry]) -> dict[str, Entry]:
         for name, entry in entries.items()
         if name not in compressed and entry.dtype.is_floating_point and not name.endswith("_scale")
     ]
-    target = max(set(plain), key=plain.count, default=torch.bfloat16)
+    target = dtype or max(set(plain), key=plain.count, default=torch.bfloat16)
     result = dequantized(entries)
     return {name: entry.to(target) if name in compressed else entry for name, entry in result.items()}
 

@@ -11,7 +11,7 @@ from accelerate import init_empty_weights
 
 from . import class_names
 from .hub_files import local_file
-from .original import OPTIONAL_KEYS, OriginalCheckpoint, cast_floating
+from .original import OPTIONAL_KEYS, OriginalCheckpoint
 from .safetensors_io import Entry
 
 _MAX_LISTED = 10
@@ -73,7 +73,7 @@ def load_component(
     if not is_dict:
         path_or_dict = local_file(path_or_dict, revision, force_download=force_download, **hub_options)
     checkpoint = OriginalCheckpoint(path_or_dict, mmap=not disable_mmap, original_config=original_config)
-    entries = checkpoint.component(component)
+    entries = checkpoint.component(component, dtype if dtype is not None else torch_dtype)
     if config is None:
         model_config = checkpoint.config(component)
     else:
@@ -82,8 +82,12 @@ def load_component(
     _check_vocoder(cls, component, entries, checkpoint.name)
     with nullcontext() if low_cpu_mem_usage is False else init_empty_weights():
         model = cls.from_config(model_config)
-    entries = cast_floating(entries, dtype if dtype is not None else torch_dtype)
-    _fill(model, component, entries, checkpoint.name, target, copy=is_dict)
+    is_guess = config is None and not checkpoint.has_config(component)
+    hint = "; without `config` metadata the published model was assumed: pass config= or original_config="
+    _check_fit(model, component, entries, checkpoint.name, hint if is_guess else "")
+    # A model that shares memory with the caller's dictionary would change it when trained.
+    tensors = {key: entry.load().to(target, copy=is_dict) for key, entry in entries.items()}
+    model.load_state_dict(tensors, strict=False, assign=True)
     return model.to(target).eval()
 
 
@@ -141,15 +145,8 @@ def _check_vocoder(cls: type, component: str, entries: Mapping[str, Entry], name
         raise ValueError(f"the vocoder in {name} has {stages}; load it with {better}.from_single_file")
 
 
-def _fill(
-    model: torch.nn.Module,
-    component: str,
-    entries: Mapping[str, Entry],
-    name: str,
-    device: torch.device,
-    copy: bool,
-) -> None:
-    """Puts every tensor into the model, after checking that names and shapes agree exactly."""
+def _check_fit(model: torch.nn.Module, component: str, entries: Mapping[str, Entry], name: str, hint: str) -> None:
+    """Raises unless the checkpoint's names and shapes are exactly the model's; optional buffers may be missing."""
     own = model.state_dict()
     missing = sorted(set(own) - set(entries) - set(OPTIONAL_KEYS.get(component, ())))
     unexpected = sorted(set(entries) - set(own))
@@ -167,10 +164,8 @@ def _fill(
         raise ValueError(
             f"the {component} tensors of {name} do not fit {type(model).__name__} in this configuration; "
             + "; ".join(problems)
+            + hint
         )
-    # A model that shares memory with the caller's dictionary would change it when trained.
-    tensors = {key: entry.load().to(device, copy=copy) for key, entry in entries.items()}
-    model.load_state_dict(tensors, strict=False, assign=True)
 
 
 def _listed(found: list[str]) -> str:

@@ -155,3 +155,27 @@ def check_enhancement(enabled: bool, prompt: str | list[str] | None, system_prom
         raise ValueError("`enable_prompt_enhancement` needs `prompt`; precomputed `prompt_embeds` cannot be rewritten")
     if system_prompt is not None and not enabled:
         raise ValueError("`system_prompt` is only read with `enable_prompt_enhancement=True`; set it or leave it out")
+
+
+def check_at_least_one(**values: int) -> None:
+    """Every value must be a whole number from 1."""
+    for name, value in values.items():
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"`{name}` has to be a whole number of at least 1 but is {value!r}; use 1")
+
+
+def check_conflicts(conditions: Sequence[Any], plan: Any) -> None:
+    """No two conditions may claim the same place of a stream."""
+    claimed: dict[Any, Any] = {}
+    for condition in conditions:
+        for place in condition.places(plan):
+            if place in claimed:
+                raise ValueError(f"two conditions claim {place}; keep one of them, or move the other to a free frame")
+            claimed[place] = condition
+
+
+def check_unit(**values: float) -> None:
+    """Every value must lie in [0, 1]."""
+    for name, value in values.items():
+        if not 0.0 <= value <= 1.0:
+            raise ValueError(f"`{name}` has to be between 0 and 1 but is {value}; use {min(max(value, 0.0), 1.0)}")

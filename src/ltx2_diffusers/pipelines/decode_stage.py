@@ -9,6 +9,7 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 
 from ..media.pixels import decoded_frames
+from .request import Delivery
 
 OUTPUT_TYPES = ("pil", "np", "pt", "uint8", "latent")
 
@@ -19,19 +20,20 @@ class DecodeStage:
     def _decode_video(
         self,
         latents: torch.Tensor,
-        output_type: str,
+        delivery: Delivery,
         generator: torch.Generator | list[torch.Generator] | None = None,
-        decode_timestep: float | list[float] = 0.0,
-        decode_noise_scale: float | list[float] | None = None,
     ) -> Any:
-        """Turn normalised video latents `[B, C, F, h, w]` into frames of `output_type`."""
+        """Turn normalised video latents `[B, C, F, h, w]` into frames of the wished type."""
+        output_type = delivery.output_type
         if output_type == "latent":
             return self.vae.denormalize_latents(latents)
         timestep = None
         if self.vae.config.timestep_conditioning:
-            scale = decode_timestep if decode_noise_scale is None else decode_noise_scale
-            timestep = _per_sample(decode_timestep, latents)
-            scale = _per_sample(scale, latents).view(-1, 1, 1, 1, 1)
+            timestep = _per_sample(delivery.decode_timestep, latents)
+            scale = (
+                timestep if delivery.decode_noise_scale is None else _per_sample(delivery.decode_noise_scale, latents)
+            )
+            scale = scale.view(-1, 1, 1, 1, 1)
             noise = randn_tensor(latents.shape, generator, latents.device, latents.dtype)
             latents = (1 - scale) * latents + scale * noise
         latents = self.vae.denormalize_latents(latents).to(self.vae.dtype)

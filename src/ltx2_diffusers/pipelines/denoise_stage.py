@@ -114,12 +114,13 @@ class DenoiseStage:
         contexts: tuple[TextContext, TextContext | None],
         guiders: Streams,
         *,
+        transformer: torch.nn.Module,
         cross_timestep: str,
         sampler: Sampler,
         callback: StepCallback,
     ) -> Streams:
         """Run the denoising loop with progress bar, callback and interruption."""
-        denoiser = GuidedDenoiser(self.transformer, *contexts, guiders, cross_timestep, self._attention_kwargs)
+        denoiser = GuidedDenoiser(transformer, *contexts, guiders, cross_timestep, self._attention_kwargs)
         timesteps = sigmas[:-1] * 1000
         self._num_timesteps = len(timesteps)
         self._forwards_per_step = denoiser.forwards_per_step

@@ -8,7 +8,6 @@ import torch
 from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
-from ..checkpoints.presets import Preset
 from ..models.audio_vae import AutoencoderKLLTX2Audio
 from ..models.connectors import LTX2TextConnectors
 from ..models.transformer import LTX2AVTransformer3DModel
@@ -19,14 +18,18 @@ from ..schedulers.scheduling_ltx2 import LTX2Scheduler
 from .base import LTX2PipelineBase
 from .decode_stage import DecodeStage
 from .denoise_stage import DenoiseStage, StepCallback
+from .engine import GenerationEngine, StageRun
 from .latent_stage import LatentStage
 from .output import LTX2PipelineOutput
 from .plan import GenerationPlan
 from .prompt_enhancement import PromptEnhancer
+from .request import Delivery
 from .text_stage import TextStage, TextStates
 
 
-class LTX2GenerationPipeline(LTX2PipelineBase, PromptEnhancer, TextStage, LatentStage, DenoiseStage, DecodeStage):
+class LTX2GenerationPipeline(
+    LTX2PipelineBase, PromptEnhancer, TextStage, LatentStage, DenoiseStage, DecodeStage, GenerationEngine
+):
     """A pipeline with the components of an LTX-2 checkpoint.
 
     Args:
@@ -139,31 +142,39 @@ class LTX2GenerationPipeline(LTX2PipelineBase, PromptEnhancer, TextStage, Latent
 
     def _finish(
         self,
-        states: Streams,
+        latents: Streams,
         plan: GenerationPlan,
-        output_type: str,
-        return_dict: bool,
+        delivery: Delivery,
         info: dict[str, Any],
-        **decode_options: Any,
+        generator: torch.Generator | list[torch.Generator] | None,
     ) -> LTX2PipelineOutput | tuple:
-        """Decode finished states, free offloaded models and wrap up."""
-        video, audio = self._unpacked(states, plan)
-        if output_type != "latent":
-            video = video.to(self.transformer.dtype)
-        frames = self._decode_video(video, output_type, **decode_options)
-        audio = self._decode_audio(audio, output_type)
+        """Decode finished latents, free offloaded models and wrap up."""
+        frames = audio = rate = None
+        if latents.video is not None:
+            frames = self._decode_video(latents.video.to(self.transformer.dtype), delivery, generator)
+        if latents.audio is not None:
+            audio = self._decode_audio(self._raw_audio(latents.audio, plan), delivery.output_type)
+            rate = self.vocoder.config.output_sampling_rate if self.vocoder is not None else None
         self.maybe_free_model_hooks()
-        if not return_dict:
+        if not delivery.return_dict:
             return frames, audio
-        rate = self.vocoder.config.output_sampling_rate if self.vocoder is not None else None
         return LTX2PipelineOutput(frames, audio, plan.frame_rate, rate, info)
 
-    def _info(self, preset: Preset, sigmas: torch.Tensor, enhanced: list[str] | None = None) -> dict[str, Any]:
+    def _raw_audio(self, latents: torch.Tensor, plan: GenerationPlan) -> torch.Tensor:
+        """Un-normalised audio latents; their statistics belong to packed features."""
+        patchifier = self._tools(plan).audio.patchifier
+        tokens = self.audio_vae.denormalize_latents(patchifier.patchify(latents))
+        return patchifier.unpatchify(tokens, plan.audio)
+
+    def _info(self, runs: Sequence[StageRun], forwards: list[int], enhanced: list[str] | None) -> dict[str, Any]:
+        """How the result was made; one entry per stage where a recipe has several."""
+        preset = self.preset
+        sigmas = [run.sigmas.tolist() for run in runs]
         return {
-            **({} if enhanced is None else {"enhanced_prompt": enhanced}),
             "preset": f"{preset.version} {preset.kind}",
-            "sigmas": sigmas.tolist(),
-            "forwards_per_step": self._forwards_per_step,
+            "sigmas": sigmas[0] if len(sigmas) == 1 else sigmas,
+            "forwards_per_step": forwards[0] if len(runs) == 1 else forwards,
+            **({} if enhanced is None else {"enhanced_prompt": enhanced}),
         }
 
     @property

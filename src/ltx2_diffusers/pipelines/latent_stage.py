@@ -1,4 +1,4 @@
-"""From a request to the noisy states which the denoising loop starts from.
+"""Sizes of a generation, and latents on their way in and out of it.
 
 Shapes: B batch, C channels, F latent frames, h and w latent rows and columns, L audio latents, M latent mel bins.
 """
@@ -8,51 +8,62 @@ from dataclasses import replace
 
 import torch
 
-from ..conditioning.noiser import GaussianNoiser
 from ..conditioning.patchifiers import AudioPatchifier, VideoLatentPatchifier
 from ..conditioning.shapes import AudioLatentShape, VideoLatentShape
-from ..conditioning.state import LatentState
 from ..conditioning.tools import AudioLatentTools, VideoLatentTools
 from ..sampling.denoiser import Streams
 from .checks import check_latents, check_num_frames, check_positive, check_size
-from .plan import GenerationPlan, inferred_size
+from .plan import DEFAULT_SIZE, GenerationPlan, inferred_size
+from .request import Request, Size, Stage
 
 
 class LatentStage:
-    """Planning and initial states of a pipeline; needs `transformer`, `vae`, `audio_vae` and their derived sizes."""
+    """Planning and latents of a pipeline; needs `transformer`, `vae`, `audio_vae` and their derived sizes."""
 
     def _plan(
         self,
         batch_size: int,
-        size: Sequence[int | None],
-        defaults: Sequence[int],
-        frame_rate: float,
-        motion_speed: float = 1.0,
-        latents: torch.Tensor | None = None,
-        audio_latents: torch.Tensor | None = None,
+        size: Size,
+        latents: torch.Tensor | None,
+        audio_latents: torch.Tensor | None,
+        stages: Sequence[Stage],
     ) -> GenerationPlan:
-        """Check the wished `(height, width, num_frames)` and work out the latent shapes of both streams."""
+        """Check the wished size and work out the latent shapes of both streams in the finished clip."""
         spatial, temporal = self.vae_spatial_compression_ratio, self.vae_temporal_compression_ratio
-        height, width, num_frames = inferred_size(latents, size, defaults, spatial, temporal)
-        check_size(height, width, spatial)
-        check_num_frames(num_frames, temporal)
-        check_positive(frame_rate=frame_rate, motion_speed=motion_speed)
-        video = VideoLatentShape(
-            batch_size,
-            self.transformer.config.in_channels,
-            (num_frames - 1) // temporal + 1,
-            height // spatial,
-            width // spatial,
-        )
-        audio = self._audio_shape(batch_size, num_frames / frame_rate)
+        wished = (size.height, size.width, size.num_frames)
+        height, width, num_frames = inferred_size(latents, wished, DEFAULT_SIZE, spatial, temporal)
+        # A stage at half the size needs the finished sides to be multiples of twice the stride.
+        check_size(height, width, max(round(spatial / stage.spatial_scale) for stage in stages))
+        check_num_frames(num_frames, max(round(temporal / stage.temporal_scale) for stage in stages))
+        check_positive(frame_rate=size.frame_rate, motion_speed=size.motion_speed)
+        channels = self.transformer.config.in_channels
+        frames = (num_frames - 1) // temporal + 1
+        video = VideoLatentShape(batch_size, channels, frames, height // spatial, width // spatial)
+        audio = self._audio_shape(batch_size, num_frames / size.frame_rate)
         if audio_latents is not None and audio_latents.ndim == 4:
             audio = audio._replace(frames=audio_latents.shape[2])
-        tools = self._tools(video, audio, frame_rate)
-        for name, given, shape, tool in zip(
-            ("latents", "audio_latents"), (latents, audio_latents), (video, audio), tools
-        ):
-            check_latents(name, given, shape, tool.patchifier.patchify(torch.empty(shape, device="meta")).shape)
-        return GenerationPlan(num_frames, height, width, frame_rate, motion_speed, video, audio)
+        plan = GenerationPlan(num_frames, height, width, size.frame_rate, size.motion_speed, video, audio)
+        first = self._stage_plan(plan, stages[0])
+        for name, given, tools in zip(("latents", "audio_latents"), (latents, audio_latents), self._tools(first)):
+            shape = tools.target_shape
+            check_latents(name, given, shape, tools.patchifier.patchify(torch.empty(shape, device="meta")).shape)
+        return plan
+
+    def _stage_plan(self, plan: GenerationPlan, stage: Stage) -> GenerationPlan:
+        """The sizes of a stage; its sound is as long as that of the finished clip."""
+        if stage.spatial_scale == stage.temporal_scale == 1:
+            return plan
+        frames = round((plan.video.frames - 1) * stage.temporal_scale) + 1
+        height, width = (round(side * stage.spatial_scale) for side in (plan.height, plan.width))
+        ratio = self.vae_spatial_compression_ratio
+        return replace(
+            plan,
+            num_frames=(frames - 1) * self.vae_temporal_compression_ratio + 1,
+            height=height,
+            width=width,
+            frame_rate=plan.frame_rate * stage.temporal_scale,
+            video=plan.video._replace(frames=frames, height=height // ratio, width=width // ratio),
+        )
 
     def _audio_shape(self, batch_size: int, duration_s: float) -> AudioLatentShape:
         audio_vae = self.audio_vae
@@ -66,68 +77,55 @@ class LatentStage:
             audio_latent_downsample_factor=self.audio_vae_temporal_compression_ratio,
         )
 
-    def _tools(self, video: VideoLatentShape, audio: AudioLatentShape, position_frame_rate: float) -> Streams:
+    def _tools(self, plan: GenerationPlan) -> Streams:
         """Tools that make, pack and unpack the states of both streams."""
         patchifier = VideoLatentPatchifier(self.transformer_spatial_patch_size)
+        marks_keyframes = self.transformer.config.use_keyframes_abs_pos_embedding
         return Streams(
-            VideoLatentTools(patchifier, video, position_frame_rate),
-            AudioLatentTools(AudioPatchifier(), audio),
+            VideoLatentTools(patchifier, plan.video, plan.position_frame_rate, mark_keyframes=marks_keyframes),
+            AudioLatentTools(AudioPatchifier(), plan.audio),
         )
 
-    def _prepare_states(
-        self,
-        plan: GenerationPlan,
-        device: torch.device,
-        generator: torch.Generator | list[torch.Generator] | None,
-        latents: torch.Tensor | None = None,
-        audio_latents: torch.Tensor | None = None,
-        noise_scale: float = 0.0,
-    ) -> Streams:
-        """Initial float32 states: pure noise, or given latents mixed with noise by `noise_scale`.
-
-        Noise is drawn for the video first; unpacked where a stream starts from nothing and packed over given latents,
-        the order in which diffusers draws it.
-        """
-        noiser = GaussianNoiser(generator)
-        tools = self._tools(plan.video, plan.audio, plan.position_frame_rate)
-        given = Streams(
-            None if latents is None else self._packed_video(latents.to(device, torch.float32), tools.video),
-            None
-            if audio_latents is None
-            else self._packed_audio(audio_latents.to(device, torch.float32), tools.audio),
-        )
-        states = []
-        for tool, tokens in zip(tools, given):
-            state = tool.create_initial_state(device)
-            if tokens is None:
-                noise = tool.patchifier.patchify(noiser.draw(tool.target_shape, device))
-                states.append(noiser(state, 1.0, noise))
-            else:
-                states.append(noiser(replace(state, latent=tokens, clean_latent=tokens), noise_scale))
-        return Streams(*states)
-
-    def _packed_video(self, latents: torch.Tensor, tools: VideoLatentTools) -> torch.Tensor:
-        """Packed normalised tokens of un-normalised latents `[B, C, F, h, w]`; packed ones pass through."""
-        return latents if latents.ndim == 3 else tools.patchifier.patchify(self.vae.normalize_latents(latents))
-
-    def _packed_audio(self, latents: torch.Tensor, tools: AudioLatentTools) -> torch.Tensor:
-        """Packed normalised tokens of un-normalised latents, unpacked `[B, C, L, M]` or packed `[B, L, C * M]`."""
-        tokens = latents if latents.ndim == 3 else tools.patchifier.patchify(latents)
-        return self.audio_vae.normalize_latents(tokens)
-
-    def _unpacked(self, states: Streams, plan: GenerationPlan) -> Streams:
-        """Latents of finished states: video normalised `[B, C, F, h, w]`, audio un-normalised `[B, C, L, M]`."""
-        tools = self._tools(plan.video, plan.audio, plan.position_frame_rate)
-        latents = []
-        for tool, state in zip(tools, states):
-            latents.append(None if state is None else _target_tokens(state, tool))
-        video, audio = latents
+    def _given_latents(self, request: Request, plan: GenerationPlan) -> Streams:
+        """The caller's latents, normalised and unpacked; `None` where a stream starts from noise."""
+        tools = self._tools(self._stage_plan(plan, request.stages[0]))
+        device = self._execution_device
+        video, audio = request.start.latents, request.start.audio_latents
         if video is not None:
-            video = tools.video.patchifier.unpatchify(video, plan.video)
+            video = video.to(device, torch.float32)
+            if video.ndim == 5:
+                video = self.vae.normalize_latents(video)
+            else:
+                video = tools.video.patchifier.unpatchify(video, tools.video.target_shape)
         if audio is not None:
-            audio = tools.audio.patchifier.unpatchify(self.audio_vae.denormalize_latents(audio), plan.audio)
+            audio = audio.to(device, torch.float32)
+            tokens = audio if audio.ndim == 3 else tools.audio.patchifier.patchify(audio)
+            audio = tools.audio.patchifier.unpatchify(self.audio_vae.normalize_latents(tokens), plan.audio)
         return Streams(video, audio)
 
+    def encode_video(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Normalised float32 latents `[B, C, F, h, w]` of pixels `[B, 3, frames, H, W]` in [-1, 1]."""
+        self._require("vae")
+        pixels = pixels.to(self._execution_device, self.vae.dtype)
+        return self.vae.normalize_latents(self.vae.encode(pixels).latent_dist.mode()).float()
 
-def _target_tokens(state: LatentState, tools: VideoLatentTools | AudioLatentTools) -> torch.Tensor:
-    return state.latent[:, : tools.num_tokens]
+    def encode_audio(self, waveform: torch.Tensor, sampling_rate: int) -> torch.Tensor:
+        """Normalised float32 latents `[B, C, L, M]` of a waveform `[B, channels, samples]` in [-1, 1]."""
+        self._require("audio_vae")
+        latents = self.audio_vae.encode_waveform(waveform.to(self._execution_device), sampling_rate)
+        return self.audio_vae.normalize_latents(latents).float()
+
+    def _check_upsampler(self, stage: Stage, before: Stage) -> None:
+        """The upsampler must enlarge exactly from the stage before to this one."""
+        config = getattr(self, stage.upsampler).config
+        spatial = 1.0
+        if config.spatial_upsample:
+            rational = config.use_rational_resampler and not config.temporal_upsample
+            spatial = config.rational_spatial_scale if rational else 2.0
+        offered = (spatial, 2.0 if config.temporal_upsample else 1.0)
+        needed = (stage.spatial_scale / before.spatial_scale, stage.temporal_scale / before.temporal_scale)
+        if offered != needed:
+            raise ValueError(
+                f"`{stage.upsampler}` enlarges (space, time) by {offered}, but the stages need {needed}; load another "
+                "upsampler or change the scales of the stages"
+            )

@@ -10,6 +10,9 @@ import torch
 
 from ..conditioning.shapes import AudioLatentShape, VideoLatentShape
 
+DEFAULT_SIZE = (512, 768, 121)
+"""Height, width and frames of the reference recipes."""
+
 
 @dataclass(frozen=True)
 class GenerationPlan:

@@ -5,19 +5,11 @@ from typing import Any
 
 import torch
 
-from ..sampling.samplers import get_sampler
-from .checks import (
-    check_callback_inputs,
-    check_choice,
-    check_enhancement,
-    check_fixed_duration,
-    check_generator,
-    check_prompts,
-)
-from .decode_stage import OUTPUT_TYPES
+from .checks import check_fixed_duration
 from .generation import LTX2GenerationPipeline
-from .guidance_args import PRESET, AudioScale, build_guiders, cross_timestep_mode, resolve_scales
+from .guidance_args import PRESET, AudioScale, resolve_scales
 from .output import LTX2PipelineOutput
+from .request import Delivery, Enhancement, Prompts, Request, Size, Stage, Start
 
 
 class LTX2Pipeline(LTX2GenerationPipeline):
@@ -26,7 +18,6 @@ class LTX2Pipeline(LTX2GenerationPipeline):
     Takes the components and call arguments of diffusers' pipeline of the same name.
     """
 
-    @torch.no_grad()
     def __call__(
         self,
         prompt: str | list[str] | None = None,
@@ -133,58 +124,50 @@ class LTX2Pipeline(LTX2GenerationPipeline):
         Raises:
             ValueError: Before any computation, if an argument is out of range or contradicts another.
         """
-        embeds = (prompt_embeds, negative_prompt_embeds, prompt_attention_mask, negative_prompt_attention_mask)
-        batch_size = check_prompts(prompt, negative_prompt, *embeds) * num_videos_per_prompt
-        check_generator(generator, batch_size)
-        check_choice("output_type", output_type, OUTPUT_TYPES)
-        check_callback_inputs(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
-        check_enhancement(enable_prompt_enhancement, prompt, system_prompt)
         check_fixed_duration(min_seconds, max_seconds)
-        preset, num_layers = self.preset, self.transformer.config.num_layers
         scales = resolve_scales(
-            preset,
+            self.preset,
             (guidance_scale, stg_scale, guidance_rescale, modality_scale),
             (audio_guidance_scale, audio_stg_scale, audio_guidance_rescale, audio_modality_scale),
         )
-        guiders = build_guiders(scales, spatio_temporal_guidance_blocks, preset, num_layers)
-        plan = self._plan(
-            batch_size, (height, width, num_frames), (512, 768, 121), frame_rate, motion_speed, latents, audio_latents
-        )
-        levels = self._sigmas(plan.num_video_tokens, num_inference_steps, sigmas, timesteps)
-        chosen_sampler = get_sampler(sampler, generator)
-        self._begin(scales, attention_kwargs)
-        device = self._execution_device
-
-        if enable_prompt_enhancement:
-            prompt = self.enhance_prompt(
-                prompt,
-                system_prompt,
-                prompt_max_new_tokens,
-                prompt_enhancement_seed,
-                generator,
-                prompt_enhancement_kwargs,
+        return self._generate(
+            Request(
+                Prompts(
+                    prompt,
+                    negative_prompt,
+                    (prompt_embeds, negative_prompt_embeds, prompt_attention_mask, negative_prompt_attention_mask),
+                    num_videos_per_prompt,
+                    max_sequence_length,
+                    Enhancement(
+                        enable_prompt_enhancement,
+                        system_prompt,
+                        prompt_max_new_tokens,
+                        prompt_enhancement_kwargs,
+                        prompt_enhancement_seed,
+                    ),
+                ),
+                Size(height, width, num_frames, frame_rate, motion_speed),
+                [
+                    Stage(
+                        num_inference_steps=num_inference_steps,
+                        sigmas=sigmas,
+                        timesteps=timesteps,
+                        scales=scales,
+                        stg_blocks=spatio_temporal_guidance_blocks,
+                        sampler=sampler,
+                        noise_scale=noise_scale,
+                    )
+                ],
+                Start(generator, latents, audio_latents),
+                Delivery(
+                    output_type,
+                    return_dict,
+                    callback_on_step_end,
+                    callback_on_step_end_tensor_inputs,
+                    decode_timestep,
+                    decode_noise_scale,
+                ),
+                use_cross_timestep=use_cross_timestep,
+                attention_kwargs=attention_kwargs,
             )
-        texts = self._encode_states(
-            prompt, negative_prompt, embeds, self.do_classifier_free_guidance, max_sequence_length, device
-        )
-        contexts = self._encode(texts, num_videos_per_prompt, max_sequence_length)
-        states = self._prepare_states(plan, device, generator, latents, audio_latents, noise_scale)
-        states = self._denoise(
-            states,
-            levels,
-            contexts,
-            guiders,
-            cross_timestep=cross_timestep_mode(use_cross_timestep, preset),
-            sampler=chosen_sampler,
-            callback=self._callback(callback_on_step_end, callback_on_step_end_tensor_inputs, texts),
-        )
-        return self._finish(
-            states,
-            plan,
-            output_type,
-            return_dict,
-            self._info(preset, levels, prompt if enable_prompt_enhancement else None),
-            generator=generator,
-            decode_timestep=decode_timestep,
-            decode_noise_scale=decode_noise_scale,
         )

@@ -1,0 +1,201 @@
+"""The way of every generation: check, encode the text, run the stages, decode.
+
+A recipe says what it wants in a [`~ltx2_diffusers.pipelines.request.Request`] and never writes a loop of its own.
+"""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..checkpoints.presets import StreamScales
+from ..conditioning.noiser import GaussianNoiser
+from ..conditioning.state import LatentState
+from ..conditioning.tools import LatentTools
+from ..sampling.denoiser import Streams, TextContext
+from ..sampling.samplers import Sampler, get_sampler, on_streams
+from . import checks
+from .decode_stage import OUTPUT_TYPES
+from .guidance_args import build_guiders, cross_timestep_mode
+from .output import LTX2PipelineOutput
+from .plan import GenerationPlan
+from .request import Request, Stage
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """A stage that is checked and ready to run: its sizes, noise levels, guiders and sampler."""
+
+    stage: Stage
+    plan: GenerationPlan
+    sigmas: torch.Tensor
+    guiders: Streams
+    sampler: Sampler
+
+
+class GenerationEngine:
+    """Runs a request; a mixin of the pipelines beside the stages it calls."""
+
+    @torch.no_grad()
+    def _generate(self, request: Request) -> LTX2PipelineOutput | tuple:
+        """Check everything, then generate."""
+        plan, runs = self._prepare_runs(request)
+        prompts, delivery, start = request.prompts, request.delivery, request.start
+        self._begin(runs[0].stage.scales or Streams(StreamScales(), StreamScales()), request.attention_kwargs)
+        enhanced = self._enhanced(prompts, start.generator)
+        texts = self._encode_states(
+            prompts.prompt if enhanced is None else enhanced,
+            prompts.negative_prompt,
+            prompts.embeds,
+            any(self._uses_negative(run.guiders) for run in runs),
+            prompts.max_sequence_length,
+            self._execution_device,
+        )
+        contexts = self._encode(texts, prompts.num_videos_per_prompt, prompts.max_sequence_length)
+        callback = self._callback(delivery.callback, delivery.callback_inputs, texts)
+        latents = self._given_latents(request, plan)
+        audio_results = []
+        forwards = []
+        for index, run in enumerate(runs):
+            if index:
+                latents = self._between_stages(latents, run)
+            latents = self._run_stage(request, index, run, contexts, latents, callback)
+            audio_results.append(latents.audio)
+            forwards.append(self._forwards_per_step)
+            if self._interrupt:
+                break
+        latents = latents._replace(audio=audio_results[request.audio_stage if not self._interrupt else -1])
+        info = self._info(runs, forwards, enhanced)
+        return self._finish(latents, plan, delivery, info, start.generator)
+
+    def _prepare_runs(self, request: Request) -> tuple[GenerationPlan, list[StageRun]]:
+        """Everything that can be wrong with a call is found here, before any computation."""
+        prompts, start, delivery = request.prompts, request.start, request.delivery
+        batch_size = checks.check_prompts(prompts.prompt, prompts.negative_prompt, *prompts.embeds)
+        checks.check_at_least_one(num_videos_per_prompt=prompts.num_videos_per_prompt)
+        batch_size *= prompts.num_videos_per_prompt
+        checks.check_enhancement(prompts.enhancement.enabled, prompts.prompt, prompts.enhancement.system_prompt)
+        checks.check_generator(start.generator, batch_size)
+        checks.check_choice("output_type", delivery.output_type, OUTPUT_TYPES)
+        checks.check_callback_inputs(delivery.callback_inputs, self._callback_tensor_inputs)
+        plan = self._plan(batch_size, request.size, start.latents, start.audio_latents, request.stages)
+        runs = [self._prepare_run(request, plan, index) for index in range(len(request.stages))]
+        for condition in request.conditions:
+            for run in runs:
+                condition.check(self, run.plan)
+        checks.check_conflicts(request.conditions, plan)
+        return plan, runs
+
+    def _prepare_run(self, request: Request, plan: GenerationPlan, index: int) -> StageRun:
+        stage = request.stages[index]
+        self._require(stage.transformer, *([stage.upsampler] if stage.upsampler else []))
+        plan = self._stage_plan(plan, stage)
+        if stage.upsampler:
+            self._check_upsampler(stage, request.stages[index - 1])
+        preset = self.preset
+        scales = stage.scales or Streams(StreamScales(), StreamScales())
+        scales = Streams(*(s if here else None for s, here in zip(scales, request.streams)))
+        return StageRun(
+            stage,
+            plan,
+            self._sigmas(plan.num_video_tokens, stage.num_inference_steps, stage.sigmas, stage.timesteps),
+            build_guiders(scales, stage.stg_blocks, preset, self.transformer.config.num_layers),
+            get_sampler(stage.sampler, request.start.generator),
+        )
+
+    def _run_stage(
+        self,
+        request: Request,
+        index: int,
+        run: StageRun,
+        contexts: tuple[TextContext, TextContext | None],
+        latents: Streams,
+        callback: Any,
+    ) -> Streams:
+        """Latents in, denoised latents out; both normalised and unpacked, `None` for an absent stream."""
+        tools = self._tools(run.plan)
+        states = self._initial_states(request, tools, latents)
+        for condition in request.conditions:
+            if run.stage.references or not condition.is_reference:
+                states = _apply(condition.items(self, run.plan, index), states, tools)
+        noise_scale = run.sigmas[0].item() if run.stage.noise_scale is None else run.stage.noise_scale
+        given = Streams(*(latent is not None for latent in latents))
+        states = self._noised(request, states, tools, given, noise_scale)
+        mode = cross_timestep_mode(request.use_cross_timestep, self.preset)
+        with nullcontext() if run.stage.adapters is None else self.switched_adapters(run.stage.adapters):
+            states = self._denoise(
+                states,
+                run.sigmas,
+                contexts,
+                run.guiders,
+                transformer=getattr(self, run.stage.transformer),
+                cross_timestep=mode,
+                sampler=run.sampler,
+                callback=callback,
+            )
+        return on_streams(_target_latent, states, tools)
+
+    def _initial_states(self, request: Request, tools: Streams, latents: Streams) -> Streams:
+        """States without noise: given latents, or nothing yet."""
+        return Streams(
+            *(
+                tool.create_initial_state(self._execution_device, initial_latent=latent) if here else None
+                for tool, latent, here in zip(tools, latents, request.streams)
+            )
+        )
+
+    def _noised(
+        self, request: Request, states: Streams, tools: Streams, given: Streams, noise_scale: float
+    ) -> Streams:
+        """Put noise on the states, video first."""
+        noiser = GaussianNoiser(request.start.generator)
+
+        def noised(state: LatentState, tool: LatentTools, is_given: bool) -> LatentState:
+            if state.frozen:
+                return state
+            noise = None
+            if not (is_given or request.start.packed_noise):
+                # diffusers draws a fresh target in its own shape; appended tokens come after it.
+                noise = tool.patchifier.patchify(noiser.draw(tool.target_shape, state.latent.device))
+                extra = state.latent[:, tool.num_tokens :]
+                if extra.shape[1]:
+                    noise = torch.cat([noise, noiser.draw(extra.shape, extra.device)], dim=1)
+            return noiser(state, noise_scale if is_given else 1.0, noise)
+
+        return on_streams(noised, states, tools, given)
+
+    def _between_stages(self, latents: Streams, run: StageRun) -> Streams:
+        """Enlarge the video of the stage before; the upsampler works on un-normalised latents."""
+        if run.stage.upsampler is None:
+            return latents
+        upsampler = getattr(self, run.stage.upsampler)
+        video = self.vae.denormalize_latents(latents.video).to(upsampler.dtype)
+        return latents._replace(video=self.vae.normalize_latents(upsampler(video).float()))
+
+    def _enhanced(self, prompts: Any, generator: Any) -> list[str] | None:
+        wish = prompts.enhancement
+        if not wish.enabled:
+            return None
+        return self.enhance_prompt(
+            prompts.prompt, wish.system_prompt, wish.max_new_tokens, wish.seed, generator, wish.generation_kwargs
+        )
+
+    @staticmethod
+    def _uses_negative(guiders: Streams) -> bool:
+        return any(guider is not None and guider.do_unconditional_generation() for guider in guiders)
+
+
+def _apply(items: Streams, states: Streams, tools: Streams) -> Streams:
+    """Apply the condition items of each stream to its state."""
+    results = []
+    for stream_items, state, tool in zip(items, states, tools):
+        for item in stream_items if state is not None else ():
+            state = item.apply_to(state, tool)
+        results.append(state)
+    return Streams(*results)
+
+
+def _target_latent(state: LatentState, tools: LatentTools) -> torch.Tensor:
+    """The unpacked target of a state, without appended tokens."""
+    return tools.patchifier.unpatchify(state.latent[:, : tools.num_tokens], tools.target_shape)

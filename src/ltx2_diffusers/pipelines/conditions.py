@@ -13,11 +13,13 @@ import numpy as np
 import PIL.Image
 import torch
 
-from ..conditioning.carry import fit_audio_latent
+from ..conditioning.attention_strength import pixel_mask_to_tokens
+from ..conditioning.carry import fit_audio_latent, resize_latent
 from ..conditioning.items.appended import VideoConditionByKeyframeIndex, VideoConditionByReferenceLatent
 from ..conditioning.items.base import ConditionItem
 from ..conditioning.items.latent_index import AudioConditionByLatentIndex, VideoConditionByLatentIndex
 from ..conditioning.items.regions import ConditionByWholeLatent
+from ..conditioning.shapes import VideoLatentShape
 from ..media.preprocess import fit_cover, h264_round_trip, normalize_pixels
 from ..media.reading import read_audio, read_image, read_video
 from ..models.audio_vae import conform_latent_length
@@ -40,7 +42,7 @@ class Condition(Protocol):
     def places(self, plan: GenerationPlan) -> Iterable[str]:
         """Places of the finished clip that no other condition may claim."""
 
-    def items(self, pipeline: Any, plan: GenerationPlan, stage: int) -> Streams:
+    def items(self, pipeline: Any, plan: GenerationPlan) -> Streams:
         """Condition items for each stream at the sizes of a stage."""
 
 
@@ -125,7 +127,7 @@ class LTX2VideoCondition:
         """The latent frame it replaces, or the pixel frame it is shown beside."""
         return [f"video frame {self._start(plan)}"]
 
-    def items(self, pipeline: Any, plan: GenerationPlan, stage: int) -> Streams:
+    def items(self, pipeline: Any, plan: GenerationPlan) -> Streams:
         """Encode the frames at the stage's size."""
         start = self._start(plan)
         room = plan.num_frames - start
@@ -171,7 +173,7 @@ class LTX2ReferenceCondition:
 
     is_reference = True
 
-    def check(self, pipeline: Any, plan: GenerationPlan) -> None:  # noqa: ARG002 (the engine's protocol)
+    def check(self, pipeline: Any, plan: GenerationPlan) -> None:
         """Raise `ValueError` if strength or factors are not valid."""
         check_unit(strength=self.strength)
         factor = self.downscale_factor
@@ -188,11 +190,11 @@ class LTX2ReferenceCondition:
         if not isinstance(self.frames, (str, os.PathLike)):
             read_frames(self.frames)
 
-    def places(self, plan: GenerationPlan) -> list[str]:  # noqa: ARG002 (the engine's protocol)
+    def places(self, plan: GenerationPlan) -> list[str]:
         """References stand beside the video and may be many."""
         return []
 
-    def items(self, pipeline: Any, plan: GenerationPlan, stage: int) -> Streams:  # noqa: ARG002
+    def items(self, pipeline: Any, plan: GenerationPlan) -> Streams:
         """Encode the reference at its share of the stage's size."""
         scale = self.temporal_scale_factor
         pixels = read_frames(self.frames, plan.num_frames)[: plan.num_frames]
@@ -207,9 +209,6 @@ class LTX2ReferenceCondition:
         )
 
     def _token_strength(self, latent: torch.Tensor) -> float | torch.Tensor | None:
-        from ..conditioning.attention_strength import pixel_mask_to_tokens
-        from ..conditioning.shapes import VideoLatentShape
-
         strength = self.attention_strength
         if isinstance(strength, torch.Tensor) and strength.ndim == 5:
             return pixel_mask_to_tokens(strength, VideoLatentShape.from_torch_shape(latent.shape)).to(latent.device)
@@ -270,11 +269,11 @@ class AudioCondition:
             waveform = waveform[..., : round(duration_s * rate)]
         return waveform, rate
 
-    def places(self, plan: GenerationPlan) -> list[str]:  # noqa: ARG002 (the engine's protocol)
+    def places(self, plan: GenerationPlan) -> list[str]:
         """The whole sound."""
         return ["the audio stream"]
 
-    def items(self, pipeline: Any, plan: GenerationPlan, stage: int) -> Streams:  # noqa: ARG002
+    def items(self, pipeline: Any, plan: GenerationPlan) -> Streams:
         """Encode the sound."""
         latent = pipeline.encode_audio(*self.waveform(plan.duration_s))
         if self.fit == "stretch":
@@ -297,7 +296,7 @@ class WholeVideoCondition:
 
     is_reference = False
 
-    def check(self, pipeline: Any, plan: GenerationPlan) -> None:  # noqa: ARG002 (the engine's protocol)
+    def check(self, pipeline: Any, plan: GenerationPlan) -> None:
         """Raise `ValueError` if the video is shorter than the clip."""
         check_unit(noise_scale=self.noise_scale)
         if not isinstance(self.frames, (str, os.PathLike)):
@@ -305,11 +304,11 @@ class WholeVideoCondition:
             if available < plan.num_frames:
                 raise ValueError(f"the video has {available} frames, fewer than `num_frames` {plan.num_frames}")
 
-    def places(self, plan: GenerationPlan) -> list[str]:  # noqa: ARG002 (the engine's protocol)
+    def places(self, plan: GenerationPlan) -> list[str]:
         """The whole video."""
         return ["the video stream"]
 
-    def items(self, pipeline: Any, plan: GenerationPlan, stage: int) -> Streams:  # noqa: ARG002
+    def items(self, pipeline: Any, plan: GenerationPlan) -> Streams:
         """Encode the video at the stage's size."""
         pixels = read_frames(self.frames, plan.num_frames)[: plan.num_frames]
         latent = pipeline.encode_video(normalize_pixels(fit_cover(pixels, plan.height, plan.width)))
@@ -330,7 +329,7 @@ class CarriedLatents:
 
     is_reference = False
 
-    def check(self, pipeline: Any, plan: GenerationPlan) -> None:  # noqa: ARG002 (the engine's protocol)
+    def check(self, pipeline: Any, plan: GenerationPlan) -> None:
         """Raise `ValueError` if more is carried than the clip is long."""
         for name, latents, frames in zip(
             ("video", "audio"), (self.video, self.audio), (plan.video.frames, plan.audio.frames)
@@ -341,14 +340,12 @@ class CarriedLatents:
                     "make the clip longer"
                 )
 
-    def places(self, plan: GenerationPlan) -> list[str]:  # noqa: ARG002 (the engine's protocol)
+    def places(self, plan: GenerationPlan) -> list[str]:
         """The start of the video."""
         return ["video frame 0"]
 
-    def items(self, pipeline: Any, plan: GenerationPlan, stage: int) -> Streams:  # noqa: ARG002
+    def items(self, pipeline: Any, plan: GenerationPlan) -> Streams:
         """The latents, resized to the stage."""
-        from ..conditioning.carry import resize_latent
-
         video = [] if self.video is None else [resize_latent(self.video, plan.video.height, plan.video.width)]
         audio = [] if self.audio is None else [self.audio]
         return Streams(

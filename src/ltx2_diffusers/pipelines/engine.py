@@ -4,7 +4,7 @@ A recipe says what it wants in a [`~ltx2_diffusers.pipelines.request.Request`] a
 """
 
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -60,7 +60,7 @@ class GenerationEngine:
         for index, run in enumerate(runs):
             if index:
                 latents = self._between_stages(latents, run)
-            latents = self._run_stage(request, index, run, contexts, latents, callback)
+            latents = self._run_stage(request, run, contexts, latents, callback)
             audio_results.append(latents.audio)
             forwards.append(self._forwards_per_step)
             if self._interrupt:
@@ -90,7 +90,7 @@ class GenerationEngine:
     def _prepare_run(self, request: Request, plan: GenerationPlan, index: int) -> StageRun:
         stage = request.stages[index]
         self._require(stage.transformer, *([stage.upsampler] if stage.upsampler else []))
-        plan = self._stage_plan(plan, stage)
+        plan = replace(self._stage_plan(plan, stage), stage=index)
         if stage.upsampler:
             self._check_upsampler(stage, request.stages[index - 1])
         preset = self.preset
@@ -107,7 +107,6 @@ class GenerationEngine:
     def _run_stage(
         self,
         request: Request,
-        index: int,
         run: StageRun,
         contexts: tuple[TextContext, TextContext | None],
         latents: Streams,
@@ -118,7 +117,7 @@ class GenerationEngine:
         states = self._initial_states(request, tools, latents)
         for condition in request.conditions:
             if run.stage.references or not condition.is_reference:
-                states = _apply(condition.items(self, run.plan, index), states, tools)
+                states = _apply(condition.items(self, run.plan), states, tools)
         noise_scale = run.sigmas[0].item() if run.stage.noise_scale is None else run.stage.noise_scale
         given = Streams(*(latent is not None for latent in latents))
         states = self._noised(request, states, tools, given, noise_scale)

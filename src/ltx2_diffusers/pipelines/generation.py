@@ -153,18 +153,12 @@ class LTX2GenerationPipeline(
         if latents.video is not None:
             frames = self._decode_video(latents.video.to(self.transformer.dtype), delivery, generator)
         if latents.audio is not None:
-            audio = self._decode_audio(self._raw_audio(latents.audio, plan), delivery.output_type)
+            audio = self._decode_audio(self.audio_vae.denormalize_latents(latents.audio), delivery.output_type)
             rate = self.vocoder.config.output_sampling_rate if self.vocoder is not None else None
         self.maybe_free_model_hooks()
         if not delivery.return_dict:
             return frames, audio
         return LTX2PipelineOutput(frames, audio, plan.frame_rate, rate, info)
-
-    def _raw_audio(self, latents: torch.Tensor, plan: GenerationPlan) -> torch.Tensor:
-        """Un-normalised audio latents; their statistics belong to packed features."""
-        patchifier = self._tools(plan).audio.patchifier
-        tokens = self.audio_vae.denormalize_latents(patchifier.patchify(latents))
-        return patchifier.unpatchify(tokens, plan.audio)
 
     def _info(self, runs: Sequence[StageRun], forwards: list[int], enhanced: list[str] | None) -> dict[str, Any]:
         """How the result was made; one entry per stage where a recipe has several."""

@@ -99,21 +99,21 @@ class LatentStage:
                 video = tools.video.patchifier.unpatchify(video, tools.video.target_shape)
         if audio is not None:
             audio = audio.to(device, torch.float32)
-            tokens = audio if audio.ndim == 3 else tools.audio.patchifier.patchify(audio)
-            audio = tools.audio.patchifier.unpatchify(self.audio_vae.normalize_latents(tokens), plan.audio)
+            audio = audio if audio.ndim == 4 else tools.audio.patchifier.unpatchify(audio, plan.audio)
+            audio = self.audio_vae.normalize_latents(audio)
         return Streams(video, audio)
 
     def encode_video(self, pixels: torch.Tensor) -> torch.Tensor:
         """Normalised float32 latents `[B, C, F, h, w]` of pixels `[B, 3, frames, H, W]` in [-1, 1]."""
         self._require("vae")
         pixels = pixels.to(self._execution_device, self.vae.dtype)
-        return self.vae.normalize_latents(self.vae.encode(pixels).latent_dist.mode()).float()
+        return self.vae.normalize_latents(self.vae.encode(pixels).latent_dist.mode().float())
 
     def encode_audio(self, waveform: torch.Tensor, sampling_rate: int) -> torch.Tensor:
         """Normalised float32 latents `[B, C, L, M]` of a waveform `[B, channels, samples]` in [-1, 1]."""
         self._require("audio_vae")
         latents = self.audio_vae.encode_waveform(waveform.to(self._execution_device), sampling_rate)
-        return self.audio_vae.normalize_latents(latents).float()
+        return self.audio_vae.normalize_latents(latents.float())
 
     def _check_upsampler(self, stage: Stage, before: Stage) -> None:
         """The upsampler must enlarge exactly from the stage before to this one."""

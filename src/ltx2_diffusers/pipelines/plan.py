@@ -26,6 +26,7 @@ class GenerationPlan:
             `frame_rate / motion_speed`.
         video: Latent shape `[B, C, F, h, w]`.
         audio: Latent shape `[B, C, L, M]`.
+        stage: Index of the stage that runs at these sizes.
     """
 
     num_frames: int
@@ -35,6 +36,7 @@ class GenerationPlan:
     motion_speed: float
     video: VideoLatentShape
     audio: AudioLatentShape
+    stage: int = 0
 
     @property
     def batch_size(self) -> int:

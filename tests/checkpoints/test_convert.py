@@ -11,6 +11,7 @@ import torch
 from diffusers import LTX2Pipeline
 from safetensors.torch import save_file
 
+from ltx2_diffusers.checkpoints.class_names import component_of
 from ltx2_diffusers.checkpoints.convert import (
     convert_to_diffusers,
     convert_to_original,
@@ -21,7 +22,7 @@ from ltx2_diffusers.checkpoints.convert import (
 from ltx2_diffusers.checkpoints.safetensors_io import SafetensorsFile, tensor_differences
 from tests.golden_data import GOLDEN_DIR, load_json, load_metadata, load_tensors
 
-from .tiny import CHECKPOINTS, MODELS, UPSCALERS, V20, V23, expected_folder
+from .tiny import CHECKPOINTS, CLASSES, MODELS, UPSCALERS, V20, V23, expected_folder
 
 REPOSITORY = Path(__file__).parents[2]
 FP8 = GOLDEN_DIR / "checkpoint" / "fp8" / "ltx-2-tiny-dev-fp8.safetensors"
@@ -155,6 +156,34 @@ def test_differences_find_a_changed_byte_a_lost_tensor_and_a_changed_config(tmp_
         "vocoder.upsamplers",
     ):
         assert any(part in line for line in found)
+
+
+@pytest.mark.parametrize(
+    "name, config",
+    [
+        (
+            "AutoencoderKLLTX2Video",
+            {"timestep_conditioning": True, "decoder_inject_noise": [True, False, False, True]},
+        ),
+        ("AutoencoderKLLTX2Video", {"decoder_causal": True, "encoder_spatial_padding_mode": "reflect"}),
+        ("LTX2LatentUpsamplerModel", {"rational_spatial_scale": 1.5}),
+        ("LTX2LatentUpsamplerModel", {"spatial_upsample": False, "temporal_upsample": True}),
+        ("LTX2AVTransformer3DModel", {"rope_type": "interleaved", "rope_double_precision": False, "num_layers": 1}),
+    ],
+)
+def test_variants_that_were_not_published_survive_as_well(name, config, tmp_path):
+    component = component_of(CLASSES[name])
+    place = expected_folder(V20) / component
+    base = load_json((expected_folder(UPSCALERS[0]) if component == "latent_upsampler" else place) / "config.json")
+    model = CLASSES[name].from_config({**base, **config})
+    model.save_pretrained(tmp_path / "folder")
+    convert_to_original(tmp_path / "folder", tmp_path / "file")
+    again = CLASSES[name].from_single_file(tmp_path / "file")
+    assert {key: value for key, value in again.config.items() if key[0] != "_"} == {
+        key: value for key, value in model.config.items() if key[0] != "_"
+    }
+    state = again.state_dict()
+    assert all(torch.equal(state[key], tensor) for key, tensor in model.state_dict().items())
 
 
 def test_metadata_of_a_given_file_are_carried_over(tmp_path):

@@ -12,7 +12,7 @@ from .transformer import LTX2AVTransformer3DModel
 
 
 class StreamLike(Protocol):
-    """What is read from a `Modality`; a missing or empty `sigma` means that it is not known."""
+    """What is read from a `Modality`; `sigma`, `attention_mask` and `keyframes_mask` may be missing."""
 
     enabled: bool
     latent: torch.Tensor
@@ -55,8 +55,9 @@ class LTX2ModalityModel(nn.Module):
 
         Args:
             video, audio (`Modality`, *optional*): Latents `[B, S, C]`, timesteps `[B, S]` or `[B, S, 1]` and `sigma`
-                `[B]` as noise levels in [0, 1], positions `[B, 3 or 1, S, 2]`, context `[B, T, C]`. `None` leaves a
-                stream out; `enabled=False` keeps its tokens visible to the other stream without updating them.
+                `[B]` as noise levels in [0, 1], positions `[B, 3 or 1, S, 2]`, context `[B, T, C]`; for video also
+                `attention_mask` `[B, S, S]` and `keyframes_mask` `[B, S, 1]`. `None` leaves a stream out;
+                `enabled=False` keeps its tokens visible to the other stream without updating them.
             perturbations (`BatchedPerturbationConfig`, *optional*): Branches to perturb.
 
         Returns:
@@ -64,6 +65,9 @@ class LTX2ModalityModel(nn.Module):
             out, without meaning for one that is not enabled.
         """
         config = self.transformer.config
+        for field in ("attention_mask", "keyframes_mask"):
+            if getattr(audio, field, None) is not None:
+                raise ValueError(f"{field} exists for video only; got one for audio, give None.")
         keep = None
         if perturbations is not None:
             keep = perturbations.keep_masks(config.num_layers, torch.device("cpu"), torch.float32)
@@ -73,6 +77,8 @@ class LTX2ModalityModel(nn.Module):
         return self.transformer(
             **_stream_arguments("", "encoder_", "video_", video, scale),
             **_stream_arguments("audio_", "audio_encoder_", "audio_", audio, scale),
+            video_self_attention_mask=getattr(video, "attention_mask", None),
+            video_keyframes_mask=getattr(video, "keyframes_mask", None),
             perturbation_keep_masks=keep,
             cross_timestep_mode=cross_mode,
             return_dict=False,

@@ -1,0 +1,89 @@
+"""Tiny transformers and inputs that the transformer tests share."""
+
+from typing import Any
+
+import torch
+
+from ltx2_diffusers.models.transformer import LTX2AVTransformer3DModel
+
+TINY = {
+    "in_channels": 8,
+    "out_channels": 8,
+    "num_attention_heads": 2,
+    "attention_head_dim": 16,
+    "cross_attention_dim": 32,
+    "audio_in_channels": 6,
+    "audio_out_channels": 6,
+    "audio_num_attention_heads": 2,
+    "audio_attention_head_dim": 8,
+    "audio_cross_attention_dim": 16,
+    "caption_channels": 12,
+    "num_layers": 3,
+}
+LAYOUTS = {
+    "2.0": {**TINY, "rope_type": "split"},
+    "2.0 interleaved": {**TINY, "rope_type": "interleaved", "rope_double_precision": False},
+    "2.3": {
+        **TINY,
+        "rope_type": "split",
+        "cross_attn_mod": True,
+        "audio_cross_attn_mod": True,
+        "gated_attn": True,
+        "audio_gated_attn": True,
+        "use_prompt_embeddings": False,
+        "perturbed_attn": True,
+    },
+}
+FRAMES, HEIGHT, WIDTH = 3, 2, 2
+VIDEO_TOKENS, AUDIO_TOKENS, TEXT_TOKENS = FRAMES * HEIGHT * WIDTH, 5, 6
+
+
+def tiny_transformer(layout: str = "2.0", seed: int = 0, **overrides: Any) -> LTX2AVTransformer3DModel:
+    """A small model whose every parameter is random, so that nothing is hidden by a zero or a one."""
+    model = LTX2AVTransformer3DModel(**{**LAYOUTS[layout], **overrides}).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            width = parameter.shape[-1]
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) / width**0.5)
+    return model
+
+
+def tiny_inputs(model: LTX2AVTransformer3DModel, batch_size: int = 1, seed: int = 1) -> dict[str, Any]:
+    """Arguments of a forward pass; noise levels differ between samples and streams."""
+    generator = torch.Generator().manual_seed(seed)
+    config = model.config
+    projected = config.use_prompt_embeddings
+
+    def noise(tokens: int, channels: int) -> torch.Tensor:
+        return torch.randn(batch_size, tokens, channels, generator=generator)
+
+    sigma = torch.linspace(700.0, 400.0, batch_size)
+    return {
+        "hidden_states": noise(VIDEO_TOKENS, config.in_channels),
+        "audio_hidden_states": noise(AUDIO_TOKENS, config.audio_in_channels),
+        "encoder_hidden_states": noise(
+            TEXT_TOKENS, config.caption_channels if projected else config.cross_attention_dim
+        ),
+        "audio_encoder_hidden_states": noise(
+            TEXT_TOKENS, config.caption_channels if projected else config.audio_cross_attention_dim
+        ),
+        "timestep": sigma,
+        "audio_timestep": sigma - 100.0,
+        "sigma": sigma,
+        "audio_sigma": sigma - 100.0,
+        "video_coords": model.rope.prepare_video_coords(batch_size, FRAMES, HEIGHT, WIDTH, "cpu", fps=25.0),
+        "audio_coords": model.audio_rope.prepare_audio_coords(batch_size, AUDIO_TOKENS, "cpu"),
+        "return_dict": False,
+    }
+
+
+def per_token(timestep: torch.Tensor, num_tokens: int, values: tuple[float, ...]) -> torch.Tensor:
+    """`[B]` timesteps spread over tokens, multiplied by `values` in equal runs."""
+    factors = torch.tensor(values).repeat_interleave(-(-num_tokens // len(values)))[:num_tokens]
+    return timestep[:, None] * factors
+
+
+def max_difference(outputs: tuple, expected: tuple) -> float:
+    """Largest absolute difference over both streams."""
+    return max(float((a - b).abs().max()) for a, b in zip(outputs, expected))

@@ -1,7 +1,7 @@
 """LoRA files in all layouts in use, read into one form and written in any of them.
 
 A LoRA on a linear layer `[out, in]` has a down factor A `[r, in]` and an up factor B `[out, r]`; what it adds is
-strength * (alpha / r) * B A. The one form has diffusers' module paths and alpha = r.
+strength * (alpha / r) * B A. The one form has diffusers' module paths, and alpha apart from the factors.
 """
 
 import json
@@ -13,7 +13,7 @@ import torch
 from diffusers.utils import logging
 
 from . import keys
-from .lora_modules import ModuleShapes, known_modules, original_module, underscored_modules
+from .lora_modules import ModuleShapes, known_modules, nearest_module, original_module, underscored_modules
 from .safetensors_io import Entry
 
 logger = logging.get_logger(__name__)
@@ -53,10 +53,23 @@ ADAPTER_METADATA = "lora_adapter_metadata"
 
 @dataclass(frozen=True)
 class LoraLayer:
-    """The two factors of one module, alpha folded in: `down` `[r, in]` and `up` `[out, r]`."""
+    """The two factors of one module, `down` `[r, in]` and `up` `[out, r]`, and their alpha (`None` stands for r)."""
 
     down: Entry
     up: Entry
+    alpha: float | None = None
+
+    @property
+    def rank(self) -> int:
+        return self.down.shape[0]
+
+    @property
+    def folded_up(self) -> Entry:
+        """The up factor times alpha / r, in its own dtype."""
+        if self.alpha is None:
+            return self.up
+        scale = self.alpha / self.rank
+        return Entry(self.up.dtype, self.up.shape, lambda: (self.up.load().float() * scale).to(self.up.dtype))
 
 
 LoraLayers = dict[tuple[str, str], LoraLayer]
@@ -66,24 +79,28 @@ def read_lora(
     tensors: Mapping[str, torch.Tensor | Entry],
     modules: ModuleShapes | None = None,
     metadata: Mapping[str, str] | None = None,
+    strict: bool = False,
 ) -> LoraLayers:
     """Reads a LoRA of any known layout.
 
     Args:
         tensors: The file's tensors.
         modules: Linear modules of the models it is meant for (component -> diffusers path -> (out, in)); factors of
-            other modules are dropped with a warning, sizes are checked. Default: all modules an LTX-2 model can have.
+            other modules are dropped with a warning, sizes are checked. Components not named have all modules an LTX-2
+            model can have, of any size.
         metadata: The file's metadata, of which diffusers' `lora_adapter_metadata` is honoured.
+        strict: Whether factors of other modules are an error. Default `False`.
 
     Returns:
         (component, diffusers module path) -> factors, in the order of the file.
 
     Raises:
-        ValueError: If the file is of another kind than LoRA, fits no module, lacks a factor, or has wrong sizes.
+        ValueError: If the file is of another kind than LoRA, fits no module, lacks a factor, or has wrong sizes; with
+            `strict` also if any tensor fits no module.
     """
     _refuse_other_kinds(tensors)
     entries = {key: _as_entry(tensor) for key, tensor in tensors.items()}
-    modules = modules or known_modules(*_num_blocks(entries))
+    modules = {**known_modules(*_num_blocks(entries)), **(modules or {})}
     table = underscored_modules(modules)
     factors: dict[tuple[str, str], dict[str, Entry]] = {}
     unmatched = []
@@ -94,7 +111,9 @@ def read_lora(
             unmatched.append(key)
         elif factors.setdefault(place, {}).setdefault(part, entry) is not entry:
             raise ValueError(f"the LoRA holds the {part} factor of {place[1]} twice, the second time as {key!r}")
-    _report_unmatched(unmatched, total=len(entries), found=bool(factors))
+    if not entries:
+        raise ValueError("the LoRA holds no tensors")
+    _report_unmatched(unmatched, len(entries), bool(factors), strict, modules)
     adapter_configs = _adapter_configs(metadata or {})
     return {
         place: _layer(place, found, modules[place[0]][place[1]], adapter_configs.get(place[0], {}))
@@ -107,14 +126,14 @@ def lora_to_format(layers: LoraLayers, layout: str) -> dict[str, Entry]:
     if layout not in LORA_FORMATS:
         raise ValueError(f"format must be one of {', '.join(LORA_FORMATS)}, got {layout!r}")
     kohya = layout.startswith("kohya")
-    down, up = ("lora_down", "lora_up") if kohya else ("lora_A", "lora_B")
+    down_name, up_name = ("lora_down", "lora_up") if kohya else ("lora_A", "lora_B")
     result = {}
     for (component, path), layer in layers.items():
         name = _module_name(component, path, layout)
-        result[f"{name}.{down}.weight"] = layer.down
-        result[f"{name}.{up}.weight"] = layer.up
+        result[f"{name}.{down_name}.weight"] = layer.down
+        result[f"{name}.{up_name}.weight"] = layer.folded_up
         if kohya or layout == "original_with_alpha":
-            result[f"{name}.alpha"] = _as_entry(torch.tensor(float(layer.down.shape[0])))
+            result[f"{name}.alpha"] = _as_entry(torch.tensor(float(layer.rank)))
     return result
 
 
@@ -195,19 +214,28 @@ def _place(name: str, modules: ModuleShapes, table: Mapping[str, tuple[str, str]
     return (component, path) if path in modules.get(component, {}) else None
 
 
-def _report_unmatched(unmatched: list[str], total: int, found: bool) -> None:
+def _report_unmatched(unmatched: list[str], total: int, found: bool, strict: bool, modules: ModuleShapes) -> None:
+    if not unmatched:
+        return
+    nearest = f"the module nearest to the first is {nearest_module(_split(unmatched[0])[0], modules)}"
     if not found:
         raise ValueError(
             f"none of the {total} tensors is a LoRA factor of an LTX-2 module, e.g. "
             f"{', '.join(repr(key) for key in unmatched[:3])}; understood are diffusion_model.<module>.lora_A.weight "
             "(Lightricks), transformer.<module>.lora_A.weight (diffusers), base_model.model.<module>.lora_A.weight "
-            "(PEFT), <module>.lora_A.weight, and <module>.lora_down.weight or lora_unet_<module>.lora_down.weight (kohya)"
+            "(PEFT), <module>.lora_A.weight, and <module>.lora_down.weight or lora_unet_<module>.lora_down.weight "
+            f"(kohya); {nearest}"
         )
-    if unmatched:
-        logger.warning(
-            f"{len(unmatched)} of {total} LoRA tensors match no module of the model and are not used, e.g. "
-            f"{', '.join(unmatched[:3])}"
+    if strict:
+        shown = ", ".join(unmatched[:8]) + (f" and {len(unmatched) - 8} more" if len(unmatched) > 8 else "")
+        raise ValueError(
+            f"{len(unmatched)} of {total} LoRA tensors match no module of the model, which may be of another version: "
+            f"{shown}; {nearest}"
         )
+    logger.warning(
+        f"{len(unmatched)} of {total} LoRA tensors match no module of the model and are not used, e.g. "
+        f"{', '.join(unmatched[:3])}"
+    )
 
 
 def _adapter_configs(metadata: Mapping[str, str]) -> dict[str, dict]:
@@ -238,22 +266,22 @@ def _layer(
             f"the LoRA factors of {path} are for a layer of [{up.shape[0]}, {down.shape[1]}], "
             f"but the model's is {list(shape)}"
         )
-    scale = _scale(path, down.shape[0], found.get("alpha"), config)
-    if scale == 1.0:
-        return LoraLayer(down, up)
-    return LoraLayer(down, Entry(up.dtype, up.shape, lambda: (up.load().float() * scale).to(up.dtype)))
+    alpha = _alpha(path, down.shape[0], found.get("alpha"), config)
+    return LoraLayer(down, up, None if alpha == down.shape[0] else alpha)
 
 
-def _scale(path: str, rank: int, alpha: Entry | None, config: Mapping) -> float:
-    """alpha / r: from the module's own alpha, else from diffusers' settings, else 1."""
+def _alpha(path: str, rank: int, alpha: Entry | None, config: Mapping) -> float:
+    """The module's own alpha, else the one in diffusers' settings, else r."""
     if alpha is not None:
-        return float(alpha.load()) / rank
+        return float(alpha.load())
     if "lora_alpha" not in config:
-        return 1.0
+        return rank
     patterns = config.get("alpha_pattern") or {}
-    special = (value for name, value in patterns.items() if path == name or path.endswith(f".{name}"))
+    # PEFT's rule; its names are regular expressions, and diffusers writes full paths with a leading ^.
+    special = (value for name, value in patterns.items() if re.fullmatch(rf"(.*\.)?({name})", path))
     value = next(special, config["lora_alpha"])
-    return value / (rank**0.5 if config.get("use_rslora") else rank)
+    # A rank-stabilised LoRA divides by the root of r instead.
+    return value * rank**0.5 if config.get("use_rslora") else value
 
 
 def _module_name(component: str, path: str, layout: str) -> str:

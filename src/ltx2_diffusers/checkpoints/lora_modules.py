@@ -1,5 +1,6 @@
 """Every linear module of the LTX-2 transformer and text connectors, by its path in diffusers' names."""
 
+import difflib
 from collections.abc import Iterable
 
 from . import keys
@@ -55,6 +56,19 @@ def underscored_modules(modules: ModuleShapes) -> dict[str, tuple[str, str]]:
             for name in (path, original_module(component, path)):
                 table[name.replace(".", "_")] = (component, path)
     return table
+
+
+def nearest_module(name: str, modules: ModuleShapes) -> str:
+    """The module whose name in either layout is most like `name`, a module name with the prefix of any layout."""
+    # The tail is what tells modules apart; prefixes of foreign layouts would only blur the comparison.
+    tail = name.removeprefix("base_model.model.").removeprefix("diffusion_model.").removeprefix("transformer.")
+    names = {
+        written
+        for component, paths in modules.items()
+        for path in paths
+        for written in (path, original_module(component, path))
+    }
+    return difflib.get_close_matches(tail, sorted(names), n=1, cutoff=0.0)[0]
 
 
 def _block_linears(attentions: Iterable[str], feed_forwards: Iterable[str]) -> list[str]:

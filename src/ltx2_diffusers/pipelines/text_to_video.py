@@ -5,11 +5,10 @@ from typing import Any
 
 import torch
 
-from .checks import check_fixed_duration
+from .call_arguments import build_request, guided_stage
 from .generation import LTX2GenerationPipeline
-from .guidance_args import PRESET, AudioScale, resolve_scales
+from .guidance_args import PRESET, AudioScale
 from .output import LTX2PipelineOutput
-from .request import Delivery, Enhancement, Prompts, Request, Size, Stage, Start
 
 
 class LTX2Pipeline(LTX2GenerationPipeline):
@@ -124,50 +123,5 @@ class LTX2Pipeline(LTX2GenerationPipeline):
         Raises:
             ValueError: Before any computation, if an argument is out of range or contradicts another.
         """
-        check_fixed_duration(min_seconds, max_seconds)
-        scales = resolve_scales(
-            self.preset,
-            (guidance_scale, stg_scale, guidance_rescale, modality_scale),
-            (audio_guidance_scale, audio_stg_scale, audio_guidance_rescale, audio_modality_scale),
-        )
-        return self._generate(
-            Request(
-                Prompts(
-                    prompt,
-                    negative_prompt,
-                    (prompt_embeds, negative_prompt_embeds, prompt_attention_mask, negative_prompt_attention_mask),
-                    num_videos_per_prompt,
-                    max_sequence_length,
-                    Enhancement(
-                        enable_prompt_enhancement,
-                        system_prompt,
-                        prompt_max_new_tokens,
-                        prompt_enhancement_kwargs,
-                        prompt_enhancement_seed,
-                    ),
-                ),
-                Size(height, width, num_frames, frame_rate, motion_speed),
-                [
-                    Stage(
-                        num_inference_steps=num_inference_steps,
-                        sigmas=sigmas,
-                        timesteps=timesteps,
-                        scales=scales,
-                        stg_blocks=spatio_temporal_guidance_blocks,
-                        sampler=sampler,
-                        noise_scale=noise_scale,
-                    )
-                ],
-                Start(generator, latents, audio_latents),
-                Delivery(
-                    output_type,
-                    return_dict,
-                    callback_on_step_end,
-                    callback_on_step_end_tensor_inputs,
-                    decode_timestep,
-                    decode_noise_scale,
-                ),
-                use_cross_timestep=use_cross_timestep,
-                attention_kwargs=attention_kwargs,
-            )
-        )
+        call = locals()
+        return self._generate(build_request(call, [guided_stage(call, self.preset)]))

@@ -20,6 +20,7 @@ def load_pipeline_components(
     text_encoder: Any,
     tokenizer: Any = None,
     torch_dtype: torch.dtype | None = None,
+    dtype: torch.dtype | None = None,
     **given: Any,
 ) -> dict[str, Any]:
     """The constructor arguments of a pipeline, read from an original file and a Gemma folder.
@@ -28,11 +29,12 @@ def load_pipeline_components(
         path_or_link: The safetensors file, or a Hub link to one.
         text_encoder: A language model, or a folder or Hub id to load it (and the tokenizer) from.
         tokenizer: Its tokenizer; needed if `text_encoder` is a model.
-        torch_dtype: Data type of the components, default as stored.
+        torch_dtype, dtype: Data type of the components; `dtype` wins. Default as stored.
         given: Components that replace the file's, and options of the download (`revision`, `cache_dir`, ...).
     """
     import ltx2_diffusers
 
+    dtype = torch_dtype if dtype is None else dtype
     hub = {name: given.pop(name) for name in _HUB_OPTIONS if name in given}
     path = local_file(path_or_link, **hub)
     checkpoint = OriginalCheckpoint(path)
@@ -43,12 +45,12 @@ def load_pipeline_components(
             f"{checkpoint.name} holds {', '.join(checkpoint.components()) or 'no LTX-2 component'}, but a pipeline also "
             f"needs {', '.join(missing)}; pass them as arguments"
         )
-    text_encoder, tokenizer = _load_text_encoder(text_encoder, tokenizer, torch_dtype, hub)
+    text_encoder, tokenizer = _load_text_encoder(text_encoder, tokenizer, dtype, hub)
     for name in FILE_COMPONENTS:
         if name not in components:
             two_stages = name == "vocoder" and any(key.startswith("bwe_") for key in checkpoint.component(name))
             class_name = COMPONENT_CLASSES[name][-1 if two_stages else 0]
-            components[name] = load_component(getattr(ltx2_diffusers, class_name), path, torch_dtype=torch_dtype)
+            components[name] = load_component(getattr(ltx2_diffusers, class_name), path, dtype=dtype)
     if "scheduler" not in components:
         components["scheduler"] = default_scheduler(path)
     return {**components, "text_encoder": text_encoder, "tokenizer": tokenizer}

@@ -60,7 +60,7 @@ class TextStage:
             use_cache=False,
             **extra,
         )
-        hidden = torch.stack(outputs.hidden_states, dim=-1)
+        hidden = torch.stack(outputs.hidden_states, dim=-1).masked_fill(mask[:, :, None, None] == 0, 0)
         return TextStates(hidden.to(dtype or self.text_encoder.dtype), mask)
 
     def encode_prompt(

@@ -1,0 +1,217 @@
+"""`LTX2Pipeline` computes what diffusers' pipeline of that name computes, and what was recorded from it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKLLTX2Video as DiffusersVideoVAE
+from diffusers import FlowMatchEulerDiscreteScheduler
+
+from ltx2_diffusers import AutoencoderKLLTX2Video, LTX2Pipeline
+from tests.golden_data import GOLDEN_DIR, golden_cases, load_metadata, load_tensors
+from tests.pipelines.tiny import (
+    ALL_GUIDANCE,
+    CFG,
+    EXPLICIT,
+    NEGATIVE,
+    NO_GUIDANCE,
+    PROMPT,
+    load,
+    max_difference,
+    ours,
+    seeded,
+    theirs,
+)
+
+TOLERANCE = 1e-4
+VERSIONS = ("ltx2-tiny", "ltx2.3-tiny")
+
+
+def compare(name: str, seeds: tuple[int, ...], **kwargs) -> float:
+    """Largest difference of the two pipelines for equal arguments and equal seeds."""
+    kwargs = {**EXPLICIT, **kwargs}
+    if kwargs.get("prompt", PROMPT) is not None:
+        kwargs.setdefault("prompt", PROMPT)
+    return max_difference(
+        ours(name)(**kwargs, generator=seeded(*seeds)), theirs(name)(**kwargs, generator=seeded(*seeds))
+    )
+
+
+# --- recorded outputs ---
+
+
+@pytest.mark.parametrize("case", golden_cases("checkpoint/outputs", "*_pipeline.safetensors"), ids=lambda c: c.stem)
+@pytest.mark.parametrize("source", ["single file", "folder"])
+def test_recorded_pipeline_call(case: Path, source: str, tmp_path):
+    name = case.stem.removesuffix("_pipeline")
+    folder = GOLDEN_DIR / "checkpoint" / "expected_diffusers" / name
+    pipe = LTX2Pipeline.from_single_file(
+        GOLDEN_DIR / "checkpoint" / f"{name}.safetensors",
+        text_encoder=folder,
+        scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler"),
+        dtype=torch.float32,
+    )
+    if source == "folder":
+        pipe.save_pretrained(tmp_path)
+        pipe = load(tmp_path)
+    pipe.set_progress_bar_config(disable=True)
+    expected = load_tensors(case)
+    call = json.loads(load_metadata(case)["call"])
+    # Recorded with diffusers' defaults; its STG pass perturbed block 28 of 2 blocks, which changes nothing.
+    call |= {
+        "stg_scale": 0.0,
+        "audio_stg_scale": 0.0,
+        "modality_scale": 3.0,
+        "guidance_rescale": 0.7,
+        "audio_guidance_scale": 7.0,
+        "audio_modality_scale": 3.0,
+        "audio_guidance_rescale": 0.7,
+        "use_cross_timestep": False,
+    }
+    generator_seed = call.pop("generator_seed")
+    latents = pipe(**call, output_type="latent", generator=seeded(generator_seed))
+    torch.testing.assert_close(latents.frames, expected["expected.video_latents"], atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(latents.audio, expected["expected.audio_latents"], atol=TOLERANCE, rtol=0)
+    output = pipe(**call, output_type="np", generator=seeded(generator_seed))
+    assert abs(output.frames - expected["expected.frames"].numpy()).max() <= TOLERANCE
+    # The random weights of the second vocoder stage magnify rounding about 500 times.
+    audio_tolerance = 1e-2 if "2.3" in name else TOLERANCE
+    torch.testing.assert_close(output.audio, expected["expected.audio"], atol=audio_tolerance, rtol=0)
+
+
+# --- parity with diffusers ---
+
+
+@pytest.mark.parametrize("name", VERSIONS)
+@pytest.mark.parametrize("guidance", [NO_GUIDANCE, CFG], ids=["unguided", "cfg"])
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_same_latents_as_diffusers(name, guidance, batch_size):
+    prompts = [PROMPT, "Waves."][:batch_size]
+    negative = [NEGATIVE, "noise, hum"][:batch_size]
+    assert compare(name, (1,), prompt=prompts, negative_prompt=negative, **guidance) <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", VERSIONS)
+@pytest.mark.parametrize("output_type", ["np", "pt"])
+def test_same_frames_and_sound_as_diffusers(name, output_type):
+    assert compare(name, (2,), negative_prompt=NEGATIVE, **CFG | {"output_type": output_type}) <= TOLERANCE
+
+
+def test_same_images_as_diffusers():
+    kwargs = {**EXPLICIT, **CFG, "output_type": "pil", "prompt": PROMPT}
+    actual, expected = (pipe(**kwargs, generator=seeded(2)).frames for pipe in (ours(), theirs()))
+    images = [torch.tensor(list(zip(*map(list, (a.tobytes(), e.tobytes()))))) for a, e in zip(actual[0], expected[0])]
+    # A value at the edge between two bytes may fall to either side.
+    assert all((pair[:, 0] - pair[:, 1]).abs().max() <= 1 for pair in images)
+
+
+def test_all_guidance_terms_of_2_3():
+    assert compare("ltx2.3-tiny", (3,), negative_prompt=NEGATIVE, **ALL_GUIDANCE) <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "term",
+    [
+        {"guidance_scale": 4.0},
+        {"audio_guidance_scale": 4.0},
+        # diffusers perturbs both streams if either asks for it, and reads an audio scale of 0.0 as the video's.
+        {"stg_scale": 1.5, "audio_stg_scale": 0.5, "spatio_temporal_guidance_blocks": [0]},
+        {"audio_stg_scale": 1.5, "stg_scale": 0.5, "spatio_temporal_guidance_blocks": [0, 1]},
+        {"modality_scale": 2.0},
+        {"audio_modality_scale": 2.0, "audio_guidance_rescale": 0.5},
+    ],
+    ids=lambda term: next(iter(term)),
+)
+def test_each_guidance_term_alone(term):
+    assert compare("ltx2.3-tiny", (4,), **NO_GUIDANCE | term) <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        # With several prompts diffusers gives the copies other prompts' attention masks.
+        {"num_videos_per_prompt": 2},
+        {"frame_rate": 30.0, "num_frames": 17},
+        {"frame_rate": 23.976},
+        {"motion_speed": 0.5},
+        {"use_cross_timestep": True},
+        {"sigmas": [1.0, 0.6, 0.3]},
+        {"height": 32, "width": 32, "num_frames": 1},
+        {"prompt": ""},
+        {"prompt": "  surrounded by blanks \n"},
+        {"prompt": "word " * 100},
+        {"negative_prompt": None},
+        {"attention_kwargs": {}},
+    ],
+    ids=lambda arguments: next(iter(arguments)),
+)
+def test_arguments_mean_what_they_mean_in_diffusers(arguments):
+    assert compare("ltx2-tiny", (5,), **CFG | arguments) <= TOLERANCE
+
+
+@pytest.mark.parametrize("per_prompt", [1, 2])
+def test_one_generator_per_video(per_prompt):
+    prompts = [PROMPT, "Waves."][: 2 // per_prompt]
+    assert compare("ltx2-tiny", (6, 7), prompt=prompts, num_videos_per_prompt=per_prompt, **CFG) <= TOLERANCE
+
+
+@pytest.mark.parametrize("noise_scale", [0.0, 0.4])
+@pytest.mark.parametrize("packed", [False, True])
+def test_given_latents(packed, noise_scale):
+    video = torch.randn(1, ours().transformer.config.in_channels, 2, 2, 3, generator=seeded(8))
+    audio = theirs()(**EXPLICIT, **NO_GUIDANCE, prompt=PROMPT, generator=seeded(9)).audio
+    if packed:
+        video, audio = video.flatten(2).transpose(1, 2), audio.transpose(1, 2).flatten(2)
+    given = {"latents": video, "audio_latents": audio, "noise_scale": noise_scale}
+    assert compare("ltx2-tiny", (10,), **CFG, **given) <= TOLERANCE
+
+
+@pytest.mark.parametrize("encoder", [ours, theirs], ids=["ours", "diffusers"])
+@pytest.mark.parametrize("flat", [True, False], ids=["flat", "stacked"])
+def test_precomputed_embeddings_of_either_library(encoder, flat):
+    embeds, mask, negative, negative_mask = encoder().encode_prompt(
+        [PROMPT, "Waves."], [NEGATIVE, ""], max_sequence_length=64, device=torch.device("cpu")
+    )
+    if not flat:
+        states = ours().connectors.config.text_proj_in_factor
+        embeds, negative = (value.unflatten(2, (-1, states)) for value in (embeds, negative))
+    given = {
+        "prompt": None,
+        "prompt_embeds": embeds,
+        "prompt_attention_mask": mask,
+        "negative_prompt_embeds": negative,
+        "negative_prompt_attention_mask": negative_mask,
+    }
+    assert compare("ltx2-tiny", (11,), **CFG, **given) <= TOLERANCE
+
+
+def test_encoded_prompts_agree_where_the_mask_is_set():
+    arguments = {"prompt": [PROMPT, "Waves."], "negative_prompt": NEGATIVE}
+    actual = ours().encode_prompt(**arguments, max_sequence_length=64)
+    expected = theirs().encode_prompt(**arguments, max_sequence_length=64, device=torch.device("cpu"))
+    for index in (0, 2):
+        assert torch.equal(actual[index + 1].bool(), expected[index + 1].bool())
+        valid = expected[index + 1].bool()
+        torch.testing.assert_close(actual[index][valid], expected[index][valid], atol=1e-5, rtol=0)
+        assert not actual[index][~valid].any()
+
+
+def test_encoded_prompts_are_repeated_one_by_one():
+    single = ours().encode_prompt([PROMPT, "Waves."], max_sequence_length=64)
+    repeated = ours().encode_prompt([PROMPT, "Waves."], max_sequence_length=64, num_videos_per_prompt=2)
+    for one, many in zip(single, repeated):
+        assert torch.equal(many, one[[0, 0, 1, 1]])
+
+
+def test_a_decoder_with_timestep_conditioning(tmp_path):
+    config = {**ours().vae.config, "timestep_conditioning": True, "decoder_inject_noise": [False] * 4}
+    torch.manual_seed(0)
+    vae = DiffusersVideoVAE.from_config(config).eval()
+    vae.save_pretrained(tmp_path)
+    mine = load(vae=AutoencoderKLLTX2Video.from_pretrained(tmp_path))
+    reference = load(pipeline_class=type(theirs()), vae=vae)
+    for arguments in ({"decode_timestep": 0.05}, {"decode_timestep": [0.05], "decode_noise_scale": 0.1}):
+        kwargs = {**EXPLICIT, **NO_GUIDANCE, **arguments, "output_type": "np", "prompt": PROMPT}
+        actual, expected = mine(**kwargs, generator=seeded(12)), reference(**kwargs, generator=seeded(12))
+        assert max_difference(actual, expected) <= TOLERANCE

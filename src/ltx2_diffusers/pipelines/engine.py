@@ -96,11 +96,17 @@ class GenerationEngine:
         preset = self.preset
         scales = stage.scales or Streams(StreamScales(), StreamScales())
         scales = Streams(*(s if here else None for s, here in zip(scales, request.streams)))
+        guiders = build_guiders(scales, stage.stg_blocks, preset, self.transformer.config.num_layers)
+        if stage.sampler == "euler_cfg_pp" and not self._uses_negative(guiders):
+            raise ValueError(
+                'the sampler "euler_cfg_pp" follows the negative prediction, which this run does not make; give a guidance '
+                "scale other than 1, or another sampler"
+            )
         return StageRun(
             stage,
             plan,
             self._sigmas(plan.num_video_tokens, stage.num_inference_steps, stage.sigmas, stage.timesteps),
-            build_guiders(scales, stage.stg_blocks, preset, self.transformer.config.num_layers),
+            guiders,
             get_sampler(stage.sampler, request.start.generator),
         )
 

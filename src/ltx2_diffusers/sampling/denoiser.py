@@ -80,6 +80,7 @@ class GuidedDenoiser:
             raise ValueError("classifier-free guidance needs a negative context; encode the negative prompt too")
         self.stacked = negative.stack(positive) if self.uses_negative else None
         self.previous = Streams(None, None)
+        self.negative = Streams(None, None)
         # What depends on a tensor that stays the same object through a run: (the tensor, the result) by its id.
         self._uniform: dict[int, tuple[torch.Tensor, bool]] = {}
         self._doubled: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -127,6 +128,7 @@ class GuidedDenoiser:
             velocities = self._forward("cond_uncond", {**doubled, **_context_inputs(self.stacked)})
             halves = zip(*((None, None) if v is None else v.chunk(2) for v in velocities))
             negative, conditional = (_to_clean(states, Streams(*half), sigma) for half in halves)
+            self.negative = negative
         else:
             conditional = _to_clean(states, self._forward("cond", {**inputs, **positive}), sigma)
         if self.uses_perturbed:

@@ -1,7 +1,7 @@
 """The one denoising loop: every pipeline, stage and sampler runs through it."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -36,14 +36,31 @@ def denoise(
     for step in range(len(sigmas) - 1):
         if interrupted():
             break
-
-        def predict(noisy: Streams, sigma: torch.Tensor, step: int = step) -> Streams:
-            return blend(denoiser(noisy, sigma, step), noisy)
-
-        states, prediction = sampler.step(predict, states, sigmas, step)
+        states, prediction = sampler.step(StepPredictor(denoiser, step), states, sigmas, step)
         if on_step is not None:
             states = on_step(step, states, prediction)
     return states
+
+
+@dataclass(frozen=True)
+class StepPredictor:
+    """What a sampler may ask during one step: predictions, and what the negative prompt alone predicted.
+
+    Args:
+        denoiser: Makes the predictions.
+        step: Index of the step.
+    """
+
+    denoiser: GuidedDenoiser
+    step: int
+
+    def __call__(self, states: Streams, sigma: torch.Tensor) -> Streams:
+        """Predictions of the clean tokens of both streams, blended with given tokens."""
+        return blend(self.denoiser(states, sigma, self.step), states)
+
+    def negative(self) -> Streams:
+        """The latest predictions for the negative prompt, unblended."""
+        return self.denoiser.negative
 
 
 def blend(predictions: Streams, states: Streams) -> Streams:

@@ -37,6 +37,10 @@ class Predict(Protocol):
 
     def __call__(self, states: Streams, sigma: torch.Tensor) -> Streams: ...
 
+    def negative(self) -> Streams:
+        """The latest predictions for the negative prompt alone, unblended; asked by CFG++ only."""
+        ...
+
 
 class Sampler(Protocol):
     """What the denoising loop asks of a sampler; an object serves one run at a time."""
@@ -157,12 +161,17 @@ class EulerCFGPPSampler(EulerAncestralSampler):
     Args:
         noise_sampler: source of the fresh noise.
         negative: returns the predictions of both streams for the negative prompt in the pass just made, unblended.
+            Default: the step's predictor is asked.
         eta: share of fresh noise, 0 is deterministic. Default 1.0.
         s_noise: factor on the fresh noise. Default 1.0.
     """
 
     def __init__(
-        self, noise_sampler: NoiseSampler, negative: Callable[[], Streams], eta: float = 1.0, s_noise: float = 1.0
+        self,
+        noise_sampler: NoiseSampler,
+        negative: Callable[[], Streams] | None = None,
+        eta: float = 1.0,
+        s_noise: float = 1.0,
     ) -> None:
         super().__init__(noise_sampler, eta, s_noise)
         self.negative = negative
@@ -179,7 +188,8 @@ class EulerCFGPPSampler(EulerAncestralSampler):
             latent = steppers.euler_cfg_pp_step(state.latent, denoised, negative, *options)
             return blended(state, latent) if is_noisy else with_latent(state, latent)
 
-        return on_streams(move, states, prediction, self.negative()), prediction
+        negative = predict.negative() if self.negative is None else self.negative()
+        return on_streams(move, states, prediction, negative), prediction
 
 
 class Res2sSampler:
@@ -281,6 +291,7 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "euler": lambda _generator: EulerSampler(),
     "gradient_estimating": lambda _generator, **options: GradientEstimatingSampler(**options),
     "euler_ancestral": lambda generator, **options: EulerAncestralSampler(gaussian_noise(generator), **options),
+    "euler_cfg_pp": lambda generator, **options: EulerCFGPPSampler(gaussian_noise(generator), **options),
     "res_2s": lambda generator, **options: Res2sSampler(normalized_noise(generator), **options),
 }
 

@@ -1,0 +1,27 @@
+"""The miniature checkpoints that come with the package: random weights, real structure, no network."""
+
+import difflib
+from importlib import resources
+from pathlib import Path
+
+# Name -> folder under resources/checkpoints.
+_FOLDERS = {"ltx2-tiny": "ltx-2-tiny", "ltx2.3-tiny": "ltx-2.3-tiny"}
+PACKAGED = tuple(_FOLDERS)
+
+
+def packaged_checkpoint(name: str) -> Path:
+    """Return the folder of a packaged miniature checkpoint, in diffusers' layout.
+
+    Args:
+        name: `"ltx2-tiny"` (LTX-2.0, sound at 24 kHz) or `"ltx2.3-tiny"` (LTX-2.3, 48 kHz). Their sub-folders
+            `latent_upsampler` and `temporal_upsampler` hold the two kinds of upsampler.
+
+    Raises:
+        ValueError: If no checkpoint has that name.
+    """
+    if name not in _FOLDERS:
+        nearest = difflib.get_close_matches(name, PACKAGED, n=1, cutoff=0.0)[0]
+        raise ValueError(
+            f"unknown packaged checkpoint {name!r}; did you mean {nearest!r}? There are {', '.join(PACKAGED)}"
+        )
+    return Path(str(resources.files("ltx2_diffusers") / "resources" / "checkpoints" / _FOLDERS[name]))

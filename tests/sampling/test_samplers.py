@@ -115,7 +115,8 @@ def test_a_stream_may_be_absent_and_given_tokens_stay(name, dtype):
     given = (video.denoise_mask == 0).expand_as(video.latent)
     video.latent[given] = video.clean_latent[given]
     run.states = Streams(video, None)
-    sampler = samplers.get_sampler(name, torch.Generator().manual_seed(0))
+    options = {"negative": lambda: run.negatives} if name == "euler_cfg_pp" else {}
+    sampler = samplers.get_sampler(name, torch.Generator().manual_seed(0), **options)
     result = run.run(sampler, NEWEST["sigmas/stage2"])
     assert result.audio is None and result.video.latent.dtype == dtype
     assert result.video.latent.isfinite().all()

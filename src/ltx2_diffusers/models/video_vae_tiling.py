@@ -131,6 +131,7 @@ class Interval(NamedTuple):
 
     @property
     def size(self) -> int:
+        """Positions covered."""
         return self.end - self.start
 
 

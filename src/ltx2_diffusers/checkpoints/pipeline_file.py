@@ -1,5 +1,6 @@
 """All components of a pipeline out of one original checkpoint file."""
 
+import inspect
 import os
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ _HUB_OPTIONS = ("revision", "cache_dir", "local_files_only", "token", "force_dow
 
 
 def load_pipeline_components(
+    pipeline_class: type,
     path_or_link: str | os.PathLike,
     text_encoder: Any,
     tokenizer: Any = None,
@@ -26,6 +28,7 @@ def load_pipeline_components(
     """The constructor arguments of a pipeline, read from an original file and a Gemma folder.
 
     Args:
+        pipeline_class: Class of the pipeline.
         path_or_link: The safetensors file, or a Hub link to one.
         text_encoder: A language model, or a folder or Hub id to load it (and the tokenizer) from.
         tokenizer: Its tokenizer; needed if `text_encoder` is a model.
@@ -36,6 +39,14 @@ def load_pipeline_components(
 
     dtype = torch_dtype if dtype is None else dtype
     hub = {name: given.pop(name) for name in _HUB_OPTIONS if name in given}
+    known = [
+        name for name in inspect.signature(pipeline_class).parameters if name not in ("text_encoder", "tokenizer")
+    ]
+    if unknown := sorted(set(given) - set(known)):
+        raise ValueError(
+            f"{pipeline_class.__name__}.from_single_file does not know {unknown}; besides `text_encoder`, `tokenizer` and "
+            f"`dtype` it takes the components {', '.join(known)}, and the options {', '.join(_HUB_OPTIONS)}"
+        )
     path = local_file(path_or_link, **hub)
     checkpoint = OriginalCheckpoint(path)
     components = dict(given)

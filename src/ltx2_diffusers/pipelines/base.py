@@ -25,6 +25,26 @@ class LTX2PipelineBase(AtomicSaveMixin, DiffusionPipeline):
     _callback_tensor_inputs = ["latents", "audio_latents", "prompt_embeds", "negative_prompt_embeds"]  # noqa: RUF012
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
+        """Load a pipeline from a folder in diffusers' layout or from the Hub.
+
+        Takes the arguments of diffusers' method; components given by name replace those of the folder.
+
+        Raises:
+            ValueError: If a folder lacks a component that its `model_index.json` lists and that is not given.
+        """
+        index = Path(pretrained_model_name_or_path, "model_index.json")
+        if index.is_file():
+            listed = {k: v for k, v in json.loads(index.read_text()).items() if isinstance(v, list) and v[0]}
+            missing = [name for name in listed if name not in kwargs and not (index.parent / name).is_dir()]
+            if missing:
+                raise ValueError(
+                    f"{pretrained_model_name_or_path} has no folder for the components {missing}, which its "
+                    "model_index.json lists; complete the checkpoint, or pass them by name (None to do without)"
+                )
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
     def load_config(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
         """Read `model_index.json`, recognising a scheduler that was saved under its portable name."""
         config = super().load_config(pretrained_model_name_or_path, **kwargs)

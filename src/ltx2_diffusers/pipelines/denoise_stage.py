@@ -50,6 +50,7 @@ class DenoiseStage:
     @property
     def preset(self) -> Preset:
         """Reference settings of the loaded checkpoint, by its version and kind."""
+        self._require("transformer", "scheduler")
         return preset(model_version(self.transformer.config), model_kind(self.scheduler.config))
 
     def _sigmas(

@@ -72,6 +72,7 @@ class GenerationEngine:
     def _prepare_runs(self, request: Request) -> tuple[GenerationPlan, list[StageRun]]:
         """Everything that can be wrong with a call is found here, before any computation."""
         prompts, start, delivery = request.prompts, request.start, request.delivery
+        self._require(*_components(request))
         batch_size = checks.check_prompts(prompts.prompt, prompts.negative_prompt, *prompts.embeds)
         checks.check_at_least_one(num_videos_per_prompt=prompts.num_videos_per_prompt)
         batch_size *= prompts.num_videos_per_prompt
@@ -189,6 +190,17 @@ class GenerationEngine:
     @staticmethod
     def _uses_negative(guiders: Streams) -> bool:
         return any(guider is not None and guider.do_unconditional_generation() for guider in guiders)
+
+
+def _components(request: Request) -> list[str]:
+    """Components that a request needs whatever its stages do."""
+    names = ["transformer", "connectors"]
+    if request.prompts.prompt is not None:
+        names += ["tokenizer", "text_encoder"]
+    for stream, decoders in zip(request.streams, (["vae"], ["audio_vae", "vocoder"])):
+        if stream:
+            names += decoders[:1] if request.delivery.output_type == "latent" else decoders
+    return names
 
 
 def _apply(items: Streams, states: Streams, tools: Streams) -> Streams:

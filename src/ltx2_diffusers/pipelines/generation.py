@@ -97,6 +97,7 @@ class LTX2GenerationPipeline(
         from ..checkpoints.pipeline_file import load_pipeline_components
 
         components = load_pipeline_components(
+            cls,
             pretrained_model_link_or_path,
             text_encoder=text_encoder,
             tokenizer=tokenizer,

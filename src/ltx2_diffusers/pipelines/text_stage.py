@@ -36,6 +36,7 @@ class TextStage:
         Causal attention makes the states of a token independent of the padding in front of it, so only as many
         positions as the longest prompt needs are computed, at the places which they have in the padded sequence.
         """
+        self._require("tokenizer", "text_encoder")
         tokens = self.tokenizer(
             [prompt.strip() for prompt in prompts],
             truncation=True,

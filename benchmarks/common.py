@@ -59,8 +59,10 @@ def interleaved(
         for _ in range(warmup):
             function()
     times: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(repeats):
-        for name, function in functions.items():
+    for sample in range(repeats):
+        # Alternating who goes first keeps drift and warm caches from favouring one side.
+        order = list(functions.items())[:: -1 if sample % 2 else 1]
+        for name, function in order:
             _synchronize()
             start = time.perf_counter()
             for _ in range(inner):

@@ -7,6 +7,7 @@ import torch
 from diffusers.hooks import FirstBlockCacheConfig, PyramidAttentionBroadcastConfig
 from peft import LoraConfig
 
+from ltx2_diffusers.models.text_cache import TextCache
 from ltx2_diffusers.models.transformer import LTX2AVTransformer3DModel
 from tests.models.transformer_tools import (
     AUDIO_TOKENS,
@@ -258,6 +259,74 @@ def test_keyframe_marks_count_only_where_the_model_knows_them():
         inputs = tiny_inputs(model)
         changed = max_difference(model(**inputs, video_keyframes_mask=mark), model(**inputs)) > 1e-3
         assert changed == known
+
+
+# Shared work
+
+
+@torch.no_grad()
+def test_several_predictions_share_the_blocks_before_they_part():
+    model = tiny_transformer("2.3")
+    inputs = tiny_inputs(model, 2)
+    masks = [None, keep_masks(video_self=[1]), keep_masks(2, video_self=[2]), keep_masks(2, video_self=[2])]
+    expected = [model(**inputs, perturbation_keep_masks=mask) for mask in masks]
+    calls = [0] * LAYERS
+    for index, block in enumerate(model.transformer_blocks):
+        block.register_forward_hook(lambda *_, index=index: calls.__setitem__(index, calls[index] + 1))
+    outputs = model(**inputs, perturbation_keep_masks=masks)
+    assert calls == [1, 2, 3]
+    assert [max_difference(output, other) for output, other in zip(outputs, expected)] == [0] * 4
+    (named,) = model(**{**inputs, "return_dict": True}, perturbation_keep_masks=[None])
+    assert torch.equal(named.sample, expected[0][0])
+
+
+@torch.no_grad()
+def test_several_predictions_are_refused_with_a_cache_of_blocks():
+    model = tiny_transformer()
+    model.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+    with pytest.raises(ValueError, match=r"one prediction per call.* disable_cache\(\)"):
+        model(**tiny_inputs(model), perturbation_keep_masks=[None, keep_masks(a2v=[0])])
+
+
+@pytest.mark.parametrize(
+    "layout, overrides, projections",
+    [
+        ("2.0", {}, 1),
+        ("2.3", {"use_prompt_adaln_single": False}, 1),
+        # The text modulation of 2.3 depends on the noise level, so text is projected in every call.
+        ("2.3", {}, 2),
+    ],
+)
+@torch.no_grad()
+def test_text_is_projected_once_per_prompt(layout, overrides, projections):
+    model = tiny_transformer(layout, **overrides)
+    steps = [tiny_inputs(model, seed=seed) for seed in (1, 2)]
+    for name in ("encoder_hidden_states", "audio_encoder_hidden_states"):
+        steps[1][name] = steps[0][name]
+    steps[1]["timestep"] = steps[1]["sigma"] = torch.tensor([300.0])
+    expected = [model(**step) for step in steps]
+    calls = []
+    for name in ("attn2.to_k", "attn2.to_v", "audio_attn2.to_k"):
+        layer = model.get_submodule(f"transformer_blocks.1.{name}")
+        layer.register_forward_hook(lambda *_, name=name: calls.append(name))
+    cache = TextCache()
+    for step, output in zip(steps, expected):
+        assert max_difference(model(**step, text_cache=cache), output) == 0
+    assert len(calls) == 3 * projections
+
+
+def test_a_text_cache_serves_one_prompt_and_no_training():
+    model = tiny_transformer()
+    inputs, cache = tiny_inputs(model), TextCache()
+    model(**inputs, text_cache=cache)[0].sum().backward()
+    assert cache.context("video") is None
+    with torch.no_grad():
+        model(**{**inputs, "audio_hidden_states": None}, text_cache=cache)
+        assert cache.context("video") is not None and cache.context("audio") is None
+        model(**inputs, text_cache=cache)
+        other = {**inputs, "encoder_hidden_states": inputs["encoder_hidden_states"].clone()}
+        with pytest.raises(ValueError, match="text_cache holds another prompt"):
+            model(**other, text_cache=cache)
 
 
 # Training

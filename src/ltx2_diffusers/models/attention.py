@@ -16,6 +16,7 @@ from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_a
 from torch import nn
 
 from .rope import RotaryTables, apply_rotary
+from .text_cache import KeyValueSlot
 
 # config key `activation_fn` -> argument of `torch.nn.functional.gelu`
 _GELU_VARIANTS = {"gelu": "none", "gelu-approximate": "tanh"}
@@ -65,13 +66,13 @@ class LTX2AttnProcessor:
         key_rotary_emb: RotaryTables | None = None,
         perturbation_mask: torch.Tensor | None = None,
         all_perturbed: bool = False,
+        slot: KeyValueSlot | None = None,
     ) -> torch.Tensor:
         """The output `[B, T, D]` of the layer; [`LTX2Attention.forward`] describes the arguments."""
         if all_perturbed:
             mixed = attn.project_value(hidden_states, encoder_hidden_states)
         else:
-            query, key, value = attn.project(hidden_states, encoder_hidden_states)
-            query, key = attn.norm_q(query), attn.norm_k(key)
+            query, key, value = self._project(attn, hidden_states, encoder_hidden_states, slot)
             if query_rotary_emb is not None:
                 query = apply_rotary(query, query_rotary_emb, attn.rope_type)
                 key = apply_rotary(key, key_rotary_emb or query_rotary_emb, attn.rope_type)
@@ -83,6 +84,21 @@ class LTX2AttnProcessor:
             gates = 2.0 * torch.sigmoid(attn.to_gate_logits(hidden_states))
             mixed = (mixed.unflatten(-1, (attn.heads, -1)) * gates.unsqueeze(-1)).flatten(-2)
         return attn.to_out[1](attn.to_out[0](mixed))
+
+    @staticmethod
+    def _project(
+        attn: "LTX2Attention",
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None,
+        slot: KeyValueSlot | None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        if slot is not None and slot.key is not None:
+            return attn.norm_q(attn.to_q(hidden_states)), slot.key, slot.value
+        query, key, value = attn.project(hidden_states, encoder_hidden_states)
+        query, key = attn.norm_q(query), attn.norm_k(key)
+        if slot is not None:
+            slot.key, slot.value = key, value
+        return query, key, value
 
     def _attend(
         self,
@@ -197,8 +213,9 @@ class LTX2Attention(nn.Module, AttentionModuleMixin):
             key_rotary_emb (`tuple[torch.Tensor, torch.Tensor]`, *optional*, defaults to `query_rotary_emb`): Rotary
                 tables of the S tokens.
             kwargs: Further arguments of the processor. [`LTX2AttnProcessor`] takes `perturbation_mask`, `[B, 1, 1]`,
-                which mixes the output (1) with the unattended values (0), and `all_perturbed`, which says that
-                every entry of the mask is 0.
+                which mixes the output (1) with the unattended values (0), `all_perturbed`, which says that every
+                entry of the mask is 0, and `slot`, a [`KeyValueSlot`] that gives keys and values to a
+                cross-attention without rotary tables, or takes them if it is empty.
 
         Returns:
             `torch.Tensor`: `[B, T, D]`.

@@ -35,6 +35,15 @@ class BlockPlan(NamedTuple):
     audio: bool = True
     passthrough: bool = False
 
+    @property
+    def crosses(self) -> bool:
+        """Whether one stream attends to the other."""
+        return self.a2v is not False or self.v2a is not False
+
+    def fingerprint(self) -> tuple[int, ...]:
+        """Equal for plans of one call that compute the same."""
+        return tuple(id(field) for field in self)
+
 
 def keep_masks(
     num_layers: int,
@@ -94,22 +103,20 @@ def _sample_mask(perturbation_mask: torch.Tensor | None, batch_size: int) -> tor
 
 
 def block_plans(
-    keep: torch.Tensor | None,
+    keeps: Sequence[torch.Tensor | None],
     base: BlockPlan,
     num_layers: int,
     device: torch.device,
     dtype: torch.dtype,
-) -> list[BlockPlan]:
-    """The plan of every block.
+) -> list[list[BlockPlan]]:
+    """The plans of all blocks, once for each keep mask.
 
     Args:
-        keep (`torch.Tensor`, *optional*): `[4, L, B]` on the CPU, see [`keep_masks`].
+        keeps (`Sequence[torch.Tensor]`): Masks `[4, L, B]` on the CPU, see [`keep_masks`]; `None` perturbs nothing.
         base ([`BlockPlan`]): What would run without perturbations; what it switches off stays off.
         num_layers (`int`): Number of blocks L.
-        device, dtype: Of the masks that differ between samples.
+        device, dtype: Of the masks that differ between samples. Equal masks are one tensor.
     """
-    if keep is None:
-        return [base] * num_layers
     masks: dict[tuple[float, ...], Keep] = {}
 
     def as_keep(samples: list[float]) -> Keep:
@@ -120,8 +127,10 @@ def block_plans(
             masks[key] = torch.tensor(samples, device=device, dtype=dtype)[:, None, None]
         return masks[key]
 
-    by_block = keep.transpose(0, 1).tolist()
+    def plan(block: list[list[float]]) -> BlockPlan:
+        return base._replace(**{kind: getattr(base, kind) and as_keep(row) for kind, row in zip(KINDS, block)})
+
     return [
-        base._replace(**{kind: getattr(base, kind) and as_keep(samples) for kind, samples in zip(KINDS, block)})
-        for block in by_block
+        [base] * num_layers if keep is None else [plan(block) for block in keep.transpose(0, 1).tolist()]
+        for keep in keeps
     ]

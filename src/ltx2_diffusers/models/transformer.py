@@ -28,6 +28,7 @@ from .rope import AudioRotaryPositionEmbedding, RotaryPositionEmbedding, RotaryS
 from .saving import AtomicModelSaveMixin
 from .single_file import OriginalCheckpointMixin
 from .tensor_memo import TensorMemo
+from .text_cache import TextCache
 from .transformer_block import LTX2AVTransformerBlock, SharedSettings, StreamInputs, StreamSizes
 from .transformer_stream import (
     CROSS_TIMESTEP_MODES,
@@ -63,7 +64,8 @@ class PreparedForward(NamedTuple):
         contexts (`tuple[torch.Tensor, torch.Tensor]`): Text contexts of video and audio as the blocks take them.
         inputs (`tuple[StreamInputs, StreamInputs]`): What all blocks receive for video and audio.
         heads (`tuple[Modulation, Modulation]`): What the output heads receive; `None` where a stream is absent.
-        plans (`list[BlockPlan]`): What every block computes.
+        variants (`list[list[BlockPlan]]`): What every block computes, for each prediction asked for.
+        text_cache ([`TextCache`], *optional*): Where blocks keep keys and values of the text.
     """
 
     hidden_states: torch.Tensor
@@ -71,7 +73,8 @@ class PreparedForward(NamedTuple):
     contexts: tuple[torch.Tensor | None, torch.Tensor | None]
     inputs: tuple[StreamInputs, StreamInputs]
     heads: tuple[Modulation | None, Modulation | None]
-    plans: list[BlockPlan]
+    variants: list[list[BlockPlan]]
+    text_cache: TextCache | None
 
 
 class LTX2AVTransformer3DModel(
@@ -290,10 +293,11 @@ class LTX2AVTransformer3DModel(
         *,
         video_enabled: bool = True,
         audio_enabled: bool = True,
-        perturbation_keep_masks: torch.Tensor | None = None,
+        perturbation_keep_masks: torch.Tensor | list[torch.Tensor | None] | None = None,
         perturbation_mode: str | None = None,
         cross_timestep_mode: str | None = None,
-    ) -> AudioVisualModelOutput | tuple[torch.Tensor | None, torch.Tensor | None]:
+        text_cache: TextCache | None = None,
+    ) -> AudioVisualModelOutput | tuple[torch.Tensor | None, ...] | list:
         """Predict the velocities of both streams, or of the one that is given.
 
         Args:
@@ -332,12 +336,16 @@ class LTX2AVTransformer3DModel(
                 enter the blocks, still visible to the other stream; its own prediction then means nothing.
             perturbation_keep_masks (`torch.Tensor`, *optional*): `[4, L, B]`, best on the CPU: 0 perturbs the video's
                 or the audio's self-attention, or drops the attention of video to audio or of audio to video, for one
-                block and one sample; 1 does not.
+                block and one sample; 1 does not. A list of masks (`None` perturbs nothing) asks for one prediction per
+                mask, returned as a list; blocks up to the first that differs are computed once for all of them.
             perturbation_mode (`str`, *optional*, defaults to what `perturbed_attn` says): What a perturbed
                 self-attention does: `"passthrough"` of its values, or `"skip"` of its branch.
             cross_timestep_mode (`str`, *optional*): Which noise level conditions the attention between the streams:
                 a stream's `"own"` timesteps (2.0), the `"other"` stream's sigma, or own timesteps for scale and shift
                 and the other stream's sigma for the `"gate"` (newest reference). Overrides `use_cross_timestep`.
+            text_cache ([`TextCache`], *optional*): Keeps what depends on the prompt alone for the next call with the
+                same text; without gradients only. With text modulation that depends on the noise level (2.3) nothing
+                does.
         """
         video = StreamRequest("video", hidden_states, encoder_hidden_states, timestep, sigma, video_coords)
         video = video._replace(text_mask=encoder_attention_mask, self_mask=video_self_attention_mask)
@@ -346,14 +354,19 @@ class LTX2AVTransformer3DModel(
         video = self._with_video_coords(video._replace(enabled=video_enabled), (num_frames, height, width), fps)
         audio = self._with_audio_coords(audio._replace(enabled=audio_enabled), audio_num_frames)
         self._check_request(video, audio, perturbation_mode, cross_timestep_mode)
-        stg = spatio_temporal_guidance_blocks, perturbation_mask
+        several = isinstance(perturbation_keep_masks, (list, tuple))
+        self._check_hooks(video, several)
         sizes = len(self.transformer_blocks), (video if video.present else audio).tokens.shape[0]
-        keep = keep_masks(*sizes, isolate_modalities, *stg, perturbation_keep_masks)
+        stg = isolate_modalities, spatio_temporal_guidance_blocks, perturbation_mask
+        masks = perturbation_keep_masks if several else [perturbation_keep_masks]
+        keeps = [keep_masks(*sizes, *stg, mask) for mask in masks]
         cross_mode = cross_timestep_mode or ("other" if use_cross_timestep else "own")
-        prepared = self._prepare(video, audio, keep, perturbation_mode, cross_mode, video_keyframes_mask)
-        states = self._run_blocks(prepared, prepared.hidden_states, prepared.audio_hidden_states)
-        outputs = self._finish(prepared, *states)
-        return AudioVisualModelOutput(*outputs) if return_dict else outputs
+        text_cache = self._usable_cache(text_cache, video, audio)
+        prepared = self._prepare(video, audio, keeps, perturbation_mode, cross_mode, video_keyframes_mask, text_cache)
+        outputs = [self._finish(prepared, *states) for states in self._run_blocks(prepared)]
+        if return_dict:
+            outputs = [AudioVisualModelOutput(*streams) for streams in outputs]
+        return outputs if several else outputs[0]
 
     def _with_video_coords(
         self, request: StreamRequest, grid: tuple[int | None, int | None, int | None], fps: float
@@ -394,21 +407,37 @@ class LTX2AVTransformer3DModel(
                     f"The {request.name} stream has {request.tokens.shape[1]} tokens, "
                     f"but coordinates for {request.coords.shape[2]}."
                 )
-        watches_video = self.is_cache_enabled and not isinstance(self._cache_config, PyramidAttentionBroadcastConfig)
-        if watches_video and not video.present:
+
+    def _check_hooks(self, video: StreamRequest, several: bool) -> None:
+        """Refuse calls that an enabled cache of the host library would answer wrongly."""
+        if not self.is_cache_enabled:
+            return
+        cache = type(self._cache_config).__name__
+        if several:
             raise ValueError(
-                f"{type(self._cache_config).__name__} decides by the video stream, which this call does not have; "
-                f"call disable_cache() first."
+                f"{cache} remembers one prediction per call, but perturbation_keep_masks asks for several; "
+                f"call disable_cache() or pass one mask at a time."
             )
+        if not video.present and not isinstance(self._cache_config, PyramidAttentionBroadcastConfig):
+            raise ValueError(
+                f"{cache} decides by the video stream, which this call does not have; call disable_cache() first."
+            )
+
+    def _usable_cache(self, cache: TextCache | None, video: StreamRequest, audio: StreamRequest) -> TextCache | None:
+        if cache is None or torch.is_grad_enabled() or hasattr(self, "prompt_adaln"):
+            return None
+        cache.check_sources(*(request.context if request.present else None for request in (video, audio)))
+        return cache
 
     def _prepare(
         self,
         video: StreamRequest,
         audio: StreamRequest,
-        keep: torch.Tensor | None,
+        keeps: list[torch.Tensor | None],
         perturbation_mode: str | None,
         cross_mode: str,
         keyframes_mask: torch.Tensor | None,
+        text_cache: TextCache | None,
     ) -> PreparedForward:
         """Project the inputs and compute what all blocks share."""
         present = video if video.present else audio
@@ -421,19 +450,21 @@ class LTX2AVTransformer3DModel(
             audio=audio.present and audio.enabled,
             passthrough=perturbation_mode == "passthrough" if perturbation_mode else self.config.perturbed_attn,
         )
-        plans = block_plans(keep, base, len(self.transformer_blocks), present.tokens.device, dtype)
-        mode = cross_mode if any(plan.a2v is not False or plan.v2a is not False for plan in plans) else None
-        x, context, inputs, head = self._prepare_stream(video, audio, mode, keyframes_mask)
-        y, audio_context, audio_inputs, audio_head = self._prepare_stream(audio, video, mode)
+        variants = block_plans(keeps, base, len(self.transformer_blocks), present.tokens.device, dtype)
+        mode = cross_mode if any(plan.crosses for plans in variants for plan in plans) else None
+        x, context, inputs, head = self._prepare_stream(video, audio, mode, text_cache, keyframes_mask)
+        y, audio_context, audio_inputs, audio_head = self._prepare_stream(audio, video, mode, text_cache)
         x = present.tokens.new_zeros(present.tokens.shape[0], 0, 1) if x is None else self.split_tokens(x)
         y = present.tokens.new_zeros(present.tokens.shape[0], 0, 1) if y is None else y
-        return PreparedForward(x, y, (context, audio_context), (inputs, audio_inputs), (head, audio_head), plans)
+        inputs, heads = (inputs, audio_inputs), (head, audio_head)
+        return PreparedForward(x, y, (context, audio_context), inputs, heads, variants, text_cache)
 
     def _prepare_stream(
         self,
         request: StreamRequest,
         other: StreamRequest,
         cross_mode: str | None,
+        text_cache: TextCache | None,
         keyframes_mask: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, StreamInputs, Modulation | None]:
         """Tokens, text context, block inputs and head values of one stream; `cross_mode` is `None` if isolated."""
@@ -461,33 +492,48 @@ class LTX2AVTransformer3DModel(
             text_mask=text_mask_bias(request, x.dtype, self._mask_memo),
             self_mask=self_mask_bias(request, x.dtype, self._mask_memo),
         )
-        return x, stream.project_context(request.context), inputs, head
+        context = text_cache.context(request.name) if text_cache is not None else None
+        if context is None:
+            context = stream.project_context(request.context)
+            if text_cache is not None:
+                text_cache.keep_context(request.name, context)
+        return x, context, inputs, head
 
-    def _run_blocks(
+    def _run_blocks(self, prepared: PreparedForward) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Tokens of both streams after the last block, for every variant; what variants share is computed once."""
+        states = [(prepared.hidden_states, prepared.audio_hidden_states)] * len(prepared.variants)
+        for index, block in enumerate(self.transformer_blocks):
+            plans = [plans[index] for plans in prepared.variants]
+            done: dict[tuple, tuple[torch.Tensor, torch.Tensor]] = {}
+            keys = [(id(state), plan.fingerprint()) for state, plan in zip(states, plans)]
+            for key, state, plan in zip(keys, states, plans):
+                if key not in done:
+                    done[key] = self._run_block(index, block, state, prepared, plan)
+            states = [done[key] for key in keys]
+        return states
+
+    def _run_block(
         self,
+        index: int,
+        block: nn.Module,
+        state: tuple[torch.Tensor, torch.Tensor],
         prepared: PreparedForward,
-        hidden_states: torch.Tensor,
-        audio_hidden_states: torch.Tensor,
-        start: int = 0,
-        stop: int | None = None,
+        plan: BlockPlan,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens of both streams after the blocks `start` to `stop` (exclusive)."""
-        checkpointing = torch.is_grad_enabled() and self.gradient_checkpointing
-        for block, plan in list(zip(self.transformer_blocks, prepared.plans))[start:stop]:
-            if checkpointing:
-                hidden_states, audio_hidden_states = self._gradient_checkpointing_func(
-                    block, hidden_states, audio_hidden_states, *prepared.contexts, *prepared.inputs, plan
-                )
-            else:
-                hidden_states, audio_hidden_states = block(
-                    hidden_states,
-                    audio_hidden_states,
-                    *prepared.contexts,
-                    video_inputs=prepared.inputs[0],
-                    audio_inputs=prepared.inputs[1],
-                    plan=plan,
-                )
-        return hidden_states, audio_hidden_states
+        if torch.is_grad_enabled() and self.gradient_checkpointing:
+            arguments = *state, *prepared.contexts, *prepared.inputs, plan
+            return self._gradient_checkpointing_func(block, *arguments)
+        cache = prepared.text_cache
+        slots = (None, None) if cache is None else (cache.slot("video", index), cache.slot("audio", index))
+        video_inputs, audio_inputs = prepared.inputs
+        return block(
+            *state,
+            *prepared.contexts,
+            video_inputs=video_inputs,
+            audio_inputs=audio_inputs,
+            plan=plan,
+            text_slots=slots,
+        )
 
     def _finish(
         self, prepared: PreparedForward, hidden_states: torch.Tensor, audio_hidden_states: torch.Tensor

@@ -16,6 +16,7 @@ from .attention import FeedForward, LTX2Attention
 from .modulation import Modulation, add_gated, modulate
 from .perturbation import BlockPlan, Keep
 from .rope import RotaryTables
+from .text_cache import KeyValueSlot
 
 
 class StreamSizes(NamedTuple):
@@ -122,14 +123,17 @@ class BlockStream:
             update = update * keep
         return add_gated(x, update, gate, self.layout)
 
-    def attend_to_text(self, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        """`[B, S, D]` after the attention to a text context `[B, T, C]`."""
+    def attend_to_text(self, x: torch.Tensor, context: torch.Tensor, slot: KeyValueSlot | None = None) -> torch.Tensor:
+        """`[B, S, D]` after the attention to a text context `[B, T, C]`, whose keys and values `slot` may hold."""
         normed = self.text_norm(x)
         modulated = len(self.values) > 6
         if modulated:
             shift, scale, gate = self.values[6:]
             normed = modulate(normed, scale, shift, self.layout)
-        update = self.text_attn(normed, self._text_context(context), self.inputs.text_mask)
+        remembered: dict[str, Any] = {} if slot is None else {"slot": slot}
+        if slot is None or slot.key is None:
+            context = self._text_context(context)
+        update = self.text_attn(normed, context, self.inputs.text_mask, **remembered)
         return add_gated(x, update, gate, self.layout) if modulated else x + update
 
     def _text_context(self, context: torch.Tensor) -> torch.Tensor:
@@ -223,6 +227,7 @@ class LTX2AVTransformerBlock(nn.Module):
         video_inputs: StreamInputs,
         audio_inputs: StreamInputs,
         plan: BlockPlan,
+        text_slots: tuple[KeyValueSlot | None, KeyValueSlot | None] = (None, None),
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Update both streams.
 
@@ -232,6 +237,8 @@ class LTX2AVTransformerBlock(nn.Module):
             encoder_hidden_states, audio_encoder_hidden_states (`torch.Tensor`): Text contexts `[B, T, C]`.
             video_inputs, audio_inputs ([`StreamInputs`]): What is equal for all blocks.
             plan ([`BlockPlan`]): Which branches run.
+            text_slots (`tuple[KeyValueSlot, KeyValueSlot]`, *optional*): Where this block keeps keys and values of
+                both text contexts between calls.
 
         Returns:
             `tuple[torch.Tensor, torch.Tensor]`: Video and audio tokens.
@@ -241,11 +248,11 @@ class LTX2AVTransformerBlock(nn.Module):
         x, y = hidden_states, audio_hidden_states
         if plan.video:
             x = video.attend_to_self(x, plan.video_self, plan.passthrough)
-            x = video.attend_to_text(x, encoder_hidden_states)
+            x = video.attend_to_text(x, encoder_hidden_states, text_slots[0])
         if plan.audio:
             y = audio.attend_to_self(y, plan.audio_self, plan.passthrough)
-            y = audio.attend_to_text(y, audio_encoder_hidden_states)
-        if plan.a2v is not False or plan.v2a is not False:
+            y = audio.attend_to_text(y, audio_encoder_hidden_states, text_slots[1])
+        if plan.crosses:
             # Both directions see the streams as they are before either update.
             normed_x, normed_y = video.cross_norm(x), audio.cross_norm(y)
             if plan.a2v is not False:

@@ -20,6 +20,7 @@ from .decode_stage import DecodeStage
 from .denoise_stage import DenoiseStage, StepCallback
 from .engine import GenerationEngine, StageRun
 from .latent_stage import LatentStage
+from .lora import LTX2LoraMixin
 from .output import LTX2PipelineOutput
 from .plan import GenerationPlan
 from .prompt_enhancement import PromptEnhancer
@@ -28,7 +29,14 @@ from .text_stage import TextStage, TextStates
 
 
 class LTX2GenerationPipeline(
-    LTX2PipelineBase, PromptEnhancer, TextStage, LatentStage, DenoiseStage, DecodeStage, GenerationEngine
+    LTX2LoraMixin,
+    LTX2PipelineBase,
+    PromptEnhancer,
+    TextStage,
+    LatentStage,
+    DenoiseStage,
+    DecodeStage,
+    GenerationEngine,
 ):
     """A pipeline with the components of an LTX-2 checkpoint.
 

@@ -1,0 +1,93 @@
+"""Which adapters of a pipeline are active: recorded, switched for a while, and put back exactly."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+
+# A strength for all components, or one per component; `None` stands for 1.
+AdapterWeight = float | dict[str, float] | None
+
+
+def adapter_layers(pipeline: Any) -> list[BaseTunerLayer]:
+    """All layers of the pipeline that carry adapters, in the order of components and modules."""
+    models = (getattr(pipeline, component, None) for component in pipeline._lora_loadable_modules)
+    return [
+        module
+        for model in models
+        if model is not None
+        for module in model.modules()
+        if isinstance(module, BaseTunerLayer)
+    ]
+
+
+class AdapterState:
+    """The active adapters of a pipeline and their strengths, as they were when this object was made.
+
+    Args:
+        pipeline: A pipeline with [`~ltx2_diffusers.pipelines.lora.LTX2LoraMixin`].
+    """
+
+    def __init__(self, pipeline: Any) -> None:
+        self._layers = [
+            (layer, layer._active_adapter, layer._disable_adapters, _copied(layer.scaling))
+            for layer in adapter_layers(pipeline)
+        ]
+        self._gradients = [
+            (parameter, parameter.requires_grad)
+            for layer, *_ in self._layers
+            for name in layer.adapter_layer_names
+            for parameter in getattr(layer, name).parameters()
+        ]
+
+    def restore(self) -> None:
+        """Put the recorded state back; adapters deleted or added since stay so."""
+        for layer, active, disabled, scaling in self._layers:
+            layer._active_adapter, layer._disable_adapters = active, disabled
+            layer.scaling.update({name: value for name, value in _copied(scaling).items() if name in layer.scaling})
+        for parameter, requires_grad in self._gradients:
+            parameter.requires_grad_(requires_grad)
+
+
+def _copied(scaling: dict[str, float | torch.Tensor]) -> dict[str, float | torch.Tensor]:
+    # Adapters prepared for hotswapping keep their strength in tensors, which PEFT changes in place.
+    return {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in scaling.items()}
+
+
+@contextmanager
+def unchanged_adapters(pipeline: Any) -> Iterator[None]:
+    """Put adapters and strengths back when the block ends, however it ends and whatever it did to them."""
+    state = AdapterState(pipeline)
+    try:
+        yield
+    finally:
+        state.restore()
+
+
+@contextmanager
+def switched_adapters(
+    pipeline: Any, names: str | Sequence[str], weights: AdapterWeight | Sequence[AdapterWeight] = None
+) -> Iterator[None]:
+    """Activate a set of adapters for a block; the former set comes back exactly, also after an exception.
+
+    Args:
+        pipeline: A pipeline with [`~ltx2_diffusers.pipelines.lora.LTX2LoraMixin`].
+        names: Adapters to activate, and no others; none for the bare model.
+        weights: Strength for all, or one each. Default 1.
+
+    Raises:
+        ValueError: If an adapter is not loaded, or is on layers that other adapters were fused into: PEFT would leave
+            it out there.
+    """
+    names = [names] if isinstance(names, str) else list(names)
+    for layer in adapter_layers(pipeline):
+        if layer.merged and (lost := sorted(set(names) & set(layer._all_available_adapter_names()))):
+            raise ValueError(
+                f"adapter {lost[0]!r} has no effect while {layer.merged_adapters} are fused; call unfuse_lora() first"
+            )
+    with unchanged_adapters(pipeline):
+        pipeline.set_adapters(names, weights)
+        pipeline.enable_lora()
+        yield

@@ -19,6 +19,9 @@ from ..schedulers.sigmas import MAX_SHIFT, shift_for_tokens
 logger = logging.get_logger(__name__)
 
 
+_REPLACEABLE = ("latents", "audio_latents")
+
+
 @dataclass(frozen=True)
 class StepCallback:
     """A caller's function to run after each step, as in all diffusers pipelines.
@@ -40,8 +43,10 @@ class StepCallback:
         latents = Streams(*(None if state is None else state.latent for state in states))
         known = {**self.constants, "latents": latents.video, "audio_latents": latents.audio}
         returned = self.function(pipeline, step, timestep, {name: known[name] for name in self.names}) or {}
-        replaced = Streams(returned.get("latents", latents.video), returned.get("audio_latents", latents.audio))
-        return states if replaced == latents else with_latents(states, replaced)
+        ignored = [name for name in returned if name not in _REPLACEABLE and returned[name] is not known.get(name)]
+        if ignored:
+            raise ValueError(f"the step callback returned {ignored}; only {list(_REPLACEABLE)} can be replaced")
+        return with_latents(states, Streams(*(returned.get(name, known[name]) for name in _REPLACEABLE)))
 
 
 class DenoiseStage:

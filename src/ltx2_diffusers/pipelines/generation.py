@@ -160,7 +160,9 @@ class LTX2GenerationPipeline(
         """Decode finished latents, free offloaded models and wrap up."""
         frames = audio = rate = None
         if latents.video is not None:
-            frames = self._decode_video(latents.video.to(self.transformer.dtype), delivery, generator)
+            # Latents are handed over as exact as they are; decoding starts in the transformer's type, as in diffusers.
+            dtype = latents.video.dtype if delivery.output_type == "latent" else self.transformer.dtype
+            frames = self._decode_video(latents.video.to(dtype), delivery, generator)
         if latents.audio is not None:
             audio = self._decode_audio(self.audio_vae.denormalize_latents(latents.audio), delivery.output_type)
             rate = self.vocoder.config.output_sampling_rate if self.vocoder is not None else None

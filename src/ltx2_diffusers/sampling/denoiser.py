@@ -3,15 +3,17 @@
 Shapes: B batch, T tokens of a stream, S text tokens, D features of a token.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 
 from ..conditioning.state import LatentState
 from ..guidance.guiders import MultiModalGuider
-from ..guidance.perturbations import stg_perturbations
+from ..guidance.perturbations import isolating_perturbations, stg_perturbations
+from ..models.text_cache import TextCache
 
 
 class Streams(NamedTuple):
@@ -36,17 +38,12 @@ class TextContext:
         """The batch cut into parts of the given sizes."""
         return [TextContext(*pair) for pair in zip(self.video.split(sizes), self.audio.split(sizes))]
 
-    def stack(self, other: "TextContext") -> "TextContext":
-        """This batch followed by the other one."""
-        return TextContext(torch.cat([self.video, other.video]), torch.cat([self.audio, other.audio]))
-
 
 class GuidedDenoiser:
     """Predicts clean tokens from noisy ones, combining as few transformer passes as the guidance needs.
 
-    A term whose weight is neutral for both streams costs no pass. The negative and the positive prompt share one
-    batched pass; the perturbed and the isolated pass follow it. One object serves one run: it remembers the last
-    prediction for guiders that skip steps.
+    A term whose weight is neutral for both streams costs no pass, and passes share what they have in common. One
+    object serves one run: it remembers the last prediction for guiders that skip steps.
 
     Args:
         transformer: The network; called with sigma * 1000 as timestep, returns velocities.
@@ -55,6 +52,8 @@ class GuidedDenoiser:
         guiders: Guider of each stream, `None` for an absent stream.
         cross_timestep: Whose noise level modulates the exchange between the streams: `"own"`, `"other"` or `"gate"`.
         attention_kwargs: Passed to the transformer.
+        keeps_text: Whether keys and values of the text are kept between steps where they do not depend on the noise
+            level (2.0). Costs 1.2 GB per prompt at full size in half precision.
     """
 
     def __init__(
@@ -65,6 +64,7 @@ class GuidedDenoiser:
         guiders: Streams,
         cross_timestep: str = "own",
         attention_kwargs: dict[str, Any] | None = None,
+        keeps_text: bool = True,
     ) -> None:
         self.transformer = transformer
         self.positive = positive
@@ -78,12 +78,11 @@ class GuidedDenoiser:
         self.uses_isolated = len(present) == 2 and any(guider.do_isolated_modality_generation() for guider in present)
         if self.uses_negative and negative is None:
             raise ValueError("classifier-free guidance needs a negative context; encode the negative prompt too")
-        self.stacked = negative.stack(positive) if self.uses_negative else None
+        self.negative_context = negative
+        self.positive_cache, self.negative_cache = (TextCache() if keeps_text else None for _ in range(2))
         self.previous = Streams(None, None)
         self.negative = Streams(None, None)
-        # What depends on a tensor that stays the same object through a run: (the tensor, the result) by its id.
         self._uniform: dict[int, tuple[torch.Tensor, bool]] = {}
-        self._doubled: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     @property
     def forwards_per_step(self) -> int:
@@ -117,40 +116,43 @@ class GuidedDenoiser:
     def _passes(self, states: Streams, sigma: torch.Tensor, skipped: Streams) -> list[Streams | None]:
         """Predictions of the conditional, negative, perturbed and isolated pass; `None` for one that is not needed."""
         inputs = self._inputs(states, sigma, skipped)
-        positive = _context_inputs(self.positive)
-        negative = perturbed = isolated = None
+        # The passes of the positive prompt differ in what they leave out, and share all blocks before the first such.
+        masks = self._keep_masks(states)
+        positive = self._forward(list(masks), inputs, self.positive, self.positive_cache, list(masks.values()))
+        passes = dict(zip(masks, positive))
         if self.uses_negative:
-            doubled = {
-                # The transformer recognises coordinates by their identity and keeps its rotary tables.
-                name: _remembered(self._doubled, value, _doubled) if name.endswith("_coords") else _doubled(value)
-                for name, value in inputs.items()
-            }
-            velocities = self._forward("cond_uncond", {**doubled, **_context_inputs(self.stacked)})
-            halves = zip(*((None, None) if v is None else v.chunk(2) for v in velocities))
-            negative, conditional = (_to_clean(states, Streams(*half), sigma) for half in halves)
-            self.negative = negative
-        else:
-            conditional = _to_clean(states, self._forward("cond", {**inputs, **positive}), sigma)
-        if self.uses_perturbed:
-            masks = self._keep_masks(states)
-            velocities = self._forward("perturbed", {**inputs, **positive, "perturbation_keep_masks": masks})
-            perturbed = _to_clean(states, velocities, sigma)
-        if self.uses_isolated:
-            velocities = self._forward("isolated", {**inputs, **positive, "isolate_modalities": True})
-            isolated = _to_clean(states, velocities, sigma)
-        return [conditional, negative, perturbed, isolated]
+            (passes["negative"],) = self._forward(["negative"], inputs, self.negative_context, self.negative_cache)
+        clean = {name: _to_clean(states, velocities, sigma) for name, velocities in passes.items()}
+        self.negative = clean.get("negative", self.negative)
+        return [clean.get(name) for name in ("conditional", "negative", "perturbed", "isolated")]
 
-    def _forward(self, name: str, inputs: dict[str, Any]) -> Streams:
-        # Caching hooks keep the passes of a step apart by this name.
-        with self.transformer.cache_context(name):
-            return Streams(
-                *self.transformer(
-                    **inputs,
-                    cross_timestep_mode=self.cross_timestep,
-                    attention_kwargs=self.attention_kwargs,
-                    return_dict=False,
-                )
-            )
+    def _forward(
+        self,
+        names: list[str],
+        inputs: dict[str, Any],
+        context: TextContext,
+        text_cache: TextCache | None,
+        masks: Sequence[torch.Tensor | None] = (None,),
+    ) -> list[Streams]:
+        """Velocities of passes that read the same text, one per mask."""
+        call = partial(
+            self.transformer,
+            **inputs,
+            encoder_hidden_states=context.video,
+            audio_encoder_hidden_states=context.audio,
+            cross_timestep_mode=self.cross_timestep,
+            attention_kwargs=self.attention_kwargs,
+            text_cache=text_cache,
+            return_dict=False,
+        )
+        if not self.transformer.is_cache_enabled:
+            return [Streams(*velocities) for velocities in call(perturbation_keep_masks=list(masks))]
+        results = []
+        for name, mask in zip(names, masks):
+            # Hooks that cache between steps keep the passes of a step apart by this name.
+            with self.transformer.cache_context(name):
+                results.append(Streams(*call(perturbation_keep_masks=mask)))
+        return results
 
     def _inputs(self, states: Streams, sigma: torch.Tensor, skipped: Streams) -> dict[str, Any]:
         """Arguments of the transformer which all passes share."""
@@ -174,31 +176,26 @@ class GuidedDenoiser:
 
     def _is_uniform(self, state: LatentState) -> bool:
         """Whether every token is denoised fully; the mask stays the same object through a run, so it is read once."""
-        return _remembered(self._uniform, state.denoise_mask, lambda mask: bool((mask == 1).all()))
+        known = self._uniform.get(id(state.denoise_mask))
+        if known is None or known[0] is not state.denoise_mask:
+            known = (state.denoise_mask, bool((state.denoise_mask == 1).all()))
+            self._uniform[id(state.denoise_mask)] = known
+        return known[1]
 
-    def _keep_masks(self, states: Streams) -> torch.Tensor:
-        """Which attention the perturbed pass keeps, `[4, blocks, B]`; on the CPU, where the transformer reads it."""
-        blocks = (
-            guider.params.stg_blocks if guider is not None and guider.do_perturbed_generation() else ()
-            for guider in self.guiders
-        )
+    def _keep_masks(self, states: Streams) -> dict[str, torch.Tensor | None]:
+        """The passes of the positive prompt and which attention each keeps, `[4, blocks, B]` on the CPU."""
         batch_size = next(state for state in states if state is not None).latent.shape[0]
-        return stg_perturbations(batch_size, *blocks).keep_masks(self.transformer.config.num_layers)
-
-
-def _context_inputs(context: TextContext) -> dict[str, torch.Tensor]:
-    return {"encoder_hidden_states": context.video, "audio_encoder_hidden_states": context.audio}
-
-
-def _remembered(store: dict[int, tuple[torch.Tensor, Any]], key: torch.Tensor, compute: Callable) -> Any:
-    known = store.get(id(key))
-    if known is None or known[0] is not key:
-        known = store[id(key)] = (key, compute(key))
-    return known[1]
-
-
-def _doubled(value: Any) -> Any:
-    return torch.cat([value, value]) if isinstance(value, torch.Tensor) else value
+        num_layers = self.transformer.config.num_layers
+        masks: dict[str, torch.Tensor | None] = {"conditional": None}
+        if self.uses_perturbed:
+            blocks = (
+                guider.params.stg_blocks if guider is not None and guider.do_perturbed_generation() else ()
+                for guider in self.guiders
+            )
+            masks["perturbed"] = stg_perturbations(batch_size, *blocks).keep_masks(num_layers)
+        if self.uses_isolated:
+            masks["isolated"] = isolating_perturbations(batch_size).keep_masks(num_layers)
+        return masks
 
 
 def _to_clean(states: Streams, velocities: Streams, sigma: torch.Tensor) -> Streams:

@@ -124,6 +124,8 @@ def load_lora(
         ValueError: Naming the file, if it is no LoRA, if any tensor fits no module, or if sizes differ.
     """
     if isinstance(source, Mapping):
+        if location:
+            raise ValueError(f"{', '.join(location)} are for files, but the LoRA was given as a state dict")
         name, tensors, header = "the given LoRA state dict", source, {}
     else:
         path = find_lora_file(source, **location)
@@ -147,7 +149,10 @@ def find_lora_file(
     weight_name: str | None = None,
     subfolder: str | None = None,
     revision: str | None = None,
-    **hub_options: Any,
+    cache_dir: str | os.PathLike | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+    force_download: bool = False,
 ) -> Path:
     """The local path of a LoRA file, fetched through the Hub's cache if it is not here.
 
@@ -156,8 +161,17 @@ def find_lora_file(
         weight_name: File in that folder or repository. Default `LORA_WEIGHT_NAME`, else the only one there.
         subfolder: Folder below `source`.
         revision: Branch, tag or commit of the repository.
-        hub_options: `cache_dir`, `token`, `local_files_only`, `force_download`.
+        cache_dir: The Hub's cache, default its usual place.
+        token: For private repositories, default the stored one.
+        local_files_only: Whether to take what the cache holds. Default `False`.
+        force_download: Whether to fetch again what the cache holds. Default `False`.
     """
+    hub_options = {
+        "cache_dir": cache_dir,
+        "token": token,
+        "local_files_only": local_files_only,
+        "force_download": force_download,
+    }
     path = Path(source, subfolder or "")
     if Path(source).is_file():
         return Path(source)
@@ -167,9 +181,9 @@ def find_lora_file(
     if not _REPOSITORY.fullmatch(repository) or repository.endswith(".safetensors"):
         return Path(local_file(repository, revision, **hub_options))
     if weight_name is None:
-        if constants.HF_HUB_OFFLINE or hub_options.get("local_files_only"):
+        if constants.HF_HUB_OFFLINE or local_files_only:
             raise ValueError(f"there is no file or folder {repository!r}; offline, a Hub id needs weight_name=")
-        names = HfApi().list_repo_files(repository, revision=revision, token=hub_options.get("token"))
+        names = HfApi().list_repo_files(repository, revision=revision, token=token)
         prefix = f"{subfolder}/" if subfolder else ""
         inside = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
         weight_name = _only_file([name for name in inside if "/" not in name], repository)

@@ -20,6 +20,13 @@ _PUBLIC = {
     "LTX2LatentUpsamplerModel": ".models.latent_upsampler",
     "LTX2Scheduler": ".schedulers.scheduling_ltx2",
     "LTX2Pipeline": ".pipelines.text_to_video",
+    "LTX2ModalityModel": ".models.modality_front",
+    "TextCache": ".models.text_cache",
+    "AudioVisualModelOutput": ".models.transformer",
+    "TilingConfig": ".models.video_vae_tiling_config",
+    "SpatialTilingConfig": ".models.video_vae_tiling_config",
+    "TemporalTilingConfig": ".models.video_vae_tiling_config",
+    "packaged_checkpoint": ".checkpoints.packaged",
     "LTX2PipelineOutput": ".pipelines.output",
 }
 

@@ -24,46 +24,51 @@ CALL = {**EXPLICIT, **CFG, "prompt": PROMPT}
 STEPS = EXPLICIT["num_inference_steps"]
 
 
-def batch_sizes(pipe: LTX2Pipeline, **kwargs) -> list[int]:
-    """Batch sizes of the transformer's forward passes in one call."""
-    sizes = []
-    hook = pipe.transformer.register_forward_pre_hook(
-        lambda _module, _args, inputs: sizes.append(len(inputs["hidden_states"])), with_kwargs=True
-    )
+def predictions_per_step(pipe: LTX2Pipeline, **kwargs) -> float:
+    """How many predictions the transformer makes in a step of one call, counted at its door."""
+    counted = []
+
+    def count(_module, _args, inputs):
+        masks = inputs.get("perturbation_keep_masks")
+        # Passes that share their text go in together, one mask each.
+        counted.append(len(inputs["hidden_states"]) * (len(masks) if isinstance(masks, list) else 1))
+
+    hook = pipe.transformer.register_forward_pre_hook(count, with_kwargs=True)
     try:
         output = pipe(**{**EXPLICIT, "prompt": PROMPT, "generator": seeded(1), **kwargs})
     finally:
         hook.remove()
-    assert output.info["forwards_per_step"] * (len(output.info["sigmas"]) - 1) == sum(sizes)
-    return sizes
+    per_step = sum(counted) / (len(output.info["sigmas"]) - 1)
+    assert output.info["forwards_per_step"] == per_step
+    return per_step
 
 
 # --- which passes run ---
 
 
 @pytest.mark.parametrize(
-    ("guidance", "passes"),
+    ("guidance", "expected"),
     [
-        (NO_GUIDANCE, [1]),
-        ({"guidance_scale": 1.0}, [1]),
-        (CFG, [2]),
-        (NO_GUIDANCE | {"audio_guidance_scale": 2.0}, [2]),
-        (NO_GUIDANCE | {"stg_scale": 1.0}, [1, 1]),
-        (NO_GUIDANCE | {"modality_scale": 2.0}, [1, 1]),
-        (NO_GUIDANCE | {"guidance_rescale": 0.7}, [1]),
-        (ALL_GUIDANCE, [2, 1, 1]),
-        ({}, [2, 1, 1]),
+        (NO_GUIDANCE, 1),
+        ({"guidance_scale": 1.0}, 1),
+        (CFG, 2),
+        (NO_GUIDANCE | {"audio_guidance_scale": 2.0}, 2),
+        (NO_GUIDANCE | {"stg_scale": 1.0}, 2),
+        (NO_GUIDANCE | {"modality_scale": 2.0}, 2),
+        (NO_GUIDANCE | {"guidance_rescale": 0.7}, 1),
+        (ALL_GUIDANCE, 4),
+        ({}, 4),
     ],
     ids=["all neutral", "scale 1 alone", "cfg", "audio cfg", "stg", "modality", "rescale", "all", "preset"],
 )
-def test_a_neutral_term_costs_no_pass(guidance, passes):
-    assert batch_sizes(ours("ltx2.3-tiny"), **guidance) == passes * STEPS
+def test_a_neutral_term_costs_no_pass(guidance, expected):
+    assert predictions_per_step(ours("ltx2.3-tiny"), **guidance) == expected
 
 
-def test_scale_one_with_another_term_keeps_that_term():
-    assert batch_sizes(ours(), guidance_scale=1.0, audio_guidance_scale=1.0, stg_scale=1.0, audio_stg_scale=0.0) == (
-        [1, 1, 1] * STEPS  # the modality term keeps its preset
-    )
+def test_scale_one_with_another_term_keeps_the_other_presets():
+    scales = {"guidance_scale": 1.0, "audio_guidance_scale": 1.0, "stg_scale": 1.0, "audio_stg_scale": 0.0}
+    assert predictions_per_step(ours(), **scales) == 3
+    assert ours().modality_scale == 3.0
 
 
 def test_an_audio_scale_of_zero_means_zero():
@@ -98,7 +103,8 @@ def test_a_distilled_checkpoint_runs_its_eight_steps_unguided():
         **ours().components | {"scheduler": LTX2Scheduler(use_dynamic_shifting=False, shift_terminal=None)}
     )
     pipe.set_progress_bar_config(disable=True)
-    assert batch_sizes(pipe, num_inference_steps=None) == [1] * 8
+    assert predictions_per_step(pipe, num_inference_steps=None) == 1
+    assert pipe.num_timesteps == 8
     assert pipe.preset.kind == "distilled"
 
 
@@ -232,7 +238,7 @@ def test_an_interrupt_leaves_out_the_remaining_steps():
     assert steps == [0, 1]
     assert ours().interrupt
     assert output.frames.shape[0] == 1
-    assert batch_sizes(ours(), **CFG) == [2] * STEPS  # the next call starts afresh
+    assert predictions_per_step(ours(), **CFG) == 2  # the next call starts afresh
 
 
 def test_the_pipeline_shows_its_state():

@@ -111,14 +111,44 @@ def check_generator(generator: torch.Generator | list[torch.Generator] | None, b
         raise ValueError(f"got {len(generator)} generators for a batch of {batch_size}; give one, or one per video")
 
 
+def check_float_tensors(**tensors: Any) -> None:
+    """Everything given must be a floating-point tensor."""
+    for name, tensor in tensors.items():
+        if tensor is not None and not (isinstance(tensor, torch.Tensor) and tensor.is_floating_point()):
+            raise ValueError(
+                f"`{name}` has to be a floating-point tensor but is {getattr(tensor, 'dtype', type(tensor).__name__)}"
+            )
+
+
+def check_fractions(**values: float | None) -> None:
+    """Every given value must lie between 0 and 1."""
+    for name, value in values.items():
+        if value is not None and not 0 <= value <= 1:
+            raise ValueError(f"`{name}` has to be between 0 and 1 but is {value}; use {min(max(value, 0.0), 1.0)}")
+
+
+def check_text_width(width: int, **embeds: torch.Tensor | None) -> None:
+    """Given text-encoder states must have the width that the connectors take, flat or stacked."""
+    for name, tensor in embeds.items():
+        if tensor is not None and tensor.shape[2:].numel() != width:
+            raise ValueError(
+                f"`{name}` has {tensor.shape[2:].numel()} values per token, but this checkpoint's connectors take {width}; "
+                "encode the prompt with this pipeline's `encode_prompt`"
+            )
+
+
+def check_per_video(name: str, value: float | list[float] | None, batch_size: int) -> None:
+    """A list needs one value per video of the batch."""
+    if isinstance(value, list) and len(value) not in (1, batch_size):
+        raise ValueError(
+            f"got {len(value)} values in `{name}` for a batch of {batch_size}; give one, or one per video"
+        )
+
+
 def check_latents(name: str, latents: torch.Tensor | None, shape: Sequence[int], packed_shape: Sequence[int]) -> None:
-    """Given latents must be floating point, `shape` unpacked or `packed_shape` packed."""
+    """Given latents must have `shape` unpacked or `packed_shape` packed."""
     if latents is None:
         return
-    if not isinstance(latents, torch.Tensor) or not latents.is_floating_point():
-        raise ValueError(
-            f"`{name}` has to be a floating-point tensor but is {getattr(latents, 'dtype', type(latents))}"
-        )
     if tuple(latents.shape) not in (tuple(shape), tuple(packed_shape)):
         raise ValueError(
             f"`{name}` has shape {tuple(latents.shape)}; this call needs {tuple(shape)} (un-normalised) or "

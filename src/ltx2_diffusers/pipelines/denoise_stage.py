@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers.utils import logging
 
@@ -14,7 +13,7 @@ from ..sampling.denoiser import GuidedDenoiser, Streams, TextContext
 from ..sampling.loop import denoise, with_latents
 from ..sampling.samplers import Sampler
 from ..schedulers.scheduling_ltx2 import LTX2Scheduler
-from ..schedulers.sigmas import MAX_SHIFT, shift_for_tokens
+from ..schedulers.sigmas import MAX_SHIFT, check_sigmas, linear_grid, shift_for_tokens
 
 logger = logging.get_logger(__name__)
 
@@ -82,8 +81,8 @@ class DenoiseStage:
                 sigmas = self.preset.sigmas
             steps = None if sigmas is not None or timesteps is not None else num_inference_steps
             own = scheduler if isinstance(scheduler, LTX2Scheduler) else LTX2Scheduler()
-            if sigmas is None and timesteps is None:
-                steps = steps or self.preset.num_inference_steps
+            if sigmas is None and timesteps is None and steps is None:
+                steps = self.preset.num_inference_steps
             own.set_timesteps(steps, sigmas=sigmas, timesteps=timesteps, num_tokens=num_tokens)
             return own.sigmas.float().cpu()
         return self._flow_match_sigmas(scheduler, num_tokens, num_inference_steps, sigmas)
@@ -100,8 +99,9 @@ class DenoiseStage:
         if sigmas is None and num_inference_steps is None and self.preset.sigmas is not None:
             sigmas = self.preset.sigmas
         if sigmas is None:
-            steps = num_inference_steps or self.preset.num_inference_steps
-            sigmas = np.linspace(1.0, 1 / steps, steps)
+            sigmas = linear_grid(
+                self.preset.num_inference_steps if num_inference_steps is None else num_inference_steps
+            )
         mu = shift_for_tokens(
             num_tokens, config.base_shift, config.max_shift, config.base_image_seq_len, config.max_image_seq_len
         )
@@ -110,7 +110,7 @@ class DenoiseStage:
                 f"{num_tokens} video tokens shift the noise schedule by {mu:.2f}, beyond the {MAX_SHIFT} that the model "
                 "was trained with; LTX2Scheduler.from_config(pipe.scheduler.config) keeps the trained shift at any size"
             )
-        scheduler.set_timesteps(sigmas=list(sigmas), mu=mu)
+        scheduler.set_timesteps(sigmas=check_sigmas(sigmas).tolist(), mu=mu)
         return scheduler.sigmas.float().cpu()
 
     def _denoise(

@@ -1,0 +1,129 @@
+"""The language model computes what is needed and no more; prompts can be rewritten by it."""
+
+import pytest
+import torch
+
+from ltx2_diffusers import LTX2Pipeline
+from tests.pipelines.tiny import CFG, EXPLICIT, NEGATIVE, NO_GUIDANCE, PROMPT, load, max_difference, ours, seeded
+
+CALL = {**EXPLICIT, **CFG, "prompt": PROMPT, "negative_prompt": NEGATIVE}
+
+
+def recorded(module: torch.nn.Module, run) -> list[dict]:
+    """Keyword arguments of a module's calls during `run()`, and the shapes of its positional ones under `args`."""
+    calls = []
+    hook = module.register_forward_pre_hook(
+        lambda _module, args, kwargs: calls.append({**kwargs, "args": [tuple(arg.shape) for arg in args]}),
+        with_kwargs=True,
+    )
+    try:
+        run()
+    finally:
+        hook.remove()
+    return calls
+
+
+def test_both_prompts_share_one_call_without_padding():
+    calls = recorded(ours().text_encoder, lambda: ours()(**CALL))
+    assert len(calls) == 1
+    lengths = [len(ours().tokenizer(text).input_ids) for text in (PROMPT, NEGATIVE)]
+    assert calls[0]["input_ids"].shape == (2, max(lengths))
+    assert calls[0]["attention_mask"].sum(1).tolist() == lengths
+
+
+def test_the_negative_prompt_is_not_encoded_without_its_pass():
+    calls = recorded(ours().text_encoder, lambda: ours()(**CALL | NO_GUIDANCE))
+    assert [len(call["input_ids"]) for call in calls] == [1]
+
+
+def test_the_vocabulary_projection_sees_no_position():
+    calls = recorded(ours().text_encoder.lm_head, lambda: ours()(**CALL))
+    assert all(0 in call["args"][0] for call in calls)
+
+
+def test_given_embeddings_leave_the_language_model_alone():
+    embeds, mask, negative, negative_mask = ours().encode_prompt(PROMPT, NEGATIVE, max_sequence_length=64)
+    given = {
+        "prompt_embeds": embeds,
+        "prompt_attention_mask": mask,
+        "negative_prompt_embeds": negative,
+        "negative_prompt_attention_mask": negative_mask,
+    }
+    outputs = []
+    call = {**EXPLICIT, **CFG, **given}
+    assert recorded(ours().text_encoder, lambda: outputs.append(ours()(**call, generator=seeded(1)))) == []
+    assert max_difference(outputs[0], ours()(**CALL, generator=seeded(1))) == 0
+
+
+def test_connectors_run_once_for_both_prompts():
+    assert len(recorded(ours().connectors, lambda: ours()(**CALL))) == 1
+
+
+@pytest.mark.parametrize("length", [16, 64, 1024])
+def test_states_of_a_token_do_not_depend_on_the_padding(length):
+    embeds, mask, *_ = ours().encode_prompt(["Waves.", PROMPT], None, False, max_sequence_length=length)
+    assert embeds.shape[:2] == mask.shape == (2, length)
+    alone, alone_mask, *_ = ours().encode_prompt("Waves.", None, False, max_sequence_length=64)
+    torch.testing.assert_close(embeds[0][mask[0] == 1], alone[0][alone_mask[0] == 1], atol=1e-5, rtol=0)
+
+
+def test_a_long_prompt_is_cut():
+    _, mask, *_ = ours().encode_prompt("wind " * 200, None, False, max_sequence_length=32)
+    assert mask.tolist() == [[1] * 32]
+
+
+def test_the_text_encoder_decides_the_data_type():
+    embeds, *_ = ours().encode_prompt(PROMPT, None, False, max_sequence_length=16, dtype=torch.bfloat16)
+    assert embeds.dtype == torch.bfloat16
+
+
+# --- prompt enhancement ---
+
+ENHANCED = {**CALL, "enable_prompt_enhancement": True, "prompt_max_new_tokens": 8}
+
+
+def test_an_enhanced_prompt_is_returned_and_used():
+    state = torch.get_rng_state()
+    output = ours()(**ENHANCED, generator=seeded(1))
+    assert torch.equal(torch.get_rng_state(), state)
+    (text,) = output.info["enhanced_prompt"]
+    plain = ours()(**CALL | {"prompt": text}, generator=seeded(1))
+    assert "enhanced_prompt" not in plain.info
+    assert max_difference(output, plain) == 0
+
+
+def test_enhancement_is_seeded():
+    first, second, third = (ours().enhance_prompt(PROMPT, max_new_tokens=16, seed=seed) for seed in (1, 1, 2))
+    assert first == second
+    assert first != third
+    generator = seeded(2)
+    assert ours().enhance_prompt(PROMPT, max_new_tokens=16, generator=generator) == third
+    assert torch.equal(generator.get_state(), seeded(2).get_state())
+
+
+def test_enhancement_keeps_one_text_per_prompt():
+    texts = ours().enhance_prompt([PROMPT, "Waves."], max_new_tokens=4)
+    assert len(texts) == 2
+    assert all(not text or text[0].isalpha() for text in texts)
+
+
+def test_instructions_and_settings_reach_the_language_model():
+    kwargs = {"max_new_tokens": 8, "generation_kwargs": {"do_sample": False}}
+    calls = recorded(ours().text_encoder, lambda: ours().enhance_prompt(PROMPT, "Answer in rhyme.", **kwargs))
+    tokens = calls[0]["input_ids"]
+    assert tokens.shape[1] % 8 == 0
+    text = ours().tokenizer.decode(tokens[0], skip_special_tokens=True)
+    assert "rhyme" in text
+    assert len(calls) <= 8
+
+
+def test_a_dedicated_enhancer_replaces_the_text_encoder():
+    pipe = LTX2Pipeline(**ours().components | {"prompt_enhancer": load().text_encoder})
+    assert recorded(pipe.text_encoder, lambda: pipe.enhance_prompt(PROMPT, max_new_tokens=2)) == []
+
+
+def test_a_tokenizer_without_chat_template_is_refused():
+    pipe = load(processor=None)
+    pipe.tokenizer.chat_template = None
+    with pytest.raises(ValueError, match="no chat template"):
+        pipe(**ENHANCED)

@@ -252,4 +252,6 @@ def test_all_guidance_survives_a_round_trip(tmp_path):
     pipe = ours("ltx2.3-tiny")
     pipe.save_pretrained(tmp_path)
     kwargs = {**EXPLICIT, **ALL_GUIDANCE, "prompt": PROMPT}
-    assert max_difference(load(tmp_path)(**kwargs, generator=seeded(2)), pipe(**kwargs, generator=seeded(2))) <= ROUNDING
+    assert (
+        max_difference(load(tmp_path)(**kwargs, generator=seeded(2)), pipe(**kwargs, generator=seeded(2))) <= ROUNDING
+    )

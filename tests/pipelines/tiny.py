@@ -75,3 +75,12 @@ def max_difference(actual: Any, expected: Any) -> float:
     tensors = [tuple(map(torch.as_tensor, pair)) for pair in pairs]
     assert all(a.shape == e.shape for a, e in tensors), [(a.shape, e.shape) for a, e in tensors]
     return max((a - e).abs().max().item() for a, e in tensors)
+
+
+@cache
+def sibling(name: str, pipeline_class: type) -> DiffusionPipeline:
+    """Another pipeline of either library on the same models."""
+    base = theirs(name) if pipeline_class.__module__.startswith("diffusers.") else ours(name)
+    pipeline = pipeline_class.from_pipe(base)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline

@@ -44,6 +44,13 @@ def to_ours(library: str, class_name: str) -> tuple[str, str]:
     return (PACKAGE, ours) if ours else (library, class_name)
 
 
+def model_pair(class_name: str | None) -> tuple[str, str] | None:
+    """The pair to load for a model whose own configuration says only the name of its class, ours or diffusers'."""
+    names = {portable[1]: ours for ours, portable in _PORTABLE_COMPONENTS.items()}
+    name = names.get(class_name, class_name)
+    return (PACKAGE, name) if name in _PORTABLE_COMPONENTS else None
+
+
 def to_portable(library: str | type, class_name: str | None = None) -> tuple[str, str]:
     """The pair to save for a component: diffusers' class where it has the same model.
 

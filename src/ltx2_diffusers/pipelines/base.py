@@ -1,5 +1,6 @@
 """What all pipelines share: components, loading and saving in both worlds, and the state of a running call."""
 
+import inspect
 import json
 import os
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.video_processor import VideoProcessor
 
-from ..checkpoints.class_names import to_ours, to_portable
+from ..checkpoints.class_names import PACKAGE, model_pair, to_ours, to_portable
 from ..models.saving import AtomicSaveMixin
 
 
@@ -46,12 +47,23 @@ class LTX2PipelineBase(AtomicSaveMixin, DiffusionPipeline):
 
     @classmethod
     def load_config(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
-        """Read `model_index.json`, recognising a scheduler that was saved under its portable name."""
+        """Read `model_index.json`, recognising what it does not say.
+
+        A scheduler that was saved under its portable name is ours again, and components that this class takes load
+        from their sub-folders even if the index leaves them out, as it does the upsamplers of published repositories.
+        """
         config = super().load_config(pretrained_model_name_or_path, **kwargs)
         index = config[0] if isinstance(config, tuple) else config
-        scheduler = Path(pretrained_model_name_or_path, "scheduler", "scheduler_config.json")
-        if "scheduler" in index and scheduler.is_file() and "shift_tokens" in json.loads(scheduler.read_text()):
-            index["scheduler"] = ["ltx2_diffusers", "LTX2Scheduler"]
+        folder = Path(pretrained_model_name_or_path)
+        for name in ("scheduler", "audio_scheduler"):
+            file = folder / name / "scheduler_config.json"
+            if name in index and file.is_file() and "shift_tokens" in json.loads(file.read_text()):
+                index[name] = [PACKAGE, "LTX2Scheduler"]
+        for name in inspect.signature(cls.__init__).parameters.keys() - index.keys():
+            file = folder / name / "config.json"
+            pair = model_pair(json.loads(file.read_text()).get("_class_name")) if file.is_file() else None
+            if pair is not None:
+                index[name] = list(pair)
         return config
 
     @classmethod

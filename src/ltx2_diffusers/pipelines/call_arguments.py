@@ -13,6 +13,7 @@ from .request import Delivery, Enhancement, Prompts, Request, Size, Stage, Start
 # Arguments whose name differs from the field they fill.
 _NAMES = {
     "enabled": "enable_prompt_enhancement",
+    "image": "enhancement_image",
     "max_new_tokens": "prompt_max_new_tokens",
     "generation_kwargs": "prompt_enhancement_kwargs",
     "seed": "prompt_enhancement_seed",

@@ -5,30 +5,24 @@ Shapes: F frames, H and W rows and columns of pixels, N samples.
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
-import PIL.Image
 import torch
 
-from ..conditioning.attention_strength import pixel_mask_to_tokens
 from ..conditioning.carry import fit_audio_latent, resize_latent
-from ..conditioning.items.appended import VideoConditionByKeyframeIndex, VideoConditionByReferenceLatent
+from ..conditioning.items.appended import VideoConditionByKeyframeIndex
 from ..conditioning.items.base import ConditionItem
 from ..conditioning.items.latent_index import AudioConditionByLatentIndex, VideoConditionByLatentIndex
 from ..conditioning.items.regions import ConditionByWholeLatent
-from ..conditioning.shapes import VideoLatentShape
-from ..media.preprocess import fit_cover, h264_round_trip, normalize_pixels
-from ..media.reading import read_audio, read_image, read_video
+from ..media.preprocess import fit_cover, normalize_pixels
+from ..media.reading import read_audio
 from ..models.audio_vae import conform_latent_length
 from ..sampling.denoiser import Streams
 from .checks import check_choice, check_unit
+from .frames import Frames, as_video_frames, check_crf, check_frames, read_frames
 from .plan import GenerationPlan
-
-Frames = PIL.Image.Image | Sequence[PIL.Image.Image] | np.ndarray | torch.Tensor | str | os.PathLike
-VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
 
 
 class Condition(Protocol):
@@ -46,34 +40,16 @@ class Condition(Protocol):
         """Condition items for each stream at the sizes of a stage."""
 
 
-def read_frames(frames: Frames, max_frames: int | None = None) -> torch.Tensor:
-    """Pixels `[F, H, W, 3]` in [0, 255] of a picture or clip, bytes unless they were given as floats.
-
-    Args:
-        frames: An image, a list of images, an array `[H, W, 3]` or `[F, H, W, 3]`, a tensor `[3, H, W]` or
-            `[F, 3, H, W]`, or the name of an image or video file.
-        max_frames: Most frames to read from a file.
-    """
-    if isinstance(frames, (str, os.PathLike)):
-        if os.fspath(frames).lower().endswith(VIDEO_SUFFIXES):
-            return read_video(frames, max_frames)
-        return torch.from_numpy(np.array(read_image(frames)))[None]
-    if isinstance(frames, PIL.Image.Image):
-        return torch.from_numpy(np.array(read_image(frames)))[None]
-    if isinstance(frames, np.ndarray):
-        pixels = torch.from_numpy(np.ascontiguousarray(frames))
-        pixels = pixels[None] if pixels.ndim == 3 else pixels
-    elif isinstance(frames, torch.Tensor):
-        pixels = (frames[None] if frames.ndim == 3 else frames).movedim(1, -1).cpu()
-    elif isinstance(frames, Sequence) and frames and all(isinstance(f, PIL.Image.Image) for f in frames):
-        return torch.stack([torch.from_numpy(np.array(read_image(f))) for f in frames])
-    else:
-        raise ValueError(
-            f"`frames` has to be an image, a list of images, an array, a tensor or a file name but is {type(frames)}"
-        )
-    if pixels.ndim != 4 or pixels.shape[-1] != 3 or not len(pixels):
-        raise ValueError(f"`frames` has to hold RGB frames but has shape {tuple(frames.shape)}")
-    return pixels
+def listed_conditions(name: str, given: Any) -> list[Condition]:
+    """The conditions of an argument that takes one, a list, or `None`."""
+    conditions = [] if given is None else list(given) if isinstance(given, (list, tuple)) else [given]
+    for condition in conditions:
+        if not all(hasattr(condition, method) for method in ("check", "places", "items")):
+            raise ValueError(
+                f"`{name}` has to hold conditions of this package but holds {type(condition)}; for a picture or clip "
+                "use LTX2VideoCondition(frames=...)"
+            )
+    return conditions
 
 
 @dataclass(frozen=True)
@@ -81,8 +57,9 @@ class LTX2VideoCondition:
     """A picture or clip that the video shows at some place.
 
     Args:
-        frames: An image, a list of images, an array `[F, H, W, 3]` or a tensor `[F, 3, H, W]` in [0, 255], or a file
-            name. A clip is cut to 8 k + 1 frames and to the end of the video.
+        frames: An image, an array `[H, W, 3]` or `[F, H, W, 3]`, a tensor `[3, H, W]` or `[F, 3, H, W]`, bytes or
+            floats in [0, 255], the name of an image or video file, or a list of these. A clip is cut to 8 k + 1 frames
+            and to the end of the video.
         index: Latent frame where it goes; negative ones count from the end. Latent frame `i > 0` begins at pixel
             frame `8 * (i - 1) + 1`.
         strength: 1 keeps it exactly, 0 ignores it.
@@ -103,6 +80,7 @@ class LTX2VideoCondition:
 
     def check(self, pipeline: Any, plan: GenerationPlan) -> None:
         """Raise `ValueError` if place, strength or frames are not valid."""
+        pipeline._require("vae")
         check_unit(strength=self.strength)
         check_choice("mode", self.mode, ("auto", "replace", "append"))
         start = self._start(plan)
@@ -112,34 +90,34 @@ class LTX2VideoCondition:
                 f"frame {start} does not begin a latent frame, so nothing can be replaced there; use frame {nearest} or "
                 f'{nearest + 8}, or mode="append"'
             )
-        crf = pipeline.preset.image_crf if self.crf is None else self.crf
-        if not 0 <= crf <= 51:
-            raise ValueError(f"`crf` has to be between 0 (no compression) and 51 but is {crf}; use 33")
-        if not isinstance(self.frames, (str, os.PathLike)):
-            pixels = read_frames(self.frames)
-            if crf and len(pixels) == 1 and pixels.dtype != torch.uint8:
-                raise ValueError(
-                    f"the H.264 round trip of an image needs bytes but got {pixels.dtype}; give an image or a uint8 "
-                    "array, or set `crf=0`"
-                )
+        check_crf("crf", self._crf(pipeline), *check_frames(self.frames))
 
     def places(self, plan: GenerationPlan) -> list[str]:
-        """The latent frame it replaces, or the pixel frame it is shown beside."""
-        return [f"video frame {self._start(plan)}"]
+        """The pixel frame where it begins, and the latent frames that it replaces after that."""
+        start = self._start(plan)
+        places = [f"video frame {start}"]
+        if self._replaces(start):
+            count = self._usable(check_frames(self.frames)[0], plan)
+            first = (start + 7) // 8
+            places += [f"latent frame {i} of the video" for i in range(first, first + (count + 7) // 8)]
+        return places
 
     def items(self, pipeline: Any, plan: GenerationPlan) -> Streams:
         """Encode the frames at the stage's size."""
         start = self._start(plan)
-        room = plan.num_frames - start
-        pixels = read_frames(self.frames, room)[:room]
-        pixels = pixels[: (len(pixels) - 1) // 8 * 8 + 1]
-        if len(pixels) == 1:
-            crf = pipeline.preset.image_crf if self.crf is None else self.crf
-            pixels = h264_round_trip(pixels[0], crf) if crf else pixels
+        pixels = read_frames(self.frames, plan.num_frames - start)
+        pixels = as_video_frames(pixels[: self._usable(len(pixels), plan)], self._crf(pipeline))
         latent = pipeline.encode_video(normalize_pixels(fit_cover(pixels, plan.height, plan.width)))
         if self._replaces(start):
             return _video_item(VideoConditionByLatentIndex(latent, self.strength, (start + 7) // 8))
         return _video_item(VideoConditionByKeyframeIndex(latent, start, self.strength))
+
+    def _usable(self, count: int, plan: GenerationPlan) -> int:
+        """How many of `count` frames fit into the rest of the video, a number of the form 8 k + 1."""
+        return (min(count, plan.num_frames - self._start(plan)) - 1) // 8 * 8 + 1
+
+    def _crf(self, pipeline: Any) -> int:
+        return pipeline.preset.image_crf if self.crf is None else self.crf
 
     def _replaces(self, start: int) -> bool:
         return self.mode == "replace" or (self.mode == "auto" and start == 0)
@@ -147,72 +125,11 @@ class LTX2VideoCondition:
     def _start(self, plan: GenerationPlan) -> int:
         """Pixel frame where the condition begins."""
         if self.frame is not None:
+            if self.index:
+                raise ValueError(f"give either `index` ({self.index}) or `frame` ({self.frame}), not both")
             return _counted("frame", self.frame, plan.num_frames)
         index = _counted("index", self.index, plan.video.frames)
         return max(0, 8 * (index - 1) + 1)
-
-
-@dataclass(frozen=True)
-class LTX2ReferenceCondition:
-    """A reference video that an IC-LoRA translates into the generated one.
-
-    Args:
-        frames: As in [`LTX2VideoCondition`].
-        strength: 1 shows it exactly, 0 ignores it.
-        downscale_factor: Size of the video over that of the reference, as the LoRA was trained.
-        temporal_scale_factor: Frames of the video per frame of the reference.
-        attention_strength: How far video and reference see each other, 0 to 1; or a mask in [0, 1] of pixels
-            `[1, 1, F, H, W]` or one value per token.
-    """
-
-    frames: Frames
-    strength: float = 1.0
-    downscale_factor: int = 1
-    temporal_scale_factor: int = 1
-    attention_strength: float | torch.Tensor | None = None
-
-    is_reference = True
-
-    def check(self, pipeline: Any, plan: GenerationPlan) -> None:
-        """Raise `ValueError` if strength or factors are not valid."""
-        check_unit(strength=self.strength)
-        factor = self.downscale_factor
-        if not isinstance(factor, int) or factor < 1 or plan.height % factor or plan.width % factor:
-            raise ValueError(
-                f"the reference's downscale factor {factor} has to divide height and width ({plan.height} x "
-                f"{plan.width}) of every stage; use a size that is a multiple of {32 * max(1, int(factor))}"
-            )
-        if (plan.height // factor) % 32 or (plan.width // factor) % 32:
-            raise ValueError(
-                f"a reference of {plan.height // factor} x {plan.width // factor} pixels cannot be encoded; use a size "
-                f"that is a multiple of {32 * factor}"
-            )
-        if not isinstance(self.frames, (str, os.PathLike)):
-            read_frames(self.frames)
-
-    def places(self, plan: GenerationPlan) -> list[str]:
-        """References stand beside the video and may be many."""
-        return []
-
-    def items(self, pipeline: Any, plan: GenerationPlan) -> Streams:
-        """Encode the reference at its share of the stage's size."""
-        scale = self.temporal_scale_factor
-        pixels = read_frames(self.frames, plan.num_frames)[: plan.num_frames]
-        pixels = torch.cat([pixels[:1], pixels[1::scale]])
-        pixels = pixels[: (len(pixels) - 1) // 8 * 8 + 1]
-        size = (plan.height // self.downscale_factor, plan.width // self.downscale_factor)
-        latent = pipeline.encode_video(normalize_pixels(fit_cover(pixels, *size)))
-        return _video_item(
-            VideoConditionByReferenceLatent(
-                latent, self.downscale_factor, self.strength, scale, self._token_strength(latent)
-            )
-        )
-
-    def _token_strength(self, latent: torch.Tensor) -> float | torch.Tensor | None:
-        strength = self.attention_strength
-        if isinstance(strength, torch.Tensor) and strength.ndim == 5:
-            return pixel_mask_to_tokens(strength, VideoLatentShape.from_torch_shape(latent.shape)).to(latent.device)
-        return None if isinstance(strength, float) and strength == 1.0 else strength
 
 
 @dataclass(frozen=True)
@@ -299,10 +216,9 @@ class WholeVideoCondition:
     def check(self, pipeline: Any, plan: GenerationPlan) -> None:
         """Raise `ValueError` if the video is shorter than the clip."""
         check_unit(noise_scale=self.noise_scale)
-        if not isinstance(self.frames, (str, os.PathLike)):
-            available = len(read_frames(self.frames))
-            if available < plan.num_frames:
-                raise ValueError(f"the video has {available} frames, fewer than `num_frames` {plan.num_frames}")
+        available, _ = check_frames(self.frames)
+        if available < plan.num_frames:
+            raise ValueError(f"the video has {available} frames, fewer than `num_frames` {plan.num_frames}")
 
     def places(self, plan: GenerationPlan) -> list[str]:
         """The whole video."""
@@ -360,6 +276,8 @@ def _video_item(item: ConditionItem) -> Streams:
 
 def _counted(name: str, value: int, count: int) -> int:
     """A place from 0 to `count - 1`; negative values count from the end."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError(f"`{name}` has to be a whole number but is {value!r}; use 0")
     if not -count <= value < count:
         raise ValueError(f"`{name}` {value} lies outside the clip; use {-count} to {count - 1}")
     return value % count

@@ -60,7 +60,8 @@ class GenerationEngine:
         for index, run in enumerate(runs):
             if index:
                 latents = self._between_stages(latents, run)
-            latents = self._run_stage(request, run, contexts, latents, callback)
+            latents, sigmas = self._run_stage(request, run, contexts, latents, callback)
+            runs[index] = replace(run, sigmas=sigmas)
             audio_results.append(latents.audio)
             forwards.append(self._forwards_per_step)
             if self._interrupt:
@@ -106,7 +107,7 @@ class GenerationEngine:
         return StageRun(
             stage,
             plan,
-            self._sigmas(plan.num_video_tokens, stage.num_inference_steps, stage.sigmas, stage.timesteps),
+            self._stage_sigmas(stage, plan.num_video_tokens),
             guiders,
             get_sampler(stage.sampler, request.start.generator),
         )
@@ -118,21 +119,28 @@ class GenerationEngine:
         contexts: tuple[TextContext, TextContext | None],
         latents: Streams,
         callback: Any,
-    ) -> Streams:
-        """Latents in, denoised latents out; both normalised and unpacked, `None` for an absent stream."""
+    ) -> tuple[Streams, torch.Tensor]:
+        """Latents in, denoised latents and the noise levels of the way out.
+
+        Latents are normalised and unpacked, `None` for an absent stream.
+        """
         tools = self._tools(run.plan)
         states = self._initial_states(request, tools, latents)
         for condition in request.conditions:
             if run.stage.references or not condition.is_reference:
                 states = _apply(condition.items(self, run.plan), states, tools)
-        noise_scale = run.sigmas[0].item() if run.stage.noise_scale is None else run.stage.noise_scale
+        sigmas = run.sigmas
+        if states.video is not None and states.video.num_tokens != run.plan.num_video_tokens:
+            # Some schedules shift by the length of the sequence, which appended conditions make longer.
+            sigmas = self._stage_sigmas(run.stage, states.video.num_tokens)
+        noise_scale = sigmas[0].item() if run.stage.noise_scale is None else run.stage.noise_scale
         given = Streams(*(latent is not None for latent in latents))
         states = self._noised(request, states, tools, given, noise_scale)
         mode = cross_timestep_mode(request.use_cross_timestep, self.preset)
         with nullcontext() if run.stage.adapters is None else self.switched_adapters(run.stage.adapters):
             states = self._denoise(
                 states,
-                run.sigmas,
+                sigmas,
                 contexts,
                 run.guiders,
                 transformer=getattr(self, run.stage.transformer),
@@ -140,7 +148,11 @@ class GenerationEngine:
                 sampler=run.sampler,
                 callback=callback,
             )
-        return on_streams(_target_latent, states, tools)
+        return on_streams(_target_latent, states, tools), sigmas
+
+    def _stage_sigmas(self, stage: Stage, num_tokens: int) -> torch.Tensor:
+        """Noise levels of a stage with so many video tokens."""
+        return self._sigmas(num_tokens, stage.num_inference_steps, stage.sigmas, stage.timesteps)
 
     def _initial_states(self, request: Request, tools: Streams, latents: Streams) -> Streams:
         """States without noise: given latents, or nothing yet."""
@@ -155,19 +167,22 @@ class GenerationEngine:
         self, request: Request, states: Streams, tools: Streams, given: Streams, noise_scale: float
     ) -> Streams:
         """Put noise on the states, video first."""
-        noiser = GaussianNoiser(request.start.generator)
+        start = request.start
+        noiser = GaussianNoiser(start.generator)
 
         def noised(state: LatentState, tool: LatentTools, is_given: bool) -> LatentState:
             if state.frozen:
                 return state
             noise = None
-            if not (is_given or request.start.packed_noise):
+            is_video = tool is tools.video
+            if not start.packed_noise and (not is_given or (is_video and start.own_shape_renoise)):
                 # diffusers draws a fresh target in its own shape; appended tokens come after it.
                 noise = tool.patchifier.patchify(noiser.draw(tool.target_shape, state.latent.device))
                 extra = state.latent[:, tool.num_tokens :]
                 if extra.shape[1]:
                     noise = torch.cat([noise, noiser.draw(extra.shape, extra.device)], dim=1)
-            return noiser(state, noise_scale if is_given else 1.0, noise)
+            scaled = is_given or (is_video and start.packed_noise)
+            return noiser(state, noise_scale if scaled else 1.0, noise)
 
         return on_streams(noised, states, tools, given)
 
@@ -184,7 +199,13 @@ class GenerationEngine:
         if not wish.enabled:
             return None
         return self.enhance_prompt(
-            prompts.prompt, wish.system_prompt, wish.max_new_tokens, wish.seed, generator, wish.generation_kwargs
+            prompts.prompt,
+            wish.system_prompt,
+            wish.max_new_tokens,
+            wish.seed,
+            generator,
+            wish.generation_kwargs,
+            image=wish.image,
         )
 
     @staticmethod

@@ -11,13 +11,20 @@ from ..sampling.denoiser import Streams
 
 @dataclass(frozen=True)
 class Enhancement:
-    """Rewriting of the prompt by a language model; the fields are the arguments of `enhance_prompt`."""
+    """Rewriting of the prompt by a language model; the fields are the arguments of `enhance_prompt`.
+
+    Args:
+        enabled: Whether the prompt is rewritten.
+        image: First frame of the video, as an image.
+        system_prompt, max_new_tokens, generation_kwargs, seed: See `enhance_prompt`.
+    """
 
     enabled: bool = False
     system_prompt: str | None = None
     max_new_tokens: int | None = None
     generation_kwargs: dict[str, Any] | None = None
     seed: int = 10
+    image: Any = None
 
 
 @dataclass(frozen=True)
@@ -90,8 +97,11 @@ class Start:
     Args:
         generator: Source of noise, or one per video.
         latents, audio_latents: Latents to start from.
-        packed_noise: Whether noise is drawn for the packed sequence with its appended tokens, as diffusers does for
-            conditions, or for the target in its own shape first.
+        packed_noise: Whether noise is drawn for the packed sequence with its appended tokens and, on the video, always
+            scaled by the stage's `noise_scale`, as diffusers does for conditions; or for the target in its own shape
+            first and unscaled. Noise over given latents is packed and scaled either way.
+        own_shape_renoise: Whether noise over given video latents is drawn in their own shape instead, as diffusers does
+            for image to video.
     """
 
     generator: torch.Generator | list[torch.Generator] | None = None
@@ -99,6 +109,7 @@ class Start:
     audio_latents: torch.Tensor | None = None
     packed_noise: bool = False
 
+    own_shape_renoise: bool = False
 
 @dataclass(frozen=True)
 class Delivery:

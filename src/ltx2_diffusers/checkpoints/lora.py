@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from diffusers.utils import logging
 from huggingface_hub import HfApi, constants, hf_hub_download
+from safetensors.torch import save_file
 
 from .hub_files import local_file
 from .lora_keys import ADAPTER_METADATA, LoraLayers, linear_shapes, lora_to_format, read_lora
-from .safetensors_io import Entry, SafetensorsFile
+from .safetensors_io import Entry, SafetensorsFile, replacing
 
 logger = logging.get_logger(__name__)
 
@@ -214,6 +215,15 @@ def lora_for_saving(
     if layout == "diffusers":
         return tensors, {**header, **({ADAPTER_METADATA: settings} if fields else {})}
     return {key: entry.load() for key, entry in entries.items()}, header
+
+
+def write_lora(path: Path, tensors: Mapping[str, torch.Tensor], header: Mapping[str, str] | None) -> None:
+    """Write a LoRA file, whole or not at all: safetensors with the metadata `header`, or a pickle if it is `None`."""
+    with replacing(path) as temporary:
+        if header is None:
+            torch.save(dict(tensors), temporary)
+        else:
+            save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary, metadata=dict(header))
 
 
 def _plain(value: Any) -> Any:

@@ -2,17 +2,16 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from diffusers.loaders.lora_base import LoraBaseMixin
-from safetensors.torch import save_file
 
-from ..checkpoints.lora import LORA_WEIGHT_NAME, LoraMetadata, load_lora, lora_for_saving
-from ..checkpoints.safetensors_io import replacing
+from ..checkpoints.lora import LORA_WEIGHT_NAME, LoraMetadata, load_lora, lora_for_saving, write_lora
 from .adapters import AdapterWeight, adapter_layers
-from .lora_loading import check_hotswap, for_present, insert_adapter
+from .lora_loading import check_hotswap, check_not_fused, for_present, insert_adapter
 
 
 class ReferenceFactors(NamedTuple):
@@ -79,11 +78,13 @@ class LTX2LoraMixin(LoraBaseMixin):
             file_options: Those of [`lora_state_dict`].
 
         Raises:
-            ValueError: If the name is taken, or the file is no LoRA or does not fit the models as a whole.
+            ValueError: If the name is taken, the file is no LoRA or does not fit the models as a whole, or adapters are
+                fused: PEFT would silently take them out of the weights.
         """
         models = {component: getattr(self, component, None) for component in self._lora_loadable_modules}
         lora = for_present(load_lora(pretrained_model_name_or_path_or_dict, models, **file_options), models)
         name = self._adapter_name(adapter_name, hotswap)
+        check_not_fused(self)
         if hotswap:
             check_hotswap(self, lora, name)
         insert_adapter(self, lora, name, hotswap, low_cpu_mem_usage)
@@ -175,12 +176,8 @@ class LTX2LoraMixin(LoraBaseMixin):
         path.parent.mkdir(parents=True, exist_ok=True)
         if save_function is not None:
             save_function(tensors, path.as_posix())
-            return
-        with replacing(path) as temporary:
-            if safe_serialization:
-                save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary, metadata=header)
-            else:
-                torch.save(tensors, temporary)
+        else:
+            write_lora(path, tensors, header if safe_serialization else None)
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """Save the pipeline as diffusers does; refused while adapters are loaded, which its folder cannot hold.
@@ -253,8 +250,11 @@ class LTX2LoraMixin(LoraBaseMixin):
     def lora_metadata(self) -> dict[str, LoraMetadata | None]:
         """What the file of every loaded adapter says about itself; `None` for one that came by another way."""
         models = (getattr(self, component, None) for component in self._lora_loadable_modules)
-        configs = [config for model in models for config in getattr(model, "peft_config", {}).items()]
-        return {name: getattr(config, "ltx2_metadata", None) for name, config in reversed(configs)}
+        found: dict[str, LoraMetadata | None] = {}
+        for model in models:
+            for name, config in getattr(model, "peft_config", {}).items():
+                found.setdefault(name, getattr(config, "ltx2_metadata", None))
+        return found
 
     def reference_factors(self, adapter_names: Sequence[str] | None = None) -> ReferenceFactors:
         """The scale that the IC-LoRAs among some adapters expect references in.
@@ -277,7 +277,7 @@ class LTX2LoraMixin(LoraBaseMixin):
         if hotswap and name not in loaded:
             raise ValueError(f"hotswap=True needs the name of a loaded adapter, one of {sorted(loaded)}, got {name!r}")
         if name is None:
-            return next(free for free in (f"default_{n}" for n in range(len(loaded) + 1)) if free not in loaded)
+            return next(free for n in count(len(loaded)) if (free := f"default_{n}") not in loaded)
         if name in loaded and not hotswap:
             raise ValueError(
                 f"adapter_name {name!r} is in use; choose another, or call delete_adapters({name!r}) first"

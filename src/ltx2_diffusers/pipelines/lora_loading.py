@@ -66,19 +66,28 @@ def for_present(lora: LoraFile, models: Mapping[str, Any]) -> LoraFile:
     return lora.only(present)
 
 
+def check_not_fused(pipeline: Any) -> None:
+    """`ValueError` while adapters are fused: PEFT takes them out of the weights when another one arrives."""
+    fused = dict.fromkeys(name for layer in adapter_layers(pipeline) for name in layer.merged_adapters)
+    if fused:
+        raise ValueError(
+            f"the adapters {list(fused)} are fused; before loading another, make them permanent with "
+            "unload_lora_weights(), or take them out with unfuse_lora()"
+        )
+
+
 def check_hotswap(pipeline: Any, lora: LoraFile, name: str) -> None:
     """`ValueError` for what PEFT cannot swap; its own check comes after the old adapter is lost."""
-    for component in dict.fromkeys([*pipeline.get_list_adapters(), *lora.components]):
-        old = getattr(getattr(pipeline, component), "peft_config", {}).get(name)
-        new = lora.adapter_config(component) if component in lora.components else None
-        if (old is None) != (new is None):
-            which = "old" if new is None else "new"
-            raise ValueError(f"hotswap needs the same components, but only the {which} LoRA changes the {component}")
-        if old is None or new is None:
-            continue
-        layers = dict(getattr(pipeline, component).named_modules())
+    adapters = pipeline.get_list_adapters()
+    old = {component for component in adapters if name in adapters[component]}
+    if different := sorted(old ^ set(lora.components)):
+        which = "old" if different[0] in old else "new"
+        raise ValueError(f"hotswap needs the same components, but only the {which} LoRA changes the {different[0]}")
+    for component in lora.components:
+        model = getattr(pipeline, component)
+        layers = dict(model.named_modules())
         missing = [path for path in lora.modules(component) if name not in getattr(layers[path], "lora_A", ())]
-        if missing or old.alpha_pattern != new["alpha_pattern"]:
+        if missing or model.peft_config[name].alpha_pattern != lora.adapter_config(component)["alpha_pattern"]:
             reason = f"changes {missing[0]}, which the old does not" if missing else "has other alphas per module"
             raise ValueError(f"hotswap is not possible: the new LoRA {reason}; load it under another name")
 

@@ -206,7 +206,7 @@ def _checked(name: str, entry: Entry) -> torch.Tensor:
     return tensor.detach().cpu().contiguous()
 
 
-def parse_size(size: int | str) -> int:
+def parse_size(size: int | str, name: str = "max_shard_size") -> int:
     """A number of bytes, given as such or as a string like "5GB", "500MB" or "2GiB"."""
     if isinstance(size, int):
         number = size
@@ -217,9 +217,9 @@ def parse_size(size: int | str) -> int:
         try:
             number = int(float(digits) * (_UNITS[unit] if unit else 1))
         except ValueError:
-            raise ValueError(f"max_shard_size must be a number of bytes or like '5GB', got {size!r}") from None
+            raise ValueError(f"{name} must be a number of bytes or like '5GB', got {size!r}") from None
     if number <= 0:
-        raise ValueError(f"max_shard_size must be positive, got {size!r}")
+        raise ValueError(f"{name} must be positive, got {size!r}")
     return number
 
 

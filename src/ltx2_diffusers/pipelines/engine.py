@@ -3,6 +3,7 @@
 A recipe says what it wants in a [`~ltx2_diffusers.pipelines.request.Request`] and never writes a loop of its own.
 """
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -44,15 +45,8 @@ class GenerationEngine:
         prompts, delivery, start = request.prompts, request.delivery, request.start
         self._begin(runs[0].stage.scales or Streams(StreamScales(), StreamScales()), request.attention_kwargs)
         enhanced = self._enhanced(prompts, start.generator)
-        texts = self._encode_states(
-            prompts.prompt if enhanced is None else enhanced,
-            prompts.negative_prompt,
-            prompts.embeds,
-            any(self._uses_negative(run.guiders) for run in runs),
-            prompts.max_sequence_length,
-            self._execution_device,
-        )
-        contexts = self._encode(texts, prompts.num_videos_per_prompt, prompts.max_sequence_length)
+        prompts = prompts if enhanced is None else replace(prompts, prompt=enhanced)
+        contexts, texts = self._text_contexts(prompts, delivery, self._uses_negative(runs))
         callback = self._callback(delivery.callback, delivery.callback_inputs, texts)
         latents = self._given_latents(request, plan)
         audio_results = []
@@ -83,6 +77,7 @@ class GenerationEngine:
         checks.check_callback_inputs(delivery.callback_inputs, self._callback_tensor_inputs)
         plan = self._plan(batch_size, request.size, start.latents, start.audio_latents, request.stages)
         runs = [self._prepare_run(request, plan, index) for index in range(len(request.stages))]
+        self._check_text_components(prompts, delivery, self._uses_negative(runs))
         for condition in request.conditions:
             for run in runs:
                 condition.check(self, run.plan)
@@ -209,15 +204,14 @@ class GenerationEngine:
         )
 
     @staticmethod
-    def _uses_negative(guiders: Streams) -> bool:
-        return any(guider is not None and guider.do_unconditional_generation() for guider in guiders)
+    def _uses_negative(runs: Sequence[StageRun]) -> bool:
+        guiders = [guider for run in runs for guider in run.guiders if guider is not None]
+        return any(guider.do_unconditional_generation() for guider in guiders)
 
 
 def _components(request: Request) -> list[str]:
-    """Components that a request needs whatever its stages do."""
-    names = ["transformer", "connectors"]
-    if request.prompts.prompt is not None:
-        names += ["tokenizer", "text_encoder"]
+    """Components that a request needs whatever its stages and its text do."""
+    names = ["transformer"]
     for stream, decoders in zip(request.streams, (["vae"], ["audio_vae", "vocoder"])):
         if stream:
             names += decoders[:1] if request.delivery.output_type == "latent" else decoders

@@ -23,6 +23,7 @@ from .latent_stage import LatentStage
 from .lora import LTX2LoraMixin
 from .output import LTX2PipelineOutput
 from .plan import GenerationPlan
+from .prompt_caching import PromptCaching
 from .prompt_enhancement import PromptEnhancer
 from .request import Delivery
 from .text_stage import TextStage, TextStates
@@ -32,6 +33,7 @@ class LTX2GenerationPipeline(
     LTX2LoraMixin,
     LTX2PipelineBase,
     PromptEnhancer,
+    PromptCaching,
     TextStage,
     LatentStage,
     DenoiseStage,

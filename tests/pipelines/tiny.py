@@ -77,10 +77,29 @@ def max_difference(actual: Any, expected: Any) -> float:
     return max((a - e).abs().max().item() for a, e in tensors)
 
 
+def with_token_sigmas(pipeline_class: type) -> type:
+    """A pipeline of diffusers that converts velocities at each token's own noise level, as this package does."""
+
+    class TokenSigmas(pipeline_class):
+        def prepare_latents(self, *args: Any, **kwargs: Any) -> Any:
+            prepared = super().prepare_latents(*args, **kwargs)
+            self.held = prepared[1]
+            return prepared
+
+        def convert_velocity_to_x0(
+            self, sample: torch.Tensor, velocity: torch.Tensor, step: int, scheduler: Any
+        ) -> torch.Tensor:
+            share = 1 - self.held if scheduler is self.scheduler else 1
+            return sample - velocity * (scheduler.sigmas[step] * share)
+
+    return TokenSigmas
+
+
 @cache
 def sibling(name: str, pipeline_class: type) -> DiffusionPipeline:
     """Another pipeline of either library on the same models."""
-    base = theirs(name) if pipeline_class.__module__.startswith("diffusers.") else ours(name)
+    is_theirs = any(base.__module__.startswith("diffusers.pipelines.ltx2") for base in pipeline_class.__mro__)
+    base = theirs(name) if is_theirs else ours(name)
     pipeline = pipeline_class.from_pipe(base)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

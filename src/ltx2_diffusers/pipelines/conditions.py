@@ -105,8 +105,9 @@ class LTX2VideoCondition:
     def items(self, pipeline: Any, plan: GenerationPlan) -> Streams:
         """Encode the frames at the stage's size."""
         start = self._start(plan)
-        pixels = read_frames(self.frames, plan.num_frames - start)
-        pixels = as_video_frames(pixels[: self._usable(len(pixels), plan)], self._crf(pipeline))
+        # Two frames tell a clip from a picture, even where only one of them fits.
+        pixels = read_frames(self.frames, max(2, plan.num_frames - start))
+        pixels = as_video_frames(pixels, self._crf(pipeline))[: self._usable(len(pixels), plan)]
         latent = pipeline.encode_video(normalize_pixels(fit_cover(pixels, plan.height, plan.width)))
         if self._replaces(start):
             return _video_item(VideoConditionByLatentIndex(latent, self.strength, (start + 7) // 8))

@@ -17,6 +17,8 @@ from .files import open_media
 
 # Samples of one AAC frame (ISO/IEC 14496-3).
 _AAC_FRAME_SAMPLES = 1024
+# Codecs that every MP4 player can be expected to know; others, such as the PCM of WAV files, are encoded anew.
+_MP4_CODECS = ("aac", "mp3", "ac3", "eac3", "alac")
 
 
 class NoAudio:
@@ -122,3 +124,9 @@ def check_audio_source(source: str | os.PathLike) -> None:
             raise ValueError(
                 f"audio_source {str(source)!r} has no audio stream; pass audio=None to write a silent video"
             )
+
+
+def can_copy_audio(source: str | os.PathLike) -> bool:
+    """Whether the sound of a file is of a kind that MP4 files hold, so that its packets can be copied."""
+    with open_media(source) as container:
+        return bool(container.streams.audio) and container.streams.audio[0].codec_context.name in _MP4_CODECS

@@ -1,6 +1,6 @@
 """Which adapters of a pipeline are active: recorded, switched for a while, and put back exactly."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -82,12 +82,54 @@ def switched_adapters(
             it out there.
     """
     names = [names] if isinstance(names, str) else list(names)
+    _check_not_fused(pipeline, names)
+    with unchanged_adapters(pipeline):
+        pipeline.set_adapters(names, weights)
+        pipeline.enable_lora()
+        yield
+
+
+@contextmanager
+def added_adapters(pipeline: Any, strengths: Mapping[str, float]) -> Iterator[None]:
+    """Add adapters to the active ones for a block; the former set comes back exactly, also after an exception.
+
+    Args:
+        pipeline: A pipeline with [`~ltx2_diffusers.pipelines.lora.LTX2LoraMixin`].
+        strengths: Strength by name; an active adapter takes the new strength, and 0 leaves an adapter out.
+
+    Raises:
+        ValueError: If an adapter is not loaded or has no effect; see [`switched_adapters`].
+    """
+    check_adapters_loaded(pipeline, strengths)
+    if not strengths:
+        yield
+        return
+    wanted = {name: strength for name, strength in strengths.items() if strength}
+    with unchanged_adapters(pipeline):
+        for layer in adapter_layers(pipeline):
+            kept = [] if layer.disable_adapters else [n for n in layer.active_adapters if n not in strengths]
+            layer.set_adapter(kept + list(wanted))
+            for name in wanted.keys() & layer.scaling.keys():
+                layer.set_scale(name, wanted[name])
+        pipeline.enable_lora()
+        yield
+
+
+def check_adapters_loaded(pipeline: Any, strengths: Mapping[str, float]) -> None:
+    """Raise `ValueError` for an adapter that is not loaded, or that fused weights would swallow."""
+    loaded = list(pipeline.lora_metadata)
+    for name in strengths:
+        if name not in loaded:
+            raise ValueError(
+                f"no LoRA adapter {name!r} is loaded (there are {loaded}); load it with "
+                f"load_lora_weights(..., adapter_name={name!r})"
+            )
+    _check_not_fused(pipeline, [name for name, strength in strengths.items() if strength])
+
+
+def _check_not_fused(pipeline: Any, names: Sequence[str]) -> None:
     for layer in adapter_layers(pipeline):
         if layer.merged and (lost := sorted(set(names) & set(layer._all_available_adapter_names()))):
             raise ValueError(
                 f"adapter {lost[0]!r} has no effect while {layer.merged_adapters} are fused; call unfuse_lora() first"
             )
-    with unchanged_adapters(pipeline):
-        pipeline.set_adapters(names, weights)
-        pipeline.enable_lora()
-        yield

@@ -59,7 +59,9 @@ class DecodeStage:
 
     def _original_video(self, pixels: torch.Tensor, batch_size: int, output_type: str) -> Any:
         """Given pixels `[F, H, W, 3]` in [0, 255] in the wished type, one clip for the whole batch."""
-        return self._video_as(normalize_pixels(pixels.movedim(-1, 0).float()).expand(batch_size, -1, -1, -1, -1), output_type)
+        return self._video_as(
+            normalize_pixels(pixels.movedim(-1, 0).float()).expand(batch_size, -1, -1, -1, -1), output_type
+        )
 
     def _decode_audio(self, latents: torch.Tensor, output_type: str) -> torch.Tensor:
         """Turn un-normalised audio latents `[B, C, L, M]` into a waveform `[B, channels, samples]`."""

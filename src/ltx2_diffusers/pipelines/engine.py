@@ -4,7 +4,6 @@ A recipe says what it wants in a [`~ltx2_diffusers.pipelines.request.Request`] a
 """
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +16,7 @@ from ..conditioning.tools import LatentTools
 from ..sampling.denoiser import Streams, TextContext
 from ..sampling.samplers import Sampler, get_sampler, on_streams
 from . import checks
+from .adapters import added_adapters, check_adapters_loaded
 from .decode_stage import OUTPUT_TYPES
 from .guidance_args import build_guiders, cross_timestep_mode
 from .output import LTX2PipelineOutput
@@ -40,7 +40,13 @@ class GenerationEngine:
 
     @torch.no_grad()
     def _generate(self, request: Request) -> LTX2PipelineOutput | tuple:
-        """Check everything, then generate."""
+        """Check everything, generate and decode."""
+        latents, plan, info = self._generate_latents(request)
+        return self._finish(latents, plan, request.delivery, info, request.start.generator)
+
+    @torch.no_grad()
+    def _generate_latents(self, request: Request) -> tuple[Streams, GenerationPlan, dict[str, Any]]:
+        """Check everything, then generate: normalised latents, the sizes, and how they were made."""
         plan, runs = self._prepare_runs(request)
         prompts, delivery, start = request.prompts, request.delivery, request.start
         self._begin(runs[0].stage.scales or Streams(StreamScales(), StreamScales()), request.attention_kwargs)
@@ -61,20 +67,22 @@ class GenerationEngine:
             if self._interrupt:
                 break
         latents = latents._replace(audio=audio_results[request.audio_stage if not self._interrupt else -1])
-        info = self._info(runs, forwards, enhanced)
-        return self._finish(latents, plan, delivery, info, start.generator)
+        return latents, plan, self._info(runs, forwards, enhanced)
 
     def _prepare_runs(self, request: Request) -> tuple[GenerationPlan, list[StageRun]]:
         """Everything that can be wrong with a call is found here, before any computation."""
         prompts, start, delivery = request.prompts, request.start, request.delivery
         self._require(*_components(request))
         batch_size = checks.check_prompts(prompts.prompt, prompts.negative_prompt, *prompts.embeds)
-        checks.check_at_least_one(num_videos_per_prompt=prompts.num_videos_per_prompt)
+        checks.check_at_least_one(
+            num_videos_per_prompt=prompts.num_videos_per_prompt, max_sequence_length=prompts.max_sequence_length
+        )
         batch_size *= prompts.num_videos_per_prompt
         checks.check_enhancement(prompts.enhancement.enabled, prompts.prompt, prompts.enhancement.system_prompt)
         checks.check_generator(start.generator, batch_size)
         checks.check_choice("output_type", delivery.output_type, OUTPUT_TYPES)
         checks.check_callback_inputs(delivery.callback_inputs, self._callback_tensor_inputs)
+        self._check_values(request, batch_size)
         plan = self._plan(batch_size, request.size, start.latents, start.audio_latents, request.stages)
         runs = [self._prepare_run(request, plan, index) for index in range(len(request.stages))]
         self._check_text_components(prompts, delivery, self._uses_negative(runs))
@@ -84,15 +92,28 @@ class GenerationEngine:
         checks.check_conflicts(request.conditions, plan)
         return plan, runs
 
+    def _check_values(self, request: Request, batch_size: int) -> None:
+        start, delivery, embeds = request.start, request.delivery, request.prompts.embeds
+        if self.connectors is not None:
+            width = self.connectors.config.caption_channels * self.connectors.config.text_proj_in_factor
+            checks.check_text_width(width, prompt_embeds=embeds[0], negative_prompt_embeds=embeds[1])
+        checks.check_float_tensors(latents=start.latents, audio_latents=start.audio_latents)
+        for stage in request.stages:
+            checks.check_fractions(noise_scale=stage.noise_scale)
+        for name in ("decode_timestep", "decode_noise_scale"):
+            checks.check_per_video(name, getattr(delivery, name), batch_size)
+
     def _prepare_run(self, request: Request, plan: GenerationPlan, index: int) -> StageRun:
         stage = request.stages[index]
         self._require(stage.transformer, *([stage.upsampler] if stage.upsampler else []))
+        check_adapters_loaded(self, stage.adapters or {})
         plan = replace(self._stage_plan(plan, stage), stage=index)
-        if stage.upsampler:
-            self._check_upsampler(stage, request.stages[index - 1])
+        self._check_upsampler(stage, request.stages[index - 1] if index else None, request.conditions)
         preset = self.preset
         scales = stage.scales or Streams(StreamScales(), StreamScales())
-        scales = Streams(*(s if here else None for s, here in zip(scales, request.streams)))
+        # Without the other stream there is nothing to isolate a stream from.
+        alone = {} if all(request.streams) else {"modality": 1.0}
+        scales = Streams(*(replace(s, **alone) if here else None for s, here in zip(scales, request.streams)))
         guiders = build_guiders(scales, stage.stg_blocks, preset, self.transformer.config.num_layers)
         if stage.sampler == "euler_cfg_pp" and not self._uses_negative(guiders):
             raise ValueError(
@@ -132,7 +153,7 @@ class GenerationEngine:
         given = Streams(*(latent is not None for latent in latents))
         states = self._noised(request, states, tools, given, noise_scale)
         mode = cross_timestep_mode(request.use_cross_timestep, self.preset)
-        with nullcontext() if run.stage.adapters is None else self.switched_adapters(run.stage.adapters):
+        with added_adapters(self, run.stage.adapters or {}):
             states = self._denoise(
                 states,
                 sigmas,
@@ -184,7 +205,9 @@ class GenerationEngine:
     def _between_stages(self, latents: Streams, run: StageRun) -> Streams:
         """Enlarge the video of the stage before; the upsampler works on un-normalised latents."""
         if run.stage.upsampler is None:
-            return latents
+            fits = latents.video is None or latents.video.shape == run.plan.video
+            # Another size without an upsampler is only allowed for a video that is given anew in every stage.
+            return latents if fits else latents._replace(video=None)
         upsampler = getattr(self, run.stage.upsampler)
         video = self.vae.denormalize_latents(latents.video).to(upsampler.dtype)
         return latents._replace(video=self.vae.normalize_latents(upsampler(video).float()))

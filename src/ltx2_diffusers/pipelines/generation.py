@@ -21,7 +21,7 @@ from .denoise_stage import DenoiseStage, StepCallback
 from .engine import GenerationEngine, StageRun
 from .latent_stage import LatentStage
 from .lora import LTX2LoraMixin
-from .output import LTX2PipelineOutput
+from .output import LTX2PipelineOutput, fit_audio
 from .plan import GenerationPlan
 from .prompt_caching import PromptCaching
 from .prompt_enhancement import PromptEnhancer
@@ -161,17 +161,29 @@ class LTX2GenerationPipeline(
     ) -> LTX2PipelineOutput | tuple:
         """Decode finished latents, free offloaded models and wrap up."""
         frames = audio = rate = None
-        if latents.video is not None:
+        originals = delivery.originals if delivery.output_type != "latent" else Streams(None, None)
+        if originals.video is not None:
+            frames = self._original_video(originals.video, plan.batch_size, delivery.output_type)
+        elif latents.video is not None:
             # Latents are handed over as exact as they are; decoding starts in the transformer's type, as in diffusers.
             dtype = latents.video.dtype if delivery.output_type == "latent" else self.transformer.dtype
             frames = self._decode_video(latents.video.to(dtype), delivery, generator)
-        if latents.audio is not None:
+        if originals.audio is not None:
+            waveform, rate = originals.audio
+            audio = fit_audio(waveform, plan.duration_s, rate).expand(plan.batch_size, -1, -1)
+        elif latents.audio is not None:
             audio = self._decode_audio(self.audio_vae.denormalize_latents(latents.audio), delivery.output_type)
             rate = self.vocoder.config.output_sampling_rate if self.vocoder is not None else None
+            if originals.video is not None:
+                # A given video may be shorter than the clip that the network saw, which needs 8 k + 1 frames.
+                audio = audio[..., : round(len(originals.video) / plan.frame_rate * rate)]
         self.maybe_free_model_hooks()
         if not delivery.return_dict:
             return frames, audio
-        return LTX2PipelineOutput(frames, audio, plan.frame_rate, rate, info)
+        frame_rate = None if frames is None else plan.frame_rate
+        return LTX2PipelineOutput(
+            frames, audio, frame_rate, rate, {**info, "output_type": delivery.output_type}, *delivery.sources
+        )
 
     def _info(self, runs: Sequence[StageRun], forwards: list[int], enhanced: list[str] | None) -> dict[str, Any]:
         """How the result was made; one entry per stage where a recipe has several."""

@@ -5,6 +5,7 @@ Shapes: B batch, C channels, F latent frames, h and w latent rows and columns, L
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -13,6 +14,7 @@ from ..conditioning.shapes import AudioLatentShape, VideoLatentShape
 from ..conditioning.tools import AudioLatentTools, VideoLatentTools
 from ..sampling.denoiser import Streams
 from .checks import check_latents, check_num_frames, check_positive, check_size
+from .conditions import WholeVideoCondition
 from .plan import DEFAULT_SIZE, GenerationPlan, inferred_size
 from .request import Request, Size, Stage
 
@@ -115,8 +117,14 @@ class LatentStage:
         latents = self.audio_vae.encode_waveform(waveform.to(self._execution_device), sampling_rate)
         return self.audio_vae.normalize_latents(latents.float())
 
-    def _check_upsampler(self, stage: Stage, before: Stage) -> None:
+    def _check_upsampler(self, stage: Stage, before: Stage | None, conditions: Sequence[Any]) -> None:
         """The upsampler must enlarge exactly from the stage before to this one."""
+        if stage.upsampler is None:
+            if before is not None and not any(isinstance(c, WholeVideoCondition) for c in conditions):
+                _check_same_size(stage, before)
+            return
+        if before is None:
+            raise ValueError(f"the first stage has nothing to enlarge; leave its upsampler {stage.upsampler!r} out")
         config = getattr(self, stage.upsampler).config
         spatial = 1.0
         if config.spatial_upsample:
@@ -129,3 +137,12 @@ class LatentStage:
                 f"`{stage.upsampler}` enlarges (space, time) by {offered}, but the stages need {needed}; load another "
                 "upsampler or change the scales of the stages"
             )
+
+
+def _check_same_size(stage: Stage, before: Stage) -> None:
+    sizes = [(s.spatial_scale, s.temporal_scale) for s in (before, stage)]
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"a stage goes from the scales (space, time) {sizes[0]} to {sizes[1]} without an upsampler; name one, such as "
+            '"latent_upsampler", or keep the scales'
+        )

@@ -23,8 +23,10 @@ class LTX2PipelineOutput(BaseOutput):
             `output_type="latent"`. `None` if the call generated no audio.
         frame_rate: Frames per second.
         sampling_rate: Samples per second of `audio`.
-        info: How the result was made: `preset` (version and kind), `sigmas`, `forwards_per_step`, and what a recipe
-            adds to it.
+        info: How the result was made: `preset` (version and kind), `sigmas`, `forwards_per_step`, `output_type`, and
+            what a recipe adds to it.
+        video_source: File that holds exactly `frames`, whose packets `save` copies; `None` where they were generated.
+        audio_source: File whose sound, from its start, is `audio`, and which `save` copies if an MP4 file can hold it.
     """
 
     frames: list[list[PIL.Image.Image]] | np.ndarray | torch.Tensor | None = None
@@ -32,6 +34,8 @@ class LTX2PipelineOutput(BaseOutput):
     frame_rate: float | None = None
     sampling_rate: int | None = None
     info: dict[str, Any] | None = None
+    video_source: str | None = None
+    audio_source: str | None = None
 
     def save(self, path: str | os.PathLike, **encoder_options: Any) -> list[str]:
         """Write each item of the batch to an MP4 file (or, without video, a WAV file) and return the paths.
@@ -45,35 +49,46 @@ class LTX2PipelineOutput(BaseOutput):
             encoder_options: Passed to [`~ltx2_diffusers.media.writing.write_video`], for example `crf` or `preset`.
 
         Raises:
-            ValueError: If the output holds latents instead of frames and samples.
+            ValueError: If the output holds latents instead of frames and samples, or nothing.
         """
-        from ..media.writing import write_audio, write_video
-
+        self._check_decoded()
         batch_size = len(self.frames if self.frames is not None else self.audio)
         stem, suffix = os.path.splitext(os.fspath(path))
         paths = [os.fspath(path)] if batch_size == 1 else [f"{stem}-{i}{suffix}" for i in range(batch_size)]
-        self._check_decoded()
         for index, item_path in enumerate(paths):
             audio = None if self.audio is None else self.audio[index]
-            if self.frames is None:
-                write_audio(item_path, audio, self.sampling_rate)
-            else:
-                frames = self.frames[index]
-                audio = None if audio is None else fit_audio(audio, len(frames) / self.frame_rate, self.sampling_rate)
-                write_video(
-                    item_path,
-                    frames,
-                    frame_rate=self.frame_rate,
-                    audio=audio,
-                    sampling_rate=self.sampling_rate,
-                    **encoder_options,
-                )
+            self._write(item_path, None if self.frames is None else self.frames[index], audio, encoder_options)
         return paths
 
+    def _write(self, path: str, frames: Any, audio: torch.Tensor | None, encoder_options: dict[str, Any]) -> None:
+        """Write one item; given pictures and sound are copied unless they are asked to be encoded anew."""
+        from ..media.audio_tracks import can_copy_audio
+        from ..media.muxing import replace_audio
+        from ..media.writing import write_audio, write_video
+
+        rate = self.sampling_rate
+        if frames is None:
+            write_audio(path, audio, rate)
+            return
+        audio = None if audio is None else fit_audio(audio, len(frames) / self.frame_rate, rate)
+        if self.video_source is not None and audio is not None and not encoder_options:
+            replace_audio(self.video_source, path, audio, rate)
+            return
+        sound = {"audio": audio, "sampling_rate": rate}
+        if self.audio_source is not None and can_copy_audio(self.audio_source):
+            sound = {"audio_source": self.audio_source}
+        write_video(path, frames, frame_rate=self.frame_rate, **sound, **encoder_options)
+
     def _check_decoded(self) -> None:
+        if self.frames is None and self.audio is None:
+            raise ValueError("the output holds neither frames nor audio; there is nothing to save")
+        # Shapes alone cannot tell the latents of 17 frames [B, C, 3, h, w] from frames [B, F, 3, H, W].
+        is_latent = (self.info or {}).get("output_type") == "latent"
         is_tensor = isinstance(self.frames, torch.Tensor)
-        if (is_tensor and 3 not in (self.frames.shape[2], self.frames.shape[-1])) or (
-            self.audio is not None and self.audio.ndim != 3
+        if (
+            is_latent
+            or (is_tensor and 3 not in (self.frames.shape[2], self.frames.shape[-1]))
+            or (self.audio is not None and self.audio.ndim != 3)
         ):
             raise ValueError(
                 'the output holds latents, which cannot be written to a media file; call the pipeline with output_type="pil", '

@@ -70,7 +70,8 @@ class Stage:
         sampler: Name of the sampler.
         noise_scale: Noise mixed into the latents that come in, default the first noise level.
         upsampler: Component that enlarges the latents of the stage before.
-        adapters: LoRA adapters and weights active in this stage alone; `None` leaves the adapters as they are.
+        adapters: LoRA adapters and strengths that this stage adds to the active ones, or changes; strength 0 takes one
+            out. Default `None`: the adapters as they are.
         transformer: Component that denoises.
         references: Whether reference videos take part.
     """
@@ -108,12 +109,20 @@ class Start:
     latents: torch.Tensor | None = None
     audio_latents: torch.Tensor | None = None
     packed_noise: bool = False
-
     own_shape_renoise: bool = False
+
 
 @dataclass(frozen=True)
 class Delivery:
-    """In which form the result is handed over, and who watches on the way."""
+    """In which form the result is handed over, and who watches on the way.
+
+    Args:
+        output_type, return_dict, decode_timestep, decode_noise_scale: As in the pipelines' calls.
+        callback, callback_inputs: Step function and the tensors it sees.
+        originals: What is handed over in the place of decoded latents: pixels `[F, H, W, 3]` in [0, 255] and a pair of
+            waveform `[B, C, N]` and sampling rate; `None` for a stream that is decoded.
+        sources: Files of the originals, whose packets are copied when the result is saved.
+    """
 
     output_type: str = "pil"
     return_dict: bool = True
@@ -121,6 +130,8 @@ class Delivery:
     callback_inputs: Sequence[str] = ("latents",)
     decode_timestep: float | list[float] = 0.0
     decode_noise_scale: float | list[float] | None = None
+    originals: Streams = field(default_factory=lambda: Streams(None, None))
+    sources: Streams = field(default_factory=lambda: Streams(None, None))
 
 
 @dataclass(frozen=True)

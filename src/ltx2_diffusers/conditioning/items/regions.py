@@ -51,15 +51,74 @@ class TemporalRegionMask(ConditionItem):
 
     def apply_to(self, state: LatentState, tools: LatentTools) -> LatentState:
         """The state with mask 1 on tokens that overlap the stretch and 0 on the target's others."""
-        seconds = tools.positions(state.denoise_mask.device)[:, 0]  # [B, T, 2]
-        if not 0 <= self.start_s < self.end_s:
-            raise ValueError(f"start_s and end_s must be 0 <= start < end, got {self.start_s} and {self.end_s}.")
-        duration_s = seconds.amax().item()
-        if self.start_s >= duration_s:
-            raise ValueError(f"start_s must lie before the clip's end at {duration_s:g} s, got {self.start_s}.")
-        inside = (seconds[..., 1] > self.start_s) & (seconds[..., 0] < self.end_s)
-        mask = torch.cat([inside.float().unsqueeze(-1), state.denoise_mask[:, tools.num_tokens :]], dim=1)
-        return replace(state, denoise_mask=mask)
+        inside = tokens_in_time(self.start_s, self.end_s, tools, state.denoise_mask.device)
+        return replace(state, denoise_mask=torch.cat([inside, state.denoise_mask[:, tools.num_tokens :]], dim=1))
+
+
+def tokens_in_time(start_s: float, end_s: float, tools: LatentTools, device: torch.device) -> torch.Tensor:
+    """1 for the target's tokens that overlap a stretch of time and 0 for its others, float32 `[B, T, 1]`."""
+    seconds = tools.positions(device)[:, 0]  # [B, T, 2]
+    if not 0 <= start_s < end_s:
+        raise ValueError(f"start_s and end_s must be 0 <= start < end, got {start_s} and {end_s}.")
+    duration_s = seconds.amax().item()
+    if start_s >= duration_s:
+        raise ValueError(f"start_s must lie before the clip's end at {duration_s:g} s, got {start_s}.")
+    inside = (seconds[..., 1] > start_s) & (seconds[..., 0] < end_s)
+    return inside.float().unsqueeze(-1)
+
+
+@dataclass(frozen=True)
+class ConditionOutsideRegion(ConditionItem):
+    """Holds a stream to given latents everywhere but in a stretch of time and, in it, a region (retake).
+
+    Unlike `TemporalRegionMask` it leaves alone what the state starts from inside, such as the result of an earlier
+    stage.
+
+    Args:
+        latent: Encoded stream of the target's shape, `[B or 1, C, F, h, w]` or `[B or 1, C, L, M]`.
+        start_s: Begin of the stretch in seconds.
+        end_s: End of the stretch in seconds.
+        region: 1 where the stream is free during the stretch, 0 where it is held, `[B or 1, F, h, w]` or
+            `[B or 1, L, M]`; default None (free everywhere).
+    """
+
+    latent: torch.Tensor
+    start_s: float
+    end_s: float
+    region: torch.Tensor | None = None
+
+    def apply_to(self, state: LatentState, tools: LatentTools) -> LatentState:
+        """The state with the latent's tokens outside the region."""
+        check_latent("latent", self.latent, tools)
+        free = tokens_in_time(self.start_s, self.end_s, tools, state.denoise_mask.device)
+        if self.region is not None:
+            free = free * mask_tokens("region", self.region, state, tools)
+        return hold_tokens(state, tools, self.latent, 1.0 - free, 1.0)
+
+
+def mask_tokens(name: str, mask: torch.Tensor, state: LatentState, tools: LatentTools) -> torch.Tensor:
+    """A mask `[B or 1, F, h, w]` or `[B or 1, L, M]` as one value per token, `[B or 1, T, 1]`."""
+    check_latent(name, mask.unsqueeze(1), tools, free_axes=("channels",))
+    return tools.patchifier.patchify(mask.unsqueeze(1).to(state.denoise_mask)).mean(dim=-1, keepdim=True)
+
+
+def hold_tokens(
+    state: LatentState, tools: LatentTools, latent: torch.Tensor, weight: torch.Tensor, strength: float
+) -> LatentState:
+    """The state with a latent's clean tokens mixed into the target's by `weight` `[B or 1, T, 1]`."""
+    count = tools.num_tokens
+    tokens = pack_like(latent, state, tools)
+
+    def blend(old: torch.Tensor, new: torch.Tensor | float) -> torch.Tensor:
+        mixed = old[:, :count] * (1 - weight) + new * weight
+        return torch.cat([mixed.to(old.dtype), old[:, count:]], dim=1)
+
+    return replace(
+        state,
+        latent=blend(state.latent, tokens) if tools.fill_latent else state.latent,
+        clean_latent=blend(state.clean_latent, tokens),
+        denoise_mask=blend(state.denoise_mask, 1.0 - strength),
+    )
 
 
 @dataclass(frozen=True)
@@ -80,18 +139,4 @@ class VideoConditionByRegionMask(ConditionItem):
         """The state with the latent's tokens where the mask is 1."""
         check_unit("strength", self.strength)
         check_latent("latent", self.latent, tools)
-        check_latent("mask", self.mask.unsqueeze(1), tools, free_axes=("channels",))
-        count = tools.num_tokens
-        tokens = pack_like(self.latent, state, tools)
-        region = tools.patchifier.patchify(self.mask.unsqueeze(1).to(state.denoise_mask)).mean(dim=-1, keepdim=True)
-
-        def blend(old: torch.Tensor, new: torch.Tensor | float) -> torch.Tensor:
-            mixed = old[:, :count] * (1 - region) + new * region
-            return torch.cat([mixed.to(old.dtype), old[:, count:]], dim=1)
-
-        return replace(
-            state,
-            latent=blend(state.latent, tokens) if tools.fill_latent else state.latent,
-            clean_latent=blend(state.clean_latent, tokens),
-            denoise_mask=blend(state.denoise_mask, 1.0 - self.strength),
-        )
+        return hold_tokens(state, tools, self.latent, mask_tokens("mask", self.mask, state, tools), self.strength)

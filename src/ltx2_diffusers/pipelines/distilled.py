@@ -1,0 +1,95 @@
+"""Text, pictures and sound to video with a distilled model: few steps, one forward each."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from ..checkpoints.presets import Preset, model_version, preset
+from .call_arguments import build_request
+from .conditions import Condition
+from .frames import Frames
+from .given import given_conditions, given_sound
+from .output import LTX2PipelineOutput
+from .sources import Sound, delivery
+from .stage_lists import generated_streams, stage_list
+from .staged import LTX2StagedPipeline
+
+
+class LTX2DistilledPipeline(LTX2StagedPipeline):
+    """Generates with a distilled checkpoint: 8 steps at half the size and 3 at full size, without guidance.
+
+    Also runs a dev checkpoint with its distilled LoRA active. The sampling settings are always those of the distilled
+    kind, whatever the scheduler's config says.
+    """
+
+    @property
+    def preset(self) -> Preset:
+        """Reference settings of the distilled kind for the loaded checkpoint's version."""
+        return preset(model_version(self.transformer.config), "distilled")
+
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        image: Frames | None = None,
+        conditions: Condition | Sequence[Condition] | None = None,
+        reference_conditions: Condition | Sequence[Condition] | None = None,
+        audio: Sound | None = None,
+        sampling_rate: int | None = None,
+        audio_cond_noise_scale: float = 0.0,
+        audio_fit: str = "crop",
+        audio_start_s: float = 0.0,
+        generate_audio: bool = True,
+        two_stage: bool = True,
+        height: int | None = None,
+        width: int | None = None,
+        num_frames: int | None = None,
+        frame_rate: float = 24.0,
+        motion_speed: float = 1.0,
+        sigmas: Sequence[float] | None = None,
+        stage_2_sigmas: Sequence[float] | None = None,
+        audio_stage: int = -1,
+        num_videos_per_prompt: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        prompt_attention_mask: torch.Tensor | None = None,
+        decode_timestep: float | list[float] = 0.0,
+        decode_noise_scale: float | list[float] | None = None,
+        use_cross_timestep: bool | None = None,
+        system_prompt: str | None = None,
+        enable_prompt_enhancement: bool = False,
+        prompt_max_new_tokens: int | None = None,
+        prompt_enhancement_kwargs: dict[str, Any] | None = None,
+        prompt_enhancement_seed: int = 10,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        attention_kwargs: dict[str, Any] | None = None,
+        callback_on_step_end: Callable[..., dict[str, Any] | None] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        max_sequence_length: int = 1024,
+        sampler: str = "euler",
+    ) -> LTX2PipelineOutput | tuple:
+        """Generate videos with sound, one forward of the network per step.
+
+        There is no guidance, so there are no guidance arguments and no negative prompt. The other arguments are those of
+        [`LTX2TwoStagePipeline`].
+
+        Args:
+            two_stage: Whether to start at half the size and refine at full size (default), or to run 8 steps at full size.
+            sigmas: Noise levels of the first stage, in (0, 1] and falling; default the 8 of the distilled models.
+            stage_2_sigmas: Noise levels of the second stage; default their 3.
+
+        Returns:
+            [`LTX2PipelineOutput`], or the tuple `(frames, audio)`.
+
+        Raises:
+            ValueError: Before any computation, if an argument is out of range or contradicts another.
+        """
+        call = locals()
+        sound = given_sound(call)
+        given = given_conditions(call, sound)
+        streams = generated_streams(generate_audio)
+        stages = stage_list(self, call, given, streams)
+        return self._generate(
+            build_request(call, stages, given, streams=streams, delivery=delivery(call, audio=sound))
+        )

@@ -157,5 +157,5 @@ def test_wrong_input_is_named(arguments, message):
 
 def test_a_damaged_picture_is_named(tmp_path):
     (tmp_path / "empty.png").write_bytes(b"")
-    with pytest.raises(ValueError, match="empty.png"):
+    with pytest.raises(ValueError, match=r"empty\.png"):
         generate(image=tmp_path / "empty.png")

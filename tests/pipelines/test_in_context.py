@@ -220,7 +220,7 @@ def test_a_scale_that_contradicts_the_lora_is_refused(tmp_path):
         ),
         (LTX2ReferenceCondition(CLIP), {"conditioning_attention_mask": LEFT_HALF * 2}, "`attention_mask` .* is 2.0"),
         (LTX2ReferenceCondition(FLOATS * 255), {}, "between 0 and 1"),
-        (LTX2ReferenceCondition("nowhere.mp4"), {}, "nowhere.mp4"),
+        (LTX2ReferenceCondition("nowhere.mp4"), {}, r"nowhere\.mp4"),
         (LTX2ReferenceCondition(None), {}, "has to be an image"),
         (CLIP, {}, "`reference_conditions` has to hold conditions"),
     ],

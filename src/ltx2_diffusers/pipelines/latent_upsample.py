@@ -6,6 +6,7 @@ columns of pixels.
 
 from typing import Any
 
+import PIL.Image
 import torch
 from diffusers.utils import logging
 
@@ -13,7 +14,16 @@ from ..models.latent_filters import adain_filter_latent, tone_map_latents
 from ..models.latent_upsampler import LTX2LatentUpsamplerModel
 from ..models.video_vae import AutoencoderKLLTX2Video
 from .base import LTX2PipelineBase
-from .checks import check_at_least_one, check_choice, check_generator, check_size, check_unit
+from .checks import (
+    check_at_least_one,
+    check_choice,
+    check_float_tensors,
+    check_generator,
+    check_per_video,
+    check_positive,
+    check_size,
+    check_unit,
+)
 from .decode_stage import OUTPUT_TYPES, DecodeStage
 from .frames import Frames, read_frames
 from .output import LTX2PipelineOutput
@@ -91,6 +101,7 @@ class LTX2LatentUpsamplePipeline(LTX2PipelineBase, DecodeStage):
         self._require("vae", "latent_upsampler")
         check_size(height, width, self.vae_spatial_compression_ratio)
         check_choice("output_type", output_type, OUTPUT_TYPES)
+        check_positive(frame_rate=frame_rate)
         check_unit(tone_map_compression_ratio=tone_map_compression_ratio)
         if not 0 <= adain_factor <= MAX_ADAIN_FACTOR:
             raise ValueError(
@@ -98,7 +109,11 @@ class LTX2LatentUpsamplePipeline(LTX2PipelineBase, DecodeStage):
             )
         if (video is None) == (latents is None):
             raise ValueError("provide either `video` or `latents`, and not both")
-        check_generator(generator, 1 if latents is None else len(latents))
+        check_float_tensors(latents=latents)
+        batch_size = 1 if latents is None else len(latents)
+        check_generator(generator, batch_size)
+        check_per_video("decode_timestep", decode_timestep, batch_size)
+        check_per_video("decode_noise_scale", decode_noise_scale, batch_size)
         if latents is None:
             latents = self._encoded(video, height, width, generator)
         else:
@@ -115,7 +130,7 @@ class LTX2LatentUpsamplePipeline(LTX2PipelineBase, DecodeStage):
         if not return_dict:
             return (result,)
         speed = 2.0 if self.latent_upsampler.config.temporal_upsample else 1.0
-        return LTX2PipelineOutput(result, None, frame_rate * speed)
+        return LTX2PipelineOutput(result, None, frame_rate * speed, info={"output_type": output_type})
 
     def _enlarged(self, latents: torch.Tensor, adain_factor: float, compression: float) -> torch.Tensor:
         """Enlarge and filter un-normalised latents `[B, C, F, h, w]`."""
@@ -131,9 +146,12 @@ class LTX2LatentUpsamplePipeline(LTX2PipelineBase, DecodeStage):
         usable = (len(pixels) - 1) // self.vae_temporal_compression_ratio * self.vae_temporal_compression_ratio + 1
         if usable < len(pixels):
             logger.warning(f"the video has {len(pixels)} frames; its first {usable} are used (8 * k + 1)")
-        clip = self.video_processor.preprocess_video(
-            pixels[:usable].movedim(-1, 1) / 255, height=height, width=width
-        ).to(self._execution_device, self.vae.dtype)
+        pixels = pixels[:usable]
+        # The video processor resamples images well, but only repeats or skips the values of a tensor.
+        images = pixels.dtype == torch.uint8
+        frames = [PIL.Image.fromarray(frame) for frame in pixels.numpy()] if images else pixels.movedim(-1, 1) / 255
+        clip = self.video_processor.preprocess_video(frames, height=height, width=width)
+        clip = clip.to(self._execution_device, self.vae.dtype)
         generator = generator[0] if isinstance(generator, list) else generator
         return self.vae.encode(clip).latent_dist.sample(generator).float()
 
@@ -142,10 +160,9 @@ class LTX2LatentUpsamplePipeline(LTX2PipelineBase, DecodeStage):
     ) -> torch.Tensor:
         """Check latents and bring packed ones to `[B, C, F, h, w]`, float32."""
         check_at_least_one(spatial_patch_size=patch_size, temporal_patch_size=patch_size_t)
-        if latents.ndim not in (3, 5) or not latents.is_floating_point():
+        if latents.ndim not in (3, 5):
             raise ValueError(
-                "`latents` have to be floating-point [B, C, F, h, w] or packed [B, T, C] but are "
-                f"{latents.dtype} {tuple(latents.shape)}"
+                f"`latents` have to be [B, C, F, h, w] or packed [B, T, C] but are {tuple(latents.shape)}"
             )
         latents = latents.to(self._execution_device, torch.float32)
         if latents.ndim == 3:

@@ -281,6 +281,19 @@ def test_a_damaged_entry_cannot_serve_an_encoderless_pipeline(tmp_path):
         run(without_text_parts(tmp_path))
 
 
+def test_a_lost_record_of_the_models_is_written_anew(tmp_path):
+    cache = PromptCache(tmp_path)
+    unknown = EncodedBy(None, None, BY.dtype)
+    cache.store(BY, KEY, context())
+    assert cache.resolve(unknown) == BY
+    (record,) = tmp_path.glob("*/*.json")
+    record.write_text("{")
+    with pytest.raises(ValueError, match="no entries that fit"):
+        cache.resolve(unknown)
+    cache.store(BY, KEY, context())
+    assert cache.resolve(unknown) == BY
+
+
 def test_the_least_recently_used_entries_go_first(tmp_path):
     cache = PromptCache(tmp_path)
     cache.store(BY, KEY, context())

@@ -82,7 +82,7 @@ class ChatModel:
         max_new_tokens: int | None = None,
         generation_kwargs: dict[str, Any] | None = None,
     ) -> str:
-        """The model's cleaned answer, empty if it wrote no letter; equal for equal seeds.
+        """The model's cleaned answer; equal for equal seeds.
 
         Args:
             system_prompt: Instructions.
@@ -100,6 +100,10 @@ class ChatModel:
             "max_new_tokens": self.defaults.max_new_tokens if max_new_tokens is None else max_new_tokens,
             **(self.defaults.generation if generation_kwargs is None else generation_kwargs),
         }
+        hook = getattr(self.model, "_hf_hook", None)
+        if hook is not None:
+            # `generate` runs the vision tower before the forward to which offloading is tied.
+            hook.pre_forward(self.model)
         with seeded_sampling(seed, device):
             sequence = self.model.generate(**inputs, **options)[0, inputs["input_ids"].shape[1] :]
         return clean_response(self._words.decode(sequence, skip_special_tokens=True))

@@ -122,7 +122,7 @@ class PromptCache:
         }
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            if not (path.parent / _IDENTITY_FILE).is_file():
+            if _recorded_in(path.parent) != by:
                 write_json(path.parent / _IDENTITY_FILE, asdict(by))
             write_file(path, entries, {"key": _text(key), "sha256": _checksum(tensors)})
         except OSError as error:
@@ -134,10 +134,8 @@ class PromptCache:
 
     def _recorded(self) -> list[EncodedBy]:
         """Models whose entries are present."""
-        files = (
-            file for file in sorted(self.folder.glob(f"*/{_IDENTITY_FILE}")) if any(file.parent.glob("*.safetensors"))
-        )
-        return [EncodedBy(**json.loads(file.read_text(encoding="utf-8"))) for file in files]
+        folders = (folder for folder in sorted(self.folder.glob("*")) if any(folder.glob("*.safetensors")))
+        return [by for by in map(_recorded_in, folders) if by is not None]
 
     def _evict(self) -> None:
         if self.max_bytes is None:
@@ -154,6 +152,14 @@ class PromptCache:
                 break
             path.unlink(missing_ok=True)
             excess -= size
+
+
+def _recorded_in(folder: Path) -> EncodedBy | None:
+    try:
+        return EncodedBy(**json.loads((folder / _IDENTITY_FILE).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        # Without the record the entries serve complete pipelines only; the next entry stored writes it anew.
+        return None
 
 
 def _read(path: Path, key: PromptKey) -> TextContext:

@@ -93,9 +93,9 @@ class PromptEnhancer:
                 max_new_tokens=max_new_tokens,
                 generation_kwargs=generation_kwargs,
             )
-            if not answer:
+            if not answer.strip():
                 logger.warning(f"the language model gave no answer to the prompt {text!r}, which is used as it is")
-            answers.append(answer or text)
+            answers.append(answer if answer.strip() else text)
         return answers
 
     @property

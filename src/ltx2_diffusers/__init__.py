@@ -6,7 +6,6 @@ Every public name is imported on first use, so that `import ltx2_diffusers` touc
 from importlib import import_module
 from typing import Any
 
-
 __version__ = "0.1.0"
 
 # Public name -> module that defines it. Nothing outside this table is promised to users.

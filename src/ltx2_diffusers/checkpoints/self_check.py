@@ -131,8 +131,9 @@ def _load_model(class_name: str, folder: Path, device: torch.device, dtype: torc
     if original.is_file():
         return model_class.from_single_file(original, config=folder, dtype=dtype, device=device)
     model = model_class.from_config(model_class.load_config(folder))
-    model.load_state_dict(load_file(folder / "diffusers.safetensors"))
-    return model.to(device, dtype).eval()
+    weights = load_file(folder / "diffusers.safetensors")
+    model.load_state_dict({name: value.to(dtype) for name, value in weights.items()}, assign=True)
+    return model.to(device).eval()
 
 
 def _schedule_check() -> CheckResult:

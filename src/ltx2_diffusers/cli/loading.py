@@ -47,9 +47,7 @@ def load_pipeline(options: argparse.Namespace, pipeline_class: type | None = Non
             raise ValueError(
                 f"{options.checkpoint} holds no text encoder; name a Gemma folder or Hub id with --text-encoder"
             )
-        pipeline = pipeline_class.from_single_file(
-            options.checkpoint, text_encoder=options.text_encoder, dtype=dtype
-        )
+        pipeline = pipeline_class.from_single_file(options.checkpoint, text_encoder=options.text_encoder, dtype=dtype)
     else:
         pipeline = pipeline_class.from_pretrained(options.checkpoint, dtype=dtype)
     if not isinstance(pipeline.scheduler, LTX2Scheduler):

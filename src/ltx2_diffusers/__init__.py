@@ -27,6 +27,19 @@ _PUBLIC = {
     "TemporalTilingConfig": ".models.video_vae_tiling_config",
     "packaged_checkpoint": ".checkpoints.packaged",
     "LTX2PipelineOutput": ".pipelines.output",
+    "LTX2ImageToVideoPipeline": ".pipelines.image_to_video",
+    "LTX2ConditionPipeline": ".pipelines.condition",
+    "LTX2InContextPipeline": ".pipelines.in_context",
+    "LTX2LatentUpsamplePipeline": ".pipelines.latent_upsample",
+    "LTX2VideoCondition": ".pipelines.conditions",
+    "LTX2ReferenceCondition": ".pipelines.references",
+    "LTX2TwoStagePipeline": ".pipelines.two_stage",
+    "LTX2DistilledPipeline": ".pipelines.distilled",
+    "LTX2KeyframeInterpolationPipeline": ".pipelines.keyframe_interpolation",
+    "LTX2AudioToVideoPipeline": ".pipelines.audio_to_video",
+    "LTX2VideoToAudioPipeline": ".pipelines.video_to_audio",
+    "LTX2TextToAudioPipeline": ".pipelines.text_to_audio",
+    "LTX2RetakePipeline": ".pipelines.retake",
 }
 
 # diffusers looks up the base classes of a foreign library as attributes of its top-level module.

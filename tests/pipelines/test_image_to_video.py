@@ -159,3 +159,13 @@ def test_a_damaged_picture_is_named(tmp_path):
     (tmp_path / "empty.png").write_bytes(b"")
     with pytest.raises(ValueError, match=r"empty\.png"):
         generate(image=tmp_path / "empty.png")
+
+
+@pytest.mark.parametrize("one_level", [{"num_inference_steps": 1}, {"sigmas": [1.0]}], ids=str)
+def test_one_step_is_refused_where_the_scheduler_would_divide_by_zero(one_level):
+    with pytest.raises(ValueError, match="use `num_inference_steps=2` or more"):
+        generate(image=PICTURE, **one_level)
+
+
+def test_one_step_runs_with_an_explicit_timestep():
+    assert generate(image=PICTURE, timesteps=[1000.0]).frames.isfinite().all()

@@ -110,7 +110,13 @@ class DenoiseStage:
                 f"{num_tokens} video tokens shift the noise schedule by {mu:.2f}, beyond the {MAX_SHIFT} that the model "
                 "was trained with; LTX2Scheduler.from_config(pipe.scheduler.config) keeps the trained shift at any size"
             )
-        scheduler.set_timesteps(sigmas=check_sigmas(sigmas).tolist(), mu=mu)
+        levels = check_sigmas(sigmas).tolist()
+        if config.get("shift_terminal") and levels[-1] == 1.0:
+            raise ValueError(
+                f"the scheduler stretches its noise levels to end at `shift_terminal` {config.shift_terminal}, which one "
+                "level of 1.0 cannot do; use `num_inference_steps=2` or more, or `timesteps=[1000.0]`"
+            )
+        scheduler.set_timesteps(sigmas=levels, mu=mu)
         return scheduler.sigmas.float().cpu()
 
     def _denoise(

@@ -9,7 +9,7 @@ from ltx2_diffusers import LTX2Pipeline
 from ltx2_diffusers.cli.main import build_parser, main
 from tests.golden_data import GOLDEN_DIR
 
-QUICK = ["--width", "64", "--height", "32", "--num-frames", "9", "--steps", "2", "--device", "cpu"]
+QUICK = ["--width", "64", "--height", "64", "--num-frames", "9", "--steps", "2", "--device", "cpu"]
 ORIGINAL = GOLDEN_DIR / "checkpoint" / "ltx-2-tiny-dev.safetensors"
 GEMMA = GOLDEN_DIR / "checkpoint" / "expected_diffusers" / "ltx-2-tiny-dev"
 
@@ -32,9 +32,9 @@ def described(path) -> tuple[int, tuple[int, int], Fraction, int]:
 def test_a_packaged_checkpoint_makes_a_clip(tmp_path, capsys, checkpoint, sampling_rate):
     path = tmp_path / "out" / "clip.mp4"
     assert generate(path, "--checkpoint", checkpoint, "--frame-rate", "23.976") == 0
-    assert described(path) == (9, (64, 32), Fraction(24000, 1001), sampling_rate)
+    assert described(path) == (9, (64, 64), Fraction(24000, 1001), sampling_rate)
     captured = capsys.readouterr()
-    assert f"{path}: 9 frames of 64x32, 0.38 s" in captured.out
+    assert f"{path}: 9 frames of 64x64, 0.38 s" in captured.out
     assert "2/2" in captured.err
 
 
@@ -61,7 +61,7 @@ def test_options_reach_the_pipeline(tmp_path, monkeypatch):
     monkeypatch.setattr(LTX2Pipeline, "__call__", remember)
     options = ["--negative-prompt", "hum", "--guidance-scale", "2", "--audio-guidance-scale", "0", "--seed", "3"]
     assert generate(tmp_path / "x.mp4", *options, "--sampler", "res_2s") == 2
-    assert (seen["prompt"], seen["negative_prompt"], seen["width"], seen["height"]) == ("waves", "hum", 64, 32)
+    assert (seen["prompt"], seen["negative_prompt"], seen["width"], seen["height"]) == ("waves", "hum", 64, 64)
     assert (seen["guidance_scale"], seen["audio_guidance_scale"], seen["sampler"]) == (2.0, 0.0, "res_2s")
     assert seen["generator"].initial_seed() == 3
     assert seen["num_inference_steps"] == 2
@@ -71,6 +71,7 @@ def test_options_reach_the_pipeline(tmp_path, monkeypatch):
     ("options", "message"),
     [
         (["--width", "50"], "`width` has to be divisible by 32 but is 50; use 32 or 64"),
+        (["--device", "abacus"], "--device abacus cannot be used"),
         (["--num-frames", "10"], "use 9 or 17"),
         (["--frame-rate", "0"], "`frame_rate` has to be greater than 0"),
         (["--sampler", "eulr"], "sampler must be one of euler"),

@@ -17,6 +17,7 @@ WRONG = {
     "zero height": ({"height": 0}, r"`height` .* 0"),
     "negative width": ({"width": -64}, r"`width` .* -64"),
     "fractional height": ({"height": 64.0}, r"`height` .* 64\.0"),
+    "undecodable": ({"height": 32, "output_type": "np"}, r"`height` is 32, .* 64 pixels a side"),
     "frames": ({"num_frames": 10}, r"`num_frames` .* 10; use 9 or 17"),
     "no frames": ({"num_frames": 0}, r"`num_frames` .* 0; use 1"),
     "frame rate": ({"frame_rate": 0.0}, r"`frame_rate` .* 0\.0"),

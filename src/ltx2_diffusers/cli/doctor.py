@@ -5,7 +5,7 @@ import importlib.metadata
 import platform
 from typing import Any
 
-from .loading import DTYPES
+from .loading import DTYPES, check_device
 
 VERSIONED = ("ltx2-diffusers", "torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "av")
 
@@ -30,6 +30,7 @@ def run(options: argparse.Namespace) -> int:
 
     from ..checkpoints.self_check import run_checks
 
+    check_device(options.device)
     for name in VERSIONED:
         print(f"{name:<16}{importlib.metadata.version(name)}")
     print(f"{'python':<16}{platform.python_version()} on {platform.system()} {platform.machine()}")

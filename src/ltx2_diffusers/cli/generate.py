@@ -41,6 +41,10 @@ def run(options: argparse.Namespace) -> int:
     """Generate and write the file."""
     import torch
 
+    from ..media.files import check_suffix
+    from ..media.writing import VIDEO_SUFFIXES
+
+    check_suffix(options.output, VIDEO_SUFFIXES, "--output")
     pipeline = load_pipeline(options)
     extra = {}
     if options.audio_guidance_scale is not None:

@@ -27,6 +27,19 @@ def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def check_device(device: str) -> None:
+    """Raise `ValueError` if this machine has no such device."""
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"--device {device} cannot be used: {str(error).splitlines()[0]}; this machine has "
+            f"{', '.join(dict.fromkeys(('cpu', _best_device(torch))))}"
+        ) from None
+
+
 def load_pipeline(options: argparse.Namespace, pipeline_class: type | None = None) -> Any:
     """The pipeline with the reference scheduler, on its device."""
     import torch
@@ -38,6 +51,7 @@ def load_pipeline(options: argparse.Namespace, pipeline_class: type | None = Non
 
     pipeline_class = pipeline_class or LTX2Pipeline
     device = options.device or _best_device(torch)
+    check_device(device)
     dtype = getattr(torch, options.dtype or ("float32" if device == "cpu" else "bfloat16"))
     logging.disable_progress_bar()
     if options.checkpoint in PACKAGED:

@@ -489,6 +489,11 @@ class AutoencoderKLLTX2Video(AtomicModelSaveMixin, ModelMixin, AutoencoderMixin,
                 f"{self.config.decoder_spatial_padding_mode!r}), got {list(z.shape[2:])}."
             )
 
+    @property
+    def min_latent_side(self) -> int:
+        """Fewest latent rows or columns that `decode` takes: padding by reflection needs two."""
+        return self._min_side(self.decoder)
+
     def _min_side(self, half: VideoEncoder | VideoDecoder) -> int:
         """Smallest latent height and width that the convolutions of `half` can pad."""
         return 2 if half.conv_in.padding_mode == "reflect" else 1

@@ -15,6 +15,16 @@ def check_size(height: int, width: int, multiple: int) -> None:
             )
 
 
+def check_decodable_size(height: int, width: int, minimum: int) -> None:
+    """A decoder that pads by reflection needs more than one latent a side."""
+    for name, value in (("height", height), ("width", width)):
+        if value < minimum:
+            raise ValueError(
+                f"`{name}` is {value}, but this checkpoint's video VAE decodes no less than {minimum} pixels a side; use "
+                f"{minimum}"
+            )
+
+
 def check_num_frames(num_frames: int, stride: int) -> None:
     """`num_frames` must be `stride * k + 1`, since a latent frame after the first one holds `stride` frames."""
     if not isinstance(num_frames, int) or num_frames < 1 or (num_frames - 1) % stride:

@@ -3,8 +3,7 @@
 import torch
 from PIL import Image, ImageDraw
 
-from ltx2_diffusers import LTX2ConditionPipeline, LTX2VideoCondition
-from ltx2_diffusers.checkpoints.packaged import packaged_checkpoint
+from ltx2_diffusers import LTX2ConditionPipeline, LTX2VideoCondition, packaged_checkpoint
 
 # A miniature with random weights, to try things out in seconds. For real weights: CHECKPOINT = "Lightricks/LTX-2"
 CHECKPOINT = packaged_checkpoint("ltx2-tiny")

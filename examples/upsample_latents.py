@@ -2,8 +2,7 @@
 
 import torch
 
-from ltx2_diffusers import LTX2LatentUpsamplePipeline, LTX2Pipeline
-from ltx2_diffusers.checkpoints.packaged import packaged_checkpoint
+from ltx2_diffusers import LTX2LatentUpsamplePipeline, LTX2Pipeline, packaged_checkpoint
 
 # A miniature with random weights, to try things out in seconds. For real weights: CHECKPOINT = "Lightricks/LTX-2"
 CHECKPOINT = packaged_checkpoint("ltx2-tiny")

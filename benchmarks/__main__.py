@@ -1,16 +1,82 @@
-"""Runs every CPU benchmark briefly and prints its ratios: `python -m benchmarks`."""
+"""Runs the CPU benchmarks against diffusers, each in a process of its own, and prints ratios beside their bounds.
 
+`python -m benchmarks` samples briefly and leaves the recorded results alone.
+"""
+
+import argparse
+import json
+import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
+from .common import RESULTS_DIR, print_table
 
 BENCHMARKS = ("transformer_forward", "vae_decode", "export_video")
 
 
+def measured(name: str, quick: bool, results: Path) -> dict[str, Any]:
+    """Run one benchmark and return what it wrote."""
+    command = [sys.executable, "-m", f"benchmarks.{name}", *(["--quick"] if quick else [])]
+    environment = {**os.environ, "LTX2_BENCHMARK_RESULTS": os.fspath(results)}
+    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL, cwd=Path(__file__).parents[1])
+    (path,) = results.glob(f"{name}*.json")
+    return json.loads(path.read_text())
+
+
+def ratios(name: str, payload: dict[str, Any]) -> Iterator[tuple[str, float, float, bool]]:
+    """Name, value and bound of every ratio of a benchmark, and whether the bound is a lower one."""
+    if name == "transformer_forward":
+        for case in payload["cases"]:
+            label = f"transformer forward, {case['case']}, {case['tokens']} video tokens: speed"
+            yield label, case["ratio paired"], 0.97, True
+    elif name == "vae_decode":
+        for case in payload["time"]:
+            label = f"VAE decode, {case['structure']}, {case['width']} px: speed"
+            yield label, case["ratio_diffusers_over_ours"]["paired"], 1.0, True
+    else:
+        clip = payload["clip"]
+        yield (
+            f"tensor to MP4, {clip}, same encoder options: speed",
+            payload["file_speedup_same_encoder"]["median"],
+            3,
+            True,
+        )
+        yield f"tensor to MP4, {clip}: host memory", payload["memory_ratio"], 0.35, False
+
+
 def main() -> int:
-    """Run the benchmarks one after another, each in a process of its own."""
-    options = sys.argv[1:] or ["--quick"]
-    return max(subprocess.call([sys.executable, "-m", f"benchmarks.{name}", *options]) for name in BENCHMARKS)
+    """Print the table; exit status 1 if a ratio misses its bound."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--record", action="store_true", help=f"take many samples and write them to {RESULTS_DIR.name}/"
+    )
+    parser.add_argument("--only", choices=BENCHMARKS, help="run one benchmark")
+    options = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in [options.only] if options.only else BENCHMARKS:
+            print(f"running {name} ...", file=sys.stderr)
+            payload = measured(name, not options.record, Path(folder))
+            rows += ratios(name, payload)
+            if options.record:
+                RESULTS_DIR.mkdir(exist_ok=True)
+                (RESULTS_DIR / f"{name}.json").write_text(json.dumps(payload, indent=2) + "\n")
+    print_table(
+        [
+            {
+                "ratio to diffusers": label,
+                "measured": value,
+                "bound": f"{'>=' if is_lower else '<='} {bound:g}",
+                "kept": "yes" if (value >= bound if is_lower else value <= bound) else "NO",
+            }
+            for label, value, bound, is_lower in rows
+        ]
+    )
+    return int(not all(value >= bound if is_lower else value <= bound for _, value, bound, is_lower in rows))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any
 import diffusers
 import torch
 
-RESULTS_DIR = Path(__file__).parent / "results"
+RESULTS_DIR = Path(os.environ.get("LTX2_BENCHMARK_RESULTS", Path(__file__).parent / "results"))
 
 
 def hardware() -> dict[str, Any]:

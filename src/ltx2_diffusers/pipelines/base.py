@@ -46,6 +46,25 @@ class LTX2PipelineBase(AtomicSaveMixin, DiffusionPipeline):
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Any:
+        """Build this pipeline on the components of another one, sharing its prompt cache.
+
+        Takes the arguments of diffusers' method. Without `dtype`, components keep their data types; diffusers would cast
+        them, and with them the other pipeline, to float32.
+        """
+        parameters = dict(list(inspect.signature(cls.__init__).parameters.items())[1:])
+        given = {name: value for name, value in pipeline.components.items() if name in parameters} | kwargs
+        required = {name for name, parameter in parameters.items() if parameter.default is inspect.Parameter.empty}
+        if not isinstance(pipeline, LTX2PipelineBase) or not required <= given.keys() <= parameters.keys():
+            new = super().from_pipe(pipeline, **kwargs)
+        else:
+            new = cls(**given)
+            new.register_to_config(_name_or_path=pipeline.config.get("_name_or_path"))
+        if getattr(pipeline, "_prompt_cache", None) is not None:
+            new._prompt_cache = pipeline._prompt_cache
+        return new
+
+    @classmethod
     def load_config(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
         """Read `model_index.json`, recognising what it does not say.
 

@@ -25,11 +25,11 @@ def check_decodable_size(height: int, width: int, minimum: int) -> None:
             )
 
 
-def check_num_frames(num_frames: int, stride: int) -> None:
-    """`num_frames` must be `stride * k + 1`, since a latent frame after the first one holds `stride` frames."""
+def check_num_frames(num_frames: int, stride: int, name: str = "num_frames") -> None:
+    """A number of frames must be `stride * k + 1`, since a latent frame after the first one holds `stride` frames."""
     if not isinstance(num_frames, int) or num_frames < 1 or (num_frames - 1) % stride:
         raise ValueError(
-            f"`num_frames` has to be {stride} * k + 1 but is {num_frames}; use {_neighbours(num_frames, stride, 1)}"
+            f"`{name}` has to be {stride} * k + 1 but is {num_frames}; use {_neighbours(num_frames, stride, 1)}"
         )
 
 

@@ -51,6 +51,8 @@ class EncodedAudio(NoAudio):
         self.samples = samples
         self.sampling_rate = sampling_rate
         self.position = 0
+        # Index of the first of `samples`; earlier ones are written.
+        self.start = 0
         self.stream = container.add_stream("aac", rate=sampling_rate, layout="stereo")
 
     @staticmethod
@@ -64,19 +66,34 @@ class EncodedAudio(NoAudio):
                 f"use the vocoder's rate, or resample to {nearest}"
             )
 
+    @property
+    def length(self) -> int:
+        """Samples given so far."""
+        return self.start + self.samples.shape[1]
+
+    def append(self, samples: np.ndarray) -> None:
+        """Add samples `[2, N]` at the end and forget those that are written."""
+        self.samples = np.concatenate([self.samples[:, self.position - self.start :], samples], axis=1)
+        self.start = self.position
+
+    def cut(self, length: int) -> None:
+        """Drop samples at the end, or add silence, so that there are `length` in all."""
+        kept = self.samples[:, : max(length - self.start, 0)]
+        self.samples = np.pad(kept, ((0, 0), (0, max(length - self.start - kept.shape[1], 0))))
+
     def write_until(self, seconds: float) -> None:
-        end = min(self.samples.shape[1], int(seconds * self.sampling_rate))
+        end = min(self.length, int(seconds * self.sampling_rate))
         while self.position + _AAC_FRAME_SAMPLES <= end:
             self._encode(self.position + _AAC_FRAME_SAMPLES)
 
     def finish(self) -> None:
-        self.write_until(self.samples.shape[1] / self.sampling_rate)
-        if self.position < self.samples.shape[1]:
-            self._encode(self.samples.shape[1])
+        self.write_until(self.length / self.sampling_rate)
+        if self.position < self.length:
+            self._encode(self.length)
         self.container.mux(self.stream.encode())
 
     def _encode(self, end: int) -> None:
-        piece = np.ascontiguousarray(self.samples[:, self.position : end])
+        piece = np.ascontiguousarray(self.samples[:, self.position - self.start : end - self.start])
         # Planar floats are what the encoder works on: nothing is rounded to 16 bits on the way.
         frame = av.AudioFrame.from_ndarray(piece, format="fltp", layout="stereo")
         frame.sample_rate = self.sampling_rate

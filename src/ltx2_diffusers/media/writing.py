@@ -76,16 +76,16 @@ def write_video(
     """
     path = check_suffix(path, VIDEO_SUFFIXES, "video")
     rate = exact_frame_rate(frame_rate)
-    _check_encoder_options(crf, preset)
+    check_encoder_options(crf, preset)
     samples = check_audio(audio, sampling_rate, audio_source)
     chunks = byte_frames(frames)
     first = next((chunk for chunk in chunks if len(chunk)), None)
     if first is None:
         raise ValueError("frames is empty; a video needs at least one frame")
-    _check_size(first.shape[1], first.shape[2])
+    check_frame_size(first.shape[1], first.shape[2])
 
     with complete_file(path) as partial, open_output(partial) as container:
-        video = _VideoTrack(container, first.shape[1:3], rate, {"crf": str(crf), "preset": preset})
+        video = VideoTrack(container, first.shape[1:3], rate, {"crf": str(crf), "preset": preset})
         if samples is not None:
             sound = EncodedAudio(container, samples, int(sampling_rate))
         else:
@@ -98,7 +98,7 @@ def write_video(
     return path
 
 
-class _VideoTrack:
+class VideoTrack:
     """The H.264 stream of an open container; `shape` is (rows, columns)."""
 
     def __init__(self, container: OutputContainer, shape: tuple[int, int], rate: Fraction, options: dict[str, str]):
@@ -145,7 +145,7 @@ class _VideoTrack:
         return float(self.num_frames / self.rate)
 
 
-def _encode_in_background(video: _VideoTrack, chunks: Iterable[np.ndarray]) -> Iterator[float]:
+def _encode_in_background(video: VideoTrack, chunks: Iterable[np.ndarray]) -> Iterator[float]:
     """Encode each chunk while the next one is being made; yield the seconds written before each new chunk.
 
     Only one chunk waits or is encoded at any time. The caller's thread produces the chunks, because gradient modes
@@ -181,14 +181,14 @@ def check_audio(
     return stereo_samples(audio, sampling_rate)
 
 
-def _check_encoder_options(crf: int, preset: str) -> None:
+def check_encoder_options(crf: int, preset: str) -> None:
     if not 0 <= crf <= _MAX_CRF:
         raise ValueError(f"crf must be between 0 and {_MAX_CRF}, got {crf}; use {min(max(crf, 0), _MAX_CRF)}")
     if preset not in _PRESETS:
         raise ValueError(f"preset must be one of {', '.join(_PRESETS)}, got {preset!r}")
 
 
-def _check_size(height: int, width: int) -> None:
+def check_frame_size(height: int, width: int) -> None:
     if height % 2 or width % 2:
         raise ValueError(
             f"H.264 video (yuv420p) needs even sides, got {height}x{width} (rows x columns); "

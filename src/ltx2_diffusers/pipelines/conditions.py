@@ -11,10 +11,10 @@ from typing import Any, Protocol
 
 import torch
 
-from ..conditioning.carry import fit_audio_latent, resize_latent
+from ..conditioning.carry import fit_audio_latent
 from ..conditioning.items.appended import VideoConditionByKeyframeIndex
 from ..conditioning.items.base import ConditionItem
-from ..conditioning.items.latent_index import AudioConditionByLatentIndex, VideoConditionByLatentIndex
+from ..conditioning.items.latent_index import VideoConditionByLatentIndex
 from ..conditioning.items.regions import ConditionByWholeLatent
 from ..media.preprocess import fit_cover, normalize_pixels
 from ..media.reading import read_audio
@@ -230,45 +230,6 @@ class WholeVideoCondition:
         pixels = read_frames(self.frames, plan.num_frames)[: plan.num_frames]
         latent = pipeline.encode_video(normalize_pixels(fit_cover(pixels, plan.height, plan.width)))
         return _video_item(ConditionByWholeLatent(latent, self.noise_scale))
-
-
-@dataclass(frozen=True)
-class CarriedLatents:
-    """Latents of an earlier clip at the start of this one, for extending it.
-
-    Args:
-        video: Normalised latents `[B, C, K, h, w]` of the finished size, or `None`.
-        audio: Normalised latents `[B, C, K', M]`, or `None`.
-    """
-
-    video: torch.Tensor | None = None
-    audio: torch.Tensor | None = None
-
-    is_reference = False
-
-    def check(self, pipeline: Any, plan: GenerationPlan) -> None:
-        """Raise `ValueError` if more is carried than the clip is long."""
-        for name, latents, frames in zip(
-            ("video", "audio"), (self.video, self.audio), (plan.video.frames, plan.audio.frames)
-        ):
-            if latents is not None and latents.shape[2] >= frames:
-                raise ValueError(
-                    f"{latents.shape[2]} carried {name} latents leave nothing new in a clip of {frames}; carry fewer or "
-                    "make the clip longer"
-                )
-
-    def places(self, plan: GenerationPlan) -> list[str]:
-        """The start of the video."""
-        return ["video frame 0"]
-
-    def items(self, pipeline: Any, plan: GenerationPlan) -> Streams:
-        """The latents, resized to the stage."""
-        video = [] if self.video is None else [resize_latent(self.video, plan.video.height, plan.video.width)]
-        audio = [] if self.audio is None else [self.audio]
-        return Streams(
-            [VideoConditionByLatentIndex(latent) for latent in video],
-            [AudioConditionByLatentIndex(latent) for latent in audio],
-        )
 
 
 def _video_item(item: ConditionItem) -> Streams:

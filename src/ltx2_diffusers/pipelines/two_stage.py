@@ -38,6 +38,7 @@ class LTX2TwoStagePipeline(LTX2StagedPipeline):
         audio_fit: str = "crop",
         audio_start_s: float = 0.0,
         generate_audio: bool = True,
+        two_stage: bool = True,
         height: int | None = None,
         width: int | None = None,
         num_frames: int | None = None,
@@ -97,6 +98,7 @@ class LTX2TwoStagePipeline(LTX2StagedPipeline):
                 `"stretch"` changes the tempo. Longer sound is cropped.
             audio_start_s: Where in the sound the clip begins, in seconds.
             generate_audio: Whether the clip has sound; `False` leaves the audio stream out.
+            two_stage: `False` runs the guided stage alone, at full size.
             stage_2_sigmas: Noise levels of the second stage, in (0, 1] and falling; default the preset's.
             stage_1_adapters, stage_2_adapters: LoRA strengths by adapter name that a stage adds to the active adapters, or
                 changes; 0 takes one out. On a dev checkpoint the second stage adds `{"distilled": 1.0}` by default, which the

@@ -40,6 +40,8 @@ _PUBLIC = {
     "LTX2VideoToAudioPipeline": ".pipelines.video_to_audio",
     "LTX2TextToAudioPipeline": ".pipelines.text_to_audio",
     "LTX2RetakePipeline": ".pipelines.retake",
+    "LTX2ExtendPipeline": ".pipelines.extend",
+    "select_pipeline": ".pipelines.selection",
 }
 
 # diffusers looks up the base classes of a foreign library as attributes of its top-level module.

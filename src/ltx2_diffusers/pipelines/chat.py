@@ -56,18 +56,18 @@ class ChatModel:
             )
         if self.model is None or self._words is None:
             raise ValueError(
-                "rewriting prompts needs a language model and its tokenizer, which the pipeline was built without; load "
-                "`text_encoder` and `tokenizer`, or leave `enable_prompt_enhancement` off"
+                "rewriting prompts needs a language model and its tokenizer, which the pipeline was built without; "
+                "load `text_encoder` and `tokenizer`, or leave `enable_prompt_enhancement` off"
             )
         if not hasattr(self.model, "generate"):
             raise ValueError(
-                f"{type(self.model).__name__} cannot write text, so it cannot rewrite prompts; load the text encoder as "
-                "Gemma3ForConditionalGeneration or leave `enable_prompt_enhancement` off"
+                f"{type(self.model).__name__} cannot write text, so it cannot rewrite prompts; load the text encoder "
+                "as Gemma3ForConditionalGeneration or leave `enable_prompt_enhancement` off"
             )
         if self._template_owner is None:
             raise ValueError(
-                "the tokenizer has no chat template, so its language model cannot rewrite prompts; use the tokenizer of "
-                "an instruction-tuned Gemma or leave `enable_prompt_enhancement` off"
+                "the tokenizer has no chat template, so its language model cannot rewrite prompts; use the tokenizer "
+                "of an instruction-tuned Gemma or leave `enable_prompt_enhancement` off"
             )
 
     @torch.no_grad()

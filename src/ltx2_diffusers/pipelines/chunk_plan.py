@@ -1,6 +1,7 @@
 """How a video longer than a model makes at once is cut into parts that carry on from each other."""
 
 from dataclasses import dataclass
+from math import ceil
 
 from .checks import check_num_frames
 
@@ -28,14 +29,11 @@ class Chunk:
         """Frames that the part adds to the video."""
         return self.num_frames - self.carried
 
-    def local_frame(self, frame: int) -> int | None:
-        """Frame of this part that is frame `frame` of the video, if the part is the one that makes it."""
-        local = frame - self.start
-        return local if self.carried <= local < self.num_frames else None
-
 
 def plan_chunks(num_frames: int, chunk_frames: int = 121, overlap_frames: int = 25) -> tuple[Chunk, ...]:
-    """Parts of a video of `num_frames` frames; the last one is as short as it may be.
+    """The fewest parts that make a video of `num_frames` frames, all of one length and that as short as it may be.
+
+    They make up to 7 frames per part more than asked for, which are cut off at the end.
 
     Args:
         num_frames: Frames of the whole video, 8 k + 1.
@@ -53,8 +51,9 @@ def plan_chunks(num_frames: int, chunk_frames: int = 121, overlap_frames: int = 
             f"`overlap_frames` ({overlap_frames}) leaves nothing new in parts of {chunk_frames} frames; use "
             f"{chunk_frames - _STRIDE} or less"
         )
-    chunks = [Chunk(0, 0, min(num_frames, chunk_frames), 0)]
-    while (end := chunks[-1].start + chunks[-1].num_frames) < num_frames:
-        start = end - overlap_frames
-        chunks.append(Chunk(len(chunks), start, min(chunk_frames, num_frames - start), overlap_frames))
-    return tuple(chunks)
+    count = 1 + max(0, ceil((num_frames - chunk_frames) / (chunk_frames - overlap_frames)))
+    # A part of L frames adds L - overlap of them: L + (count - 1) * (L - overlap) >= num_frames.
+    latents = ceil((num_frames - 1 + (count - 1) * (overlap_frames - 1)) / count / _STRIDE)
+    length = latents * _STRIDE + 1
+    step = length - overlap_frames
+    return tuple(Chunk(i, i * step, length, overlap_frames if i else 0) for i in range(count))

@@ -11,17 +11,18 @@ from .checks import check_at_least_one
 logger = logging.get_logger(__name__)
 
 DIRECTOR_SYSTEM_PROMPT = """\
-You direct a long video that is made part by part; each part begins with the very last picture of the one before. You are \
-given the idea of the whole video, the prompt of the part that was just made, and which part comes next. Write the prompt \
-of the next part.
+You direct a long video that is made part by part; each part begins with the very last picture of the one before. You \
+are given the idea of the whole video, the prompt of the part that was just made, and which part comes next. Write \
+the prompt of the next part.
 - Go on from the moment at which the last part ends. Do not tell it again and do not start over.
-- Keep what is seen and heard as it was: the same people with the same looks, clothes and voices, the same place, light, \
-style and sound, unless the idea changes them. Name them again, since the prompt is read without the earlier ones.
-- Move the idea on by as much as one part of the whole holds: leave enough for the parts that follow, and bring it to its \
-end in the last one.
-- Write in the present progressive and in the order in which things happen, with the sounds beside the actions that make \
-them. Add no persons, cuts or camera motion that the idea does not have. Quote a line only if the idea has people talk, \
-and none that was already said.
+- Keep what is seen and heard as it was: the same people with the same looks, clothes and voices, the same place, \
+light, style and sound, unless the idea changes them. Name them again, since the prompt is read without the \
+earlier ones.
+- Move the idea on by as much as one part of the whole holds: leave enough for the parts that follow, and bring it to \
+its end in the last one.
+- Write in the present progressive and in the order in which things happen, with the sounds beside the actions that \
+make them. Add no persons, cuts or camera motion that the idea does not have. Quote a line only if the idea has \
+people talk, and none that was already said.
 - Describe only what can be seen and heard, in plain words.
 Answer with one English paragraph without headings, lists or markup. Never ask back."""
 
@@ -30,8 +31,8 @@ Answer with one English paragraph without headings, lists or markup. Never ask b
 class PromptDirector:
     """Writes the prompt of each part of a long video, from the idea of the whole and the prompt of the part before.
 
-    Give it to a pipeline as the function that it asks for the next prompt. The same seed gives the same prompts, and the
-    global random state stays untouched.
+    Give it to a pipeline as the function that it asks for the next prompt. The same seed gives the same prompts, and
+    the global random state stays untouched.
 
     Args:
         pipeline: Pipeline whose language model writes; see [`enhance_prompt`].

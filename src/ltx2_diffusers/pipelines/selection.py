@@ -19,8 +19,8 @@ class TimelineItem:
     Args:
         type: `"image"` or `"video"`.
         path: File name.
-        frame_index: Frame of the video where it goes, from 0; negative ones count from the end. The place of a clip is not
-            read: an IC-LoRA derives the whole video from it.
+        frame_index: Frame of the video where it goes, from 0; negative ones count from the end. The place of a clip is
+            not read: an IC-LoRA derives the whole video from it.
         strength: 1 shows it exactly, 0 ignores it.
     """
 
@@ -105,7 +105,9 @@ class Selection:
     Args:
         rule: `"image"`, `"in_context"`, `"keyframes"`, `"chained"` or `"two_stage"`.
         pipeline_name: Public name of the pipeline class.
-        arguments: Arguments of its call, but for the generator; in a chained selection those that all parts share.
+        arguments: Arguments of its call, but for the generator.
+        opening: Arguments of an [`LTX2TwoStagePipeline`] call that makes the first part of a chained video, if
+            pictures are to be seen in it; its latents are then what `arguments` go on from. Else `None`.
         request: The request with its defaults filled in, its sizes rounded and its places counted from the start.
         chunks: Parts of a long video, else empty.
         tile_video: Whether the video autoencoder is to work in tiles.
@@ -116,6 +118,7 @@ class Selection:
     pipeline_name: str
     arguments: dict[str, Any]
     request: GenerationRequest
+    opening: dict[str, Any] | None = None
     chunks: tuple[Chunk, ...] = ()
     tile_video: bool = False
     notes: tuple[str, ...] = ()
@@ -124,11 +127,6 @@ class Selection:
     def pipeline_class(self) -> type:
         """The pipeline class, imported when it is asked for."""
         return getattr(import_module(__package__.partition(".")[0]), self.pipeline_name)
-
-    def chunk_conditions(self, chunk: Chunk) -> list[LTX2VideoCondition]:
-        """Pictures of the timeline that the part makes, at their frames in it."""
-        placed = ((item, chunk.local_frame(item.frame_index)) for item in self.request.timeline)
-        return [_picture(replace(item, frame_index=frame)) for item, frame in placed if frame is not None]
 
 
 def select_pipeline(
@@ -155,8 +153,8 @@ def select_pipeline(
     if rule == "in_context":
         arguments |= _in_context_arguments(request)
         notes += [
-            f"the place of {os.fspath(item.path)!r} (frame {item.frame_index}) is not read; an IC-LoRA follows a clip from "
-            "the first frame on"
+            f"the place of {os.fspath(item.path)!r} (frame {item.frame_index}) is not read; an IC-LoRA follows a clip "
+            "from the first frame on"
             for item in _items(request, "video")
             if item.frame_index
         ]
@@ -167,11 +165,9 @@ def select_pipeline(
     if rule == "image":
         # One frame lasts too short for a sound.
         arguments["generate_audio"] = False
-    chunks = (
-        () if rule != "chained" else plan_chunks(request.num_frames, defaults.chunk_frames, defaults.overlap_frames)
-    )
     tiled = request.device_type in defaults.tiled_devices
-    return Selection(rule, pipeline_name, arguments, request, chunks, tiled, tuple(notes))
+    selection = Selection(rule, pipeline_name, arguments, request, None, (), tiled, tuple(notes))
+    return _chained(selection, defaults) if rule == "chained" else selection
 
 
 def step_callback(on_progress: Callable[[int, int], None]) -> Callable[..., dict[str, Any]]:
@@ -182,6 +178,29 @@ def step_callback(on_progress: Callable[[int, int], None]) -> Callable[..., dict
         return {}
 
     return on_step_end
+
+
+def _chained(selection: Selection, defaults: ApplicationDefaults) -> Selection:
+    """The selection with the parts of the video, the first of which shows the pictures that lie in it.
+
+    Later pictures would hold up the motion that the parts hand over, and are left out.
+    """
+    chunks = plan_chunks(selection.request.num_frames, defaults.chunk_frames, defaults.overlap_frames)
+    length = chunks[0].num_frames
+    shown = [item for item in selection.request.timeline if item.frame_index < length]
+    late = [item for item in selection.request.timeline if item.frame_index >= length]
+    notes = [
+        f"{os.fspath(item.path)!r} (frame {item.frame_index}) is not shown; of a video made in parts, the pictures of "
+        f"the first {length} frames are"
+        for item in late
+    ]
+    shared = {**selection.arguments, "num_frames": length}
+    opening = {**shared, "conditions": [_picture(item) for item in shown]} if shown else None
+    count = len(chunks) - (opening is not None)
+    arguments = {**shared, "num_segments": count, "overlap_frames": defaults.overlap_frames, "two_stage": True}
+    return replace(
+        selection, arguments=arguments, opening=opening, chunks=chunks, notes=selection.notes + tuple(notes)
+    )
 
 
 def _rule(request: GenerationRequest, defaults: ApplicationDefaults) -> tuple[str, str]:
@@ -229,8 +248,8 @@ def _placed(item: TimelineItem, num_frames: int) -> TimelineItem:
     check_unit(strength=item.strength)
     if not -num_frames <= item.frame_index < num_frames:
         raise ValueError(
-            f"`frame_index` {item.frame_index} of {os.fspath(item.path)!r} lies outside the video; use {-num_frames} to "
-            f"{num_frames - 1}"
+            f"`frame_index` {item.frame_index} of {os.fspath(item.path)!r} lies outside the video; use {-num_frames} "
+            f"to {num_frames - 1}"
         )
     return replace(item, frame_index=item.frame_index % num_frames)
 

@@ -108,8 +108,8 @@ class PromptCaching:
         if texts and self._absent_text_parts:
             raise ValueError(
                 f"the prompt {texts[0]!r} is not in the prompt cache {os.fspath(self._prompt_cache.folder)!r} and "
-                f"cannot be encoded, since the pipeline was built without {self._absent_text_parts}; load them, or fill the "
-                "cache with a call of the whole pipeline first"
+                f"cannot be encoded, since the pipeline was built without {self._absent_text_parts}; load them, or fill "
+                "the cache with a call of the whole pipeline first"
             )
 
     def _encoded_by(self) -> EncodedBy:

@@ -5,15 +5,12 @@ from typing import Any
 
 import torch
 
-from .call_arguments import build_request
 from .conditions import Condition
 from .frames import Frames
-from .given import given_conditions, given_sound
 from .guidance_args import PRESET, AudioScale
 from .output import LTX2PipelineOutput
 from .request import Stage
-from .sources import Sound, delivery
-from .stage_lists import stage_list
+from .sources import Sound
 from .staged import LTX2StagedPipeline
 
 
@@ -92,8 +89,4 @@ class LTX2AudioToVideoPipeline(LTX2StagedPipeline):
         Raises:
             ValueError: Before any computation, if an argument is out of range or contradicts another.
         """
-        call = locals()
-        sound = given_sound(call)
-        given = given_conditions(call, sound)
-        stages = stage_list(self, call, given)
-        return self._generate(build_request(call, stages, given, delivery=delivery(call, audio=sound)))
+        return self._generate_given(locals())

@@ -6,13 +6,10 @@ from typing import Any
 import torch
 
 from ..checkpoints.presets import Preset, model_version, preset
-from .call_arguments import build_request
 from .conditions import Condition
 from .frames import Frames
-from .given import given_conditions, given_sound
 from .output import LTX2PipelineOutput
-from .sources import Sound, delivery
-from .stage_lists import generated_streams, stage_list
+from .sources import Sound
 from .staged import LTX2StagedPipeline
 
 
@@ -85,11 +82,4 @@ class LTX2DistilledPipeline(LTX2StagedPipeline):
         Raises:
             ValueError: Before any computation, if an argument is out of range or contradicts another.
         """
-        call = locals()
-        sound = given_sound(call)
-        given = given_conditions(call, sound)
-        streams = generated_streams(generate_audio)
-        stages = stage_list(self, call, given, streams)
-        return self._generate(
-            build_request(call, stages, given, streams=streams, delivery=delivery(call, audio=sound))
-        )
+        return self._generate_given(locals())

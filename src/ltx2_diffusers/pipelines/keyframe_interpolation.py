@@ -5,13 +5,14 @@ from typing import Any
 
 import torch
 
+from ..sampling.denoiser import Streams
 from .call_arguments import build_request
 from .frames import Frames
 from .given import given_keyframes
 from .guidance_args import PRESET, AudioScale
 from .output import LTX2PipelineOutput
 from .request import Stage
-from .stage_lists import generated_streams, stage_list
+from .stage_lists import stage_list
 from .staged import LTX2StagedPipeline
 
 
@@ -95,6 +96,6 @@ class LTX2KeyframeInterpolationPipeline(LTX2StagedPipeline):
         """
         call = locals()
         keyframes = given_keyframes(call)
-        streams = generated_streams(generate_audio)
+        streams = Streams(True, generate_audio)
         stages = stage_list(self, call, keyframes, streams)
         return self._generate(build_request(call, stages, keyframes, streams=streams))

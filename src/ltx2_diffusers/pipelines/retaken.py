@@ -6,8 +6,7 @@ from typing import Any
 from ..sampling.denoiser import Streams
 from .conditions import Condition, WholeVideoCondition, listed_conditions
 from .regions import RetakeCondition
-from .request import Size
-from .sources import SourceClip, delivery
+from .sources import SourceClip, delivery, sized
 
 
 def retaken_streams(call: Mapping[str, Any], source: SourceClip) -> tuple[list[Condition], dict[str, Any]]:
@@ -29,14 +28,7 @@ def retaken_streams(call: Mapping[str, Any], source: SourceClip) -> tuple[list[C
         raise ValueError("`regenerate_video` and `regenerate_audio` are both False; set at least one to True")
     if call["region"] is not None and not video:
         raise ValueError("`region` marks pictures, but `regenerate_video` is False; leave one of them out")
-    height, width = source.pixels.shape[1:3]
-    size = Size(
-        height=call["height"] or height,
-        width=call["width"] or width,
-        num_frames=source.num_frames,
-        frame_rate=source.frame_rate,
-        motion_speed=call["motion_speed"],
-    )
+    size = sized(source, call, source.pixels.shape[1:3], source.num_frames)
     retake = RetakeCondition(
         call["start_s"],
         call["end_s"],

@@ -125,11 +125,10 @@ def seen_video(source: SourceClip, pipeline: Any, call: Mapping[str, Any]) -> tu
     height, width = (max(side // multiple, 1) * multiple for side in source.pixels.shape[1:3])
     missing = -(source.num_frames - 1) % pipeline.vae_temporal_compression_ratio
     pixels = torch.cat([source.pixels, source.pixels[-1:].expand(missing, -1, -1, -1)])
-    size = Size(
-        height=call["height"] or height,
-        width=call["width"] or width,
-        num_frames=len(pixels),
-        frame_rate=source.frame_rate,
-        motion_speed=call["motion_speed"],
-    )
-    return pixels.movedim(-1, 1), size
+    return pixels.movedim(-1, 1), sized(source, call, (height, width), len(pixels))
+
+
+def sized(source: SourceClip, call: Mapping[str, Any], sides: tuple[int, int], num_frames: int) -> Size:
+    """Size of a call that works on a clip: `sides` unless the call says `height` and `width`, and the clip's timing."""
+    height, width = (call[name] or side for name, side in zip(("height", "width"), sides))
+    return Size(height, width, num_frames, source.frame_rate, call["motion_speed"])

@@ -103,11 +103,6 @@ def sound_scales(pipeline: Any, call: Mapping[str, Any]) -> Streams:
     return Streams(StreamScales(), scales.audio)
 
 
-def generated_streams(generate_audio: bool) -> Streams:
-    """Streams of a call that makes video, with or without sound."""
-    return Streams(True, generate_audio)
-
-
 def _checked(stages: Any) -> list[Stage]:
     stages = list(stages)
     if not stages or not all(isinstance(stage, Stage) for stage in stages):

@@ -106,7 +106,7 @@ class VideoTrack:
         self.shape = shape
         self.rate = rate
         self.num_frames = 0
-        self.stream = container.add_stream("libx264", rate=rate, options=options)
+        self.stream = container.add_stream("libx264", rate=rate, options=options | repeatable_encoding())
         self.stream.height, self.stream.width = shape
         self.stream.pix_fmt = "yuv420p"
         # Untagged files leave it to each player to guess the matrix, and players disagree below 720 rows.
@@ -158,6 +158,15 @@ def _encode_in_background(video: VideoTrack, chunks: Iterable[np.ndarray]) -> It
                 yield pending.result()
             pending = pool.submit(video.write, chunk)
         yield pending.result()
+
+
+def repeatable_encoding() -> dict[str, str]:
+    """Options of x264 under which equal frames always make equal files.
+
+    Its AVX-512 code for macroblock trees reads memory it never wrote wherever the width is no multiple of 128, so the
+    same frames gave other files from run to run. AVX2 code is as fast here and has no such fault.
+    """
+    return {"x264-params": "asm=avx2"} if torch.backends.cpu.get_cpu_capability() == "AVX512" else {}
 
 
 def open_output(path: Path) -> OutputContainer:

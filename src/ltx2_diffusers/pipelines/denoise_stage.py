@@ -9,9 +9,9 @@ import torch
 from diffusers.utils import logging
 
 from ..checkpoints.presets import Preset, model_kind, model_version, preset
+from ..sampling.contract import Sampler
 from ..sampling.denoiser import GuidedDenoiser, Streams, TextContext
 from ..sampling.loop import denoise, with_latents
-from ..sampling.samplers import Sampler
 from ..schedulers.scheduling_ltx2 import LTX2Scheduler
 from ..schedulers.sigmas import MAX_SHIFT, check_sigmas, linear_grid, shift_for_tokens
 

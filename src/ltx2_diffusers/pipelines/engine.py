@@ -13,8 +13,9 @@ from ..checkpoints.presets import StreamScales
 from ..conditioning.noiser import GaussianNoiser
 from ..conditioning.state import LatentState
 from ..conditioning.tools import LatentTools
+from ..sampling.contract import Sampler
 from ..sampling.denoiser import Streams, TextContext
-from ..sampling.samplers import Sampler, get_sampler, on_streams
+from ..sampling.samplers import get_sampler, on_streams
 from . import checks
 from .adapters import added_adapters, check_adapters_loaded
 from .decode_stage import OUTPUT_TYPES

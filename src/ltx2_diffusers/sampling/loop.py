@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from .contract import Sampler
 from .denoiser import GuidedDenoiser, Streams
-from .samplers import Sampler
 from .steppers import post_process
 
 StepCallback = Callable[[int, Streams, Streams], Streams]

@@ -1,26 +1,20 @@
 """Samplers: how the denoising loop moves the states of both streams from one noise level to the next.
 
 Shapes: B batch, T tokens of a stream, D features of a token; N steps have N + 1 sigmas.
-
-A sampler's `step` receives a function that predicts the clean tokens of both streams and calls it as often as its
-method needs, at whatever noise levels. Noise comes from a function given to the sampler, asked for video first and
-for audio second.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
 from ..conditioning.state import LatentState
 from . import steppers
+from .contract import NoiseSampler, Predict, Sampler
 from .denoiser import Streams
-
-# Standard normal noise in the shape, dtype and device of its argument.
-NoiseSampler = Callable[[torch.Tensor], torch.Tensor]
 
 Generators = torch.Generator | list[torch.Generator] | None
 
@@ -30,34 +24,6 @@ RES_2S_LAST_SIGMA = 0.0011
 REFINE_BELOW_STEP, REFINE_ABOVE_SIGMA = 0.5, 0.03
 # Share of fresh noise at the middle of a res_2s step, whatever the eta of the whole step.
 RES_2S_SUBSTEP_ETA = 0.5
-
-
-class Predict(Protocol):
-    """Predicts the clean tokens of both streams, blended with given tokens, from states at a noise level."""
-
-    def __call__(self, states: Streams, sigma: torch.Tensor) -> Streams: ...
-
-    def negative(self) -> Streams:
-        """The latest predictions for the negative prompt alone, unblended; asked by CFG++ only."""
-        ...
-
-
-class Sampler(Protocol):
-    """What the denoising loop asks of a sampler; an object serves one run at a time."""
-
-    def step(self, predict: Predict, states: Streams, sigmas: torch.Tensor, step: int) -> tuple[Streams, Streams]:
-        """Move from `sigmas[step]` to `sigmas[step + 1]`.
-
-        Args:
-            predict: predicts clean tokens, one forward of the network (with its guidance) per call.
-            states: `LatentState` of each stream, None for an absent one.
-            sigmas: the run's falling noise levels `[N + 1]`, float32 on the CPU.
-            step: index of the step.
-
-        Returns:
-            The new states and the latest prediction.
-        """
-        ...
 
 
 def on_streams(function: Callable[..., Any], *streams: Streams) -> Streams:

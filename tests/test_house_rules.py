@@ -16,8 +16,8 @@ REPEATED_LINES = 6
 CALL_BODY_LINES = 60
 PUBLIC = [getattr(ltx2_diffusers, name) for name in ltx2_diffusers.__all__]
 # "default 19", "Default `"auto"`" and "`0` (default)".
-LITERAL = r"`?(\"[^\"`]*\"|-?\d[\d_]*(?:\.\d+)?(?:e-?\d+)?|True|False)`?"
-DEFAULT = re.compile(rf"\b[Dd]efault (?:is )?{LITERAL}(?=[\s.,;:)]|$)|{LITERAL} \(default\)")
+LITERAL = r"`?(\"[^\"`]*\"|-?\d[\d_]*(?:\.\d+)?(?:e-?\d+)?|True|False|\([\d, ]+\))`?"
+DEFAULT = re.compile(rf"\b[Dd]efaults? (?:is |to )?{LITERAL}(?=[\s.,;:)]|$)|{LITERAL} \(default\)")
 
 
 def definitions(tree: ast.AST) -> list[ast.AST]:

@@ -42,6 +42,14 @@ _PUBLIC = {
     "LTX2RetakePipeline": ".pipelines.retake",
     "LTX2ExtendPipeline": ".pipelines.extend",
     "select_pipeline": ".pipelines.selection",
+    "GenerationRequest": ".pipelines.selection",
+    "TimelineItem": ".pipelines.selection",
+    "Selection": ".pipelines.selection",
+    "ApplicationDefaults": ".pipelines.selection",
+    "generate": ".pipelines.application",
+    "Stage": ".pipelines.request",
+    "PromptDirector": ".pipelines.director",
+    "PromptCache": ".pipelines.prompt_cache",
 }
 
 # diffusers looks up the base classes of a foreign library as attributes of its top-level module.

@@ -11,8 +11,15 @@ from diffusers import LTX2Pipeline as DiffusersLTX2Pipeline
 from safetensors.torch import load_file, save_file
 
 import ltx2_diffusers
-from ltx2_diffusers import LTX2AVTransformer3DModel, LTX2Pipeline, LTX2Scheduler
+from ltx2_diffusers import (
+    LTX2AVTransformer3DModel,
+    LTX2LatentUpsamplerModel,
+    LTX2Pipeline,
+    LTX2Scheduler,
+    LTX2TwoStagePipeline,
+)
 from ltx2_diffusers.checkpoints.packaged import packaged_checkpoint
+from ltx2_diffusers.pipelines import base
 from tests.golden_data import GOLDEN_DIR
 from tests.models.test_saving import contents, full_disk
 from tests.pipelines.tiny import ALL_GUIDANCE, CFG, EXPLICIT, PROMPT, load, max_difference, ours, seeded, theirs
@@ -54,6 +61,22 @@ def test_folders_saved_by_diffusers_load_into_our_classes(name, tmp_path):
     assert not [part for part in pipe.components.values() if "diffusers.pipelines.ltx2" in type(part).__module__]
     assert not [part for part in pipe.components.values() if type(part).__module__.startswith("diffusers.models")]
     assert max_difference(run(pipe), run(ours(name))) <= ROUNDING
+
+
+def test_a_hub_repository_gives_the_upsampler_that_its_index_leaves_out(folder, tmp_path, monkeypatch):
+    commit = "0" * 40
+    repository = tmp_path / "cache" / "models--someone--tiny"
+    shutil.copytree(folder, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    asked = []
+    monkeypatch.setattr(base, "snapshot_download", lambda name, **options: asked.append((name, options)))
+    cache = {"cache_dir": str(tmp_path / "cache")}
+    parts = dict.fromkeys(("text_encoder", "tokenizer", "processor", "vocoder", "audio_vae", "temporal_upsampler"))
+    pipe = LTX2TwoStagePipeline.from_pretrained("someone/tiny", **cache, **parts)
+    assert isinstance(pipe.latent_upsampler, LTX2LatentUpsamplerModel)
+    patterns = ["latent_upsampler/*", "stage_2_transformer/*"]
+    assert asked == [("someone/tiny", {"revision": commit, "allow_patterns": patterns, **cache})]
 
 
 def test_saved_names_are_diffusers_names(tmp_path):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.video_processor import VideoProcessor
+from huggingface_hub import snapshot_download
 
 from ..checkpoints.class_names import PACKAGE, model_pair, to_ours, to_portable
 from ..models.saving import AtomicSaveMixin
@@ -44,6 +45,22 @@ class LTX2PipelineBase(AtomicSaveMixin, DiffusionPipeline):
                     "model_index.json lists; complete the checkpoint, or pass them by name (None to do without)"
                 )
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
+    def download(cls, pretrained_model_name: str, **kwargs: Any) -> str:
+        """Download a pipeline from the Hub, with the components of this class that the repository's index leaves out.
+
+        Takes the arguments of diffusers' method, and returns the folder.
+        """
+        folder = Path(super().download(pretrained_model_name, **kwargs))
+        index = json.loads((folder / "model_index.json").read_text())
+        unlisted = inspect.signature(cls.__init__).parameters.keys() - index.keys() - kwargs.keys() - {"self"}
+        if unlisted:
+            access = {name: kwargs[name] for name in ("cache_dir", "token", "local_files_only") if kwargs.get(name)}
+            patterns = [f"{name}/*" for name in sorted(unlisted)]
+            # The folder is named by its commit, which keeps a moving branch from mixing two versions.
+            snapshot_download(pretrained_model_name, revision=folder.name, allow_patterns=patterns, **access)
+        return str(folder)
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Any:

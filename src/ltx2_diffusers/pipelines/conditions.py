@@ -5,6 +5,7 @@ Shapes: F frames, H and W rows and columns of pixels, N samples.
 """
 
 import os
+from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -60,13 +61,16 @@ class LTX2VideoCondition:
         frames: An image, an array `[H, W, 3]` or `[F, H, W, 3]`, a tensor `[3, H, W]` or `[F, 3, H, W]`, bytes or
             floats in [0, 255], the name of an image or video file, or a list of these. A clip is cut to 8 k + 1 frames
             and to the end of the video.
-        index: Latent frame where it goes; negative ones count from the end. Latent frame `i > 0` begins at pixel
-            frame `8 * (i - 1) + 1`.
+        index: Latent frame of the finished video where it goes; negative ones count from the end. Latent frame `i > 0`
+            begins at pixel frame `8 * (i - 1) + 1`.
         strength: 1 keeps it exactly, 0 ignores it.
         crf: H.264 quality of the round trip that single images take, default the checkpoint's; 0 skips it.
-        frame: Pixel frame where it goes, instead of `index`; negative ones count from the end.
+        frame: Pixel frame of the finished video where it goes, instead of `index`; negative ones count from the end.
         mode: `"replace"` writes it into the video's own latents, which needs a place that begins a latent frame;
             `"append"` shows it beside them. Default `"auto"`: replace at the start, append elsewhere.
+
+    A stage at a lower frame rate shows the frames of a clip that it has, cut to 8 k + 1 again, and a picture that falls
+    between two of its frames at the later one; it appends what cannot be replaced there.
     """
 
     frames: Frames
@@ -93,29 +97,27 @@ class LTX2VideoCondition:
         check_crf("crf", self._crf(pipeline), *check_frames(self.frames))
 
     def places(self, plan: GenerationPlan) -> list[str]:
-        """The pixel frame where it begins, and the latent frames that it replaces after that."""
+        """The pixel frames that it shows."""
         start = self._start(plan)
-        places = [f"video frame {start}"]
-        if self._replaces(start):
-            count = self._usable(check_frames(self.frames)[0], plan)
-            first = (start + 7) // 8
-            places += [f"latent frame {i} of the video" for i in range(first, first + (count + 7) // 8)]
-        return places
+        return [f"video frame {start + i}" for i in self._taken(check_frames(self.frames)[0], plan)]
 
     def items(self, pipeline: Any, plan: GenerationPlan) -> Streams:
         """Encode the frames at the stage's size."""
         start = self._start(plan)
         # Two frames tell a clip from a picture, even where only one of them fits.
-        pixels = read_frames(self.frames, max(2, plan.num_frames - start))
-        pixels = as_video_frames(pixels, self._crf(pipeline))[: self._usable(len(pixels), plan)]
+        pixels = read_frames(self.frames, max(2, plan.clip_frames - start))
+        pixels = as_video_frames(pixels, self._crf(pipeline))[self._taken(len(pixels), plan)]
         latent = pipeline.encode_video(normalize_pixels(fit_cover(pixels, plan.height, plan.width)))
-        if self._replaces(start):
-            return _video_item(VideoConditionByLatentIndex(latent, self.strength, (start + 7) // 8))
-        return _video_item(VideoConditionByKeyframeIndex(latent, start, self.strength))
+        first = bisect_left(plan.shown_frames, start)
+        if self._replaces(start) and (first == 0 or first % 8 == 1):
+            return _video_item(VideoConditionByLatentIndex(latent, self.strength, (first + 7) // 8))
+        return _video_item(VideoConditionByKeyframeIndex(latent, first, self.strength))
 
-    def _usable(self, count: int, plan: GenerationPlan) -> int:
-        """How many of `count` frames fit into the rest of the video, a number of the form 8 k + 1."""
-        return (min(count, plan.num_frames - self._start(plan)) - 1) // 8 * 8 + 1
+    def _taken(self, count: int, plan: GenerationPlan) -> list[int]:
+        """Which of `count` frames a stage shows: those it has up to the end of the video, 8 k + 1 of them."""
+        start = self._start(plan)
+        shown = [frame - start for frame in plan.shown_frames if 0 <= frame - start < count]
+        return shown[: (len(shown) - 1) // 8 * 8 + 1] or [0]
 
     def _crf(self, pipeline: Any) -> int:
         return pipeline.preset.image_crf if self.crf is None else self.crf
@@ -128,8 +130,8 @@ class LTX2VideoCondition:
         if self.frame is not None:
             if self.index:
                 raise ValueError(f"give either `index` ({self.index}) or `frame` ({self.frame}), not both")
-            return _counted("frame", self.frame, plan.num_frames)
-        index = _counted("index", self.index, plan.video.frames)
+            return _counted("frame", self.frame, plan.clip_frames)
+        index = _counted("index", self.index, (plan.clip_frames - 1) // 8 + 1)
         return max(0, 8 * (index - 1) + 1)
 
 
@@ -218,8 +220,8 @@ class WholeVideoCondition:
         """Raise `ValueError` if the video is shorter than the clip."""
         check_unit(noise_scale=self.noise_scale)
         available, _ = check_frames(self.frames)
-        if available < plan.num_frames:
-            raise ValueError(f"the video has {available} frames, fewer than `num_frames` {plan.num_frames}")
+        if available < plan.clip_frames:
+            raise ValueError(f"the video has {available} frames, fewer than `num_frames` {plan.clip_frames}")
 
     def places(self, plan: GenerationPlan) -> list[str]:
         """The whole video."""
@@ -227,7 +229,7 @@ class WholeVideoCondition:
 
     def items(self, pipeline: Any, plan: GenerationPlan) -> Streams:
         """Encode the video at the stage's size."""
-        pixels = read_frames(self.frames, plan.num_frames)[: plan.num_frames]
+        pixels = read_frames(self.frames, plan.clip_frames)[plan.shown_frames]
         latent = pipeline.encode_video(normalize_pixels(fit_cover(pixels, plan.height, plan.width)))
         return _video_item(ConditionByWholeLatent(latent, self.noise_scale))
 

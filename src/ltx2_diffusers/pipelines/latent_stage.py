@@ -64,6 +64,7 @@ class LatentStage:
             height=height,
             width=width,
             frame_rate=plan.frame_rate * stage.temporal_scale,
+            temporal_scale=stage.temporal_scale,
             video=plan.video._replace(frames=frames, height=height // ratio, width=width // ratio),
         )
 

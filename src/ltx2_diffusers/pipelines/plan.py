@@ -16,17 +16,18 @@ DEFAULT_SIZE = (512, 768, 121)
 
 @dataclass(frozen=True)
 class GenerationPlan:
-    """Sizes of a generation.
+    """Sizes of a generation, or of one of its stages.
 
     Args:
-        num_frames: Pixel frames of the clip.
+        num_frames: Pixel frames of the stage.
         height, width: Size of a frame in pixels.
-        frame_rate: Playback rate in frames per second; the duration of the audio follows it.
+        frame_rate: Playback rate of the stage in frames per second.
         motion_speed: Speed of the motion relative to real time; positions are laid out at
             `frame_rate / motion_speed`.
         video: Latent shape `[B, C, F, h, w]`.
         audio: Latent shape `[B, C, L, M]`.
         stage: Index of the stage that runs at these sizes.
+        temporal_scale: Frame rate of the stage over that of the finished clip.
     """
 
     num_frames: int
@@ -37,6 +38,7 @@ class GenerationPlan:
     video: VideoLatentShape
     audio: AudioLatentShape
     stage: int = 0
+    temporal_scale: float = 1.0
 
     @property
     def batch_size(self) -> int:
@@ -49,9 +51,19 @@ class GenerationPlan:
         return self.video.frames * self.video.height * self.video.width
 
     @property
+    def shown_frames(self) -> list[int]:
+        """The frame of the finished clip that each frame of the stage shows; first and last are always among them."""
+        return [round(frame / self.temporal_scale) for frame in range(self.num_frames)]
+
+    @property
+    def clip_frames(self) -> int:
+        """Pixel frames of the finished clip."""
+        return self.shown_frames[-1] + 1
+
+    @property
     def duration_s(self) -> float:
-        """Length of the clip in seconds."""
-        return self.num_frames / self.frame_rate
+        """Length of the finished clip in seconds; that of the audio follows it."""
+        return self.clip_frames * self.temporal_scale / self.frame_rate
 
     @property
     def position_frame_rate(self) -> float:

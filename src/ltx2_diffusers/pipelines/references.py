@@ -32,7 +32,7 @@ class LTX2ReferenceCondition:
         temporal_scale_factor: Frames of the video per frame of the reference, with the same default.
         attention_strength: How far video and reference see each other, 0 to 1; default `None` (fully).
         attention_mask: Where they see each other: pixels `[1, 1, F, H, W]` in [0, 1] of any height and width and as
-            many frames as the reference, multiplied by `attention_strength`; default `None` (everywhere).
+            many frames as the reference keeps, multiplied by `attention_strength`; default `None` (everywhere).
     """
 
     frames: Frames
@@ -67,7 +67,7 @@ class LTX2ReferenceCondition:
     def items(self, pipeline: Any, plan: GenerationPlan) -> Streams:
         """Encode the reference at its share of the stage's size."""
         factor, scale = self._factors(pipeline)
-        pixels = read_frames(self.frames, plan.num_frames, float_range=1.0)
+        pixels = read_frames(self.frames, plan.clip_frames, float_range=1.0)
         pixels = pixels[_kept(len(pixels), plan, scale)]
         pixels = pixels[: _usable(len(pixels))]
         latent = pipeline.encode_video(
@@ -125,8 +125,9 @@ def with_defaults(conditions: Sequence[Any], **defaults: Any) -> list[Any]:
 
 
 def _kept(num_frames: int, plan: GenerationPlan, scale: int) -> list[int]:
-    """Numbers of the frames that a reference with fewer frames per second keeps."""
-    return subsampled_frames(min(num_frames, plan.num_frames), scale)
+    """Numbers of the frames that a stage and a reference with fewer frames per second keep."""
+    shown = [frame for frame in plan.shown_frames if frame < num_frames]
+    return [shown[i] for i in subsampled_frames(len(shown), scale)]
 
 
 def _usable(num_frames: int) -> int:

@@ -64,7 +64,7 @@ class RetakeCondition:
         """Encode the clip at the stage's size."""
         video, audio = [], []
         if self.pixels is not None:
-            pixels = normalize_pixels(fit_cover(self.pixels, plan.height, plan.width))
+            pixels = normalize_pixels(fit_cover(self.pixels[plan.shown_frames], plan.height, plan.width))
             region = None if self.region is None else self._mask(plan).float()
             video = [ConditionOutsideRegion(pipeline.encode_video(pixels), self.start_s, self.end_s, region)]
         if self.audio is not None:
@@ -79,9 +79,9 @@ class RetakeCondition:
         mask = np.array(self.region.convert("L")) / 255 if isinstance(self.region, PIL.Image.Image) else self.region
         mask = torch.as_tensor(mask)
         mask = mask[None] if mask.ndim == 2 else mask
-        if mask.ndim != 3 or len(mask) not in (1, plan.num_frames):
+        if mask.ndim != 3 or len(mask) not in (1, plan.clip_frames):
             raise ValueError(
-                f"`region` has to be a mask [H, W] or [{plan.num_frames}, H, W] but has shape {tuple(mask.shape)}"
+                f"`region` has to be a mask [H, W] or [{plan.clip_frames}, H, W] but has shape {tuple(mask.shape)}"
             )
         if mask.shape[1] < plan.video.height or mask.shape[2] < plan.video.width:
             raise ValueError(
@@ -91,6 +91,9 @@ class RetakeCondition:
         marked = functional.adaptive_max_pool2d((mask > 0.5).float(), plan.video[3:])
         if len(marked) == 1:
             return marked.bool().expand(plan.video.frames, -1, -1)[None]
+        # A frame of a stage at a lower rate stands for those before it that the stage leaves out, too.
+        between = marked.tensor_split([frame + 1 for frame in plan.shown_frames[:-1]])
+        marked = torch.stack([frames.amax(0) for frames in between])
         # The first latent frame holds one pixel frame, every other as many as the rest shares out evenly.
         later = marked[1:].unflatten(0, (plan.video.frames - 1, -1)).amax(1)
         return torch.cat([marked[:1], later]).bool()[None]

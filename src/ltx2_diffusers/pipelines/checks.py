@@ -46,6 +46,13 @@ def check_positive(**values: float | None) -> None:
             raise ValueError(f"`{name}` has to be greater than 0 but is {value}")
 
 
+def check_from_zero(**values: float) -> None:
+    """Every value must be a number from zero on."""
+    for name, value in values.items():
+        if not value >= 0:
+            raise ValueError(f"`{name}` has to be at least 0 but is {value}; use 0")
+
+
 def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
     """`value` must be one of `choices`."""
     if value not in choices:

@@ -21,8 +21,9 @@ from ..media.preprocess import fit_cover, normalize_pixels
 from ..media.reading import read_audio
 from ..models.audio_vae import conform_latent_length
 from ..sampling.denoiser import Streams
-from .checks import check_choice, check_unit
+from .checks import check_choice, check_float_tensors, check_from_zero, check_positive, check_unit
 from .frames import Frames, as_video_frames, check_crf, check_frames, read_frames
+from .output import fit_audio
 from .plan import GenerationPlan
 
 
@@ -97,9 +98,14 @@ class LTX2VideoCondition:
         check_crf("crf", self._crf(pipeline), *check_frames(self.frames))
 
     def places(self, plan: GenerationPlan) -> list[str]:
-        """The pixel frames that it shows."""
+        """The pixel frame where it begins, and the latent frames that it replaces after that."""
         start = self._start(plan)
-        return [f"video frame {start + i}" for i in self._taken(check_frames(self.frames)[0], plan)]
+        places = [f"video frame {start}"]
+        if self._replaces(start):
+            count = len(self._taken(check_frames(self.frames)[0], plan))
+            first = (start + 7) // 8
+            places += [f"latent frame {i} of the video" for i in range(first, first + (count + 7) // 8)]
+        return places
 
     def items(self, pipeline: Any, plan: GenerationPlan) -> Streams:
         """Encode the frames at the stage's size."""
@@ -162,6 +168,8 @@ class AudioCondition:
         check_unit(audio_cond_noise_scale=self.noise_scale)
         check_choice("audio_fit", self.fit, ("crop", "pad", "stretch"))
         waveform, rate = self.waveform(plan.duration_s)
+        if len(waveform) not in (1, plan.batch_size):
+            raise ValueError(f"got {len(waveform)} sounds for a batch of {plan.batch_size}; give one, or one per video")
         available = waveform.shape[-1] / rate
         # One latent (40 ms) may be missing: the encoder rounds a clip of equal length up or down.
         if self.fit == "crop" and available < plan.duration_s - 0.04:
@@ -172,22 +180,27 @@ class AudioCondition:
 
     def waveform(self, duration_s: float | None = None) -> tuple[torch.Tensor, int]:
         """The sound as `[B, C, N]` with its rate, cropped to a duration unless it is to be stretched."""
-        if isinstance(self.audio, torch.Tensor):
-            if self.sampling_rate is None:
-                raise ValueError("an audio waveform needs its `sampling_rate`")
-            waveform = self.audio if self.audio.ndim == 3 else self.audio[None]
-            if waveform.ndim != 3:
-                raise ValueError(f"audio has to be [C, N] or [B, C, N] but has shape {tuple(self.audio.shape)}")
-            rate = self.sampling_rate
-            waveform = waveform[..., round(self.start_s * rate) :]
-        else:
-            read = read_audio(self.audio, self.start_s)
+        check_from_zero(audio_start_s=self.start_s)
+        length_s = None if self.fit == "stretch" else duration_s
+        if not isinstance(self.audio, torch.Tensor):
+            read = read_audio(self.audio, self.start_s, None if length_s is None else self.start_s + length_s)
             if read is None:
                 raise ValueError(f"{os.fspath(self.audio)!r} has no sound")
-            waveform, rate = read
-        if duration_s is not None and self.fit != "stretch":
-            waveform = waveform[..., : round(duration_s * rate)]
-        return waveform, rate
+            return read
+        check_float_tensors(audio=self.audio)
+        rate = self.sampling_rate
+        if rate is None:
+            raise ValueError("an audio waveform needs its `sampling_rate`")
+        check_positive(sampling_rate=rate)
+        waveform = self.audio if self.audio.ndim == 3 else self.audio[None]
+        if waveform.ndim != 3:
+            raise ValueError(f"`audio` has to be [C, N] or [B, C, N] but has shape {tuple(self.audio.shape)}")
+        waveform = waveform[..., round(self.start_s * rate) :]
+        if not waveform.numel():
+            raise ValueError(
+                f"`audio` has shape {tuple(self.audio.shape)}, which leaves nothing after `audio_start_s` {self.start_s}"
+            )
+        return (waveform if length_s is None else waveform[..., : round(length_s * rate)]), rate
 
     def places(self, plan: GenerationPlan) -> list[str]:
         """The whole sound."""
@@ -195,9 +208,11 @@ class AudioCondition:
 
     def items(self, pipeline: Any, plan: GenerationPlan) -> Streams:
         """Encode the sound."""
-        latent = pipeline.encode_audio(*self.waveform(plan.duration_s))
+        waveform, rate = self.waveform(plan.duration_s)
         if self.fit == "stretch":
-            latent = fit_audio_latent(latent, plan.audio.frames, "stretch")
+            latent = fit_audio_latent(pipeline.encode_audio(waveform, rate), plan.audio.frames, "stretch")
+        else:
+            latent = pipeline.encode_audio(fit_audio(waveform, plan.duration_s, rate), rate)
         latent = conform_latent_length(latent, plan.audio.frames)
         return Streams([], [ConditionByWholeLatent(latent, self.noise_scale)])
 

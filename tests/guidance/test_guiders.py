@@ -152,7 +152,7 @@ def test_params_by_sigma():
 
 
 def test_wrong_arguments_are_refused():
-    with pytest.raises(ValueError, match="uncond is missing although its weight is 2"):
+    with pytest.raises(ValueError, match="uncond is missing although its scale is 3"):
         MultiModalGuider(MultiModalGuiderParams(3.0)).calculate(COND)
     with pytest.raises(ValueError, match=r"rescale_scale must lie in \[0, 1\], got 7"):
         MultiModalGuiderParams(rescale_scale=7)

@@ -1,6 +1,7 @@
 """Guidance: pure functions of predictions, and the perturbations that guided passes use."""
 
 from .guiders import (
+    BinnedGuider,
     CFGGuider,
     CFGStarRescalingGuider,
     LtxAPGGuider,
@@ -10,6 +11,7 @@ from .guiders import (
     STGGuider,
     params_at_sigma,
 )
+from .options import CFG_METHODS, GuidanceOptions
 from .perturbations import (
     BatchedPerturbationConfig,
     Perturbation,
@@ -20,9 +22,12 @@ from .perturbations import (
 )
 
 __all__ = [
+    "CFG_METHODS",
     "BatchedPerturbationConfig",
+    "BinnedGuider",
     "CFGGuider",
     "CFGStarRescalingGuider",
+    "GuidanceOptions",
     "LtxAPGGuider",
     "MultiModalGuider",
     "MultiModalGuiderParams",

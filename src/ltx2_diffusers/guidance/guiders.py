@@ -7,9 +7,11 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
+
+Binned = TypeVar("Binned")
 
 # Keeps a projection on an all-zero prediction finite (value of the reference).
 PROJECTION_EPS = 1e-8
@@ -192,10 +194,20 @@ class MultiModalGuider:
 
     Args:
         params: Weights of the terms.
+        cfg_guider: Formula of the term against the negative prompt, default [`CFGGuider`] of `params.cfg_scale`. It
+            follows `params.cfg_scale`, which decides whether the term is neutral.
     """
 
-    def __init__(self, params: MultiModalGuiderParams) -> None:
+    def __init__(self, params: MultiModalGuiderParams, cfg_guider: Guider | None = None) -> None:
         self.params = params
+        self.cfg_guider = CFGGuider(params.cfg_scale) if cfg_guider is None else cfg_guider
+        self._stg_guider = STGGuider(params.stg_scale)
+        # Away from the isolated pass goes the same way as away from the negative prompt.
+        self._modality_guider = CFGGuider(params.modality_scale)
+
+    def at_sigma(self, sigma: float) -> "MultiModalGuider":  # noqa: ARG002 (the same at every level)
+        """The guider to use at a noise level: this one."""
+        return self
 
     def do_unconditional_generation(self) -> bool:
         """Whether the pass with the negative prompt is needed."""
@@ -229,28 +241,56 @@ class MultiModalGuider:
             isolated: Prediction without attention between the streams; None where its term is neutral.
         """
         terms = (
-            ("uncond", uncond, self.params.cfg_scale - 1, self.do_unconditional_generation()),
-            ("perturbed", perturbed, self.params.stg_scale, self.do_perturbed_generation()),
-            ("isolated", isolated, self.params.modality_scale - 1, self.do_isolated_modality_generation()),
+            ("uncond", uncond, self.cfg_guider, self.do_unconditional_generation()),
+            ("perturbed", perturbed, self._stg_guider, self.do_perturbed_generation()),
+            ("isolated", isolated, self._modality_guider, self.do_isolated_modality_generation()),
         )
         cond = cond.float()
         pred = cond
-        for name, other, weight, needed in terms:
+        for name, other, guider, needed in terms:
             if needed and other is None:
-                raise ValueError(f"{name} is missing although its weight is {weight:g}; run that pass too.")
+                raise ValueError(f"{name} is missing although its scale is {guider.scale:g}; run that pass too.")
             # A neutral term is left out, so that a pass made for the other stream changes nothing here.
             if needed:
-                pred = pred + weight * (cond - other.float())
+                pred = pred + guider.delta(cond, other)
         if self.params.rescale_scale == 0:
             return pred
         return rescale_to_std(pred, cond, self.params.rescale_scale)
 
 
-def params_at_sigma(bins: Mapping[float, MultiModalGuiderParams], sigma: float) -> MultiModalGuiderParams:
-    """The params of the smallest upper bound that is not below `sigma`, or of the largest bound.
+class BinnedGuider:
+    """Guiders of one stream for ranges of the noise level.
 
     Args:
-        bins: Upper bound of sigma to params; each bin begins above the next smaller bound.
+        guiders: Upper bound of sigma to the guider up to it, see [`params_at_sigma`].
+    """
+
+    def __init__(self, guiders: Mapping[float, MultiModalGuider]) -> None:
+        self.guiders = dict(guiders)
+
+    def at_sigma(self, sigma: float) -> MultiModalGuider:
+        """The guider to use at a noise level in [0, 1]."""
+        return params_at_sigma(self.guiders, sigma)
+
+    def do_unconditional_generation(self) -> bool:
+        """Whether the pass with the negative prompt is needed at some level."""
+        return any(guider.do_unconditional_generation() for guider in self.guiders.values())
+
+    def do_perturbed_generation(self) -> bool:
+        """Whether the perturbed pass is needed at some level."""
+        return any(guider.do_perturbed_generation() for guider in self.guiders.values())
+
+    def do_isolated_modality_generation(self) -> bool:
+        """Whether the pass in which the streams do not see each other is needed at some level."""
+        return any(guider.do_isolated_modality_generation() for guider in self.guiders.values())
+
+
+def params_at_sigma(bins: Mapping[float, Binned], sigma: float) -> Binned:
+    """What belongs to the smallest upper bound that is not below `sigma`, or to the largest bound.
+
+    Args:
+        bins: Upper bound of sigma to [`MultiModalGuiderParams`], or to anything else; each bin begins above the next
+            smaller bound.
         sigma: Noise level in [0, 1].
     """
     if not bins:

@@ -1,6 +1,6 @@
 """Text, pictures and sound to video with a distilled model: few steps, one forward each."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ class LTX2DistilledPipeline(LTX2StagedPipeline):
     @property
     def preset(self) -> Preset:
         """Reference settings of the distilled kind for the loaded checkpoint's version."""
+        self._require("transformer")
         return preset(model_version(self.transformer.config), "distilled")
 
     def __call__(
@@ -45,6 +46,8 @@ class LTX2DistilledPipeline(LTX2StagedPipeline):
         motion_speed: float = 1.0,
         sigmas: Sequence[float] | None = None,
         stage_2_sigmas: Sequence[float] | None = None,
+        stage_1_adapters: Mapping[str, float] | None = None,
+        stage_2_adapters: Mapping[str, float] | None = None,
         audio_stage: int = -1,
         num_videos_per_prompt: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -75,6 +78,9 @@ class LTX2DistilledPipeline(LTX2StagedPipeline):
             two_stage: Whether to start at half the size and refine at full size (default), or to run 8 steps at full size.
             sigmas: Noise levels of the first stage, in (0, 1] and falling; default the 8 of the distilled models.
             stage_2_sigmas: Noise levels of the second stage; default their 3.
+            stage_1_adapters, stage_2_adapters: LoRA strengths by adapter name that a stage adds to the active adapters, or
+                changes; 0 takes one out. Default none. An IC-LoRA, which is trained with references beside the video, is best
+                taken out of the second stage, which has none: `stage_2_adapters={name: 0}`.
 
         Returns:
             [`LTX2PipelineOutput`], or the tuple `(frames, audio)`.

@@ -17,7 +17,7 @@ from ..sampling.contract import Sampler
 from ..sampling.denoiser import Streams, TextContext
 from ..sampling.samplers import get_sampler, on_streams
 from . import checks
-from .adapters import added_adapters, check_adapters_loaded
+from .adapters import added_adapters, check_adapters_loaded, unchanged_adapters
 from .decode_stage import OUTPUT_TYPES
 from .guidance_args import build_guiders, cross_timestep_mode
 from .output import LTX2PipelineOutput
@@ -68,7 +68,8 @@ class GenerationEngine:
             if self._interrupt:
                 break
         latents = latents._replace(audio=audio_results[request.audio_stage if not self._interrupt else -1])
-        return latents, plan, self._info(runs, forwards, enhanced)
+        # After an interrupt the result has the size of the stage that was running.
+        return latents, runs[len(forwards) - 1].plan, self._info(runs, forwards, enhanced)
 
     def _prepare_runs(self, request: Request) -> tuple[GenerationPlan, list[StageRun]]:
         """Everything that can be wrong with a call is found here, before any computation."""
@@ -90,9 +91,10 @@ class GenerationEngine:
             checks.check_decodable_size(plan.height, plan.width, minimum)
         runs = [self._prepare_run(request, plan, index) for index in range(len(request.stages))]
         self._check_text_components(prompts, delivery, self._uses_negative(runs))
-        for condition in request.conditions:
-            for run in runs:
-                condition.check(self, run.plan)
+        for run in runs:
+            with added_adapters(self, run.stage.adapters or {}):
+                for condition in _taking_part(request, run.stage):
+                    condition.check(self, run.plan)
         checks.check_conflicts(request.conditions, plan)
         return plan, runs
 
@@ -102,6 +104,13 @@ class GenerationEngine:
             width = self.connectors.config.caption_channels * self.connectors.config.text_proj_in_factor
             checks.check_text_width(width, prompt_embeds=embeds[0], negative_prompt_embeds=embeds[1])
         checks.check_float_tensors(latents=start.latents, audio_latents=start.audio_latents)
+        count = len(request.stages)
+        if request.audio_stage not in range(-count, count):
+            raise ValueError(
+                f"`audio_stage` is {request.audio_stage}, but there are {count} stages; use {-count} to {count - 1}"
+            )
+        if not any(stage.references for stage in request.stages) and any(c.is_reference for c in request.conditions):
+            raise ValueError("a reference is given, but no stage takes references; set `references=True` in one of them")
         for stage in request.stages:
             checks.check_fractions(noise_scale=stage.noise_scale)
         for name in ("decode_timestep", "decode_noise_scale"):
@@ -112,7 +121,7 @@ class GenerationEngine:
         self._require(stage.transformer, *([stage.upsampler] if stage.upsampler else []))
         check_adapters_loaded(self, stage.adapters or {})
         plan = replace(self._stage_plan(plan, stage), stage=index)
-        self._check_upsampler(stage, request.stages[index - 1] if index else None, request.conditions)
+        self._check_upsampler(request, index)
         preset = self.preset
         scales = stage.scales or Streams(StreamScales(), StreamScales())
         # Without the other stream there is nothing to isolate a stream from.
@@ -146,8 +155,9 @@ class GenerationEngine:
         """
         tools = self._tools(run.plan)
         states = self._initial_states(request, tools, latents)
-        for condition in request.conditions:
-            if run.stage.references or not condition.is_reference:
+        adapters = run.stage.adapters or {}
+        with added_adapters(self, adapters):
+            for condition in _taking_part(request, run.stage):
                 states = _apply(condition.items(self, run.plan), states, tools)
         sigmas = run.sigmas
         if states.video is not None and states.video.num_tokens != run.plan.num_video_tokens:
@@ -157,11 +167,12 @@ class GenerationEngine:
         given = Streams(*(latent is not None for latent in latents))
         states = self._noised(request, states, tools, given, noise_scale)
         mode = cross_timestep_mode(request.use_cross_timestep, self.preset)
-        with added_adapters(self, run.stage.adapters or {}):
+        # The transformer scales adapters by `attention_kwargs`, and scaling back leaves other strengths.
+        with unchanged_adapters(self), added_adapters(self, adapters):
             states = self._denoise(
                 states,
                 sigmas,
-                contexts,
+                _read_texts(contexts, states),
                 run.guiders,
                 transformer=getattr(self, run.stage.transformer),
                 cross_timestep=mode,
@@ -243,6 +254,24 @@ def _components(request: Request) -> list[str]:
         if stream:
             names += decoders[:1] if request.delivery.output_type == "latent" else decoders
     return names
+
+
+def _taking_part(request: Request, stage: Stage) -> list[Any]:
+    """The conditions of a stage."""
+    return [condition for condition in request.conditions if stage.references or not condition.is_reference]
+
+
+def _read_texts(
+    contexts: tuple[TextContext, TextContext | None], states: Streams
+) -> tuple[TextContext, TextContext | None]:
+    """What the streams read: one that is given as a whole takes no guidance, so it never reads the negative prompt."""
+    positive, negative = contexts
+    if negative is None:
+        return contexts
+    held = Streams(*(state is not None and state.frozen for state in states))
+    return positive, TextContext(
+        positive.video if held.video else negative.video, positive.audio if held.audio else negative.audio
+    )
 
 
 def _apply(items: Streams, states: Streams, tools: Streams) -> Streams:

@@ -1,12 +1,15 @@
 """What recipes are given beside the text, turned into conditions."""
 
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 import numpy as np
+import torch
 
 from .conditions import AudioCondition, Condition, LTX2VideoCondition, listed_conditions
 from .frames import first_picture
+from .plan import DEFAULT_SIZE
 
 
 def given_sound(call: Mapping[str, Any]) -> AudioCondition | None:
@@ -39,14 +42,14 @@ def given_conditions(call: dict[str, Any], sound: AudioCondition | None = None) 
 
 def given_keyframes(call: dict[str, Any]) -> list[Condition]:
     """Keyframes of a call with the arguments `images`, `frame_indices`, `strengths` and `image_crf`."""
-    images = list(call["images"])
-    if not images:
-        raise ValueError("`images` is empty; give at least one picture")
+    images = call["images"]
+    if not isinstance(images, (list, tuple, np.ndarray, torch.Tensor)) or not len(images):
+        raise ValueError(f"`images` has to be a list of at least one picture but is {images!r}; use [image]")
     indices, strengths = call["frame_indices"], call["strengths"]
     if indices is None:
-        count = call["num_frames"] or 121
+        count = call["num_frames"] or DEFAULT_SIZE[2]
         indices = np.linspace(0, count - 1, len(images)).round().astype(int).tolist()
-    strengths = [strengths] * len(images) if isinstance(strengths, (int, float)) else list(strengths)
+    strengths = [strengths] * len(images) if isinstance(strengths, Real) else list(strengths)
     for name, values in (("frame_indices", indices), ("strengths", strengths)):
         if len(values) != len(images):
             raise ValueError(f"`{name}` has {len(values)} entries for {len(images)} `images`; give one each")

@@ -3,8 +3,10 @@
 Shapes: B batch, C channels, F latent frames, h and w latent rows and columns, L audio latents, M latent mel bins.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -35,8 +37,8 @@ class LatentStage:
         wished = (size.height, size.width, size.num_frames)
         height, width, num_frames = inferred_size(latents, wished, DEFAULT_SIZE, spatial, temporal)
         # A stage at half the size needs the finished sides to be multiples of twice the stride.
-        check_size(height, width, max(round(spatial / stage.spatial_scale) for stage in stages))
-        check_num_frames(num_frames, max(round(temporal / stage.temporal_scale) for stage in stages))
+        check_size(height, width, spatial * _common_denominator(stage.spatial_scale for stage in stages))
+        check_num_frames(num_frames, temporal * _common_denominator(stage.temporal_scale for stage in stages))
         check_positive(frame_rate=size.frame_rate, motion_speed=size.motion_speed)
         channels = self.transformer.config.in_channels
         frames = (num_frames - 1) // temporal + 1
@@ -118,14 +120,16 @@ class LatentStage:
         latents = self.audio_vae.encode_waveform(waveform.to(self._execution_device), sampling_rate)
         return self.audio_vae.normalize_latents(latents.float())
 
-    def _check_upsampler(self, stage: Stage, before: Stage | None, conditions: Sequence[Any]) -> None:
+    def _check_upsampler(self, request: Request, index: int) -> None:
         """The upsampler must enlarge exactly from the stage before to this one."""
+        stage, before = request.stages[index], request.stages[index - 1] if index else None
         if stage.upsampler is None:
-            if before is not None and not any(isinstance(c, WholeVideoCondition) for c in conditions):
+            if before is not None and not any(isinstance(c, WholeVideoCondition) for c in request.conditions):
                 _check_same_size(stage, before)
             return
-        if before is None:
-            raise ValueError(f"the first stage has nothing to enlarge; leave its upsampler {stage.upsampler!r} out")
+        if before is None or not request.streams.video:
+            what = "the first stage" if before is None else "a call without video"
+            raise ValueError(f"{what} has nothing to enlarge; leave its upsampler {stage.upsampler!r} out")
         config = getattr(self, stage.upsampler).config
         spatial = 1.0
         if config.spatial_upsample:
@@ -138,6 +142,11 @@ class LatentStage:
                 f"`{stage.upsampler}` enlarges (space, time) by {offered}, but the stages need {needed}; load another "
                 "upsampler or change the scales of the stages"
             )
+
+
+def _common_denominator(scales: Iterable[float]) -> int:
+    """The smallest number of which every scale gives a whole share."""
+    return math.lcm(*(Fraction(scale).limit_denominator(64).denominator for scale in scales))
 
 
 def _check_same_size(stage: Stage, before: Stage) -> None:

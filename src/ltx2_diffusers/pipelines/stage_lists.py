@@ -67,7 +67,7 @@ def stage_adapters(
 ) -> tuple[dict[str, float] | None, dict[str, float] | None]:
     """LoRA strengths that each stage adds to the active adapters, and a check that there is something to refine with.
 
-    A dev checkpoint refines with the adapter "distilled", which its first stage runs without.
+    A guided run refines with the adapter "distilled", which its first stage runs without.
 
     Raises:
         ValueError: If the refining stage of a dev checkpoint has neither such an adapter nor another choice.
@@ -85,7 +85,7 @@ def stage_adapters(
                 "the second stage of a dev checkpoint needs its distilled LoRA: load it with load_lora_weights(..., "
                 f'adapter_name="{DISTILLED_ADAPTER}"), or pass stage_2_adapters={{}} to refine with the same weights'
             )
-    own = {DISTILLED_ADAPTER: 0.0} if DISTILLED_ADAPTER in stage_2 else {}
+    own = {DISTILLED_ADAPTER: 0.0} if DISTILLED_ADAPTER in stage_2 and pipeline.preset.kind == "dev" else {}
     return own | dict(stage_1 or {}) or None, dict(stage_2) or None
 
 
@@ -107,6 +107,10 @@ def _checked(stages: Any) -> list[Stage]:
     stages = list(stages)
     if not stages or not all(isinstance(stage, Stage) for stage in stages):
         raise ValueError(f"`stages` has to be a list of at least one Stage but is {stages!r}")
+    for stage in stages:
+        for name in ("spatial_scale", "temporal_scale"):
+            if not 0 < getattr(stage, name) <= 1:
+                raise ValueError(f"`{name}` of a stage has to lie in (0, 1] but is {getattr(stage, name)}; use 0.5 or 1.0")
     last = stages[-1]
     if (last.spatial_scale, last.temporal_scale) != (1.0, 1.0):
         raise ValueError(

@@ -87,7 +87,8 @@ class LTX2TwoStagePipeline(LTX2StagedPipeline):
         Args:
             image: First frame; short for `conditions=[LTX2VideoCondition(image)]`.
             conditions: Pictures and clips, and any other conditions.
-            reference_conditions: Reference videos for an active IC-LoRA; they take part in the first stage only.
+            reference_conditions: Reference videos for an active IC-LoRA; they take part in the first stage only, so the LoRA
+                is best taken out of the second one by a strength of 0 in `stage_2_adapters`.
             audio: Sound of the clip: a waveform `[C, N]` or `[B, C, N]` in [-1, 1], or the name of a media file.
             sampling_rate: Samples per second of a waveform.
             audio_cond_noise_scale: 0 keeps the sound exactly and returns it untouched (default), 1 ignores it.

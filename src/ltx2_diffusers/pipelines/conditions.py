@@ -169,7 +169,9 @@ class AudioCondition:
         check_choice("audio_fit", self.fit, ("crop", "pad", "stretch"))
         waveform, rate = self.waveform(plan.duration_s)
         if len(waveform) not in (1, plan.batch_size):
-            raise ValueError(f"got {len(waveform)} sounds for a batch of {plan.batch_size}; give one, or one per video")
+            raise ValueError(
+                f"got {len(waveform)} sounds for a batch of {plan.batch_size}; give one, or one per video"
+            )
         available = waveform.shape[-1] / rate
         # One latent (40 ms) may be missing: the encoder rounds a clip of equal length up or down.
         if self.fit == "crop" and available < plan.duration_s - 0.04:

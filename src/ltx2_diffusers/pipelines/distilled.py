@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from ..checkpoints.presets import Preset, model_version, preset
+from ..guidance.options import GuidanceOptions
 from .conditions import Condition
 from .frames import Frames
 from .output import LTX2PipelineOutput
@@ -68,6 +69,7 @@ class LTX2DistilledPipeline(LTX2StagedPipeline):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         max_sequence_length: int = 1024,
         sampler: str = "euler",
+        guidance_options: GuidanceOptions | None = None,
     ) -> LTX2PipelineOutput | tuple:
         """Generate videos with sound, one forward of the network per step.
 

@@ -110,7 +110,9 @@ class GenerationEngine:
                 f"`audio_stage` is {request.audio_stage}, but there are {count} stages; use {-count} to {count - 1}"
             )
         if not any(stage.references for stage in request.stages) and any(c.is_reference for c in request.conditions):
-            raise ValueError("a reference is given, but no stage takes references; set `references=True` in one of them")
+            raise ValueError(
+                "a reference is given, but no stage takes references; set `references=True` in one of them"
+            )
         for stage in request.stages:
             checks.check_fractions(noise_scale=stage.noise_scale)
         for name in ("decode_timestep", "decode_noise_scale"):

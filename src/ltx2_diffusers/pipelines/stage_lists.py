@@ -110,7 +110,9 @@ def _checked(stages: Any) -> list[Stage]:
     for stage in stages:
         for name in ("spatial_scale", "temporal_scale"):
             if not 0 < getattr(stage, name) <= 1:
-                raise ValueError(f"`{name}` of a stage has to lie in (0, 1] but is {getattr(stage, name)}; use 0.5 or 1.0")
+                raise ValueError(
+                    f"`{name}` of a stage has to lie in (0, 1] but is {getattr(stage, name)}; use 0.5 or 1.0"
+                )
     last = stages[-1]
     if (last.spatial_scale, last.temporal_scale) != (1.0, 1.0):
         raise ValueError(

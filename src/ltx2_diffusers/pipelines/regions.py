@@ -11,7 +11,7 @@ import PIL.Image
 import torch
 from torch.nn import functional
 
-from ..conditioning.items.regions import ConditionOutsideRegion
+from ..conditioning.items.regions import ConditionOutsideRegion, tokens_in_time
 from ..media.preprocess import fit_cover, normalize_pixels
 from ..models.audio_vae import conform_latent_length
 from ..sampling.denoiser import Streams
@@ -45,15 +45,22 @@ class RetakeCondition:
         pipeline._require(*(["vae"] if self.pixels is not None else []), *(["audio_vae"] if self.audio else []))
         if not 0 <= self.start_s < self.end_s:
             raise ValueError(f"`start_s` {self.start_s} and `end_s` {self.end_s} have to be 0 <= start_s < end_s")
+        if self.start_s >= plan.duration_s:
+            raise ValueError(
+                f"`start_s` {self.start_s} lies behind the end of the clip; it lasts {plan.duration_s:.3f} s"
+            )
         # One audio latent (40 ms) of slack: a file rounds its duration to frames.
         if self.end_s > plan.duration_s + 0.04:
             raise ValueError(
                 f"`end_s` {self.end_s} lies behind the end of the clip; it lasts {plan.duration_s:.3f} s, use at most that"
             )
         if self.pixels is not None and self.region is not None:
-            mask = self._mask(plan)
-            if not mask.any():
-                raise ValueError("`region` is empty, so that nothing would be made anew; mark at least one pixel by 1")
+            tools = pipeline._tools(plan).video
+            marked = tools.patchifier.patchify(self._mask(plan)[None].float())
+            if not (marked * tokens_in_time(*self._video_stretch(plan), tools, marked.device)).any():
+                raise ValueError(
+                    "`region` is empty during the stretch, so that nothing would be made anew; mark at least one pixel by 1"
+                )
 
     def places(self, plan: GenerationPlan) -> list[str]:  # noqa: ARG002
         """The streams that are kept in part."""
@@ -66,13 +73,19 @@ class RetakeCondition:
         if self.pixels is not None:
             pixels = normalize_pixels(fit_cover(self.pixels[plan.shown_frames], plan.height, plan.width))
             region = None if self.region is None else self._mask(plan).float()
-            video = [ConditionOutsideRegion(pipeline.encode_video(pixels), self.start_s, self.end_s, region)]
+            video = [ConditionOutsideRegion(pipeline.encode_video(pixels), *self._video_stretch(plan), region)]
         if self.audio is not None:
             waveform, rate = self.audio
             latent = pipeline.encode_audio(waveform[..., : round(plan.duration_s * rate)], rate)
             latent = conform_latent_length(latent, plan.audio.frames)
-            audio = [ConditionOutsideRegion(latent, self.start_s, self.end_s)]
+            # The last latent may end before the video does, and stands for the rest.
+            last_s = pipeline._tools(plan).audio.positions()[0, 0, -1].mean().item()
+            audio = [ConditionOutsideRegion(latent, min(self.start_s, last_s), self.end_s)]
         return Streams(video, audio)
+
+    def _video_stretch(self, plan: GenerationPlan) -> tuple[float, float]:
+        """The stretch in the seconds in which the video's positions are counted."""
+        return self.start_s * plan.motion_speed, self.end_s * plan.motion_speed
 
     def _mask(self, plan: GenerationPlan) -> torch.Tensor:
         """The region as a mask of latents `[1, F', h, w]`."""

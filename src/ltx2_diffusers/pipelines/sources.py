@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..media.files import exact_frame_rate
-from ..media.reading import probe, read_audio
+from ..media.reading import probe
 from ..sampling.denoiser import Streams
 from .call_arguments import filled
 from .conditions import AudioCondition
@@ -30,12 +30,14 @@ class SourceClip:
         frame_rate: Frames per second.
         audio: Waveform `[B, C, N]` in [-1, 1] and its sampling rate, or `None` for a silent clip.
         path: File that holds exactly these frames; `None` for frames from elsewhere.
+        audio_path: File whose sound, from its start, is `audio`; `None` for a waveform.
     """
 
     pixels: torch.Tensor
     frame_rate: float
     audio: tuple[torch.Tensor, int] | None
     path: str | None
+    audio_path: str | None
 
     @property
     def num_frames(self) -> int:
@@ -81,12 +83,12 @@ def read_source(
     if num_frames is not None and len(pixels) < num_frames:
         raise ValueError(f"`num_frames` is {num_frames}, but the video has {len(pixels)} frames; use {len(pixels)}")
     whole = info is not None and len(pixels) == info.num_frames
-    sound = None
-    if audio is not None:
-        sound = AudioCondition(audio, sampling_rate).waveform()
-    elif info is not None and info.sampling_rate is not None:
-        sound = read_audio(path)
-    return SourceClip(pixels, 24.0 if frame_rate is None else frame_rate, sound, path if whole else None)
+    if audio is None and info is not None and info.sampling_rate is not None:
+        audio = path
+    sound = None if audio is None else AudioCondition(audio, sampling_rate).waveform()
+    audio_path = os.fspath(audio) if isinstance(audio, (str, os.PathLike)) else None
+    rate = 24.0 if frame_rate is None else frame_rate
+    return SourceClip(pixels, rate, sound, path if whole else None, audio_path)
 
 
 def delivery(
@@ -101,7 +103,7 @@ def delivery(
     """
     sound = source = None
     if isinstance(audio, SourceClip):
-        sound, source = audio.audio, audio.path
+        sound, source = audio.audio, audio.audio_path
     elif audio is not None and audio.noise_scale == 0.0 and audio.fit != "stretch":
         sound = audio.waveform()
         is_file = isinstance(audio.audio, (str, os.PathLike)) and audio.start_s == 0.0

@@ -1,0 +1,46 @@
+"""What tests watch: models that run, packets of files, frame rates and samples."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from typing import Any
+
+import av
+import torch
+
+
+@contextmanager
+def calls_of(*modules: torch.nn.Module) -> Iterator[list[str]]:
+    """The class names of the modules that run inside the block, one per call."""
+    calls = []
+
+    def note(module: torch.nn.Module, _args: Any) -> None:
+        calls.append(type(module).__name__)
+
+    hooks = [module.register_forward_pre_hook(note) for module in modules]
+    try:
+        yield calls
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def no_forward(pipe: Any) -> Iterator[None]:
+    """Fails if a model of a pipeline runs inside the block."""
+    models = (pipe.transformer, pipe.text_encoder, pipe.connectors, pipe.vae.encoder, pipe.audio_vae.encoder)
+    with calls_of(*models) as calls:
+        yield
+    assert calls == []
+
+
+def packets(path: Any, kind: str) -> list[bytes]:
+    """The packets of a file's first `"video"` or `"audio"` stream."""
+    with av.open(str(path)) as container:
+        return [bytes(packet) for packet in container.demux(**{kind: 0}) if packet.size]
+
+
+def average_rate(path: Any) -> Fraction:
+    """The frame rate of a file."""
+    with av.open(str(path)) as container:
+        return container.streams.video[0].average_rate

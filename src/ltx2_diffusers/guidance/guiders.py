@@ -209,6 +209,10 @@ class MultiModalGuider:
         """The guider to use at a noise level: this one."""
         return self
 
+    def parts(self) -> list["MultiModalGuider"]:
+        """The guiders of all noise levels: this one."""
+        return [self]
+
     def do_unconditional_generation(self) -> bool:
         """Whether the pass with the negative prompt is needed."""
         return not math.isclose(self.params.cfg_scale, 1.0)
@@ -272,17 +276,13 @@ class BinnedGuider:
         """The guider to use at a noise level in [0, 1]."""
         return params_at_sigma(self.guiders, sigma)
 
+    def parts(self) -> list[MultiModalGuider]:
+        """The guiders of all noise levels."""
+        return list(self.guiders.values())
+
     def do_unconditional_generation(self) -> bool:
         """Whether the pass with the negative prompt is needed at some level."""
-        return any(guider.do_unconditional_generation() for guider in self.guiders.values())
-
-    def do_perturbed_generation(self) -> bool:
-        """Whether the perturbed pass is needed at some level."""
-        return any(guider.do_perturbed_generation() for guider in self.guiders.values())
-
-    def do_isolated_modality_generation(self) -> bool:
-        """Whether the pass in which the streams do not see each other is needed at some level."""
-        return any(guider.do_isolated_modality_generation() for guider in self.guiders.values())
+        return any(guider.do_unconditional_generation() for guider in self.parts())
 
 
 def params_at_sigma(bins: Mapping[float, Binned], sigma: float) -> Binned:

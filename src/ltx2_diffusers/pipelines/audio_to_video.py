@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from ..guidance.options import GuidanceOptions
 from .conditions import Condition
 from .frames import Frames
 from .guidance_args import PRESET, AudioScale
@@ -71,6 +72,7 @@ class LTX2AudioToVideoPipeline(LTX2StagedPipeline):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         max_sequence_length: int = 1024,
         sampler: str = "euler",
+        guidance_options: GuidanceOptions | None = None,
     ) -> LTX2PipelineOutput | tuple:
         """Generate videos to a sound.
 

@@ -7,7 +7,7 @@ from typing import Any
 from ..checkpoints.presets import Preset
 from ..sampling.denoiser import Streams
 from .checks import check_fixed_duration
-from .guidance_args import PRESET, resolve_scales
+from .guidance_args import PRESET, resolve_scales, with_bins
 from .request import Delivery, Enhancement, Prompts, Request, Size, Stage, Start
 
 # Arguments whose name differs from the field they fill.
@@ -56,7 +56,8 @@ def guided_stage(call: Mapping[str, Any], preset: Preset, **changes: Any) -> Sta
     """A stage with the guidance and sampling arguments of a call."""
     video = [call.get(name) for name in _SCALES]
     audio = [call.get(f"audio_{name}", PRESET) for name in _SCALES]
-    return filled(Stage, call, **{"scales": resolve_scales(preset, video, audio), **changes})
+    scales = with_bins(resolve_scales(preset, video, audio), call.get("guidance_options"), Streams(video, audio))
+    return filled(Stage, call, **{"scales": scales, **changes})
 
 
 def only(stream: str) -> Streams:

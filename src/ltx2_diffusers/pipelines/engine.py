@@ -19,10 +19,11 @@ from ..sampling.samplers import get_sampler, on_streams
 from . import checks
 from .adapters import added_adapters, check_adapters_loaded, unchanged_adapters
 from .decode_stage import OUTPUT_TYPES
-from .guidance_args import build_guiders, cross_timestep_mode
+from .guidance_args import always_negative, build_guiders, check_options, cross_timestep_mode
 from .output import LTX2PipelineOutput
 from .plan import GenerationPlan
 from .request import Request, Stage
+from .stage_lists import frozen_streams
 
 
 @dataclass(frozen=True)
@@ -124,21 +125,22 @@ class GenerationEngine:
         check_adapters_loaded(self, stage.adapters or {})
         plan = replace(self._stage_plan(plan, stage), stage=index)
         self._check_upsampler(request, index)
-        preset = self.preset
         scales = stage.scales or Streams(StreamScales(), StreamScales())
-        # Without the other stream there is nothing to isolate a stream from.
-        alone = {} if all(request.streams) else {"modality": 1.0}
-        scales = Streams(*(replace(s, **alone) if here else None for s, here in zip(scales, request.streams)))
-        guiders = build_guiders(scales, stage.stg_blocks, preset, self.transformer.config.num_layers)
-        if stage.sampler == "euler_cfg_pp" and not self._uses_negative(guiders):
+        scales = Streams(*(s if here else None for s, here in zip(scales, request.streams)))
+        options, num_layers = stage.guidance_options, self.transformer.config.num_layers
+        frozen = frozen_streams(request.conditions)
+        check_options(options, Streams(*(here and not given for here, given in zip(request.streams, frozen))))
+        guiders = build_guiders(scales, stage.stg_blocks, self.preset, num_layers, options)
+        sigmas = self._stage_sigmas(stage, plan.num_video_tokens)
+        if stage.sampler == "euler_cfg_pp" and not always_negative(guiders, sigmas[:-1].tolist()):
             raise ValueError(
-                'the sampler "euler_cfg_pp" follows the negative prediction, which this run does not make; give a guidance '
-                "scale other than 1, or another sampler"
+                'the sampler "euler_cfg_pp" follows the negative prediction, which this run does not make in every step; give '
+                "a guidance scale other than 1, or another sampler"
             )
         return StageRun(
             stage,
             plan,
-            self._stage_sigmas(stage, plan.num_video_tokens),
+            sigmas,
             guiders,
             get_sampler(stage.sampler, request.start.generator),
         )
@@ -245,8 +247,10 @@ class GenerationEngine:
 
     @staticmethod
     def _uses_negative(runs: Sequence[StageRun]) -> bool:
+        """Whether the negative prompt is read by any pass."""
         guiders = [guider for run in runs for guider in run.guiders if guider is not None]
-        return any(guider.do_unconditional_generation() for guider in guiders)
+        uses_nag = any(run.stage.guidance_options is not None and run.stage.guidance_options.uses_nag for run in runs)
+        return uses_nag or any(guider.do_unconditional_generation() for guider in guiders)
 
 
 def _components(request: Request) -> list[str]:

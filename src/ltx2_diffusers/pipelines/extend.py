@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ..guidance.options import GuidanceOptions
 from .extended import extend, plan_extension
 from .frames import Frames
 from .guidance_args import PRESET, AudioScale
@@ -76,6 +77,7 @@ class LTX2ExtendPipeline(LTX2StagedPipeline):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         max_sequence_length: int = 1024,
         sampler: str = "euler",
+        guidance_options: GuidanceOptions | None = None,
     ) -> LTX2PipelineOutput | tuple:
         """Extend a clip.
 

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from ..checkpoints.presets import Preset, StreamScales
-from ..guidance.guiders import MultiModalGuider, MultiModalGuiderParams
+from ..guidance.guiders import BinnedGuider, MultiModalGuider, MultiModalGuiderParams, params_at_sigma
+from ..guidance.options import GuidanceOptions, completed_bins
 from ..sampling.denoiser import Streams
 from .checks import check_blocks
 
@@ -41,7 +42,13 @@ def _values(scales: StreamScales) -> tuple[float, float, float, float]:
     return scales.cfg, scales.stg, scales.rescale, scales.modality
 
 
-def build_guiders(scales: Streams, stg_blocks: Sequence[int] | None, preset: Preset, num_layers: int) -> Streams:
+def build_guiders(
+    scales: Streams,
+    stg_blocks: Sequence[int] | None,
+    preset: Preset,
+    num_layers: int,
+    options: GuidanceOptions | None = None,
+) -> Streams:
     """A fresh guider per stream; a guider keeps state, so that every run needs its own.
 
     Args:
@@ -49,30 +56,102 @@ def build_guiders(scales: Streams, stg_blocks: Sequence[int] | None, preset: Pre
         stg_blocks: Blocks perturbed by spatio-temporal guidance; `None` takes the preset's.
         preset: Reference values of the checkpoint.
         num_layers: Blocks of the transformer.
+        options: Skipped steps, the formula of classifier-free guidance, and scales by noise level, which take the place
+            of `scales`.
     """
+    options = options or GuidanceOptions()
     blocks = preset.stg_blocks(num_layers) if stg_blocks is None else list(stg_blocks)
-    if not blocks and any(stream is not None and stream.stg for stream in scales):
+    is_alone = None in scales
+    streams = zip(scales, ("", "audio_"))
+    guiders = Streams(*(s and _guider(s, blocks, options, prefix, is_alone) for s, prefix in streams))
+    _check_stg_blocks(guiders, preset, num_layers)
+    if options.cfg_method != "cfg" and not any(g is not None and g.do_unconditional_generation() for g in guiders):
         raise ValueError(
-            "spatio-temporal guidance is on but `spatio_temporal_guidance_blocks` is empty; name at least one block "
-            f"(this checkpoint's is {preset.stg_blocks(num_layers)}) or set `stg_scale` and `audio_stg_scale` to 0"
+            f"`cfg_method` is {options.cfg_method!r}, but this call makes no classifier-free guidance; give a guidance scale "
+            'other than 1, or leave it "cfg"'
         )
-    check_blocks("spatio_temporal_guidance_blocks", blocks, num_layers)
-    return Streams(
-        *(
-            None
-            if stream is None
-            else MultiModalGuider(
-                MultiModalGuiderParams(
-                    cfg_scale=stream.cfg,
-                    stg_scale=stream.stg,
-                    stg_blocks=blocks,
-                    rescale_scale=stream.rescale,
-                    modality_scale=stream.modality,
-                )
-            )
-            for stream in scales
-        )
+    return guiders
+
+
+def _guider(
+    scales: StreamScales, blocks: list[int], options: GuidanceOptions, prefix: str, is_alone: bool
+) -> MultiModalGuider | BinnedGuider:
+    skip_step, bins = options.of_stream(prefix)
+    if bins is not None:
+        params = completed_bins(bins, blocks, skip_step, is_alone)
+        guiders = {bound: MultiModalGuider(p, options.cfg_guider(p.cfg_scale)) for bound, p in params.items()}
+        return BinnedGuider(guiders)
+    params = MultiModalGuiderParams(
+        cfg_scale=scales.cfg,
+        stg_scale=scales.stg,
+        stg_blocks=blocks,
+        rescale_scale=scales.rescale,
+        # Without the other stream there is nothing to isolate a stream from.
+        modality_scale=1.0 if is_alone else scales.modality,
+        skip_step=skip_step,
     )
+    return MultiModalGuider(params, options.cfg_guider(scales.cfg))
+
+
+def _check_stg_blocks(guiders: Streams, preset: Preset, num_layers: int) -> None:
+    for guider in (guider for stream in guiders if stream is not None for guider in stream.parts()):
+        blocks = guider.params.stg_blocks
+        if guider.do_perturbed_generation() and blocks is not None and not len(blocks):
+            raise ValueError(
+                "spatio-temporal guidance is on but `spatio_temporal_guidance_blocks` is empty; name at least one block "
+                f"(this checkpoint's is {preset.stg_blocks(num_layers)}) or set `stg_scale` and `audio_stg_scale` to 0"
+            )
+        check_blocks("spatio_temporal_guidance_blocks", blocks or (), num_layers)
+
+
+def always_negative(guiders: Streams, sigmas: Sequence[float]) -> bool:
+    """Whether the pass with the negative prompt is made at every noise level."""
+    present = [guider for guider in guiders if guider is not None]
+    return all(any(g.at_sigma(sigma).do_unconditional_generation() for g in present) for sigma in sigmas)
+
+
+def check_options(options: GuidanceOptions | None, guided: Streams) -> None:
+    """Refuse options of a stream that takes no guidance, because it is absent or given as a whole.
+
+    Args:
+        options: Options of a stage.
+        guided: Whether each stream is generated.
+    """
+    if options is None:
+        return
+    if not isinstance(options, GuidanceOptions):
+        raise ValueError(f"`guidance_options` has to be a GuidanceOptions but is {options!r}")
+    for name, prefix, is_guided in zip(guided._fields, ("", "audio_"), guided):
+        skip_step, bins = options.of_stream(prefix)
+        if not is_guided and (skip_step or bins is not None):
+            raise ValueError(
+                f"`{prefix}skip_step` or `{prefix}bins` of `guidance_options` is given, but this call generates no {name}; "
+                "leave it out"
+            )
+
+
+def with_bins(scales: Streams, options: GuidanceOptions | None, given: Streams) -> Streams:
+    """Scales in which streams with bins have those of the highest noise level, with which a call begins.
+
+    Args:
+        scales: `StreamScales` per stream.
+        options: Options of the call.
+        given: Guidance arguments per stream, which have to be absent where there are bins.
+    """
+    results = []
+    for stream, prefix, arguments in zip(scales, ("", "audio_"), given):
+        bins = None if options is None else options.of_stream(prefix)[1]
+        if bins is None:
+            results.append(stream)
+            continue
+        if any(argument not in (None, PRESET) for argument in arguments):
+            raise ValueError(
+                f"`{prefix}bins` of `guidance_options` take the place of the guidance arguments of the stream, but "
+                f"{arguments} are given too; leave one of them out"
+            )
+        params = params_at_sigma(bins, 1.0)
+        results.append(StreamScales(params.cfg_scale, params.stg_scale, params.rescale_scale, params.modality_scale))
+    return Streams(*results)
 
 
 def cross_timestep_mode(use_cross_timestep: bool | None, preset: Preset) -> str:

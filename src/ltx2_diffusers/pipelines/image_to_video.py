@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from ..guidance.options import GuidanceOptions
 from .call_arguments import build_request, filled, guided_stage
 from .first_frame import FirstFrameCondition
 from .frames import Frames
@@ -69,6 +70,7 @@ class LTX2ImageToVideoPipeline(LTX2GenerationPipeline):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         max_sequence_length: int = 1024,
         sampler: str = "euler",
+        guidance_options: GuidanceOptions | None = None,
     ) -> LTX2PipelineOutput | tuple:
         """Generate videos with sound whose first frame is a picture.
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from ..guidance.options import GuidanceOptions
 from .conditioned import LTX2ConditionedPipeline
 from .conditions import Condition, listed_conditions
 from .guidance_args import PRESET, AudioScale
@@ -69,6 +70,7 @@ class LTX2InContextPipeline(LTX2ConditionedPipeline):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         max_sequence_length: int = 1024,
         sampler: str = "euler",
+        guidance_options: GuidanceOptions | None = None,
     ) -> LTX2PipelineOutput | tuple:
         """Generate videos with sound that follow reference videos.
 

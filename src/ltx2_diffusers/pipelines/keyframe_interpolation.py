@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from ..guidance.options import GuidanceOptions
 from ..sampling.denoiser import Streams
 from .call_arguments import build_request
 from .frames import Frames
@@ -74,6 +75,7 @@ class LTX2KeyframeInterpolationPipeline(LTX2StagedPipeline):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         max_sequence_length: int = 1024,
         sampler: str = "euler",
+        guidance_options: GuidanceOptions | None = None,
     ) -> LTX2PipelineOutput | tuple:
         """Generate videos between pictures.
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ..guidance.options import GuidanceOptions
 from ..sampling.denoiser import Streams
 
 
@@ -67,6 +68,7 @@ class Stage:
         num_inference_steps, sigmas, timesteps: Noise levels; all `None` takes the preset's.
         scales: Guidance scales per stream, `None` for a run without guidance.
         stg_blocks: Blocks that spatio-temporal guidance perturbs, default the preset's.
+        guidance_options: Ways of guiding beyond the scales.
         sampler: Name of the sampler.
         noise_scale: Noise mixed into the latents that come in, default the first noise level.
         upsampler: Component that enlarges the latents of the stage before.
@@ -83,6 +85,7 @@ class Stage:
     timesteps: Sequence[float] | None = None
     scales: Streams | None = None
     stg_blocks: Sequence[int] | None = None
+    guidance_options: GuidanceOptions | None = None
     sampler: str = "euler"
     noise_scale: float | None = None
     upsampler: str | None = None

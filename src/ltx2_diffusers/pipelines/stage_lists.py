@@ -50,13 +50,14 @@ def refining_stage(
     pipeline: Any, call: Mapping[str, Any], adapters: Mapping[str, float] | None, upsampler: str | None
 ) -> Stage:
     """The second stage of the reference recipes: few fixed noise levels, no guidance, no reference videos."""
-    sampler = call.get("sampler", "euler")
+    sampler, options = call.get("sampler", "euler"), call.get("guidance_options")
     return Stage(
         sigmas=call.get("stage_2_sigmas") or pipeline.preset.stage_2_sigmas,
         # CFG++ follows a negative prediction, which a run without guidance does not make.
         sampler="euler" if sampler == "euler_cfg_pp" else sampler,
         upsampler=upsampler,
         adapters=adapters,
+        guidance_options=options and options.refining(),
         transformer="transformer" if pipeline._component("stage_2_transformer") is None else "stage_2_transformer",
         references=False,
     )

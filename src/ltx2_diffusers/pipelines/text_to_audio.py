@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from ..guidance.options import GuidanceOptions
 from .call_arguments import build_request, only
 from .output import LTX2PipelineOutput
 from .request import Size, Stage
@@ -51,6 +52,7 @@ class LTX2TextToAudioPipeline(LTX2StagedPipeline):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("audio_latents",),
         max_sequence_length: int = 1024,
         sampler: str = "euler",
+        guidance_options: GuidanceOptions | None = None,
     ) -> LTX2PipelineOutput | tuple:
         """Generate sounds from text.
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from ..guidance.options import GuidanceOptions
 from .call_arguments import build_request, guided_stage
 from .generation import LTX2GenerationPipeline
 from .guidance_args import PRESET, AudioScale
@@ -64,6 +65,7 @@ class LTX2Pipeline(LTX2GenerationPipeline):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         max_sequence_length: int = 1024,
         sampler: str = "euler",
+        guidance_options: GuidanceOptions | None = None,
     ) -> LTX2PipelineOutput | tuple:
         """Generate videos with sound.
 
@@ -72,8 +74,8 @@ class LTX2Pipeline(LTX2GenerationPipeline):
 
         Args:
             prompt: Text or list of texts. Either this or `prompt_embeds`.
-            negative_prompt: Text to steer away from, one for all prompts or one each. Default the empty text. Not read
-                without classifier-free guidance.
+            negative_prompt: Text to steer away from, one for all prompts or one each. Default the empty text. Only read
+                with classifier-free or normalized attention guidance.
             height, width: Size in pixels, multiples of 32. Default that of `latents`, else 512 x 768.
             num_frames: Frames, 8 k + 1. Default that of `latents`, else 121.
             min_seconds, max_seconds: Bounds of an automatic duration, which no checkpoint loaded here predicts; other
@@ -116,6 +118,8 @@ class LTX2Pipeline(LTX2GenerationPipeline):
                 `prompt_embeds`, `negative_prompt_embeds`.
             max_sequence_length: Text positions T; longer prompts are cut.
             sampler: Name of the sampler; see [`~ltx2_diffusers.sampling.samplers.SAMPLERS`].
+            guidance_options: Skipped steps, other formulas, scales by noise level, and a negative prompt without
+                classifier-free guidance; see [`~ltx2_diffusers.guidance.GuidanceOptions`].
 
         Returns:
             [`LTX2PipelineOutput`], or the tuple `(frames, audio)`.

@@ -23,6 +23,14 @@ class Streams(NamedTuple):
     audio: Any
 
 
+class NeededPasses(NamedTuple):
+    """Which passes a step makes beside the conditional one."""
+
+    negative: bool
+    perturbed: bool
+    isolated: bool
+
+
 @dataclass(frozen=True)
 class TextContext:
     """What the two streams attend to: `video` `[B, S, Wv]` and `audio` `[B, S, Wa]`."""
@@ -71,12 +79,9 @@ class GuidedDenoiser:
         self.guiders = guiders
         self.cross_timestep = cross_timestep
         self.attention_kwargs = attention_kwargs
-        present: list[MultiModalGuider] = [guider for guider in guiders if guider is not None]
-        self.uses_negative = any(guider.do_unconditional_generation() for guider in present)
-        self.uses_perturbed = any(guider.do_perturbed_generation() for guider in present)
-        # Without the other stream there is nothing to isolate a stream from.
-        self.uses_isolated = len(present) == 2 and any(guider.do_isolated_modality_generation() for guider in present)
-        if self.uses_negative and negative is None:
+        parts = [part for guider in guiders if guider is not None for part in guider.parts()]
+        self.needed = self._needs(parts)
+        if self.needed.negative and negative is None:
             raise ValueError("classifier-free guidance needs a negative context; encode the negative prompt too")
         self.negative_context = negative
         self.positive_cache, self.negative_cache = (TextCache() if keeps_text else None for _ in range(2))
@@ -86,8 +91,16 @@ class GuidedDenoiser:
 
     @property
     def forwards_per_step(self) -> int:
-        """Predictions that the transformer makes in a step that skips nothing."""
-        return 1 + self.uses_negative + self.uses_perturbed + self.uses_isolated
+        """Most predictions that the transformer makes in a step."""
+        return 1 + sum(self.needed)
+
+    def _needs(self, guiders: Sequence[MultiModalGuider]) -> "NeededPasses":
+        return NeededPasses(
+            any(guider.do_unconditional_generation() for guider in guiders),
+            any(guider.do_perturbed_generation() for guider in guiders),
+            # Without the other stream there is nothing to isolate a stream from.
+            None not in self.guiders and any(guider.do_isolated_modality_generation() for guider in guiders),
+        )
 
     @torch.no_grad()
     def __call__(self, states: Streams, sigma: torch.Tensor, step: int) -> Streams:
@@ -98,32 +111,39 @@ class GuidedDenoiser:
             sigma: Noise level, a float32 scalar tensor.
             step: Index of the step, which decides what guiders skip.
         """
+        level = sigma.item()
+        guiders = Streams(*(guider and guider.at_sigma(level) for guider in self.guiders))
         skipped = Streams(
-            *(
-                before is not None and guider.should_skip_step(step)
-                for guider, before in zip(self.guiders, self.previous)
-            )
+            *(before is not None and guider.should_skip_step(step) for guider, before in zip(guiders, self.previous))
         )
         running = [i for i, state in enumerate(states) if state is not None and not skipped[i]]
         if running:
-            passes = self._passes(states, sigma, skipped)
+            passes = self._passes(states, sigma, skipped, guiders)
             predictions = list(self.previous)
             for i in running:
-                predictions[i] = self.guiders[i].calculate(*(None if p is None else p[i] for p in passes))
+                predictions[i] = guiders[i].calculate(*(None if p is None else p[i] for p in passes))
             self.previous = Streams(*predictions)
         return self.previous
 
-    def _passes(self, states: Streams, sigma: torch.Tensor, skipped: Streams) -> list[Streams | None]:
+    def _passes(
+        self, states: Streams, sigma: torch.Tensor, skipped: Streams, guiders: Streams
+    ) -> list[Streams | None]:
         """Predictions of the conditional, negative, perturbed and isolated pass; `None` for one that is not needed."""
         inputs = self._inputs(states, sigma, skipped)
+        # What only a skipped stream would need is not needed.
+        needed = self._needs([guider for guider, skip in zip(guiders, skipped) if guider is not None and not skip])
         # The passes of the positive prompt differ in what they leave out, and share all blocks before the first such.
-        masks = self._keep_masks(states)
+        masks = self._keep_masks(states, guiders, needed)
         positive = self._forward(list(masks), inputs, self.positive, self.positive_cache, list(masks.values()))
         passes = dict(zip(masks, positive))
-        if self.uses_negative:
+        if needed.negative:
             (passes["negative"],) = self._forward(["negative"], inputs, self.negative_context, self.negative_cache)
         clean = {name: _to_clean(states, velocities, sigma) for name, velocities in passes.items()}
-        self.negative = clean.get("negative", self.negative)
+        if needed.negative:
+            # A skipped stream's tokens did not move, so that its prediction of this pass means nothing.
+            self.negative = Streams(
+                *(old if skip else new for old, new, skip in zip(self.negative, clean["negative"], skipped))
+            )
         return [clean.get(name) for name in ("conditional", "negative", "perturbed", "isolated")]
 
     def _forward(
@@ -182,18 +202,18 @@ class GuidedDenoiser:
             self._uniform[id(state.denoise_mask)] = known
         return known[1]
 
-    def _keep_masks(self, states: Streams) -> dict[str, torch.Tensor | None]:
+    def _keep_masks(self, states: Streams, guiders: Streams, needed: "NeededPasses") -> dict[str, torch.Tensor | None]:
         """The passes of the positive prompt and which attention each keeps, `[4, blocks, B]` on the CPU."""
         batch_size = next(state for state in states if state is not None).latent.shape[0]
         num_layers = self.transformer.config.num_layers
         masks: dict[str, torch.Tensor | None] = {"conditional": None}
-        if self.uses_perturbed:
+        if needed.perturbed:
             blocks = (
                 guider.params.stg_blocks if guider is not None and guider.do_perturbed_generation() else ()
-                for guider in self.guiders
+                for guider in guiders
             )
             masks["perturbed"] = stg_perturbations(batch_size, *blocks).keep_masks(num_layers)
-        if self.uses_isolated:
+        if needed.isolated:
             masks["isolated"] = isolating_perturbations(batch_size).keep_masks(num_layers)
         return masks
 

@@ -205,6 +205,20 @@ def test_a_callback_replaces_latents(name):
         )
 
 
+def test_a_callback_sees_the_prediction_of_each_step():
+    seen = []
+    output = ours()(
+        **CALL,
+        callback_on_step_end=lambda _pipe, _step, _timestep, tensors: seen.append(tensors["denoised"]),
+        callback_on_step_end_tensor_inputs=["denoised"],
+        generator=seeded(1),
+    )
+    assert len(seen) == len(output.info["sigmas"]) - 1
+    # An Euler step to noise level 0 lands on the prediction.
+    torch.testing.assert_close(ours().vae.denormalize_latents(seen[-1]), output.frames)
+    assert (seen[0] - seen[-1]).abs().max() > 1e-3
+
+
 def test_a_callback_may_return_nothing():
     output = ours()(**CALL, callback_on_step_end=lambda *_: None, generator=seeded(1))
     assert max_difference(output, ours()(**CALL, generator=seeded(1))) == 0

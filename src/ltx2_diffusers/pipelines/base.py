@@ -24,7 +24,13 @@ class LTX2PipelineBase(AtomicSaveMixin, DiffusionPipeline):
 
     model_cpu_offload_seq = "prompt_enhancer->text_encoder->connectors->transformer->vae->audio_vae->vocoder"
     _optional_components = ["processor", "prompt_enhancer"]  # noqa: RUF012 (diffusers reads a list)
-    _callback_tensor_inputs = ["latents", "audio_latents", "prompt_embeds", "negative_prompt_embeds"]  # noqa: RUF012
+    _callback_tensor_inputs = [  # noqa: RUF012
+        "latents",
+        "audio_latents",
+        "prompt_embeds",
+        "negative_prompt_embeds",
+        "denoised",
+    ]
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:

@@ -29,18 +29,24 @@ class StepCallback:
         function: Called as `function(pipeline, step, timestep, tensors)`; may return replacements in a dict.
         names: Tensors it wants to see.
         constants: Tensors that do not change during the call, by name.
+        target: From the video tokens of the running stage to its latents `[B, C, F, h, w]`.
     """
 
     function: Callable[..., dict[str, Any] | None] | None
     names: Sequence[str]
     constants: dict[str, torch.Tensor | None]
+    target: Callable[[torch.Tensor], torch.Tensor] | None = None
 
-    def __call__(self, pipeline: Any, step: int, timestep: torch.Tensor, states: Streams) -> Streams:
-        """Show the new states to the function and return the states to go on with."""
+    def __call__(
+        self, pipeline: Any, step: int, timestep: torch.Tensor, states: Streams, prediction: Streams
+    ) -> Streams:
+        """Show the new states and the prediction they come from to the function; return the states to go on with."""
         if self.function is None:
             return states
         latents = Streams(*(None if state is None else state.latent for state in states))
         known = {**self.constants, "latents": latents.video, "audio_latents": latents.audio}
+        if "denoised" in self.names:
+            known["denoised"] = None if prediction.video is None else self.target(prediction.video)
         returned = self.function(pipeline, step, timestep, {name: known[name] for name in self.names}) or {}
         ignored = [name for name in returned if name not in _REPLACEABLE and returned[name] is not known.get(name)]
         if ignored:
@@ -138,8 +144,8 @@ class DenoiseStage:
         self._forwards_per_step = denoiser.forwards_per_step
         with self.progress_bar(total=len(timesteps)) as progress:
 
-            def on_step(step: int, new_states: Streams, _prediction: Streams) -> Streams:
-                new_states = callback(self, step, timesteps[step], new_states)
+            def on_step(step: int, new_states: Streams, prediction: Streams) -> Streams:
+                new_states = callback(self, step, timesteps[step], new_states, prediction)
                 progress.update()
                 self._current_timestep = timesteps[min(step + 1, len(timesteps) - 1)]
                 return new_states

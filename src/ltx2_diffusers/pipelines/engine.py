@@ -181,9 +181,9 @@ class GenerationEngine:
                 transformer=getattr(self, run.stage.transformer),
                 cross_timestep=mode,
                 sampler=run.sampler,
-                callback=callback,
+                callback=replace(callback, target=lambda tokens: _target(tokens, tools.video)),
             )
-        return on_streams(_target_latent, states, tools), sigmas
+        return on_streams(lambda state, tool: _target(state.latent, tool), states, tools), sigmas
 
     def _stage_sigmas(self, stage: Stage, num_tokens: int) -> torch.Tensor:
         """Noise levels of a stage with so many video tokens."""
@@ -290,6 +290,6 @@ def _apply(items: Streams, states: Streams, tools: Streams) -> Streams:
     return Streams(*results)
 
 
-def _target_latent(state: LatentState, tools: LatentTools) -> torch.Tensor:
-    """The unpacked target of a state, without appended tokens."""
-    return tools.patchifier.unpatchify(state.latent[:, : tools.num_tokens], tools.target_shape)
+def _target(tokens: torch.Tensor, tools: LatentTools) -> torch.Tensor:
+    """The unpacked target among the tokens of a state, without appended ones."""
+    return tools.patchifier.unpatchify(tokens[:, : tools.num_tokens], tools.target_shape)

@@ -115,7 +115,8 @@ class LTX2Pipeline(LTX2GenerationPipeline):
             callback_on_step_end: Called as `callback(pipeline, step, timestep, tensors)` after each step. A dict it
                 returns may replace `latents` and `audio_latents`. Setting `pipeline._interrupt = True` ends the loop.
             callback_on_step_end_tensor_inputs: What `tensors` holds: any of `latents`, `audio_latents`,
-                `prompt_embeds`, `negative_prompt_embeds`.
+                `prompt_embeds`, `negative_prompt_embeds`, and `denoised`, the step's prediction of the clean video as
+                normalised latents `[B, C, F, h, w]`.
             max_sequence_length: Text positions T; longer prompts are cut.
             sampler: Name of the sampler; see [`~ltx2_diffusers.sampling.samplers.SAMPLERS`].
             guidance_options: Skipped steps, other formulas, scales by noise level, and a negative prompt without

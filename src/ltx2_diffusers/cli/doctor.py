@@ -1,13 +1,11 @@
 """`ltx2 doctor`: does this machine compute the right numbers?"""
 
 import argparse
-import importlib.metadata
 import platform
 from typing import Any
 
+from .environment import device_name, versions
 from .loading import DTYPES, check_device
-
-VERSIONED = ("ltx2-diffusers", "torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "av")
 
 
 def add_parser(commands: Any) -> None:
@@ -31,10 +29,10 @@ def run(options: argparse.Namespace) -> int:
     from ..checkpoints.self_check import run_checks
 
     check_device(options.device)
-    for name in VERSIONED:
-        print(f"{name:<16}{importlib.metadata.version(name)}")
+    for name, version in versions().items():
+        print(f"{name:<16}{version}")
     print(f"{'python':<16}{platform.python_version()} on {platform.system()} {platform.machine()}")
-    print(f"{'device':<16}{_device_name(torch, options.device)}, {options.dtype}\n")
+    print(f"{'device':<16}{device_name(options.device)}, {options.dtype}\n")
     print(f"{'component':<26}{'case':<18}{'relative error':>16}{'tolerance':>12}  result")
     failed = 0
     for result in run_checks(options.device, getattr(torch, options.dtype)):
@@ -43,9 +41,3 @@ def run(options: argparse.Namespace) -> int:
         print(f"{result.name:<26}{result.case:<18}{result.error:>16.1e}{result.tolerance:>12.1e}  {verdict}")
     print(f"\n{f'{failed} checks failed' if failed else 'all checks passed'}")
     return 1 if failed else 0
-
-
-def _device_name(torch: Any, device: str) -> str:
-    if torch.device(device).type == "cuda":
-        return f"{device} ({torch.cuda.get_device_name(device)})"
-    return device

@@ -1,73 +1,181 @@
-"""`ltx2 generate`: from prompt to MP4."""
+"""`ltx2 generate`: from options to a file, and a manifest beside it."""
 
 import argparse
+import inspect
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .loading import add_loading_arguments, load_pipeline
+from ..checkpoints.packaged import PACKAGED
+from .calls import call_arguments, in_options
+from .environment import environment
+from .fingerprints import content_identity
+from .loading import CHECKPOINT, best_device, check_device, load_pipeline
+from .manifest import input_hashes, manifest_path, write_manifest
+from .modes import Mode, choose_mode, mode_table
+from .options import add_options, flag
+from .preview import ContactSheet
+
+_SIZE = {"width": 768, "height": 512, "num_frames": 121}
+_MINIATURE_SIZE = {"width": 256, "height": 192, "num_frames": 25}
+_PREVIEW_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+_EPILOG = f"""\
+the options choose what is made; the first of these that is given decides:
+{mode_table()}
+
+packaged miniatures make {_MINIATURE_SIZE["width"]} x {_MINIATURE_SIZE["height"]} pixels and \
+{_MINIATURE_SIZE["num_frames"]} frames by default
+
+examples:
+  ltx2 generate --prompt "a lighthouse in a storm" --seed 7 -o lighthouse.mp4
+  ltx2 generate --prompt "she sings" --image singer.png --audio song.wav --two-stage -o song.mp4
+  ltx2 generate --prompt "a cat jumps" --video cat.mp4 --retake 1.5:3.0 -o jump.mp4
+  ltx2 generate --prompt "the train goes on" --video train.mp4 --extend 5 -o longer.mp4
+  ltx2 replay lighthouse.mp4.json
+"""
 
 
 def add_parser(commands: Any) -> None:
     """Add the subcommand to the parser."""
     parser = commands.add_parser(
         "generate",
-        help="generate a video with sound and write it to an MP4 file",
-        description="Generate a video with sound from text and write it to an MP4 file (H.264 and AAC).",
-        epilog='example: ltx2 generate --prompt "a lighthouse in a storm" --seed 7 -o lighthouse.mp4',
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        help="generate a video with sound, from text, pictures, clips and sound",
+        usage="ltx2 generate --prompt TEXT -o FILE [options]",
+        description="Generate a video with sound and write it to an MP4 file (H.264 and AAC).",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--prompt", required=True, help="what to see and hear")
-    parser.add_argument("--negative-prompt", default="", help="what to stay away from")
-    parser.add_argument("-o", "--output", required=True, type=Path, help="MP4 file to write")
-    add_loading_arguments(parser)
-    size = parser.add_argument_group("size")
-    size.add_argument("--width", type=int, default=768, help="pixels, a multiple of 32")
-    size.add_argument("--height", type=int, default=512, help="pixels, a multiple of 32")
-    size.add_argument("--num-frames", type=int, default=121, help="frames, 8 k + 1")
-    size.add_argument(
-        "--frame-rate", type=float, default=24.0, help="frames per second; 23.976 and the like are exact"
-    )
-    sampling = parser.add_argument_group("sampling (defaults follow the checkpoint)")
-    sampling.add_argument("--seed", type=int, default=10, help="equal seeds give equal videos")
-    sampling.add_argument("--steps", type=int, default=None, help="denoising steps")
-    sampling.add_argument("--guidance-scale", type=float, default=None, help="1 alone switches all guidance off")
-    sampling.add_argument("--audio-guidance-scale", type=float, default=None, help="the same for the sound")
-    sampling.add_argument("--sampler", default="euler", help="name of the sampler")
+    add_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Generate and write the file."""
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    generate({name: value for name, value in given.items() if name not in ("run", "command")})
+    return 0
+
+
+def generate(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Generate what the options ask for, write it with its manifest, and return the facts of the manifest.
+
+    Args:
+        given: Options that were given, by name.
+
+    Raises:
+        ValueError: If options contradict each other or a value is not valid; the message names options.
+    """
+    try:
+        mode = choose_mode(given)
+        _check_files(given)
+        hashes = input_hashes(given)
+        options = with_defaults(given, mode)
+        call = call_arguments(mode, options)
+        check_device(options["device"])
+        started = time.perf_counter()
+        pipeline = load_pipeline(options, mode.pipeline_class)
+        output = pipeline(**call, **_run_arguments(options))
+    except ValueError as error:
+        raise ValueError(in_options(str(error))) from error
+    path = Path(options["output"])
+    paths = [output.info["path"]] if "path" in output.info else output.save(path)
+    facts = {
+        "mode": mode.name,
+        "pipeline": mode.pipeline,
+        "environment": environment(options["device"]),
+        "result": {"prompt": options["prompt"], **output.info, "seconds": round(time.perf_counter() - started, 3)},
+        "outputs": [{"file": Path(file).name, **content_identity(Path(file))} for file in paths],
+    }
+    facts["result"].pop("path", None)
+    write_manifest(path, options, hashes, facts)
+    for file, made in zip(paths, facts["outputs"]):
+        print(f"{file}: {_description(made)}, made in {facts['result']['seconds']:.1f} s: {_settings(mode, output)}")
+    return facts
+
+
+def with_defaults(given: Mapping[str, Any], mode: Mode) -> dict[str, Any]:
+    """The options with everything that a later version might choose otherwise."""
+    checkpoint = given.get("checkpoint", CHECKPOINT)
+    device = given.get("device") or best_device()
+    defaults = {
+        "checkpoint": checkpoint,
+        "device": device,
+        "dtype": "float32" if device == "cpu" else "bfloat16",
+        "offload": "none",
+        "seed": 10,
+    }
+    if "audio_only" in given:
+        defaults["duration"] = 5.0
+    elif "video" not in given:
+        sizes = {**(_MINIATURE_SIZE if checkpoint in PACKAGED else _SIZE), "frame_rate": 24.0}
+        if "extend" in given:
+            # The parts of a long clip have the length that makes its duration.
+            del sizes["num_frames"]
+        takes = inspect.signature(mode.pipeline_class.__call__).parameters
+        defaults |= {name: value for name, value in sizes.items() if name in takes}
+    if checkpoint in PACKAGED and "two_stage" in given and "distilled_lora" not in given:
+        defaults["refine_with_same_weights"] = True
+    return {**defaults, **given}
+
+
+def _run_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of the call that say where noise comes from and where the result goes."""
     import torch
 
+    arguments = {"generator": torch.Generator("cpu").manual_seed(options["seed"]), "output_type": "uint8"}
+    if "extend" in options:
+        # A long clip is written while it is made.
+        arguments["save_path"] = options["output"]
+    if "preview" in options:
+        sheet = ContactSheet(_preview_path(options), options.get("preview_every", 5))
+        arguments |= {"callback_on_step_end": sheet, "callback_on_step_end_tensor_inputs": sheet.inputs}
+    return arguments
+
+
+def _check_files(options: Mapping[str, Any]) -> None:
+    """Names of files that are written: right suffixes, and no input among them."""
     from ..media.files import check_suffix
     from ..media.writing import VIDEO_SUFFIXES
+    from .options import input_files
 
-    check_suffix(options.output, VIDEO_SUFFIXES, "--output")
-    pipeline = load_pipeline(options)
-    extra = {}
-    if options.audio_guidance_scale is not None:
-        extra["audio_guidance_scale"] = options.audio_guidance_scale
-    started = time.perf_counter()
-    output = pipeline(
-        prompt=options.prompt,
-        negative_prompt=options.negative_prompt,
-        height=options.height,
-        width=options.width,
-        num_frames=options.num_frames,
-        frame_rate=options.frame_rate,
-        num_inference_steps=options.steps,
-        guidance_scale=options.guidance_scale,
-        sampler=options.sampler,
-        generator=torch.Generator("cpu").manual_seed(options.seed),
-        output_type="uint8",
-        **extra,
-    )
-    (path,) = output.save(options.output)
-    seconds = options.num_frames / options.frame_rate
-    print(
-        f"{path}: {options.num_frames} frames of {options.width}x{options.height}, {seconds:.2f} s, "
-        f"made in {time.perf_counter() - started:.1f} s with the {output.info['preset']} preset"
-    )
-    return 0
+    output = Path(options["output"])
+    if "audio_only" in options:
+        check_suffix(output, (".wav",), "--output of --audio-only")
+    else:
+        check_suffix(output, VIDEO_SUFFIXES, "--output")
+    written = {output: "--output", manifest_path(output): "the manifest of --output"}
+    if "preview" in options:
+        written[check_suffix(_preview_path(options), _PREVIEW_SUFFIXES, "--preview")] = "--preview"
+        if options.get("preview_every", 1) < 1:
+            raise ValueError(f"--preview-every has to be at least 1 but is {options['preview_every']}; use 5")
+    inputs = {path.absolute(): option for path, option in input_files(dict(options)).items()}
+    for path, what in written.items():
+        if path.absolute() in inputs:
+            raise ValueError(
+                f"{what} would overwrite {flag(inputs[path.absolute()])} {str(path)!r}; choose another name"
+            )
+
+
+def _preview_path(options: Mapping[str, Any]) -> Path:
+    return Path(options["preview"] or Path(options["output"]).with_suffix(".preview.png"))
+
+
+def _description(made: Mapping[str, Any]) -> str:
+    """Sizes of a written clip in words."""
+    from fractions import Fraction
+
+    if "video" not in made:
+        return f"{made['audio']['samples'] / made['audio']['sampling_rate']:.2f} s of sound"
+    video = made["video"]
+    seconds = video["frames"] / float(Fraction(video["frame_rate"]))
+    sound = "" if "audio" in made else ", silent"
+    return f"{video['frames']} frames of {video['width']}x{video['height']}, {seconds:.2f} s{sound}"
+
+
+def _settings(mode: Mode, output: Any) -> str:
+    """Preset and steps in words."""
+    sigmas = output.info["sigmas"]
+    steps = [len(stage) - 1 for stage in (sigmas if isinstance(sigmas[0], list) else [sigmas])]
+    return f"{mode.name}, {output.info['preset']} preset, {' + '.join(map(str, steps))} steps"

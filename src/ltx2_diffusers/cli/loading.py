@@ -1,29 +1,54 @@
 """Loading a pipeline as the command line describes it."""
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..checkpoints.packaged import PACKAGED, packaged_checkpoint
+
 DTYPES = ("bfloat16", "float16", "float32")
+CHECKPOINT = "ltx2-tiny"
+_SINGLE_FILES = (".safetensors", ".sft")
 
 
 def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that say which checkpoint to load, and how."""
-    group = parser.add_argument_group("checkpoint")
+    from .options import weighted_file
+
+    group = parser.add_argument_group("checkpoint and LoRA")
     group.add_argument(
         "--checkpoint",
-        default="ltx2-tiny",
+        metavar="NAME",
         help="folder or Hub id in diffusers layout, an original .safetensors file, or the name of a packaged miniature "
-        "(ltx2-tiny, ltx2.3-tiny: random weights, for trying things out)",
+        "(ltx2-tiny, the default, or ltx2.3-tiny: random weights, for trying things out)",
     )
-    group.add_argument("--text-encoder", default=None, help="Gemma folder or Hub id; needed with an original file")
-    group.add_argument("--device", default=None, help="cpu, cuda, cuda:1, mps; default the best present")
-    group.add_argument("--dtype", choices=DTYPES, default=None, help="default bfloat16 on a GPU, float32 on a CPU")
+    group.add_argument("--text-encoder", metavar="NAME", help="Gemma folder or Hub id; needed with an original file")
     group.add_argument(
-        "--offload",
-        choices=("none", "model", "sequential"),
-        default="none",
-        help="keep components on the CPU until they run",
+        "--upsampler", type=Path, metavar="PATH", help="file or folder of the upsampler, if --checkpoint has none"
+    )
+    group.add_argument(
+        "--lora", action="append", type=weighted_file, metavar="FILE[:WEIGHT]", help="a LoRA to apply; repeatable"
+    )
+    group.add_argument(
+        "--distilled-lora",
+        type=weighted_file,
+        metavar="FILE[:WEIGHT]",
+        help="the LoRA with which a dev checkpoint refines (--two-stage) or runs throughout (--distilled)",
+    )
+    group.add_argument(
+        "--refine-with-same-weights",
+        action="store_true",
+        default=None,
+        help="refine without --distilled-lora, as the packaged miniatures do",
+    )
+    group.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps; default the best present")
+    group.add_argument("--dtype", choices=DTYPES, help="default bfloat16 on a GPU, float32 on a CPU")
+    group.add_argument(
+        "--offload", choices=("none", "model", "sequential"), help="keep components on the CPU until they run"
+    )
+    group.add_argument(
+        "--tiling", action="store_true", default=None, help="decode large pictures in tiles, to save memory"
     )
 
 
@@ -36,46 +61,103 @@ def check_device(device: str) -> None:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
             f"--device {device} cannot be used: {str(error).splitlines()[0]}; this machine has "
-            f"{', '.join(dict.fromkeys(('cpu', _best_device(torch))))}"
+            f"{', '.join(dict.fromkeys(('cpu', best_device())))}"
         ) from None
 
 
-def load_pipeline(options: argparse.Namespace, pipeline_class: type | None = None) -> Any:
-    """The pipeline with the reference scheduler, on its device."""
+def best_device() -> str:
+    """The accelerator of this machine, if it has one."""
     import torch
-    from diffusers.utils import logging
 
-    from ..checkpoints.packaged import PACKAGED, packaged_checkpoint
-    from ..pipelines.text_to_video import LTX2Pipeline
-    from ..schedulers.scheduling_ltx2 import LTX2Scheduler
-
-    pipeline_class = pipeline_class or LTX2Pipeline
-    device = options.device or _best_device(torch)
-    check_device(device)
-    dtype = getattr(torch, options.dtype or ("float32" if device == "cpu" else "bfloat16"))
-    logging.disable_progress_bar()
-    if options.checkpoint in PACKAGED:
-        pipeline = pipeline_class.from_pretrained(packaged_checkpoint(options.checkpoint), dtype=dtype)
-    elif Path(options.checkpoint).suffix in (".safetensors", ".sft"):
-        if options.text_encoder is None:
-            raise ValueError(
-                f"{options.checkpoint} holds no text encoder; name a Gemma folder or Hub id with --text-encoder"
-            )
-        pipeline = pipeline_class.from_single_file(options.checkpoint, text_encoder=options.text_encoder, dtype=dtype)
-    else:
-        pipeline = pipeline_class.from_pretrained(options.checkpoint, dtype=dtype)
-    if not isinstance(pipeline.scheduler, LTX2Scheduler):
-        pipeline.scheduler = LTX2Scheduler.from_config(pipeline.scheduler.config)
-    if options.offload == "model":
-        pipeline.enable_model_cpu_offload(device=device)
-    elif options.offload == "sequential":
-        pipeline.enable_sequential_cpu_offload(device=device)
-    else:
-        pipeline.to(device)
-    return pipeline
-
-
-def _best_device(torch: Any) -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def load_pipeline(options: Mapping[str, Any], pipeline_class: type) -> Any:
+    """The pipeline with the reference scheduler and its LoRAs, on its device.
+
+    Args:
+        options: The options of the command line, defaults filled in.
+        pipeline_class: Class of the pipeline.
+
+    Raises:
+        ValueError: If the checkpoint cannot do what the options ask for.
+    """
+    from diffusers.utils import logging
+
+    from ..schedulers.scheduling_ltx2 import LTX2Scheduler
+
+    logging.disable_progress_bar()
+    pipeline = _from_checkpoint(options, pipeline_class)
+    if not isinstance(pipeline.scheduler, LTX2Scheduler):
+        pipeline.scheduler = LTX2Scheduler.from_config(pipeline.scheduler.config)
+    _check_kind(pipeline, options)
+    _load_loras(pipeline, options)
+    if options.get("tiling"):
+        pipeline.vae.enable_tiling()
+    if "prompt_cache" in options:
+        pipeline.enable_prompt_cache(options["prompt_cache"])
+    if options["offload"] == "none":
+        return pipeline.to(options["device"])
+    enable = {"model": "enable_model_cpu_offload", "sequential": "enable_sequential_cpu_offload"}[options["offload"]]
+    getattr(pipeline, enable)(device=options["device"])
+    return pipeline
+
+
+def _from_checkpoint(options: Mapping[str, Any], pipeline_class: type) -> Any:
+    import torch
+
+    checkpoint, dtype = options["checkpoint"], getattr(torch, options["dtype"])
+    components = {"latent_upsampler": _upsampler(options["upsampler"], dtype)} if "upsampler" in options else {}
+    if Path(checkpoint).suffix in _SINGLE_FILES:
+        if "text_encoder" not in options:
+            raise ValueError(f"{checkpoint} holds no text encoder; name a Gemma folder or Hub id with --text-encoder")
+        text_encoder = options["text_encoder"]
+        return pipeline_class.from_single_file(checkpoint, text_encoder=text_encoder, dtype=dtype, **components)
+    if "text_encoder" in options:
+        raise ValueError(f"--text-encoder belongs to original files; {checkpoint} brings its own, so leave it out")
+    if options.get("no_text_encoder"):
+        components |= {"text_encoder": None, "tokenizer": None}
+    folder = packaged_checkpoint(checkpoint) if checkpoint in PACKAGED else checkpoint
+    return pipeline_class.from_pretrained(folder, dtype=dtype, **components)
+
+
+def _upsampler(path: Path, dtype: Any) -> Any:
+    from ..models.latent_upsampler import LTX2LatentUpsamplerModel
+
+    if path.is_dir():
+        return LTX2LatentUpsamplerModel.from_pretrained(path, torch_dtype=dtype)
+    return LTX2LatentUpsamplerModel.from_single_file(path, dtype=dtype)
+
+
+def _check_kind(pipeline: Any, options: Mapping[str, Any]) -> None:
+    """A dev checkpoint needs its distilled LoRA for few steps without guidance; miniatures have nothing to lose."""
+    from ..checkpoints.presets import model_kind
+
+    refines = "two_stage" in options or "distilled" in options
+    settled = "distilled_lora" in options or "refine_with_same_weights" in options
+    if not refines or settled or options["checkpoint"] in PACKAGED or model_kind(pipeline.scheduler.config) != "dev":
+        return
+    if pipeline.components.get("stage_2_transformer") is not None and "distilled" not in options:
+        return
+    other = "use a distilled checkpoint" if "distilled" in options else "pass --refine-with-same-weights"
+    raise ValueError(
+        f"{options['checkpoint']} is a dev checkpoint, which needs its distilled LoRA here: name it with --distilled-lora, "
+        f"or {other}"
+    )
+
+
+def _load_loras(pipeline: Any, options: Mapping[str, Any]) -> None:
+    """Load LoRAs and make them active, but for one that belongs to the refining stage alone."""
+    active = {}
+    for index, (file, weight) in enumerate(options.get("lora", [])):
+        pipeline.load_lora_weights(str(file), adapter_name=f"lora_{index}")
+        active[f"lora_{index}"] = weight
+    if "distilled_lora" in options:
+        file, weight = options["distilled_lora"]
+        pipeline.load_lora_weights(str(file), adapter_name="distilled")
+        if "distilled" in options:
+            active["distilled"] = weight
+    if active or "distilled_lora" in options:
+        pipeline.set_adapters(list(active), list(active.values()))

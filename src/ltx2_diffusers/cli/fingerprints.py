@@ -1,0 +1,98 @@
+"""Names for the content of files: inputs as a whole, checkpoints by samples, and clips by what they decode to."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..checkpoints.packaged import PACKAGED, packaged_checkpoint
+
+# Files up to this size are read whole; of longer ones evenly spaced blocks are, which any retraining changes.
+_WHOLE_BYTES = 8 * 2**20
+_BLOCKS, _BLOCK_BYTES = 64, 2**16
+
+
+def file_sha256(path: Path) -> str:
+    """Name of a file's content, or of all files in a folder."""
+    if path.is_dir():
+        return folder_fingerprint(path)
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def checkpoint_identity(name: str) -> dict[str, str]:
+    """What tells a checkpoint from others: `sha256` of samples, or the `revision` of a Hub repository.
+
+    Args:
+        name: A folder, a file, a Hub id or the name of a packaged checkpoint. Empty for what is not on this machine.
+    """
+    path = packaged_checkpoint(name) if name in PACKAGED else Path(name)
+    if path.is_dir():
+        return {"sha256": folder_fingerprint(path)}
+    if path.is_file():
+        return {"sha256": _sampled(path).hexdigest()}
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return {"revision": Path(snapshot_download(name, local_files_only=True)).name}
+    except (HFValidationError, LocalEntryNotFoundError):
+        return {}
+
+
+def folder_fingerprint(folder: Path) -> str:
+    """Name of what a folder of a pipeline or of a model holds, wherever it lies.
+
+    The index or configuration in it and the files of its sub-folders count; other files beside them, such as the
+    original single files of published repositories, do not.
+    """
+    files = [*folder.glob("*.json"), *folder.glob("*/**/*")]
+    if not (folder / "model_index.json").is_file():
+        files += folder.glob("*.safetensors")
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        relative = file.relative_to(folder)
+        if file.is_file() and not any(part.startswith(".") for part in relative.parts):
+            digest.update(f"{relative.as_posix()} {_sampled(file).hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def content_identity(path: Path) -> dict[str, Any]:
+    """What a written clip decodes to: sizes, and a name for all frames and for all samples."""
+    from ..media.reading import iterate_video, probe, read_audio
+
+    info, content = probe(path), {}
+    if info.num_frames:
+        digest, count = hashlib.sha256(), 0
+        for frame in iterate_video(path):
+            digest.update(frame)
+            count += 1
+        size = {"frames": count, "width": info.width, "height": info.height, "frame_rate": str(info.frame_rate)}
+        content["video"] = {**size, "sha256": digest.hexdigest()}
+    if info.sampling_rate is not None:
+        waveform, rate = read_audio(path)
+        name = hashlib.sha256(waveform.contiguous().numpy()).hexdigest()
+        content["audio"] = {"samples": waveform.shape[-1], "sampling_rate": rate, "sha256": name}
+    return content
+
+
+def _sampled(path: Path) -> Any:
+    """Digest of the size of a file and of its content, or of blocks of it that are spread evenly."""
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        for start, length in _spread(size):
+            file.seek(start)
+            digest.update(file.read(length))
+    return digest
+
+
+def _spread(size: int) -> Iterator[tuple[int, int]]:
+    if size <= _WHOLE_BYTES:
+        yield 0, size
+        return
+    for index in range(_BLOCKS):
+        yield (size - _BLOCK_BYTES) * index // (_BLOCKS - 1), _BLOCK_BYTES

@@ -1,0 +1,140 @@
+"""The file beside a result that says how it was made, completely enough to make it again."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .fingerprints import checkpoint_identity, file_sha256
+from .loading import CHECKPOINT
+from .options import flag, input_files, replaced_files
+
+# Raised whenever a reader of the former number would misread the file.
+SCHEMA = 1
+_KIND = "ltx2 manifest"
+# Options that name a folder or file which is not hashed as an input.
+_PLACES = ("checkpoint", "text_encoder", "prompt_cache")
+# Options without influence on the result.
+_IDLE = ("output", "preview", "preview_every")
+
+
+def manifest_path(output: Path) -> Path:
+    """Where the manifest of an output lies."""
+    return output.with_name(f"{output.name}.json")
+
+
+def input_hashes(options: Mapping[str, Any]) -> dict[Path, str]:
+    """Content names of all input files.
+
+    Raises:
+        FileNotFoundError: If one is missing; the message names it and its option.
+    """
+    hashes = {}
+    for path, option in input_files(dict(options)).items():
+        if not path.exists():
+            raise FileNotFoundError(f"{flag(option)}: there is no file {str(path)!r}")
+        hashes[path] = file_sha256(path)
+    return hashes
+
+
+def write_manifest(
+    output: Path, options: Mapping[str, Any], hashes: Mapping[Path, str], facts: Mapping[str, Any]
+) -> Path:
+    """Write the manifest of an output, never half of it.
+
+    Args:
+        output: File that was asked for.
+        options: All options, defaults filled in.
+        hashes: Content names of the input files.
+        facts: What else there is to know: mode, environment, result and outputs.
+    """
+    from ..checkpoints.safetensors_io import write_json
+
+    base = output.parent.absolute()
+    kept = {name: value for name, value in options.items() if name not in _IDLE}
+    kept |= {name: _place(kept[name]) for name in _PLACES if name in kept}
+    identities = {name: checkpoint_identity(kept[name]) for name in _PLACES[:2] if name in kept}
+    manifest = {
+        "kind": _KIND,
+        "schema": SCHEMA,
+        "options": {
+            name: replaced_files(value, lambda path: {"file": _stored(path, base)}) for name, value in kept.items()
+        },
+        "inputs": {_stored(path, base): name for path, name in hashes.items()},
+        "checkpoints": identities,
+        **facts,
+    }
+    path = manifest_path(output)
+    write_json(path, manifest)
+    return path
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """A manifest, with the files of its options as paths.
+
+    Raises:
+        ValueError: If the file is no manifest, or of a later version of this package.
+    """
+    base = path.parent.absolute()
+
+    def located(value: dict[str, Any]) -> Any:
+        return Path(os.path.normpath(base / value["file"])) if value.keys() == {"file"} else value
+
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"), object_hook=located)
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r} cannot be read as a manifest: {error}") from error
+    if not isinstance(manifest, dict) or manifest.get("kind") != _KIND:
+        raise ValueError(f"{str(path)!r} is not a manifest; it is the .json file that `ltx2 generate` writes")
+    if manifest["schema"] != SCHEMA:
+        raise ValueError(
+            f"{str(path)!r} has the schema {manifest['schema']}, this version reads {SCHEMA}; use the version of "
+            f"ltx2-diffusers that wrote it"
+        )
+    manifest["inputs"] = {Path(os.path.normpath(base / file)): name for file, name in manifest["inputs"].items()}
+    return manifest
+
+
+def changed_inputs(manifest: Mapping[str, Any]) -> list[str]:
+    """What is missing or changed among the input files and checkpoints, in words."""
+    found = []
+    for path, name in manifest["inputs"].items():
+        if not path.exists():
+            found.append(f"the input {str(path)!r} is missing")
+        elif file_sha256(path) != name:
+            found.append(f"the input {str(path)!r} has changed since")
+    for option, identity in manifest["checkpoints"].items():
+        name = manifest["options"].get(option, CHECKPOINT)
+        here = checkpoint_identity(name)
+        if here != identity:
+            found.append(f"the {option.replace('_', ' ')} {name!r} {'has changed since' if here else 'is not here'}")
+    return found
+
+
+def changed_environment(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What is another version or another machine, in words."""
+    return [f"{name} was {then.get(name)} and is {now[name]}" for name in now if then.get(name) != now[name]]
+
+
+def changed_content(then: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Which streams of which outputs decode to something else, in words."""
+    found = [] if len(then) == len(now) else [f"there were {len(then)} clips and are {len(now)}"]
+    for before, after in zip(then, now):
+        for stream, what in (("video", "frames"), ("audio", "samples")):
+            if before.get(stream) != after.get(stream):
+                found.append(f"the {what} of {after['file']} differ from those of {before['file']}")
+    return found
+
+
+def _stored(path: Path, base: Path) -> str:
+    """A path as it is written down: relative if it lies below the manifest, so that both can move."""
+    path = path.absolute()
+    return path.relative_to(base).as_posix() if path.is_relative_to(base) else str(path)
+
+
+def _place(name: str) -> str:
+    """A folder or file by its whole path; a Hub id or the name of a packaged checkpoint as it is."""
+    from ..checkpoints.packaged import PACKAGED
+
+    return name if name in PACKAGED or not Path(name).exists() else str(Path(name).absolute())

@@ -1,0 +1,62 @@
+"""`ltx2 replay`: make a clip again from its manifest, and compare."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from .environment import environment
+from .generate import generate
+from .manifest import changed_content, changed_environment, changed_inputs, read_manifest
+
+
+def add_parser(commands: Any) -> None:
+    """Add the subcommand to the parser."""
+    parser = commands.add_parser(
+        "replay",
+        help="make a clip again from its manifest, and compare",
+        description="Make a clip again from the manifest that lies beside it (FILE.json), and compare what both decode "
+        "to. On the same machine with the same versions, all frames and samples are equal. Exit status 1 if they are not.",
+    )
+    parser.add_argument("manifest", type=Path, help="the .json file beside a clip")
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", help="file to write; default NAME-replay beside the manifest"
+    )
+    parser.add_argument("--device", metavar="NAME", help="another device than that of the manifest")
+    parser.add_argument("--force", action="store_true", help="go on although an input or the checkpoint has changed")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Check, generate again and compare."""
+    manifest = read_manifest(options.manifest)
+    changes = changed_inputs(manifest)
+    if changes and not options.force:
+        raise ValueError(f"{'; '.join(changes)}; restore it, or go on with --force")
+    again = _options(manifest, options)
+    changes += changed_environment(manifest["environment"], environment(again["device"]))
+    for change in changes:
+        print(f"ltx2 replay: warning: {change}", file=sys.stderr)
+    made = generate(again)
+    differences = changed_content(manifest["outputs"], made["outputs"])
+    for difference in differences:
+        print(f"ltx2 replay: {difference}", file=sys.stderr)
+    if not differences:
+        print(f"identical to {options.manifest.stem}: all frames and samples are equal")
+    return 1 if differences else 0
+
+
+def _options(manifest: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """The options of the manifest, with the texts that a language model made of the prompts."""
+    name = Path(options.manifest.stem)
+    again = {**manifest["options"], "output": str(options.manifest.with_name(f"{name.stem}-replay{name.suffix}"))}
+    if options.output is not None:
+        again["output"] = options.output
+    if options.device is not None:
+        again["device"] = options.device
+    written = manifest["result"].get("enhanced_prompt")
+    if written is not None:
+        again["prompt"] = written
+        again.pop("enhance_prompt")
+        again.pop("system_prompt", None)
+    return again

@@ -91,4 +91,7 @@ class LTX2AudioToVideoPipeline(LTX2StagedPipeline):
         Raises:
             ValueError: Before any computation, if an argument is out of range or contradicts another.
         """
-        return self._generate_given(locals())
+        call = locals()
+        if audio is None:
+            raise ValueError("`audio` is None; give the sound, or use LTX2TwoStagePipeline for a video without a given one")
+        return self._generate_given(call)

@@ -82,7 +82,9 @@ class LTX2ExtendPipeline(LTX2StagedPipeline):
         """Extend a clip.
 
         The other arguments are those of [`LTX2TwoStagePipeline`] and hold for every segment; one clip is made per call.
-        Setting `pipeline._interrupt = True` in a callback ends the series after the running segment.
+        Setting `pipeline._interrupt = True` in a callback ends the series at once: the segment in progress is left out, unless
+        there is nothing else, and a file that is being written is completed with what there is. After an exception no file
+        is left.
 
         Args:
             prompt: Text for all segments, or a list with one text per segment, in the order in which they are made.
@@ -97,11 +99,11 @@ class LTX2ExtendPipeline(LTX2StagedPipeline):
             overlap_frames: Pixel frames that a segment shares with its neighbour, 8 k + 1. K = k + 1 latent frames are handed
                 over, and each segment adds `num_frames - overlap_frames` frames. Default 25.
             direction: `"forward"` (default) goes on at the end, `"backward"` at the start.
-            drift_control: How far mean and spread of the latent channels of new segments are moved to those of the clip's
-                first latents, 0 (default, not at all) to 1. It keeps long clips from drifting in colour and contrast, and
-                changes what the model made.
+            drift_control: How far mean and spread of the latent channels of what a segment adds are moved to those of the given
+                latents (of `video`, its overlap), or of the first segment, 0 (default, not at all) to 1. It keeps long clips
+                from drifting in colour and contrast, and changes what the model made.
             save_path: File to write while segments are made, ending in `.mp4` or `.mov`; the output then holds no frames and
-                no sound but `info["path"]`, and memory does not grow with the number of segments. Backwards, the latents of
+                no sound but `info["path"]`, and the frames of one segment at a time are in memory. Backwards, the latents of
                 all segments are kept until the first one in time is there.
             generate_audio: Whether the clip has sound; default as the given clip, or yes.
             height, width: Size in pixels; default the given clip's, which has to be valid.

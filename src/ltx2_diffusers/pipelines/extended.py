@@ -1,24 +1,21 @@
-"""What an extension goes on from, and the way from its arguments to the finished clip.
+"""The way of an extension from its arguments to the finished clip.
 
 Shapes: C channels, F latent frames, h and w latent rows and columns, L audio latents, M mel bins of a latent, N samples.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..conditioning.carry import carried_pixel_frames
-from ..media.preprocess import fit_cover, normalize_pixels
 from ..media.streaming import ClipWriter
-from ..models.audio_vae import conform_latent_length
-from ..models.mel import conform_to_stereo, resample
 from ..sampling.denoiser import Streams
 from . import checks
 from .call_arguments import build_request, filled
 from .extension import Segment, Timeline, decode_segment, generate_segments, join_latents
+from .extension_source import Extension, edge_latents, given_latents, source_pieces
 from .output import LTX2PipelineOutput, fit_audio
 from .plan import DEFAULT_SIZE
 from .request import Delivery, Request, Size, Start
@@ -26,41 +23,16 @@ from .sources import SourceClip, read_source
 from .stage_lists import stage_list
 
 
-@dataclass(frozen=True)
-class Extension:
-    """A checked extension.
-
-    Args:
-        prompts: One text per segment.
-        size: Size of a segment.
-        timeline: How segments lie in time.
-        source: Clip or un-normalised latents to go on from, or `None`.
-        num_frames: Pixel frames of the source.
-        streams: Which streams are generated.
-    """
-
-    prompts: list[str]
-    size: Size
-    timeline: Timeline
-    source: SourceClip | Streams | None
-    num_frames: int
-    streams: Streams
-
-
 def plan_extension(pipeline: Any, call: Mapping[str, Any]) -> Extension:
     """Check the arguments that only an extension has, and work out its sizes."""
     checks.check_choice("direction", call["direction"], ("forward", "backward"))
     checks.check_unit(drift_control=call["drift_control"])
+    checks.check_at_least_one(num_segments=1 if call["num_segments"] is None else call["num_segments"])
     prompts = _segment_prompts(call["prompt"], call["num_segments"])
-    segment_frames = call["num_frames"] or DEFAULT_SIZE[2]
+    segment_frames = DEFAULT_SIZE[2] if call["num_frames"] is None else call["num_frames"]
     ratio = pipeline.vae_temporal_compression_ratio
     overlap = call["overlap_frames"]
-    checks.check_num_frames(segment_frames, ratio)
-    if not isinstance(overlap, int) or (overlap - 1) % ratio or not ratio < overlap < segment_frames:
-        raise ValueError(
-            f"`overlap_frames` has to be {ratio} k + 1, at least {ratio + 1} and less than `num_frames` {segment_frames}, but "
-            f"is {overlap}; use {min(max((int(overlap) - 1) // ratio, 1), (segment_frames - 1) // ratio - 1) * ratio + 1}"
-        )
+    _check_overlap(overlap, segment_frames, ratio)
     source, num_frames, rate = _source(pipeline, call)
     if source is not None and num_frames < overlap:
         raise ValueError(f"`overlap_frames` is {overlap}, but the clip has {num_frames} frames; use a smaller overlap")
@@ -77,6 +49,8 @@ def plan_extension(pipeline: Any, call: Mapping[str, Any]) -> Extension:
         lambda frames: pipeline._audio_shape(1, frames / rate).frames,
         call["direction"] == "backward",
     )
+    if has_sound:
+        _check_carried_audio(timeline, num_frames, len(prompts), rate)
     size = Size(height, width, segment_frames, rate, call["motion_speed"])
     return Extension(prompts, size, timeline, source, num_frames, Streams(True, has_sound))
 
@@ -101,13 +75,41 @@ def extend(pipeline: Any, call: Mapping[str, Any], extension: Extension) -> LTX2
         request_for,
         extension.prompts,
         extension.timeline,
-        _edge_latents(pipeline, extension),
+        edge_latents(pipeline, extension),
         extension.num_frames,
         call["drift_control"],
     )
     result = _result(pipeline, extension, segments, delivery, start.generator, writer)
     pipeline.maybe_free_model_hooks()
     return result if delivery.return_dict else (result.frames, result.audio)
+
+
+def _check_overlap(overlap: Any, segment_frames: int, ratio: int) -> None:
+    checks.check_num_frames(segment_frames, ratio)
+    if segment_frames <= 2 * ratio:
+        raise ValueError(
+            f"`num_frames` is {segment_frames}, too few to share {ratio + 1} frames and add {ratio}; use {2 * ratio + 1}"
+        )
+    whole = isinstance(overlap, int)
+    if not whole or (overlap - 1) % ratio or not ratio < overlap < segment_frames:
+        nearest = min(max((overlap - 1) // ratio, 1), (segment_frames - 1) // ratio - 1) if whole else 1
+        raise ValueError(
+            f"`overlap_frames` has to be {ratio} k + 1, at least {ratio + 1} and less than `num_frames` {segment_frames}, but "
+            f"is {overlap!r}; use {nearest * ratio + 1}"
+        )
+
+
+def _check_carried_audio(timeline: Timeline, num_frames: int, num_segments: int, rate: float) -> None:
+    """Every segment that goes on from something must share some of its sound and add some."""
+    segment = timeline.audio_at(timeline.segment_frames)
+    first = num_frames or timeline.segment_frames
+    for index in range(num_segments - (0 if num_frames else 1)):
+        shared = timeline.carried_audio(first + index * timeline.new_frames)
+        if not 0 < shared < segment:
+            raise ValueError(
+                f"at `frame_rate` {rate:g}, `num_frames` and `overlap_frames` leave a segment of {segment} audio latents (40 "
+                f"ms each) {shared} to share; use more frames for both, or generate_audio=False"
+            )
 
 
 def _segment_prompts(prompt: Any, count: int | None) -> list[str]:
@@ -138,12 +140,16 @@ def _source(pipeline: Any, call: Mapping[str, Any]) -> tuple[SourceClip | Stream
     if latents is None:
         return None, 0, rate
     checks.check_float_tensors(latents=latents, audio_latents=call["audio_latents"])
-    if latents.ndim != 5 or len(latents) != 1:
-        raise ValueError(f"`latents` has to be un-normalised [1, C, F, h, w] but has shape {tuple(latents.shape)}")
+    channels = pipeline.transformer.config.in_channels
+    if latents.ndim != 5 or latents.shape[:2] != (1, channels):
+        raise ValueError(
+            f"`latents` has to be un-normalised [1, {channels}, F, h, w] but has shape {tuple(latents.shape)}"
+        )
     num_frames = (latents.shape[2] - 1) * pipeline.vae_temporal_compression_ratio + 1
     audio = call["audio_latents"]
     expected = pipeline._audio_shape(1, num_frames / rate)
-    if audio is not None and (audio.ndim != 4 or abs(audio.shape[2] - expected.frames) > 1):
+    shape = None if audio is None else (*audio.shape[:2], expected.frames, *audio.shape[3:])
+    if shape is not None and (shape != expected or abs(audio.shape[2] - expected.frames) > 1):
         raise ValueError(
             f"`audio_latents` has to be un-normalised {tuple(expected)} for {num_frames} frames at {rate:g} per second but "
             f"has shape {tuple(audio.shape)}"
@@ -165,47 +171,6 @@ def _sides(
     return own
 
 
-def _edge_latents(pipeline: Any, extension: Extension) -> Streams | None:
-    """Normalised latents next to where the clip goes on; only these are encoded of a clip in pixels."""
-    source, timeline = extension.source, extension.timeline
-    device = pipeline._execution_device
-    if source is None:
-        return None
-    if not isinstance(source, SourceClip):
-        audio = None if source.audio is None else source.audio.to(device, torch.float32)
-        if audio is not None:
-            audio = pipeline.audio_vae.normalize_latents(audio)
-            audio = conform_latent_length(audio, timeline.audio_at(extension.num_frames))
-        return Streams(pipeline.vae.normalize_latents(source.video.to(device, torch.float32)), audio)
-    count = carried_pixel_frames(timeline.overlap)
-    pixels = source.pixels[:count] if timeline.backwards else source.pixels[-count:]
-    video = pipeline.encode_video(normalize_pixels(fit_cover(pixels, extension.size.height, extension.size.width)))
-    if source.audio is None:
-        return Streams(video, None)
-    latents = timeline.carried_audio(extension.num_frames)
-    waveform, rate = source.audio
-    waveform = fit_audio(waveform, extension.num_frames / source.frame_rate, rate)
-    samples = round(latents / timeline.audio_at(extension.num_frames) * waveform.shape[-1])
-    waveform = waveform[..., :samples] if timeline.backwards else waveform[..., waveform.shape[-1] - samples :]
-    return Streams(video, conform_latent_length(pipeline.encode_audio(waveform, rate), latents))
-
-
-def _source_piece(pipeline: Any, extension: Extension, delivery: Delivery) -> tuple[Any, torch.Tensor | None]:
-    """The given clip in the wished type: pixels as they are, latents decoded."""
-    source = extension.source
-    if not isinstance(source, SourceClip):
-        whole = Segment(_edge_latents(pipeline, extension), (0, 0), False, {})
-        return decode_segment(pipeline, whole, delivery)
-    pixels = fit_cover(source.pixels, extension.size.height, extension.size.width)[0].movedim(0, -1)
-    frames = pipeline._original_video(pixels, 1, delivery.output_type)
-    if source.audio is None:
-        return frames, None
-    waveform, rate = source.audio
-    own = pipeline.vocoder.config.output_sampling_rate
-    waveform = resample(conform_to_stereo(waveform.float()), rate, own)
-    return frames, fit_audio(waveform, source.num_frames / source.frame_rate, own)
-
-
 def _pieces(
     pipeline: Any,
     extension: Extension,
@@ -215,14 +180,15 @@ def _pieces(
     infos: list[dict[str, Any]],
 ) -> Iterator[tuple[Any, torch.Tensor | None]]:
     """Frames and samples of the finished clip in the order of time."""
-    if extension.source is not None and not extension.timeline.backwards:
-        yield _source_piece(pipeline, extension, delivery)
+    backwards = extension.timeline.backwards
+    if not backwards:
+        yield from source_pieces(pipeline, extension, delivery, generator)
     # What comes before must be complete before its first frame can be shown; latents are small enough to wait.
-    for segment in reversed(list(segments)) if extension.timeline.backwards else segments:
+    for segment in reversed(list(segments)) if backwards else segments:
         infos.append(segment.info)
         yield decode_segment(pipeline, segment, delivery, generator)
-    if extension.source is not None and extension.timeline.backwards:
-        yield _source_piece(pipeline, extension, delivery)
+    if backwards:
+        yield from source_pieces(pipeline, extension, delivery, generator)
 
 
 def _result(
@@ -237,15 +203,15 @@ def _result(
     sampling_rate = pipeline.vocoder.config.output_sampling_rate if extension.streams.audio else None
     frames = audio = None
     if delivery.output_type == "latent":
-        latents = _joined(pipeline, extension, segments, infos)
-        frames = pipeline.vae.denormalize_latents(latents.video)
-        audio = None if latents.audio is None else pipeline.audio_vae.denormalize_latents(latents.audio)
+        frames, audio = _joined(pipeline, extension, segments, infos)
         num_frames = (frames.shape[2] - 1) * pipeline.vae_temporal_compression_ratio + 1
     elif writer is not None:
         with writer:
             streamed = replace(delivery, output_type="uint8")
             for clip, sound in _pieces(pipeline, extension, segments, streamed, generator, infos):
                 writer.write(clip[0], None if sound is None else sound[0])
+                # Otherwise this piece would live on while the next one is decoded.
+                del clip, sound
         num_frames = writer.num_frames
     else:
         clips, sounds = zip(*_pieces(pipeline, extension, segments, delivery, generator, infos))
@@ -255,18 +221,23 @@ def _result(
             device = sounds[-1].device
             joined = torch.cat([sound.to(device, torch.float32) for sound in sounds], dim=-1)
             audio = fit_audio(joined, num_frames / rate, sampling_rate)
-    info = {**infos[0], "output_type": delivery.output_type, "segments": len(infos), "num_frames": num_frames}
+    info = {"output_type": delivery.output_type, "segments": len(infos), "num_frames": num_frames}
+    info = (infos[0] if infos else {}) | info
+    texts = [text for segment_info in infos for text in segment_info.get("enhanced_prompt", [])]
+    info |= {"enhanced_prompt": texts} if texts else {}
     if writer is not None:
         info["path"] = str(writer.path)
     return LTX2PipelineOutput(frames, audio, rate, sampling_rate, info)
 
 
 def _joined(pipeline: Any, extension: Extension, segments: Iterator[Segment], infos: list[dict[str, Any]]) -> Streams:
-    """Normalised latents of the whole clip."""
-    pieces = [] if extension.source is None else [_edge_latents(pipeline, extension)]
+    """Un-normalised latents of the whole clip; given ones as they were given."""
+    pieces = [] if extension.source is None else [given_latents(pipeline, extension)]
     for segment in segments:
         infos.append(segment.info)
-        pieces.append(segment.new_latents())
+        video, audio = segment.new_latents()
+        audio = None if audio is None else pipeline.audio_vae.denormalize_latents(audio)
+        pieces.append(Streams(pipeline.vae.denormalize_latents(video), audio))
     backwards = extension.timeline.backwards
     return join_latents(pieces[::-1] if backwards else pieces, backwards)
 

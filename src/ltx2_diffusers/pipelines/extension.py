@@ -103,7 +103,8 @@ def generate_segments(
     """Generate one segment after the other, holding no more of them than what the next one shares.
 
     Args:
-        pipeline: The pipeline; setting its `_interrupt` ends the series after the running segment.
+        pipeline: The pipeline; setting its `_interrupt` ends the series without the segment in progress, unless there is
+            nothing else.
         request_for: Makes the request of a segment.
         prompts: One text per segment.
         timeline: How segments lie in time.
@@ -119,6 +120,8 @@ def generate_segments(
             edges = [None if one is None else timeline.edge(one, count) for one, count in zip(given, shared)]
             conditions = [CarriedLatents(*edges, at_end=timeline.backwards)]
         latents, _, info = pipeline._generate_latents(request_for(prompt, conditions))
+        if pipeline._interrupt and given is not None:
+            return
         segment = Segment(latents, shared, timeline.backwards, info).matched(reference, drift_control)
         num_frames += timeline.segment_frames if given is None else timeline.new_frames
         reference = segment.latents.video if reference is None else reference
@@ -139,13 +142,15 @@ def decode_segment(
     if audio is None:
         return frames, None
     waveform = pipeline._decode_audio(pipeline.audio_vae.denormalize_latents(audio), delivery.output_type)
-    ratio = pipeline.audio_vae_temporal_compression_ratio
-    # The first audio latent stands for one mel frame and every other for as many as the ratio says.
-    mel_frames = ratio * (audio.shape[2] - 1) + 1
-    trimmed = ratio * (segment.shared[1] - 1) + 1 if segment.shared[1] else 0
-    samples = round(trimmed * waveform.shape[-1] / mel_frames)
+    trimmed = mel_frames(pipeline, segment.shared[1]) if segment.shared[1] else 0
+    samples = round(trimmed * waveform.shape[-1] / mel_frames(pipeline, audio.shape[2]))
     end = waveform.shape[-1] - samples
     return frames, waveform[..., :end] if segment.backwards else waveform[..., samples:]
+
+
+def mel_frames(pipeline: Any, num_latents: int) -> int:
+    """Mel frames of so many audio latents; the first stands for one, every other for as many as the ratio says."""
+    return pipeline.audio_vae_temporal_compression_ratio * (num_latents - 1) + 1
 
 
 def cut_frames(frames: Any, count: int, at_end: bool) -> Any:

@@ -1,5 +1,6 @@
 """Guidance: pure functions of predictions, and the perturbations that guided passes use."""
 
+from ..models.negative_text import NagWeights, normalized_attention_guidance
 from .guiders import (
     BinnedGuider,
     CFGGuider,
@@ -31,12 +32,14 @@ __all__ = [
     "LtxAPGGuider",
     "MultiModalGuider",
     "MultiModalGuiderParams",
+    "NagWeights",
     "Perturbation",
     "PerturbationConfig",
     "PerturbationType",
     "STGGuider",
     "StatefulAPGGuider",
     "isolating_perturbations",
+    "normalized_attention_guidance",
     "params_at_sigma",
     "stg_perturbations",
 ]

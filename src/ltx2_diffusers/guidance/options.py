@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
+from ..models.negative_text import NagWeights
 from .guiders import (
     CFGGuider,
     CFGStarRescalingGuider,
@@ -98,9 +99,16 @@ class GuidanceOptions:
             raise ValueError(f"`apg_norm_threshold` has to be at least 0 but is {self.apg_norm_threshold}; use 0.0")
 
     @property
-    def uses_nag(self) -> bool:
-        """Whether the negative prompt acts in the attention to the text."""
-        return self.nag_scale != 1 and self.nag_alpha != 0
+    def nag(self) -> NagWeights | None:
+        """How the negative prompt acts in the attention to the text; `None` if it does not."""
+        is_neutral = self.nag_scale == 1 or self.nag_alpha == 0
+        return None if is_neutral else NagWeights(self.nag_scale, self.nag_tau, self.nag_alpha)
+
+    @property
+    def reads_negative(self) -> bool:
+        """Whether these options alone make a call read the negative prompt."""
+        binned = [params for bins in (self.bins, self.audio_bins) for params in (bins or {}).values()]
+        return self.nag is not None or any(params.cfg_scale != 1 for params in binned)
 
     def cfg_guider(self, scale: float) -> Guider:
         """A fresh guider of the chosen formula; a scale of 1 is neutral in all of them."""

@@ -15,6 +15,7 @@ from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from torch import nn
 
+from .negative_text import NegativeContext, normalized_attention_guidance
 from .rope import RotaryTables, apply_rotary
 from .text_cache import KeyValueSlot
 
@@ -67,6 +68,7 @@ class LTX2AttnProcessor:
         perturbation_mask: torch.Tensor | None = None,
         all_perturbed: bool = False,
         slot: KeyValueSlot | None = None,
+        negative: NegativeContext | None = None,
     ) -> torch.Tensor:
         """The output `[B, T, D]` of the layer; [`LTX2Attention.forward`] describes the arguments."""
         if all_perturbed:
@@ -79,26 +81,41 @@ class LTX2AttnProcessor:
             mixed = self._attend(attn, query, key, value, attention_mask)
             if perturbation_mask is not None:
                 mixed = torch.lerp(value, mixed, perturbation_mask.to(mixed.dtype))
+            if negative is not None:
+                keys_values = self._context(attn, negative.context, negative.slot)
+                undesired = self._attend(attn, query, *keys_values, None)
+                mixed = normalized_attention_guidance(mixed, undesired, negative.weights)
         if attn.to_gate_logits is not None:
             # Twice the sigmoid, so that logits of zero leave a head as it is.
             gates = 2.0 * torch.sigmoid(attn.to_gate_logits(hidden_states))
             mixed = (mixed.unflatten(-1, (attn.heads, -1)) * gates.unsqueeze(-1)).flatten(-2)
         return attn.to_out[1](attn.to_out[0](mixed))
 
-    @staticmethod
     def _project(
+        self,
         attn: "LTX2Attention",
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor | None,
         slot: KeyValueSlot | None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        if slot is not None and slot.key is not None:
-            return attn.norm_q(attn.to_q(hidden_states)), slot.key, slot.value
+        if encoder_hidden_states is not None:
+            query = attn.to_q(hidden_states)
+            return attn.norm_q(query), *self._context(attn, encoder_hidden_states, slot)
         query, key, value = attn.project(hidden_states, encoder_hidden_states)
-        query, key = attn.norm_q(query), attn.norm_k(key)
+        return attn.norm_q(query), attn.norm_k(key), value
+
+    @staticmethod
+    def _context(
+        attn: "LTX2Attention", context: torch.Tensor, slot: KeyValueSlot | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of a context, from the slot or into it."""
+        if slot is not None and slot.key is not None:
+            return slot.key, slot.value
+        key, value = attn.project_context(context)
+        key = attn.norm_k(key)
         if slot is not None:
             slot.key, slot.value = key, value
-        return query, key, value
+        return key, value
 
     def _attend(
         self,
@@ -183,11 +200,14 @@ class LTX2Attention(nn.Module, AttentionModuleMixin):
         """Queries `[B, T, I]`, keys and values `[B, S, I]`, before norms and positions."""
         if self.fused_projections and encoder_hidden_states is None:
             return self.to_qkv(hidden_states).chunk(3, dim=-1)
-        query = self.to_q(hidden_states)
-        if self.fused_projections:
-            return query, *self.to_kv(encoder_hidden_states).chunk(2, dim=-1)
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        return query, self.to_k(context), self.to_v(context)
+        return self.to_q(hidden_states), *self.project_context(context)
+
+    def project_context(self, context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values `[B, S, I]` of a context `[B, S, C]`, before norms and positions."""
+        if self.fused_projections:
+            return self.to_kv(context).chunk(2, dim=-1)
+        return self.to_k(context), self.to_v(context)
 
     def project_value(self, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor | None) -> torch.Tensor:
         """Values `[B, S, I]` alone."""
@@ -214,8 +234,9 @@ class LTX2Attention(nn.Module, AttentionModuleMixin):
                 tables of the S tokens.
             kwargs: Further arguments of the processor. [`LTX2AttnProcessor`] takes `perturbation_mask`, `[B, 1, 1]`,
                 which mixes the output (1) with the unattended values (0), `all_perturbed`, which says that every
-                entry of the mask is 0, and `slot`, a [`KeyValueSlot`] that gives keys and values to a
-                cross-attention without rotary tables, or takes them if it is empty.
+                entry of the mask is 0, `slot`, a [`KeyValueSlot`] that gives keys and values to a cross-attention
+                without rotary tables, or takes them if it is empty, and `negative`, a [`NegativeContext`] from
+                which the attended values are guided away.
 
         Returns:
             `torch.Tensor`: `[B, T, D]`.

@@ -23,6 +23,7 @@ from torch import nn
 
 from .context_parallel import SplitPoint, context_parallel_plan
 from .modulation import AdaLayerNormSingle, Modulation, TextProjection
+from .negative_text import NegativeText
 from .perturbation import PERTURBATION_MODES, BlockPlan, block_plans, keep_masks
 from .rope import AudioRotaryPositionEmbedding, RotaryPositionEmbedding, RotarySpec, VideoRotaryPositionEmbedding
 from .saving import AtomicModelSaveMixin
@@ -30,6 +31,7 @@ from .single_file import OriginalCheckpointMixin
 from .tensor_memo import TensorMemo
 from .text_cache import TextCache
 from .transformer_block import LTX2AVTransformerBlock, SharedSettings, StreamInputs, StreamSizes
+from .transformer_sizes import check_config, stream_sizes
 from .transformer_stream import (
     CROSS_TIMESTEP_MODES,
     ModelStream,
@@ -37,6 +39,7 @@ from .transformer_stream import (
     self_mask_bias,
     stream_timesteps,
     text_mask_bias,
+    with_negative,
 )
 
 # Epsilon of the norms before the output projections in every published checkpoint; it is no config key.
@@ -65,7 +68,8 @@ class PreparedForward(NamedTuple):
         inputs (`tuple[StreamInputs, StreamInputs]`): What all blocks receive for video and audio.
         heads (`tuple[Modulation, Modulation]`): What the output heads receive; `None` where a stream is absent.
         variants (`list[list[BlockPlan]]`): What every block computes, for each prediction asked for.
-        text_cache ([`TextCache`], *optional*): Where blocks keep keys and values of the text.
+        text_caches (`tuple[TextCache, TextCache]`): Where blocks keep keys and values of the text and of the negative
+            text; `None` where they are not kept.
     """
 
     hidden_states: torch.Tensor
@@ -74,7 +78,7 @@ class PreparedForward(NamedTuple):
     inputs: tuple[StreamInputs, StreamInputs]
     heads: tuple[Modulation | None, Modulation | None]
     variants: list[list[BlockPlan]]
-    text_cache: TextCache | None
+    text_caches: tuple[TextCache | None, TextCache | None]
 
 
 class LTX2AVTransformer3DModel(
@@ -297,6 +301,7 @@ class LTX2AVTransformer3DModel(
         perturbation_mode: str | None = None,
         cross_timestep_mode: str | None = None,
         text_cache: TextCache | None = None,
+        negative_text: NegativeText | None = None,
     ) -> AudioVisualModelOutput | tuple[torch.Tensor | None, ...] | list:
         """Predict the velocities of both streams, or of the one that is given.
 
@@ -346,6 +351,8 @@ class LTX2AVTransformer3DModel(
             text_cache ([`TextCache`], *optional*): Keeps what depends on the prompt alone for the next call with the
                 same text; without gradients only. With text modulation that depends on the noise level (2.3) nothing
                 does.
+            negative_text ([`NegativeText`], *optional*): A prompt to guide away from in the attention to the text of both
+                streams, see [`normalized_attention_guidance`]; only that attention is computed twice.
         """
         video = StreamRequest("video", hidden_states, encoder_hidden_states, timestep, sigma, video_coords)
         video = video._replace(text_mask=encoder_attention_mask, self_mask=video_self_attention_mask)
@@ -353,6 +360,7 @@ class LTX2AVTransformer3DModel(
         audio = audio._replace(coords=audio_coords, text_mask=audio_encoder_attention_mask).with_times_of(video)
         video = self._with_video_coords(video._replace(enabled=video_enabled), (num_frames, height, width), fps)
         audio = self._with_audio_coords(audio._replace(enabled=audio_enabled), audio_num_frames)
+        video, audio = with_negative(video, negative_text), with_negative(audio, negative_text)
         self._check_request(video, audio, perturbation_mode, cross_timestep_mode)
         several = isinstance(perturbation_keep_masks, (list, tuple))
         self._check_hooks(video, several)
@@ -361,8 +369,8 @@ class LTX2AVTransformer3DModel(
         masks = perturbation_keep_masks if several else [perturbation_keep_masks]
         keeps = [keep_masks(*sizes, *stg, mask) for mask in masks]
         cross_mode = cross_timestep_mode or ("other" if use_cross_timestep else "own")
-        text_cache = self._usable_cache(text_cache, video, audio)
-        prepared = self._prepare(video, audio, keeps, perturbation_mode, cross_mode, video_keyframes_mask, text_cache)
+        caches = self._usable_caches(text_cache, negative_text, video, audio)
+        prepared = self._prepare(video, audio, keeps, perturbation_mode, cross_mode, video_keyframes_mask, caches)
         outputs = [self._finish(prepared, *states) for states in self._run_blocks(prepared)]
         if return_dict:
             outputs = [AudioVisualModelOutput(*streams) for streams in outputs]
@@ -423,11 +431,21 @@ class LTX2AVTransformer3DModel(
                 f"{cache} decides by the video stream, which this call does not have; call disable_cache() first."
             )
 
-    def _usable_cache(self, cache: TextCache | None, video: StreamRequest, audio: StreamRequest) -> TextCache | None:
-        if cache is None or torch.is_grad_enabled() or hasattr(self, "prompt_adaln"):
-            return None
-        cache.check_sources(*(request.context if request.present else None for request in (video, audio)))
-        return cache
+    def _usable_caches(
+        self, cache: TextCache | None, negative: NegativeText | None, video: StreamRequest, audio: StreamRequest
+    ) -> tuple[TextCache | None, TextCache | None]:
+        """The caches of the text and of the negative text, as far as they are given and may be used."""
+        if torch.is_grad_enabled() or hasattr(self, "prompt_adaln"):
+            return None, None
+        present = video.present, audio.present
+        if cache is not None:
+            cache.check_sources(
+                *(text if here else None for text, here in zip((video.context, audio.context), present))
+            )
+        if negative is None or negative.cache is None:
+            return cache, None
+        negative.cache.check_sources(*(text if here else None for text, here in zip(negative[:2], present)))
+        return cache, negative.cache
 
     def _prepare(
         self,
@@ -437,7 +455,7 @@ class LTX2AVTransformer3DModel(
         perturbation_mode: str | None,
         cross_mode: str,
         keyframes_mask: torch.Tensor | None,
-        text_cache: TextCache | None,
+        text_caches: tuple[TextCache | None, TextCache | None],
     ) -> PreparedForward:
         """Project the inputs and compute what all blocks share."""
         present = video if video.present else audio
@@ -452,19 +470,19 @@ class LTX2AVTransformer3DModel(
         )
         variants = block_plans(keeps, base, len(self.transformer_blocks), present.tokens.device, dtype)
         mode = cross_mode if any(plan.crosses for plans in variants for plan in plans) else None
-        x, context, inputs, head = self._prepare_stream(video, audio, mode, text_cache, keyframes_mask)
-        y, audio_context, audio_inputs, audio_head = self._prepare_stream(audio, video, mode, text_cache)
+        x, context, inputs, head = self._prepare_stream(video, audio, mode, text_caches, keyframes_mask)
+        y, audio_context, audio_inputs, audio_head = self._prepare_stream(audio, video, mode, text_caches)
         x = present.tokens.new_zeros(present.tokens.shape[0], 0, 1) if x is None else self.split_tokens(x)
         y = present.tokens.new_zeros(present.tokens.shape[0], 0, 1) if y is None else y
         inputs, heads = (inputs, audio_inputs), (head, audio_head)
-        return PreparedForward(x, y, (context, audio_context), inputs, heads, variants, text_cache)
+        return PreparedForward(x, y, (context, audio_context), inputs, heads, variants, text_caches)
 
     def _prepare_stream(
         self,
         request: StreamRequest,
         other: StreamRequest,
         cross_mode: str | None,
-        text_cache: TextCache | None,
+        text_caches: tuple[TextCache | None, TextCache | None],
         keyframes_mask: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, StreamInputs, Modulation | None]:
         """Tokens, text context, block inputs and head values of one stream; `cross_mode` is `None` if isolated."""
@@ -492,12 +510,10 @@ class LTX2AVTransformer3DModel(
             text_mask=text_mask_bias(request, x.dtype, self._mask_memo),
             self_mask=self_mask_bias(request, x.dtype, self._mask_memo),
         )
-        context = text_cache.context(request.name) if text_cache is not None else None
-        if context is None:
-            context = stream.project_context(request.context)
-            if text_cache is not None:
-                text_cache.keep_context(request.name, context)
-        return x, context, inputs, head
+        if request.negative is not None:
+            undesired = stream.cached_context(request.negative.context, text_caches[1])
+            inputs = inputs._replace(negative=request.negative._replace(context=undesired))
+        return x, stream.cached_context(request.context, text_caches[0]), inputs, head
 
     def _run_blocks(self, prepared: PreparedForward) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Tokens of both streams after the last block, for every variant; what variants share is computed once."""
@@ -523,8 +539,10 @@ class LTX2AVTransformer3DModel(
         if torch.is_grad_enabled() and self.gradient_checkpointing:
             arguments = *state, *prepared.contexts, *prepared.inputs, plan
             return self._gradient_checkpointing_func(block, *arguments)
-        cache = prepared.text_cache
-        slots = (None, None) if cache is None else (cache.slot("video", index), cache.slot("audio", index))
+        slots, negative_slots = (
+            (None, None) if cache is None else (cache.slot("video", index), cache.slot("audio", index))
+            for cache in prepared.text_caches
+        )
         video_inputs, audio_inputs = prepared.inputs
         return block(
             *state,
@@ -533,6 +551,7 @@ class LTX2AVTransformer3DModel(
             audio_inputs=audio_inputs,
             plan=plan,
             text_slots=slots,
+            negative_slots=negative_slots,
         )
 
     def _finish(
@@ -542,42 +561,4 @@ class LTX2AVTransformer3DModel(
         return tuple(
             None if head is None else ModelStream(self, prefix).head(tokens, head)
             for prefix, tokens, head in zip(("", "audio_"), (hidden_states, audio_hidden_states), prepared.heads)
-        )
-
-
-def stream_sizes(config: Any) -> tuple[StreamSizes, StreamSizes]:
-    """Sizes of the video and the audio stream."""
-    return tuple(
-        StreamSizes(
-            dim=config[f"{prefix}num_attention_heads"] * config[f"{prefix}attention_head_dim"],
-            heads=config[f"{prefix}num_attention_heads"],
-            head_dim=config[f"{prefix}attention_head_dim"],
-            context_dim=config[f"{prefix}cross_attention_dim"],
-            gated_attn=config[f"{prefix}gated_attn"],
-            modulates_text=config[f"{prefix}cross_attn_mod"],
-            ff_bias=config[f"{prefix}ff_bias"],
-        )
-        for prefix in ("", "audio_")
-    )
-
-
-def check_config(config: Any, video: StreamSizes, audio: StreamSizes) -> None:
-    """Refuse configurations that contradict themselves or ask for what does not exist."""
-    if config.qk_norm != "rms_norm_across_heads":
-        raise NotImplementedError(f"qk_norm must be 'rms_norm_across_heads', got {config.qk_norm!r}.")
-    if config.rope_type == "split" and video.heads != audio.heads:
-        raise ValueError(
-            f"Split rotary embeddings between the streams need equal head counts, got num_attention_heads="
-            f"{video.heads} and audio_num_attention_heads={audio.heads}."
-        )
-    if audio.context_dim != audio.dim:
-        raise ValueError(
-            f"audio_cross_attention_dim is the rotary width between the streams and must equal the audio width "
-            f"{audio.heads} x {audio.head_dim} = {audio.dim}, got {audio.context_dim}."
-        )
-    takes_stream_width = config.use_prompt_embeddings or video.modulates_text or audio.modulates_text
-    if takes_stream_width and video.context_dim != video.dim:
-        raise ValueError(
-            f"cross_attention_dim must equal the video width {video.heads} x {video.head_dim} = {video.dim} where "
-            f"text is projected or modulated, got {video.context_dim}."
         )

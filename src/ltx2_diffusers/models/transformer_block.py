@@ -14,6 +14,7 @@ from torch import nn
 
 from .attention import FeedForward, LTX2Attention
 from .modulation import Modulation, add_gated, modulate
+from .negative_text import NegativeContext
 from .perturbation import BlockPlan, Keep
 from .rope import RotaryTables
 from .text_cache import KeyValueSlot
@@ -68,6 +69,7 @@ class StreamInputs(NamedTuple):
         rotary, cross_rotary (`tuple[torch.Tensor, torch.Tensor]`): Rotary tables of self-attention and of the
             attention between the streams.
         text_mask, self_mask (`torch.Tensor`): Additive, `[B, 1, 1 or tokens, keys]`.
+        negative ([`NegativeContext`]): Text from which the attention to the text is guided away.
     """
 
     modulation: Modulation | None = None
@@ -78,6 +80,7 @@ class StreamInputs(NamedTuple):
     cross_rotary: RotaryTables | None = None
     text_mask: torch.Tensor | None = None
     self_mask: torch.Tensor | None = None
+    negative: NegativeContext | None = None
 
 
 class BlockStream:
@@ -123,21 +126,32 @@ class BlockStream:
             update = update * keep
         return add_gated(x, update, gate, self.layout)
 
-    def attend_to_text(self, x: torch.Tensor, context: torch.Tensor, slot: KeyValueSlot | None = None) -> torch.Tensor:
-        """`[B, S, D]` after the attention to a text context `[B, T, C]`, whose keys and values `slot` may hold."""
+    def attend_to_text(
+        self,
+        x: torch.Tensor,
+        context: torch.Tensor,
+        slot: KeyValueSlot | None = None,
+        negative_slot: KeyValueSlot | None = None,
+    ) -> torch.Tensor:
+        """`[B, S, D]` after the attention to a text context `[B, T, C]`.
+
+        The slots may hold the keys and values of this context and of the negative one.
+        """
         normed = self.text_norm(x)
         modulated = len(self.values) > 6
         if modulated:
             shift, scale, gate = self.values[6:]
             normed = modulate(normed, scale, shift, self.layout)
-        remembered: dict[str, Any] = {} if slot is None else {"slot": slot}
-        if slot is None or slot.key is None:
-            context = self._text_context(context)
-        update = self.text_attn(normed, context, self.inputs.text_mask, **remembered)
+        options: dict[str, Any] = {} if slot is None else {"slot": slot}
+        negative = self.inputs.negative
+        if negative is not None:
+            undesired = self._text_context(negative.context, negative_slot)
+            options["negative"] = negative._replace(context=undesired, slot=negative_slot)
+        update = self.text_attn(normed, self._text_context(context, slot), self.inputs.text_mask, **options)
         return add_gated(x, update, gate, self.layout) if modulated else x + update
 
-    def _text_context(self, context: torch.Tensor) -> torch.Tensor:
-        if self.prompt_table is None:
+    def _text_context(self, context: torch.Tensor, slot: KeyValueSlot | None) -> torch.Tensor:
+        if self.prompt_table is None or (slot is not None and slot.key is not None):
             return context
         prompt = self.inputs.prompt
         if prompt is None:
@@ -228,6 +242,7 @@ class LTX2AVTransformerBlock(nn.Module):
         audio_inputs: StreamInputs,
         plan: BlockPlan,
         text_slots: tuple[KeyValueSlot | None, KeyValueSlot | None] = (None, None),
+        negative_slots: tuple[KeyValueSlot | None, KeyValueSlot | None] = (None, None),
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Update both streams.
 
@@ -239,6 +254,7 @@ class LTX2AVTransformerBlock(nn.Module):
             plan ([`BlockPlan`]): Which branches run.
             text_slots (`tuple[KeyValueSlot, KeyValueSlot]`, *optional*): Where this block keeps keys and values of
                 both text contexts between calls.
+            negative_slots (`tuple[KeyValueSlot, KeyValueSlot]`, *optional*): The same for both negative contexts.
 
         Returns:
             `tuple[torch.Tensor, torch.Tensor]`: Video and audio tokens.
@@ -248,10 +264,10 @@ class LTX2AVTransformerBlock(nn.Module):
         x, y = hidden_states, audio_hidden_states
         if plan.video:
             x = video.attend_to_self(x, plan.video_self, plan.passthrough)
-            x = video.attend_to_text(x, encoder_hidden_states, text_slots[0])
+            x = video.attend_to_text(x, encoder_hidden_states, text_slots[0], negative_slots[0])
         if plan.audio:
             y = audio.attend_to_self(y, plan.audio_self, plan.passthrough)
-            y = audio.attend_to_text(y, audio_encoder_hidden_states, text_slots[1])
+            y = audio.attend_to_text(y, audio_encoder_hidden_states, text_slots[1], negative_slots[1])
         if plan.crosses:
             # Both directions see the streams as they are before either update.
             normed_x, normed_y = video.cross_norm(x), audio.cross_norm(y)

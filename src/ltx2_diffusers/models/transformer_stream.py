@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 from .modulation import Modulation, TokenLayout, distinct_timesteps, evaluate, modulate
+from .negative_text import NegativeContext, NegativeText
 from .rope import RotaryTables
 from .tensor_memo import TensorMemo, host_can_read
+from .text_cache import TextCache
 
 # A score lowered by this much has no weight; the value is diffusers' for text masks.
 MASKED_SCORE = -10000.0
@@ -32,6 +34,7 @@ class StreamRequest(NamedTuple):
         text_mask (`torch.Tensor`, *optional*): `[B, T]` multiplicative, or `[B, 1 or S, T]` additive.
         self_mask (`torch.Tensor`, *optional*): `[B, S, S]` multiplicative, in [0, 1].
         enabled (`bool`): Whether the stream's tokens are updated.
+        negative ([`NegativeContext`], *optional*): Text features from which the attention to the text is guided away.
     """
 
     name: str
@@ -43,6 +46,7 @@ class StreamRequest(NamedTuple):
     text_mask: torch.Tensor | None = None
     self_mask: torch.Tensor | None = None
     enabled: bool = True
+    negative: NegativeContext | None = None
 
     @property
     def present(self) -> bool:
@@ -90,6 +94,7 @@ class ModelStream:
     """
 
     def __init__(self, model: nn.Module, prefix: str) -> None:
+        self.name = "audio" if prefix else "video"
         self.proj_in = getattr(model, f"{prefix}proj_in")
         self.caption_projection = getattr(model, f"{prefix}caption_projection", None)
         self.time_embed = getattr(model, f"{prefix}time_embed")
@@ -105,6 +110,15 @@ class ModelStream:
     def project_context(self, context: torch.Tensor) -> torch.Tensor:
         """Text features `[B, T, C]` as the blocks take them."""
         return context if self.caption_projection is None else self.caption_projection(context)
+
+    def cached_context(self, context: torch.Tensor, cache: TextCache | None) -> torch.Tensor:
+        """Text features as the blocks take them, from the cache or into it."""
+        projected = None if cache is None else cache.context(self.name)
+        if projected is None:
+            projected = self.project_context(context)
+            if cache is not None:
+                cache.keep_context(self.name, projected)
+        return projected
 
     def time_modulation(
         self, timestep: torch.Tensor, layout: TokenLayout, dtype: torch.dtype
@@ -162,6 +176,20 @@ def stream_timesteps(request: StreamRequest, split_index: nn.Module | None) -> t
     if split_index is not None and layout.index is not None:
         layout = TokenLayout(index=split_index(layout.index))
     return distinct, layout
+
+
+def with_negative(request: StreamRequest, negative: NegativeText | None) -> StreamRequest:
+    """The request with its stream's part of a negative prompt."""
+    if negative is None or not request.present:
+        return request
+    context, batch_size = getattr(negative, request.name), request.tokens.shape[0]
+    if context is None or context.shape[0] != batch_size:
+        given = None if context is None else tuple(context.shape)
+        raise ValueError(
+            f"negative_text needs {request.name} features for {batch_size} samples, got {given}; encode one negative "
+            f"prompt per sample."
+        )
+    return request._replace(negative=NegativeContext(context, negative.weights))
 
 
 def text_mask_bias(request: StreamRequest, dtype: torch.dtype, memo: TensorMemo) -> torch.Tensor | None:

@@ -9,6 +9,7 @@ import torch
 from diffusers.utils import logging
 
 from ..checkpoints.presets import Preset, model_kind, model_version, preset
+from ..models.negative_text import NagWeights
 from ..sampling.contract import Sampler
 from ..sampling.denoiser import GuidedDenoiser, Streams, TextContext
 from ..sampling.loop import denoise, with_latents
@@ -136,9 +137,10 @@ class DenoiseStage:
         cross_timestep: str,
         sampler: Sampler,
         callback: StepCallback,
+        nag: NagWeights | None = None,
     ) -> Streams:
         """Run the denoising loop with progress bar, callback and interruption."""
-        denoiser = GuidedDenoiser(transformer, *contexts, guiders, cross_timestep, self._attention_kwargs)
+        denoiser = GuidedDenoiser(transformer, *contexts, guiders, cross_timestep, self._attention_kwargs, nag=nag)
         timesteps = sigmas[:-1] * 1000
         self._num_timesteps = len(timesteps)
         self._forwards_per_step = denoiser.forwards_per_step

@@ -9,6 +9,7 @@ from ..checkpoints.presets import Preset, model_version, preset
 from ..guidance.options import GuidanceOptions
 from .conditions import Condition
 from .frames import Frames
+from .guidance_args import check_negative_is_read
 from .output import LTX2PipelineOutput
 from .sources import Sound
 from .staged import LTX2StagedPipeline
@@ -70,11 +71,15 @@ class LTX2DistilledPipeline(LTX2StagedPipeline):
         max_sequence_length: int = 1024,
         sampler: str = "euler",
         guidance_options: GuidanceOptions | None = None,
+        negative_prompt: str | list[str] | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_attention_mask: torch.Tensor | None = None,
     ) -> LTX2PipelineOutput | tuple:
         """Generate videos with sound, one forward of the network per step.
 
-        There is no guidance, so there are no guidance arguments and no negative prompt. The other arguments are those of
-        [`LTX2TwoStagePipeline`].
+        There is no classifier-free guidance, so there are no guidance scales. A negative prompt acts through normalized
+        attention guidance, for example `guidance_options=GuidanceOptions(nag_scale=5.0)`, at the same number of forwards.
+        The other arguments are those of [`LTX2TwoStagePipeline`].
 
         Args:
             two_stage: Whether to start at half the size and refine at full size (default), or to run 8 steps at full size.
@@ -83,6 +88,8 @@ class LTX2DistilledPipeline(LTX2StagedPipeline):
             stage_1_adapters, stage_2_adapters: LoRA strengths by adapter name that a stage adds to the active adapters, or
                 changes; 0 takes one out. Default none. An IC-LoRA, which is trained with references beside the video, is best
                 taken out of the second stage, which has none: `stage_2_adapters={name: 0}`.
+            negative_prompt, negative_prompt_embeds, negative_prompt_attention_mask: What to steer away from in both stages;
+                refused where nothing reads it. Default the empty text.
 
         Returns:
             [`LTX2PipelineOutput`], or the tuple `(frames, audio)`.
@@ -90,4 +97,6 @@ class LTX2DistilledPipeline(LTX2StagedPipeline):
         Raises:
             ValueError: Before any computation, if an argument is out of range or contradicts another.
         """
-        return self._generate_given(locals())
+        call = locals()
+        check_negative_is_read(call)
+        return self._generate_given(call)

@@ -181,6 +181,7 @@ class GenerationEngine:
                 transformer=getattr(self, run.stage.transformer),
                 cross_timestep=mode,
                 sampler=run.sampler,
+                nag=run.stage.guidance_options and run.stage.guidance_options.nag,
                 callback=replace(callback, target=lambda tokens: _target(tokens, tools.video)),
             )
         return on_streams(lambda state, tool: _target(state.latent, tool), states, tools), sigmas
@@ -248,9 +249,11 @@ class GenerationEngine:
     @staticmethod
     def _uses_negative(runs: Sequence[StageRun]) -> bool:
         """Whether the negative prompt is read by any pass."""
-        guiders = [guider for run in runs for guider in run.guiders if guider is not None]
-        uses_nag = any(run.stage.guidance_options is not None and run.stage.guidance_options.uses_nag for run in runs)
-        return uses_nag or any(guider.do_unconditional_generation() for guider in guiders)
+        options = (run.stage.guidance_options for run in runs)
+        guiders = (guider for run in runs for guider in run.guiders if guider is not None)
+        return any(o is not None and o.nag is not None for o in options) or any(
+            guider.do_unconditional_generation() for guider in guiders
+        )
 
 
 def _components(request: Request) -> list[str]:

@@ -1,6 +1,7 @@
 """From guidance arguments of a call to the guiders of the two streams."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ..checkpoints.presets import Preset, StreamScales
 from ..guidance.guiders import BinnedGuider, MultiModalGuider, MultiModalGuiderParams, params_at_sigma
@@ -104,6 +105,17 @@ def _check_stg_blocks(guiders: Streams, preset: Preset, num_layers: int) -> None
         check_blocks("spatio_temporal_guidance_blocks", blocks or (), num_layers)
 
 
+def check_negative_is_read(call: Mapping[str, Any]) -> None:
+    """Refuse the negative prompt of a call without guidance that would read it."""
+    given = [name for name in ("negative_prompt", "negative_prompt_embeds") if call[name] is not None]
+    options = call["guidance_options"]
+    if given and (not isinstance(options, GuidanceOptions) or not options.reads_negative):
+        raise ValueError(
+            f"`{given[0]}` is given, but a distilled model runs without classifier-free guidance and would not read it; "
+            "switch on normalized attention guidance, guidance_options=GuidanceOptions(nag_scale=5.0), or leave it out"
+        )
+
+
 def always_negative(guiders: Streams, sigmas: Sequence[float]) -> bool:
     """Whether the pass with the negative prompt is made at every noise level."""
     present = [guider for guider in guiders if guider is not None]
@@ -119,8 +131,7 @@ def check_options(options: GuidanceOptions | None, guided: Streams) -> None:
     """
     if options is None:
         return
-    if not isinstance(options, GuidanceOptions):
-        raise ValueError(f"`guidance_options` has to be a GuidanceOptions but is {options!r}")
+    _check_type(options)
     for name, prefix, is_guided in zip(guided._fields, ("", "audio_"), guided):
         skip_step, bins = options.of_stream(prefix)
         if not is_guided and (skip_step or bins is not None):
@@ -128,6 +139,11 @@ def check_options(options: GuidanceOptions | None, guided: Streams) -> None:
                 f"`{prefix}skip_step` or `{prefix}bins` of `guidance_options` is given, but this call generates no {name}; "
                 "leave it out"
             )
+
+
+def _check_type(options: Any) -> None:
+    if not isinstance(options, GuidanceOptions):
+        raise ValueError(f"`guidance_options` has to be a GuidanceOptions but is {options!r}")
 
 
 def with_bins(scales: Streams, options: GuidanceOptions | None, given: Streams) -> Streams:
@@ -138,6 +154,8 @@ def with_bins(scales: Streams, options: GuidanceOptions | None, given: Streams) 
         options: Options of the call.
         given: Guidance arguments per stream, which have to be absent where there are bins.
     """
+    if options is not None:
+        _check_type(options)
     results = []
     for stream, prefix, arguments in zip(scales, ("", "audio_"), given):
         bins = None if options is None else options.of_stream(prefix)[1]

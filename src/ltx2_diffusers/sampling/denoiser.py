@@ -13,6 +13,7 @@ import torch
 from ..conditioning.state import LatentState
 from ..guidance.guiders import MultiModalGuider
 from ..guidance.perturbations import isolating_perturbations, stg_perturbations
+from ..models.negative_text import NagWeights, NegativeText
 from ..models.text_cache import TextCache
 
 
@@ -56,12 +57,14 @@ class GuidedDenoiser:
     Args:
         transformer: The network; called with sigma * 1000 as timestep, returns velocities.
         positive: Contexts of the prompts.
-        negative: Contexts of the negative prompts; needed if a guider uses them.
+        negative: Contexts of the negative prompts; needed if a guider or `nag` uses them.
         guiders: Guider of each stream, `None` for an absent stream.
         cross_timestep: Whose noise level modulates the exchange between the streams: `"own"`, `"other"` or `"gate"`.
         attention_kwargs: Passed to the transformer.
         keeps_text: Whether keys and values of the text are kept between steps where they do not depend on the noise
             level (2.0). Costs 1.2 GB per prompt at full size in half precision.
+        nag: How strongly the negative prompts act in the attention to the text of all passes that read the prompts;
+            default not at all.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class GuidedDenoiser:
         cross_timestep: str = "own",
         attention_kwargs: dict[str, Any] | None = None,
         keeps_text: bool = True,
+        nag: NagWeights | None = None,
     ) -> None:
         self.transformer = transformer
         self.positive = positive
@@ -81,10 +85,16 @@ class GuidedDenoiser:
         self.attention_kwargs = attention_kwargs
         parts = [part for guider in guiders if guider is not None for part in guider.parts()]
         self.needed = self._needs(parts)
-        if self.needed.negative and negative is None:
-            raise ValueError("classifier-free guidance needs a negative context; encode the negative prompt too")
+        if (self.needed.negative or nag is not None) and negative is None:
+            raise ValueError(
+                "classifier-free and normalized attention guidance need a negative context; encode the negative prompt too"
+            )
         self.negative_context = negative
         self.positive_cache, self.negative_cache = (TextCache() if keeps_text else None for _ in range(2))
+        self.negative_text = None
+        if nag is not None:
+            # The pass with the negative prompt, if there is one, reads the same keys and values.
+            self.negative_text = NegativeText(negative.video, negative.audio, nag, self.negative_cache)
         self.previous = Streams(None, None)
         self.negative = Streams(None, None)
         self._uniform: dict[int, tuple[torch.Tensor, bool]] = {}
@@ -134,7 +144,10 @@ class GuidedDenoiser:
         needed = self._needs([guider for guider, skip in zip(guiders, skipped) if guider is not None and not skip])
         # The passes of the positive prompt differ in what they leave out, and share all blocks before the first such.
         masks = self._keep_masks(states, guiders, needed)
-        positive = self._forward(list(masks), inputs, self.positive, self.positive_cache, list(masks.values()))
+        inputs_positive = {**inputs, "negative_text": self.negative_text}
+        positive = self._forward(
+            list(masks), inputs_positive, self.positive, self.positive_cache, list(masks.values())
+        )
         passes = dict(zip(masks, positive))
         if needed.negative:
             (passes["negative"],) = self._forward(["negative"], inputs, self.negative_context, self.negative_cache)

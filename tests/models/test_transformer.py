@@ -324,7 +324,11 @@ def test_a_text_cache_serves_one_prompt_and_no_training():
         model(**{**inputs, "audio_hidden_states": None}, text_cache=cache)
         assert cache.context("video") is not None and cache.context("audio") is None
         model(**inputs, text_cache=cache)
-        other = {**inputs, "encoder_hidden_states": inputs["encoder_hidden_states"].clone()}
+        # Offloading hooks copy what they are given.
+        expected = model(**inputs)
+        copied = {**inputs, "encoder_hidden_states": inputs["encoder_hidden_states"].clone()}
+        assert max_difference(model(**copied, text_cache=cache), expected) == 0
+        other = {**inputs, "encoder_hidden_states": inputs["encoder_hidden_states"] + 1}
         with pytest.raises(ValueError, match="text_cache holds another prompt"):
             model(**other, text_cache=cache)
 

@@ -1,0 +1,54 @@
+"""The distilled recipe: eight steps, three more at full size, one forward each."""
+
+import pytest
+
+from ltx2_diffusers.pipelines.distilled import LTX2DistilledPipeline
+from ltx2_diffusers.pipelines.two_stage import LTX2TwoStagePipeline
+from tests.pipelines.recipes import CALL, add_lora, recipe, stage_sigmas, staged, watched
+from tests.pipelines.tiny import load, max_difference, seeded
+
+ARGUMENTS = {name: value for name, value in CALL.items() if name != "num_inference_steps"}
+DISTILLED_LEVELS = [1.0, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875, 0.0]
+STAGE_2_LEVELS = [0.909375, 0.725, 0.421875, 0.0]
+
+
+@pytest.mark.parametrize(("two_stage", "expected"), [(True, [8, 3]), (False, [8])])
+def test_distilled_runs_eight_and_three_steps_with_one_forward_each(two_stage, expected):
+    pipe = recipe(LTX2DistilledPipeline)
+    seen = watched(pipe, **ARGUMENTS, two_stage=two_stage)
+    assert seen.predictions == [1] * sum(expected)
+    assert [len(steps) for steps in seen.stages()] == expected
+    assert seen.output.info["preset"] == "2.0 distilled"
+    assert seen.output.info["forwards_per_step"] == ([1, 1] if two_stage else 1)
+    levels = [DISTILLED_LEVELS, STAGE_2_LEVELS][: len(expected)]
+    assert stage_sigmas(seen.output.info) == [pytest.approx(stage) for stage in levels]
+
+
+def test_a_distilled_scheduler_makes_the_two_stage_recipe_distilled():
+    scheduler = type(staged().scheduler)(use_dynamic_shifting=False, shift_terminal=None)
+    pipe = recipe(LTX2TwoStagePipeline, scheduler=scheduler)
+    distilled = recipe(LTX2DistilledPipeline)(**ARGUMENTS, generator=seeded(1))
+    output = pipe(**ARGUMENTS, generator=seeded(1))
+    assert output.info == distilled.info
+    assert max_difference(output, distilled) == 0
+
+
+@pytest.mark.parametrize("argument", ["guidance_scale", "num_inference_steps"])
+def test_there_is_nothing_to_guide_or_to_count(argument):
+    with pytest.raises(TypeError, match=argument):
+        recipe(LTX2DistilledPipeline)(**ARGUMENTS, **{argument: 3})
+
+
+def test_stages_choose_their_adapters(tmp_path):
+    """A dev checkpoint whose distilled LoRA is active: the strength of either stage can be set."""
+    pipe = load("ltx2-tiny", LTX2DistilledPipeline)
+    for seed, name in enumerate(("distilled", "style")):
+        add_lora(pipe, tmp_path, name, seed)
+    pipe.set_adapters(["distilled", "style"], [0.7, 0.7])
+    quick = {**ARGUMENTS, "sigmas": [1.0, 0.5], "stage_2_sigmas": [0.5]}
+    seen = watched(pipe, **quick, stage_2_adapters={"style": 0})
+    assert seen.adapters == [{"distilled": 0.7, "style": 0.7}] * 2 + [{"distilled": 0.7}]
+    seen = watched(pipe, **quick, stage_1_adapters={"distilled": 0.25}, stage_2_adapters={"distilled": 0.5})
+    assert seen.adapters == [{"distilled": 0.25, "style": 0.7}] * 2 + [{"distilled": 0.5, "style": 0.7}]
+    seen = watched(pipe, **quick, stage_2_adapters={"distilled": 0.5})
+    assert seen.adapters == [{"distilled": 0.7, "style": 0.7}] * 2 + [{"distilled": 0.5, "style": 0.7}]

@@ -8,6 +8,7 @@ import os
 from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Protocol
 
 import torch
@@ -257,8 +258,8 @@ def _video_item(item: ConditionItem) -> Streams:
 
 def _counted(name: str, value: int, count: int) -> int:
     """A place from 0 to `count - 1`; negative values count from the end."""
-    if not isinstance(value, int) or isinstance(value, bool):
+    if not isinstance(value, Integral) or isinstance(value, bool):
         raise ValueError(f"`{name}` has to be a whole number but is {value!r}; use 0")
     if not -count <= value < count:
         raise ValueError(f"`{name}` {value} lies outside the clip; use {-count} to {count - 1}")
-    return value % count
+    return int(value) % count

@@ -185,7 +185,8 @@ def _pieces(
         yield from source_pieces(pipeline, extension, delivery, generator)
     # What comes before must be complete before its first frame can be shown; latents are small enough to wait.
     for segment in reversed(list(segments)) if backwards else segments:
-        infos.append(segment.info)
+        # In the order of making, as the prompts are.
+        infos.insert(0 if backwards else len(infos), segment.info)
         yield decode_segment(pipeline, segment, delivery, generator)
     if backwards:
         yield from source_pieces(pipeline, extension, delivery, generator)

@@ -1,5 +1,6 @@
 """`ltx2 generate` writes the file it was asked for, or says what is wrong in one line."""
 
+import functools
 from fractions import Fraction
 
 import av
@@ -57,6 +58,7 @@ def test_equal_seeds_give_equal_clips_and_others_do_not(tmp_path):
 def test_options_reach_the_pipeline(tmp_path, monkeypatch):
     seen = {}
 
+    @functools.wraps(LTX2Pipeline.__call__)
     def remember(_self, **kwargs):
         seen.update(kwargs)
         raise ValueError("enough seen")
@@ -73,10 +75,10 @@ def test_options_reach_the_pipeline(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--width", "50"], "`width` has to be divisible by 32 but is 50; use 32 or 64"),
+        (["--width", "50"], "--width has to be divisible by 32 but is 50; use 32 or 64"),
         (["--device", "abacus"], "--device abacus cannot be used"),
         (["--num-frames", "10"], "use 9 or 17"),
-        (["--frame-rate", "0"], "`frame_rate` has to be greater than 0"),
+        (["--frame-rate", "0"], "--frame-rate has to be greater than 0"),
         (["--sampler", "eulr"], "sampler must be one of euler"),
         (["--checkpoint", str(ORIGINAL)], "--text-encoder"),
         (["--checkpoint", "missing.safetensors", "--text-encoder", str(GEMMA)], "missing.safetensors"),
@@ -94,14 +96,6 @@ def test_a_wrong_file_name_is_noticed_before_anything_is_computed(tmp_path, caps
     monkeypatch.setattr(LTX2Pipeline, "__call__", lambda *_, **__: pytest.fail("the pipeline ran"))
     assert generate(tmp_path / "x.gif") == 2
     assert ".gif" in capsys.readouterr().err
-
-
-def test_help_names_defaults_and_an_example(capsys):
-    with pytest.raises(SystemExit, match="0"):
-        main(["generate", "--help"])
-    printed = capsys.readouterr().out
-    assert "example: ltx2 generate" in printed
-    assert "(default: 768)" in printed
 
 
 def test_help_and_version_of_the_command(capsys):

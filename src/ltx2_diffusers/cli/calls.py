@@ -20,6 +20,7 @@ _RENAMED = {
     "steps": "num_inference_steps",
     "stg_blocks": "spatio_temporal_guidance_blocks",
     "enhance_prompt": "enable_prompt_enhancement",
+    "enhance_tokens": "prompt_max_new_tokens",
 }
 _SAME = [
     "negative_prompt",
@@ -196,7 +197,12 @@ def in_options(message: str) -> str:
     """A message of a pipeline with its arguments named as options of the command line."""
     names = {argument: flag(option) for option, argument in _ARGUMENTS.items()}
     names |= {"generate_audio": "--no-audio", "start_s": "--retake", "end_s": "--retake", "region": "--region"}
-    names |= {"images": "--image-at", "num_segments": "--extend", "text_encoder": "--text-encoder"}
+    names |= {
+        "images": "--image-at",
+        "frame": "--image-at",
+        "num_segments": "--extend",
+        "text_encoder": "--text-encoder",
+    }
     message = re.sub(
         r'`?\b(\w+)="?([\w.]+)"?`?', lambda m: f"{names[m[1]]} {m[2]}" if m[1] in names else m[0], message
     )

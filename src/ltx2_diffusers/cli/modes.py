@@ -72,6 +72,7 @@ NEEDS = {
     "refine_with_same_weights": ("two_stage",),
     "duration": ("audio_only",),
     "system_prompt": ("enhance_prompt",),
+    "enhance_tokens": ("enhance_prompt",),
     "no_text_encoder": ("prompt_cache",),
     "preview_every": ("preview",),
 }

@@ -49,6 +49,9 @@ def add_text(group: Any) -> None:
     )
     group.add_argument("--system-prompt", metavar="TEXT", help="your instructions for --enhance-prompt")
     group.add_argument(
+        "--enhance-tokens", type=int, metavar="N", help="of --enhance-prompt: longest text; default 512"
+    )
+    group.add_argument(
         "--prompt-cache", metavar="DIR", help="keep encoded prompts in this folder, and take them from there"
     )
     group.add_argument(

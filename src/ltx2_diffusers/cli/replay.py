@@ -9,6 +9,8 @@ from .environment import environment
 from .generate import generate
 from .manifest import changed_content, changed_environment, changed_inputs, read_manifest
 
+_ENHANCEMENT = ("enhance_prompt", "system_prompt", "enhance_tokens")
+
 
 def add_parser(commands: Any) -> None:
     """Add the subcommand to the parser."""
@@ -56,7 +58,5 @@ def _options(manifest: dict[str, Any], options: argparse.Namespace) -> dict[str,
         again["device"] = options.device
     written = manifest["result"].get("enhanced_prompt")
     if written is not None:
-        again["prompt"] = written
-        again.pop("enhance_prompt")
-        again.pop("system_prompt", None)
+        again = {name: value for name, value in again.items() if name not in _ENHANCEMENT} | {"prompt": written}
     return again

@@ -90,6 +90,20 @@ def test_stg_equals_diffusers_where_values_pass_through(layout):
 
 
 @torch.no_grad()
+def test_stg_on_2_0_weights_is_a_perturbation_here_and_none_in_diffusers():
+    ours, theirs = pair("2.0")
+    inputs, stg = tiny_inputs(ours), {"spatio_temporal_guidance_blocks": [1]}
+    perturbed, plain = ours(**inputs, **stg), ours(**inputs)
+    assert max_difference(theirs(**inputs, **stg), theirs(**inputs)) == 0
+    assert max_difference(perturbed, plain) > 1e-2
+    # The reference drops the branch: the same as a self-attention whose output layer is all zeros.
+    for name in ("attn1", "audio_attn1"):
+        for parameter in getattr(ours.transformer_blocks[1], name).to_out.parameters():
+            parameter.zero_()
+    assert max_difference(ours(**inputs), perturbed) <= TOLERANCE
+
+
+@torch.no_grad()
 def test_layouts_of_2_5_equal_diffusers():
     ours, theirs = pair("2.3", ff_bias=False, use_keyframes_abs_pos_embedding=True, use_prompt_adaln_single=False)
     inputs = tiny_inputs(ours)

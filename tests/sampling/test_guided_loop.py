@@ -8,6 +8,7 @@ import torch
 from ltx2_diffusers.conditioning import LatentState
 from ltx2_diffusers.guidance.guiders import MultiModalGuider, MultiModalGuiderParams
 from ltx2_diffusers.guidance.perturbations import PerturbationType
+from ltx2_diffusers.models.negative_text import NagWeights
 from ltx2_diffusers.sampling.denoiser import GuidedDenoiser, Streams, TextContext
 from ltx2_diffusers.sampling.loop import denoise
 from ltx2_diffusers.sampling.samplers import EulerSampler
@@ -112,3 +113,34 @@ def test_interruption_leaves_the_remaining_steps_out():
     states = Streams(toy_state("video"), toy_state("audio"))
     denoise(denoiser, states, VECTORS["sigmas"], EulerSampler(), interrupted=lambda: len(transformer.calls) == 2)
     assert len(transformer.calls) == 2
+
+
+def test_a_skipped_stream_keeps_its_negative_prediction():
+    video, audio = MultiModalGuiderParams(3.0, skip_step=1), MultiModalGuiderParams(3.0)
+    guiders = Streams(MultiModalGuider(video), MultiModalGuider(audio))
+    denoiser = GuidedDenoiser(ToyTransformer(), toy_context(0.4, 0.7), toy_context(-0.2, -0.5), guiders)
+    states = Streams(toy_state("video"), toy_state("audio"))
+    negatives = []
+    for step in range(2):
+        denoiser(states, VECTORS["sigmas"][step], step)
+        negatives.append(denoiser.negative)
+    assert negatives[1].video is negatives[0].video
+    assert not torch.equal(negatives[1].audio, negatives[0].audio)
+
+
+def test_a_pass_that_only_a_skipped_stream_needs_is_not_made():
+    guiders = Streams(
+        MultiModalGuider(MultiModalGuiderParams(3.0, skip_step=1)), MultiModalGuider(MultiModalGuiderParams())
+    )
+    transformer = ToyTransformer()
+    denoiser = GuidedDenoiser(transformer, toy_context(0.4, 0.7), toy_context(-0.2, -0.5), guiders)
+    states = Streams(toy_state("video"), toy_state("audio"))
+    for step, passes in enumerate((2, 3, 5)):
+        denoiser(states, VECTORS["sigmas"][step], step)
+        assert len(transformer.calls) == passes
+
+
+def test_attention_guidance_needs_a_negative_context():
+    guiders = Streams(MultiModalGuider(MultiModalGuiderParams()), None)
+    with pytest.raises(ValueError, match="need a negative context"):
+        GuidedDenoiser(ToyTransformer(), toy_context(0.4, 0.7), None, guiders, nag=NagWeights(5.0))

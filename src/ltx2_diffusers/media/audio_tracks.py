@@ -147,3 +147,9 @@ def can_copy_audio(source: str | os.PathLike) -> bool:
     """Whether the sound of a file is of a kind that MP4 files hold, so that its packets can be copied."""
     with open_media(source) as container:
         return bool(container.streams.audio) and container.streams.audio[0].codec_context.name in _MP4_CODECS
+
+
+def encodable_rate(sampling_rate: int) -> int:
+    """The lowest sampling rate of AAC that is not below the given one, or its highest."""
+    rates = sorted(av.Codec("aac", "w").audio_rates)
+    return next((rate for rate in rates if rate >= sampling_rate), rates[-1])

@@ -74,9 +74,11 @@ class LTX2PipelineOutput(BaseOutput):
         if self.video_source is not None and audio is not None and not encoder_options:
             replace_audio(self.video_source, path, audio, rate)
             return
-        sound = {"audio": audio, "sampling_rate": rate}
         if self.audio_source is not None and can_copy_audio(self.audio_source):
             sound = {"audio_source": self.audio_source}
+        else:
+            audio, rate = (audio, rate) if audio is None else _encodable(audio, rate)
+            sound = {"audio": audio, "sampling_rate": rate}
         write_video(path, frames, frame_rate=self.frame_rate, **sound, **encoder_options)
 
     def _check_decoded(self) -> None:
@@ -94,6 +96,16 @@ class LTX2PipelineOutput(BaseOutput):
                 'the output holds latents, which cannot be written to a media file; call the pipeline with output_type="pil", '
                 '"np", "pt" or "uint8"'
             )
+
+
+def _encodable(audio: torch.Tensor, sampling_rate: int) -> tuple[torch.Tensor, int]:
+    """A waveform `[channels, samples]` and its rate as AAC takes them; given sound may have any layout and rate."""
+    from ..media.audio_tracks import encodable_rate
+    from ..models.mel import conform_to_stereo, resample
+
+    rate = encodable_rate(sampling_rate)
+    stereo = audio if audio.shape[0] <= 2 else conform_to_stereo(audio[None])[0]
+    return resample(stereo[None], sampling_rate, rate)[0], rate
 
 
 def fit_audio(audio: torch.Tensor, duration_s: float, sampling_rate: int) -> torch.Tensor:

@@ -9,6 +9,7 @@ from ltx2_diffusers.pipelines.audio_to_video import LTX2AudioToVideoPipeline
 from ltx2_diffusers.pipelines.conditions import LTX2VideoCondition
 from ltx2_diffusers.pipelines.references import LTX2ReferenceCondition
 from ltx2_diffusers.pipelines.request import Stage
+from ltx2_diffusers.pipelines.retake import LTX2RetakePipeline
 from ltx2_diffusers.pipelines.two_stage import LTX2TwoStagePipeline
 from tests.media.clips import tone
 from tests.pipelines.recipes import (
@@ -20,6 +21,7 @@ from tests.pipelines.recipes import (
     assert_tokens,
     encoded,
     no_computation,
+    packed,
     recipe,
     staged,
     watched,
@@ -195,3 +197,15 @@ def test_sound_is_as_long_as_the_finished_clip_in_every_stage():
     held = pipe.encode_audio(exact[None], RATE)[:, :, : round(33 / 24 * 25)]
     for step in seen.steps:
         assert_tokens(step["audio_latents"], 0, [held])
+
+
+def test_a_retake_keeps_and_remakes_the_same_places_in_every_stage():
+    pipe = recipe(LTX2RetakePipeline)
+    region = torch.zeros(33, 64, 64)
+    # Only a frame that the first stage leaves out is marked, in one corner; it lies in the first stage's latent frame 1.
+    region[7, :32, :32] = 1
+    seen = watched(pipe, **LONG, video=LONG_CLIP, start_s=0.0, end_s=33 / 24, region=region)
+    for stage, frames, remade in zip(seen.stages(), (LONG_CLIP[::2], LONG_CLIP), (4, 4)):
+        source = packed(encoded(pipe, frames, 64, 64))
+        changed = (stage[-1]["latents"] != source).any(-1)[0].nonzero().flatten().tolist()
+        assert changed == [remade]

@@ -7,6 +7,7 @@ from diffusers.pipelines.ltx2.latent_upsampler import LTX2LatentUpsamplerModel a
 from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
 
 from ltx2_diffusers import LTX2PipelineOutput
+from ltx2_diffusers.checkpoints.packaged import packaged_checkpoint
 from ltx2_diffusers.pipelines.conditions import LTX2VideoCondition
 from ltx2_diffusers.pipelines.references import LTX2ReferenceCondition
 from ltx2_diffusers.pipelines.two_stage import LTX2TwoStagePipeline
@@ -137,6 +138,20 @@ def test_a_stopped_first_stage_hands_over_what_it_has(pipe):
     assert output.frames.shape == (1, 9, 64, 64, 3)
     assert (output.frame_rate, output.audio.shape[0]) == (24.0, 1)
     assert generate(pipe).frames.shape == (1, 128, 2, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "preset"),
+    [("ltx2-tiny", torch.bfloat16, "2.0 dev"), ("ltx2.3-tiny", torch.float32, "2.3 dev")],
+)
+def test_other_checkpoints_and_data_types(name, dtype, preset):
+    pipe = LTX2TwoStagePipeline.from_pretrained(packaged_checkpoint(name), dtype=dtype)
+    pipe.set_progress_bar_config(disable=True)
+    output = pipe(**CALL, stage_2_adapters={}, image=PICTURE, generator=seeded(1))
+    assert (output.info["preset"], output.info["forwards_per_step"]) == (preset, [4, 1])
+    assert output.frames.dtype == output.audio.dtype == torch.float32
+    assert output.frames.isfinite().all()
+    assert output.audio.isfinite().all()
 
 
 def test_image_is_short_for_a_condition(pipe):

@@ -37,12 +37,7 @@ class CarriedLatents:
     is_reference = False
 
     def check(self, pipeline: Any, plan: GenerationPlan) -> None:  # noqa: ARG002
-        """Raise `ValueError` if more is carried than the clip is long, or the stage has another frame rate."""
-        if plan.temporal_scale != 1:
-            raise ValueError(
-                f"a stage with temporal_scale {plan.temporal_scale} cannot take over latents of another clip, whose frames lie "
-                "closer; use 1.0 in all stages"
-            )
+        """Raise `ValueError` if more is carried than the clip is long."""
         lengths = (("video", self.video, plan.video.frames), ("audio", self.audio, plan.audio.frames))
         for name, latents, frames in lengths:
             if latents is not None and latents.shape[2] >= frames:

@@ -1,0 +1,21 @@
+"""A video with sound in 8 + 3 forwards of a distilled model: writes distilled.mp4."""
+
+import torch
+
+from ltx2_diffusers import LTX2DistilledPipeline, packaged_checkpoint
+
+# A miniature with random weights, to try things out in seconds. For real weights: CHECKPOINT = "Lightricks/LTX-2"
+CHECKPOINT = packaged_checkpoint("ltx2-tiny")
+
+is_tiny = "tiny" in str(CHECKPOINT)
+size = {"height": 128, "width": 192, "num_frames": 9} if is_tiny else {"height": 1024, "width": 1536}
+on_gpu = torch.cuda.is_available()
+pipe = LTX2DistilledPipeline.from_pretrained(CHECKPOINT, dtype=torch.bfloat16 if on_gpu else torch.float32)
+pipe.to("cuda" if on_gpu else "cpu")
+if not is_tiny:
+    # What turns the dev weights into those that need few steps.
+    lora = "ltx-2-19b-distilled-lora-384.safetensors"
+    pipe.load_lora_weights(CHECKPOINT, weight_name=lora, adapter_name="distilled")
+
+output = pipe("A kitten chases a ball of wool across the floor.", **size, generator=torch.manual_seed(0))
+print(*output.save("distilled.mp4"), [len(stage) - 1 for stage in output.info["sigmas"]], "steps")

@@ -78,25 +78,24 @@ class ClipWriter:
 
         Args:
             frames: As in [`~ltx2_diffusers.media.writing.write_video`], all pieces of one size.
-            audio: Waveform `[C, N]` in [-1, 1] that belongs to them.
+            audio: Waveform `[C, N]` in [-1, 1] that belongs to them; of a piece without frames it is left out.
         """
-        chunks = byte_frames(frames)
-        if self._video is None:
-            first = next(chunks)
-            check_frame_size(first.shape[1], first.shape[2])
-            self._video = VideoTrack(self._container, first.shape[1:3], self.rate, self.options)
-            if self.sampling_rate is not None:
-                self._sound = EncodedAudio(self._container, np.zeros((2, 0), np.float32), self.sampling_rate)
-            self._add_sound(audio)
-            self._write_chunk(first)
-        else:
-            self._add_sound(audio)
-        for chunk in chunks:
+        if audio is not None and self.sampling_rate is None:
+            raise ValueError(
+                "audio is given, but the file was opened without `sampling_rate`; give it, or leave audio out"
+            )
+        for index, chunk in enumerate(chunk for chunk in byte_frames(frames) if len(chunk)):
+            if self._video is None:
+                self._open_tracks(chunk)
+            if index == 0 and audio is not None and audio.shape[-1]:
+                self._sound.append(stereo_samples(audio, self.sampling_rate))
             self._write_chunk(chunk)
 
-    def _add_sound(self, audio: torch.Tensor | np.ndarray | None) -> None:
-        if audio is not None and self._sound is not None and audio.shape[-1]:
-            self._sound.append(stereo_samples(audio, self.sampling_rate))
+    def _open_tracks(self, first: np.ndarray) -> None:
+        check_frame_size(first.shape[1], first.shape[2])
+        self._video = VideoTrack(self._container, first.shape[1:3], self.rate, self.options)
+        if self.sampling_rate is not None:
+            self._sound = EncodedAudio(self._container, np.zeros((2, 0), np.float32), self.sampling_rate)
 
     def _write_chunk(self, chunk: np.ndarray) -> None:
         seconds = self._video.write(chunk)

@@ -240,6 +240,12 @@ def test_each_segment_has_its_prompt(pipe):
     assert not torch.equal(one.frames[:, :, 3], other.frames[:, :, 3])
 
 
+def test_the_rewritten_prompts_of_all_segments_are_told(pipe):
+    call = {"enable_prompt_enhancement": True, "prompt_max_new_tokens": 4}
+    texts = [extend(pipe, prompt=text, **call).info["enhanced_prompt"][0] for text in (PROMPT, "Waves.")]
+    assert extend(pipe, prompt=[PROMPT, "Waves."], **call).info["enhanced_prompt"] == texts
+
+
 def test_backwards_the_first_prompt_is_that_of_the_last_segment_in_time(pipe):
     one = extend(pipe, prompt=[PROMPT, PROMPT], direction="backward")
     other = extend(pipe, prompt=[PROMPT, "Waves."], direction="backward")

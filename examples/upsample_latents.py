@@ -15,7 +15,8 @@ pipe = LTX2Pipeline.from_pretrained(CHECKPOINT, dtype=dtype).to(device)
 prompt = "Rain drums on a tin roof at night."
 small = pipe(prompt, **size, output_type="latent", generator=torch.manual_seed(0))
 
-# The upsampler lies in the checkpoint's folder `latent_upsampler`; the autoencoder is shared.
+# The upsampler lies in the checkpoint's folder `latent_upsampler`, which is fetched from the Hub although the index of
+# the repository does not list it; the autoencoder is shared.
 upsample = LTX2LatentUpsamplePipeline.from_pretrained(CHECKPOINT, vae=pipe.vae, dtype=dtype).to(device)
 # `adain_factor` gives the enlarged latents the colours and contrast that they had before.
 large = upsample(latents=small.frames, adain_factor=0.5, frame_rate=small.frame_rate)

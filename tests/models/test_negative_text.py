@@ -109,10 +109,13 @@ def test_rows_of_a_batch_equal_single_runs(layout):
         assert max_difference([stream[row : row + 1] for stream in together], alone) <= 1e-5
 
 
-@pytest.mark.parametrize(("layout", "projections"), [("2.0", 1), ("2.3", 2)])
+@pytest.mark.parametrize(
+    ("layout", "overrides", "projections"),
+    [("2.0", {}, 1), ("2.3", {}, 2), ("2.3", {"use_prompt_adaln_single": False}, 1)],
+)
 @torch.no_grad()
-def test_the_negative_text_is_projected_once_per_prompt(layout, projections):
-    model = tiny_transformer(layout)
+def test_the_negative_text_is_projected_once_per_prompt(layout, overrides, projections):
+    model = tiny_transformer(layout, **overrides)
     inputs = tiny_inputs(model)
     negative = negative_text(inputs)
     expected = model(**inputs, negative_text=negative)

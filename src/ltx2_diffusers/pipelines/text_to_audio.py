@@ -57,7 +57,8 @@ class LTX2TextToAudioPipeline(LTX2StagedPipeline):
         """Generate sounds from text.
 
         Steps and guidance arguments are those of [`LTX2Pipeline`] but belong to the sound and take its presets; without a
-        video there is nothing for modality guidance to isolate it from.
+        video there is nothing for modality guidance to isolate it from. Of
+        `guidance_options`, the skipped steps and bins of the audio are read; those of the video are refused.
 
         Args:
             duration_s: Length in seconds, at least one audio latent (0.04 s). The sound has the nearest number of latents.

@@ -66,7 +66,8 @@ class LTX2VideoToAudioPipeline(LTX2StagedPipeline):
         """Generate sounds for a video.
 
         Steps and guidance arguments are those of [`LTX2Pipeline`] but belong to the sound, the only stream that is generated,
-        and take its presets.
+        and take its presets. Of
+        `guidance_options`, the skipped steps and bins of the audio are read; those of the video are refused.
 
         Args:
             video: The video: the name of a file, or frames as in

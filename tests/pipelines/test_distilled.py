@@ -2,6 +2,7 @@
 
 import pytest
 
+from ltx2_diffusers.checkpoints.presets import preset
 from ltx2_diffusers.pipelines.distilled import LTX2DistilledPipeline
 from ltx2_diffusers.pipelines.two_stage import LTX2TwoStagePipeline
 from tests.pipelines.recipes import CALL, add_lora, recipe, stage_sigmas, staged, watched
@@ -52,3 +53,18 @@ def test_stages_choose_their_adapters(tmp_path):
     assert seen.adapters == [{"distilled": 0.25, "style": 0.7}] * 2 + [{"distilled": 0.5, "style": 0.7}]
     seen = watched(pipe, **quick, stage_2_adapters={"distilled": 0.5})
     assert seen.adapters == [{"distilled": 0.7, "style": 0.7}] * 2 + [{"distilled": 0.5, "style": 0.7}]
+
+
+def test_the_preset_of_2_5_draws_fresh_noise_in_the_first_stage_only(monkeypatch):
+    pipe = recipe(LTX2DistilledPipeline)
+    monkeypatch.setattr(LTX2DistilledPipeline, "preset", preset("2.5", "distilled"))
+
+    def run(**call):
+        return pipe(**ARGUMENTS, **call, generator=seeded(1))
+
+    alone = {"two_stage": False}
+    assert max_difference(run(**alone), run(**alone, sampler="euler_ancestral")) <= 1e-5
+    assert max_difference(run(**alone), run(**alone, sampler="euler")) > 1e-3
+    # One step to the end is the same for both samplers, so that only the first stage tells them apart.
+    assert max_difference(run(stage_2_sigmas=[0.9]), run(stage_2_sigmas=[0.9], sampler="euler_ancestral")) <= 1e-5
+    assert max_difference(run(), run(sampler="euler_ancestral")) > 1e-3

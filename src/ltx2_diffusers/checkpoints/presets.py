@@ -31,6 +31,7 @@ class Preset:
         num_inference_steps: Denoising steps of a guided run, or of the fixed list.
         sigmas: Fixed noise levels without the final zero, or `None` to take them from the scheduler.
         stage_2_sigmas: Noise levels of a refining second stage, without the final zero.
+        sampler: Sampler of the first stage where a call leaves it open.
         video, audio: Guidance scales.
         stg_block: Block that spatio-temporal guidance perturbs in the 48-block model.
         cross_timestep: Which noise level modulates the exchange between the streams: `"own"` or `"gate"` (the other
@@ -48,6 +49,7 @@ class Preset:
     image_crf: int
     sigmas: tuple[float, ...] | None = None
     stage_2_sigmas: tuple[float, ...] = tuple(STAGE_2_DISTILLED_SIGMAS[:-1])
+    sampler: str = "euler"
 
     def stg_blocks(self, num_layers: int) -> list[int]:
         """The perturbed block; a shallower model takes the block at the same relative depth."""
@@ -70,7 +72,8 @@ def preset(version: str, kind: str = "dev") -> Preset:
     if kind == "dev":
         return Preset(version, kind, steps, _VIDEO, _AUDIO, block, cross_timestep, crf)
     sigmas = tuple(DISTILLED_SIGMAS[:-1])
-    return Preset(version, kind, len(sigmas), StreamScales(), StreamScales(), block, cross_timestep, crf, sigmas)
+    neutral, sampler = StreamScales(), "euler_ancestral" if version == "2.5" else "euler"
+    return Preset(version, kind, len(sigmas), neutral, neutral, block, cross_timestep, crf, sigmas, sampler=sampler)
 
 
 def model_version(transformer_config: Mapping[str, Any]) -> str:

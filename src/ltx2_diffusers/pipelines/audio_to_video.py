@@ -93,5 +93,7 @@ class LTX2AudioToVideoPipeline(LTX2StagedPipeline):
         """
         call = locals()
         if audio is None:
-            raise ValueError("`audio` is None; give the sound, or use LTX2TwoStagePipeline for a video without a given one")
+            raise ValueError(
+                "`audio` is None; give the sound, or use LTX2TwoStagePipeline for a video without a given one"
+            )
         return self._generate_given(call)

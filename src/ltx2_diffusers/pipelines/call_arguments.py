@@ -57,7 +57,8 @@ def guided_stage(call: Mapping[str, Any], preset: Preset, **changes: Any) -> Sta
     video = [call.get(name) for name in _SCALES]
     audio = [call.get(f"audio_{name}", PRESET) for name in _SCALES]
     scales = with_bins(resolve_scales(preset, video, audio), call.get("guidance_options"), Streams(video, audio))
-    return filled(Stage, call, **{"scales": scales, **changes})
+    sampler = call.get("sampler") or preset.sampler
+    return filled(Stage, call, **{"scales": scales, "sampler": sampler, **changes})
 
 
 def only(stream: str) -> Streams:

@@ -69,7 +69,7 @@ class LTX2DistilledPipeline(LTX2StagedPipeline):
         callback_on_step_end: Callable[..., dict[str, Any] | None] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         max_sequence_length: int = 1024,
-        sampler: str = "euler",
+        sampler: str | None = None,
         guidance_options: GuidanceOptions | None = None,
         negative_prompt: str | list[str] | None = None,
         negative_prompt_embeds: torch.Tensor | None = None,
@@ -88,6 +88,8 @@ class LTX2DistilledPipeline(LTX2StagedPipeline):
             stage_1_adapters, stage_2_adapters: LoRA strengths by adapter name that a stage adds to the active adapters, or
                 changes; 0 takes one out. Default none. An IC-LoRA, which is trained with references beside the video, is best
                 taken out of the second stage, which has none: `stage_2_adapters={name: 0}`.
+            sampler: Sampler of both stages. Default the preset's in the first, `"euler_ancestral"` for LTX-2.5 and
+                `"euler"` before, and `"euler"` in the second.
             negative_prompt, negative_prompt_embeds, negative_prompt_attention_mask: What to steer away from in both stages;
                 refused where nothing reads it. Default the empty text.
 

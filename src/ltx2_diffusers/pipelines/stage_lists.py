@@ -50,7 +50,7 @@ def refining_stage(
     pipeline: Any, call: Mapping[str, Any], adapters: Mapping[str, float] | None, upsampler: str | None
 ) -> Stage:
     """The second stage of the reference recipes: few fixed noise levels, no guidance, no reference videos."""
-    sampler, options = call.get("sampler", "euler"), call.get("guidance_options")
+    sampler, options = call.get("sampler") or "euler", call.get("guidance_options")
     return Stage(
         sigmas=call.get("stage_2_sigmas") or pipeline.preset.stage_2_sigmas,
         # CFG++ follows a negative prediction, which a run without guidance does not make.

@@ -1,6 +1,7 @@
 """How tests run the command line and look at what it wrote."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -25,3 +26,9 @@ def complaint(capsys: Any, command: str = "generate") -> str:
     """The one line that a command said on stderr, without what loading and sampling show."""
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith(f"ltx2 {command}:")]
     return line.removeprefix(f"ltx2 {command}: ")
+
+
+def located(options: list[str], media) -> list[str]:
+    """The options with names of files in capitals replaced by the files."""
+    capitals = re.compile(r"[A-Z]+\.[A-Z0-9]+(:.*)?")
+    return [str(media / option.lower()) if capitals.fullmatch(option) else option for option in options]

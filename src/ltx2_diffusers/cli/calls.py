@@ -7,7 +7,7 @@ from math import ceil
 from typing import Any
 
 from .modes import Mode, chosen
-from .options import flag
+from .values import flag
 
 Options = Mapping[str, Any]
 
@@ -76,6 +76,20 @@ _NOT_ARGUMENTS = [
 ]
 
 
+# Options that make one argument together.
+_GUIDANCE = (
+    "skip_step",
+    "audio_skip_step",
+    "cfg_method",
+    "apg_eta",
+    "apg_norm_threshold",
+    "apg_momentum",
+    "nag_scale",
+    "nag_tau",
+    "nag_alpha",
+)
+
+
 def call_arguments(mode: Mode, options: Options) -> dict[str, Any]:
     """Arguments of the call, without generator and callback.
 
@@ -138,6 +152,12 @@ def _references(options: Options, _takes: Collection[str]) -> dict[str, Any]:
     return {"reference_conditions": [LTX2ReferenceCondition(*given) for given in options["reference"]]}
 
 
+def _guidance(options: Options, _takes: Collection[str]) -> dict[str, Any]:
+    from ..guidance.options import GuidanceOptions
+
+    return {"guidance_options": GuidanceOptions(**{name: options[name] for name in _GUIDANCE if name in options})}
+
+
 def _retake(options: Options, _takes: Collection[str]) -> dict[str, Any]:
     return {"start_s": options["retake"][0], "end_s": options["retake"][1]}
 
@@ -188,6 +208,7 @@ _COMPOSED: dict[str, Callable[[Options, Collection[str]], dict[str, Any]]] = {
     "extend": _segments,
     "backwards": lambda _options, _takes: {"direction": "backward"},
     "no_audio": lambda _options, _takes: {"generate_audio": False},
+    **dict.fromkeys(_GUIDANCE, _guidance),
 }
 # Options that only choose a mode.
 _CHOICES = ("audio_only", "add_sound", "interpolate", "distilled")
@@ -196,6 +217,7 @@ _CHOICES = ("audio_only", "add_sound", "interpolate", "distilled")
 def in_options(message: str) -> str:
     """A message of a pipeline with its arguments named as options of the command line."""
     names = {argument: flag(option) for option, argument in _ARGUMENTS.items()}
+    names |= {option: flag(option) for option in _GUIDANCE}
     names |= {"generate_audio": "--no-audio", "start_s": "--retake", "end_s": "--retake", "region": "--region"}
     names |= {
         "images": "--image-at",

@@ -14,8 +14,9 @@ from .fingerprints import content_identity
 from .loading import CHECKPOINT, best_device, check_device, load_pipeline
 from .manifest import input_hashes, manifest_path, write_manifest
 from .modes import Mode, choose_mode, mode_table
-from .options import add_options, flag
+from .options import add_options
 from .preview import ContactSheet
+from .values import flag, input_files
 
 _SIZE = {"width": 768, "height": 512, "num_frames": 121}
 _MINIATURE_SIZE = {"width": 256, "height": 192, "num_frames": 25}
@@ -138,7 +139,6 @@ def _check_files(options: Mapping[str, Any]) -> None:
     """Names of files that are written: right suffixes, and no input among them."""
     from ..media.files import check_suffix
     from ..media.writing import VIDEO_SUFFIXES
-    from .options import input_files
 
     output = Path(options["output"])
     if "audio_only" in options:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints.packaged import PACKAGED, packaged_checkpoint
+from .values import weighted_file
 
 DTYPES = ("bfloat16", "float16", "float32")
 CHECKPOINT = "ltx2-tiny"
@@ -14,8 +15,6 @@ _SINGLE_FILES = (".safetensors", ".sft")
 
 def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that say which checkpoint to load, and how."""
-    from .options import weighted_file
-
     group = parser.add_argument_group("checkpoint and LoRA")
     group.add_argument(
         "--checkpoint",

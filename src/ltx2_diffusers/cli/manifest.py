@@ -8,7 +8,7 @@ from typing import Any
 
 from .fingerprints import checkpoint_identity, file_sha256
 from .loading import CHECKPOINT
-from .options import flag, input_files, replaced_files
+from .values import flag, input_files, replaced_files
 
 # Raised whenever a reader of the former number would misread the file.
 SCHEMA = 1

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .options import flag, flags
+from .values import flag, flags
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,12 @@ NEEDS = {
     "distilled_lora": ("two_stage", "distilled"),
     "refine_with_same_weights": ("two_stage",),
     "duration": ("audio_only",),
+    "nag_scale": ("negative_prompt",),
+    "nag_tau": ("nag_scale",),
+    "nag_alpha": ("nag_scale",),
+    "apg_eta": ("cfg_method",),
+    "apg_norm_threshold": ("cfg_method",),
+    "apg_momentum": ("cfg_method",),
     "system_prompt": ("enhance_prompt",),
     "enhance_tokens": ("enhance_prompt",),
     "no_text_encoder": ("prompt_cache",),

@@ -1,15 +1,15 @@
 """The options of `ltx2 generate`, in the groups in which its help shows them.
 
-No option has a default here, so that what was given can be told from what was not; `defaults.py` fills in the rest. An
+No option has a default here, so that what was given can be told from what was not; `generate` fills in the rest. An
 option that names an input file has the file as a `Path`, by which checks and manifests know it.
 """
 
 import argparse
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from .loading import add_loading_arguments
+from .values import AppendPlaced, stretch, weighted_file
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -209,6 +209,28 @@ def add_guidance(group: Any) -> None:
     group.add_argument(
         "--stg-blocks", type=int, nargs="+", metavar="BLOCK", help="blocks that spatio-temporal guidance perturbs"
     )
+    group.add_argument(
+        "--skip-step", type=int, metavar="N", help="steps after each guided one that reuse the video's result"
+    )
+    group.add_argument("--audio-skip-step", type=int, metavar="N", help="the same for the sound")
+    group.add_argument(
+        "--cfg-method",
+        choices=("cfg", "cfg_star", "apg", "apg_momentum"),
+        help="formula of classifier-free guidance: plain (default), rescaled, or projected without and with momentum",
+    )
+    for name, metavar, what in (
+        ("apg-eta", "SHARE", "of apg: share along the prediction that is kept; default 0"),
+        ("apg-norm-threshold", "NORM", "of apg: longest guidance; default 0, any"),
+        ("apg-momentum", "SHARE", "of apg_momentum: share of earlier guidance"),
+        (
+            "nag-scale",
+            "SCALE",
+            "have --negative-prompt act within the attention to the text, at no more forwards; off at 1",
+        ),
+        ("nag-tau", "NORM", "of --nag-scale: longest guided values; default 2.5"),
+        ("nag-alpha", "SHARE", "of --nag-scale: share of the guided values; default 0.25"),
+    ):
+        group.add_argument(f"--{name}", type=float, metavar=metavar, help=what)
 
 
 def add_output(group: Any) -> None:
@@ -231,60 +253,3 @@ def add_output(group: Any) -> None:
     group.add_argument(
         "--preview-every", type=int, metavar="N", help="steps from one --preview to the next; default 5"
     )
-
-
-class AppendPlaced(argparse.Action):
-    """Collects `[frame, file, strength]` of an option with two arguments."""
-
-    def __call__(self, _parser: Any, namespace: Any, values: Sequence[str], _option_string: str | None = None) -> None:
-        try:
-            placed = [int(values[0]), *weighted_file(values[1])]
-        except ValueError:
-            raise argparse.ArgumentError(self, f"needs a frame number and a file, got {' '.join(values)!r}") from None
-        setattr(namespace, self.dest, [*(getattr(namespace, self.dest) or []), placed])
-
-
-def weighted_file(text: str) -> list[Any]:
-    """File and number of `FILE[:NUMBER]`; a file whose own name ends like that is taken for the file."""
-    name, _, number = text.rpartition(":")
-    if name and not Path(text).exists():
-        try:
-            return [Path(name), float(number)]
-        except ValueError:
-            pass
-    return [Path(text), 1.0]
-
-
-def stretch(text: str) -> list[float]:
-    """Start and end in seconds of `FROM:TO`."""
-    start, _, end = text.partition(":")
-    try:
-        return [float(start), float(end)]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"needs two times in seconds like 1.5:3.0, got {text!r}") from None
-
-
-def flag(option: str) -> str:
-    """The option as it is typed."""
-    return f"--{option.replace('_', '-')}"
-
-
-def flags(options: Sequence[str], last: str = "or") -> str:
-    """Several options in words."""
-    names = [flag(option) for option in options]
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {last} {names[-1]}"
-
-
-def replaced_files(value: Any, change: Callable[[Path], Any]) -> Any:
-    """A value of an option with every input file in it replaced by what `change` makes of it."""
-    if isinstance(value, Path):
-        return change(value)
-    return [replaced_files(part, change) for part in value] if isinstance(value, list) else value
-
-
-def input_files(options: dict[str, Any]) -> dict[Path, str]:
-    """Every input file of the options, with the option that names it."""
-    found: dict[Path, str] = {}
-    for option, value in options.items():
-        replaced_files(value, lambda path, option=option: found.setdefault(path, option))
-    return found

@@ -1,0 +1,63 @@
+"""Values of options: how they are read, how options are named, and which of their values are input files."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+
+class AppendPlaced(argparse.Action):
+    """Collects `[frame, file, strength]` of an option with two arguments."""
+
+    def __call__(self, _parser: Any, namespace: Any, values: Sequence[str], _option_string: str | None = None) -> None:
+        try:
+            placed = [int(values[0]), *weighted_file(values[1])]
+        except ValueError:
+            raise argparse.ArgumentError(self, f"needs a frame number and a file, got {' '.join(values)!r}") from None
+        setattr(namespace, self.dest, [*(getattr(namespace, self.dest) or []), placed])
+
+
+def weighted_file(text: str) -> list[Any]:
+    """File and number of `FILE[:NUMBER]`; a file whose own name ends like that is taken for the file."""
+    name, _, number = text.rpartition(":")
+    if name and not Path(text).exists():
+        try:
+            return [Path(name), float(number)]
+        except ValueError:
+            pass
+    return [Path(text), 1.0]
+
+
+def stretch(text: str) -> list[float]:
+    """Start and end in seconds of `FROM:TO`."""
+    start, _, end = text.partition(":")
+    try:
+        return [float(start), float(end)]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"needs two times in seconds like 1.5:3.0, got {text!r}") from None
+
+
+def flag(option: str) -> str:
+    """The option as it is typed."""
+    return f"--{option.replace('_', '-')}"
+
+
+def flags(options: Sequence[str], last: str = "or") -> str:
+    """Several options in words."""
+    names = [flag(option) for option in options]
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {last} {names[-1]}"
+
+
+def replaced_files(value: Any, change: Callable[[Path], Any]) -> Any:
+    """A value of an option with every input file in it replaced by what `change` makes of it."""
+    if isinstance(value, Path):
+        return change(value)
+    return [replaced_files(part, change) for part in value] if isinstance(value, list) else value
+
+
+def input_files(options: dict[str, Any]) -> dict[Path, str]:
+    """Every input file of the options, with the option that names it."""
+    found: dict[Path, str] = {}
+    for option, value in options.items():
+        replaced_files(value, lambda path, option=option: found.setdefault(path, option))
+    return found

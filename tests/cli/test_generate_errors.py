@@ -1,0 +1,111 @@
+"""`ltx2 generate` says what is wrong in one line that names options and files, before anything is computed."""
+
+import pytest
+
+from ltx2_diffusers.cli.modes import CONFLICTS, NEEDS, choose_mode
+from tests.cli.running import QUICK, SMALL, STAGED, complaint, generate, located
+
+
+@pytest.mark.parametrize(("option", "needed"), NEEDS.items())
+def test_an_option_that_needs_another_one_says_so(option, needed):
+    with pytest.raises(ValueError, match=f"--{option.replace('_', '-')} needs .*--{needed[0].replace('_', '-')}"):
+        choose_mode({"prompt": ["a"], option: True})
+
+
+@pytest.mark.parametrize("pair", CONFLICTS, ids=" and ".join)
+def test_options_that_contradict_each_other_are_named(pair):
+    needed = {other: True for option in pair for other in NEEDS.get(option, ())[-1:]}
+    needed |= {"video": True} if "retake" in needed else {}
+    with pytest.raises(ValueError, match=" and ".join(f"--{option.replace('_', '-')}" for option in pair)):
+        choose_mode({**needed, **dict.fromkeys(pair, True)})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--audio", "TONE.WAV", "--no-audio"], "--no-audio means nothing for --audio"),
+        (["--retake", "0:1", "--extend", "1", "--video", "CLIP.MP4"], "--extend means nothing for --retake"),
+        (["--distilled", "--guidance-scale", "3"], "--guidance-scale means nothing for --distilled"),
+        (["--distilled", "--interpolate", "--image", "RED.PNG"], "--distilled means nothing for --interpolate"),
+        (["--interpolate", "--image", "RED.PNG", "--audio", "TONE.WAV"], "--audio means nothing for --interpolate"),
+        (["--extend", "1", "--image", "RED.PNG"], "--image means nothing for --extend"),
+        (["--nag-scale", "0.5", "--negative-prompt", "hum"], "--nag-scale is 0.5, which is out of range; use 1.0"),
+        (["--duration", "1", "--width", "64"], "--duration needs --audio-only"),
+        (["--video", "CLIP.MP4"], "--video needs --retake, --extend or --add-sound"),
+        (["--video", "CLIP.MP4", "--add-sound", "--preview"], "--preview shows pictures"),
+        (["--sigmas", "1", "0.5", "--steps", "2"], "--steps and --sigmas contradict each other"),
+        (["--extend", "0"], "--extend has to be more than 0"),
+        (["--extend", "1", "--overlap", "200"], "--overlap has to be less than --num-frames 121"),
+        (["--extend", "99", "--prompt", "wind"], "give more prompts, or --num-frames 1201"),
+        (["--image", "missing.png"], "--image: there is no file 'missing.png'"),
+        (["--image-at", "0", "missing.png:0.5"], "--image-at: there is no file 'missing.png'"),
+        (["--lora", "missing.safetensors"], "--lora: there is no file 'missing.safetensors'"),
+        (["--preview", "sheet.gif"], "--preview is written as .png"),
+        (["--preview", "--preview-every", "0"], "--preview-every has to be at least 1"),
+        (["--text-encoder", "gemma"], "--text-encoder belongs to original files"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_contradictions_and_missing_files_end_before_a_model_runs(tmp_path, media, capsys, options, message):
+    assert generate(tmp_path / "out.mp4", *located(options, media)) == 2
+    assert message in complaint(capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--image", "BROKEN.PNG"], "broken.png"),
+        (["--audio", "BROKEN.WAV"], "broken.wav"),
+        (["--video", "BROKEN.MP4", "--add-sound"], "broken.mp4"),
+        (["--lora", "BROKEN.SAFETENSORS"], "broken.safetensors"),
+        (["--image-at", "9", "RED.PNG"], "--image-at 9 lies outside the clip; use -9 to 8"),
+        (["--image-at", "0", "RED.PNG:2"], "strength"),
+        (["--image", "RED.PNG", "--image-at", "0", "BLUE.PNG"], "two conditions claim video frame 0"),
+        (["--video", "CLIP.MP4", "--retake", "0.5:9"], "--retake 9.0 lies behind the end of the clip"),
+        (["--video", "CLIP.MP4", "--extend", "1"], "--overlap is 25, but the clip has 17 frames"),
+        (["--audio", "TONE.WAV", "--num-frames", "49"], "--audio-fit pad"),
+        (["--two-stage", "--width", "96"], "--width has to be divisible by 64 but is 96; use 64 or 128"),
+        (["--sampler", "eulr"], "sampler must be one of euler"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_values_that_the_pipelines_refuse_are_named_as_options(tmp_path, media, capsys, options, message):
+    broken = tmp_path / "broken.png"
+    for name in ("png", "wav", "mp4", "safetensors"):
+        broken.with_suffix(f".{name}").write_bytes(b"not a media file at all")
+    sizes = [] if "--video" in options or "--width" in options else SMALL[:4]
+    sizes += [] if "--video" in options or "--num-frames" in options else SMALL[4:]
+    files = [str(tmp_path / option.lower()) if "BROKEN" in option else option for option in options]
+    assert generate(tmp_path / "out.mp4", *located(files, media), *sizes, "--device", "cpu") == 2
+    assert message in complaint(capsys)
+    assert not (tmp_path / "out.mp4").exists()
+
+
+def test_an_input_is_not_overwritten(tmp_path, media, capsys):
+    clip = tmp_path / "clip.mp4"
+    clip.write_bytes((media / "clip.mp4").read_bytes())
+    assert generate(clip, "--video", clip, "--add-sound") == 2
+    assert "--output would overwrite --video" in complaint(capsys)
+    assert clip.read_bytes() == (media / "clip.mp4").read_bytes()
+
+
+def test_a_dev_checkpoint_names_the_options_that_it_needs(tmp_path, capsys):
+    from ltx2_diffusers.checkpoints.packaged import packaged_checkpoint
+
+    checkpoint = ["--checkpoint", str(packaged_checkpoint("ltx2-tiny"))]
+    for option, other in (("--two-stage", "--refine-with-same-weights"), ("--distilled", "a distilled checkpoint")):
+        assert generate(tmp_path / "out.mp4", option, *checkpoint, *STAGED) == 2
+        line = complaint(capsys)
+        assert "--distilled-lora" in line
+        assert other in line
+    assert (
+        generate(tmp_path / "out.mp4", "--two-stage", "--refine-with-same-weights", *checkpoint, *STAGED, *QUICK) == 0
+    )
+
+
+@pytest.mark.parametrize("option", ["--image-at x red.png", "--retake later", "--retake 1"])
+def test_values_of_another_form(capsys, tmp_path, option):
+    with pytest.raises(SystemExit, match="2"):
+        generate(tmp_path / "out.mp4", *option.split())
+    assert f"argument {option.split()[0]}" in capsys.readouterr().err

@@ -208,6 +208,8 @@ def test_options_of_a_stream_that_is_not_generated_are_refused():
     sound = sibling("ltx2-tiny", LTX2TextToAudioPipeline)
     with pytest.raises(ValueError, match=r"`skip_step` or `bins` .* generates no video"):
         sound(PROMPT, guidance_options=GuidanceOptions(skip_step=1))
+    with pytest.raises(ValueError, match=r"`audio_bins` .* take the place of the guidance arguments"):
+        sound(PROMPT, guidance_scale=3.0, guidance_options=GuidanceOptions(audio_bins=BINS))
     given = torch.zeros(2, 40_000)
     with pytest.raises(ValueError, match=r"`audio_skip_step` or `audio_bins` .* generates no audio"):
         staged()(

@@ -8,7 +8,7 @@ from ..checkpoints.presets import StreamScales
 from ..sampling.denoiser import Streams
 from .call_arguments import guided_stage
 from .conditions import AudioCondition, WholeVideoCondition
-from .guidance_args import resolve_scales
+from .guidance_args import resolve_scales, with_bins
 from .request import Stage
 
 DISTILLED_ADAPTER = "distilled"
@@ -100,7 +100,9 @@ def sound_scales(pipeline: Any, call: Mapping[str, Any]) -> Streams:
     """Guidance of a call that makes only sound: its plain arguments belong to the audio, with the audio's presets."""
     names = ("guidance_scale", "stg_scale", "guidance_rescale", "modality_scale")
     preset = replace(pipeline.preset, video=pipeline.preset.audio)
-    scales = resolve_scales(preset, [call.get(name) for name in names], [None] * len(names))
+    given = [call.get(name) for name in names]
+    scales = resolve_scales(preset, given, [None] * len(names))
+    scales = with_bins(scales, call.get("guidance_options"), Streams((), given))
     return Streams(StreamScales(), scales.audio)
 
 

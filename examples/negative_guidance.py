@@ -2,8 +2,7 @@
 
 import torch
 
-from ltx2_diffusers import LTX2DistilledPipeline, packaged_checkpoint
-from ltx2_diffusers.guidance import GuidanceOptions
+from ltx2_diffusers import GuidanceOptions, LTX2DistilledPipeline, packaged_checkpoint
 
 # A miniature with random weights, to try things out in seconds. For real weights: CHECKPOINT = "Lightricks/LTX-2"
 CHECKPOINT = packaged_checkpoint("ltx2-tiny")

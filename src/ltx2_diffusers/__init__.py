@@ -48,6 +48,8 @@ _PUBLIC = {
     "ApplicationDefaults": ".pipelines.selection",
     "generate": ".pipelines.application",
     "Stage": ".pipelines.request",
+    "GuidanceOptions": ".guidance.options",
+    "MultiModalGuiderParams": ".guidance.guiders",
     "PromptDirector": ".pipelines.director",
     "PromptCache": ".pipelines.prompt_cache",
 }

@@ -15,7 +15,7 @@ from typing import Any
 
 from .common import RESULTS_DIR, print_table
 
-BENCHMARKS = ("transformer_forward", "vae_decode", "export_video")
+BENCHMARKS = ("transformer_forward", "vae_decode", "export_video", "import_time")
 
 
 def measured(name: str, quick: bool, results: Path) -> dict[str, Any]:
@@ -37,6 +37,13 @@ def ratios(name: str, payload: dict[str, Any]) -> Iterator[tuple[str, float, flo
         for case in payload["time"]:
             label = f"VAE decode, {case['structure']}, {case['width']} px: speed"
             yield label, case["ratio_diffusers_over_ours"]["paired"], 1.0, True
+    elif name == "import_time":
+        yield (
+            "import of every public name, seconds beyond torch and diffusers",
+            payload["median_s"]["every_name"],
+            0.3,
+            False,
+        )
     else:
         clip = payload["clip"]
         yield (
@@ -68,7 +75,7 @@ def main() -> int:
     print_table(
         [
             {
-                "ratio to diffusers": label,
+                "ratio to diffusers, or seconds": label,
                 "measured": value,
                 "bound": f"{'>=' if is_lower else '<='} {bound:g}",
                 "kept": "yes" if (value >= bound if is_lower else value <= bound) else "NO",

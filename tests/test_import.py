@@ -10,7 +10,7 @@ import ltx2_diffusers
 
 # Reports, as JSON, what happens when a process that already has torch and diffusers resolves every public name.
 WATCHED_IMPORT = """
-import inspect, json, os, sys, time
+import inspect, json, os, sys
 import av, diffusers, peft, PIL.Image, torch, transformers
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, ModelMixin, SchedulerMixin
 from diffusers.video_processor import VideoProcessor
@@ -42,12 +42,9 @@ def audit(event, args):
 
 settings_before, modules_before = settings(), set(sys.modules)
 sys.addaudithook(audit)
-started = time.perf_counter()
 import ltx2_diffusers
-report["bare_s"] = time.perf_counter() - started
 for name in ltx2_diffusers.__all__:
     getattr(ltx2_diffusers, name)
-report["all_s"] = time.perf_counter() - started
 report["packages"] = sorted({name.split(".")[0] for name in set(sys.modules) - modules_before})
 report["same_settings"] = settings() == settings_before
 print(json.dumps(report))
@@ -84,12 +81,6 @@ def test_every_name_needs_only_its_declared_packages(report):
     # scipy, tqdm and the command line are reached when they are used; this is what keeps the import short.
     assert "ltx2_diffusers" in report["packages"]
     assert not {"scipy", "pandas", "matplotlib", "sentencepiece", "argparse"} & set(report["packages"])
-
-
-def test_import_time(report):
-    assert report["bare_s"] < 0.3
-    # About 0.2 s; the bound only catches work that does not belong into an import.
-    assert report["all_s"] < 3
 
 
 def test_every_public_name_resolves_and_is_documented():

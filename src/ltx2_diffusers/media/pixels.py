@@ -15,6 +15,8 @@ import torch
 _CPU_SCRATCH_BYTES = 2 * 2**20
 _DEVICE_SCRATCH_BYTES = 256 * 2**20
 
+Pixels = torch.Tensor | np.ndarray
+
 
 def to_uint8(pixels: torch.Tensor) -> torch.Tensor:
     """Convert pixels in [0, 1] of any layout to bytes on the tensor's device.
@@ -30,7 +32,7 @@ def to_uint8(pixels: torch.Tensor) -> torch.Tensor:
     if pixels.dtype == torch.uint8:
         return pixels
     _check_float(pixels)
-    return _round_to_bytes(pixels.to(torch.float32) * 255)
+    return torch.as_tensor(_rounded(_floats(pixels) * 255))
 
 
 def decoded_frames(video: torch.Tensor) -> Iterator[torch.Tensor]:
@@ -46,10 +48,11 @@ def decoded_frames(video: torch.Tensor) -> Iterator[torch.Tensor]:
         raise ValueError(f"video must have shape [3, F, H, W], got {list(video.shape)}; pass one item of the batch")
     _check_float(video)
     for part in video.split(_frames_per_piece(video.movedim(1, 0)), dim=1):
-        # The scratch tensor belongs to this function, so that the arithmetic runs in place.
-        scratch = part.to(torch.float32) * 0.5
-        scratch = scratch.add_(0.5).mul_(255)
-        yield _round_to_bytes(scratch).movedim(0, -1).contiguous().cpu()
+        # The scratch memory belongs to this function, so that the arithmetic runs in place.
+        scratch = _floats(part) * 0.5
+        scratch += 0.5
+        scratch *= 255
+        yield torch.from_numpy(_channels_last(_rounded(scratch), 0))
 
 
 def byte_frames(frames: Any) -> Iterator[np.ndarray]:
@@ -83,10 +86,9 @@ def _tensor_pieces(frames: torch.Tensor) -> Iterator[np.ndarray]:
         raise ValueError(
             f"frames must have shape [F, 3, H, W] or [F, H, W, 3], got {list(frames.shape)}; pass one clip of a batch"
         )
-    channels_first = frames.shape[3] != 3
-    for part in frames.detach().split(_frames_per_piece(frames)):
-        pixels = to_uint8(part)
-        yield (pixels.movedim(1, -1) if channels_first else pixels).contiguous().cpu().numpy()
+    channel = 3 if frames.shape[3] == 3 else 1
+    for part in frames.split(_frames_per_piece(frames)):
+        yield _channels_last(to_uint8(part), channel)
 
 
 def _frames_per_piece(frames: torch.Tensor) -> int:
@@ -100,6 +102,27 @@ def _check_float(pixels: torch.Tensor) -> None:
         raise ValueError(f"pixels must be floating point or uint8, got {pixels.dtype}; convert them to torch.uint8")
 
 
-def _round_to_bytes(scaled: torch.Tensor) -> torch.Tensor:
+def _floats(pixels: torch.Tensor) -> Pixels:
+    """Pixels as float32, on the CPU as an array.
+
+    The frames before are being encoded meanwhile. PyTorch would wake all its threads for every step of the arithmetic,
+    which then wait in a busy loop on the cores that the encoder needs; NumPy does it in this thread.
+    """
+    pixels = pixels.detach().to(torch.float32)
+    return pixels.numpy() if pixels.device.type == "cpu" else pixels
+
+
+def _rounded(scaled: Pixels) -> Pixels:
     """Round pixels in [0, 255] half to even, in place, and convert them to bytes."""
+    if isinstance(scaled, np.ndarray):
+        return np.rint(scaled, out=scaled).clip(0, 255, out=scaled).astype(np.uint8)
     return scaled.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def _channels_last(pixels: Pixels, channel: int) -> np.ndarray:
+    """Bytes on the host with the axis `channel` moved to the end."""
+    if isinstance(pixels, torch.Tensor):
+        if pixels.device.type != "cpu":
+            pixels, channel = pixels.movedim(channel, -1).contiguous().cpu(), -1
+        pixels = pixels.numpy()
+    return np.ascontiguousarray(np.moveaxis(pixels, channel, -1))

@@ -33,6 +33,7 @@ _PUBLIC = {
     "LTX2LatentUpsamplePipeline": ".pipelines.latent_upsample",
     "LTX2VideoCondition": ".pipelines.conditions",
     "LTX2ReferenceCondition": ".pipelines.references",
+    "LTX2AudioReferenceCondition": ".pipelines.audio_references",
     "LTX2TwoStagePipeline": ".pipelines.two_stage",
     "LTX2DistilledPipeline": ".pipelines.distilled",
     "LTX2KeyframeInterpolationPipeline": ".pipelines.keyframe_interpolation",

@@ -221,6 +221,15 @@ def check_conflicts(conditions: Sequence[Any], plan: Any) -> None:
             claimed[place] = condition
 
 
+def check_heard(conditions: Sequence[Any], streams: Any) -> None:
+    """A condition on the sound needs a sound that is generated."""
+    silent = [c for c in conditions if getattr(c, "stream", None) == "audio" and not streams.audio]
+    if silent:
+        raise ValueError(
+            f"{type(silent[0]).__name__} is given, but this call makes no sound; leave it out, or pass generate_audio=True"
+        )
+
+
 def check_unit(**values: float) -> None:
     """Every value must lie in [0, 1]."""
     for name, value in values.items():

@@ -29,7 +29,7 @@ from .plan import GenerationPlan
 
 
 class Condition(Protocol):
-    """What the engine asks of a condition."""
+    """What the engine asks of a condition; one that only the sound knows says so by `stream = "audio"`."""
 
     is_reference: bool
 
@@ -162,6 +162,7 @@ class AudioCondition:
     start_s: float = 0.0
 
     is_reference = False
+    stream = "audio"
 
     def check(self, pipeline: Any, plan: GenerationPlan) -> None:
         """Raise `ValueError` if the sound is too short or cannot be read."""

@@ -92,6 +92,7 @@ class GenerationEngine:
             checks.check_decodable_size(plan.height, plan.width, minimum)
         runs = [self._prepare_run(request, plan, index) for index in range(len(request.stages))]
         self._check_text_components(prompts, delivery, self._uses_negative(runs))
+        checks.check_heard(request.conditions, request.streams)
         for run in runs:
             with added_adapters(self, run.stage.adapters or {}):
                 for condition in _taking_part(request, run.stage):

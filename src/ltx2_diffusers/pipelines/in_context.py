@@ -77,7 +77,7 @@ class LTX2InContextPipeline(LTX2ConditionedPipeline):
         The other arguments are those of [`LTX2Pipeline`] and [`LTX2ConditionPipeline`].
 
         Args:
-            reference_conditions: One or several [`LTX2ReferenceCondition`].
+            reference_conditions: One or several [`LTX2ReferenceCondition`] or [`LTX2AudioReferenceCondition`].
             conditions: Pictures and clips, as in [`LTX2ConditionPipeline`].
             reference_downscale_factor: Size of the video over that of the references. Default what the metadata of the
                 active LoRAs says, else 1; another value than they say is refused.

@@ -30,6 +30,12 @@ RUNS = {
         [2],
         (9, 64, 9 / 24),
     ),
+    "reference sound": (
+        ["--reference-audio", "TONE.WAV:0.9", *SMALL, *QUICK],
+        "LTX2InContextPipeline",
+        [2],
+        (9, 64, 9 / 24),
+    ),
     "two stages": (["--two-stage", *STAGED, *QUICK], "LTX2TwoStagePipeline", [2, 3], (9, 128, 9 / 24)),
     "two stages, all combined": (
         [

@@ -147,9 +147,14 @@ def _pictures(options: Options, takes: Collection[str]) -> dict[str, Any]:
 
 
 def _references(options: Options, _takes: Collection[str]) -> dict[str, Any]:
+    from ..pipelines.audio_references import LTX2AudioReferenceCondition
     from ..pipelines.references import LTX2ReferenceCondition
 
-    return {"reference_conditions": [LTX2ReferenceCondition(*given) for given in options["reference"]]}
+    clips = [LTX2ReferenceCondition(*given) for given in options.get("reference", [])]
+    sounds = [
+        LTX2AudioReferenceCondition(file, strength=strength) for file, strength in options.get("reference_audio", [])
+    ]
+    return {"reference_conditions": [*clips, *sounds]}
 
 
 def _guidance(options: Options, _takes: Collection[str]) -> dict[str, Any]:
@@ -201,6 +206,7 @@ _COMPOSED: dict[str, Callable[[Options, Collection[str]], dict[str, Any]]] = {
     "image": _pictures,
     "image_at": _pictures,
     "reference": _references,
+    "reference_audio": _references,
     "retake": _retake,
     "region": _region,
     "keep_video": lambda _options, _takes: {"regenerate_video": False},

@@ -85,6 +85,13 @@ def add_pictures(group: Any) -> None:
         metavar="FILE[:STRENGTH]",
         help="a clip that an IC-LoRA (see --lora) translates; repeatable",
     )
+    group.add_argument(
+        "--reference-audio",
+        action="append",
+        type=weighted_file,
+        metavar="FILE[:STRENGTH]",
+        help="a sound, such as a voice, that a LoRA follows; repeatable",
+    )
     group.add_argument("--audio", type=Path, metavar="FILE", help="the sound of the clip")
     group.add_argument(
         "--audio-fit",

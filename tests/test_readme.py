@@ -1,0 +1,55 @@
+"""What the README shows exists: code compiles, public names and options are real."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+import ltx2_diffusers
+from ltx2_diffusers.cli.main import build_parser
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+BLOCKS = re.findall(r"```(python|bash)\n(.*?)```", README, flags=re.DOTALL)
+COMMANDS = [
+    line for kind, block in BLOCKS if kind == "bash" for line in block.splitlines() if line.startswith("ltx2 ")
+]
+MODES = re.findall(r"^\| .* \| `(LTX2\w+Pipeline)`: `(.*)` \|$", README, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("code", [block for kind, block in BLOCKS if kind == "python"])
+def test_code_compiles_and_imports_public_names(code):
+    imported = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.ImportFrom)]
+    names = {name.name for node in imported if node.module == "ltx2_diffusers" for name in node.names}
+    assert names <= set(ltx2_diffusers.__all__)
+
+
+def test_every_name_of_the_package_is_public():
+    names = set(re.findall(r"\b(?:LTX2|AutoencoderKLLTX2)[A-Z]\w+\b", README))
+    assert names <= set(ltx2_diffusers.__all__)
+
+
+def test_the_mode_table_shows_every_pipeline():
+    pipelines = {name for name in ltx2_diffusers.__all__ if re.fullmatch(r"LTX2\w*Pipeline", name)}
+    assert {name for name, _ in MODES} | {"LTX2Pipeline"} == pipelines
+
+
+@pytest.mark.parametrize(("pipeline", "line"), MODES)
+def test_a_line_of_the_mode_table_fits_its_call(pipeline, line):
+    call = ast.parse(line).body[0].value
+    signature = arguments_of(pipeline)
+    assert {keyword.arg for keyword in call.keywords} <= set(signature)
+    assert len(call.args) <= len(signature)
+
+
+def arguments_of(pipeline: str) -> list[str]:
+    """Names of the arguments of a pipeline's call."""
+    code = getattr(ltx2_diffusers, pipeline).__call__
+    code = getattr(code, "__wrapped__", code).__code__
+    return list(code.co_varnames[1 : code.co_argcount])
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_parse(command):
+    arguments = re.findall(r'"([^"]*)"|(\S+)', command)
+    build_parser().parse_args([quoted or plain for quoted, plain in arguments][1:])

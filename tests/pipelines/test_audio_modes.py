@@ -253,6 +253,13 @@ def test_the_network_sees_the_video_at_a_valid_size(to_sound, clip_file, argumen
     assert seen.output.frames[0][0].size == (112, 80)
 
 
+def test_a_video_smaller_than_what_can_be_decoded_gets_its_sound(to_sound):
+    video = np.zeros((9, 36, 40, 3), np.uint8)
+    output = to_sound(video, CALL["prompt"], **AUDIO_QUICK, num_inference_steps=1, generator=seeded(1))
+    assert output.frames[0][0].size == (40, 36)
+    assert output.audio.shape[-1] / output.sampling_rate == pytest.approx(9 / 24, abs=0.05)
+
+
 def test_two_stages_refine_the_sound_and_keep_the_video(to_sound):
     arguments = {
         "prompt": CALL["prompt"],

@@ -87,7 +87,8 @@ class GenerationEngine:
         checks.check_callback_inputs(delivery.callback_inputs, self._callback_tensor_inputs)
         self._check_values(request, batch_size)
         plan = self._plan(batch_size, request.size, start.latents, start.audio_latents, request.stages)
-        if request.streams.video and delivery.output_type != "latent":
+        decodes_video = request.streams.video and delivery.originals.video is None
+        if decodes_video and delivery.output_type != "latent":
             minimum = self.vae.min_latent_side * self.vae_spatial_compression_ratio
             checks.check_decodable_size(plan.height, plan.width, minimum)
         runs = [self._prepare_run(request, plan, index) for index in range(len(request.stages))]

@@ -24,8 +24,8 @@ CALL = {**EXPLICIT, **CFG, "prompt": PROMPT}
 STEPS = EXPLICIT["num_inference_steps"]
 
 
-def predictions_per_step(pipe: LTX2Pipeline, **kwargs) -> float:
-    """How many predictions the transformer makes in a step of one call, counted at its door."""
+def predictions_per_step(pipe: LTX2Pipeline, at_the_end: int = 0, **kwargs) -> float:
+    """How many predictions the transformer makes in a step of one call, counted at its door, without some at the end."""
     counted = []
 
     def count(_module, _args, inputs):
@@ -38,7 +38,7 @@ def predictions_per_step(pipe: LTX2Pipeline, **kwargs) -> float:
         output = pipe(**{**EXPLICIT, "prompt": PROMPT, "generator": seeded(1), **kwargs})
     finally:
         hook.remove()
-    per_step = sum(counted) / (len(output.info["sigmas"]) - 1)
+    per_step = (sum(counted) - at_the_end) / (len(output.info["sigmas"]) - 1)
     assert output.info["forwards_per_step"] == per_step
     return per_step
 
@@ -69,6 +69,10 @@ def test_scale_one_with_another_term_keeps_the_other_presets():
     scales = {"guidance_scale": 1.0, "audio_guidance_scale": 1.0, "stg_scale": 1.0, "audio_stg_scale": 0.0}
     assert predictions_per_step(ours(), **scales) == 3
     assert ours().modality_scale == 3.0
+
+
+def test_second_order_steps_predict_twice_and_once_more_at_the_end():
+    assert predictions_per_step(ours(), **CFG, sampler="res_2s", at_the_end=2) == 2 * 2
 
 
 def test_an_audio_scale_of_zero_means_zero():

@@ -143,7 +143,7 @@ class DenoiseStage:
         denoiser = GuidedDenoiser(transformer, *contexts, guiders, cross_timestep, self._attention_kwargs, nag=nag)
         timesteps = sigmas[:-1] * 1000
         self._num_timesteps = len(timesteps)
-        self._forwards_per_step = denoiser.forwards_per_step
+        self._forwards_per_step = denoiser.forwards_per_prediction * sampler.predictions_per_step
         with self.progress_bar(total=len(timesteps)) as progress:
 
             def on_step(step: int, new_states: Streams, prediction: Streams) -> Streams:

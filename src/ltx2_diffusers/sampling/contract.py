@@ -27,7 +27,12 @@ class Predict(Protocol):
 
 
 class Sampler(Protocol):
-    """What the denoising loop asks of a sampler; an object serves one run at a time."""
+    """What the denoising loop asks of a sampler; an object serves one run at a time.
+
+    `predictions_per_step` says how often a step asks `predict`; the last one may do so once more.
+    """
+
+    predictions_per_step: int
 
     def step(self, predict: Predict, states: Streams, sigmas: torch.Tensor, step: int) -> tuple[Streams, Streams]:
         """Move from `sigmas[step]` to `sigmas[step + 1]`.

@@ -100,8 +100,8 @@ class GuidedDenoiser:
         self._uniform: dict[int, tuple[torch.Tensor, bool]] = {}
 
     @property
-    def forwards_per_step(self) -> int:
-        """Most predictions that the transformer makes in a step."""
+    def forwards_per_prediction(self) -> int:
+        """Most passes of the transformer for a guided prediction."""
         return 1 + sum(self.needed)
 
     def _needs(self, guiders: Sequence[MultiModalGuider]) -> "NeededPasses":

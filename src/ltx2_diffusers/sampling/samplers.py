@@ -55,6 +55,8 @@ def normalized_noise(generator: Generators = None) -> NoiseSampler:
 class EulerSampler:
     """Explicit Euler steps; one prediction per step."""
 
+    predictions_per_step = 1
+
     def step(self, predict: Predict, states: Streams, sigmas: torch.Tensor, step: int) -> tuple[Streams, Streams]:
         """See [`Sampler.step`]."""
         sigma, sigma_next = sigmas[step : step + 2].tolist()
@@ -72,6 +74,8 @@ class GradientEstimatingSampler:
     Args:
         gamma: strength of the extrapolation; 1 is plain Euler. Default 2.0.
     """
+
+    predictions_per_step = 1
 
     def __init__(self, gamma: float = 2.0) -> None:
         self.gamma = gamma
@@ -99,6 +103,8 @@ class EulerAncestralSampler:
         eta: 0 is plain Euler, 1 (default) renews most.
         s_noise: factor on the fresh noise. Default 1.0.
     """
+
+    predictions_per_step = 1
 
     def __init__(self, noise_sampler: NoiseSampler, eta: float = 1.0, s_noise: float = 1.0) -> None:
         self.noise_sampler = noise_sampler
@@ -169,6 +175,8 @@ class Res2sSampler:
         per_token: whether the noise follows each token's own level; then nothing is renewed in a stream that holds
             any fully given token. Default False: the stream's level, and given tokens are restored.
     """
+
+    predictions_per_step = 2
 
     def __init__(
         self,

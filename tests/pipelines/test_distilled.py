@@ -68,3 +68,13 @@ def test_the_preset_of_2_5_draws_fresh_noise_in_the_first_stage_only(monkeypatch
     # One step to the end is the same for both samplers, so that only the first stage tells them apart.
     assert max_difference(run(stage_2_sigmas=[0.9]), run(stage_2_sigmas=[0.9], sampler="euler_ancestral")) <= 1e-5
     assert max_difference(run(), run(sampler="euler_ancestral")) > 1e-3
+
+
+@pytest.mark.parametrize(("is_distilled", "warned"), [(False, 1), (True, 0)])
+def test_a_dev_scheduler_without_a_lora_is_worth_a_warning(is_distilled, warned, monkeypatch):
+    scheduler = type(staged().scheduler)(use_dynamic_shifting=not is_distilled, shift_terminal=None)
+    pipe = recipe(LTX2DistilledPipeline, scheduler=scheduler)
+    warnings = []
+    monkeypatch.setattr("ltx2_diffusers.pipelines.distilled.logger.warning", warnings.append)
+    pipe(**ARGUMENTS, two_stage=False, sigmas=[1.0], generator=seeded(1))
+    assert len(warnings) == warned

@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from diffusers.utils import logging
 
-from ..checkpoints.presets import Preset, model_version, preset
+from ..checkpoints.presets import Preset, model_kind, model_version, preset
 from ..guidance.options import GuidanceOptions
 from .conditions import Condition
 from .frames import Frames
@@ -14,12 +15,14 @@ from .output import LTX2PipelineOutput
 from .sources import Sound
 from .staged import LTX2StagedPipeline
 
+logger = logging.get_logger(__name__)
+
 
 class LTX2DistilledPipeline(LTX2StagedPipeline):
     """Generates with a distilled checkpoint: 8 steps at half the size and 3 at full size, without guidance.
 
     Also runs a dev checkpoint with its distilled LoRA active. The sampling settings are always those of the distilled
-    kind, whatever the scheduler's config says.
+    kind, whatever the scheduler's config says; one of the dev kind without any LoRA is worth a warning.
     """
 
     @property
@@ -101,4 +104,14 @@ class LTX2DistilledPipeline(LTX2StagedPipeline):
         """
         call = locals()
         check_negative_is_read(call)
+        self._warn_of_dev_weights(call)
         return self._generate_given(call)
+
+    def _warn_of_dev_weights(self, call: Mapping[str, Any]) -> None:
+        """Dev weights cannot be told from distilled ones; their scheduler gives a hint."""
+        adapters = call["stage_1_adapters"] or self.get_active_adapters()
+        if model_kind(self.scheduler.config) == "dev" and not adapters:
+            logger.warning(
+                "the scheduler is that of a dev checkpoint, and no LoRA is active; dev weights need their distilled LoRA "
+                "here (load_lora_weights), or LTX2TwoStagePipeline"
+            )

@@ -13,7 +13,7 @@ from peft import get_peft_model_state_dict
 from ltx2_diffusers import LTX2Pipeline
 from ltx2_diffusers.models.connectors import LTX2TextConnectors
 from ltx2_diffusers.models.transformer import LTX2AVTransformer3DModel
-from ltx2_diffusers.pipelines.adapters import adapter_layers, switched_adapters, unchanged_adapters
+from ltx2_diffusers.pipelines.adapters import adapter_layers, added_adapters, unchanged_adapters
 from tests.checkpoints.tiny import V20, expected_folder
 from tests.golden_data import GOLDEN_DIR, golden_cases, load_metadata, load_tensors
 from tests.pipelines.tiny import EXPLICIT, NO_GUIDANCE, PROMPT, seeded
@@ -299,15 +299,15 @@ def test_switching_restores_everything_even_after_an_exception(pipe):
     pipe.set_adapters(["original"], [0.3])
     before, expected = settings(pipe), outputs(pipe)
     weights = {key: tensor.clone() for key, tensor in pipe.transformer.state_dict().items()}
-    with switched_adapters(pipe, ["original", "second"], [0.8, -0.5]):
+    with added_adapters(pipe, {"original": 0.8, "second": -0.5}):
         assert_golden(outputs(pipe), "two")
-        with switched_adapters(pipe, []):
+        with added_adapters(pipe, {"original": 0.0, "second": 0.0}):
             assert_equal(outputs(pipe), base)
         assert_golden(outputs(pipe), "two")
     assert settings(pipe) == before
-    with pytest.raises(KeyboardInterrupt), switched_adapters(pipe, "second"):
+    with pytest.raises(KeyboardInterrupt), added_adapters(pipe, {"second": 1.0}):
         raise KeyboardInterrupt
-    with pytest.raises(ValueError, match="absent"), switched_adapters(pipe, ["second", "absent"]):
+    with pytest.raises(ValueError, match="absent"), added_adapters(pipe, {"second": 1.0, "absent": 1.0}):
         pass
     assert settings(pipe) == before
     assert_equal(outputs(pipe), expected)
@@ -318,7 +318,7 @@ def test_switching_turns_disabled_adapters_on_and_off_again(pipe):
     pipe.load_lora_weights(ORIGINAL, adapter_name="original")
     pipe.disable_lora()
     before = settings(pipe)
-    with switched_adapters(pipe, ["original"], 0.5):
+    with added_adapters(pipe, {"original": 0.5}):
         assert_golden(outputs(pipe), "0.5")
     assert settings(pipe) == before
     assert_golden(outputs(pipe), "base")
@@ -330,9 +330,9 @@ def test_switching_to_an_adapter_on_fused_layers_is_refused(pipe):
     pipe.set_adapters("original")
     pipe.fuse_lora()
     refused = pytest.raises(ValueError, match=r"'second' has no effect while \['original'\] are fused")
-    with refused, switched_adapters(pipe, ["second"]):
+    with refused, added_adapters(pipe, {"second": 1.0}):
         pass
-    with switched_adapters(pipe, []):
+    with added_adapters(pipe, {"original": 0.0}):
         # What is fused belongs to the weights.
         torch.testing.assert_close(outputs(pipe)["sample"], VECTORS["expected.1.0.sample"], atol=2e-5, rtol=0)
 
@@ -349,7 +349,7 @@ def test_loading_does_not_take_fused_adapters_out_of_the_weights(pipe):
 
 
 def test_a_pipeline_without_adapters_can_be_switched_to_none(pipe):
-    with switched_adapters(pipe, []):
+    with added_adapters(pipe, {}):
         assert_golden(outputs(pipe), "base")
 
 

@@ -7,9 +7,6 @@ from typing import Any
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-# A strength for all components, or one per component; `None` stands for 1.
-AdapterWeight = float | dict[str, float] | None
-
 
 def adapter_layers(pipeline: Any) -> list[BaseTunerLayer]:
     """All layers of the pipeline that carry adapters, in the order of components and modules."""
@@ -67,52 +64,33 @@ def unchanged_adapters(pipeline: Any) -> Iterator[None]:
 
 
 @contextmanager
-def switched_adapters(
-    pipeline: Any, names: str | Sequence[str], weights: AdapterWeight | Sequence[AdapterWeight] = None
-) -> Iterator[None]:
-    """Activate a set of adapters for a block; the former set comes back exactly, also after an exception.
+def added_adapters(pipeline: Any, strengths: Mapping[str, float]) -> Iterator[None]:
+    """Add adapters to the active ones for a block; whatever happens in it, the former set comes back exactly.
 
     Args:
         pipeline: A pipeline with [`~ltx2_diffusers.pipelines.lora.LTX2LoraMixin`].
-        names: Adapters to activate, and no others; none for the bare model.
-        weights: Strength for all, or one each. Default 1.
+        strengths: Strength by name; an active adapter takes the new strength, and 0 leaves an adapter out. Without any
+            the adapters stay as they are.
 
     Raises:
         ValueError: If an adapter is not loaded, or is on layers that other adapters were fused into: PEFT would leave
             it out there.
     """
-    names = [names] if isinstance(names, str) else list(names)
-    _check_not_fused(pipeline, names)
-    with unchanged_adapters(pipeline):
-        pipeline.set_adapters(names, weights)
-        pipeline.enable_lora()
-        yield
-
-
-@contextmanager
-def added_adapters(pipeline: Any, strengths: Mapping[str, float]) -> Iterator[None]:
-    """Add adapters to the active ones for a block; the former set comes back exactly, also after an exception.
-
-    Args:
-        pipeline: A pipeline with [`~ltx2_diffusers.pipelines.lora.LTX2LoraMixin`].
-        strengths: Strength by name; an active adapter takes the new strength, and 0 leaves an adapter out.
-
-    Raises:
-        ValueError: If an adapter is not loaded or has no effect; see [`switched_adapters`].
-    """
     check_adapters_loaded(pipeline, strengths)
-    if not strengths:
-        yield
-        return
-    wanted = {name: strength for name, strength in strengths.items() if strength}
     with unchanged_adapters(pipeline):
-        for layer in adapter_layers(pipeline):
-            kept = [] if layer.disable_adapters else [n for n in layer.active_adapters if n not in strengths]
-            layer.set_adapter(kept + list(wanted))
-            for name in wanted.keys() & layer.scaling.keys():
-                layer.set_scale(name, wanted[name])
-        pipeline.enable_lora()
+        if strengths:
+            _add(pipeline, strengths)
         yield
+
+
+def _add(pipeline: Any, strengths: Mapping[str, float]) -> None:
+    wanted = {name: strength for name, strength in strengths.items() if strength}
+    for layer in adapter_layers(pipeline):
+        kept = [] if layer.disable_adapters else [n for n in layer.active_adapters if n not in strengths]
+        layer.set_adapter(kept + list(wanted))
+        for name in wanted.keys() & layer.scaling.keys():
+            layer.set_scale(name, wanted[name])
+    pipeline.enable_lora()
 
 
 def check_adapters_loaded(pipeline: Any, strengths: Mapping[str, float]) -> None:

@@ -17,7 +17,7 @@ from ..sampling.contract import Sampler
 from ..sampling.denoiser import Streams, TextContext
 from ..sampling.samplers import get_sampler, on_streams
 from . import checks
-from .adapters import added_adapters, check_adapters_loaded, unchanged_adapters
+from .adapters import added_adapters, check_adapters_loaded
 from .decode_stage import OUTPUT_TYPES
 from .guidance_args import always_negative, build_guiders, check_options, cross_timestep_mode
 from .output import LTX2PipelineOutput
@@ -62,7 +62,10 @@ class GenerationEngine:
         for index, run in enumerate(runs):
             if index:
                 latents = self._between_stages(latents, run)
-            latents, sigmas = self._run_stage(request, run, contexts, latents, callback)
+            # Also without adapters of its own: the transformer scales active ones by `attention_kwargs`, and scaling
+            # back leaves other strengths.
+            with added_adapters(self, run.stage.adapters or {}):
+                latents, sigmas = self._run_stage(request, run, contexts, latents, callback)
             runs[index] = replace(run, sigmas=sigmas)
             audio_results.append(latents.audio)
             forwards.append(self._forwards_per_step)
@@ -161,10 +164,8 @@ class GenerationEngine:
         """
         tools = self._tools(run.plan)
         states = self._initial_states(request, tools, latents)
-        adapters = run.stage.adapters or {}
-        with added_adapters(self, adapters):
-            for condition in _taking_part(request, run.stage):
-                states = _apply(condition.items(self, run.plan), states, tools)
+        for condition in _taking_part(request, run.stage):
+            states = _apply(condition.items(self, run.plan), states, tools)
         sigmas = run.sigmas
         if states.video is not None and states.video.num_tokens != run.plan.num_video_tokens:
             # Some schedules shift by the length of the sequence, which appended conditions make longer.
@@ -173,19 +174,17 @@ class GenerationEngine:
         given = Streams(*(latent is not None for latent in latents))
         states = self._noised(request, states, tools, given, noise_scale)
         mode = cross_timestep_mode(request.use_cross_timestep, self.preset)
-        # The transformer scales adapters by `attention_kwargs`, and scaling back leaves other strengths.
-        with unchanged_adapters(self), added_adapters(self, adapters):
-            states = self._denoise(
-                states,
-                sigmas,
-                _read_texts(contexts, states),
-                run.guiders,
-                transformer=getattr(self, run.stage.transformer),
-                cross_timestep=mode,
-                sampler=run.sampler,
-                nag=run.stage.guidance_options and run.stage.guidance_options.nag,
-                callback=replace(callback, target=lambda tokens: _target(tokens, tools.video)),
-            )
+        states = self._denoise(
+            states,
+            sigmas,
+            _read_texts(contexts, states),
+            run.guiders,
+            transformer=getattr(self, run.stage.transformer),
+            cross_timestep=mode,
+            sampler=run.sampler,
+            nag=run.stage.guidance_options and run.stage.guidance_options.nag,
+            callback=replace(callback, target=lambda tokens: _target(tokens, tools.video)),
+        )
         return on_streams(lambda state, tool: _target(state.latent, tool), states, tools), sigmas
 
     def _stage_sigmas(self, stage: Stage, num_tokens: int) -> torch.Tensor:

@@ -10,8 +10,11 @@ import torch
 from diffusers.loaders.lora_base import LoraBaseMixin
 
 from ..checkpoints.lora import LORA_WEIGHT_NAME, LoraMetadata, load_lora, lora_for_saving, write_lora
-from .adapters import AdapterWeight, adapter_layers
+from .adapters import adapter_layers
 from .lora_loading import check_hotswap, check_not_fused, for_present, insert_adapter
+
+# A strength for all components, or one per component; `None` stands for 1.
+AdapterWeight = float | dict[str, float] | None
 
 
 class ReferenceFactors(NamedTuple):

@@ -56,8 +56,8 @@ def segments_of(pipe, monkeypatch, **kwargs):
     """The normalised latents of each segment as the model made them, and the output."""
     made, generate = [], pipe._generate_latents
 
-    def keeping(request):
-        made.append(generate(request))
+    def keeping(*request):
+        made.append(generate(*request))
         return made[-1]
 
     monkeypatch.setattr(pipe, "_generate_latents", keeping)
@@ -240,6 +240,14 @@ def test_each_segment_has_its_prompt(pipe):
     assert not torch.equal(one.frames[:, :, 3], other.frames[:, :, 3])
 
 
+def test_a_prompt_is_read_once_for_the_segments_that_follow_each_other_with_it(pipe):
+    with calls_of(pipe.connectors) as read:
+        extend(pipe, num_segments=3)
+        assert len(read) == 1
+        extend(pipe, prompt=[PROMPT, PROMPT, "Waves.", PROMPT])
+        assert len(read) == 1 + 3
+
+
 def test_the_rewritten_prompts_of_all_segments_are_told(pipe):
     call = {"enable_prompt_enhancement": True, "prompt_max_new_tokens": 4}
     texts = [extend(pipe, prompt=text, **call).info["enhanced_prompt"][0] for text in (PROMPT, "Waves.")]
@@ -316,8 +324,8 @@ def test_streaming_holds_the_frames_of_one_segment_at_a_time(pipe, monkeypatch, 
         frames.append(weakref.ref(result))
         return result
 
-    def generating(request):
-        result = generate(request)
+    def generating(*request):
+        result = generate(*request)
         latents.append(weakref.ref(result[0].video))
         return result
 

@@ -22,6 +22,7 @@ from .decode_stage import OUTPUT_TYPES
 from .guidance_args import always_negative, build_guiders, check_options, cross_timestep_mode
 from .output import LTX2PipelineOutput
 from .plan import GenerationPlan
+from .prompt_reading import ReadPrompts, read_prompts
 from .request import Request, Stage
 from .stage_lists import frozen_streams
 
@@ -47,15 +48,18 @@ class GenerationEngine:
         return self._finish(latents, plan, request.delivery, info, request.start.generator)
 
     @torch.no_grad()
-    def _generate_latents(self, request: Request) -> tuple[Streams, GenerationPlan, dict[str, Any]]:
-        """Check everything, then generate: normalised latents, the sizes, and how they were made."""
+    def _generate_latents(
+        self, request: Request, read: ReadPrompts | None = None
+    ) -> tuple[Streams, GenerationPlan, dict[str, Any]]:
+        """Check everything, then generate: normalised latents, the sizes, and how they were made.
+
+        `read` are the request's prompts if they have been read already.
+        """
         plan, runs = self._prepare_runs(request)
-        prompts, delivery, start = request.prompts, request.delivery, request.start
+        delivery = request.delivery
         self._begin(runs[0].stage.scales or Streams(StreamScales(), StreamScales()), request.attention_kwargs)
-        enhanced = self._enhanced(prompts, start.generator)
-        prompts = prompts if enhanced is None else replace(prompts, prompt=enhanced)
-        contexts, texts = self._text_contexts(prompts, delivery, self._uses_negative(runs))
-        callback = self._callback(delivery.callback, delivery.callback_inputs, texts)
+        read = read_prompts(self, request, self._uses_negative(runs)) if read is None else read
+        callback = self._callback(delivery.callback, delivery.callback_inputs, read.states)
         latents = self._given_latents(request, plan)
         audio_results = []
         forwards = []
@@ -65,7 +69,7 @@ class GenerationEngine:
             # Also without adapters of its own: the transformer scales active ones by `attention_kwargs`, and scaling
             # back leaves other strengths.
             with added_adapters(self, run.stage.adapters or {}):
-                latents, sigmas = self._run_stage(request, run, contexts, latents, callback)
+                latents, sigmas = self._run_stage(request, run, read.contexts, latents, callback)
             runs[index] = replace(run, sigmas=sigmas)
             audio_results.append(latents.audio)
             forwards.append(self._forwards_per_step)
@@ -73,7 +77,7 @@ class GenerationEngine:
                 break
         latents = latents._replace(audio=audio_results[request.audio_stage if not self._interrupt else -1])
         # After an interrupt the result has the size of the stage that was running.
-        return latents, runs[len(forwards) - 1].plan, self._info(runs, forwards, enhanced)
+        return latents, runs[len(forwards) - 1].plan, self._info(runs, forwards, read.enhanced)
 
     def _prepare_runs(self, request: Request) -> tuple[GenerationPlan, list[StageRun]]:
         """Everything that can be wrong with a call is found here, before any computation."""
@@ -232,20 +236,6 @@ class GenerationEngine:
         upsampler = getattr(self, run.stage.upsampler)
         video = self.vae.denormalize_latents(latents.video).to(upsampler.dtype)
         return latents._replace(video=self.vae.normalize_latents(upsampler(video).float()))
-
-    def _enhanced(self, prompts: Any, generator: Any) -> list[str] | None:
-        wish = prompts.enhancement
-        if not wish.enabled:
-            return None
-        return self.enhance_prompt(
-            prompts.prompt,
-            wish.system_prompt,
-            wish.max_new_tokens,
-            wish.seed,
-            generator,
-            wish.generation_kwargs,
-            image=wish.image,
-        )
 
     @staticmethod
     def _uses_negative(runs: Sequence[StageRun]) -> bool:

@@ -5,6 +5,7 @@ Shapes: C channels, F latent frames, h and w latent rows and columns, L audio la
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from .extension import Segment, Timeline, decode_segment, generate_segments, joi
 from .extension_source import Extension, edge_latents, given_latents, source_pieces
 from .output import LTX2PipelineOutput, fit_audio
 from .plan import DEFAULT_SIZE
+from .prompt_reading import ReadPrompts, read_prompts
 from .request import Delivery, Request, Size, Start
 from .sources import SourceClip, read_source
 from .stage_lists import stage_list
@@ -67,12 +69,20 @@ def extend(pipeline: Any, call: Mapping[str, Any], extension: Extension) -> LTX2
         fixed = {"size": extension.size, "start": start, "delivery": delivery, "streams": extension.streams}
         return build_request({**call, "prompt": prompt}, stages, conditions, **fixed)
 
-    for prompt in extension.prompts:
-        pipeline._prepare_runs(request_for(prompt, []))
+    for prompt in dict.fromkeys(extension.prompts):
+        _, runs = pipeline._prepare_runs(request_for(prompt, []))
+    with_negative = pipeline._uses_negative(runs)
+
+    # Segments that follow each other often share their prompt.
+    @lru_cache(maxsize=1)
+    def read_for(prompt: str) -> ReadPrompts:
+        return read_prompts(pipeline, request_for(prompt, []), with_negative)
+
     writer = _writer(pipeline, call, extension)
     segments = generate_segments(
         pipeline,
         request_for,
+        read_for,
         extension.prompts,
         extension.timeline,
         edge_latents(pipeline, extension),

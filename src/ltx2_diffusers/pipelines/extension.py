@@ -14,6 +14,7 @@ from ..conditioning.carry import carried_pixel_frames
 from ..models.latent_filters import adain_filter_latent
 from ..sampling.denoiser import Streams
 from .carried import CarriedLatents
+from .prompt_reading import ReadPrompts
 from .request import Delivery, Request
 
 # From a prompt and the conditions of its segment to a request.
@@ -94,6 +95,7 @@ class Segment:
 def generate_segments(
     pipeline: Any,
     request_for: MakeRequest,
+    read_for: Callable[[str], ReadPrompts],
     prompts: Sequence[str],
     timeline: Timeline,
     given: Streams | None,
@@ -106,6 +108,7 @@ def generate_segments(
         pipeline: The pipeline; setting its `_interrupt` ends the series without the segment in progress, unless there is
             nothing else.
         request_for: Makes the request of a segment.
+        read_for: Reads the prompt of a segment.
         prompts: One text per segment.
         timeline: How segments lie in time.
         given: Normalised latents to go on from, at least the shared ones at the edge; `None` to begin from nothing.
@@ -119,7 +122,7 @@ def generate_segments(
             shared = (timeline.overlap, timeline.carried_audio(num_frames) if given.audio is not None else 0)
             edges = [None if one is None else timeline.edge(one, count) for one, count in zip(given, shared)]
             conditions = [CarriedLatents(*edges, at_end=timeline.backwards)]
-        latents, _, info = pipeline._generate_latents(request_for(prompt, conditions))
+        latents, _, info = pipeline._generate_latents(request_for(prompt, conditions), read_for(prompt))
         if pipeline._interrupt and given is not None:
             return
         segment = Segment(latents, shared, timeline.backwards, info).matched(reference, drift_control)

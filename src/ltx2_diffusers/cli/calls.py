@@ -179,8 +179,10 @@ def _segments(options: Options, _takes: Collection[str]) -> dict[str, Any]:
     The parts are of one length, the given one or the shortest that will do; several prompts say how many they are.
     """
     from ..media.reading import probe
+    from ..pipelines.plan import DEFAULT_SIZE
 
-    seconds, overlap, longest = options["extend"], options.get("overlap", 25), options.get("num_frames", 121)
+    seconds, overlap = options["extend"], options.get("overlap", 25)
+    longest = options.get("num_frames", DEFAULT_SIZE[2])
     rate = options.get("frame_rate")
     if rate is None:
         rate = float(probe(options["video"]).frame_rate or 24.0) if "video" in options else 24.0

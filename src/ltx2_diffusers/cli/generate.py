@@ -18,7 +18,6 @@ from .options import add_options
 from .preview import ContactSheet
 from .values import flag, input_files
 
-_SIZE = {"width": 768, "height": 512, "num_frames": 121}
 _MINIATURE_SIZE = {"width": 256, "height": 192, "num_frames": 25}
 _PREVIEW_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -98,6 +97,8 @@ def generate(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def with_defaults(given: Mapping[str, Any], mode: Mode) -> dict[str, Any]:
     """The options with everything that a later version might choose otherwise."""
+    from ..pipelines.plan import DEFAULT_SIZE
+
     checkpoint = given.get("checkpoint", CHECKPOINT)
     device = given.get("device") or best_device()
     defaults = {
@@ -110,7 +111,8 @@ def with_defaults(given: Mapping[str, Any], mode: Mode) -> dict[str, Any]:
     if "audio_only" in given:
         defaults["duration"] = 5.0
     elif "video" not in given:
-        sizes = {**(_MINIATURE_SIZE if checkpoint in PACKAGED else _SIZE), "frame_rate": 24.0}
+        usual = dict(zip(("height", "width", "num_frames"), DEFAULT_SIZE))
+        sizes = {**(_MINIATURE_SIZE if checkpoint in PACKAGED else usual), "frame_rate": 24.0}
         if "extend" in given:
             # The parts of a long clip have the length that makes its duration.
             del sizes["num_frames"]

@@ -126,7 +126,7 @@ def _upsampler(path: Path, dtype: Any) -> Any:
     from ..models.latent_upsampler import LTX2LatentUpsamplerModel
 
     if path.is_dir():
-        return LTX2LatentUpsamplerModel.from_pretrained(path, torch_dtype=dtype)
+        return LTX2LatentUpsamplerModel.from_pretrained(path, dtype=dtype)
     return LTX2LatentUpsamplerModel.from_single_file(path, dtype=dtype)
 
 

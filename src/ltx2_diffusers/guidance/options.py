@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
-from ..models.negative_text import NagWeights
+from ..models.negative_text import NAG_ALPHA, NAG_TAU, NagWeights
 from .guiders import (
     CFGGuider,
     CFGStarRescalingGuider,
@@ -66,8 +66,8 @@ class GuidanceOptions:
     bins: SigmaBins | None = None
     audio_bins: SigmaBins | None = None
     nag_scale: float = 1.0
-    nag_tau: float = 2.5
-    nag_alpha: float = 0.25
+    nag_tau: float = NAG_TAU
+    nag_alpha: float = NAG_ALPHA
 
     def __post_init__(self) -> None:
         for name in ("skip_step", "audio_skip_step"):

@@ -9,9 +9,12 @@ import torch
 
 from .text_cache import KeyValueSlot, TextCache
 
+# The authors' values for how far the guided values may reach, and for their share.
+NAG_TAU, NAG_ALPHA = 2.5, 0.25
+
 
 class NagWeights(NamedTuple):
-    """How strongly a negative prompt acts; the defaults but for the scale are the authors'.
+    """How strongly a negative prompt acts.
 
     Args:
         scale (`float`): How far attended values are pushed away from the negative ones; 1 is neutral.
@@ -20,8 +23,8 @@ class NagWeights(NamedTuple):
     """
 
     scale: float
-    tau: float = 2.5
-    alpha: float = 0.25
+    tau: float = NAG_TAU
+    alpha: float = NAG_ALPHA
 
 
 class NegativeText(NamedTuple):

@@ -104,7 +104,7 @@ class GuidedDenoiser:
         """Most passes of the transformer for a guided prediction."""
         return 1 + sum(self.needed)
 
-    def _needs(self, guiders: Sequence[MultiModalGuider]) -> "NeededPasses":
+    def _needs(self, guiders: Sequence[MultiModalGuider]) -> NeededPasses:
         return NeededPasses(
             any(guider.do_unconditional_generation() for guider in guiders),
             any(guider.do_perturbed_generation() for guider in guiders),
@@ -215,7 +215,7 @@ class GuidedDenoiser:
             self._uniform[id(state.denoise_mask)] = known
         return known[1]
 
-    def _keep_masks(self, states: Streams, guiders: Streams, needed: "NeededPasses") -> dict[str, torch.Tensor | None]:
+    def _keep_masks(self, states: Streams, guiders: Streams, needed: NeededPasses) -> dict[str, torch.Tensor | None]:
         """The passes of the positive prompt and which attention each keeps, `[4, blocks, B]` on the CPU."""
         batch_size = next(state for state in states if state is not None).latent.shape[0]
         num_layers = self.transformer.config.num_layers

@@ -18,7 +18,8 @@ def add_parser(commands: Any) -> None:
         "replay",
         help="make a clip again from its manifest, and compare",
         description="Make a clip again from the manifest that lies beside it (FILE.json), and compare what both decode "
-        "to. On the same machine with the same versions, all frames and samples are equal. Exit status 1 if they are not.",
+        "to. On the same machine, with the same versions and number of threads, all frames and samples are equal. Exit "
+        "status 1 if they are not.",
     )
     parser.add_argument("manifest", type=Path, help="the .json file beside a clip")
     parser.add_argument(

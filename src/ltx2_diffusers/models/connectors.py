@@ -308,6 +308,12 @@ class LTX2TextConnectors(AtomicModelSaveMixin, ModelMixin, PeftAdapterMixin, Con
         connectors = (self.video_connector, self.audio_connector)
         return all(connector.learnable_registers is not None for connector in connectors)
 
+    def fitting_length(self, positions: int) -> int:
+        """The smallest number of text positions from `positions` on that whole sets of registers can fill."""
+        connectors = (self.video_connector, self.audio_connector)
+        multiple = math.lcm(*(len(c.learnable_registers) for c in connectors if c.learnable_registers is not None))
+        return math.ceil(positions / multiple) * multiple
+
     @apply_forward_hook
     def extract_features(
         self, text_encoder_hidden_states: torch.Tensor, attention_mask: torch.Tensor, scale_factor: int = 8

@@ -10,7 +10,7 @@ from .items.appended import (
 from .items.base import ConditionItem
 from .items.generated_keyframes import GeneratedKeyframes, evenly_spaced_keyframes, extract_generated_keyframes
 from .items.latent_index import AudioConditionByLatentIndex, VideoConditionByLatentIndex
-from .items.regions import ConditionByWholeLatent, TemporalRegionMask, VideoConditionByRegionMask
+from .items.regions import ConditionByWholeLatent, ConditionOutsideRegion
 from .noiser import GaussianNoiser
 from .patchifiers import AudioPatchifier, VideoLatentPatchifier
 from .shapes import (
@@ -34,18 +34,17 @@ __all__ = [
     "AudioPatchifier",
     "ConditionByWholeLatent",
     "ConditionItem",
+    "ConditionOutsideRegion",
     "GaussianNoiser",
     "GeneratedKeyframes",
     "LatentState",
     "LatentTools",
     "Modality",
     "SpatioTemporalScaleFactors",
-    "TemporalRegionMask",
     "TokenSpan",
     "VideoConditionByKeyframeIndex",
     "VideoConditionByLatentIndex",
     "VideoConditionByReferenceLatent",
-    "VideoConditionByRegionMask",
     "VideoLatentPatchifier",
     "VideoLatentShape",
     "VideoLatentTools",

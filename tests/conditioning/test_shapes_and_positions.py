@@ -15,7 +15,6 @@ from ltx2_diffusers.conditioning import (
     carried_audio_latents,
     carried_latent_frames,
     carried_pixel_frames,
-    evenly_spaced_keyframes,
     fit_audio_latent,
     resize_latent,
     seconds_to_frames,
@@ -101,8 +100,6 @@ def test_frame_counts():
         assert snap_frames(frames) == expected
     for *arguments, expected in scalars["seconds_to_frames__[seconds,fps,min,max,out]"]:
         assert seconds_to_frames(*arguments) == expected
-    for count, num_frames, expected in scalars["evenly_spaced_keyframes__[n,num_frames,positions]"]:
-        assert evenly_spaced_keyframes(count, num_frames) == expected
 
 
 def test_guide_sizes():
@@ -140,8 +137,6 @@ def test_wrong_tensors_are_refused():
         VideoLatentPatchifier(2).patchify(torch.zeros(1, 4, 3, 2, 3))
     with pytest.raises(ValueError, match="patch_size of audio must be 1, got 2"):
         AudioPatchifier(2)
-    with pytest.raises(ValueError, match=r"count must lie in \[0, 7\] for a clip of 9 frames, got 8"):
-        evenly_spaced_keyframes(8, 9)
 
 
 def test_state_round_trip():

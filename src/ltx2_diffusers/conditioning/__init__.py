@@ -8,7 +8,6 @@ from .items.appended import (
     VideoConditionByReferenceLatent,
 )
 from .items.base import ConditionItem
-from .items.generated_keyframes import GeneratedKeyframes, evenly_spaced_keyframes, extract_generated_keyframes
 from .items.latent_index import AudioConditionByLatentIndex, VideoConditionByLatentIndex
 from .items.regions import ConditionByWholeLatent, ConditionOutsideRegion
 from .noiser import GaussianNoiser
@@ -22,7 +21,7 @@ from .shapes import (
     seconds_to_frames,
     snap_frames,
 )
-from .state import LatentState, Modality, TokenSpan
+from .state import LatentState, Modality
 from .tools import AudioLatentTools, LatentTools, VideoLatentTools
 
 __all__ = [
@@ -36,12 +35,10 @@ __all__ = [
     "ConditionItem",
     "ConditionOutsideRegion",
     "GaussianNoiser",
-    "GeneratedKeyframes",
     "LatentState",
     "LatentTools",
     "Modality",
     "SpatioTemporalScaleFactors",
-    "TokenSpan",
     "VideoConditionByKeyframeIndex",
     "VideoConditionByLatentIndex",
     "VideoConditionByReferenceLatent",
@@ -52,8 +49,6 @@ __all__ = [
     "carried_audio_latents",
     "carried_latent_frames",
     "carried_pixel_frames",
-    "evenly_spaced_keyframes",
-    "extract_generated_keyframes",
     "fit_audio_latent",
     "pixel_mask_to_tokens",
     "resize_latent",

@@ -1,7 +1,7 @@
 """Shapes, latent states and the condition items that change them."""
 
 from .attention_strength import pixel_mask_to_tokens
-from .carry import carried_audio_latents, carried_latent_frames, carried_pixel_frames, fit_audio_latent, resize_latent
+from .carry import carried_pixel_frames, fit_audio_latent, resize_latent
 from .items.appended import (
     AudioConditionByReferenceLatent,
     VideoConditionByKeyframeIndex,
@@ -18,7 +18,6 @@ from .shapes import (
     SpatioTemporalScaleFactors,
     VideoLatentShape,
     VideoPixelShape,
-    seconds_to_frames,
     snap_frames,
 )
 from .state import LatentState, Modality
@@ -46,12 +45,9 @@ __all__ = [
     "VideoLatentShape",
     "VideoLatentTools",
     "VideoPixelShape",
-    "carried_audio_latents",
-    "carried_latent_frames",
     "carried_pixel_frames",
     "fit_audio_latent",
     "pixel_mask_to_tokens",
     "resize_latent",
-    "seconds_to_frames",
     "snap_frames",
 ]

@@ -3,7 +3,7 @@
 Shapes: B batch, T tokens (appended ones included), D features of a token, S text tokens.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -62,8 +62,3 @@ class LatentState:
     def num_tokens(self) -> int:
         """Tokens T of the sequence, appended ones included."""
         return self.denoise_mask.shape[1]
-
-    def clone(self) -> "LatentState":
-        """A state with copies of all tensors."""
-        copies = {name: value.clone() for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
-        return replace(self, **copies)

@@ -21,6 +21,7 @@ from .shapes import (
     snap_frames,
 )
 from .state import LatentState, Modality
+from .streams import Streams, TextContext
 from .tools import AudioLatentTools, LatentTools, VideoLatentTools
 
 __all__ = [
@@ -38,6 +39,8 @@ __all__ = [
     "LatentTools",
     "Modality",
     "SpatioTemporalScaleFactors",
+    "Streams",
+    "TextContext",
     "VideoConditionByKeyframeIndex",
     "VideoConditionByLatentIndex",
     "VideoConditionByReferenceLatent",

@@ -61,6 +61,8 @@ class BlurDownsample(nn.Module):
         kernel_size: odd number of taps per axis, at least 3.
     """
 
+    kernel: torch.Tensor
+
     def __init__(self, stride: int, kernel_size: int = 5) -> None:
         super().__init__()
         if kernel_size < 3 or kernel_size % 2 == 0:

@@ -57,6 +57,11 @@ def _weights_of(file: Path) -> tuple[Path, str] | None:
 class AtomicSaveMixin:
     """Makes `save_pretrained` of a diffusers class write to a temporary folder first. Goes before that class."""
 
+    # diffusers declares a plain dict; in truth every argument of the constructor is an attribute of it.
+    config: Any
+    # The two bases of a model disagree on it: a string in one, `None` in the other.
+    config_name: Any
+
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """Save to a folder; an interrupted or failed save leaves nothing under the final name.
 
@@ -66,7 +71,7 @@ class AtomicSaveMixin:
             # The default repository name comes from the folder's name, which is a temporary one below.
             kwargs.setdefault("repo_id", Path(save_directory).name)
         with replaced_folder(save_directory) as temporary:
-            super().save_pretrained(temporary, *args, **kwargs)
+            super().save_pretrained(temporary, *args, **kwargs)  # type: ignore[misc]  # of the class behind this one
 
 
 class AtomicModelSaveMixin(AtomicSaveMixin):

@@ -80,6 +80,8 @@ class AutoencoderKLLTX2Video(AtomicModelSaveMixin, ModelMixin, AutoencoderMixin,
     """
 
     _supports_gradient_checkpointing = True
+    latents_mean: torch.Tensor
+    latents_std: torch.Tensor
 
     @register_to_config
     def __init__(

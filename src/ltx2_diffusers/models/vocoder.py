@@ -184,6 +184,8 @@ class CausalSTFT(nn.Module):
         hop_length: samples between frames.
     """
 
+    forward_basis: Tensor
+
     def __init__(self, filter_length: int, hop_length: int) -> None:
         super().__init__()
         self.hop_length = hop_length
@@ -208,6 +210,8 @@ class CausalMel(nn.Module):
         hop_length: samples between frames.
         num_mel_channels: M.
     """
+
+    mel_basis: Tensor
 
     def __init__(self, filter_length: int, hop_length: int, num_mel_channels: int) -> None:
         super().__init__()

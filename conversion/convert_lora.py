@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from _common import add_common_options, chosen_dtype, run
 
-from ltx2_diffusers.checkpoints.convert_lora import convert_lora, lora_differences
-from ltx2_diffusers.checkpoints.lora_keys import LORA_FORMATS
+from ltx2_diffusers.adapters.convert import convert_lora, lora_differences
+from ltx2_diffusers.adapters.keys import LORA_FORMATS
 
 _EXAMPLES = """layouts:
   diffusers            transformer.<module>.lora_A.weight, connectors.<module>...

@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 import ltx2_diffusers
+from ltx2_diffusers.atomic import write_json
 from ltx2_diffusers.checkpoints.class_names import COMPONENT_CLASSES
 from ltx2_diffusers.checkpoints.folder import portable_pair, write_component, write_model_index, write_scheduler
-from ltx2_diffusers.checkpoints.safetensors_io import Entry, write_json
+from ltx2_diffusers.checkpoints.safetensors_io import Entry
 
 from . import tiny_weights
 from .tiny_configs import AUDIO_LATENT_BINS, AUDIO_LATENT_CHANNELS, component_configs

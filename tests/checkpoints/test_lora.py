@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ltx2_diffusers.checkpoints.lora import LORA_WEIGHT_NAME, find_lora_file, load_lora, lora_for_saving
-from ltx2_diffusers.checkpoints.lora_keys import LORA_FORMATS
+from ltx2_diffusers.adapters.file import LORA_WEIGHT_NAME, find_lora_file, load_lora, lora_for_saving
+from ltx2_diffusers.adapters.keys import LORA_FORMATS
 from tests.golden_data import GOLDEN_DIR, load_tensors
 
 from .tiny import CLASSES, V20

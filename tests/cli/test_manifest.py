@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ltx2_diffusers.checkpoints.packaged import packaged_checkpoint
-from ltx2_diffusers.cli import fingerprints
+from ltx2_diffusers.cli import identities as fingerprints
 from ltx2_diffusers.cli.main import main
 from ltx2_diffusers.media.reading import read_audio, read_video
 from tests.cli.running import QUICK, SMALL, STAGED, complaint, generate, manifest
@@ -88,7 +88,7 @@ def test_a_folder_with_clip_inputs_and_manifest_can_move(inputs, tmp_path_factor
 
 
 def test_the_text_that_was_written_is_used_again(tmp_path, monkeypatch):
-    from ltx2_diffusers.pipelines.prompt_enhancement import PromptEnhancer
+    from ltx2_diffusers.prompts.enhancement import PromptEnhancer
 
     out = tmp_path / "out.mp4"
     assert generate(out, "--enhance-prompt", "--enhance-tokens", "4", *SMALL, *QUICK) == 0

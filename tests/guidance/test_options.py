@@ -3,13 +3,7 @@
 import pytest
 import torch
 
-from ltx2_diffusers.guidance import (
-    BinnedGuider,
-    GuidanceOptions,
-    MultiModalGuider,
-    MultiModalGuiderParams,
-    NagWeights,
-)
+from ltx2_diffusers.guidance import BinnedGuider, GuidanceOptions, MultiModalGuider, MultiModalGuiderParams, NagWeights
 from ltx2_diffusers.guidance.options import completed_bins
 
 # The guidance (2, -1) has the share (2, 0) along the prediction; its length is sqrt(5).

@@ -2,7 +2,8 @@ from fractions import Fraction
 
 import pytest
 
-from ltx2_diffusers.media.files import check_suffix, complete_file, exact_frame_rate
+from ltx2_diffusers.atomic import complete_file
+from ltx2_diffusers.media.files import check_suffix, exact_frame_rate
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from ltx2_diffusers.models.mel import (
-    conform_to_stereo,
-    log_mel_spectrogram,
-    mel_filterbank,
-    resample,
-    waveform_to_mel,
-)
+from ltx2_diffusers.models.mel import conform_to_stereo, log_mel_spectrogram, mel_filterbank, resample, waveform_to_mel
 from tests.golden_data import golden_cases, load_metadata, load_tensors
 
 WAVEFORMS = [path for path in golden_cases("audio_vae/cases", "mel_*.safetensors") if path.stem != "mel_filterbank"]

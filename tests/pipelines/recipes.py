@@ -15,9 +15,9 @@ import PIL.Image
 import torch
 
 from ltx2_diffusers import LTX2Pipeline
+from ltx2_diffusers.adapters.active import adapter_layers
 from ltx2_diffusers.media.preprocess import fit_cover, normalize_pixels
-from ltx2_diffusers.pipelines.adapters import adapter_layers
-from ltx2_diffusers.pipelines.two_stage import LTX2TwoStagePipeline
+from ltx2_diffusers.pipelines.recipes.two_stage import LTX2TwoStagePipeline
 from tests.media.clips import tone
 from tests.pipelines.tiny import PROMPT, load, seeded
 

@@ -7,11 +7,11 @@ import torch
 
 from ltx2_diffusers.media.reading import probe, read_audio, read_video
 from ltx2_diffusers.media.writing import write_audio, write_video
-from ltx2_diffusers.pipelines.audio_to_video import LTX2AudioToVideoPipeline
-from ltx2_diffusers.pipelines.request import Stage
-from ltx2_diffusers.pipelines.text_to_audio import LTX2TextToAudioPipeline
-from ltx2_diffusers.pipelines.two_stage import LTX2TwoStagePipeline
-from ltx2_diffusers.pipelines.video_to_audio import LTX2VideoToAudioPipeline
+from ltx2_diffusers.pipelines.arguments import Stage
+from ltx2_diffusers.pipelines.recipes.audio_to_video import LTX2AudioToVideoPipeline
+from ltx2_diffusers.pipelines.recipes.text_to_audio import LTX2TextToAudioPipeline
+from ltx2_diffusers.pipelines.recipes.two_stage import LTX2TwoStagePipeline
+from ltx2_diffusers.pipelines.recipes.video_to_audio import LTX2VideoToAudioPipeline
 from tests.media.clips import gradient_clip, tone
 from tests.pipelines.recipes import (
     CALL,

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ltx2_diffusers import LTX2AudioReferenceCondition, LTX2InContextPipeline, LTX2TwoStagePipeline
-from ltx2_diffusers.pipelines.conditions import AudioCondition
+from ltx2_diffusers.pipelines.conditions.sounds import AudioCondition
 from tests.pipelines.recipes import CALL, RATE, SOUND, TWO_STAGES, no_computation, recipe, watched
 from tests.pipelines.tiny import NO_GUIDANCE, seeded
 

@@ -12,8 +12,8 @@ from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
 
 from ltx2_diffusers.media.preprocess import fit_cover, normalize_pixels, prepare_image
 from ltx2_diffusers.media.writing import write_video
-from ltx2_diffusers.pipelines.condition import LTX2ConditionPipeline
-from ltx2_diffusers.pipelines.conditions import LTX2VideoCondition
+from ltx2_diffusers.pipelines.conditions.pictures import LTX2VideoCondition
+from ltx2_diffusers.pipelines.recipes.condition import LTX2ConditionPipeline
 from ltx2_diffusers.schedulers.scheduling_ltx2 import LTX2Scheduler
 from tests.pipelines.tiny import (
     ALL_GUIDANCE,

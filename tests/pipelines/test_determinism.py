@@ -10,13 +10,13 @@ from accelerate import cpu_offload
 from ltx2_diffusers import LTX2Pipeline, LTX2PipelineOutput
 from ltx2_diffusers.media.reading import probe, read_audio
 from ltx2_diffusers.media.writing import write_video
-from ltx2_diffusers.pipelines.condition import LTX2ConditionPipeline
-from ltx2_diffusers.pipelines.conditions import LTX2VideoCondition
-from ltx2_diffusers.pipelines.extend import LTX2ExtendPipeline
-from ltx2_diffusers.pipelines.image_to_video import LTX2ImageToVideoPipeline
-from ltx2_diffusers.pipelines.retake import LTX2RetakePipeline
-from ltx2_diffusers.pipelines.two_stage import LTX2TwoStagePipeline
-from ltx2_diffusers.pipelines.video_to_audio import LTX2VideoToAudioPipeline
+from ltx2_diffusers.pipelines.conditions.pictures import LTX2VideoCondition
+from ltx2_diffusers.pipelines.recipes.condition import LTX2ConditionPipeline
+from ltx2_diffusers.pipelines.recipes.extension.pipeline import LTX2ExtendPipeline
+from ltx2_diffusers.pipelines.recipes.image_to_video import LTX2ImageToVideoPipeline
+from ltx2_diffusers.pipelines.recipes.retake import LTX2RetakePipeline
+from ltx2_diffusers.pipelines.recipes.two_stage import LTX2TwoStagePipeline
+from ltx2_diffusers.pipelines.recipes.video_to_audio import LTX2VideoToAudioPipeline
 from ltx2_diffusers.sampling.samplers import SAMPLERS
 from tests.media.clips import gradient_clip, tone
 from tests.pipelines.tiny import CFG, EXPLICIT, NO_GUIDANCE, PROMPT, load, max_difference, ours, seeded, sibling

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ltx2_diffusers import LTX2Pipeline
-from ltx2_diffusers.pipelines.director import DIRECTOR_SYSTEM_PROMPT, PromptDirector
+from ltx2_diffusers.application.director import DIRECTOR_SYSTEM_PROMPT, PromptDirector
 from tests.pipelines.tiny import PROMPT, ours
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from ltx2_diffusers.checkpoints.presets import preset
-from ltx2_diffusers.pipelines.distilled import LTX2DistilledPipeline
-from ltx2_diffusers.pipelines.two_stage import LTX2TwoStagePipeline
+from ltx2_diffusers.guidance.presets import preset
+from ltx2_diffusers.pipelines.recipes.distilled import LTX2DistilledPipeline
+from ltx2_diffusers.pipelines.recipes.two_stage import LTX2TwoStagePipeline
 from tests.pipelines.recipes import CALL, add_lora, recipe, stage_sigmas, staged, watched
 from tests.pipelines.tiny import load, max_difference, seeded
 
@@ -75,6 +75,6 @@ def test_a_dev_scheduler_without_a_lora_is_worth_a_warning(is_distilled, warned,
     scheduler = type(staged().scheduler)(use_dynamic_shifting=not is_distilled, shift_terminal=None)
     pipe = recipe(LTX2DistilledPipeline, scheduler=scheduler)
     warnings = []
-    monkeypatch.setattr("ltx2_diffusers.pipelines.distilled.logger.warning", warnings.append)
+    monkeypatch.setattr("ltx2_diffusers.pipelines.recipes.distilled.logger.warning", warnings.append)
     pipe(**ARGUMENTS, two_stage=False, sigmas=[1.0], generator=seeded(1))
     assert len(warnings) == warned

@@ -10,8 +10,8 @@ import torch
 from ltx2_diffusers.media.reading import probe, read_audio, read_video
 from ltx2_diffusers.media.writing import write_video
 from ltx2_diffusers.models.mel import resample
-from ltx2_diffusers.pipelines.extend import LTX2ExtendPipeline
-from ltx2_diffusers.pipelines.request import Stage
+from ltx2_diffusers.pipelines.arguments import Stage
+from ltx2_diffusers.pipelines.recipes.extension.pipeline import LTX2ExtendPipeline
 from tests.media.clips import gradient_clip, tone
 from tests.pipelines.tiny import NO_GUIDANCE, PROMPT, load, seeded
 from tests.pipelines.watching import calls_of, no_forward, packets

@@ -7,7 +7,7 @@ import torch
 from diffusers import LTX2ImageToVideoPipeline as DiffusersPipeline
 
 from ltx2_diffusers.media.preprocess import prepare_image
-from ltx2_diffusers.pipelines.image_to_video import LTX2ImageToVideoPipeline
+from ltx2_diffusers.pipelines.recipes.image_to_video import LTX2ImageToVideoPipeline
 from tests.pipelines.tiny import ALL_GUIDANCE, CFG, EXPLICIT, NO_GUIDANCE, PROMPT, max_difference, seeded, sibling
 
 TOLERANCE = 1e-4

@@ -10,9 +10,9 @@ from diffusers import LTX2InContextPipeline as DiffusersOriginal
 from diffusers.pipelines.ltx2.pipeline_ltx2_condition import LTX2VideoCondition as DiffusersCondition
 from diffusers.pipelines.ltx2.pipeline_ltx2_ic_lora import LTX2ReferenceCondition as DiffusersReference
 
-from ltx2_diffusers.pipelines.conditions import LTX2VideoCondition
-from ltx2_diffusers.pipelines.in_context import LTX2InContextPipeline
-from ltx2_diffusers.pipelines.references import LTX2ReferenceCondition
+from ltx2_diffusers.pipelines.conditions.pictures import LTX2VideoCondition
+from ltx2_diffusers.pipelines.conditions.references import LTX2ReferenceCondition
+from ltx2_diffusers.pipelines.recipes.in_context import LTX2InContextPipeline
 from tests.pipelines.tiny import (
     ALL_GUIDANCE,
     CFG,

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from ltx2_diffusers.pipelines.conditions import LTX2VideoCondition
-from ltx2_diffusers.pipelines.keyframe_interpolation import LTX2KeyframeInterpolationPipeline
-from ltx2_diffusers.pipelines.two_stage import LTX2TwoStagePipeline
+from ltx2_diffusers.pipelines.conditions.pictures import LTX2VideoCondition
+from ltx2_diffusers.pipelines.recipes.keyframe_interpolation import LTX2KeyframeInterpolationPipeline
+from ltx2_diffusers.pipelines.recipes.two_stage import LTX2TwoStagePipeline
 from tests.pipelines.recipes import (
     CALL,
     CLIP,

@@ -12,7 +12,7 @@ from diffusers import LTX2LatentUpsamplePipeline as DiffusersPipeline
 from ltx2_diffusers import AutoencoderKLLTX2Video, LTX2LatentUpsamplerModel
 from ltx2_diffusers.media.reading import probe
 from ltx2_diffusers.media.writing import write_video
-from ltx2_diffusers.pipelines.latent_upsample import LTX2LatentUpsamplePipeline
+from ltx2_diffusers.pipelines.recipes.latent_upsample import LTX2LatentUpsamplePipeline
 from tests.golden_data import golden_cases, load_json, load_metadata, load_tensors
 from tests.models.video_vae_tools import golden_vae
 from tests.pipelines.tiny import load, ours, seeded, theirs

@@ -11,9 +11,9 @@ from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors as DiffusersC
 from peft import get_peft_model_state_dict
 
 from ltx2_diffusers import LTX2Pipeline
+from ltx2_diffusers.adapters.active import adapter_layers, added_adapters, unchanged_adapters
 from ltx2_diffusers.models.connectors import LTX2TextConnectors
 from ltx2_diffusers.models.transformer import LTX2AVTransformer3DModel
-from ltx2_diffusers.pipelines.adapters import adapter_layers, added_adapters, unchanged_adapters
 from tests.checkpoints.tiny import V20, expected_folder
 from tests.golden_data import GOLDEN_DIR, golden_cases, load_metadata, load_tensors
 from tests.pipelines.tiny import EXPLICIT, NO_GUIDANCE, PROMPT, seeded

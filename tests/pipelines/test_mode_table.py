@@ -14,19 +14,19 @@ import torch
 
 from ltx2_diffusers import LTX2Pipeline
 from ltx2_diffusers.conditioning.carry import resize_latent
-from ltx2_diffusers.pipelines.audio_to_video import LTX2AudioToVideoPipeline
-from ltx2_diffusers.pipelines.condition import LTX2ConditionPipeline
-from ltx2_diffusers.pipelines.conditions import LTX2VideoCondition
-from ltx2_diffusers.pipelines.distilled import LTX2DistilledPipeline
-from ltx2_diffusers.pipelines.extend import LTX2ExtendPipeline
-from ltx2_diffusers.pipelines.image_to_video import LTX2ImageToVideoPipeline
-from ltx2_diffusers.pipelines.in_context import LTX2InContextPipeline
-from ltx2_diffusers.pipelines.keyframe_interpolation import LTX2KeyframeInterpolationPipeline
-from ltx2_diffusers.pipelines.references import LTX2ReferenceCondition
-from ltx2_diffusers.pipelines.retake import LTX2RetakePipeline
-from ltx2_diffusers.pipelines.text_to_audio import LTX2TextToAudioPipeline
-from ltx2_diffusers.pipelines.two_stage import LTX2TwoStagePipeline
-from ltx2_diffusers.pipelines.video_to_audio import LTX2VideoToAudioPipeline
+from ltx2_diffusers.pipelines.conditions.pictures import LTX2VideoCondition
+from ltx2_diffusers.pipelines.conditions.references import LTX2ReferenceCondition
+from ltx2_diffusers.pipelines.recipes.audio_to_video import LTX2AudioToVideoPipeline
+from ltx2_diffusers.pipelines.recipes.condition import LTX2ConditionPipeline
+from ltx2_diffusers.pipelines.recipes.distilled import LTX2DistilledPipeline
+from ltx2_diffusers.pipelines.recipes.extension.pipeline import LTX2ExtendPipeline
+from ltx2_diffusers.pipelines.recipes.image_to_video import LTX2ImageToVideoPipeline
+from ltx2_diffusers.pipelines.recipes.in_context import LTX2InContextPipeline
+from ltx2_diffusers.pipelines.recipes.keyframe_interpolation import LTX2KeyframeInterpolationPipeline
+from ltx2_diffusers.pipelines.recipes.retake import LTX2RetakePipeline
+from ltx2_diffusers.pipelines.recipes.text_to_audio import LTX2TextToAudioPipeline
+from ltx2_diffusers.pipelines.recipes.two_stage import LTX2TwoStagePipeline
+from ltx2_diffusers.pipelines.recipes.video_to_audio import LTX2VideoToAudioPipeline
 from tests.pipelines.recipes import (
     CALL,
     CLIP,

@@ -9,9 +9,9 @@ from diffusers.utils import logging
 from peft import LoraConfig
 
 from ltx2_diffusers import LTX2Pipeline
-from ltx2_diffusers.pipelines.fingerprint import model_fingerprint, tokenizer_fingerprint
-from ltx2_diffusers.pipelines.prompt_cache import EncodedBy, PromptCache, PromptKey
-from ltx2_diffusers.sampling.denoiser import TextContext
+from ltx2_diffusers.conditioning.streams import TextContext
+from ltx2_diffusers.prompts.cache import EncodedBy, PromptCache, PromptKey
+from ltx2_diffusers.prompts.fingerprint import model_fingerprint, tokenizer_fingerprint
 from tests.pipelines.tiny import CFG, EXPLICIT, NEGATIVE, NO_GUIDANCE, PROMPT, load, max_difference, ours, seeded
 
 SMALL = {"height": 32, "width": 32, "num_frames": 1}

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from ltx2_diffusers import LTX2Pipeline
-from ltx2_diffusers.pipelines.chat import ChatModel, clean_response, seeded_sampling, shrunk
-from ltx2_diffusers.pipelines.image_to_video import LTX2ImageToVideoPipeline
-from ltx2_diffusers.pipelines.prompt_enhancement import IMAGE_SYSTEM_PROMPT, TEXT_SYSTEM_PROMPT
+from ltx2_diffusers.pipelines.recipes.image_to_video import LTX2ImageToVideoPipeline
+from ltx2_diffusers.prompts.chat import ChatModel, clean_response, seeded_sampling, shrunk
+from ltx2_diffusers.prompts.enhancement import IMAGE_SYSTEM_PROMPT, TEXT_SYSTEM_PROMPT
 from tests.pipelines.tiny import EXPLICIT, NO_GUIDANCE, PROMPT, max_difference, ours, seeded
 from tests.pipelines.tiny import load as load_pipeline
 

@@ -7,9 +7,9 @@ import torch
 
 from ltx2_diffusers.media.reading import read_audio, read_video
 from ltx2_diffusers.media.writing import write_video
-from ltx2_diffusers.pipelines.conditions import LTX2VideoCondition
-from ltx2_diffusers.pipelines.request import Stage
-from ltx2_diffusers.pipelines.retake import LTX2RetakePipeline
+from ltx2_diffusers.pipelines.arguments import Stage
+from ltx2_diffusers.pipelines.conditions.pictures import LTX2VideoCondition
+from ltx2_diffusers.pipelines.recipes.retake import LTX2RetakePipeline
 from tests.media.clips import gradient_clip, tone
 from tests.pipelines.tiny import NO_GUIDANCE, PROMPT, load, seeded
 from tests.pipelines.watching import no_forward, packets

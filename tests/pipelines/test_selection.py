@@ -8,11 +8,11 @@ import torch
 
 import ltx2_diffusers
 from ltx2_diffusers import LTX2InContextPipeline, LTX2TwoStagePipeline
+from ltx2_diffusers.application.chunks import Chunk, plan_chunks
+from ltx2_diffusers.application.director import PromptDirector
+from ltx2_diffusers.application.generate import generate
+from ltx2_diffusers.application.selection import ApplicationDefaults, GenerationRequest, TimelineItem, select_pipeline
 from ltx2_diffusers.media.writing import write_video
-from ltx2_diffusers.pipelines.application import generate
-from ltx2_diffusers.pipelines.chunk_plan import Chunk, plan_chunks
-from ltx2_diffusers.pipelines.director import PromptDirector
-from ltx2_diffusers.pipelines.selection import ApplicationDefaults, GenerationRequest, TimelineItem, select_pipeline
 from tests.pipelines.tiny import PROMPT, load
 
 FIRST, LAST = TimelineItem("image", "first.png", 0, 0.9), TimelineItem("image", "last.png", 120, 0.8)

@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from ltx2_diffusers.models.latent_upsampler import LTX2LatentUpsamplerModel
-from ltx2_diffusers.pipelines.audio_to_video import LTX2AudioToVideoPipeline
-from ltx2_diffusers.pipelines.conditions import LTX2VideoCondition
-from ltx2_diffusers.pipelines.references import LTX2ReferenceCondition
-from ltx2_diffusers.pipelines.request import Stage
-from ltx2_diffusers.pipelines.retake import LTX2RetakePipeline
-from ltx2_diffusers.pipelines.two_stage import LTX2TwoStagePipeline
+from ltx2_diffusers.pipelines.arguments import Stage
+from ltx2_diffusers.pipelines.conditions.pictures import LTX2VideoCondition
+from ltx2_diffusers.pipelines.conditions.references import LTX2ReferenceCondition
+from ltx2_diffusers.pipelines.recipes.audio_to_video import LTX2AudioToVideoPipeline
+from ltx2_diffusers.pipelines.recipes.retake import LTX2RetakePipeline
+from ltx2_diffusers.pipelines.recipes.two_stage import LTX2TwoStagePipeline
 from tests.media.clips import tone
 from tests.pipelines.recipes import (
     CALL,

@@ -4,10 +4,10 @@ import PIL.Image
 import pytest
 import torch
 
-from ltx2_diffusers.pipelines.conditions import LTX2VideoCondition
-from ltx2_diffusers.pipelines.references import LTX2ReferenceCondition
-from ltx2_diffusers.pipelines.request import Stage
-from ltx2_diffusers.pipelines.two_stage import LTX2TwoStagePipeline
+from ltx2_diffusers.pipelines.arguments import Stage
+from ltx2_diffusers.pipelines.conditions.pictures import LTX2VideoCondition
+from ltx2_diffusers.pipelines.conditions.references import LTX2ReferenceCondition
+from ltx2_diffusers.pipelines.recipes.two_stage import LTX2TwoStagePipeline
 from tests.media.clips import tone
 from tests.pipelines.recipes import (
     CALL,

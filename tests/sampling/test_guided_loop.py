@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from ltx2_diffusers.conditioning import LatentState
+from ltx2_diffusers.conditioning.streams import Streams, TextContext
 from ltx2_diffusers.guidance.guiders import MultiModalGuider, MultiModalGuiderParams
 from ltx2_diffusers.guidance.perturbations import PerturbationType
 from ltx2_diffusers.models.negative_text import NagWeights
-from ltx2_diffusers.sampling.denoiser import GuidedDenoiser, Streams, TextContext
+from ltx2_diffusers.sampling.denoiser import GuidedDenoiser
 from ltx2_diffusers.sampling.loop import denoise
 from ltx2_diffusers.sampling.samplers import EulerSampler
 from tests.golden_data import load_json, load_tensors

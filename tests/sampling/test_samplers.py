@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from ltx2_diffusers.conditioning.state import LatentState
+from ltx2_diffusers.conditioning.streams import Streams
 from ltx2_diffusers.sampling import samplers
-from ltx2_diffusers.sampling.denoiser import Streams
 from ltx2_diffusers.sampling.steppers import post_process
 from tests.golden_data import load_tensors
 

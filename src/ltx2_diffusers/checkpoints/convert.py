@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from ..models.saving import replaced_folder
+from ..atomic import replaced_folder
 from . import configs, keys
 from . import folder as layout
 from .original import OriginalCheckpoint, cast_floating
-from .presets import model_version
 from .safetensors_io import Entry, read_folder, tensor_differences, write_file
+from .versions import model_version
 
 PIPELINE_COMPONENTS = ("transformer", "connectors", "vae", "audio_vae", "vocoder")
 # From this version on a checkpoint must name its text encoder, which a diffusers folder does not record.

@@ -8,8 +8,9 @@ from typing import Any
 
 from diffusers import __version__ as diffusers_version
 
+from ..atomic import write_json
 from .class_names import COMPONENT_CLASSES, PACKAGE, class_name_for, to_portable
-from .safetensors_io import Entry, write_json, write_sharded
+from .safetensors_io import Entry, write_sharded
 
 # Components that LTX2Pipeline knows and an original checkpoint never has.
 _ABSENT = ("duration_head", "processor", "prompt_enhancer", "text_encoder", "tokenizer")

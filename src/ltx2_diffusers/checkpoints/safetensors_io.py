@@ -8,15 +8,15 @@ import json
 import math
 import os
 import struct
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import torch
 from safetensors import safe_open
+
+from ..atomic import complete_file, write_json
 
 _DTYPES = {
     "BOOL": torch.bool,
@@ -147,25 +147,6 @@ def _as_bytes(tensor: torch.Tensor) -> Any:
     return tensor.reshape(-1).view(torch.uint8).numpy()
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Gives a temporary path beside `path`, which takes that name only if the block ends without an error."""
-    temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}.partial")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            temporary.unlink()
-        raise
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes `content` in diffusers' manner (sorted, two spaces), never leaving half a file."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
 def write_file(
     path: Path,
     entries: Mapping[str, Entry],
@@ -191,7 +172,7 @@ def write_file(
         offset = end
     raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     raw += b" " * (-len(raw) % 8)
-    with replacing(Path(path)) as temporary, temporary.open("wb") as file:
+    with complete_file(Path(path)) as temporary, temporary.open("wb") as file:
         file.write(struct.pack("<Q", len(raw)) + raw)
         for name in order:
             file.write(_as_bytes(_checked(name, entries[name])))

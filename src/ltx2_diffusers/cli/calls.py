@@ -130,7 +130,7 @@ def _prompt(options: Options, _takes: Collection[str]) -> dict[str, Any]:
 
 def _pictures(options: Options, takes: Collection[str]) -> dict[str, Any]:
     """Pictures and clips in the form that the pipeline takes."""
-    from ..pipelines.conditions import LTX2VideoCondition
+    from ..pipelines.conditions.pictures import LTX2VideoCondition
 
     placed = [[0, options["image"], 1.0]] if "image" in options else []
     placed += options.get("image_at", [])
@@ -147,8 +147,8 @@ def _pictures(options: Options, takes: Collection[str]) -> dict[str, Any]:
 
 
 def _references(options: Options, _takes: Collection[str]) -> dict[str, Any]:
-    from ..pipelines.audio_references import LTX2AudioReferenceCondition
-    from ..pipelines.references import LTX2ReferenceCondition
+    from ..pipelines.conditions.references import LTX2ReferenceCondition
+    from ..pipelines.conditions.sounds import LTX2AudioReferenceCondition
 
     clips = [LTX2ReferenceCondition(*given) for given in options.get("reference", [])]
     sounds = [

@@ -10,7 +10,7 @@ from typing import Any
 from ..checkpoints.packaged import PACKAGED
 from .calls import call_arguments, in_options
 from .environment import environment
-from .fingerprints import content_identity
+from .identities import content_identity
 from .loading import CHECKPOINT, best_device, check_device, load_pipeline
 from .manifest import input_hashes, manifest_path, write_manifest
 from .modes import Mode, choose_mode, mode_table

@@ -46,7 +46,7 @@ def describe_file(path: Path) -> dict[str, Any]:
     """Summary of an original file."""
     from ..checkpoints.class_names import class_name_for
     from ..checkpoints.original import OriginalCheckpoint
-    from ..checkpoints.presets import model_version
+    from ..checkpoints.versions import model_version
 
     checkpoint = OriginalCheckpoint(path)
     names = checkpoint.components()
@@ -67,8 +67,8 @@ def describe_file(path: Path) -> dict[str, Any]:
 
 def describe_folder(path: Path) -> dict[str, Any]:
     """Summary of a folder in diffusers layout."""
-    from ..checkpoints.presets import model_kind, model_version
     from ..checkpoints.safetensors_io import read_folder
+    from ..checkpoints.versions import model_kind, model_version
 
     index = path / "model_index.json"
     if not index.is_file():

@@ -132,7 +132,7 @@ def _upsampler(path: Path, dtype: Any) -> Any:
 
 def _check_kind(pipeline: Any, options: Mapping[str, Any]) -> None:
     """A dev checkpoint needs its distilled LoRA for few steps without guidance; miniatures have nothing to lose."""
-    from ..checkpoints.presets import model_kind
+    from ..checkpoints.versions import model_kind
 
     refines = "two_stage" in options or "distilled" in options
     settled = "distilled_lora" in options or "refine_with_same_weights" in options

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .fingerprints import checkpoint_identity, file_sha256
+from .identities import checkpoint_identity, file_sha256
 from .loading import CHECKPOINT
 from .values import flag, input_files, replaced_files
 
@@ -49,7 +49,7 @@ def write_manifest(
         hashes: Content names of the input files.
         facts: What else there is to know: mode, environment, result and outputs.
     """
-    from ..checkpoints.safetensors_io import write_json
+    from ..atomic import write_json
 
     base = output.parent.absolute()
     kept = {name: value for name, value in options.items() if name not in _IDLE}

@@ -39,7 +39,7 @@ class ContactSheet:
 
     def _frames(self, pipeline: Any, latents: Any) -> Any:
         """Bytes `[K, H, W, 3]` of some frames of normalised latents `[1, C, F, h, w]`."""
-        from ..pipelines.request import Delivery
+        from ..pipelines.arguments import Delivery
 
         count = latents.shape[2]
         shown = min(_FRAMES, count)
@@ -51,7 +51,7 @@ class ContactSheet:
         import PIL.Image
         import PIL.ImageDraw
 
-        from ..media.files import complete_file
+        from ..atomic import complete_file
 
         rows, columns = frames.shape[1:3]
         width = min(_WIDTH, columns)

@@ -1,13 +1,7 @@
 """Shapes, latent states and the condition items that change them."""
 
 from .attention_strength import pixel_mask_to_tokens
-from .carry import (
-    carried_audio_latents,
-    carried_latent_frames,
-    carried_pixel_frames,
-    fit_audio_latent,
-    resize_latent,
-)
+from .carry import carried_audio_latents, carried_latent_frames, carried_pixel_frames, fit_audio_latent, resize_latent
 from .items.appended import (
     AudioConditionByReferenceLatent,
     VideoConditionByKeyframeIndex,

@@ -4,14 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
 from ..models.negative_text import NAG_ALPHA, NAG_TAU, NagWeights
-from .guiders import (
-    CFGGuider,
-    CFGStarRescalingGuider,
-    Guider,
-    LtxAPGGuider,
-    MultiModalGuiderParams,
-    StatefulAPGGuider,
-)
+from .guiders import CFGGuider, CFGStarRescalingGuider, Guider, LtxAPGGuider, MultiModalGuiderParams, StatefulAPGGuider
 
 CFG_METHODS = ("cfg", "cfg_star", "apg", "apg_momentum")
 # Options that a formula does not read.

@@ -1,7 +1,6 @@
 """Opening media files with errors that name them, and creating files that appear only when complete."""
 
 import os
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
@@ -45,22 +44,6 @@ def check_suffix(path: str | os.PathLike, suffixes: Sequence[str], content: str)
             f"use {str(path.with_suffix(suffixes[0]))!r}"
         )
     return path
-
-
-@contextmanager
-def complete_file(path: Path) -> Iterator[Path]:
-    """Give a temporary name in the folder of `path`, and rename it to `path` when the block ends without error.
-
-    Missing folders are created. After an error or an interrupt, nothing is left behind and an older file of that name
-    is untouched.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.partial{path.suffix}")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @contextmanager

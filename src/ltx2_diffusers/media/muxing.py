@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from av.container import InputContainer, OutputContainer
 
+from ..atomic import complete_file
 from .audio_tracks import EncodedAudio
-from .files import check_suffix, complete_file, open_media
+from .files import check_suffix, open_media
 from .waveforms import stereo_samples
 from .writing import VIDEO_SUFFIXES, open_output
 

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..atomic import complete_file
 from .audio_tracks import EncodedAudio
-from .files import check_suffix, complete_file, exact_frame_rate
+from .files import check_suffix, exact_frame_rate
 from .pixels import byte_frames
 from .waveforms import stereo_samples
 from .writing import VIDEO_SUFFIXES, Frames, VideoTrack, check_encoder_options, check_frame_size, open_output

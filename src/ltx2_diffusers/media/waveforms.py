@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .files import check_suffix, complete_file
+from ..atomic import complete_file
+from .files import check_suffix
 
 
 def stereo_samples(audio: torch.Tensor | np.ndarray, sampling_rate: int | None) -> np.ndarray:
@@ -67,3 +68,11 @@ def write_audio(path: str | os.PathLike, audio: torch.Tensor | np.ndarray, sampl
         file.setframerate(int(sampling_rate))
         file.writeframes(samples.T.tobytes())
     return path
+
+
+def fit_audio(audio: torch.Tensor, duration_s: float, sampling_rate: int) -> torch.Tensor:
+    """Cut a waveform `[channels, samples]` to `duration_s` seconds, or pad it with silence."""
+    samples = round(duration_s * sampling_rate)
+    if audio.shape[-1] >= samples:
+        return audio[..., :samples]
+    return torch.nn.functional.pad(audio, (0, samples - audio.shape[-1]))

@@ -17,8 +17,9 @@ import torch
 from av.container import OutputContainer
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
+from ..atomic import complete_file
 from .audio_tracks import CopiedAudio, EncodedAudio, NoAudio, check_audio_source
-from .files import check_suffix, complete_file, exact_frame_rate
+from .files import check_suffix, exact_frame_rate
 from .pixels import byte_frames
 from .waveforms import stereo_samples, write_audio
 

@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from ..checkpoints.presets import Preset
-from ..sampling.denoiser import Streams
-from .checks import check_fixed_duration
-from .guidance_args import PRESET, resolve_scales, with_bins
-from .request import Delivery, Enhancement, Prompts, Request, Size, Stage, Start
+from ..conditioning.streams import Streams
+from ..guidance.presets import Preset
+from ..guidance.scales import PRESET, resolve_scales, with_bins
+from ..prompts.reading import Enhancement, Prompts
+from .arguments import Delivery, Request, Stage, Start, check_fixed_duration
+from .plan import Size
 
 # Arguments whose name differs from the field they fill.
 _NAMES = {

@@ -6,18 +6,19 @@ from typing import Any
 from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
+from ..media.frames import first_picture
 from ..models.audio_vae import AutoencoderKLLTX2Audio
 from ..models.connectors import LTX2TextConnectors
 from ..models.transformer import LTX2AVTransformer3DModel
 from ..models.video_vae import AutoencoderKLLTX2Video
 from ..models.vocoder import LTX2Vocoder, LTX2VocoderWithBWE
 from ..schedulers.scheduling_ltx2 import LTX2Scheduler
+from .arguments import Start
 from .call_arguments import build_request, filled, guided_stage
-from .conditions import Condition, LTX2VideoCondition
-from .frames import first_picture
+from .conditions.condition import Condition
+from .conditions.pictures import LTX2VideoCondition
 from .generation import LTX2GenerationPipeline
 from .output import LTX2PipelineOutput
-from .request import Start
 
 
 class LTX2ConditionedPipeline(LTX2GenerationPipeline):

@@ -1,6 +1,6 @@
 """The way of every generation: check, encode the text, run the stages, decode.
 
-A recipe says what it wants in a [`~ltx2_diffusers.pipelines.request.Request`] and never writes a loop of its own.
+A recipe says what it wants in a [`~ltx2_diffusers.pipelines.arguments.Request`] and never writes a loop of its own.
 """
 
 from collections.abc import Sequence
@@ -9,22 +9,24 @@ from typing import Any
 
 import torch
 
-from ..checkpoints.presets import StreamScales
+from ..adapters.active import added_adapters, check_adapters_loaded
+from ..checks import check_at_least_one, check_choice, check_float_tensors, check_unit
 from ..conditioning.noiser import GaussianNoiser
 from ..conditioning.state import LatentState
+from ..conditioning.streams import Streams, TextContext, on_streams
 from ..conditioning.tools import LatentTools
+from ..guidance.presets import StreamScales
+from ..guidance.scales import always_negative, build_guiders, check_options, cross_timestep_mode
+from ..prompts.encoding import check_enhancement, check_prompts, check_text_width
+from ..prompts.reading import ReadPrompts, read_prompts
 from ..sampling.contract import Sampler
-from ..sampling.denoiser import Streams, TextContext
-from ..sampling.samplers import get_sampler, on_streams
-from . import checks
-from .adapters import added_adapters, check_adapters_loaded
-from .decode_stage import OUTPUT_TYPES
-from .guidance_args import always_negative, build_guiders, check_options, cross_timestep_mode
+from ..sampling.samplers import get_sampler
+from .arguments import Request, Stage, check_callback_inputs, check_generator, check_per_video
+from .conditions.condition import check_conflicts, check_heard
+from .decoding import OUTPUT_TYPES
 from .output import LTX2PipelineOutput
-from .plan import GenerationPlan
-from .prompt_reading import ReadPrompts, read_prompts
-from .request import Request, Stage
-from .stage_lists import frozen_streams
+from .plan import GenerationPlan, check_decodable_size
+from .stages import frozen_streams
 
 
 @dataclass(frozen=True)
@@ -83,37 +85,37 @@ class GenerationEngine:
         """Everything that can be wrong with a call is found here, before any computation."""
         prompts, start, delivery = request.prompts, request.start, request.delivery
         self._require(*_components(request))
-        batch_size = checks.check_prompts(prompts.prompt, prompts.negative_prompt, *prompts.embeds)
-        checks.check_at_least_one(
+        batch_size = check_prompts(prompts.prompt, prompts.negative_prompt, *prompts.embeds)
+        check_at_least_one(
             num_videos_per_prompt=prompts.num_videos_per_prompt, max_sequence_length=prompts.max_sequence_length
         )
         batch_size *= prompts.num_videos_per_prompt
-        checks.check_enhancement(prompts.enhancement.enabled, prompts.prompt, prompts.enhancement.system_prompt)
-        checks.check_generator(start.generator, batch_size)
-        checks.check_choice("output_type", delivery.output_type, OUTPUT_TYPES)
-        checks.check_callback_inputs(delivery.callback_inputs, self._callback_tensor_inputs)
+        check_enhancement(prompts.enhancement.enabled, prompts.prompt, prompts.enhancement.system_prompt)
+        check_generator(start.generator, batch_size)
+        check_choice("output_type", delivery.output_type, OUTPUT_TYPES)
+        check_callback_inputs(delivery.callback_inputs, self._callback_tensor_inputs)
         self._check_values(request, batch_size)
         plan = self._plan(batch_size, request.size, start.latents, start.audio_latents, request.stages)
         decodes_video = request.streams.video and delivery.originals.video is None
         if decodes_video and delivery.output_type != "latent":
             minimum = self.vae.min_latent_side * self.vae_spatial_compression_ratio
-            checks.check_decodable_size(plan.height, plan.width, minimum)
+            check_decodable_size(plan.height, plan.width, minimum)
         runs = [self._prepare_run(request, plan, index) for index in range(len(request.stages))]
         self._check_text_components(prompts, delivery, self._uses_negative(runs))
-        checks.check_heard(request.conditions, request.streams)
+        check_heard(request.conditions, request.streams)
         for run in runs:
             with added_adapters(self, run.stage.adapters or {}):
                 for condition in _taking_part(request, run.stage):
                     condition.check(self, run.plan)
-        checks.check_conflicts(request.conditions, plan)
+        check_conflicts(request.conditions, plan)
         return plan, runs
 
     def _check_values(self, request: Request, batch_size: int) -> None:
         start, delivery, embeds = request.start, request.delivery, request.prompts.embeds
         if self.connectors is not None:
             width = self.connectors.config.caption_channels * self.connectors.config.text_proj_in_factor
-            checks.check_text_width(width, prompt_embeds=embeds[0], negative_prompt_embeds=embeds[1])
-        checks.check_float_tensors(latents=start.latents, audio_latents=start.audio_latents)
+            check_text_width(width, prompt_embeds=embeds[0], negative_prompt_embeds=embeds[1])
+        check_float_tensors(latents=start.latents, audio_latents=start.audio_latents)
         count = len(request.stages)
         if request.audio_stage not in range(-count, count):
             raise ValueError(
@@ -124,9 +126,9 @@ class GenerationEngine:
                 "a reference is given, but no stage takes references; set `references=True` in one of them"
             )
         for stage in request.stages:
-            checks.check_fractions(noise_scale=stage.noise_scale)
+            check_unit(noise_scale=stage.noise_scale)
         for name in ("decode_timestep", "decode_noise_scale"):
-            checks.check_per_video(name, getattr(delivery, name), batch_size)
+            check_per_video(name, getattr(delivery, name), batch_size)
 
     def _prepare_run(self, request: Request, plan: GenerationPlan, index: int) -> StageRun:
         stage = request.stages[index]

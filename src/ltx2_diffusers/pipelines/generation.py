@@ -8,25 +8,26 @@ import torch
 from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
+from ..adapters.mixin import LTX2LoraMixin
+from ..conditioning.streams import Streams, TextContext
+from ..media.waveforms import fit_audio
 from ..models.audio_vae import AutoencoderKLLTX2Audio
 from ..models.connectors import LTX2TextConnectors
 from ..models.transformer import LTX2AVTransformer3DModel
 from ..models.video_vae import AutoencoderKLLTX2Video
 from ..models.vocoder import LTX2Vocoder, LTX2VocoderWithBWE
-from ..sampling.denoiser import Streams, TextContext
+from ..prompts.encoding import TextStage, TextStates
+from ..prompts.enhancement import PromptEnhancer
+from ..prompts.reading import PromptCaching
 from ..schedulers.scheduling_ltx2 import LTX2Scheduler
+from .arguments import Delivery
 from .base import LTX2PipelineBase
-from .decode_stage import DecodeStage
-from .denoise_stage import DenoiseStage, StepCallback
+from .decoding import DecodeStage
+from .denoising import DenoiseStage, StepCallback
 from .engine import GenerationEngine, StageRun
 from .latent_stage import LatentStage
-from .lora import LTX2LoraMixin
-from .output import LTX2PipelineOutput, fit_audio
+from .output import LTX2PipelineOutput
 from .plan import GenerationPlan
-from .prompt_caching import PromptCaching
-from .prompt_enhancement import PromptEnhancer
-from .request import Delivery
-from .text_stage import TextStage, TextStates
 
 
 class LTX2GenerationPipeline(

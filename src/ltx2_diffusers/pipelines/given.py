@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from .conditions import AudioCondition, Condition, LTX2VideoCondition, listed_conditions
-from .frames import first_picture
+from ..media.frames import first_picture
+from .conditions.condition import Condition, listed_conditions
+from .conditions.pictures import LTX2VideoCondition
+from .conditions.sounds import AudioCondition
 from .plan import DEFAULT_SIZE
 
 

@@ -10,14 +10,14 @@ from fractions import Fraction
 
 import torch
 
+from ..checks import check_num_frames, check_positive, check_size
 from ..conditioning.patchifiers import AudioPatchifier, VideoLatentPatchifier
 from ..conditioning.shapes import AudioLatentShape, VideoLatentShape
+from ..conditioning.streams import Streams
 from ..conditioning.tools import AudioLatentTools, VideoLatentTools
-from ..sampling.denoiser import Streams
-from .checks import check_latents, check_num_frames, check_positive, check_size
-from .conditions import WholeVideoCondition
-from .plan import DEFAULT_SIZE, GenerationPlan, inferred_size
-from .request import Request, Size, Stage
+from .arguments import Request, Stage
+from .conditions.pictures import WholeVideoCondition
+from .plan import DEFAULT_SIZE, GenerationPlan, Size, check_latents, inferred_size
 
 
 class LatentStage:

@@ -9,6 +9,8 @@ import PIL.Image
 import torch
 from diffusers.utils import BaseOutput
 
+from ..media.waveforms import fit_audio
+
 
 @dataclass
 class LTX2PipelineOutput(BaseOutput):
@@ -106,11 +108,3 @@ def _encodable(audio: torch.Tensor, sampling_rate: int) -> tuple[torch.Tensor, i
     rate = encodable_rate(sampling_rate)
     stereo = audio if audio.shape[0] <= 2 else conform_to_stereo(audio[None])[0]
     return resample(stereo[None], sampling_rate, rate)[0], rate
-
-
-def fit_audio(audio: torch.Tensor, duration_s: float, sampling_rate: int) -> torch.Tensor:
-    """Cut a waveform `[channels, samples]` to `duration_s` seconds, or pad it with silence."""
-    samples = round(duration_s * sampling_rate)
-    if audio.shape[-1] >= samples:
-        return audio[..., :samples]
-    return torch.nn.functional.pad(audio, (0, samples - audio.shape[-1]))

@@ -87,3 +87,35 @@ def inferred_size(
         next(value for value in options if value is not None) for options in zip(given, implied, defaults)
     )
     return height, width, num_frames
+
+
+def check_decodable_size(height: int, width: int, minimum: int) -> None:
+    """A decoder that pads by reflection needs more than one latent a side."""
+    for name, value in (("height", height), ("width", width)):
+        if value < minimum:
+            raise ValueError(
+                f"`{name}` is {value}, but this checkpoint's video VAE decodes no less than {minimum} pixels a side; use "
+                f"{minimum}"
+            )
+
+
+def check_latents(name: str, latents: torch.Tensor | None, shape: Sequence[int], packed_shape: Sequence[int]) -> None:
+    """Given latents must have `shape` unpacked or `packed_shape` packed."""
+    if latents is None:
+        return
+    if tuple(latents.shape) not in (tuple(shape), tuple(packed_shape)):
+        raise ValueError(
+            f"`{name}` has shape {tuple(latents.shape)}; this call needs {tuple(shape)} (un-normalised) or "
+            f"{tuple(packed_shape)} (packed)"
+        )
+
+
+@dataclass(frozen=True)
+class Size:
+    """Wished size of the clip; `None` follows given latents or the default."""
+
+    height: int | None = None
+    width: int | None = None
+    num_frames: int | None = None
+    frame_rate: float = 24.0
+    motion_speed: float = 1.0

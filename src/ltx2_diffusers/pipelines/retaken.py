@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ..sampling.denoiser import Streams
-from .conditions import Condition, WholeVideoCondition, listed_conditions
-from .regions import RetakeCondition
-from .sources import SourceClip, delivery, sized
+from ..conditioning.streams import Streams
+from .conditions.condition import Condition, listed_conditions
+from .conditions.pictures import WholeVideoCondition
+from .conditions.regions import RetakeCondition
+from .conditions.source import SourceClip, delivery, sized
 
 
 def retaken_streams(call: Mapping[str, Any], source: SourceClip) -> tuple[list[Condition], dict[str, Any]]:

@@ -5,20 +5,20 @@ from typing import Any
 from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
+from ..conditioning.streams import Streams
 from ..models.audio_vae import AutoencoderKLLTX2Audio
 from ..models.connectors import LTX2TextConnectors
 from ..models.latent_upsampler import LTX2LatentUpsamplerModel
 from ..models.transformer import LTX2AVTransformer3DModel
 from ..models.video_vae import AutoencoderKLLTX2Video
 from ..models.vocoder import LTX2Vocoder, LTX2VocoderWithBWE
-from ..sampling.denoiser import Streams
 from ..schedulers.scheduling_ltx2 import LTX2Scheduler
 from .call_arguments import build_request
+from .conditions.source import delivery
 from .generation import LTX2GenerationPipeline
 from .given import given_conditions, given_sound
 from .output import LTX2PipelineOutput
-from .sources import delivery
-from .stage_lists import stage_list
+from .stages import stage_list
 
 
 class LTX2StagedPipeline(LTX2GenerationPipeline):

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import torch
 
-from .denoiser import Streams
+from ..conditioning.streams import Streams
 
 # Standard normal noise in the shape, dtype and device of its argument.
 NoiseSampler = Callable[[torch.Tensor], torch.Tensor]

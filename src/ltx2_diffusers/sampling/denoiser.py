@@ -4,24 +4,17 @@ Shapes: B batch, T tokens of a stream, S text tokens, D features of a token.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 
 from ..conditioning.state import LatentState
+from ..conditioning.streams import Streams, TextContext
 from ..guidance.guiders import MultiModalGuider
 from ..guidance.perturbations import isolating_perturbations, stg_perturbations
 from ..models.negative_text import NagWeights, NegativeText
 from ..models.text_cache import TextCache
-
-
-class Streams(NamedTuple):
-    """One value per stream; `None` for a stream that is absent."""
-
-    video: Any
-    audio: Any
 
 
 class NeededPasses(NamedTuple):
@@ -30,22 +23,6 @@ class NeededPasses(NamedTuple):
     negative: bool
     perturbed: bool
     isolated: bool
-
-
-@dataclass(frozen=True)
-class TextContext:
-    """What the two streams attend to: `video` `[B, S, Wv]` and `audio` `[B, S, Wa]`."""
-
-    video: torch.Tensor
-    audio: torch.Tensor
-
-    def repeat(self, times: int) -> "TextContext":
-        """Each prompt's context `times` times in a row."""
-        return TextContext(self.video.repeat_interleave(times, 0), self.audio.repeat_interleave(times, 0))
-
-    def split(self, sizes: list[int]) -> list["TextContext"]:
-        """The batch cut into parts of the given sizes."""
-        return [TextContext(*pair) for pair in zip(self.video.split(sizes), self.audio.split(sizes))]
 
 
 class GuidedDenoiser:

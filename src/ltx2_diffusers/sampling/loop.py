@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ..conditioning.streams import Streams
 from .contract import Sampler
-from .denoiser import GuidedDenoiser, Streams
+from .denoiser import GuidedDenoiser
 from .steppers import post_process
 
 StepCallback = Callable[[int, Streams, Streams], Streams]

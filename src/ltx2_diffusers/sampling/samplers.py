@@ -12,9 +12,9 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 
 from ..conditioning.state import LatentState
+from ..conditioning.streams import Streams, on_streams
 from . import steppers
 from .contract import NoiseSampler, Predict, Sampler
-from .denoiser import Streams
 
 Generators = torch.Generator | list[torch.Generator] | None
 
@@ -24,11 +24,6 @@ RES_2S_LAST_SIGMA = 0.0011
 REFINE_BELOW_STEP, REFINE_ABOVE_SIGMA = 0.5, 0.03
 # Share of fresh noise at the middle of a res_2s step, whatever the eta of the whole step.
 RES_2S_SUBSTEP_ETA = 0.5
-
-
-def on_streams(function: Callable[..., Any], *streams: Streams) -> Streams:
-    """`function` of the values of each stream; None where the first value is None."""
-    return Streams(*(None if values[0] is None else function(*values) for values in zip(*streams)))
 
 
 def with_latent(state: LatentState, latent: torch.Tensor) -> LatentState:

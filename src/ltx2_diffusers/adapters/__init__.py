@@ -1,0 +1,1 @@
+"""LoRA: files, layouts and their life on a pipeline."""

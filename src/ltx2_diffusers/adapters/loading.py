@@ -1,0 +1,107 @@
+"""How a LoRA file becomes an adapter of a pipeline's models: all of it, or nothing."""
+
+import logging as std_logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from diffusers.utils import logging
+
+from .active import AdapterState, adapter_layers
+from .file import LoraFile
+
+logger = logging.get_logger(__name__)
+
+
+def insert_adapter(pipeline: Any, lora: LoraFile, name: str, hotswap: bool, low_cpu_mem_usage: bool) -> None:
+    """Add the LoRA to the pipeline's models and make it the only active adapter.
+
+    Args:
+        pipeline: The pipeline, whose offloading is taken off and put back around the change.
+        lora: A LoRA that fits its models.
+        name: The adapter's name.
+        hotswap: Whether to put the factors in the place of those of the adapter of that name.
+        low_cpu_mem_usage: Whether to leave out a random initialisation of the factors.
+    """
+    models = {component: getattr(pipeline, component) for component in lora.components}
+    before, touched = AdapterState(pipeline), []
+    try:
+        for component, model in models.items():
+            touched.append(model)
+            with _quiet_loading():
+                model.load_lora_adapter(
+                    lora.state_dict(component),
+                    prefix=None,
+                    hotswap=hotswap,
+                    adapter_name=name,
+                    metadata=lora.adapter_config(component),
+                    low_cpu_mem_usage=low_cpu_mem_usage,
+                    _pipeline=pipeline,
+                )
+            model.peft_config[name].ltx2_metadata = lora.metadata
+    except BaseException:
+        if not hotswap:
+            for model in touched:
+                model.delete_adapters(name)
+        before.restore()
+        raise
+    if not hotswap:
+        # A component that this LoRA leaves alone would keep the adapters that were active before.
+        for layer in adapter_layers(pipeline):
+            layer.set_adapter([name])
+
+
+def for_present(lora: LoraFile, models: Mapping[str, Any]) -> LoraFile:
+    """The part of the LoRA whose models are there; the rest is warned about, unless it is all."""
+    present = [component for component in lora.components if models[component] is not None]
+    absent = [component for component in lora.components if component not in present]
+    if not present:
+        raise ValueError(f"{lora.metadata.name} changes only {absent}, which the pipeline was built without")
+    for component in absent:
+        logger.warning(
+            f"{lora.metadata.name} also changes {len(lora.modules(component))} modules of the {component}, which the "
+            "pipeline was built without; prompts must have been encoded with them"
+        )
+    return lora.only(present)
+
+
+def check_not_fused(pipeline: Any) -> None:
+    """`ValueError` while adapters are fused: PEFT takes them out of the weights when another one arrives."""
+    fused = dict.fromkeys(name for layer in adapter_layers(pipeline) for name in layer.merged_adapters)
+    if fused:
+        raise ValueError(
+            f"the adapters {list(fused)} are fused; before loading another, make them permanent with "
+            "unload_lora_weights(), or take them out with unfuse_lora()"
+        )
+
+
+def check_hotswap(pipeline: Any, lora: LoraFile, name: str) -> None:
+    """`ValueError` for what PEFT cannot swap; its own check comes after the old adapter is lost."""
+    adapters = pipeline.get_list_adapters()
+    old = {component for component in adapters if name in adapters[component]}
+    if different := sorted(old ^ set(lora.components)):
+        which = "old" if different[0] in old else "new"
+        raise ValueError(f"hotswap needs the same components, but only the {which} LoRA changes the {different[0]}")
+    for component in lora.components:
+        model = getattr(pipeline, component)
+        layers = dict(model.named_modules())
+        missing = [path for path in lora.modules(component) if name not in getattr(layers[path], "lora_A", ())]
+        if missing or model.peft_config[name].alpha_pattern != lora.adapter_config(component)["alpha_pattern"]:
+            reason = f"changes {missing[0]}, which the old does not" if missing else "has other alphas per module"
+            raise ValueError(f"hotswap is not possible: the new LoRA {reason}; load it under another name")
+
+
+@contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """Hold back reports that are wrong here: fit is checked before, and several adapters per model are wanted."""
+    # diffusers takes factors of other adapters for missing ones if its name occurs anywhere in theirs.
+    reports = std_logging.getLogger("diffusers.utils.peft_utils")
+    level = reports.level
+    reports.setLevel(std_logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
+            yield
+    finally:
+        reports.setLevel(level)

@@ -1,0 +1,298 @@
+"""LoRA adapters of a pipeline: loading, saving, fusing and choosing them."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from diffusers.loaders.lora_base import LoraBaseMixin
+
+from .active import adapter_layers
+from .file import LORA_WEIGHT_NAME, LoraMetadata, load_lora, lora_for_saving, write_lora
+from .loading import check_hotswap, check_not_fused, for_present, insert_adapter
+
+# A strength for all components, or one per component; `None` stands for 1.
+AdapterWeight = float | dict[str, float] | None
+
+
+class ReferenceFactors(NamedTuple):
+    """How much smaller than the target the active IC-LoRAs expect references: in pixels, and in frames per second."""
+
+    downscale: int
+    temporal_scale: int
+
+
+class LTX2LoraMixin(LoraBaseMixin):
+    """LoRA for pipelines with the components `transformer` and `connectors`.
+
+    Method names and arguments are those of diffusers' LTX-2 pipelines.
+    """
+
+    _lora_loadable_modules = ["transformer", "connectors"]  # noqa: RUF012 (diffusers reads a list)
+    transformer_name = "transformer"
+    connectors_name = "connectors"
+
+    @classmethod
+    def lora_state_dict(
+        cls,
+        pretrained_model_name_or_path_or_dict: str | os.PathLike | Mapping[str, torch.Tensor],
+        *,
+        return_lora_metadata: bool = False,
+        **file_options: Any,
+    ) -> dict[str, torch.Tensor] | tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Read a LoRA of any known layout under diffusers' names (`transformer.`, `connectors.`).
+
+        Args:
+            pretrained_model_name_or_path_or_dict: A file, a folder, a Hub id or link, or a state dict.
+            return_lora_metadata: Whether to return the LoRA settings too, as `<component>.<field of LoraConfig>`.
+                Without them alpha is folded into the factors. Default `False`.
+            file_options: `weight_name`, `subfolder`, `revision`, `cache_dir`, `token`, `local_files_only`,
+                `force_download`, `use_safetensors`.
+        """
+        lora = load_lora(pretrained_model_name_or_path_or_dict, **file_options)
+        factors = {
+            f"{component}.{key}": tensor
+            for component in lora.components
+            for key, tensor in lora.state_dict(component, fold_alpha=not return_lora_metadata).items()
+        }
+        configs = {component: lora.adapter_config(component) for component in lora.components}
+        settings = {f"{component}.{key}": value for component, part in configs.items() for key, value in part.items()}
+        return (factors, settings) if return_lora_metadata else factors
+
+    def load_lora_weights(
+        self,
+        pretrained_model_name_or_path_or_dict: str | os.PathLike | Mapping[str, torch.Tensor],
+        adapter_name: str | None = None,
+        hotswap: bool = False,
+        low_cpu_mem_usage: bool = True,
+        **file_options: Any,
+    ) -> None:
+        """Load a LoRA of any known layout and make it the active adapter.
+
+        Everything is checked before a model is touched; if loading fails, the pipeline is as it was.
+
+        Args:
+            pretrained_model_name_or_path_or_dict: A file, a folder, a Hub id or link, or a state dict.
+            adapter_name: A new name, without dots. Default "default_0", "default_1", ...
+            hotswap: Whether to put the factors in the place of those of the adapter of that name. Default `False`.
+            low_cpu_mem_usage: Whether to leave out a random initialisation of the factors. Default `True`.
+            file_options: Those of [`lora_state_dict`].
+
+        Raises:
+            ValueError: If the name is taken, the file is no LoRA or does not fit the models as a whole, or adapters are
+                fused: PEFT would silently take them out of the weights.
+        """
+        models = {component: getattr(self, component, None) for component in self._lora_loadable_modules}
+        lora = for_present(load_lora(pretrained_model_name_or_path_or_dict, models, **file_options), models)
+        name = self._adapter_name(adapter_name, hotswap)
+        check_not_fused(self)
+        if hotswap:
+            check_hotswap(self, lora, name)
+        insert_adapter(self, lora, name, hotswap, low_cpu_mem_usage)
+
+    @classmethod
+    def load_lora_into_transformer(
+        cls,
+        state_dict: Mapping[str, torch.Tensor],
+        transformer: torch.nn.Module,
+        adapter_name: str | None = None,
+        _pipeline: Any = None,
+        low_cpu_mem_usage: bool = False,
+        hotswap: bool = False,
+        metadata: Mapping[str, Any] | None = None,
+        prefix: str = "transformer",
+    ) -> None:
+        """Load what [`lora_state_dict`] returned into one model.
+
+        Args:
+            state_dict: Factors under diffusers' names.
+            transformer: The transformer or, with `prefix="connectors"`, the connectors.
+            adapter_name: A new name, default "default_0", "default_1", ...
+            _pipeline: The pipeline that offloads the model, if one does.
+            low_cpu_mem_usage, hotswap: As in [`load_lora_weights`].
+            metadata: The LoRA settings, if `state_dict` was read with them.
+            prefix: Component whose factors to take.
+        """
+        transformer.load_lora_adapter(
+            dict(state_dict),
+            prefix=prefix,
+            hotswap=hotswap,
+            adapter_name=adapter_name,
+            metadata=None if metadata is None else dict(metadata),
+            low_cpu_mem_usage=low_cpu_mem_usage,
+            _pipeline=_pipeline,
+        )
+
+    @classmethod
+    def save_lora_weights(
+        cls,
+        save_directory: str | os.PathLike,
+        transformer_lora_layers: Mapping[str, torch.Tensor] | torch.nn.Module | None = None,
+        is_main_process: bool = True,
+        weight_name: str | None = None,
+        save_function: Callable[[dict[str, torch.Tensor], str], Any] | None = None,
+        safe_serialization: bool = True,
+        transformer_lora_adapter_metadata: Mapping[str, Any] | None = None,
+        connectors_lora_layers: Mapping[str, torch.Tensor] | torch.nn.Module | None = None,
+        connectors_lora_adapter_metadata: Mapping[str, Any] | None = None,
+        format: str = "diffusers",
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        """Save LoRA factors to one file.
+
+        Args:
+            save_directory: Folder, made if needed.
+            transformer_lora_layers, connectors_lora_layers: Factors as `peft.get_peft_model_state_dict` returns them,
+                or a module with such a state dict.
+            is_main_process: Whether this process writes. Default `True`.
+            weight_name: File name. Default "pytorch_lora_weights.safetensors", or ".bin".
+            save_function: Called as `save_function(tensors, path)` in place of writing the file.
+            safe_serialization: Whether to write safetensors rather than a pickle. Default `True`.
+            transformer_lora_adapter_metadata, connectors_lora_adapter_metadata: Fields of PEFT's `LoraConfig`, of which
+                alpha matters. Default alpha = rank.
+            format: Layout, one of `LORA_FORMATS`: "diffusers" (default), "original" for Lightricks' tools and
+                ComfyUI, ... All but "diffusers" have alpha folded into the factors.
+            metadata: Strings for the file's metadata, such as `{"reference_downscale_factor": "2"}`.
+        """
+        layers = {"transformer": transformer_lora_layers, "connectors": connectors_lora_layers}
+        layers = {
+            component: part.state_dict() if isinstance(part, torch.nn.Module) else part
+            for component, part in layers.items()
+            if part
+        }
+        if not layers:
+            raise ValueError("give transformer_lora_layers or connectors_lora_layers")
+        if Path(save_directory).is_file():
+            raise ValueError(f"save_directory must be a folder, {os.fspath(save_directory)!r} is a file")
+        settings = {"transformer": transformer_lora_adapter_metadata, "connectors": connectors_lora_adapter_metadata}
+        if not safe_serialization and (metadata or (format == "diffusers" and any(settings.values()))):
+            raise ValueError("metadata can be saved with safe_serialization=True only")
+        tensors, header = lora_for_saving(
+            layers, {component: settings[component] for component in layers}, format, metadata or {}
+        )
+        if not is_main_process:
+            return
+        default_name = Path(LORA_WEIGHT_NAME).with_suffix(".safetensors" if safe_serialization else ".bin")
+        path = Path(save_directory, weight_name or default_name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if save_function is not None:
+            save_function(tensors, path.as_posix())
+        else:
+            write_lora(path, tensors, header if safe_serialization else None)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """Save the pipeline as diffusers does; refused while adapters are loaded, which its folder cannot hold.
+
+        Args:
+            save_directory: Folder to save to.
+            args, kwargs: Those of diffusers' method.
+        """
+        if adapter_layers(self):
+            raise ValueError(
+                "a pipeline with LoRA adapters cannot be saved: save the adapters with save_lora_weights(), or make "
+                "them part of the weights with fuse_lora(), then call unload_lora_weights()"
+            )
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    def fuse_lora(
+        self,
+        components: Sequence[str] = ("transformer",),
+        lora_scale: float = 1.0,
+        safe_fusing: bool = False,
+        adapter_names: list[str] | None = None,
+    ) -> None:
+        """Add the adapters' deltas to the weights.
+
+        Args:
+            components: Models to change: "transformer" (default), "connectors", or both.
+            lora_scale: Factor on the strengths of all active adapters, which they keep after [`unfuse_lora`].
+            safe_fusing: Whether to refuse weights that would hold NaN. Default `False`.
+            adapter_names: Adapters to add, default the active ones.
+        """
+        super().fuse_lora(list(components), lora_scale, safe_fusing, adapter_names)
+
+    def unfuse_lora(self, components: Sequence[str] = ("transformer",)) -> None:
+        """Subtract the deltas that [`fuse_lora`] added; below float32 this leaves rounding errors.
+
+        Args:
+            components: Models to change, default `("transformer",)`.
+        """
+        super().unfuse_lora(list(components))
+
+    def set_adapters(
+        self,
+        adapter_names: str | Sequence[str],
+        adapter_weights: AdapterWeight | Sequence[AdapterWeight] = None,
+    ) -> None:
+        """Make these adapters, and no others, the active ones.
+
+        Args:
+            adapter_names: Adapters; an empty list leaves the bare models.
+            adapter_weights: Strength for all, or one each: a number, or one per component such as
+                `{"transformer": 0.8, "connectors": 1.0}`. Default 1.
+        """
+        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        weights = list(adapter_weights) if isinstance(adapter_weights, tuple) else adapter_weights
+        if isinstance(weights, list) and len(weights) != len(names):
+            raise ValueError(f"adapter_weights has {len(weights)} values for the {len(names)} adapters {names}")
+        if names:
+            super().set_adapters(names, weights)
+            return
+        for layer in adapter_layers(self):
+            layer.set_adapter([])
+
+    def get_active_adapters(self) -> list[str]:
+        """Names of the adapters that are active in any component."""
+        active = (name for layer in adapter_layers(self) for name in layer.active_adapters)
+        loaded = self.lora_metadata
+        return [name for name in dict.fromkeys(active) if name in loaded]
+
+    @property
+    def lora_metadata(self) -> dict[str, LoraMetadata | None]:
+        """What the file of every loaded adapter says about itself; `None` for one that came by another way."""
+        models = (getattr(self, component, None) for component in self._lora_loadable_modules)
+        found: dict[str, LoraMetadata | None] = {}
+        for model in models:
+            for name, config in getattr(model, "peft_config", {}).items():
+                found.setdefault(name, getattr(config, "ltx2_metadata", None))
+        return found
+
+    def reference_factors(self, adapter_names: Sequence[str] | None = None) -> ReferenceFactors:
+        """The scale that the IC-LoRAs among some adapters expect references in.
+
+        Args:
+            adapter_names: Default the active adapters.
+
+        Raises:
+            ValueError: If two of them expect different scales.
+        """
+        names = self.get_active_adapters() if adapter_names is None else adapter_names
+        known = {name: metadata for name, metadata in self.lora_metadata.items() if name in names and metadata}
+        return ReferenceFactors(
+            _common_factor({name: metadata.reference_downscale_factor for name, metadata in known.items()}),
+            _common_factor({name: metadata.reference_temporal_scale_factor for name, metadata in known.items()}),
+        )
+
+    def _adapter_name(self, name: str | None, hotswap: bool) -> str:
+        loaded = {taken for names in self.get_list_adapters().values() for taken in names}
+        if hotswap and name not in loaded:
+            raise ValueError(f"hotswap=True needs the name of a loaded adapter, one of {sorted(loaded)}, got {name!r}")
+        if name is None:
+            return next(free for n in count(len(loaded)) if (free := f"default_{n}") not in loaded)
+        if name in loaded and not hotswap:
+            raise ValueError(
+                f"adapter_name {name!r} is in use; choose another, or call delete_adapters({name!r}) first"
+            )
+        if not name or "." in name:
+            advice = f"; use {name.replace('.', '_')!r}" if name else ""
+            raise ValueError(f"adapter_name must not be empty or hold dots, got {name!r}{advice}")
+        return name
+
+
+def _common_factor(factors: Mapping[str, int]) -> int:
+    different = {name: factor for name, factor in factors.items() if factor != 1}
+    if len(set(different.values())) > 1:
+        raise ValueError(f"the active LoRAs expect references of different scale: {different}; activate one of them")
+    return next(iter(different.values()), 1)

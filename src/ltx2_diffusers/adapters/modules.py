@@ -1,0 +1,83 @@
+"""Every linear module of the LTX-2 transformer and text connectors, by its path in diffusers' names."""
+
+import difflib
+from collections.abc import Iterable
+
+from ..checkpoints import keys
+
+# Component -> module path -> (out, in), or None where the sizes are not known.
+ModuleShapes = dict[str, dict[str, tuple[int, int] | None]]
+
+_ATTENTIONS = ("attn1", "attn2", "audio_attn1", "audio_attn2", "audio_to_video_attn", "video_to_audio_attn")
+_ATTENTION_LINEARS = ("to_q", "to_k", "to_v", "to_out.0", "to_gate_logits")
+_FEED_FORWARD_LINEARS = ("net.0.proj", "net.2")
+_MODULATIONS = (
+    "time_embed",
+    "audio_time_embed",
+    "prompt_adaln",
+    "audio_prompt_adaln",
+    "av_cross_attn_video_scale_shift",
+    "av_cross_attn_audio_scale_shift",
+    "av_cross_attn_video_a2v_gate",
+    "av_cross_attn_audio_v2a_gate",
+)
+_MODULATION_LINEARS = ("emb.timestep_embedder.linear_1", "emb.timestep_embedder.linear_2", "linear")
+_TOP_LINEARS = ("proj_in", "audio_proj_in", "proj_out", "audio_proj_out")
+_CAPTION_PROJECTIONS = ("caption_projection", "audio_caption_projection")
+_TEXT_PROJECTIONS = ("text_proj_in", "video_text_proj_in", "audio_text_proj_in")
+_CONNECTORS = ("video_connector", "audio_connector")
+
+
+def known_modules(num_blocks: int, num_connector_blocks: int) -> ModuleShapes:
+    """The linear modules of all LTX-2 generations, for blocks 0 to the given numbers, without their sizes."""
+    transformer = [
+        *_TOP_LINEARS,
+        *_joined(_CAPTION_PROJECTIONS, ("linear_1", "linear_2")),
+        *_joined(_MODULATIONS, _MODULATION_LINEARS),
+        *_joined(_numbered("transformer_blocks", num_blocks), _block_linears(_ATTENTIONS, ("ff", "audio_ff"))),
+    ]
+    blocks = _joined(_CONNECTORS, _numbered("transformer_blocks", num_connector_blocks))
+    connectors = [*_TEXT_PROJECTIONS, *_joined(blocks, _block_linears(("attn1",), ("ff",)))]
+    return {"transformer": dict.fromkeys(transformer), "connectors": dict.fromkeys(connectors)}
+
+
+def original_module(component: str, path: str) -> str:
+    """The path of a module in a LoRA file of the original layout, without `diffusion_model.`."""
+    original = keys.rename(component, [path], to="original")[path]
+    prefix = keys.original_prefix(component, original)
+    return original if prefix == "model.diffusion_model." else prefix + original
+
+
+def underscored_modules(modules: ModuleShapes) -> dict[str, tuple[str, str]]:
+    """Module paths with their dots as underscores, original and diffusers names alike -> (component, path)."""
+    table = {}
+    for component, paths in modules.items():
+        for path in paths:
+            for name in (path, original_module(component, path)):
+                table[name.replace(".", "_")] = (component, path)
+    return table
+
+
+def nearest_module(name: str, modules: ModuleShapes) -> str:
+    """The module whose name in either layout is most like `name`, a module name with the prefix of any layout."""
+    # The tail is what tells modules apart; prefixes of foreign layouts would only blur the comparison.
+    tail = name.removeprefix("base_model.model.").removeprefix("diffusion_model.").removeprefix("transformer.")
+    names = {
+        written
+        for component, paths in modules.items()
+        for path in paths
+        for written in (path, original_module(component, path))
+    }
+    return difflib.get_close_matches(tail, sorted(names), n=1, cutoff=0.0)[0]
+
+
+def _block_linears(attentions: Iterable[str], feed_forwards: Iterable[str]) -> list[str]:
+    return [*_joined(attentions, _ATTENTION_LINEARS), *_joined(feed_forwards, _FEED_FORWARD_LINEARS)]
+
+
+def _numbered(name: str, count: int) -> list[str]:
+    return [f"{name}.{index}" for index in range(count)]
+
+
+def _joined(heads: Iterable[str], tails: Iterable[str]) -> list[str]:
+    return [f"{head}.{tail}" for head in heads for tail in tails]

@@ -1,0 +1,1 @@
+"""What an application asks for, answered with the pipelines."""

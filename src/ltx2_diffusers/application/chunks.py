@@ -1,0 +1,59 @@
+"""How a video longer than a model makes at once is cut into parts that carry on from each other."""
+
+from dataclasses import dataclass
+from math import ceil
+
+from ..checks import check_num_frames
+
+_STRIDE = 8  # Pixel frames per latent frame after the first one.
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One part of a long video.
+
+    Args:
+        index: Place among the parts, from 0; also what is added to the seed.
+        start: Frame of the whole video at which the part begins, carried frames included.
+        num_frames: Frames of the part, 8 k + 1.
+        carried: Frames at its start that the part before has made already, and that are cut off.
+    """
+
+    index: int
+    start: int
+    num_frames: int
+    carried: int
+
+    @property
+    def new_frames(self) -> int:
+        """Frames that the part adds to the video."""
+        return self.num_frames - self.carried
+
+
+def plan_chunks(num_frames: int, chunk_frames: int = 121, overlap_frames: int = 25) -> tuple[Chunk, ...]:
+    """The fewest parts that make a video of `num_frames` frames, all of one length and that as short as it may be.
+
+    They make up to 7 frames per part more than asked for, which are cut off at the end.
+
+    Args:
+        num_frames: Frames of the whole video, 8 k + 1.
+        chunk_frames: Most frames of a part, 8 k + 1. Default 121, the reference length.
+        overlap_frames: Frames that a part takes over from the one before, 8 k + 1. Default 25.
+    """
+    for name, value in (
+        ("num_frames", num_frames),
+        ("chunk_frames", chunk_frames),
+        ("overlap_frames", overlap_frames),
+    ):
+        check_num_frames(value, _STRIDE, name)
+    if overlap_frames >= chunk_frames:
+        raise ValueError(
+            f"`overlap_frames` ({overlap_frames}) leaves nothing new in parts of {chunk_frames} frames; use "
+            f"{chunk_frames - _STRIDE} or less"
+        )
+    count = 1 + max(0, ceil((num_frames - chunk_frames) / (chunk_frames - overlap_frames)))
+    # A part of L frames adds L - overlap of them: L + (count - 1) * (L - overlap) >= num_frames.
+    latents = ceil((num_frames - 1 + (count - 1) * (overlap_frames - 1)) / count / _STRIDE)
+    length = latents * _STRIDE + 1
+    step = length - overlap_frames
+    return tuple(Chunk(i, i * step, length, overlap_frames if i else 0) for i in range(count))

@@ -1,0 +1,297 @@
+"""Which pipeline serves what an application asks for: pure decisions, no model is touched."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from importlib import import_module
+from typing import Any
+
+from ..checks import check_at_least_one, check_choice, check_num_frames, check_positive, check_unit
+from ..pipelines.conditions.pictures import LTX2VideoCondition
+from ..pipelines.conditions.references import LTX2ReferenceCondition
+from .chunks import Chunk, plan_chunks
+
+
+@dataclass(frozen=True)
+class TimelineItem:
+    """A picture or clip on the timeline of an application.
+
+    Args:
+        type: `"image"` or `"video"`.
+        path: File name.
+        frame_index: Frame of the video where it goes, from 0; negative ones count from the end. The place of a clip is
+            not read: an IC-LoRA derives the whole video from it.
+        strength: 1 shows it exactly, 0 ignores it.
+    """
+
+    type: str
+    path: str | os.PathLike
+    frame_index: int = 0
+    strength: float = 1.0
+
+
+@dataclass(frozen=True)
+class ApplicationDefaults:
+    """What a request takes where it does not say; values of the application that the rules come from.
+
+    Args:
+        width, height: Size in pixels.
+        size_multiple: Sizes are rounded to the nearest multiple of this many pixels.
+        num_frames: Frames.
+        frame_rate: Frames per second.
+        num_inference_steps: Denoising steps.
+        guidance_scale: Classifier-free guidance of the video in one call.
+        chained_guidance_scale: The same for the parts of a long video.
+        enhance_prompt: Whether a language model rewrites the prompt.
+        max_pixels: Most pixels of a frame by device type; larger sizes shrink with their aspect kept.
+        tiled_devices: Device types on which the video autoencoder works in tiles.
+        chunk_frames: Most frames made at once, the length that the models were trained for.
+        overlap_frames: Frames that a part of a long video takes over from the one before.
+    """
+
+    width: int = 768
+    height: int = 512
+    size_multiple: int = 64
+    num_frames: int = 121
+    frame_rate: float = 25.0
+    num_inference_steps: int = 40
+    guidance_scale: float = 2.0
+    chained_guidance_scale: float = 3.0
+    enhance_prompt: bool = True
+    max_pixels: dict[str, int] = field(default_factory=lambda: {"mps": 1280 * 768})
+    tiled_devices: tuple[str, ...] = ("mps",)
+    chunk_frames: int = 121
+    overlap_frames: int = 25
+
+
+APPLICATION_DEFAULTS = ApplicationDefaults()
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """What an application asks for; `None` takes the application's default.
+
+    Args:
+        prompt, negative_prompt: Texts.
+        timeline: Pictures and clips.
+        width, height: Size in pixels.
+        num_frames: Frames, 8 k + 1; 1 asks for a picture.
+        frame_rate: Frames per second.
+        num_inference_steps: Denoising steps. A distilled checkpoint keeps its own unless told.
+        guidance_scale: Classifier-free guidance of the video. A distilled checkpoint keeps its own unless told.
+        enhance_prompt: Whether a language model rewrites the prompt.
+        seed: Seed of the noise, default random.
+        device_type: Where the call will run, such as `"cuda"` or `"mps"`.
+    """
+
+    prompt: str
+    negative_prompt: str | None = None
+    timeline: Sequence[TimelineItem] = ()
+    width: int | None = None
+    height: int | None = None
+    num_frames: int | None = None
+    frame_rate: float | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    enhance_prompt: bool | None = None
+    seed: int | None = None
+    device_type: str = "cuda"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What serves a request.
+
+    Args:
+        rule: `"image"`, `"in_context"`, `"keyframes"`, `"chained"` or `"two_stage"`.
+        pipeline_name: Public name of the pipeline class.
+        arguments: Arguments of its call, but for the generator.
+        opening: Arguments of an [`LTX2TwoStagePipeline`] call that makes the first part of a chained video, if
+            pictures are to be seen in it; its latents are then what `arguments` go on from. Else `None`.
+        request: The request with its defaults filled in, its sizes rounded and its places counted from the start.
+        chunks: Parts of a long video, else empty.
+        tile_video: Whether the video autoencoder is to work in tiles.
+        notes: What was changed or could not be taken from the request, in words.
+    """
+
+    rule: str
+    pipeline_name: str
+    arguments: dict[str, Any]
+    request: GenerationRequest
+    opening: dict[str, Any] | None = None
+    chunks: tuple[Chunk, ...] = ()
+    tile_video: bool = False
+    notes: tuple[str, ...] = ()
+
+    @property
+    def pipeline_class(self) -> type:
+        """The pipeline class, imported when it is asked for."""
+        return getattr(import_module(__package__.partition(".")[0]), self.pipeline_name)
+
+
+def select_pipeline(
+    request: GenerationRequest, kind: str = "dev", defaults: ApplicationDefaults = APPLICATION_DEFAULTS
+) -> Selection:
+    """Choose the pipeline for a request, and the arguments of its call.
+
+    The first rule that fits decides: one frame is a picture; any clip asks for an IC-LoRA with all clips and pictures;
+    pictures at the first and the last frame ask for interpolation; what is longer than one call makes is chained; all
+    else runs in two stages.
+
+    Args:
+        request: What is asked for.
+        kind: `"dev"` or `"distilled"`, the kind of the checkpoint; see the pipelines' `preset`.
+        defaults: What the request takes where it does not say.
+
+    Raises:
+        ValueError: If a value of the request is out of range.
+    """
+    check_choice("kind", kind, ("dev", "distilled"))
+    request, notes = _completed(request, defaults)
+    rule, pipeline_name = _rule(request, defaults)
+    arguments = _shared_arguments(request, kind, defaults, rule == "chained")
+    if rule == "in_context":
+        arguments |= _in_context_arguments(request)
+        notes += [
+            f"the place of {os.fspath(item.path)!r} (frame {item.frame_index}) is not read; an IC-LoRA follows a clip "
+            "from the first frame on"
+            for item in _items(request, "video")
+            if item.frame_index
+        ]
+    elif rule == "keyframes":
+        arguments |= _keyframe_arguments(request)
+    elif rule != "chained":
+        arguments["conditions"] = [_picture(item) for item in request.timeline]
+    if rule == "image":
+        # One frame lasts too short for a sound.
+        arguments["generate_audio"] = False
+    tiled = request.device_type in defaults.tiled_devices
+    selection = Selection(rule, pipeline_name, arguments, request, None, (), tiled, tuple(notes))
+    return _chained(selection, defaults) if rule == "chained" else selection
+
+
+def step_callback(on_progress: Callable[[int, int], None]) -> Callable[..., dict[str, Any]]:
+    """A `callback_on_step_end` that calls `on_progress(step, total)`, steps from 1; what it raises ends the call."""
+
+    def on_step_end(pipeline: Any, step: int, _timestep: Any, _tensors: dict[str, Any]) -> dict[str, Any]:
+        on_progress(step + 1, pipeline.num_timesteps)
+        return {}
+
+    return on_step_end
+
+
+def _chained(selection: Selection, defaults: ApplicationDefaults) -> Selection:
+    """The selection with the parts of the video, the first of which shows the pictures that lie in it.
+
+    Later pictures would hold up the motion that the parts hand over, and are left out.
+    """
+    chunks = plan_chunks(selection.request.num_frames, defaults.chunk_frames, defaults.overlap_frames)
+    length = chunks[0].num_frames
+    shown = [item for item in selection.request.timeline if item.frame_index < length]
+    late = [item for item in selection.request.timeline if item.frame_index >= length]
+    notes = [
+        f"{os.fspath(item.path)!r} (frame {item.frame_index}) is not shown; of a video made in parts, the pictures of "
+        f"the first {length} frames are"
+        for item in late
+    ]
+    shared = {**selection.arguments, "num_frames": length}
+    opening = {**shared, "conditions": [_picture(item) for item in shown]} if shown else None
+    count = len(chunks) - (opening is not None)
+    arguments = {**shared, "num_segments": count, "overlap_frames": defaults.overlap_frames, "two_stage": True}
+    return replace(
+        selection, arguments=arguments, opening=opening, chunks=chunks, notes=selection.notes + tuple(notes)
+    )
+
+
+def _rule(request: GenerationRequest, defaults: ApplicationDefaults) -> tuple[str, str]:
+    if request.num_frames == 1:
+        return "image", "LTX2TwoStagePipeline"
+    if _items(request, "video"):
+        return "in_context", "LTX2InContextPipeline"
+    if {0, request.num_frames - 1} <= {item.frame_index for item in request.timeline}:
+        return "keyframes", "LTX2KeyframeInterpolationPipeline"
+    if request.num_frames > defaults.chunk_frames:
+        return "chained", "LTX2ExtendPipeline"
+    return "two_stage", "LTX2TwoStagePipeline"
+
+
+def _completed(request: GenerationRequest, defaults: ApplicationDefaults) -> tuple[GenerationRequest, list[str]]:
+    """The request with every value set and checked, and notes on what was changed."""
+    if not isinstance(request.prompt, str):
+        raise ValueError(f"`prompt` has to be a text but is {request.prompt!r}")
+    names = ("width", "height", "num_frames", "frame_rate", "enhance_prompt")
+    filled = {name: getattr(defaults, name) for name in names if getattr(request, name) is None}
+    request = replace(request, **filled)
+    check_at_least_one(width=request.width, height=request.height)
+    check_num_frames(request.num_frames, 8)
+    check_positive(frame_rate=request.frame_rate)
+    if request.num_inference_steps is not None:
+        check_at_least_one(num_inference_steps=request.num_inference_steps)
+    size, notes = _rounded_size(request, defaults)
+    timeline = tuple(_placed(item, request.num_frames) for item in request.timeline)
+    return replace(request, width=size[0], height=size[1], timeline=timeline), notes
+
+
+def _rounded_size(request: GenerationRequest, defaults: ApplicationDefaults) -> tuple[tuple[int, int], list[str]]:
+    width, height, multiple = request.width, request.height, defaults.size_multiple
+    limit = defaults.max_pixels.get(request.device_type)
+    scale = 1.0 if limit is None else min(1.0, (limit / (width * height)) ** 0.5)
+    size = tuple(max(1, int(side * scale / multiple + 0.5)) * multiple for side in (width, height))
+    if limit is not None and size[0] * size[1] > limit:
+        size = tuple(max(1, int(side * scale / multiple)) * multiple for side in (width, height))
+    changed = f"the size {width} x {height} became {size[0]} x {size[1]}"
+    return size, [] if size == (width, height) else [changed]
+
+
+def _placed(item: TimelineItem, num_frames: int) -> TimelineItem:
+    check_choice("type", item.type, ("image", "video"))
+    check_unit(strength=item.strength)
+    if not -num_frames <= item.frame_index < num_frames:
+        raise ValueError(
+            f"`frame_index` {item.frame_index} of {os.fspath(item.path)!r} lies outside the video; use {-num_frames} "
+            f"to {num_frames - 1}"
+        )
+    return replace(item, frame_index=item.frame_index % num_frames)
+
+
+def _shared_arguments(
+    request: GenerationRequest, kind: str, defaults: ApplicationDefaults, chained: bool
+) -> dict[str, Any]:
+    steps, guidance = request.num_inference_steps, request.guidance_scale
+    if kind == "dev":
+        steps = defaults.num_inference_steps if steps is None else steps
+        usual = defaults.chained_guidance_scale if chained else defaults.guidance_scale
+        guidance = usual if guidance is None else guidance
+    return {
+        "prompt": request.prompt,
+        "negative_prompt": request.negative_prompt,
+        "height": request.height,
+        "width": request.width,
+        "num_frames": request.num_frames,
+        "frame_rate": request.frame_rate,
+        "num_inference_steps": steps,
+        "guidance_scale": guidance,
+        "enable_prompt_enhancement": request.enhance_prompt,
+    }
+
+
+def _in_context_arguments(request: GenerationRequest) -> dict[str, Any]:
+    clips = [LTX2ReferenceCondition(os.fspath(item.path), item.strength) for item in _items(request, "video")]
+    return {"reference_conditions": clips, "conditions": [_picture(item) for item in _items(request, "image")]}
+
+
+def _keyframe_arguments(request: GenerationRequest) -> dict[str, Any]:
+    items = sorted(request.timeline, key=lambda item: item.frame_index)
+    return {
+        "images": [os.fspath(item.path) for item in items],
+        "frame_indices": [item.frame_index for item in items],
+        "strengths": [item.strength for item in items],
+    }
+
+
+def _items(request: GenerationRequest, kind: str) -> list[TimelineItem]:
+    return [item for item in request.timeline if item.type == kind]
+
+
+def _picture(item: TimelineItem) -> LTX2VideoCondition:
+    return LTX2VideoCondition(os.fspath(item.path), strength=item.strength, frame=item.frame_index)

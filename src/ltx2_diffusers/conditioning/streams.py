@@ -1,0 +1,35 @@
+"""One value per stream: video and audio."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+
+class Streams(NamedTuple):
+    """One value per stream; `None` for a stream that is absent."""
+
+    video: Any
+    audio: Any
+
+
+@dataclass(frozen=True)
+class TextContext:
+    """What the two streams attend to: `video` `[B, S, Wv]` and `audio` `[B, S, Wa]`."""
+
+    video: torch.Tensor
+    audio: torch.Tensor
+
+    def repeat(self, times: int) -> "TextContext":
+        """Each prompt's context `times` times in a row."""
+        return TextContext(self.video.repeat_interleave(times, 0), self.audio.repeat_interleave(times, 0))
+
+    def split(self, sizes: list[int]) -> list["TextContext"]:
+        """The batch cut into parts of the given sizes."""
+        return [TextContext(*pair) for pair in zip(self.video.split(sizes), self.audio.split(sizes))]
+
+
+def on_streams(function: Callable[..., Any], *streams: Streams) -> Streams:
+    """`function` of the values of each stream; None where the first value is None."""
+    return Streams(*(None if values[0] is None else function(*values) for values in zip(*streams)))

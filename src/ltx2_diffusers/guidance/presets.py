@@ -1,0 +1,78 @@
+"""Reference settings per model version and kind: what a call uses when the caller does not say.
+
+Values of the dev kind are those of the reference pipelines for LTX-2.0, 2.3 and 2.5; the distilled kind runs its fixed
+sigma list without guidance.
+"""
+
+from dataclasses import dataclass
+
+from ..schedulers.sigmas import DISTILLED_SIGMAS, STAGE_2_DISTILLED_SIGMAS
+
+
+@dataclass(frozen=True)
+class StreamScales:
+    """Guidance scales of one stream; the defaults are neutral."""
+
+    cfg: float = 1.0
+    stg: float = 0.0
+    rescale: float = 0.0
+    modality: float = 1.0
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Settings of one model version and kind.
+
+    Args:
+        version: `"2.0"`, `"2.3"` or `"2.5"`.
+        kind: `"dev"` (guided, many steps) or `"distilled"` (fixed sigmas, no guidance).
+        num_inference_steps: Denoising steps of a guided run, or of the fixed list.
+        sigmas: Fixed noise levels without the final zero, or `None` to take them from the scheduler.
+        stage_2_sigmas: Noise levels of a refining second stage, without the final zero.
+        sampler: Sampler of the first stage where a call leaves it open.
+        video, audio: Guidance scales.
+        stg_block: Block that spatio-temporal guidance perturbs in the 48-block model.
+        cross_timestep: Which noise level modulates the exchange between the streams: `"own"` or `"gate"` (the other
+            stream's level for the gate only).
+        image_crf: H.264 quality of the round trip that conditioning images take; 0 skips it.
+    """
+
+    version: str
+    kind: str
+    num_inference_steps: int
+    video: StreamScales
+    audio: StreamScales
+    stg_block: int
+    cross_timestep: str
+    image_crf: int
+    sigmas: tuple[float, ...] | None = None
+    stage_2_sigmas: tuple[float, ...] = tuple(STAGE_2_DISTILLED_SIGMAS[:-1])
+    sampler: str = "euler"
+
+    def stg_blocks(self, num_layers: int) -> list[int]:
+        """The perturbed block; a shallower model takes the block at the same relative depth."""
+        return [self.stg_block if num_layers == 48 else min(num_layers - 1, self.stg_block * num_layers // 48)]
+
+
+_VIDEO = StreamScales(cfg=3.0, stg=1.0, rescale=0.7, modality=3.0)
+
+
+_AUDIO = StreamScales(cfg=7.0, stg=1.0, rescale=0.7, modality=3.0)
+
+
+# version: (steps, STG block, cross-modal noise level, image CRF)
+_DEV = {"2.0": (40, 29, "own", 33), "2.3": (30, 28, "gate", 33), "2.5": (30, 28, "gate", 18)}
+
+
+def preset(version: str, kind: str = "dev") -> Preset:
+    """The preset of a model version (`"2.0"`, `"2.3"`, `"2.5"`) and kind (`"dev"`, `"distilled"`)."""
+    if version not in _DEV:
+        raise ValueError(f"unknown model version {version!r}; choose one of {', '.join(_DEV)}")
+    if kind not in ("dev", "distilled"):
+        raise ValueError(f"unknown model kind {kind!r}; choose 'dev' or 'distilled'")
+    steps, block, cross_timestep, crf = _DEV[version]
+    if kind == "dev":
+        return Preset(version, kind, steps, _VIDEO, _AUDIO, block, cross_timestep, crf)
+    sigmas = tuple(DISTILLED_SIGMAS[:-1])
+    neutral, sampler = StreamScales(), "euler_ancestral" if version == "2.5" else "euler"
+    return Preset(version, kind, len(sigmas), neutral, neutral, block, cross_timestep, crf, sigmas, sampler=sampler)

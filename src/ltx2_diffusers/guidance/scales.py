@@ -1,0 +1,185 @@
+"""From guidance arguments of a call to the guiders of the two streams."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..conditioning.streams import Streams
+from .guiders import BinnedGuider, MultiModalGuider, MultiModalGuiderParams, params_at_sigma
+from .options import GuidanceOptions, completed_bins
+from .presets import Preset, StreamScales
+
+PRESET = "preset"
+"""Value of an audio guidance argument that asks for the preset of the checkpoint."""
+
+AudioScale = float | str | None
+
+
+def resolve_scales(preset: Preset, video: Sequence[float | None], audio: Sequence[AudioScale]) -> Streams:
+    """Guidance scales of both streams as `StreamScales`.
+
+    Args:
+        preset: Reference values of the checkpoint.
+        video: `guidance_scale`, `stg_scale`, `guidance_rescale`, `modality_scale`; `None` takes the preset's.
+        audio: Their audio twins; `"preset"` takes the preset's, `None` the video stream's value.
+    """
+    # A lone guidance_scale=1.0 is how users switch guidance off; other terms stay only if asked for.
+    switched_off = (
+        video[0] == 1.0 and all(v is None for v in video[1:]) and all(a is None or a == PRESET for a in audio)
+    )
+    defaults = Streams(StreamScales(), StreamScales()) if switched_off else Streams(preset.video, preset.audio)
+    video_scales = [default if v is None else v for v, default in zip(video, _values(defaults.video))]
+    audio_scales = [
+        default if a == PRESET else same if a is None else a
+        for a, same, default in zip(audio, video_scales, _values(defaults.audio))
+    ]
+    wrong = [value for value in (*video_scales, *audio_scales) if isinstance(value, str)]
+    if wrong:
+        raise ValueError(f"a guidance argument is {wrong[0]!r}; give a number, None or, for audio, {PRESET!r}")
+    return Streams(StreamScales(*video_scales), StreamScales(*audio_scales))
+
+
+def _values(scales: StreamScales) -> tuple[float, float, float, float]:
+    return scales.cfg, scales.stg, scales.rescale, scales.modality
+
+
+def build_guiders(
+    scales: Streams,
+    stg_blocks: Sequence[int] | None,
+    preset: Preset,
+    num_layers: int,
+    options: GuidanceOptions | None = None,
+) -> Streams:
+    """A fresh guider per stream; a guider keeps state, so that every run needs its own.
+
+    Args:
+        scales: `StreamScales` per stream, `None` for an absent stream.
+        stg_blocks: Blocks perturbed by spatio-temporal guidance; `None` takes the preset's.
+        preset: Reference values of the checkpoint.
+        num_layers: Blocks of the transformer.
+        options: Skipped steps, the formula of classifier-free guidance, and scales by noise level, which take the place
+            of `scales`.
+    """
+    options = options or GuidanceOptions()
+    blocks = preset.stg_blocks(num_layers) if stg_blocks is None else list(stg_blocks)
+    is_alone = None in scales
+    streams = zip(scales, ("", "audio_"))
+    guiders = Streams(*(s and _guider(s, blocks, options, prefix, is_alone) for s, prefix in streams))
+    _check_stg_blocks(guiders, preset, num_layers)
+    if options.cfg_method != "cfg" and not any(g is not None and g.do_unconditional_generation() for g in guiders):
+        raise ValueError(
+            f"`cfg_method` is {options.cfg_method!r}, but this call makes no classifier-free guidance; give a guidance scale "
+            'other than 1, or leave it "cfg"'
+        )
+    return guiders
+
+
+def _guider(
+    scales: StreamScales, blocks: list[int], options: GuidanceOptions, prefix: str, is_alone: bool
+) -> MultiModalGuider | BinnedGuider:
+    skip_step, bins = options.of_stream(prefix)
+    if bins is not None:
+        params = completed_bins(bins, blocks, skip_step, is_alone)
+        guiders = {bound: MultiModalGuider(p, options.cfg_guider(p.cfg_scale)) for bound, p in params.items()}
+        return BinnedGuider(guiders)
+    params = MultiModalGuiderParams(
+        cfg_scale=scales.cfg,
+        stg_scale=scales.stg,
+        stg_blocks=blocks,
+        rescale_scale=scales.rescale,
+        # Without the other stream there is nothing to isolate a stream from.
+        modality_scale=1.0 if is_alone else scales.modality,
+        skip_step=skip_step,
+    )
+    return MultiModalGuider(params, options.cfg_guider(scales.cfg))
+
+
+def _check_stg_blocks(guiders: Streams, preset: Preset, num_layers: int) -> None:
+    for guider in (guider for stream in guiders if stream is not None for guider in stream.parts()):
+        blocks = guider.params.stg_blocks
+        if guider.do_perturbed_generation() and blocks is not None and not len(blocks):
+            raise ValueError(
+                "spatio-temporal guidance is on but `spatio_temporal_guidance_blocks` is empty; name at least one block "
+                f"(this checkpoint's is {preset.stg_blocks(num_layers)}) or set `stg_scale` and `audio_stg_scale` to 0"
+            )
+        check_blocks("spatio_temporal_guidance_blocks", blocks or (), num_layers)
+
+
+def check_negative_is_read(call: Mapping[str, Any]) -> None:
+    """Refuse the negative prompt of a call without guidance that would read it."""
+    given = [name for name in ("negative_prompt", "negative_prompt_embeds") if call[name] is not None]
+    options = call["guidance_options"]
+    if given and (not isinstance(options, GuidanceOptions) or not options.reads_negative):
+        raise ValueError(
+            f"`{given[0]}` is given, but a distilled model runs without classifier-free guidance and would not read it; "
+            "switch on normalized attention guidance, guidance_options=GuidanceOptions(nag_scale=5.0), or leave it out"
+        )
+
+
+def always_negative(guiders: Streams, sigmas: Sequence[float]) -> bool:
+    """Whether the pass with the negative prompt is made at every noise level."""
+    present = [guider for guider in guiders if guider is not None]
+    return all(any(g.at_sigma(sigma).do_unconditional_generation() for g in present) for sigma in sigmas)
+
+
+def check_options(options: GuidanceOptions | None, guided: Streams) -> None:
+    """Refuse options of a stream that takes no guidance, because it is absent or given as a whole.
+
+    Args:
+        options: Options of a stage.
+        guided: Whether each stream is generated.
+    """
+    if options is None:
+        return
+    _check_type(options)
+    for name, prefix, is_guided in zip(guided._fields, ("", "audio_"), guided):
+        skip_step, bins = options.of_stream(prefix)
+        if not is_guided and (skip_step or bins is not None):
+            raise ValueError(
+                f"`{prefix}skip_step` or `{prefix}bins` of `guidance_options` is given, but this call generates no {name}; "
+                "leave it out"
+            )
+
+
+def _check_type(options: Any) -> None:
+    if not isinstance(options, GuidanceOptions):
+        raise ValueError(f"`guidance_options` has to be a GuidanceOptions but is {options!r}")
+
+
+def with_bins(scales: Streams, options: GuidanceOptions | None, given: Streams) -> Streams:
+    """Scales in which streams with bins have those of the highest noise level, with which a call begins.
+
+    Args:
+        scales: `StreamScales` per stream.
+        options: Options of the call.
+        given: Guidance arguments per stream, which have to be absent where there are bins.
+    """
+    if options is not None:
+        _check_type(options)
+    results = []
+    for stream, prefix, arguments in zip(scales, ("", "audio_"), given):
+        bins = None if options is None else options.of_stream(prefix)[1]
+        if bins is None:
+            results.append(stream)
+            continue
+        if any(argument not in (None, PRESET) for argument in arguments):
+            raise ValueError(
+                f"`{prefix}bins` of `guidance_options` take the place of the guidance arguments of the stream, but "
+                f"{arguments} are given too; leave one of them out"
+            )
+        params = params_at_sigma(bins, 1.0)
+        results.append(StreamScales(params.cfg_scale, params.stg_scale, params.rescale_scale, params.modality_scale))
+    return Streams(*results)
+
+
+def cross_timestep_mode(use_cross_timestep: bool | None, preset: Preset) -> str:
+    """Whose noise level modulates the exchange between the streams; `None` follows the preset."""
+    if use_cross_timestep is None:
+        return preset.cross_timestep
+    return "other" if use_cross_timestep else "own"
+
+
+def check_blocks(name: str, blocks: Sequence[int], num_layers: int) -> None:
+    """Block indices must exist in the model."""
+    wrong = [block for block in blocks if not 0 <= block < num_layers]
+    if wrong:
+        raise ValueError(f"`{name}` contains {wrong}, but the transformer has blocks 0 to {num_layers - 1}")

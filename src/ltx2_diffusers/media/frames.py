@@ -1,0 +1,111 @@
+"""Pictures and clips as callers give them, turned into pixels.
+
+Shapes: F frames, H and W rows and columns of pixels.
+"""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+
+from .preprocess import h264_round_trip
+from .reading import probe, read_image, read_video
+
+Frames = PIL.Image.Image | Sequence[Any] | np.ndarray | torch.Tensor | str | os.PathLike
+VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
+
+
+def read_frames(
+    frames: Frames, max_frames: int | None = None, float_range: float = 255.0, name: str = "frames"
+) -> torch.Tensor:
+    """Pixels `[F, H, W, 3]` in [0, 255] of a picture or clip, bytes unless they were given as floats.
+
+    Args:
+        frames: An image, an array `[H, W, 3]` or `[F, H, W, 3]`, a tensor `[3, H, W]` or `[F, 3, H, W]`, the name of
+            an image or video file, or a list of these in one size.
+        max_frames: Most frames to read, default all.
+        float_range: What white is in an array or tensor of floats, default 255.
+        name: Argument to name in messages.
+    """
+    if isinstance(frames, (str, os.PathLike)):
+        return read_video(frames, max_frames) if _is_video(frames) else _picture(frames)
+    if isinstance(frames, PIL.Image.Image):
+        return _picture(frames)
+    if isinstance(frames, (list, tuple)) and frames:
+        parts = [read_frames(part, max_frames, float_range, name) for part in frames[:max_frames]]
+        sizes = sorted({tuple(part.shape[1:3]) for part in parts})
+        if len(sizes) > 1:
+            raise ValueError(f"`{name}` has to hold frames of one size but holds (rows, columns) {sizes}")
+        return torch.cat(parts)[:max_frames]
+    if isinstance(frames, np.ndarray):
+        pixels = torch.from_numpy(np.ascontiguousarray(frames if frames.ndim != 3 else frames[None]))
+    elif isinstance(frames, torch.Tensor):
+        pixels = (frames[None] if frames.ndim == 3 else frames).detach().cpu()
+        pixels = pixels.movedim(1, -1) if pixels.ndim == 4 else pixels
+    else:
+        raise ValueError(
+            f"`{name}` has to be an image, an array, a tensor, a file name or a list of them but is {type(frames)}"
+        )
+    if pixels.ndim != 4 or pixels.shape[-1] != 3 or 0 in pixels.shape:
+        raise ValueError(f"`{name}` has to hold RGB frames but has shape {tuple(frames.shape)}")
+    return _in_bytes(pixels[:max_frames], float_range, name)
+
+
+def check_frames(frames: Frames, float_range: float = 255.0, name: str = "frames") -> tuple[int, bool]:
+    """Number of frames, and whether they are bytes, of something that [`read_frames`] can read.
+
+    Raises:
+        ValueError: If they cannot be read. Of a video file only the header is looked at.
+    """
+    if isinstance(frames, (str, os.PathLike)) and _is_video(frames):
+        count = probe(frames).num_frames
+        if not count:
+            raise ValueError(f"{os.fspath(frames)!r} has no video frames")
+        return count, True
+    pixels = read_frames(frames, float_range=float_range, name=name)
+    return len(pixels), pixels.dtype == torch.uint8
+
+
+def check_crf(name: str, crf: int, count: int, is_bytes: bool) -> None:
+    """Check the H.264 quality of a condition of `count` frames, which only a single picture is given."""
+    if not isinstance(crf, int) or not 0 <= crf <= 51:
+        raise ValueError(f"`{name}` has to be between 0 (no compression) and 51 but is {crf}; use 33")
+    if crf and count == 1 and not is_bytes:
+        raise ValueError(
+            f"the H.264 round trip of a picture needs bytes but got floats; give an image or a uint8 array, or set "
+            f"`{name}=0`"
+        )
+
+
+def as_video_frames(pixels: torch.Tensor, crf: int) -> torch.Tensor:
+    """Pixels `[F, H, W, 3]` of a clip as they are, a single picture with the compression of a video frame."""
+    return h264_round_trip(pixels[0], crf)[None] if crf and len(pixels) == 1 else pixels
+
+
+def first_picture(frames: Frames, float_range: float = 255.0) -> PIL.Image.Image:
+    """The first frame as an image."""
+    pixels = read_frames(frames, 1, float_range)[0]
+    return PIL.Image.fromarray(pixels.round().to(torch.uint8).numpy())
+
+
+def _is_video(path: str | os.PathLike) -> bool:
+    return os.fspath(path).lower().endswith(VIDEO_SUFFIXES)
+
+
+def _picture(source: PIL.Image.Image | str | os.PathLike) -> torch.Tensor:
+    return torch.from_numpy(np.array(read_image(source)))[None]
+
+
+def _in_bytes(pixels: torch.Tensor, float_range: float, name: str) -> torch.Tensor:
+    """Bytes as they are; floats checked and scaled so that white is 255."""
+    if pixels.dtype == torch.uint8:
+        return pixels
+    if not pixels.is_floating_point():
+        raise ValueError(f"`{name}` has to hold bytes or floats but holds {pixels.dtype}")
+    low, high = (bound.item() for bound in pixels.aminmax())
+    if not 0 <= low <= high <= float_range:
+        raise ValueError(f"`{name}` as floats has to lie between 0 and {float_range:g} but spans {low:g} to {high:g}")
+    return pixels if float_range == 255 else pixels * (255 / float_range)

@@ -1,0 +1,1 @@
+"""What a generation can be held to."""

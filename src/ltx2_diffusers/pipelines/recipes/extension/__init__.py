@@ -1,0 +1,1 @@
+"""A clip made longer, segment by segment."""

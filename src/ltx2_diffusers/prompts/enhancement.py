@@ -1,0 +1,113 @@
+"""Rewriting a short prompt into a detailed one with the pipeline's own language model."""
+
+from typing import Any
+
+import PIL.Image
+import torch
+from diffusers.utils import logging
+
+from ..checks import check_at_least_one
+from .chat import DEDICATED_ENHANCER, OWN_ENCODER, ChatModel
+
+logger = logging.get_logger(__name__)
+
+# The models were trained on long captions; these texts ask a language model for one in the same manner.
+TEXT_SYSTEM_PROMPT = """\
+You help a film maker. Turn the idea you are given into one prompt for a model that makes video together with sound.
+- Keep everything the idea asks for: style, subjects, actions, camera, sound. Where it is vague, decide: name the light, \
+textures, materials and the place; for a person give gender, clothing, hair and expression. Add nobody who was not asked \
+for. In a first-person view leave the viewer undescribed.
+- Write in the present progressive and in the order in which things happen. If nothing happens, let something natural move.
+- Weave the sounds in beside the actions that make them, and name them exactly.
+- Let people speak only if the idea has talking or singing. Then quote every word, say how the voice sounds, the language \
+if it is not English and the accent if it matters. Leave given lines as they are except for typing errors; otherwise \
+invent none.
+- You may open with "Style: ..." when a style is clear; cinematic and realistic is the default.
+- Describe only what can be seen and heard, in plain and restrained words. No camera motion, cuts or times of your own. \
+Do not begin with how the scene opens, nor with a special character.
+- An idea that is already detailed and in order stays as it is; add only the sound it lacks.
+Answer with one English paragraph without headings, lists or markup. Never ask back. Return an unsafe or meaningless idea \
+unchanged.
+Example. Idea: a woman takes a call in a café. Answer: Style: cinematic-realistic. In a small café with warm light a woman \
+in a green coat is lifting her phone to her ear while cups are clinking behind the counter and rain is pattering against \
+the window. "I'm already here," she is saying in a low, amused voice, turning towards the door, whose bell is ringing."""
+IMAGE_SYSTEM_PROMPT = """\
+You help a film maker. You see the first frame of a video and an idea for what follows. Write one prompt for a model that \
+continues the frame with motion and sound.
+- Look at the subject, the place, the style and the mood first. Then describe only what changes from this frame on: \
+repeating what is visible, or getting it wrong, makes the video cut to something else.
+- Where the idea and the frame disagree the idea wins; describe how one becomes the other.
+- Write in the present progressive and in the order in which things happen.
+- Spread the sounds through the text beside the actions that make them. If people talk and no lines are given, write \
+short ones and quote them, with the sound of the voice. Leave given lines as they are.
+- Describe only what can be seen and heard, no feelings or intentions. No camera motion, cuts or times of your own.
+Answer with one concise English paragraph without headings, lists or markup. Never ask back. Return an unsafe or \
+meaningless idea unchanged."""
+
+
+class PromptEnhancer:
+    """The prompt-rewriting part of a pipeline; needs `tokenizer` and `text_encoder`, or `prompt_enhancer`."""
+
+    def enhance_prompt(
+        self,
+        prompt: str | list[str],
+        system_prompt: str | None = None,
+        max_new_tokens: int | None = None,
+        seed: int = 10,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        generation_kwargs: dict[str, Any] | None = None,
+        device: torch.device | str | None = None,
+        image: PIL.Image.Image | None = None,
+    ) -> list[str]:
+        """Rewrite prompts; the same prompt and seed give the same text, and the global random state stays untouched.
+
+        Args:
+            prompt: Text or texts.
+            system_prompt: Instructions to the language model, default this package's for text or for an image.
+            max_new_tokens: Length of the answer, default 512 (600 with a dedicated `prompt_enhancer`).
+            seed: Seed of the sampling; a `generator` given replaces it by its own initial seed.
+            generator: See `seed`; of a list the first one counts.
+            generation_kwargs: Replaces the sampling settings (temperature 0.7, or greedy for a dedicated model).
+            device: Where to compute, default the pipeline's device.
+            image: First frame of the video, which the text is to continue. Needs the component `processor`.
+
+        Returns:
+            One rewritten text per prompt; the prompt itself where the language model gave no answer.
+        """
+        if max_new_tokens is not None:
+            check_at_least_one(max_new_tokens=max_new_tokens)
+        if isinstance(generator, list):
+            generator = generator[0]
+        if system_prompt is None:
+            system_prompt = TEXT_SYSTEM_PROMPT if image is None else IMAGE_SYSTEM_PROMPT
+        question = "user prompt: {}" if image is None else "User Raw Input Prompt: {}."
+        chat = self.chat_model
+        answers = []
+        for text in [prompt] if isinstance(prompt, str) else prompt:
+            answer = chat.answer(
+                system_prompt,
+                question.format(text),
+                seed=seed if generator is None else generator.initial_seed(),
+                device=torch.device(device or self._execution_device),
+                image=image,
+                max_new_tokens=max_new_tokens,
+                generation_kwargs=generation_kwargs,
+            )
+            if not answer.strip():
+                logger.warning(f"the language model gave no answer to the prompt {text!r}, which is used as it is")
+            answers.append(answer if answer.strip() else text)
+        return answers
+
+    @property
+    def chat_model(self) -> ChatModel:
+        """The language model that writes prompts: the dedicated enhancer if there is one, else the text encoder."""
+        tokenizer, processor, enhancer = map(self._component, ("tokenizer", "processor", "prompt_enhancer"))
+        if enhancer is not None:
+            return ChatModel(enhancer, tokenizer, processor, DEDICATED_ENHANCER)
+        return ChatModel(self._component("text_encoder"), tokenizer, processor, OWN_ENCODER)
+
+    def _check_enhancer(self, wish: Any) -> None:
+        """Raise if an [`~ltx2_diffusers.prompts.reading.Enhancement`] that is wished for cannot be had."""
+        if wish.max_new_tokens is not None:
+            check_at_least_one(prompt_max_new_tokens=wish.max_new_tokens)
+        self.chat_model.check(wish.image is not None)

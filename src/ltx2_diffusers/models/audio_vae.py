@@ -15,8 +15,7 @@ from torch.nn import functional as F
 
 from .audio_vae_blocks import CAUSALITY_AXES, COMPRESSION_RATIO, AudioDecoder, AudioEncoder, BlockOptions, CoderLayout
 from .mel import waveform_to_mel
-from .saving import AtomicModelSaveMixin
-from .single_file import OriginalCheckpointMixin
+from .saving import AtomicModelSaveMixin, OriginalCheckpointMixin
 
 _NORM_TYPES = ("pixel", "group")
 

@@ -16,8 +16,7 @@ from torch import nn
 
 from .attention import FeedForward, LTX2Attention
 from .rope import RotaryPositionEmbedding, RotarySpec, RotaryTables
-from .saving import AtomicModelSaveMixin
-from .single_file import OriginalCheckpointMixin
+from .saving import AtomicModelSaveMixin, OriginalCheckpointMixin
 
 # Epsilon of all normalisations here; it is no config key.
 EPS = 1e-6

@@ -11,8 +11,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 from torch.nn import functional as F
 
-from .saving import AtomicModelSaveMixin
-from .single_file import OriginalCheckpointMixin
+from .saving import AtomicModelSaveMixin, OriginalCheckpointMixin
 
 NORM_GROUPS = 32
 

@@ -26,8 +26,7 @@ from .modulation import AdaLayerNormSingle, Modulation, TextProjection
 from .negative_text import NegativeText
 from .perturbation import PERTURBATION_MODES, BlockPlan, block_plans, keep_masks
 from .rope import AudioRotaryPositionEmbedding, RotaryPositionEmbedding, RotarySpec, VideoRotaryPositionEmbedding
-from .saving import AtomicModelSaveMixin
-from .single_file import OriginalCheckpointMixin
+from .saving import AtomicModelSaveMixin, OriginalCheckpointMixin
 from .tensor_memo import TensorMemo
 from .text_cache import TextCache
 from .transformer_block import LTX2AVTransformerBlock, SharedSettings, StreamInputs, StreamSizes

@@ -14,8 +14,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import logging
 from diffusers.utils.accelerate_utils import apply_forward_hook
 
-from .saving import AtomicModelSaveMixin
-from .single_file import OriginalCheckpointMixin
+from .saving import AtomicModelSaveMixin, OriginalCheckpointMixin
 from .video_vae_blocks import VideoDecoder, VideoEncoder
 from .video_vae_config import (
     DOWN_BLOCK_TYPES,

@@ -15,8 +15,7 @@ from torch.nn import functional as F
 from .antialias import AntiAliasedActivation, SnakeBeta, resample_up
 from .mel import LOG_MEL_FLOOR
 from .mixed_precision import Conv1d, ConvTranspose1d
-from .saving import AtomicModelSaveMixin
-from .single_file import OriginalCheckpointMixin
+from .saving import AtomicModelSaveMixin, OriginalCheckpointMixin
 
 _ACTIVATIONS = ("leaky_relu", "snake", "snakebeta")
 _FINAL_ACTIVATIONS = ("tanh", "clamp", None)

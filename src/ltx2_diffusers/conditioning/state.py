@@ -4,7 +4,7 @@ Shapes: B batch, T tokens (appended ones included), D features of a token, S tex
 """
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -75,5 +75,7 @@ class LatentState:
 
     def clone(self) -> "LatentState":
         """A state with copies of all tensors."""
-        copies = {name: value.clone() for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        copies: dict[str, Any] = {
+            name: value.clone() for name, value in vars(self).items() if isinstance(value, torch.Tensor)
+        }
         return replace(self, **copies)

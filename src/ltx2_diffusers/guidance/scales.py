@@ -35,7 +35,8 @@ def resolve_scales(preset: Preset, video: Sequence[float | None], audio: Sequenc
     wrong = [value for value in (*video_scales, *audio_scales) if isinstance(value, str)]
     if wrong:
         raise ValueError(f"a guidance argument is {wrong[0]!r}; give a number, None or, for audio, {PRESET!r}")
-    return Streams(StreamScales(*video_scales), StreamScales(*audio_scales))
+    audio_numbers = [value for value in audio_scales if not isinstance(value, str)]
+    return Streams(StreamScales(*video_scales), StreamScales(*audio_numbers))
 
 
 def _values(scales: StreamScales) -> tuple[float, float, float, float]:
@@ -78,8 +79,8 @@ def _guider(
 ) -> MultiModalGuider | BinnedGuider:
     skip_step, bins = options.of_stream(prefix)
     if bins is not None:
-        params = completed_bins(bins, blocks, skip_step, is_alone)
-        guiders = {bound: MultiModalGuider(p, options.cfg_guider(p.cfg_scale)) for bound, p in params.items()}
+        completed = completed_bins(bins, blocks, skip_step, is_alone)
+        guiders = {bound: MultiModalGuider(p, options.cfg_guider(p.cfg_scale)) for bound, p in completed.items()}
         return BinnedGuider(guiders)
     params = MultiModalGuiderParams(
         cfg_scale=scales.cfg,

@@ -15,6 +15,7 @@ from ..guidance.guiders import MultiModalGuider
 from ..guidance.perturbations import isolating_perturbations, stg_perturbations
 from ..models.negative_text import NagWeights, NegativeText
 from ..models.text_cache import TextCache
+from ..models.transformer import LTX2AVTransformer3DModel
 
 
 class NeededPasses(NamedTuple):
@@ -46,7 +47,7 @@ class GuidedDenoiser:
 
     def __init__(
         self,
-        transformer: torch.nn.Module,
+        transformer: LTX2AVTransformer3DModel,
         positive: TextContext,
         negative: TextContext | None,
         guiders: Streams,
@@ -69,7 +70,7 @@ class GuidedDenoiser:
         self.negative_context = negative
         self.positive_cache, self.negative_cache = (TextCache() if keeps_text else None for _ in range(2))
         self.negative_text = None
-        if nag is not None:
+        if nag is not None and negative is not None:
             # The pass with the negative prompt, if there is one, reads the same keys and values.
             self.negative_text = NegativeText(negative.video, negative.audio, nag, self.negative_cache)
         self.previous = Streams(None, None)
@@ -126,7 +127,7 @@ class GuidedDenoiser:
             list(masks), inputs_positive, self.positive, self.positive_cache, list(masks.values())
         )
         passes = dict(zip(masks, positive))
-        if needed.negative:
+        if needed.negative and self.negative_context is not None:
             (passes["negative"],) = self._forward(["negative"], inputs, self.negative_context, self.negative_cache)
         clean = {name: _to_clean(states, velocities, sigma) for name, velocities in passes.items()}
         if needed.negative:

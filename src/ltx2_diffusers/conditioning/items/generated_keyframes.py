@@ -16,7 +16,7 @@ from .base import ConditionItem, append_latent, check_latent, pack_like
 
 
 @dataclass(frozen=True)
-class GeneratedKeyframes(ConditionItem):
+class GeneratedKeyframes(ConditionItem[VideoLatentTools]):
     """Appends one latent frame of free tokens for each keyframe.
 
     Args:
@@ -32,19 +32,20 @@ class GeneratedKeyframes(ConditionItem):
         self._check(state, tools)
         shape = tools.target_shape._replace(frames=len(self.frame_indices))
         start = state.num_tokens
-        if state.keyframes_mask is None:
+        mask = state.keyframes_mask
+        if mask is None:
             first = tools.first_frame_mask(state.denoise_mask.device)
             rest = first.new_zeros(shape.batch, start - tools.num_tokens, 1)
-            state = replace(state, keyframes_mask=torch.cat([first, rest], dim=1))
+            mask = torch.cat([first, rest], dim=1)
         nothing = state.latent.new_zeros(shape.to_torch_shape())
         positions = self._positions(tools, state.positions.device)
         longer = append_latent(state, tools, nothing, positions, strength=0.0)
         given = pack_like(nothing if self.latent is None else self.latent, state, tools)
-        marks = torch.ones_like(longer.keyframes_mask[:, start:])
+        marks = mask.new_ones(mask.shape[0], longer.num_tokens - start, 1)
         return replace(
             longer,
             latent=torch.cat([state.latent, given], dim=1),
-            keyframes_mask=torch.cat([state.keyframes_mask, marks], dim=1),
+            keyframes_mask=torch.cat([mask, marks], dim=1),
             generated_keyframes=TokenSpan(start, longer.num_tokens),
         )
 

@@ -122,7 +122,7 @@ def hold_tokens(
 
 
 @dataclass(frozen=True)
-class VideoConditionByRegionMask(ConditionItem):
+class VideoConditionByRegionMask(ConditionItem[VideoLatentTools]):
     """Holds a region of the frames to given latents.
 
     Args:

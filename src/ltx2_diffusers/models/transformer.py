@@ -375,12 +375,9 @@ class LTX2AVTransformer3DModel(
             audio = audio._replace(text_mask=audio_encoder_attention_mask, enabled=audio_enabled)
             audio = with_negative(audio, negative_text)
         _check_modes(perturbation_mode, cross_timestep_mode)
-        masks = (
-            perturbation_keep_masks
-            if isinstance(perturbation_keep_masks, (list, tuple))
-            else [perturbation_keep_masks]
-        )
-        several = masks is perturbation_keep_masks
+        given = perturbation_keep_masks
+        masks = given if isinstance(given, (list, tuple)) else [given]
+        several = masks is given
         self._check_hooks(video, several)
         sizes = len(self.transformer_blocks), present.tokens.shape[0]
         stg_blocks = spatio_temporal_guidance_blocks
@@ -447,16 +444,10 @@ class LTX2AVTransformer3DModel(
         if torch.is_grad_enabled() or hasattr(self, "prompt_adaln"):
             return None, None
         if cache is not None:
-            cache.check_sources(
-                None if video is None else video.context,
-                None if audio is None else audio.context,
-            )
+            cache.check_sources(video and video.context, audio and audio.context)
         if negative is None or negative.cache is None:
             return cache, None
-        negative.cache.check_sources(
-            None if video is None else negative.video,
-            None if audio is None else negative.audio,
-        )
+        negative.cache.check_sources(video and negative.video, audio and negative.audio)
         return cache, negative.cache
 
     def _variants(

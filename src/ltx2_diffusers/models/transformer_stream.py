@@ -235,9 +235,9 @@ def stream_timesteps(request: StreamRequest, split_index: nn.Module | None) -> t
     return distinct, layout
 
 
-def with_negative(request: StreamRequest | None, negative: NegativeText | None) -> StreamRequest | None:
+def with_negative(request: StreamRequest, negative: NegativeText | None) -> StreamRequest:
     """The request with its stream's part of a negative prompt."""
-    if negative is None or request is None:
+    if negative is None:
         return request
     context, batch_size = getattr(negative, request.name), request.tokens.shape[0]
     if context is None or context.shape[0] != batch_size:

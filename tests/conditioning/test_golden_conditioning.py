@@ -117,7 +117,7 @@ def check(state: LatentState, golden: dict[str, torch.Tensor], name: str) -> Non
 
 def test_attention_strengths_become_logarithms_in_the_transformer():
     state = make_state("combo_attention", NEW, newest=True)
-    request = StreamRequest("video", state.latent, None, None, None, self_mask=state.attention_mask)
+    request = StreamRequest("video", state.latent, None, None, None, None, self_mask=state.attention_mask)
     close(self_mask_bias(request, torch.float32, TensorMemo()), NEW["combo_attention/log_bias_f32"])
 
 

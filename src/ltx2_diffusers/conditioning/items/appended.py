@@ -16,7 +16,7 @@ from .base import ConditionItem, append_latent, check_latent, check_unit
 
 
 @dataclass(frozen=True)
-class VideoConditionByKeyframeIndex(ConditionItem):
+class VideoConditionByKeyframeIndex(ConditionItem[VideoLatentTools]):
     """Shows the model an image or a clip at a pixel frame, as tokens after the target's.
 
     Args:
@@ -54,7 +54,7 @@ class VideoConditionByKeyframeIndex(ConditionItem):
 
 
 @dataclass(frozen=True)
-class VideoConditionByReferenceLatent(ConditionItem):
+class VideoConditionByReferenceLatent(ConditionItem[VideoLatentTools]):
     """Shows the model a reference video (IC-LoRA), as tokens after the target's with the target's coordinates.
 
     Args:
@@ -94,7 +94,7 @@ class VideoConditionByReferenceLatent(ConditionItem):
 
 
 @dataclass(frozen=True)
-class AudioConditionByReferenceLatent(ConditionItem):
+class AudioConditionByReferenceLatent(ConditionItem[AudioLatentTools]):
     """Shows the model reference audio, as tokens after the target's.
 
     Args:

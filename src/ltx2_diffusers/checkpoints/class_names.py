@@ -20,6 +20,8 @@ _OURS = {pair: name for name, pair in _PORTABLE_COMPONENTS.items()}
 # FlowMatchEuler folder keeps FlowMatchEuler's schedule.
 _PORTABLE = _PORTABLE_COMPONENTS | {"LTX2Scheduler": ("diffusers", "FlowMatchEulerDiscreteScheduler")}
 
+# What an original file of a whole model holds, and a pipeline needs besides its text encoder.
+PIPELINE_COMPONENTS = ("transformer", "connectors", "vae", "audio_vae", "vocoder")
 # Component folder -> our class; the vocoder has two.
 COMPONENT_CLASSES = {
     "transformer": ("LTX2AVTransformer3DModel",),
@@ -29,7 +31,13 @@ COMPONENT_CLASSES = {
     "vocoder": ("LTX2Vocoder", "LTX2VocoderWithBWE"),
     "latent_upsampler": ("LTX2LatentUpsamplerModel",),
 }
-_COMPONENT_OF = {name: component for component, names in COMPONENT_CLASSES.items() for name in names}
+# Class name, ours or diffusers' -> component folder.
+COMPONENT_OF = {
+    name: component
+    for component, classes in COMPONENT_CLASSES.items()
+    for ours in classes
+    for name in (ours, _PORTABLE_COMPONENTS[ours][1])
+}
 
 
 def to_ours(library: str, class_name: str) -> tuple[str, str]:
@@ -38,7 +46,7 @@ def to_ours(library: str, class_name: str) -> tuple[str, str]:
     Entries with a full module path of this package, as diffusers writes them for foreign classes, are shortened.
     Other pairs are returned as they are.
     """
-    if library == PACKAGE or library.startswith(f"{PACKAGE}."):
+    if _is_ours(library):
         return PACKAGE, class_name
     ours = _OURS.get((library, class_name))
     return (PACKAGE, ours) if ours else (library, class_name)
@@ -80,12 +88,11 @@ def component_of(cls: type) -> str:
     Raises:
         ValueError: If `cls` is no class of an LTX-2 component.
     """
-    portable = {pair[1]: _COMPONENT_OF[name] for pair, name in _OURS.items()}
     for base in cls.__mro__:
-        for table in (_COMPONENT_OF, portable):
-            if base.__name__ in table:
-                return table[base.__name__]
-    raise ValueError(f"{cls.__name__} is no component of an LTX-2 checkpoint; known are {', '.join(_COMPONENT_OF)}")
+        if base.__name__ in COMPONENT_OF:
+            return COMPONENT_OF[base.__name__]
+    known = ", ".join(_PORTABLE_COMPONENTS)
+    raise ValueError(f"{cls.__name__} is no component of an LTX-2 checkpoint; known are {known}")
 
 
 def class_name_for(component: str, config: dict) -> str:

@@ -41,13 +41,7 @@ _OTHER_KINDS = {
     "a LoRA with biases": ("lora_B.bias", "lora_up.bias"),
     "a LoRA of convolutions": ("lora_mid.weight",),
 }
-_CONNECTOR_ROOTS = (
-    "video_embeddings_connector.",
-    "audio_embeddings_connector.",
-    "embeddings_connector.",
-    "video_connector.",
-    "audio_connector.",
-)
+_CONNECTOR_PREFIXES = tuple(f"{root}." for root in keys.CONNECTOR_ROOTS)
 ADAPTER_METADATA = "lora_adapter_metadata"
 
 
@@ -170,9 +164,7 @@ def _refuse_other_kinds(tensors: Mapping[str, torch.Tensor | Entry]) -> None:
 
 
 def _as_entry(tensor: torch.Tensor | Entry) -> Entry:
-    if isinstance(tensor, Entry):
-        return tensor
-    return Entry(tensor.dtype, tuple(tensor.shape), lambda: tensor)
+    return tensor if isinstance(tensor, Entry) else Entry.of(tensor)
 
 
 def _num_blocks(entries: Mapping[str, Entry]) -> tuple[int, int]:
@@ -208,7 +200,7 @@ def _place(name: str, modules: ModuleShapes, table: Mapping[str, tuple[str, str]
     for prefix in ("connectors.", "text_embedding_projection."):
         if name.startswith(prefix):
             component, name = "connectors", name.removeprefix(prefix)
-    if name.startswith(_CONNECTOR_ROOTS):
+    if name.startswith(_CONNECTOR_PREFIXES):
         component = "connectors"
     path = keys.rename(component, [name], to="diffusers")[name]
     return (component, path) if path in modules.get(component, {}) else None

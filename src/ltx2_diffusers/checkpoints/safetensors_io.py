@@ -49,6 +49,11 @@ class Entry:
     shape: tuple[int, ...]
     load: Callable[[], torch.Tensor]
 
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> "Entry":
+        """The entry of a tensor that is in memory."""
+        return cls(tensor.dtype, tuple(tensor.shape), lambda: tensor)
+
     @property
     def num_bytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize

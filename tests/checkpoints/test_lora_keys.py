@@ -13,7 +13,6 @@ from ltx2_diffusers.checkpoints.lora_keys import (
     LORA_FORMATS,
     linear_shapes,
     lora_to_format,
-    normalize_lora_state_dict,
     read_lora,
 )
 from ltx2_diffusers.checkpoints.lora_modules import known_modules
@@ -32,6 +31,12 @@ def lora(name: str) -> dict[str, torch.Tensor]:
     return load_tensors(f"checkpoint/lora/{name}.safetensors")
 
 
+def normalized(tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> dict[str, torch.Tensor]:
+    """The tensors in diffusers' layout, without alpha."""
+    entries = lora_to_format(read_lora(tensors, metadata=metadata), "diffusers")
+    return {key: entry.load() for key, entry in entries.items()}
+
+
 def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
     assert one.keys() == other.keys()
     assert [key for key in one if one[key].dtype != other[key].dtype or not torch.equal(one[key], other[key])] == []
@@ -39,7 +44,7 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
 
 @pytest.mark.parametrize("path", SAME_LORA, ids=lambda path: path.stem)
 def test_every_layout_reads_as_the_same_lora(path):
-    assert_same(normalize_lora_state_dict(load_tensors(path)), lora("diffusers"))
+    assert_same(normalized(load_tensors(path)), lora("diffusers"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -81,7 +86,7 @@ def test_the_module_table_covers_the_published_models(version):
 
 def test_alpha_scales_the_up_factor():
     factors = {f"{Q}.lora_A.weight": torch.ones(4, 3), f"{Q}.lora_B.weight": torch.full((5, 4), 3.0)}
-    read = normalize_lora_state_dict(factors | {f"{Q}.alpha": torch.tensor(2.0)})
+    read = normalized(factors | {f"{Q}.alpha": torch.tensor(2.0)})
     assert torch.equal(read[f"transformer.{Q}.lora_B.weight"], torch.full((5, 4), 1.5))
     assert torch.equal(read[f"transformer.{Q}.lora_A.weight"], torch.ones(4, 3))
 
@@ -97,7 +102,7 @@ def test_alpha_scales_the_up_factor():
 )
 def test_settings_in_the_metadata_are_honoured(settings, scale):
     factors = {f"transformer.{Q}.lora_A.weight": torch.ones(4, 3), f"transformer.{Q}.lora_B.weight": torch.ones(5, 4)}
-    read = normalize_lora_state_dict(factors, metadata={"lora_adapter_metadata": json.dumps(settings)})
+    read = normalized(factors, metadata={"lora_adapter_metadata": json.dumps(settings)})
     assert torch.equal(read[f"transformer.{Q}.lora_B.weight"], torch.full((5, 4), scale))
 
 

@@ -59,24 +59,12 @@ def model_pair(class_name: str | None) -> tuple[str, str] | None:
     return (PACKAGE, name) if name in _PORTABLE_COMPONENTS else None
 
 
-def to_portable(library: str | type, class_name: str | None = None) -> tuple[str, str]:
-    """The pair to save for a component: diffusers' class where it has the same model.
+def to_portable(library: str, class_name: str) -> tuple[str, str]:
+    """The pair to save for an entry of `model_index.json`: diffusers' class where it has the same model.
 
-    Args:
-        library: The component's class, or the library of an entry of `model_index.json`.
-        class_name: Class name of the entry; not given with a class.
-
-    Returns:
-        The portable pair. Classes of this package that diffusers lacks keep the package's name; other libraries'
-        pairs are returned as they are, a class under its top-level package.
+    Classes of this package that diffusers lacks keep the package's name; other libraries' pairs are returned as they
+    are.
     """
-    if isinstance(library, type):
-        for base in library.__mro__:
-            if _is_ours(base.__module__) and base.__name__ in _PORTABLE:
-                return _PORTABLE[base.__name__]
-        return library.__module__.split(".")[0], library.__name__
-    if class_name is None:
-        raise ValueError(f"to_portable needs a class, or library and class name, got only {library!r}")
     if not _is_ours(library):
         return library, class_name
     return _PORTABLE.get(class_name, (PACKAGE, class_name))

@@ -131,19 +131,6 @@ def lora_to_format(layers: LoraLayers, layout: str) -> dict[str, Entry]:
     return result
 
 
-def normalize_lora_state_dict(
-    state_dict: Mapping[str, torch.Tensor],
-    modules: ModuleShapes | None = None,
-    metadata: Mapping[str, str] | None = None,
-) -> dict[str, torch.Tensor]:
-    """Turns a LoRA state dict of any layout into diffusers' (`transformer.`, `connectors.`; A, B; no alpha).
-
-    Arguments and errors are those of [`read_lora`].
-    """
-    entries = lora_to_format(read_lora(state_dict, modules, metadata), "diffusers")
-    return {key: entry.load() for key, entry in entries.items()}
-
-
 def linear_shapes(model: torch.nn.Module) -> dict[str, tuple[int, int]]:
     """Paths and sizes (out, in) of a model's linear layers, for `modules` of [`read_lora`].
 

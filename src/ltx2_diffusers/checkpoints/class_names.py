@@ -3,6 +3,9 @@
 Saved folders carry the portable pair, which diffusers resolves without this package; loading turns it into ours.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 PACKAGE = "ltx2_diffusers"
 
 # Our class -> the pair that diffusers resolves to its class of the same weights and configuration.
@@ -55,7 +58,7 @@ def to_ours(library: str, class_name: str) -> tuple[str, str]:
 def model_pair(class_name: str | None) -> tuple[str, str] | None:
     """The pair to load for a model whose own configuration says only the name of its class, ours or diffusers'."""
     names = {portable[1]: ours for ours, portable in _PORTABLE_COMPONENTS.items()}
-    name = names.get(class_name, class_name)
+    name = names.get(class_name or "", class_name)
     return (PACKAGE, name) if name in _PORTABLE_COMPONENTS else None
 
 
@@ -83,7 +86,7 @@ def component_of(cls: type) -> str:
     raise ValueError(f"{cls.__name__} is no component of an LTX-2 checkpoint; known are {known}")
 
 
-def class_name_for(component: str, config: dict) -> str:
+def class_name_for(component: str, config: Mapping[str, Any]) -> str:
     """Our class for a component with the given diffusers config."""
     names = COMPONENT_CLASSES[component]
     return names[-1] if component == "vocoder" and "bwe_hidden_channels" in config else names[0]

@@ -33,7 +33,7 @@ _SCHEDULER = {
     "use_karras_sigmas": False,
 }
 # A distilled model runs fixed sigmas, which must be used as they are.
-DISTILLED_SCHEDULER = {"use_dynamic_shifting": False, "shift_terminal": None}
+DISTILLED_SCHEDULER: dict[str, Any] = {"use_dynamic_shifting": False, "shift_terminal": None}
 
 _MODEL_FILES = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index*.json")
 _TOKENIZER_FILES = (

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers.utils import logging
@@ -217,9 +218,9 @@ def _report_unmatched(unmatched: list[str], total: int, found: bool, strict: boo
     )
 
 
-def _adapter_configs(metadata: Mapping[str, str]) -> dict[str, dict]:
+def _adapter_configs(metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """Per component the LoRA settings that diffusers saves in the file's metadata."""
-    result: dict[str, dict] = {}
+    result: dict[str, dict[str, Any]] = {}
     for name, value in json.loads(metadata.get(ADAPTER_METADATA, "{}")).items():
         component, _, field = name.partition(".")
         result.setdefault(component, {})[field] = value
@@ -232,7 +233,7 @@ def _adapter_configs(metadata: Mapping[str, str]) -> dict[str, dict]:
 
 
 def _layer(
-    place: tuple[str, str], found: Mapping[str, Entry], shape: tuple[int, int] | None, config: Mapping
+    place: tuple[str, str], found: Mapping[str, Entry], shape: tuple[int, int] | None, config: Mapping[str, Any]
 ) -> LoraLayer:
     path = place[1]
     if missing := [part for part in ("down", "up") if part not in found]:
@@ -249,7 +250,7 @@ def _layer(
     return LoraLayer(down, up, None if alpha == down.shape[0] else alpha)
 
 
-def _alpha(path: str, rank: int, alpha: Entry | None, config: Mapping) -> float:
+def _alpha(path: str, rank: int, alpha: Entry | None, config: Mapping[str, Any]) -> float:
     """The module's own alpha, else the one in diffusers' settings, else r."""
     if alpha is not None:
         return float(alpha.load())

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ..schedulers.scheduling_ltx2 import LTX2Scheduler
 from .class_names import PIPELINE_COMPONENTS, class_name_for
 from .folder import DISTILLED_SCHEDULER, is_distilled
 from .hub_files import local_file
@@ -61,18 +62,13 @@ def load_pipeline_components(
             class_name = class_name_for(name, checkpoint.config(name))
             components[name] = load_component(getattr(ltx2_diffusers, class_name), path, dtype=dtype)
     if "scheduler" not in components:
-        components["scheduler"] = default_scheduler(path)
+        components["scheduler"] = LTX2Scheduler(**(DISTILLED_SCHEDULER if is_distilled(path) else {}))
     return {**components, "text_encoder": text_encoder, "tokenizer": tokenizer}
 
 
-def default_scheduler(path: str | os.PathLike) -> Any:
-    """The reference schedule; a distilled checkpoint, told by its file name, takes noise levels as they are."""
-    from ..schedulers.scheduling_ltx2 import LTX2Scheduler
-
-    return LTX2Scheduler(**(DISTILLED_SCHEDULER if is_distilled(path) else {}))
-
-
-def _load_text_encoder(text_encoder: Any, tokenizer: Any, dtype: torch.dtype | None, hub: dict[str, Any]) -> tuple:
+def _load_text_encoder(
+    text_encoder: Any, tokenizer: Any, dtype: torch.dtype | None, hub: dict[str, Any]
+) -> tuple[Any, Any]:
     if not isinstance(text_encoder, (str, os.PathLike)):
         if tokenizer is None:
             raise ValueError("a `text_encoder` given as a model needs its `tokenizer` beside it")

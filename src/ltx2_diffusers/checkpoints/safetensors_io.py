@@ -90,8 +90,9 @@ class SafetensorsFile:
         start, end = info["data_offsets"]
         if end - start != math.prod(shape) * dtype.itemsize:
             raise ValueError(f"{str(self.path)!r}: tensor {name!r} has {end - start} bytes, not those of {shape}")
-        if self._mapping is not None:
-            return Entry(dtype, shape, lambda: self._mapping.get_tensor(name))
+        mapping = self._mapping
+        if mapping is not None:
+            return Entry(dtype, shape, lambda: mapping.get_tensor(name))
         return Entry(dtype, shape, lambda: self._read(self._data_start + start, dtype, shape))
 
     def _read(self, offset: int, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:

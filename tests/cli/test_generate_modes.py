@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from ltx2_diffusers.cli.calls import call_arguments
 from ltx2_diffusers.cli.main import main
-from ltx2_diffusers.cli.modes import MODES
+from ltx2_diffusers.cli.modes import MODES, call_arguments
 from ltx2_diffusers.cli.values import weighted_file
 from ltx2_diffusers.media.reading import probe, read_audio, read_video
 from tests.cli.running import QUICK, SMALL, STAGED, generate, located, manifest

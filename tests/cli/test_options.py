@@ -1,17 +1,19 @@
 """The table of options: it fits the pipelines, and a wrong value of any option is reported under the option's name."""
 
 import re
+from pathlib import Path
 
 import pytest
 
+from ltx2_diffusers.cli.messages import in_options
 from ltx2_diffusers.cli.modes import MODES
-from ltx2_diffusers.cli.options import OPTIONS, in_options
+from ltx2_diffusers.cli.options import _READERS, OPTIONS
 from ltx2_diffusers.cli.values import flag
 from tests.cli.running import SMALL, STAGED, complaint, generate, located
 
 # Option -> options with a wrong value of it, and what is said about that.
 WRONG = {
-    "prompt": (["--prompt", "wind", "--extend", "99"], "--extend 99 in 2 parts needs 1201 frames a part"),
+    "prompt": (["--prompt"], "argument --prompt: expected one argument"),
     "negative_prompt": (["--distilled", "--negative-prompt", "hum", *STAGED], "--negative-prompt is given, but"),
     "enhance_prompt": (
         ["--enhance-prompt", "--prompt-cache", "cache", "--no-text-encoder"],
@@ -19,10 +21,10 @@ WRONG = {
     ),
     "system_prompt": (["--system-prompt", "Be brief."], "--system-prompt needs --enhance-prompt"),
     "enhance_tokens": (["--enhance-prompt", "--enhance-tokens", "0", *SMALL], "--enhance-tokens has to be a whole"),
-    "prompt_cache": (["--prompt-cache", "RED.PNG", *SMALL], "a prompt cache needs a folder"),
+    "prompt_cache": (["--prompt-cache", "RED.PNG", *SMALL], "--prompt-cache: a prompt cache needs a folder"),
     "no_text_encoder": (["--no-text-encoder"], "--no-text-encoder needs --prompt-cache"),
     "max_sequence_length": (["--max-sequence-length", "0", *SMALL], "--max-sequence-length has to be a whole number"),
-    "image": (["--image", "none.png"], "--image: there is no file 'none.png'"),
+    "image": (["--image", "TONE.WAV", *SMALL], "--image: '"),
     "image_at": (["--image-at", "9", "RED.PNG", *SMALL], "--image-at 9 lies outside the clip"),
     "image_crf": (["--image-at", "0", "RED.PNG", "--image-crf", "99", *SMALL], "--image-crf has to be between 0"),
     "reference": (["--reference", "CLIP.MP4:3", *SMALL], "the strength of --reference has to be between 0 and 1"),
@@ -30,7 +32,7 @@ WRONG = {
         ["--reference-audio", "TONE.WAV:3", *SMALL],
         "the strength of --reference-audio has to be between 0 and 1",
     ),
-    "audio": (["--audio", "none.wav"], "--audio: there is no file 'none.wav'"),
+    "audio": (["--audio", "SILENT.MP4", *SMALL], "--audio: '"),
     "audio_fit": (["--audio", "TONE.WAV", "--audio-fit", "squeeze"], "argument --audio-fit: invalid choice"),
     "audio_start": (["--audio", "TONE.WAV", "--audio-start", "-1", *SMALL], "--audio-start has to be at least 0"),
     "audio_cond_noise_scale": (
@@ -50,7 +52,7 @@ WRONG = {
     "overlap": (["--extend", "1", "--overlap", "10", *SMALL[:4]], "--overlap has to be 8 k + 1"),
     "drift_control": (["--extend", "1", "--drift-control", "2", *SMALL[:4]], "--drift-control has to be between 0"),
     "add_sound": (["--add-sound"], "--add-sound needs --video"),
-    "two_stage": (["--two-stage", "--width", "96"], "--width has to be divisible by 64"),
+    "two_stage": (["--distilled", "--one-stage", "--two-stage"], "--one-stage and --two-stage contradict each other"),
     "distilled": (["--distilled", "--retake", "0:1", "--video", "CLIP.MP4"], "--distilled means nothing for --retake"),
     "one_stage": (["--one-stage"], "--one-stage needs --distilled"),
     "interpolate": (["--interpolate"], "--interpolate needs --image or --image-at"),
@@ -121,7 +123,7 @@ WRONG = {
     "checkpoint": (["--checkpoint", "/nowhere/at/all"], 'The provided --checkpoint "/nowhere/at/all" is neither'),
     "text_encoder": (["--text-encoder", "gemma"], "--text-encoder belongs to original files"),
     "upsampler": (["--two-stage", "--upsampler", "none.sft"], "--upsampler: there is no file 'none.sft'"),
-    "lora": (["--lora", "none.sft:0.5"], "--lora: there is no file 'none.sft'"),
+    "lora": (["--lora", "RED.PNG:0.5"], "--lora: '"),
     "distilled_lora": (["--distilled-lora", "STRONG.SAFETENSORS"], "--distilled-lora needs --two-stage"),
     "refine_with_same_weights": (["--refine-with-same-weights"], "--refine-with-same-weights needs --two-stage"),
     "device": (["--device", "abacus"], "--device abacus cannot be used"),
@@ -144,22 +146,19 @@ def test_a_wrong_value_is_reported_under_the_name_that_was_typed(tmp_path, media
         status, line = error.code, complaint(capsys).removeprefix("error: ")
     assert status == 2
     assert message in line
-    if name not in ("prompt", "prompt_cache", "two_stage"):
-        assert flag(name) in message
+    assert flag(name) in message
     assert "`" not in line
     assert not ARGUMENTS & set(re.findall(r"(?<!')\b\w+\b", line))
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", [n for n, o in OPTIONS.items() if isinstance(o.value, str) and o.value != "FILE"])
-def test_a_number_is_read_as_one(capsys, tmp_path, name):
-    """An option whose help shows a number takes no word."""
-    option = OPTIONS[name]
-    if option.value in ("TEXT", "DIR", "NAME", "MASK", "PATH", "", "FILE[:WEIGHT]", "FILE[:STRENGTH]"):
-        return
+@pytest.mark.parametrize("name", [n for n, o in OPTIONS.items() if _READERS.get(str(o.value)) in (int, float)])
+def test_an_option_whose_help_shows_a_number_takes_no_word(capsys, tmp_path, name):
     with pytest.raises(SystemExit, match="2"):
         generate(tmp_path / "out.mp4", flag(name), "word")
-    assert f"argument {flag(name)}" in capsys.readouterr().err
+    assert f"argument {flag(name)}: invalid {_READERS[OPTIONS[name].value].__name__} value: 'word'" in complaint(
+        capsys
+    )
 
 
 def test_the_table_knows_its_options_and_the_pipelines_their_arguments():
@@ -188,4 +187,11 @@ def test_the_table_knows_its_options_and_the_pipelines_their_arguments():
     ],
 )
 def test_names_in_messages_become_those_of_options(message, given, typed):
-    assert in_options(message, given) == (message if typed is None else typed)
+    assert in_options(message, dict.fromkeys(given)) == (message if typed is None else typed)
+
+
+def test_a_message_about_a_file_begins_with_the_option_that_names_it():
+    given = {"output": "a.mp4", "lora": [[Path("a.sft"), 1.0], [Path("b.sft"), 0.5]], "image": Path("b.sft")}
+    assert in_options("'b.sft' is damaged", given) == "--lora: 'b.sft' is damaged"
+    assert in_options("'c.sft' is damaged", given) == "'c.sft' is damaged"
+    assert in_options("`width` is odd in 'b.sft'", given) == "--width is odd in 'b.sft'"

@@ -11,8 +11,9 @@ from .environment import environment
 from .identities import content_identity
 from .loading import best_device, check_device, load_pipeline
 from .manifest import input_hashes, manifest_path, write_manifest
+from .messages import in_options
 from .modes import Mode, call_arguments, choose_mode, mode_table
-from .options import OPTIONS, add_options, in_options
+from .options import OPTIONS, add_options
 from .preview import ContactSheet
 from .values import Options, flag, input_files
 

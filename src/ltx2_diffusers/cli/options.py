@@ -1,6 +1,5 @@
 """The options of `ltx2 generate`: one table from which come the parser, the call of a pipeline, manifest and messages."""
 
-import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -9,7 +8,7 @@ from typing import Any
 
 from . import calls
 from .loading import CHECKPOINT, DTYPES
-from .values import AppendPlaced, Options, flag, flags, stretch, weighted_file
+from .values import AppendPlaced, Options, flag, stretch, weighted_file
 
 # How a text is read, by what stands for it in the help; others are taken as they are. An input file is a `Path`, by
 # which checks and manifests know it.
@@ -260,38 +259,3 @@ def add_options(parser: Any) -> None:
         group = parser.add_argument_group(title, description)
         for option in options:
             option.add_to(group)
-
-
-# Quoted text, which stays, or a word, with the marks that a name in code has: backticks or a value.
-_WORD = re.compile(
-    r"""(?<![\w=\[])(?:'[^']*'|"[^"]*")"""
-    r"""|(?<![/\w])`?(?P<name>\w+)(?:=["']?(?P<value>[\w.]+|{})["']?)?`?(?![/\w]|\.\w)"""
-)
-# An object among arguments, whose own arguments are options too.
-_OBJECT = re.compile(r"\w+=[A-Z]\w+\(([^()]*)\)")
-
-
-def in_options(message: str, given: Collection[str]) -> str:
-    """A message of a pipeline in which the options that a user types stand for Python's names of arguments.
-
-    A name is told from prose by its marks, an underscore in it, or "must" behind it. Of several options with that name,
-    the given ones are meant.
-    """
-    for option in OPTIONS.values():
-        if option.value is None:
-            message = message.replace(f"`{option.argument}` is {option.gives}", f"{flag(option.name)} is given")
-
-    def typed(word: re.Match[str]) -> str:
-        owners = [option for option in OPTIONS.values() if word["name"] in option.names]
-        is_name = word[0] != word["name"] or "_" in word[0] or message.startswith(" must ", word.end())
-        if not owners or not is_name:
-            return word[0]
-        for option in owners:
-            if option.value is None and word["value"] == str(option.gives):
-                return flag(option.name)
-        option_text = flags([o.name for o in owners if o.name in given] or [o.name for o in owners])
-        part = f"the {word['name']} of " if word["name"] in owners[0].parts else ""
-        return part + option_text + (f" {word['value']}" if word["value"] else "")
-
-    message = _OBJECT.sub(r"\1", message)
-    return _WORD.sub(typed, message)

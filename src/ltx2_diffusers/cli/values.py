@@ -1,7 +1,7 @@
 """Values of options: how they are read, how options are named, and which of their values are input files."""
 
 import argparse
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,16 +61,20 @@ def replaced_files(value: Any, change: Callable[[Path], Any]) -> Any:
     return [replaced_files(part, change) for part in value] if isinstance(value, list) else value
 
 
+def parts_of(value: Any) -> Iterator[Any]:
+    """A value of an option, or all that a list of them holds."""
+    if isinstance(value, list):
+        for part in value:
+            yield from parts_of(part)
+    else:
+        yield value
+
+
 def input_files(options: Options) -> dict[Path, str]:
     """Every input file of the options, with the option that names it."""
     found: dict[Path, str] = {}
     for option, value in options.items():
-        for path in _files(value):
-            found.setdefault(path, option)
+        for part in parts_of(value):
+            if isinstance(part, Path):
+                found.setdefault(part, option)
     return found
-
-
-def _files(value: Any) -> list[Path]:
-    if isinstance(value, list):
-        return [path for part in value for path in _files(part)]
-    return [value] if isinstance(value, Path) else []

@@ -90,6 +90,7 @@ def segments(options: Options, _takes: Collection[str]) -> Arguments:
 
     The parts are of one length, the given one or the shortest that will do; several prompts say how many they are.
     """
+    from ..application.chunks import fewest_parts, shortest_part
     from ..conditioning.shapes import VIDEO_SCALE_FACTORS
     from ..media.reading import probe
     from ..pipelines.plan import DEFAULT_SIZE
@@ -107,8 +108,8 @@ def segments(options: Options, _takes: Collection[str]) -> Arguments:
         raise ValueError(f"--overlap has to be less than --num-frames {longest} but is {overlap}; use 9")
     frames = stride * ceil(seconds * rate / stride) + (overlap if "video" in options else 1)
     texts = len(options["prompt"])
-    count = texts if texts > 1 else max(1, ceil((frames - overlap) / (longest - overlap)))
-    part = stride * ceil(((frames + (count - 1) * overlap) / count - 1) / stride) + 1
+    count = texts if texts > 1 else fewest_parts(frames, longest, overlap)
+    part = shortest_part(frames, count, overlap)
     if part > longest:
         raise ValueError(
             f"--extend {seconds:g} in {count} parts needs {part} frames a part, more than {longest}; give more prompts, or "

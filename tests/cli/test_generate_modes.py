@@ -81,6 +81,12 @@ RUNS = {
         [2],
         (17, 64, 17 / 24),
     ),
+    "retake of another sound": (
+        ["--video", "SILENT.MP4", "--audio", "TONE.WAV", "--retake", "0.2:0.5", "--keep-video", *QUICK],
+        "LTX2RetakePipeline",
+        [2],
+        (17, 64, 17 / 24),
+    ),
     "extension": (
         ["--video", "CLIP.MP4", "--extend", "0.5", "--overlap", "9", *QUICK],
         "LTX2ExtendPipeline",

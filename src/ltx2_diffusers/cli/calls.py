@@ -74,10 +74,10 @@ def region(options: Options, _takes: Collection[str]) -> Arguments:
 
 
 def sound_alone(options: Options, _takes: Collection[str]) -> Arguments:
-    """That pictures stay, for a clip whose sound can be made anew."""
+    """That pictures stay, for a clip with sound to make anew."""
     from ..media.reading import probe
 
-    if probe(options["video"]).sampling_rate is None:
+    if "audio" not in options and probe(options["video"]).sampling_rate is None:
         raise ValueError(
             f"--keep-video leaves nothing to be made anew: --video {str(options['video'])!r} has no sound; use --add-sound "
             "to give it one"

@@ -109,14 +109,16 @@ def _check_kind(pipeline: Any, options: Options) -> None:
 
 def _load_loras(pipeline: Any, options: Options) -> None:
     """Load LoRAs and make them active, but for one that belongs to the refining stage alone."""
+    from ..pipelines.stages import DISTILLED_ADAPTER
+
     active = {}
     for index, (file, weight) in enumerate(options.get("lora", [])):
         pipeline.load_lora_weights(str(file), adapter_name=f"lora_{index}")
         active[f"lora_{index}"] = weight
     if "distilled_lora" in options:
         file, weight = options["distilled_lora"]
-        pipeline.load_lora_weights(str(file), adapter_name="distilled")
+        pipeline.load_lora_weights(str(file), adapter_name=DISTILLED_ADAPTER)
         if "distilled" in options:
-            active["distilled"] = weight
+            active[DISTILLED_ADAPTER] = weight
     if active or "distilled_lora" in options:
         pipeline.set_adapters(list(active), list(active.values()))

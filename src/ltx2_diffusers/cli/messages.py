@@ -25,8 +25,9 @@ def in_options(message: str, given: Options) -> str:
             message = message.replace(f"`{option.argument}` is {option.gives}", f"{flag(option.name)} is given")
 
     def typed(word: re.Match[str]) -> str:
-        is_name = word[0] != word["name"] or "_" in word[0] or message.startswith(" must ", word.end())
-        return _typed(word["name"], word["value"], given) or word[0] if is_name else word[0]
+        if word[0] != word["name"] or "_" in word[0] or message.startswith(" must ", word.end()):
+            return _typed(word["name"], word["value"], given) or word[0]
+        return word[0]
 
     message = _OBJECT.sub(r"\1", message)
     message = _WORD.sub(typed, message)

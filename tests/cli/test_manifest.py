@@ -123,14 +123,14 @@ def test_a_folder_with_clip_inputs_and_manifest_can_move(inputs, tmp_path_factor
 
 
 def test_the_text_that_was_written_is_used_again(tmp_path, monkeypatch):
-    from ltx2_diffusers.prompts.enhancement import PromptEnhancer
+    from ltx2_diffusers.prompts.chat import ChatModel
 
     out = tmp_path / "out.mp4"
     assert generate(out, "--enhance-prompt", "--enhance-tokens", "4", *SMALL, *QUICK) == 0
     written = manifest(out)["result"]
     assert written["prompt"] == ["waves"]
     assert written["enhanced_prompt"] != ["waves"]
-    monkeypatch.setattr(PromptEnhancer, "enhance_prompt", lambda *_, **__: pytest.fail("the text was written anew"))
+    monkeypatch.setattr(ChatModel, "answer", lambda *_, **__: pytest.fail("the text was written anew"))
     assert replay(f"{out}.json") == 0
     assert manifest(tmp_path / "out-replay.mp4")["options"]["prompt"] == written["enhanced_prompt"]
 

@@ -12,7 +12,7 @@ from ltx2_diffusers.media.reading import probe, read_audio
 from ltx2_diffusers.media.writing import write_video
 from ltx2_diffusers.pipelines.arguments import Delivery
 from ltx2_diffusers.pipelines.conditions.pictures import LTX2VideoCondition
-from ltx2_diffusers.pipelines.decoding import decode_video
+from ltx2_diffusers.pipelines.engine import decode_video
 from ltx2_diffusers.pipelines.recipes.condition import LTX2ConditionPipeline
 from ltx2_diffusers.pipelines.recipes.extension.pipeline import LTX2ExtendPipeline
 from ltx2_diffusers.pipelines.recipes.image_to_video import LTX2ImageToVideoPipeline

@@ -10,8 +10,7 @@ from diffusers import LTX2InContextPipeline as DiffusersOriginal
 from diffusers.pipelines.ltx2.pipeline_ltx2_condition import LTX2VideoCondition as DiffusersCondition
 from diffusers.pipelines.ltx2.pipeline_ltx2_ic_lora import LTX2ReferenceCondition as DiffusersReference
 
-from ltx2_diffusers.pipelines.conditions.pictures import LTX2VideoCondition
-from ltx2_diffusers.pipelines.conditions.references import LTX2ReferenceCondition
+from ltx2_diffusers.pipelines.conditions.pictures import LTX2ReferenceCondition, LTX2VideoCondition
 from ltx2_diffusers.pipelines.recipes.in_context import LTX2InContextPipeline
 from tests.pipelines.tiny import (
     ALL_GUIDANCE,

@@ -14,8 +14,7 @@ import torch
 
 from ltx2_diffusers import LTX2Pipeline
 from ltx2_diffusers.conditioning.carry import resize_latent
-from ltx2_diffusers.pipelines.conditions.pictures import LTX2VideoCondition
-from ltx2_diffusers.pipelines.conditions.references import LTX2ReferenceCondition
+from ltx2_diffusers.pipelines.conditions.pictures import LTX2ReferenceCondition, LTX2VideoCondition
 from ltx2_diffusers.pipelines.recipes.audio_to_video import LTX2AudioToVideoPipeline
 from ltx2_diffusers.pipelines.recipes.condition import LTX2ConditionPipeline
 from ltx2_diffusers.pipelines.recipes.distilled import LTX2DistilledPipeline

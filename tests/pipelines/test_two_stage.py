@@ -8,8 +8,7 @@ from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
 
 from ltx2_diffusers import LTX2PipelineOutput
 from ltx2_diffusers.checkpoints.packaged import packaged_checkpoint
-from ltx2_diffusers.pipelines.conditions.pictures import LTX2VideoCondition
-from ltx2_diffusers.pipelines.conditions.references import LTX2ReferenceCondition
+from ltx2_diffusers.pipelines.conditions.pictures import LTX2ReferenceCondition, LTX2VideoCondition
 from ltx2_diffusers.pipelines.recipes.two_stage import LTX2TwoStagePipeline
 from tests.pipelines.recipes import (
     CALL,

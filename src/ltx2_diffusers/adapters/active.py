@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
+DISTILLED_ADAPTER = "distilled"
+"""Name under which a refining stage looks for the distilled LoRA of a dev checkpoint."""
+
 
 def adapter_layers(pipeline: Any) -> list[BaseTunerLayer]:
     """All layers of the pipeline that carry adapters, in the order of components and modules."""

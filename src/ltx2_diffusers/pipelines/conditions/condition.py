@@ -13,7 +13,7 @@ import PIL.Image
 import torch
 
 from ...adapters.mixin import ReferenceFactors
-from ...conditioning.streams import Streams
+from ...conditioning import Streams
 from ..plan import ClipPlan
 
 

@@ -3,12 +3,7 @@ import pytest
 import torch
 from diffusers.pipelines.ltx2.utils import apply_image_conditioning_crf
 
-from ltx2_diffusers.media.preprocess import (
-    fit_cover,
-    h264_round_trip,
-    normalize_pixels,
-    subsampled_frames,
-)
+from ltx2_diffusers.media.preprocess import fit_cover, h264_round_trip, normalize_pixels, subsampled_frames
 from tests.golden_data import load_tensors
 
 from .clips import gradient_clip

@@ -18,12 +18,11 @@ from ..guidance import GuidanceOptions
 from ..guidance.scales import PRESET, AudioScale, GivenScales
 from ..media.frames import Frames
 from ..prompts import Enhancement, Prompts
-from .conditions import Condition, Sound
+from .conditions import Condition, Conditions, Sound
 from .plan import Size
 
 Callback = Callable[..., dict[str, Any] | None]
 Generators = torch.Generator | list[torch.Generator] | None
-Conditions = Condition | Sequence[Condition] | None
 BOTH = Streams(True, True)
 _UNSAID = Streams(GivenScales(), GivenScales())
 

@@ -37,6 +37,8 @@ def extends(base: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
             init(**components)
 
         constructor.__signature__ = signature
+        # diffusers reads the types of components from here.
+        constructor.__annotations__ = {p.name: p.annotation for p in own + shared if p.annotation is not p.empty}
         return constructor
 
     return decorate

@@ -22,7 +22,8 @@ from ..sampling import GuidedDenoiser, Sampler, denoise, get_sampler, with_laten
 from ..schedulers.levels import noise_levels
 from .arguments import BOTH, Callback, Delivery, Generators, Request, Sampling, Stage, Start
 from .base import LTX2PipelineBase
-from .conditions import Opened, Original, check_conflicts, check_heard, held_streams
+from .conditions import Opened, check_conflicts, check_heard, held_streams
+from .conditions.condition import Original
 from .generation import LTX2GenerationPipeline
 from .output import LTX2PipelineOutput
 from .plan import ClipPlan, check_decodable_size, plan_clip
@@ -50,12 +51,7 @@ class StepCallback:
     target: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     def __call__(
-        self,
-        pipeline: LTX2GenerationPipeline,
-        step: int,
-        timestep: torch.Tensor,
-        states: Streams,
-        prediction: Streams,
+        self, pipeline: LTX2GenerationPipeline, step: int, timestep: torch.Tensor, states: Streams, prediction: Streams
     ) -> Streams:
         """Show the new states and the prediction they come from to the function; return the states to go on with."""
         if self.function is None:
@@ -163,10 +159,7 @@ def _guided_stage(sampling: Sampling, scales: Streams) -> Stage:
 
 
 def refining_stage(
-    pipeline: LTX2GenerationPipeline,
-    sampling: Sampling,
-    adapters: Mapping[str, float] | None,
-    upsampler: str | None,
+    pipeline: LTX2GenerationPipeline, sampling: Sampling, adapters: Mapping[str, float] | None, upsampler: str | None
 ) -> Stage:
     """The second stage of the reference recipes: few fixed noise levels, no guidance, no reference videos."""
     options = sampling.guidance_options

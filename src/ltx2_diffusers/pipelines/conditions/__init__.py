@@ -1,6 +1,6 @@
 """What a generation can be held to."""
 
-from .condition import Condition, Opened, Original, check_conflicts, check_heard, held_streams, listed_conditions
+from .condition import Condition, Conditions, Opened, check_conflicts, check_heard, held_streams, listed_conditions
 from .pictures import FirstFrameCondition, LTX2ReferenceCondition, LTX2VideoCondition, keyframes, with_defaults
 from .sounds import AudioCondition, LTX2AudioReferenceCondition, Sound, Waveform
 from .source import Mask, SourceClip, WholeVideoCondition, read_source, retake_conditions
@@ -8,13 +8,13 @@ from .source import Mask, SourceClip, WholeVideoCondition, read_source, retake_c
 __all__ = [
     "AudioCondition",
     "Condition",
+    "Conditions",
     "FirstFrameCondition",
     "LTX2AudioReferenceCondition",
     "LTX2ReferenceCondition",
     "LTX2VideoCondition",
     "Mask",
     "Opened",
-    "Original",
     "Sound",
     "SourceClip",
     "Waveform",

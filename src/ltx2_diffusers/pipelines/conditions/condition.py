@@ -103,6 +103,10 @@ class Condition(ABC):
         """
 
 
+Conditions = Condition | Sequence[Condition] | None
+"""What arguments take that hold one condition or several."""
+
+
 def listed_conditions(name: str, given: Any) -> list[Condition]:
     """The conditions of an argument that takes one, a list, or `None`."""
     conditions = [] if given is None else list(given) if isinstance(given, (list, tuple)) else [given]

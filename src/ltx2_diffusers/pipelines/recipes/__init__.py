@@ -2,7 +2,7 @@
 
 from ...conditioning import Streams
 from ...media.frames import Frames
-from ..arguments import Arguments, Conditions, GivenArguments, SoundArguments, StagedArguments, Texts, takes
+from ..arguments import Arguments, GivenArguments, SoundArguments, StagedArguments, Texts, takes
 from ..base import extends
 from ..engine import run, stage_list
 from ..generation import LTX2GenerationPipeline, LTX2StagedPipeline
@@ -12,7 +12,6 @@ from ..plan import DEFAULT_SIZE, Size
 __all__ = [
     "DEFAULT_SIZE",
     "Arguments",
-    "Conditions",
     "Frames",
     "GivenArguments",
     "LTX2GenerationPipeline",

@@ -7,8 +7,8 @@ from typing import Any
 from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
 
 from ...schedulers.scheduling_ltx2 import LTX2Scheduler
-from ..conditions import Condition, listed_conditions
-from . import Arguments, Conditions, LTX2GenerationPipeline, LTX2PipelineOutput, extends, run, stage_list, takes
+from ..conditions import Condition, Conditions, listed_conditions
+from . import Arguments, LTX2GenerationPipeline, LTX2PipelineOutput, extends, run, stage_list, takes
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,7 @@ class LTX2ConditionPipeline(LTX2GenerationPipeline):
 
     @extends(LTX2GenerationPipeline)
     def __init__(
-        self,
-        *,
-        audio_scheduler: LTX2Scheduler | FlowMatchEulerDiscreteScheduler | None = None,
-        **components: Any,
+        self, *, audio_scheduler: LTX2Scheduler | FlowMatchEulerDiscreteScheduler | None = None, **components: Any
     ) -> None:
         super().__init__(**components)
         self.register_modules(audio_scheduler=audio_scheduler)

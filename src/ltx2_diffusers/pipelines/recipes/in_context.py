@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ..conditions import listed_conditions, with_defaults
-from . import Arguments, Conditions, LTX2PipelineOutput, Texts, takes
+from ..conditions import Conditions, listed_conditions, with_defaults
+from . import Arguments, LTX2PipelineOutput, Texts, takes
 from .condition import LTX2ConditionPipeline, run_conditioned
 
 

@@ -2,18 +2,8 @@
 
 from dataclasses import dataclass
 
-from ..conditions import Mask, Sound, held_streams, listed_conditions, read_source, retake_conditions
-from . import (
-    Conditions,
-    Frames,
-    LTX2PipelineOutput,
-    LTX2StagedPipeline,
-    StagedArguments,
-    Streams,
-    run,
-    stage_list,
-    takes,
-)
+from ..conditions import Conditions, Mask, Sound, held_streams, listed_conditions, read_source, retake_conditions
+from . import Frames, LTX2PipelineOutput, LTX2StagedPipeline, StagedArguments, Streams, run, stage_list, takes
 
 
 @dataclass(frozen=True)

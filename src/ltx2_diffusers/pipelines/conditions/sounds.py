@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 
 from ...checks import check_choice, check_from_zero, check_unit
-from ...conditioning.carry import fit_audio_latent
+from ...conditioning.carry import stretch_audio_latent
 from ...conditioning.items.appended import AudioConditionByReferenceLatent
 from ...conditioning.items.regions import ConditionByWholeLatent
 from ...conditioning.streams import Streams
@@ -98,7 +98,7 @@ class OpenedSound(Opened):
     def _latent(self) -> torch.Tensor:
         samples, rate, frames = self.sound.samples, self.sound.rate, self.clip.audio.frames
         if self.stretched:
-            latent = fit_audio_latent(self.studio.encode_audio(samples, rate), frames, "stretch")
+            latent = stretch_audio_latent(self.studio.encode_audio(samples, rate), frames)
         else:
             latent = self.studio.encode_audio(fit_audio(samples, self.clip.duration_s, rate), rate)
         return conform_latent_length(latent, frames)

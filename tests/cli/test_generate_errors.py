@@ -2,8 +2,12 @@
 
 import pytest
 
-from ltx2_diffusers.cli.modes import CONFLICTS, NEEDS, choose_mode
+from ltx2_diffusers.cli.modes import choose_mode
+from ltx2_diffusers.cli.options import OPTIONS
 from tests.cli.running import QUICK, SMALL, STAGED, complaint, generate, located
+
+NEEDS = {name: option.needs for name, option in OPTIONS.items() if option.needs}
+CONFLICTS = [(name, other) for name, option in OPTIONS.items() for other in option.excludes]
 
 
 @pytest.mark.parametrize(("option", "needed"), NEEDS.items())

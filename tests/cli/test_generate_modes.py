@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from ltx2_diffusers.cli.calls import call_arguments
 from ltx2_diffusers.cli.main import main
-from ltx2_diffusers.cli.modes import MODES
+from ltx2_diffusers.cli.modes import MODES, call_arguments
 from ltx2_diffusers.cli.values import weighted_file
 from ltx2_diffusers.media.reading import probe, read_audio, read_video
 from tests.cli.running import QUICK, SMALL, STAGED, generate, located, manifest
@@ -78,6 +77,12 @@ RUNS = {
     ),
     "retake of the sound": (
         ["--video", "CLIP.MP4", "--retake", "0.2:0.5", "--keep-video", *QUICK],
+        "LTX2RetakePipeline",
+        [2],
+        (17, 64, 17 / 24),
+    ),
+    "retake of another sound": (
+        ["--video", "SILENT.MP4", "--audio", "TONE.WAV", "--retake", "0.2:0.5", "--keep-video", *QUICK],
         "LTX2RetakePipeline",
         [2],
         (17, 64, 17 / 24),

@@ -80,6 +80,41 @@ def test_a_manifest_says_how_the_clip_was_made(inputs):
     assert output["video"]["sha256"] == fingerprints.content_identity(out)["video"]["sha256"]
 
 
+# Options as the first version of manifests has them.
+WRITTEN = {
+    "two_stage": True,
+    "refine_with_same_weights": True,
+    "image": {"file": "red.png"},
+    "image_at": [[-1, {"file": "red.png"}, 0.5]],
+    "audio": {"file": "tone.wav"},
+    "lora": [[{"file": "strong.safetensors"}, 0.5]],
+    "checkpoint": "ltx2-tiny",
+    "device": "cpu",
+    "dtype": "float32",
+    "offload": "none",
+    "prompt": ["waves"],
+    "frame_rate": 24.0,
+    "height": 128,
+    "width": 128,
+    "num_frames": 9,
+    "max_sequence_length": 64,
+    "seed": 10,
+    "steps": 2,
+}
+
+
+def test_options_stand_in_a_manifest_as_they_always_did(tmp_path, media):
+    for name in ("red.png", "tone.wav", "strong.safetensors"):
+        shutil.copy(media / name, tmp_path)
+    files = ["--image", "red.png", "--image-at", "-1", "red.png:0.5", "--audio", "tone.wav"]
+    files = [str(tmp_path / file) if "." in file else file for file in files]
+    lora = ["--lora", f"{tmp_path / 'strong.safetensors'}:0.5"]
+    assert generate(tmp_path / "out.mp4", "--two-stage", *files, *lora, "--preview", *STAGED, *QUICK) == 0
+    assert manifest(tmp_path / "out.mp4")["options"] == WRITTEN
+    changed(tmp_path / "out.mp4.json", options=WRITTEN)
+    assert replay(tmp_path / "out.mp4.json") == 0
+
+
 def test_a_folder_with_clip_inputs_and_manifest_can_move(inputs, tmp_path_factory):
     assert generate(inputs / "out.mp4", "--image", inputs / "red.png", *SMALL, *QUICK) == 0
     moved = tmp_path_factory.mktemp("elsewhere") / "moved"
@@ -88,14 +123,14 @@ def test_a_folder_with_clip_inputs_and_manifest_can_move(inputs, tmp_path_factor
 
 
 def test_the_text_that_was_written_is_used_again(tmp_path, monkeypatch):
-    from ltx2_diffusers.prompts.enhancement import PromptEnhancer
+    from ltx2_diffusers.prompts.chat import ChatModel
 
     out = tmp_path / "out.mp4"
     assert generate(out, "--enhance-prompt", "--enhance-tokens", "4", *SMALL, *QUICK) == 0
     written = manifest(out)["result"]
     assert written["prompt"] == ["waves"]
     assert written["enhanced_prompt"] != ["waves"]
-    monkeypatch.setattr(PromptEnhancer, "enhance_prompt", lambda *_, **__: pytest.fail("the text was written anew"))
+    monkeypatch.setattr(ChatModel, "answer", lambda *_, **__: pytest.fail("the text was written anew"))
     assert replay(f"{out}.json") == 0
     assert manifest(tmp_path / "out-replay.mp4")["options"]["prompt"] == written["enhanced_prompt"]
 

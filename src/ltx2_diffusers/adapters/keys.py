@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers.utils import logging
@@ -34,7 +35,6 @@ _OTHER_KINDS = {
     "a LoRA of convolutions": ("lora_mid.weight",),
 }
 _CONNECTOR_PREFIX = re.compile(r"^(connectors\.)?(text_embedding_projection\.)?")
-_CONNECTOR_ROOT = re.compile(r"((video_|audio_)?embeddings_connector|(video|audio)_connector)\.")
 ADAPTER_METADATA = "lora_adapter_metadata"
 
 
@@ -144,9 +144,7 @@ def _refuse_other_kinds(tensors: Mapping[str, torch.Tensor | Entry]) -> None:
 
 
 def _as_entry(tensor: torch.Tensor | Entry) -> Entry:
-    if isinstance(tensor, Entry):
-        return tensor
-    return Entry(tensor.dtype, tuple(tensor.shape), lambda: tensor)
+    return tensor if isinstance(tensor, Entry) else Entry.of(tensor)
 
 
 def _num_blocks(entries: Mapping[str, Entry]) -> tuple[int, int]:
@@ -175,7 +173,7 @@ def _place(name: str, modules: ModuleShapes, table: Mapping[str, tuple[str, str]
         return table.get(name.removeprefix(_UNDERSCORED))
     name = without_prefix(name)
     local = _CONNECTOR_PREFIX.sub("", name)
-    component = "connectors" if local != name or _CONNECTOR_ROOT.match(local) else "transformer"
+    component = "connectors" if local != name or local.partition(".")[0] in keys.CONNECTOR_ROOTS else "transformer"
     path = keys.rename(component, [local], to="diffusers")[local]
     return (component, path) if path in modules.get(component, {}) else None
 
@@ -204,9 +202,9 @@ def _report_unmatched(unmatched: list[str], total: int, found: bool, strict: boo
     )
 
 
-def _adapter_configs(metadata: Mapping[str, str]) -> dict[str, dict]:
+def _adapter_configs(metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """Per component the LoRA settings that diffusers saves in the file's metadata."""
-    result: dict[str, dict] = {}
+    result: dict[str, dict[str, Any]] = {}
     for name, value in json.loads(metadata.get(ADAPTER_METADATA, "{}")).items():
         component, _, field = name.partition(".")
         result.setdefault(component, {})[field] = value
@@ -219,7 +217,7 @@ def _adapter_configs(metadata: Mapping[str, str]) -> dict[str, dict]:
 
 
 def _layer(
-    place: tuple[str, str], found: Mapping[str, Entry], shape: tuple[int, int] | None, config: Mapping
+    place: tuple[str, str], found: Mapping[str, Entry], shape: tuple[int, int] | None, config: Mapping[str, Any]
 ) -> LoraLayer:
     path = place[1]
     if missing := [part for part in ("down", "up") if part not in found]:
@@ -238,7 +236,7 @@ def _layer(
     return LoraLayer(down, up, rank if alpha == rank else alpha)
 
 
-def _configured_alpha(path: str, rank: int, config: Mapping) -> float:
+def _configured_alpha(path: str, rank: int, config: Mapping[str, Any]) -> float:
     """The module's alpha in diffusers' settings, else r."""
     if "lora_alpha" not in config:
         return rank

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from math import ceil
 
 from ..checks import check_num_frames
+from ..conditioning.shapes import VIDEO_SCALE_FACTORS, snap_frames
 
-_STRIDE = 8  # Pixel frames per latent frame after the first one.
+_STRIDE = VIDEO_SCALE_FACTORS.time
 
 
 @dataclass(frozen=True)
@@ -40,20 +41,30 @@ def plan_chunks(num_frames: int, chunk_frames: int = 121, overlap_frames: int = 
         chunk_frames: Most frames of a part, 8 k + 1. Default 121, the reference length.
         overlap_frames: Frames that a part takes over from the one before, 8 k + 1. Default 25.
     """
-    for name, value in (
-        ("num_frames", num_frames),
-        ("chunk_frames", chunk_frames),
-        ("overlap_frames", overlap_frames),
-    ):
+    for name, value in {
+        "num_frames": num_frames,
+        "chunk_frames": chunk_frames,
+        "overlap_frames": overlap_frames,
+    }.items():
         check_num_frames(value, _STRIDE, name)
     if overlap_frames >= chunk_frames:
         raise ValueError(
             f"`overlap_frames` ({overlap_frames}) leaves nothing new in parts of {chunk_frames} frames; use "
             f"{chunk_frames - _STRIDE} or less"
         )
-    count = 1 + max(0, ceil((num_frames - chunk_frames) / (chunk_frames - overlap_frames)))
-    # A part of L frames adds L - overlap of them: L + (count - 1) * (L - overlap) >= num_frames.
-    latents = ceil((num_frames - 1 + (count - 1) * (overlap_frames - 1)) / count / _STRIDE)
-    length = latents * _STRIDE + 1
+    count = fewest_parts(num_frames, chunk_frames, overlap_frames)
+    length = shortest_part(num_frames, count, overlap_frames)
     step = length - overlap_frames
     return tuple(Chunk(i, i * step, length, overlap_frames if i else 0) for i in range(count))
+
+
+def fewest_parts(num_frames: int, longest: int, overlap_frames: int) -> int:
+    """How many parts of at most `longest` frames make a video together, if each takes over some from the one before."""
+    return max(1, ceil((num_frames - overlap_frames) / (longest - overlap_frames)))
+
+
+def shortest_part(num_frames: int, count: int, overlap_frames: int) -> int:
+    """The fewest frames 8 k + 1 that each of `count` parts may have to make a video together."""
+    # A part of L frames adds L - overlap of them: L + (count - 1) * (L - overlap) >= num_frames.
+    frames = ceil((num_frames + (count - 1) * overlap_frames) / count)
+    return snap_frames(frames + _STRIDE - 1)

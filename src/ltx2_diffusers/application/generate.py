@@ -10,14 +10,7 @@ from ..media.waveforms import fit_audio
 from ..pipelines.output import LTX2PipelineOutput
 from ..pipelines.recipes.two_stage import LTX2TwoStagePipeline
 from .director import PromptDirector
-from .selection import (
-    APPLICATION_DEFAULTS,
-    ApplicationDefaults,
-    GenerationRequest,
-    Selection,
-    select_pipeline,
-    step_callback,
-)
+from .selection import APPLICATION_DEFAULTS, ApplicationDefaults, GenerationRequest, Selection, select_pipeline
 
 
 def generate(
@@ -60,14 +53,24 @@ def generate(
         return image_generator(selection.request)
     if selection.tile_video:
         pipeline.vae.enable_tiling()
-    common = {}
+    common: dict[str, Any] = {}
     if request.seed is not None:
         common["generator"] = torch.Generator().manual_seed(request.seed)
     if on_progress is not None:
         common["callback_on_step_end"] = step_callback(on_progress)
     common |= overrides
     output = _in_parts(selection, pipeline, common) if selection.chunks else _whole(selection, pipeline, common)
-    return replace(output, info={**output.info, "rule": selection.rule, "notes": list(selection.notes)})
+    return _noted(output, rule=selection.rule, notes=list(selection.notes))
+
+
+def step_callback(on_progress: Callable[[int, int], None]) -> Callable[..., dict[str, Any]]:
+    """A `callback_on_step_end` that calls `on_progress(step, total)`, steps from 1; what it raises ends the call."""
+
+    def on_step_end(pipeline: Any, step: int, _timestep: Any, _tensors: dict[str, Any]) -> dict[str, Any]:
+        on_progress(step + 1, pipeline.num_timesteps)
+        return {}
+
+    return on_step_end
 
 
 def _whole(selection: Selection, pipeline: Any, common: dict[str, Any]) -> LTX2PipelineOutput:
@@ -76,7 +79,9 @@ def _whole(selection: Selection, pipeline: Any, common: dict[str, Any]) -> LTX2P
 
 def _in_parts(selection: Selection, pipeline: Any, common: dict[str, Any]) -> LTX2PipelineOutput:
     """The clip made part by part, cut to the length that was asked for."""
-    arguments, infos, prompts = {**selection.arguments, **common}, {}, []
+    arguments = {**selection.arguments, **common}
+    facts: dict[str, Any] = {}
+    prompts: list[str] = []
     if selection.opening is not None:
         call = {**selection.opening, **common, "output_type": "latent"}
         first = _as(LTX2TwoStagePipeline, pipeline)(**call)
@@ -85,14 +90,14 @@ def _in_parts(selection: Selection, pipeline: Any, common: dict[str, Any]) -> LT
     if arguments.pop("enable_prompt_enhancement"):
         texts = _directed(selection, pipeline, arguments, prompts)
         arguments |= {"prompt": texts[len(texts) - arguments["num_segments"] :]}
-        infos["enhanced_prompt"] = texts
+        facts["enhanced_prompt"] = texts
     output = _as(selection.pipeline_class, pipeline)(**arguments)
-    return _cut(replace(output, info={**output.info, **infos}), selection.request.num_frames)
+    return _cut(_noted(output, **facts), selection.request.num_frames)
 
 
 def _directed(selection: Selection, pipeline: Any, call: dict[str, Any], first: list[str]) -> list[str]:
     """One prompt per part: the first one enhanced, each further one going on from the one before."""
-    settings = {
+    settings: dict[str, Any] = {
         "max_new_tokens": call.get("prompt_max_new_tokens"),
         "generation_kwargs": call.get("prompt_enhancement_kwargs"),
     }
@@ -107,14 +112,18 @@ def _directed(selection: Selection, pipeline: Any, call: dict[str, Any], first: 
 
 def _cut(output: LTX2PipelineOutput, num_frames: int) -> LTX2PipelineOutput:
     """The output without the frames beyond the wished ones; latents and files stay as they are."""
-    if output.frames is None or output.info["output_type"] == "latent":
-        return output
     frames, audio = output.frames, output.audio
+    if frames is None or (output.info or {})["output_type"] == "latent":
+        return output
     frames = [clip[:num_frames] for clip in frames] if isinstance(frames, list) else frames[:, :num_frames]
-    if audio is not None:
+    if audio is not None and output.frame_rate is not None and output.sampling_rate is not None:
         audio = fit_audio(audio, num_frames / output.frame_rate, output.sampling_rate)
-    return replace(output, frames=frames, audio=audio, info={**output.info, "num_frames": num_frames})
+    return _noted(replace(output, frames=frames, audio=audio), num_frames=num_frames)
 
 
-def _as(pipeline_class: type, pipeline: Any) -> Any:
+def _noted(output: LTX2PipelineOutput, **facts: Any) -> LTX2PipelineOutput:
+    return replace(output, info={**(output.info or {}), **facts})
+
+
+def _as(pipeline_class: Any, pipeline: Any) -> Any:
     return pipeline if type(pipeline) is pipeline_class else pipeline_class.from_pipe(pipeline)

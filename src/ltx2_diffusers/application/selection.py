@@ -1,12 +1,13 @@
 """Which pipeline serves what an application asks for: pure decisions, no model is touched."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from importlib import import_module
+from math import inf
 from typing import Any
 
 from ..checks import check_at_least_one, check_choice, check_num_frames, check_positive, check_unit
+from ..conditioning.shapes import VIDEO_SCALE_FACTORS
 from ..pipelines.conditions.pictures import LTX2VideoCondition
 from ..pipelines.conditions.references import LTX2ReferenceCondition
 from .chunks import Chunk, plan_chunks
@@ -98,6 +99,17 @@ class GenerationRequest:
     device_type: str = "cuda"
 
 
+@dataclass(frozen=True, kw_only=True)
+class CompleteRequest(GenerationRequest):
+    """A request with its defaults filled in."""
+
+    width: int
+    height: int
+    num_frames: int
+    frame_rate: float
+    enhance_prompt: bool
+
+
 @dataclass(frozen=True)
 class Selection:
     """What serves a request.
@@ -117,16 +129,18 @@ class Selection:
     rule: str
     pipeline_name: str
     arguments: dict[str, Any]
-    request: GenerationRequest
+    request: CompleteRequest
     opening: dict[str, Any] | None = None
     chunks: tuple[Chunk, ...] = ()
     tile_video: bool = False
     notes: tuple[str, ...] = ()
 
     @property
-    def pipeline_class(self) -> type:
+    def pipeline_class(self) -> Any:
         """The pipeline class, imported when it is asked for."""
-        return getattr(import_module(__package__.partition(".")[0]), self.pipeline_name)
+        import ltx2_diffusers
+
+        return getattr(ltx2_diffusers, self.pipeline_name)
 
 
 def select_pipeline(
@@ -147,37 +161,21 @@ def select_pipeline(
         ValueError: If a value of the request is out of range.
     """
     check_choice("kind", kind, ("dev", "distilled"))
-    request, notes = _completed(request, defaults)
-    rule, pipeline_name = _rule(request, defaults)
-    arguments = _shared_arguments(request, kind, defaults, rule == "chained")
+    complete, notes = _completed(request, defaults)
+    rule, pipeline_name = _rule(complete, defaults)
+    arguments = _shared_arguments(complete, kind, defaults, rule == "chained")
     if rule == "in_context":
-        arguments |= _in_context_arguments(request)
         notes += [
             f"the place of {os.fspath(item.path)!r} (frame {item.frame_index}) is not read; an IC-LoRA follows a clip "
             "from the first frame on"
-            for item in _items(request, "video")
+            for item in _items(complete, "video")
             if item.frame_index
         ]
-    elif rule == "keyframes":
-        arguments |= _keyframe_arguments(request)
-    elif rule != "chained":
-        arguments["conditions"] = [_picture(item) for item in request.timeline]
-    if rule == "image":
-        # One frame lasts too short for a sound.
-        arguments["generate_audio"] = False
-    tiled = request.device_type in defaults.tiled_devices
-    selection = Selection(rule, pipeline_name, arguments, request, None, (), tiled, tuple(notes))
+    if rule != "chained":
+        arguments |= _timeline_arguments(rule, complete)
+    tiled = complete.device_type in defaults.tiled_devices
+    selection = Selection(rule, pipeline_name, arguments, complete, tile_video=tiled, notes=tuple(notes))
     return _chained(selection, defaults) if rule == "chained" else selection
-
-
-def step_callback(on_progress: Callable[[int, int], None]) -> Callable[..., dict[str, Any]]:
-    """A `callback_on_step_end` that calls `on_progress(step, total)`, steps from 1; what it raises ends the call."""
-
-    def on_step_end(pipeline: Any, step: int, _timestep: Any, _tensors: dict[str, Any]) -> dict[str, Any]:
-        on_progress(step + 1, pipeline.num_timesteps)
-        return {}
-
-    return on_step_end
 
 
 def _chained(selection: Selection, defaults: ApplicationDefaults) -> Selection:
@@ -188,22 +186,21 @@ def _chained(selection: Selection, defaults: ApplicationDefaults) -> Selection:
     chunks = plan_chunks(selection.request.num_frames, defaults.chunk_frames, defaults.overlap_frames)
     length = chunks[0].num_frames
     shown = [item for item in selection.request.timeline if item.frame_index < length]
-    late = [item for item in selection.request.timeline if item.frame_index >= length]
-    notes = [
+    late = [
         f"{os.fspath(item.path)!r} (frame {item.frame_index}) is not shown; of a video made in parts, the pictures of "
         f"the first {length} frames are"
-        for item in late
+        for item in selection.request.timeline
+        if item.frame_index >= length
     ]
     shared = {**selection.arguments, "num_frames": length}
     opening = {**shared, "conditions": [_picture(item) for item in shown]} if shown else None
     count = len(chunks) - (opening is not None)
     arguments = {**shared, "num_segments": count, "overlap_frames": defaults.overlap_frames, "two_stage": True}
-    return replace(
-        selection, arguments=arguments, opening=opening, chunks=chunks, notes=selection.notes + tuple(notes)
-    )
+    notes = (*selection.notes, *late)
+    return replace(selection, arguments=arguments, opening=opening, chunks=chunks, notes=notes)
 
 
-def _rule(request: GenerationRequest, defaults: ApplicationDefaults) -> tuple[str, str]:
+def _rule(request: CompleteRequest, defaults: ApplicationDefaults) -> tuple[str, str]:
     if request.num_frames == 1:
         return "image", "LTX2TwoStagePipeline"
     if _items(request, "video"):
@@ -215,32 +212,35 @@ def _rule(request: GenerationRequest, defaults: ApplicationDefaults) -> tuple[st
     return "two_stage", "LTX2TwoStagePipeline"
 
 
-def _completed(request: GenerationRequest, defaults: ApplicationDefaults) -> tuple[GenerationRequest, list[str]]:
+def _completed(request: GenerationRequest, defaults: ApplicationDefaults) -> tuple[CompleteRequest, list[str]]:
     """The request with every value set and checked, and notes on what was changed."""
     if not isinstance(request.prompt, str):
         raise ValueError(f"`prompt` has to be a text but is {request.prompt!r}")
     names = ("width", "height", "num_frames", "frame_rate", "enhance_prompt")
     filled = {name: getattr(defaults, name) for name in names if getattr(request, name) is None}
-    request = replace(request, **filled)
-    check_at_least_one(width=request.width, height=request.height)
-    check_num_frames(request.num_frames, 8)
-    check_positive(frame_rate=request.frame_rate)
-    if request.num_inference_steps is not None:
-        check_at_least_one(num_inference_steps=request.num_inference_steps)
-    size, notes = _rounded_size(request, defaults)
-    timeline = tuple(_placed(item, request.num_frames) for item in request.timeline)
-    return replace(request, width=size[0], height=size[1], timeline=timeline), notes
+    complete = CompleteRequest(**{**vars(request), **filled})
+    check_at_least_one(width=complete.width, height=complete.height)
+    check_num_frames(complete.num_frames, VIDEO_SCALE_FACTORS.time)
+    check_positive(frame_rate=complete.frame_rate)
+    if complete.num_inference_steps is not None:
+        check_at_least_one(num_inference_steps=complete.num_inference_steps)
+    width, height, notes = _rounded_size(complete, defaults)
+    timeline = tuple(_placed(item, complete.num_frames) for item in complete.timeline)
+    return replace(complete, width=width, height=height, timeline=timeline), notes
 
 
-def _rounded_size(request: GenerationRequest, defaults: ApplicationDefaults) -> tuple[tuple[int, int], list[str]]:
-    width, height, multiple = request.width, request.height, defaults.size_multiple
-    limit = defaults.max_pixels.get(request.device_type)
-    scale = 1.0 if limit is None else min(1.0, (limit / (width * height)) ** 0.5)
-    size = tuple(max(1, int(side * scale / multiple + 0.5)) * multiple for side in (width, height))
-    if limit is not None and size[0] * size[1] > limit:
-        size = tuple(max(1, int(side * scale / multiple)) * multiple for side in (width, height))
-    changed = f"the size {width} x {height} became {size[0]} x {size[1]}"
-    return size, [] if size == (width, height) else [changed]
+def _rounded_size(request: CompleteRequest, defaults: ApplicationDefaults) -> tuple[int, int, list[str]]:
+    limit, multiple = defaults.max_pixels.get(request.device_type, inf), defaults.size_multiple
+    scale = min(1.0, (limit / (request.width * request.height)) ** 0.5)
+
+    def fitted(side: int, rounding: float) -> int:
+        return max(1, int(side * scale / multiple + rounding)) * multiple
+
+    width, height = fitted(request.width, 0.5), fitted(request.height, 0.5)
+    if width * height > limit:
+        width, height = fitted(request.width, 0), fitted(request.height, 0)
+    same = (width, height) == (request.width, request.height)
+    return width, height, [] if same else [f"the size {request.width} x {request.height} became {width} x {height}"]
 
 
 def _placed(item: TimelineItem, num_frames: int) -> TimelineItem:
@@ -255,7 +255,7 @@ def _placed(item: TimelineItem, num_frames: int) -> TimelineItem:
 
 
 def _shared_arguments(
-    request: GenerationRequest, kind: str, defaults: ApplicationDefaults, chained: bool
+    request: CompleteRequest, kind: str, defaults: ApplicationDefaults, chained: bool
 ) -> dict[str, Any]:
     steps, guidance = request.num_inference_steps, request.guidance_scale
     if kind == "dev":
@@ -275,18 +275,21 @@ def _shared_arguments(
     }
 
 
-def _in_context_arguments(request: GenerationRequest) -> dict[str, Any]:
-    clips = [LTX2ReferenceCondition(os.fspath(item.path), item.strength) for item in _items(request, "video")]
-    return {"reference_conditions": clips, "conditions": [_picture(item) for item in _items(request, "image")]}
-
-
-def _keyframe_arguments(request: GenerationRequest) -> dict[str, Any]:
-    items = sorted(request.timeline, key=lambda item: item.frame_index)
-    return {
-        "images": [os.fspath(item.path) for item in items],
-        "frame_indices": [item.frame_index for item in items],
-        "strengths": [item.strength for item in items],
-    }
+def _timeline_arguments(rule: str, request: CompleteRequest) -> dict[str, Any]:
+    """Pictures and clips as the pipeline of a rule takes them."""
+    if rule == "in_context":
+        clips = [LTX2ReferenceCondition(os.fspath(item.path), item.strength) for item in _items(request, "video")]
+        return {"reference_conditions": clips, "conditions": [_picture(item) for item in _items(request, "image")]}
+    if rule == "keyframes":
+        items = sorted(request.timeline, key=lambda item: item.frame_index)
+        return {
+            "images": [os.fspath(item.path) for item in items],
+            "frame_indices": [item.frame_index for item in items],
+            "strengths": [item.strength for item in items],
+        }
+    pictures = {"conditions": [_picture(item) for item in request.timeline]}
+    # One frame lasts too short for a sound.
+    return {**pictures, "generate_audio": False} if rule == "image" else pictures
 
 
 def _items(request: GenerationRequest, kind: str) -> list[TimelineItem]:

@@ -113,7 +113,7 @@ class OriginalCheckpoint:
 def _entry_of(name: str, tensor: torch.Tensor) -> Entry:
     if not isinstance(tensor, torch.Tensor):
         raise ValueError(f"a state dict holds tensors, but {name!r} is of type {type(tensor).__name__}")
-    return Entry(tensor.dtype, tuple(tensor.shape), lambda: tensor)
+    return Entry.of(tensor)
 
 
 def _real_weights(entries: Mapping[str, Entry], dtype: torch.dtype | None) -> dict[str, Entry]:

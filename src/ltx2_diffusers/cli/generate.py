@@ -1,22 +1,21 @@
 """`ltx2 generate`: from options to a file, and a manifest beside it."""
 
 import argparse
-import inspect
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..checkpoints.packaged import PACKAGED
-from .calls import call_arguments, in_options
 from .environment import environment
 from .identities import content_identity
-from .loading import CHECKPOINT, best_device, check_device, load_pipeline
+from .loading import best_device, check_device, load_pipeline
 from .manifest import input_hashes, manifest_path, write_manifest
-from .modes import Mode, choose_mode, mode_table
-from .options import add_options
+from .messages import in_options
+from .modes import Mode, call_arguments, choose_mode, mode_table
+from .options import OPTIONS, add_options
 from .preview import ContactSheet
-from .values import flag, input_files
+from .values import Options, flag, input_files
 
 _MINIATURE_SIZE = {"width": 256, "height": 192, "num_frames": 25}
 _PREVIEW_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -58,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def generate(given: Mapping[str, Any]) -> dict[str, Any]:
+def generate(given: Options) -> dict[str, Any]:
     """Generate what the options ask for, write it with its manifest, and return the facts of the manifest.
 
     Args:
@@ -69,19 +68,19 @@ def generate(given: Mapping[str, Any]) -> dict[str, Any]:
     """
     try:
         mode = choose_mode(given)
-        _check_files(given)
-        hashes = input_hashes(given)
         options = with_defaults(given, mode)
+        _check_files(options)
+        hashes = input_hashes(options)
         call = call_arguments(mode, options)
         check_device(options["device"])
         started = time.perf_counter()
         pipeline = load_pipeline(options, mode.pipeline_class)
         output = pipeline(**call, **_run_arguments(options))
     except ValueError as error:
-        raise ValueError(in_options(str(error))) from error
+        raise ValueError(in_options(str(error), given)) from error
     path = Path(options["output"])
     paths = [output.info["path"]] if "path" in output.info else output.save(path)
-    facts = {
+    facts: dict[str, Any] = {
         "mode": mode.name,
         "pipeline": mode.pipeline,
         "environment": environment(options["device"]),
@@ -95,49 +94,47 @@ def generate(given: Mapping[str, Any]) -> dict[str, Any]:
     return facts
 
 
-def with_defaults(given: Mapping[str, Any], mode: Mode) -> dict[str, Any]:
+def with_defaults(given: Options, mode: Mode) -> dict[str, Any]:
     """The options with everything that a later version might choose otherwise."""
     from ..pipelines.plan import DEFAULT_SIZE
 
-    checkpoint = given.get("checkpoint", CHECKPOINT)
-    device = given.get("device") or best_device()
+    takes, device = mode.takes, given.get("device") or best_device()
     defaults = {
-        "checkpoint": checkpoint,
-        "device": device,
-        "dtype": "float32" if device == "cpu" else "bfloat16",
-        "offload": "none",
-        "seed": 10,
+        name: option.default
+        for name, option in OPTIONS.items()
+        if option.default is not None and (option.argument is None or option.argument in takes)
     }
-    if "audio_only" in given:
-        defaults["duration"] = 5.0
-    elif "video" not in given:
-        usual = dict(zip(("height", "width", "num_frames"), DEFAULT_SIZE))
-        sizes = {**(_MINIATURE_SIZE if checkpoint in PACKAGED else usual), "frame_rate": 24.0}
-        if "extend" in given:
-            # The parts of a long clip have the length that makes its duration.
-            del sizes["num_frames"]
-        takes = inspect.signature(mode.pipeline_class.__call__).parameters
-        defaults |= {name: value for name, value in sizes.items() if name in takes}
-    if checkpoint in PACKAGED and "two_stage" in given and "distilled_lora" not in given:
+    defaults |= {"device": device, "dtype": "float32" if device == "cpu" else "bfloat16"}
+    is_packaged = {**defaults, **given}["checkpoint"] in PACKAGED
+    if "video" not in given:
+        sizes = _MINIATURE_SIZE if is_packaged else dict(zip(("height", "width", "num_frames"), DEFAULT_SIZE))
+        defaults |= {name: value for name, value in {**sizes, "frame_rate": 24.0}.items() if name in takes}
+    if "extend" in given:
+        # The parts of a long clip have the length that makes its duration.
+        defaults.pop("num_frames", None)
+    if is_packaged and "two_stage" in given and "distilled_lora" not in given:
         defaults["refine_with_same_weights"] = True
     return {**defaults, **given}
 
 
-def _run_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
+def _run_arguments(options: Options) -> dict[str, Any]:
     """Arguments of the call that say where noise comes from and where the result goes."""
     import torch
 
-    arguments = {"generator": torch.Generator("cpu").manual_seed(options["seed"]), "output_type": "uint8"}
+    arguments: dict[str, Any] = {
+        "generator": torch.Generator("cpu").manual_seed(options["seed"]),
+        "output_type": "uint8",
+    }
     if "extend" in options:
         # A long clip is written while it is made.
         arguments["save_path"] = options["output"]
     if "preview" in options:
-        sheet = ContactSheet(_preview_path(options), options.get("preview_every", 5))
+        sheet = ContactSheet(_preview_path(options), options["preview_every"])
         arguments |= {"callback_on_step_end": sheet, "callback_on_step_end_tensor_inputs": sheet.inputs}
     return arguments
 
 
-def _check_files(options: Mapping[str, Any]) -> None:
+def _check_files(options: Options) -> None:
     """Names of files that are written: right suffixes, and no input among them."""
     from ..media.files import check_suffix
     from ..media.writing import VIDEO_SUFFIXES
@@ -150,9 +147,9 @@ def _check_files(options: Mapping[str, Any]) -> None:
     written = {output: "--output", manifest_path(output): "the manifest of --output"}
     if "preview" in options:
         written[check_suffix(_preview_path(options), _PREVIEW_SUFFIXES, "--preview")] = "--preview"
-        if options.get("preview_every", 1) < 1:
+        if options["preview_every"] < 1:
             raise ValueError(f"--preview-every has to be at least 1 but is {options['preview_every']}; use 5")
-    inputs = {path.absolute(): option for path, option in input_files(dict(options)).items()}
+    inputs = {path.absolute(): option for path, option in input_files(options).items()}
     for path, what in written.items():
         if path.absolute() in inputs:
             raise ValueError(
@@ -160,7 +157,7 @@ def _check_files(options: Mapping[str, Any]) -> None:
             )
 
 
-def _preview_path(options: Mapping[str, Any]) -> Path:
+def _preview_path(options: Options) -> Path:
     return Path(options["preview"] or Path(options["output"]).with_suffix(".preview.png"))
 
 

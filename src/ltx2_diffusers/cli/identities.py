@@ -68,13 +68,14 @@ def content_identity(path: Path) -> dict[str, Any]:
     if info.num_frames:
         digest, count = hashlib.sha256(), 0
         for frame in iterate_video(path):
-            digest.update(frame)
+            digest.update(frame.data)
             count += 1
         size = {"frames": count, "width": info.width, "height": info.height, "frame_rate": str(info.frame_rate)}
         content["video"] = {**size, "sha256": digest.hexdigest()}
-    if info.sampling_rate is not None:
-        waveform, rate = read_audio(path)
-        name = hashlib.sha256(waveform.contiguous().numpy()).hexdigest()
+    sound = read_audio(path)
+    if sound is not None:
+        waveform, rate = sound
+        name = hashlib.sha256(waveform.contiguous().numpy().data).hexdigest()
         content["audio"] = {"samples": waveform.shape[-1], "sampling_rate": rate, "sha256": name}
     return content
 

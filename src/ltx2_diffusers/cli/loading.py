@@ -1,54 +1,14 @@
 """Loading a pipeline as the command line describes it."""
 
-import argparse
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..checkpoints.packaged import PACKAGED, packaged_checkpoint
-from .values import weighted_file
+from .values import Options
 
 DTYPES = ("bfloat16", "float16", "float32")
 CHECKPOINT = "ltx2-tiny"
 _SINGLE_FILES = (".safetensors", ".sft")
-
-
-def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say which checkpoint to load, and how."""
-    group = parser.add_argument_group("checkpoint and LoRA")
-    group.add_argument(
-        "--checkpoint",
-        metavar="NAME",
-        help="folder or Hub id in diffusers layout, an original .safetensors file, or the name of a packaged miniature "
-        "(ltx2-tiny, the default, or ltx2.3-tiny: random weights, for trying things out)",
-    )
-    group.add_argument("--text-encoder", metavar="NAME", help="Gemma folder or Hub id; needed with an original file")
-    group.add_argument(
-        "--upsampler", type=Path, metavar="PATH", help="file or folder of the upsampler, if --checkpoint has none"
-    )
-    group.add_argument(
-        "--lora", action="append", type=weighted_file, metavar="FILE[:WEIGHT]", help="a LoRA to apply; repeatable"
-    )
-    group.add_argument(
-        "--distilled-lora",
-        type=weighted_file,
-        metavar="FILE[:WEIGHT]",
-        help="the LoRA with which a dev checkpoint refines (--two-stage) or runs throughout (--distilled)",
-    )
-    group.add_argument(
-        "--refine-with-same-weights",
-        action="store_true",
-        default=None,
-        help="refine without --distilled-lora, as the packaged miniatures do",
-    )
-    group.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps; default the best present")
-    group.add_argument("--dtype", choices=DTYPES, help="default bfloat16 on a GPU, float32 on a CPU")
-    group.add_argument(
-        "--offload", choices=("none", "model", "sequential"), help="keep components on the CPU until they run"
-    )
-    group.add_argument(
-        "--tiling", action="store_true", default=None, help="decode large pictures in tiles, to save memory"
-    )
 
 
 def check_device(device: str) -> None:
@@ -73,7 +33,7 @@ def best_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def load_pipeline(options: Mapping[str, Any], pipeline_class: type) -> Any:
+def load_pipeline(options: Options, pipeline_class: Any) -> Any:
     """The pipeline with the reference scheduler and its LoRAs, on its device.
 
     Args:
@@ -104,7 +64,7 @@ def load_pipeline(options: Mapping[str, Any], pipeline_class: type) -> Any:
     return pipeline
 
 
-def _from_checkpoint(options: Mapping[str, Any], pipeline_class: type) -> Any:
+def _from_checkpoint(options: Options, pipeline_class: Any) -> Any:
     import torch
 
     checkpoint, dtype = options["checkpoint"], getattr(torch, options["dtype"])
@@ -130,7 +90,7 @@ def _upsampler(path: Path, dtype: Any) -> Any:
     return LTX2LatentUpsamplerModel.from_single_file(path, dtype=dtype)
 
 
-def _check_kind(pipeline: Any, options: Mapping[str, Any]) -> None:
+def _check_kind(pipeline: Any, options: Options) -> None:
     """A dev checkpoint needs its distilled LoRA for few steps without guidance; miniatures have nothing to lose."""
     from ..checkpoints.versions import model_kind
 
@@ -147,16 +107,18 @@ def _check_kind(pipeline: Any, options: Mapping[str, Any]) -> None:
     )
 
 
-def _load_loras(pipeline: Any, options: Mapping[str, Any]) -> None:
+def _load_loras(pipeline: Any, options: Options) -> None:
     """Load LoRAs and make them active, but for one that belongs to the refining stage alone."""
+    from ..pipelines.stages import DISTILLED_ADAPTER
+
     active = {}
     for index, (file, weight) in enumerate(options.get("lora", [])):
         pipeline.load_lora_weights(str(file), adapter_name=f"lora_{index}")
         active[f"lora_{index}"] = weight
     if "distilled_lora" in options:
         file, weight = options["distilled_lora"]
-        pipeline.load_lora_weights(str(file), adapter_name="distilled")
+        pipeline.load_lora_weights(str(file), adapter_name=DISTILLED_ADAPTER)
         if "distilled" in options:
-            active["distilled"] = weight
+            active[DISTILLED_ADAPTER] = weight
     if active or "distilled_lora" in options:
         pipeline.set_adapters(list(active), list(active.values()))

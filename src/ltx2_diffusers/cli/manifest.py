@@ -8,15 +8,12 @@ from typing import Any
 
 from .identities import checkpoint_identity, file_sha256
 from .loading import CHECKPOINT
-from .values import flag, input_files, replaced_files
+from .options import OPTIONS
+from .values import Options, flag, input_files, replaced_files
 
 # Raised whenever a reader of the former number would misread the file.
 SCHEMA = 1
 _KIND = "ltx2 manifest"
-# Options that name a folder or file which is not hashed as an input.
-_PLACES = ("checkpoint", "text_encoder", "prompt_cache")
-# Options without influence on the result.
-_IDLE = ("output", "preview", "preview_every")
 
 
 def manifest_path(output: Path) -> Path:
@@ -24,23 +21,21 @@ def manifest_path(output: Path) -> Path:
     return output.with_name(f"{output.name}.json")
 
 
-def input_hashes(options: Mapping[str, Any]) -> dict[Path, str]:
+def input_hashes(options: Options) -> dict[Path, str]:
     """Content names of all input files.
 
     Raises:
         FileNotFoundError: If one is missing; the message names it and its option.
     """
     hashes = {}
-    for path, option in input_files(dict(options)).items():
+    for path, option in input_files(options).items():
         if not path.exists():
             raise FileNotFoundError(f"{flag(option)}: there is no file {str(path)!r}")
         hashes[path] = file_sha256(path)
     return hashes
 
 
-def write_manifest(
-    output: Path, options: Mapping[str, Any], hashes: Mapping[Path, str], facts: Mapping[str, Any]
-) -> Path:
+def write_manifest(output: Path, options: Options, hashes: Mapping[Path, str], facts: Mapping[str, Any]) -> Path:
     """Write the manifest of an output, never half of it.
 
     Args:
@@ -52,9 +47,9 @@ def write_manifest(
     from ..atomic import write_json
 
     base = output.parent.absolute()
-    kept = {name: value for name, value in options.items() if name not in _IDLE}
-    kept |= {name: _place(kept[name]) for name in _PLACES if name in kept}
-    identities = {name: checkpoint_identity(kept[name]) for name in _PLACES[:2] if name in kept}
+    kept = {name: value for name, value in options.items() if OPTIONS[name].record != "nothing"}
+    kept |= {name: _place(value) for name, value in kept.items() if OPTIONS[name].record in ("place", "checkpoint")}
+    identities = {name: checkpoint_identity(kept[name]) for name in kept if OPTIONS[name].record == "checkpoint"}
     manifest = {
         "kind": _KIND,
         "schema": SCHEMA,

@@ -1,10 +1,13 @@
-"""What the options of `ltx2 generate` ask for: a table of modes, and which options belong together."""
+"""What the options of `ltx2 generate` ask for: a table of modes, which options belong together, and the call they make."""
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import KeysView
 from dataclasses import dataclass
 from typing import Any
 
-from .values import flag, flags
+from .calls import Arguments
+from .options import OPTIONS
+from .values import Options, flag, flags
 
 
 @dataclass(frozen=True)
@@ -26,11 +29,16 @@ class Mode:
     makes_video: bool = True
 
     @property
-    def pipeline_class(self) -> type:
+    def pipeline_class(self) -> Any:
         """The pipeline class, imported when it is asked for."""
         import ltx2_diffusers
 
         return getattr(ltx2_diffusers, self.pipeline)
+
+    @property
+    def takes(self) -> KeysView[str]:
+        """Names of the arguments of the pipeline's call."""
+        return inspect.signature(self.pipeline_class.__call__).parameters.keys()
 
 
 # The first one that is chosen by an option runs; the last one needs none.
@@ -49,72 +57,45 @@ MODES = (
     Mode("video from text", "LTX2Pipeline"),
 )
 
-# Option -> options of which it needs one.
-NEEDS = {
-    "video": ("retake", "extend", "add_sound"),
-    "retake": ("video",),
-    "region": ("retake",),
-    "keep_video": ("retake",),
-    "keep_audio": ("retake",),
-    "backwards": ("extend",),
-    "overlap": ("extend",),
-    "drift_control": ("extend",),
-    "add_sound": ("video",),
-    "interpolate": ("image", "image_at"),
-    "image_crf": ("image", "image_at"),
-    "audio_fit": ("audio",),
-    "audio_start": ("audio",),
-    "audio_cond_noise_scale": ("audio",),
-    "one_stage": ("distilled",),
-    "stage_2_sigmas": ("two_stage", "distilled"),
-    "upsampler": ("two_stage", "distilled"),
-    "distilled_lora": ("two_stage", "distilled"),
-    "refine_with_same_weights": ("two_stage",),
-    "duration": ("audio_only",),
-    "nag_scale": ("negative_prompt",),
-    "nag_tau": ("nag_scale",),
-    "nag_alpha": ("nag_scale",),
-    "apg_eta": ("cfg_method",),
-    "apg_norm_threshold": ("cfg_method",),
-    "apg_momentum": ("cfg_method",),
-    "system_prompt": ("enhance_prompt",),
-    "enhance_tokens": ("enhance_prompt",),
-    "no_text_encoder": ("prompt_cache",),
-    "preview_every": ("preview",),
-}
 
-# Pairs that contradict each other, beyond what a pipeline does not take.
-CONFLICTS = (
-    ("one_stage", "two_stage"),
-    ("one_stage", "stage_2_sigmas"),
-    ("keep_video", "keep_audio"),
-    ("keep_video", "region"),
-    ("steps", "sigmas"),
-    ("distilled_lora", "refine_with_same_weights"),
-    ("enhance_prompt", "no_text_encoder"),
-    ("text_encoder", "no_text_encoder"),
-)
-
-
-def choose_mode(options: Mapping[str, Any]) -> Mode:
+def choose_mode(options: Options) -> Mode:
     """The mode of the given options.
 
     Raises:
         ValueError: If options are missing, or contradict each other whatever the pipeline.
     """
-    for option, needed in NEEDS.items():
-        if option in options and not any(other in options for other in needed):
-            raise ValueError(f"{flag(option)} needs {flags(needed)}")
-    for pair in CONFLICTS:
-        if all(option in options for option in pair):
-            raise ValueError(f"{flags(pair, 'and')} contradict each other; leave one of them out")
+    given = [option for name, option in OPTIONS.items() if name in options]
+    for option in given:
+        if option.needs and not any(other in options for other in option.needs):
+            raise ValueError(f"{flag(option.name)} needs {flags(option.needs)}")
+    for option in given:
+        for other in option.excludes:
+            if other in options:
+                raise ValueError(f"{flags((option.name, other), 'and')} contradict each other; leave one of them out")
     mode = next(mode for mode in MODES if not mode.chosen_by or any(option in options for option in mode.chosen_by))
     if "preview" in options and not mode.makes_video:
-        raise ValueError(f"--preview shows pictures as they are made, but {chosen(mode, options)} makes none")
+        raise ValueError(f"--preview shows pictures as they are made, but {_chosen(mode, options)} makes none")
     return mode
 
 
-def chosen(mode: Mode, options: Mapping[str, Any]) -> str:
+def call_arguments(mode: Mode, options: Options) -> Arguments:
+    """Arguments of the call, without generator and callback.
+
+    Raises:
+        ValueError: If an option means nothing to the mode's pipeline.
+    """
+    takes, choosing = mode.takes, {name for other in MODES if other is not mode for name in other.chosen_by}
+    call: Arguments = {}
+    for name in options:
+        arguments = OPTIONS[name].arguments(options, takes)
+        # An option that only chooses another mode would do nothing.
+        if not arguments.keys() <= takes or (not arguments and name in choosing):
+            raise ValueError(f"{flag(name)} means nothing for {_chosen(mode, options)}; leave one of them out")
+        call |= arguments
+    return {"two_stage": mode.two_stage, **call} if "two_stage" in takes else call
+
+
+def _chosen(mode: Mode, options: Options) -> str:
     """The mode by the options that chose it, for messages."""
     given = [option for option in mode.chosen_by if option in options]
     return flags(given, "and") if given else mode.name

@@ -1,262 +1,261 @@
-"""The options of `ltx2 generate`, in the groups in which its help shows them.
+"""The options of `ltx2 generate`: one table from which come the parser, the call of a pipeline, manifest and messages."""
 
-No option has a default here, so that what was given can be told from what was not; `generate` fills in the rest. An
-option that names an input file has the file as a `Path`, by which checks and manifests know it.
-"""
-
-import argparse
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .loading import add_loading_arguments
-from .values import AppendPlaced, stretch, weighted_file
+from . import calls
+from .loading import CHECKPOINT, DTYPES
+from .values import AppendPlaced, Options, flag, stretch, weighted_file
+
+# How a text is read, by what stands for it in the help; others are taken as they are. An input file is a `Path`, by
+# which checks and manifests know it.
+_READERS: dict[str, Callable[[str], Any]] = {
+    **dict.fromkeys(("N", "PIXELS", "TOKENS", "CRF", "BLOCK"), int),
+    **dict.fromkeys(("SCALE", "SHARE", "NORM", "SECONDS", "FPS", "SPEED", "SIGMA", "T"), float),
+    **dict.fromkeys(("FILE", "MASK", "PATH"), Path),
+    **dict.fromkeys(("FILE[:WEIGHT]", "FILE[:STRENGTH]"), weighted_file),
+    "FROM:TO": stretch,
+}
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add all options of a generation."""
-    add_text(parser.add_argument_group("text"))
-    add_pictures(parser.add_argument_group("pictures, clips and sound to follow"))
-    add_editing(parser.add_argument_group("working on a clip"))
-    add_recipe(parser.add_argument_group("recipe"))
-    add_size(parser.add_argument_group("size (default with --video: the clip's)"))
-    add_sampling(parser.add_argument_group("sampling (default: the reference values of the checkpoint)"))
-    add_guidance(
-        parser.add_argument_group(
-            "guidance (default: the reference values of the checkpoint)",
-            "--guidance-scale 1 alone switches all guidance off. Where only sound is made, the options without "
-            "'audio' belong to it.",
-        )
-    )
-    add_output(parser.add_argument_group("output"))
-    add_loading_arguments(parser)
+@dataclass(frozen=True)
+class Option:
+    """One option of `ltx2 generate`.
+
+    None has a default in the parser, so that what was given can be told from what was not.
+
+    Args:
+        name: Its name in manifests; it is typed with dashes.
+        value: What stands for its value in the help and says how it is read, or words to choose from; `None` for a switch.
+        argument: Argument of a pipeline's call that takes its value, if one does as it is.
+        help: What it does.
+        gives: What the argument takes of a switch.
+        becomes: Makes arguments of a call from all options, where one value is not one argument.
+        called: Further names that it has in messages of pipelines.
+        parts: Names that messages of pipelines have for a part of its value.
+        needs: Options one of which has to be given with it.
+        excludes: Options that contradict it, beyond what a pipeline does not take.
+        default: Value that it has in calls and manifests if none was given, where a call takes it.
+        record: How it stands in a manifest: as its `"value"`; as `"place"`, the whole path of what is no input; as
+            `"checkpoint"`, the same with the identity of what lies there; or as `"nothing"`, without influence on results.
+        short: Its short form.
+        parsing: Further settings of its parser.
+    """
+
+    name: str
+    value: str | tuple[str, ...] | None = None
+    argument: str | None = None
+    help: str = field(kw_only=True)
+    gives: Any = True
+    becomes: calls.Becomes | None = None
+    called: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+    excludes: tuple[str, ...] = ()
+    default: Any = None
+    record: str = "value"
+    short: tuple[str, ...] = ()
+    parsing: Mapping[str, Any] = field(default_factory=dict)
+
+    def add_to(self, group: Any) -> None:
+        """Add it to a group of a parser."""
+        settings: dict[str, Any] = {"metavar": self.value, "type": _READERS.get(str(self.value), str)}
+        if self.value is None:
+            settings = {"action": "store_true", "default": None}
+        elif isinstance(self.value, tuple):
+            settings = {"choices": self.value}
+        group.add_argument(*self.short, flag(self.name), help=self.help, **{**settings, **self.parsing})
+
+    def arguments(self, options: Options, takes: Collection[str]) -> calls.Arguments:
+        """What it contributes to a call whose arguments are `takes`."""
+        if self.becomes is not None:
+            return self.becomes(options, takes)
+        if self.argument is None:
+            return {}
+        return {self.argument: self.gives if self.value is None else options[self.name]}
+
+    @property
+    def names(self) -> set[str]:
+        """Its names in messages of pipelines."""
+        return {self.name, self.argument or self.name, *self.called, *self.parts}
 
 
-def add_text(group: Any) -> None:
-    """Prompts, and what becomes of them."""
-    group.add_argument(
-        "--prompt",
-        action="append",
-        required=True,
-        metavar="TEXT",
-        help="what to see and hear; repeat it for several clips, or for the parts of --extend",
-    )
-    group.add_argument("--negative-prompt", metavar="TEXT", help="what to stay away from")
-    group.add_argument(
-        "--enhance-prompt",
-        action="store_true",
-        default=None,
-        help="have the language model write out the prompt first",
-    )
-    group.add_argument("--system-prompt", metavar="TEXT", help="your instructions for --enhance-prompt")
-    group.add_argument(
-        "--enhance-tokens", type=int, metavar="N", help="of --enhance-prompt: longest text; default 512"
-    )
-    group.add_argument(
-        "--prompt-cache", metavar="DIR", help="keep encoded prompts in this folder, and take them from there"
-    )
-    group.add_argument(
-        "--no-text-encoder",
-        action="store_true",
-        default=None,
-        help="do without the language model; every prompt has to be in --prompt-cache",
-    )
-    group.add_argument(
-        "--max-sequence-length", type=int, metavar="TOKENS", help="longer prompts are cut; default 1024"
-    )
+def _same(name: str, value: str | tuple[str, ...], **rest: Any) -> Option:
+    """An option whose value is the argument of the same name."""
+    return Option(name, value, name, **rest)
 
 
-def add_pictures(group: Any) -> None:
-    """What the result is held to."""
-    group.add_argument("--image", type=Path, metavar="FILE", help="the first frame")
-    group.add_argument(
-        "--image-at",
-        nargs=2,
-        action=AppendPlaced,
-        metavar=("N", "FILE[:STRENGTH]"),
-        help="a picture or clip at frame N, negative from the end, shown with a strength from 0 to 1; repeatable",
-    )
-    group.add_argument(
-        "--image-crf", type=int, metavar="CRF", help="H.264 quality that pictures are given; 0 for none"
-    )
-    group.add_argument(
-        "--reference",
-        action="append",
-        type=weighted_file,
-        metavar="FILE[:STRENGTH]",
-        help="a clip that an IC-LoRA (see --lora) translates; repeatable",
-    )
-    group.add_argument(
-        "--reference-audio",
-        action="append",
-        type=weighted_file,
-        metavar="FILE[:STRENGTH]",
-        help="a sound, such as a voice, that a LoRA follows; repeatable",
-    )
-    group.add_argument("--audio", type=Path, metavar="FILE", help="the sound of the clip")
-    group.add_argument(
-        "--audio-fit",
-        choices=("crop", "pad", "stretch"),
-        help="what happens to sound shorter than the clip: crop (default) is an error, pad adds silence, stretch "
-        "changes the tempo",
-    )
-    group.add_argument("--audio-start", type=float, metavar="SECONDS", help="where in --audio the clip begins")
-    group.add_argument(
-        "--audio-cond-noise-scale",
-        type=float,
-        metavar="SCALE",
-        help="0 (default) keeps the sound exactly, more makes a new one after it, 1 ignores it",
-    )
+_guided = partial(Option, becomes=calls.guidance)
+_REPEATED = {"action": "append"}
+_SEVERAL = {"nargs": "+"}
+_STRENGTH = ("strength",)
 
-
-def add_editing(group: Any) -> None:
-    """A clip, and what is to be done with it."""
-    group.add_argument("--video", type=Path, metavar="FILE", help="the clip to work on")
-    group.add_argument("--retake", type=stretch, metavar="FROM:TO", help="make these seconds of --video anew")
-    group.add_argument("--region", type=Path, metavar="MASK", help="of --retake: where, a picture that is white there")
-    group.add_argument("--keep-video", action="store_true", default=None, help="of --retake: leave the pictures alone")
-    group.add_argument("--keep-audio", action="store_true", default=None, help="of --retake: leave the sound alone")
-    group.add_argument(
-        "--extend",
-        type=float,
-        metavar="SECONDS",
-        help="make --video so much longer, part by part, or make a clip of this length from nothing; rounded up to "
-        "parts of 8 frames",
-    )
-    group.add_argument("--backwards", action="store_true", default=None, help="of --extend: at the start of the clip")
-    group.add_argument("--overlap", type=int, metavar="N", help="of --extend: frames that parts share; default 25")
-    group.add_argument(
-        "--drift-control", type=float, metavar="SHARE", help="of --extend: hold the colours to the start, 0 to 1"
-    )
-    group.add_argument("--add-sound", action="store_true", default=None, help="make the sound of --video")
-
-
-def add_recipe(group: Any) -> None:
-    """How a result is made, where there is a choice."""
-    group.add_argument(
-        "--two-stage",
-        action="store_true",
-        default=None,
-        help="start at half the size with guidance, then refine at full size",
-    )
-    group.add_argument(
-        "--distilled",
-        action="store_true",
-        default=None,
-        help="a distilled checkpoint's 8 + 3 steps without guidance, in two stages",
-    )
-    group.add_argument("--one-stage", action="store_true", default=None, help="of --distilled: 8 steps at full size")
-    group.add_argument(
-        "--interpolate",
-        action="store_true",
-        default=None,
-        help="move between the pictures of --image and --image-at, which guide without pinning",
-    )
-    group.add_argument("--no-audio", action="store_true", default=None, help="make a silent clip")
-    group.add_argument("--audio-only", action="store_true", default=None, help="make sound alone, a .wav file")
-
-
-def add_size(group: Any) -> None:
-    """Sizes and timing."""
-    group.add_argument("--width", type=int, metavar="PIXELS", help="a multiple of 32; 64 in two stages; default 768")
-    group.add_argument("--height", type=int, metavar="PIXELS", help="the same; default 512")
-    group.add_argument(
-        "--num-frames", type=int, metavar="N", help="8 k + 1; of --extend: those of a part; default 121"
-    )
-    group.add_argument(
-        "--frame-rate",
-        type=float,
-        metavar="FPS",
-        help="23.976 and the like are exact; default 24; miniatures: see below",
-    )
-    group.add_argument("--duration", type=float, metavar="SECONDS", help="of --audio-only; default 5")
-    group.add_argument(
-        "--motion-speed", type=float, metavar="SPEED", help="how fast things move, against real time; default 1"
-    )
-    group.add_argument("--num-videos", type=int, metavar="N", help="clips per prompt; default 1")
-
-
-def add_sampling(group: Any) -> None:
-    """Noise, noise levels and samplers."""
-    group.add_argument("--seed", type=int, metavar="N", help="equal seeds give equal clips; default 10")
-    group.add_argument("--steps", type=int, metavar="N", help="denoising steps")
-    group.add_argument("--sigmas", type=float, nargs="+", metavar="SIGMA", help="noise levels instead of --steps")
-    group.add_argument(
-        "--stage-2-sigmas", type=float, nargs="+", metavar="SIGMA", help="noise levels of the refining stage"
-    )
-    group.add_argument(
-        "--sampler",
-        metavar="NAME",
-        help="euler (default), gradient_estimating, euler_ancestral, euler_cfg_pp or res_2s",
-    )
-    group.add_argument("--decode-timestep", type=float, metavar="T", help="of video VAEs that take one; default 0")
-    group.add_argument("--decode-noise-scale", type=float, metavar="SCALE", help="default that of --decode-timestep")
-
-
-def add_guidance(group: Any) -> None:
-    """Guidance scales of both streams."""
-    for prefix, what in (("", "the video"), ("audio-", "the sound")):
-        group.add_argument(
-            f"--{prefix}guidance-scale",
-            type=float,
-            metavar="SCALE",
-            help=f"classifier-free guidance of {what}, off at 1",
-        )
-        group.add_argument(
-            f"--{prefix}stg-scale", type=float, metavar="SCALE", help=f"spatio-temporal guidance of {what}, off at 0"
-        )
-        group.add_argument(
-            f"--{prefix}modality-scale", type=float, metavar="SCALE", help=f"modality guidance of {what}, off at 1"
-        )
-        group.add_argument(
-            f"--{prefix}guidance-rescale",
-            type=float,
-            metavar="SHARE",
-            help=f"rescaling of the guided {what[4:]}, 0 to 1",
-        )
-    group.add_argument(
-        "--stg-blocks", type=int, nargs="+", metavar="BLOCK", help="blocks that spatio-temporal guidance perturbs"
-    )
-    group.add_argument(
-        "--skip-step", type=int, metavar="N", help="steps after each guided one that reuse the video's result"
-    )
-    group.add_argument("--audio-skip-step", type=int, metavar="N", help="the same for the sound")
-    group.add_argument(
-        "--cfg-method",
-        choices=("cfg", "cfg_star", "apg", "apg_momentum"),
-        help="formula of classifier-free guidance: plain (default), rescaled, or projected without and with momentum",
-    )
-    for name, metavar, what in (
-        ("apg-eta", "SHARE", "of apg: share along the prediction that is kept; default 0"),
-        ("apg-norm-threshold", "NORM", "of apg: longest guidance; default 0, any"),
-        ("apg-momentum", "SHARE", "of apg_momentum: share of earlier guidance"),
-        (
-            "nag-scale",
-            "SCALE",
-            "have --negative-prompt act within the attention to the text, at no more forwards; off at 1",
-        ),
-        ("nag-tau", "NORM", "of --nag-scale: longest guided values; default 2.5"),
-        ("nag-alpha", "SHARE", "of --nag-scale: share of the guided values; default 0.25"),
-    ):
-        group.add_argument(f"--{name}", type=float, metavar=metavar, help=what)
-
-
-def add_output(group: Any) -> None:
-    """What is written. Besides the result, a manifest is: FILE.json, for `ltx2 replay`."""
-    group.add_argument(
-        "-o",
-        "--output",
-        required=True,
-        metavar="FILE",
+# fmt: off
+_TEXT = (
+    Option("prompt", "TEXT", becomes=calls.prompts, parsing={**_REPEATED, "required": True},
+        help="what to see and hear; repeat it for several clips, or for the parts of --extend"),
+    _same("negative_prompt", "TEXT", help="what to stay away from"),
+    Option("enhance_prompt", None, "enable_prompt_enhancement", excludes=("no_text_encoder",),
+        help="have the language model write out the prompt first"),
+    _same("system_prompt", "TEXT", needs=("enhance_prompt",), help="your instructions for --enhance-prompt"),
+    Option("enhance_tokens", "N", "prompt_max_new_tokens", needs=("enhance_prompt",),
+        help="of --enhance-prompt: longest text; default 512"),
+    Option("prompt_cache", "DIR", record="place",
+        help="keep encoded prompts in this folder, and take them from there"),
+    Option("no_text_encoder", needs=("prompt_cache",),
+        help="do without the language model; every prompt has to be in --prompt-cache"),
+    _same("max_sequence_length", "TOKENS", help="longer prompts are cut; default 1024"),
+)
+_PICTURES = (
+    Option("image", "FILE", becomes=calls.pictures, help="the first frame"),
+    Option("image_at", "", becomes=calls.pictures, called=("images", "frame"), parts=_STRENGTH,
+        parsing={"nargs": 2, "action": AppendPlaced, "metavar": ("N", "FILE[:STRENGTH]")},
+        help="a picture or clip at frame N, negative from the end, shown with a strength from 0 to 1; repeatable"),
+    Option("image_crf", "CRF", called=("crf",), needs=("image", "image_at"),
+        help="H.264 quality that pictures are given; 0 for none"),
+    Option("reference", "FILE[:STRENGTH]", becomes=calls.references, parts=_STRENGTH, parsing=_REPEATED,
+        help="a clip that an IC-LoRA (see --lora) translates; repeatable"),
+    Option("reference_audio", "FILE[:STRENGTH]", becomes=calls.references, parts=_STRENGTH, parsing=_REPEATED,
+        help="a sound, such as a voice, that a LoRA follows; repeatable"),
+    _same("audio", "FILE", help="the sound of the clip"),
+    _same("audio_fit", ("crop", "pad", "stretch"), needs=("audio",),
+        help="what happens to sound shorter than the clip: crop (default) is an error, pad adds silence, stretch changes "
+        "the tempo"),
+    Option("audio_start", "SECONDS", "audio_start_s", needs=("audio",), help="where in --audio the clip begins"),
+    _same("audio_cond_noise_scale", "SCALE", needs=("audio",),
+        help="0 (default) keeps the sound exactly, more makes a new one after it, 1 ignores it"),
+)
+_EDITING = (
+    _same("video", "FILE", needs=("retake", "extend", "add_sound"), help="the clip to work on"),
+    Option("retake", "FROM:TO", becomes=calls.retake, called=("start_s", "end_s"), needs=("video",),
+        help="make these seconds of --video anew"),
+    Option("region", "MASK", becomes=calls.region, needs=("retake",),
+        help="of --retake: where, a picture that is white there"),
+    Option("keep_video", becomes=calls.sound_alone, called=("regenerate_video",), needs=("retake",),
+        excludes=("keep_audio", "region"), help="of --retake: leave the pictures alone"),
+    Option("keep_audio", None, "regenerate_audio", gives=False, needs=("retake",),
+        help="of --retake: leave the sound alone"),
+    Option("extend", "SECONDS", becomes=calls.segments, called=("num_segments",),
+        help="make --video so much longer, part by part, or make a clip of this length from nothing; rounded up to parts "
+        "of 8 frames"),
+    Option("backwards", None, "direction", gives="backward", needs=("extend",),
+        help="of --extend: at the start of the clip"),
+    Option("overlap", "N", "overlap_frames", needs=("extend",),
+        help="of --extend: frames that parts share; default 25"),
+    _same("drift_control", "SHARE", needs=("extend",), help="of --extend: hold the colours to the start, 0 to 1"),
+    Option("add_sound", needs=("video",), help="make the sound of --video"),
+)
+_RECIPE = (
+    Option("two_stage", None, "two_stage", help="start at half the size with guidance, then refine at full size"),
+    Option("distilled", help="a distilled checkpoint's 8 + 3 steps without guidance, in two stages"),
+    Option("one_stage", None, "two_stage", gives=False, needs=("distilled",), excludes=("two_stage", "stage_2_sigmas"),
+        help="of --distilled: 8 steps at full size"),
+    Option("interpolate", needs=("image", "image_at"),
+        help="move between the pictures of --image and --image-at, which guide without pinning"),
+    Option("no_audio", None, "generate_audio", gives=False, help="make a silent clip"),
+    Option("audio_only", help="make sound alone, a .wav file"),
+)
+_SIZE = (
+    _same("width", "PIXELS", help="a multiple of 32; 64 in two stages; default 768"),
+    _same("height", "PIXELS", help="the same; default 512"),
+    _same("num_frames", "N", help="8 k + 1; of --extend: those of a part; default 121"),
+    _same("frame_rate", "FPS", help="23.976 and the like are exact; default 24; miniatures: see below"),
+    Option("duration", "SECONDS", "duration_s", needs=("audio_only",), default=5.0, help="of --audio-only; default 5"),
+    _same("motion_speed", "SPEED", help="how fast things move, against real time; default 1"),
+    Option("num_videos", "N", "num_videos_per_prompt", help="clips per prompt; default 1"),
+)
+_SAMPLING = (
+    Option("seed", "N", default=10, help="equal seeds give equal clips; default 10"),
+    Option("steps", "N", "num_inference_steps", excludes=("sigmas",), help="denoising steps"),
+    _same("sigmas", "SIGMA", parsing=_SEVERAL, help="noise levels instead of --steps"),
+    _same("stage_2_sigmas", "SIGMA", called=("sigmas",), needs=("two_stage", "distilled"), parsing=_SEVERAL,
+        help="noise levels of the refining stage"),
+    _same("sampler", "NAME", help="euler (default), gradient_estimating, euler_ancestral, euler_cfg_pp or res_2s"),
+    _same("decode_timestep", "T", help="of video VAEs that take one; default 0"),
+    _same("decode_noise_scale", "SCALE", help="default that of --decode-timestep"),
+)
+_GUIDANCE = (
+    _same("guidance_scale", "SCALE", help="classifier-free guidance of the video, off at 1"),
+    _same("stg_scale", "SCALE", help="spatio-temporal guidance of the video, off at 0"),
+    _same("modality_scale", "SCALE", help="modality guidance of the video, off at 1"),
+    _same("guidance_rescale", "SHARE", called=("rescale_scale",), help="rescaling of the guided video, 0 to 1"),
+    _same("audio_guidance_scale", "SCALE", help="classifier-free guidance of the sound, off at 1"),
+    _same("audio_stg_scale", "SCALE", help="spatio-temporal guidance of the sound, off at 0"),
+    _same("audio_modality_scale", "SCALE", help="modality guidance of the sound, off at 1"),
+    _same("audio_guidance_rescale", "SHARE", called=("rescale_scale",), help="rescaling of the guided sound, 0 to 1"),
+    Option("stg_blocks", "BLOCK", "spatio_temporal_guidance_blocks", parsing=_SEVERAL,
+        help="blocks that spatio-temporal guidance perturbs"),
+    _guided("skip_step", "N", help="steps after each guided one that reuse the video's result"),
+    _guided("audio_skip_step", "N", help="the same for the sound"),
+    _guided("cfg_method", ("cfg", "cfg_star", "apg", "apg_momentum"),
+        help="formula of classifier-free guidance: plain (default), rescaled, or projected without and with momentum"),
+    _guided("apg_eta", "SHARE", needs=("cfg_method",),
+        help="of apg: share along the prediction that is kept; default 0"),
+    _guided("apg_norm_threshold", "NORM", needs=("cfg_method",), help="of apg: longest guidance; default 0, any"),
+    _guided("apg_momentum", "SHARE", needs=("cfg_method",), help="of apg_momentum: share of earlier guidance"),
+    _guided("nag_scale", "SCALE", needs=("negative_prompt",),
+        help="have --negative-prompt act within the attention to the text, at no more forwards; off at 1"),
+    _guided("nag_tau", "NORM", needs=("nag_scale",), help="of --nag-scale: longest guided values; default 2.5"),
+    _guided("nag_alpha", "SHARE", needs=("nag_scale",),
+        help="of --nag-scale: share of the guided values; default 0.25"),
+)
+# Besides the result, a manifest is written: FILE.json, for `ltx2 replay`. Files that are written are no `Path`.
+_OUTPUT = (
+    Option("output", "FILE", short=("-o",), record="nothing", parsing={"required": True, "type": str},
         help="file to write, .mp4, .mov or (--audio-only) .wav; FILE.json beside it says how it was made; several clips "
-        "are numbered",
-    )
-    group.add_argument(
-        "--preview",
-        nargs="?",
-        const="",
-        metavar="FILE",
-        help="keep a contact sheet of what is being made, a .png or .jpg file; default beside the output",
-    )
-    group.add_argument(
-        "--preview-every", type=int, metavar="N", help="steps from one --preview to the next; default 5"
-    )
+        "are numbered"),
+    Option("preview", "FILE", record="nothing", parsing={"nargs": "?", "const": "", "type": str},
+        help="keep a contact sheet of what is being made, a .png or .jpg file; default beside the output"),
+    Option("preview_every", "N", needs=("preview",), default=5, record="nothing",
+        help="steps from one --preview to the next; default 5"),
+)
+_LOADING = (
+    Option("checkpoint", "NAME", default=CHECKPOINT, record="checkpoint", called=("pretrained_model_name_or_path",),
+        help="folder or Hub id in diffusers layout, an original .safetensors file, or the name of a packaged miniature "
+        "(ltx2-tiny, the default, or ltx2.3-tiny: random weights, for trying things out)"),
+    Option("text_encoder", "NAME", excludes=("no_text_encoder",), record="checkpoint",
+        help="Gemma folder or Hub id; needed with an original file"),
+    Option("upsampler", "PATH", needs=("two_stage", "distilled"),
+        help="file or folder of the upsampler, if --checkpoint has none"),
+    Option("lora", "FILE[:WEIGHT]", parsing=_REPEATED, help="a LoRA to apply; repeatable"),
+    Option("distilled_lora", "FILE[:WEIGHT]", becomes=calls.refining_lora, called=("stage_2_adapters",),
+        needs=("two_stage", "distilled"), excludes=("refine_with_same_weights",),
+        help="the LoRA with which a dev checkpoint refines (--two-stage) or runs throughout (--distilled)"),
+    Option("refine_with_same_weights", None, "stage_2_adapters", gives={}, needs=("two_stage",),
+        help="refine without --distilled-lora, as the packaged miniatures do"),
+    Option("device", "NAME", help="cpu, cuda, cuda:1, mps; default the best present"),
+    Option("dtype", DTYPES, help="default bfloat16 on a GPU, float32 on a CPU"),
+    Option("offload", ("none", "model", "sequential"), default="none",
+        help="keep components on the CPU until they run"),
+    Option("tiling", help="decode large pictures in tiles, to save memory"),
+)
+# fmt: on
+
+_GROUPS: tuple[tuple[str, str | None, tuple[Option, ...]], ...] = (
+    ("text", None, _TEXT),
+    ("pictures, clips and sound to follow", None, _PICTURES),
+    ("working on a clip", None, _EDITING),
+    ("recipe", None, _RECIPE),
+    ("size (default with --video: the clip's)", None, _SIZE),
+    ("sampling (default: the reference values of the checkpoint)", None, _SAMPLING),
+    (
+        "guidance (default: the reference values of the checkpoint)",
+        "--guidance-scale 1 alone switches all guidance off. Where only sound is made, the options without 'audio' belong "
+        "to it.",
+        _GUIDANCE,
+    ),
+    ("output", None, _OUTPUT),
+    ("checkpoint and LoRA", None, _LOADING),
+)
+OPTIONS = {option.name: option for _, _, options in _GROUPS for option in options}
+
+
+def add_options(parser: Any) -> None:
+    """Add all options of a generation, in groups."""
+    for title, description, options in _GROUPS:
+        group = parser.add_argument_group(title, description)
+        for option in options:
+            option.add_to(group)

@@ -8,8 +8,7 @@ from typing import Any
 from .environment import environment
 from .generate import generate
 from .manifest import changed_content, changed_environment, changed_inputs, read_manifest
-
-_ENHANCEMENT = ("enhance_prompt", "system_prompt", "enhance_tokens")
+from .options import OPTIONS
 
 
 def add_parser(commands: Any) -> None:
@@ -59,5 +58,6 @@ def _options(manifest: dict[str, Any], options: argparse.Namespace) -> dict[str,
         again["device"] = options.device
     written = manifest["result"].get("enhanced_prompt")
     if written is not None:
-        again = {name: value for name, value in again.items() if name not in _ENHANCEMENT} | {"prompt": written}
+        asked = {name for name, option in OPTIONS.items() if "enhance_prompt" in (name, *option.needs)}
+        again = {name: value for name, value in again.items() if name not in asked} | {"prompt": written}
     return again

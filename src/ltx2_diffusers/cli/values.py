@@ -1,15 +1,18 @@
 """Values of options: how they are read, how options are named, and which of their values are input files."""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+Options = Mapping[str, Any]
+"""Options that were given, by name."""
 
 
 class AppendPlaced(argparse.Action):
     """Collects `[frame, file, strength]` of an option with two arguments."""
 
-    def __call__(self, _parser: Any, namespace: Any, values: Sequence[str], _option_string: str | None = None) -> None:
+    def __call__(self, _parser: Any, namespace: Any, values: Any, _option_string: str | None = None) -> None:
         try:
             placed = [int(values[0]), *weighted_file(values[1])]
         except ValueError:
@@ -32,9 +35,12 @@ def stretch(text: str) -> list[float]:
     """Start and end in seconds of `FROM:TO`."""
     start, _, end = text.partition(":")
     try:
-        return [float(start), float(end)]
+        seconds = [float(start), float(end)]
     except ValueError:
-        raise argparse.ArgumentTypeError(f"needs two times in seconds like 1.5:3.0, got {text!r}") from None
+        seconds = []
+    if not seconds or not 0 <= seconds[0] < seconds[1]:
+        raise argparse.ArgumentTypeError(f"needs two rising times in seconds like 1.5:3.0, got {text!r}")
+    return seconds
 
 
 def flag(option: str) -> str:
@@ -42,10 +48,10 @@ def flag(option: str) -> str:
     return f"--{option.replace('_', '-')}"
 
 
-def flags(options: Sequence[str], last: str = "or") -> str:
+def flags(options: Collection[str], last: str = "or") -> str:
     """Several options in words."""
-    names = [flag(option) for option in options]
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {last} {names[-1]}"
+    *others, name = map(flag, options)
+    return f"{', '.join(others)} {last} {name}" if others else name
 
 
 def replaced_files(value: Any, change: Callable[[Path], Any]) -> Any:
@@ -55,9 +61,20 @@ def replaced_files(value: Any, change: Callable[[Path], Any]) -> Any:
     return [replaced_files(part, change) for part in value] if isinstance(value, list) else value
 
 
-def input_files(options: dict[str, Any]) -> dict[Path, str]:
+def parts_of(value: Any) -> Iterator[Any]:
+    """A value of an option, or all that a list of them holds."""
+    if isinstance(value, list):
+        for part in value:
+            yield from parts_of(part)
+    else:
+        yield value
+
+
+def input_files(options: Options) -> dict[Path, str]:
     """Every input file of the options, with the option that names it."""
     found: dict[Path, str] = {}
     for option, value in options.items():
-        replaced_files(value, lambda path, option=option: found.setdefault(path, option))
+        for part in parts_of(value):
+            if isinstance(part, Path):
+                found.setdefault(part, option)
     return found

@@ -57,7 +57,7 @@ def _move_over(source: Path, target: Path) -> None:
     for file in files:
         (target / file).parent.mkdir(parents=True, exist_ok=True)
         os.replace(source / file, target / file)
-    saved_weights = {_weights_of(file) for file in files} - {None}
+    saved_weights = {weights for file in files if (weights := _weights_of(file)) is not None}
     for folder in {folder for folder, _ in saved_weights}:
         for path in (target / folder).iterdir():
             file = path.relative_to(target)

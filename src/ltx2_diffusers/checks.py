@@ -11,7 +11,7 @@ def check_size(height: int, width: int, multiple: int) -> None:
     for name, value in (("height", height), ("width", width)):
         if not isinstance(value, int) or value <= 0 or value % multiple:
             raise ValueError(
-                f"`{name}` has to be divisible by {multiple} but is {value}; use {_neighbours(value, multiple)}"
+                f"`{name}` has to be divisible by {multiple} but is {value}; use {neighbours(value, multiple)}"
             )
 
 
@@ -19,11 +19,12 @@ def check_num_frames(num_frames: int, stride: int, name: str = "num_frames") -> 
     """A number of frames must be `stride * k + 1`, since a latent frame after the first one holds `stride` frames."""
     if not isinstance(num_frames, int) or num_frames < 1 or (num_frames - 1) % stride:
         raise ValueError(
-            f"`{name}` has to be {stride} * k + 1 but is {num_frames}; use {_neighbours(num_frames, stride, 1)}"
+            f"`{name}` has to be {stride} * k + 1 but is {num_frames}; use {neighbours(num_frames, stride, 1)}"
         )
 
 
-def _neighbours(value: Any, multiple: int, offset: int = 0) -> str:
+def neighbours(value: Any, multiple: int, offset: int = 0) -> str:
+    """The positive numbers `multiple * k + offset` next to `value`, for messages."""
     lower = (int(value) - offset) // multiple * multiple + offset
     valid = [number for number in (lower, lower + multiple) if number > 0]
     return " or ".join(str(number) for number in valid) or str(multiple + offset)
@@ -70,6 +71,13 @@ def check_unit(**values: float | None) -> None:
     for name, value in values.items():
         if value is not None and not 0.0 <= value <= 1.0:
             raise ValueError(f"`{name}` has to be between 0 and 1 but is {value}; use {min(max(value, 0.0), 1.0)}")
+
+
+def check_share(**values: float) -> None:
+    """Every value must lie in [0, 1]; in the words of the building blocks, whose arguments are not a call's."""
+    for name, value in values.items():
+        if not 0.0 <= value <= 1.0:
+            raise ValueError(f"{name} must lie in [0, 1], got {value}; use {min(max(value, 0.0), 1.0)}.")
 
 
 def check_loaded(missing: Sequence[str]) -> None:

@@ -13,9 +13,9 @@ from ltx2_diffusers.conditioning import (
     VideoLatentShape,
     VideoPixelShape,
     carried_pixel_frames,
-    fit_audio_latent,
     resize_latent,
     snap_frames,
+    stretch_audio_latent,
 )
 from ltx2_diffusers.conditioning.shapes import SpatioTemporalScaleFactors
 
@@ -155,12 +155,6 @@ def test_halved_latent_is_the_mean_of_its_cells():
     torch.testing.assert_close(halved, torch.nn.functional.avg_pool3d(latent, (1, 2, 2)))
 
 
-def test_audio_is_fitted_to_the_clip():
-    audio = torch.arange(4.0).view(1, 1, 4, 1)
-    assert fit_audio_latent(audio, 3).flatten().tolist() == [0, 1, 2]
-    assert fit_audio_latent(audio, 5, "pad").flatten().tolist() == [0, 1, 2, 3, 0]
-    assert fit_audio_latent(audio, 2, "stretch").flatten().tolist() == [0.5, 2.5]
-    with pytest.raises(ValueError, match=r"4 latents and the clip 29, so 1 s are missing"):
-        fit_audio_latent(audio, 29)
-    with pytest.raises(ValueError, match="fit must be"):
-        fit_audio_latent(audio, 3, "crop_pad")
+def test_audio_is_stretched_to_the_clip():
+    audio = torch.arange(8.0).view(1, 2, 4, 1)
+    assert stretch_audio_latent(audio, 2).tolist() == [[[[0.5], [2.5]], [[4.5], [6.5]]]]

@@ -1,26 +1,47 @@
 """Which adapters of a pipeline are active: recorded, switched for a while, and put back exactly."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
+from diffusers.loaders.lora_base import LoraBaseMixin
+from peft.tuners.lora import LoraLayer
+
+from ..models.connectors import LTX2TextConnectors
+from ..models.transformer import LTX2AVTransformer3DModel
+from .file import LoraMetadata
+
+AdaptedModel = LTX2AVTransformer3DModel | LTX2TextConnectors
 
 DISTILLED_ADAPTER = "distilled"
 """Name under which a refining stage looks for the distilled LoRA of a dev checkpoint."""
 
 
-def adapter_layers(pipeline: Any) -> list[BaseTunerLayer]:
+def adapted_models(pipeline: LoraBaseMixin) -> dict[str, AdaptedModel]:
+    """The models of the pipeline that can carry adapters, by component."""
+    models = {component: getattr(pipeline, component, None) for component in pipeline._lora_loadable_modules}
+    return {component: model for component, model in models.items() if model is not None}
+
+
+def adapter_layers(pipeline: LoraBaseMixin) -> list[LoraLayer]:
     """All layers of the pipeline that carry adapters, in the order of components and modules."""
-    models = (getattr(pipeline, component, None) for component in pipeline._lora_loadable_modules)
-    return [
-        module
-        for model in models
-        if model is not None
-        for module in model.modules()
-        if isinstance(module, BaseTunerLayer)
-    ]
+    models = adapted_models(pipeline).values()
+    return [module for model in models for module in model.modules() if isinstance(module, LoraLayer)]
+
+
+def adapter_configs(model: torch.nn.Module) -> dict[str, Any]:
+    """PEFT's settings of every adapter of a model."""
+    return getattr(model, "peft_config", {})
+
+
+def adapter_metadata(pipeline: LoraBaseMixin) -> dict[str, LoraMetadata | None]:
+    """What the file of every loaded adapter says about itself; `None` for one that came by another way."""
+    found: dict[str, LoraMetadata | None] = {}
+    for model in adapted_models(pipeline).values():
+        for name, config in adapter_configs(model).items():
+            found.setdefault(name, getattr(config, "ltx2_metadata", None))
+    return found
 
 
 class AdapterState:
@@ -30,17 +51,13 @@ class AdapterState:
         pipeline: A pipeline with [`~ltx2_diffusers.adapters.mixin.LTX2LoraMixin`].
     """
 
-    def __init__(self, pipeline: Any) -> None:
+    def __init__(self, pipeline: LoraBaseMixin) -> None:
         self._layers = [
             (layer, layer._active_adapter, layer._disable_adapters, _copied(layer.scaling))
             for layer in adapter_layers(pipeline)
         ]
-        self._gradients = [
-            (parameter, parameter.requires_grad)
-            for layer, *_ in self._layers
-            for name in layer.adapter_layer_names
-            for parameter in getattr(layer, name).parameters()
-        ]
+        factors = [getattr(layer, name) for layer, *_ in self._layers for name in layer.adapter_layer_names]
+        self._gradients = [(p, p.requires_grad) for factor in factors for p in factor.parameters()]
 
     def restore(self) -> None:
         """Put the recorded state back; adapters deleted or added since stay so."""
@@ -57,7 +74,7 @@ def _copied(scaling: dict[str, float | torch.Tensor]) -> dict[str, float | torch
 
 
 @contextmanager
-def unchanged_adapters(pipeline: Any) -> Iterator[None]:
+def unchanged_adapters(pipeline: LoraBaseMixin) -> Iterator[None]:
     """Put adapters and strengths back when the block ends, however it ends and whatever it did to them."""
     state = AdapterState(pipeline)
     try:
@@ -67,7 +84,7 @@ def unchanged_adapters(pipeline: Any) -> Iterator[None]:
 
 
 @contextmanager
-def added_adapters(pipeline: Any, strengths: Mapping[str, float]) -> Iterator[None]:
+def added_adapters(pipeline: LoraBaseMixin, strengths: Mapping[str, float]) -> Iterator[None]:
     """Add adapters to the active ones for a block; whatever happens in it, the former set comes back exactly.
 
     Args:
@@ -86,7 +103,7 @@ def added_adapters(pipeline: Any, strengths: Mapping[str, float]) -> Iterator[No
         yield
 
 
-def _add(pipeline: Any, strengths: Mapping[str, float]) -> None:
+def _add(pipeline: LoraBaseMixin, strengths: Mapping[str, float]) -> None:
     wanted = {name: strength for name, strength in strengths.items() if strength}
     for layer in adapter_layers(pipeline):
         kept = [] if layer.disable_adapters else [n for n in layer.active_adapters if n not in strengths]
@@ -96,21 +113,18 @@ def _add(pipeline: Any, strengths: Mapping[str, float]) -> None:
     pipeline.enable_lora()
 
 
-def check_adapters_loaded(pipeline: Any, strengths: Mapping[str, float]) -> None:
+def check_adapters_loaded(pipeline: LoraBaseMixin, strengths: Mapping[str, float]) -> None:
     """Raise `ValueError` for an adapter that is not loaded, or that fused weights would swallow."""
-    loaded = list(pipeline.lora_metadata)
+    loaded = list(adapter_metadata(pipeline))
     for name in strengths:
         if name not in loaded:
             raise ValueError(
                 f"no LoRA adapter {name!r} is loaded (there are {loaded}); load it with "
                 f"load_lora_weights(..., adapter_name={name!r})"
             )
-    _check_not_fused(pipeline, [name for name, strength in strengths.items() if strength])
-
-
-def _check_not_fused(pipeline: Any, names: Sequence[str]) -> None:
+    wanted = {name for name, strength in strengths.items() if strength}
     for layer in adapter_layers(pipeline):
-        if layer.merged and (lost := sorted(set(names) & set(layer._all_available_adapter_names()))):
+        if layer.merged and (lost := sorted(wanted & set(layer._all_available_adapter_names()))):
             raise ValueError(
                 f"adapter {lost[0]!r} has no effect while {layer.merged_adapters} are fused; call unfuse_lora() first"
             )

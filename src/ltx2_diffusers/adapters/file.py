@@ -6,8 +6,8 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
 
 import torch
 from diffusers.utils import logging
@@ -24,6 +24,8 @@ logger = logging.get_logger(__name__)
 # The name diffusers gives a LoRA file unless told otherwise.
 LORA_WEIGHT_NAME = "pytorch_lora_weights.safetensors"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+Value = TypeVar("Value")
+
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -74,8 +76,7 @@ class LoraFile:
 
     def network_alphas(self, component: str) -> dict[str, float]:
         """Alpha by module path; its delta is strength * alpha / rank * B A."""
-        layers = {path: self.layers[component, path] for path in self.modules(component)}
-        return {path: layer.rank if layer.alpha is None else layer.alpha for path, layer in layers.items()}
+        return {path: self.layers[component, path].alpha for path in self.modules(component)}
 
     def state_dict(self, component: str, fold_alpha: bool = False) -> dict[str, torch.Tensor]:
         """The component's factors in PEFT's names, `<module>.lora_A.weight` `[r, in]` and `lora_B` `[out, r]`.
@@ -125,18 +126,7 @@ def load_lora(
     Raises:
         ValueError: Naming the file, if it is no LoRA, if any tensor fits no module, or if sizes differ.
     """
-    tensors: Mapping[str, torch.Tensor | Entry]
-    header: Mapping[str, str]
-    if isinstance(source, Mapping):
-        if location:
-            raise ValueError(f"{', '.join(location)} are for files, but the LoRA was given as a state dict")
-        name, tensors, header = "the given LoRA state dict", source, {}
-    else:
-        path = find_lora_file(source, **location)
-        name = repr(str(path))
-        if use_safetensors and path.suffix in _PICKLES:
-            raise ValueError(f"{name} is a pickled file; with use_safetensors=True give a safetensors file")
-        tensors, header = _read(path)
+    name, tensors, header = _read(source, use_safetensors, location)
     modules = {component: linear_shapes(model) for component, model in (models or {}).items() if model is not None}
     try:
         layers = read_lora(tensors, modules, header, strict=True)
@@ -187,11 +177,15 @@ def find_lora_file(
     if weight_name is None:
         if constants.HF_HUB_OFFLINE or local_files_only:
             raise ValueError(f"there is no file or folder {repository!r}; offline, a Hub id needs weight_name=")
-        names = HfApi().list_repo_files(repository, revision=revision, token=token)
-        prefix = f"{subfolder}/" if subfolder else ""
-        inside = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
-        weight_name = _only_file([name for name in inside if "/" not in name], repository)
+        files = map(PurePosixPath, HfApi().list_repo_files(repository, revision=revision, token=token))
+        folder = PurePosixPath(subfolder or "")
+        weight_name = _only_file([file.name for file in files if file.parent == folder], repository)
     return Path(hf_hub_download(repository, weight_name, subfolder=subfolder, revision=revision, **hub_options))
+
+
+def by_component(parts: Mapping[str, Mapping[str, Value]]) -> dict[str, Value]:
+    """The values of all components in one dict, named `<component>.<key>`."""
+    return {f"{component}.{key}": value for component, part in parts.items() for key, value in part.items()}
 
 
 def lora_for_saving(
@@ -208,10 +202,8 @@ def lora_for_saving(
         layout: One of `LORA_FORMATS`. "diffusers" keeps alpha in the metadata, all others fold it into the factors.
         metadata: Further strings for the file's metadata.
     """
-    tensors = {f"{component}.{key}": tensor for component, part in layers.items() for key, tensor in part.items()}
-    fields = {
-        f"{component}.{key}": value for component, part in configs.items() for key, value in (part or {}).items()
-    }
+    tensors = by_component(layers)
+    fields = by_component({component: config or {} for component, config in configs.items()})
     settings = json.dumps(fields, indent=2, sort_keys=True, default=_plain)
     entries = lora_to_format(read_lora(tensors, metadata={ADAPTER_METADATA: settings}, strict=True), layout)
     header = {"format": "pt", **metadata}
@@ -234,14 +226,25 @@ def _plain(value: Any) -> Any:
     return sorted(value) if isinstance(value, (set, frozenset)) else str(value)
 
 
-def _read(path: Path) -> tuple[Mapping[str, torch.Tensor | Entry], Mapping[str, str]]:
+def _read(
+    source: str | os.PathLike | Mapping[str, torch.Tensor], use_safetensors: bool | None, location: dict[str, Any]
+) -> tuple[str, Mapping[str, torch.Tensor | Entry], Mapping[str, str]]:
+    """What to call the LoRA in messages, its tensors, and its metadata."""
+    if isinstance(source, Mapping):
+        if location:
+            raise ValueError(f"{', '.join(location)} are for files, but the LoRA was given as a state dict")
+        return "the given LoRA state dict", source, {}
+    path = find_lora_file(source, **location)
+    name = repr(str(path))
     if path.suffix not in _PICKLES:
         file = SafetensorsFile(path)
-        return file.entries, file.metadata
+        return name, file.entries, file.metadata
+    if use_safetensors:
+        raise ValueError(f"{name} is a pickled file; with use_safetensors=True give a safetensors file")
     tensors = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(tensors, Mapping) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
-        raise ValueError(f"{str(path)!r} holds something else than tensors by name")
-    return tensors, {}
+        raise ValueError(f"{name} holds something else than tensors by name")
+    return name, tensors, {}
 
 
 def _only_file(names: list[str], where: str) -> str:

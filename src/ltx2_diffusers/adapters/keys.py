@@ -15,19 +15,11 @@ from diffusers.utils import logging
 
 from ..checkpoints import keys
 from ..checkpoints.safetensors_io import Entry
-from .modules import ModuleShapes, known_modules, nearest_module, original_module, underscored_modules
+from .modules import ModuleShapes, known_modules, nearest_module, original_module, without_prefix, written_names
 
 logger = logging.get_logger(__name__)
 
-LORA_FORMATS = (
-    "diffusers",
-    "original",
-    "original_with_alpha",
-    "kohya_dotted",
-    "kohya_underscored",
-    "peft",
-    "bare",
-)
+LORA_FORMATS = ("diffusers", "original", "original_with_alpha", "kohya_dotted", "kohya_underscored", "peft", "bare")
 _UNDERSCORED = "lora_unet_"
 _FACTOR = re.compile(
     r"(?P<module>.+)\.(?P<factor>lora_A|lora_B|lora_down|lora_up|lora\.down|lora\.up)(\.[^.]+)?\.weight"
@@ -42,17 +34,17 @@ _OTHER_KINDS = {
     "a LoRA with biases": ("lora_B.bias", "lora_up.bias"),
     "a LoRA of convolutions": ("lora_mid.weight",),
 }
-_CONNECTOR_PREFIXES = tuple(f"{root}." for root in keys.CONNECTOR_ROOTS)
+_CONNECTOR_PREFIX = re.compile(r"^(connectors\.)?(text_embedding_projection\.)?")
 ADAPTER_METADATA = "lora_adapter_metadata"
 
 
 @dataclass(frozen=True)
 class LoraLayer:
-    """The two factors of one module, `down` `[r, in]` and `up` `[out, r]`, and their alpha (`None` stands for r)."""
+    """The two factors of one module, `down` `[r, in]` and `up` `[out, r]`, and their alpha."""
 
     down: Entry
     up: Entry
-    alpha: float | None = None
+    alpha: float
 
     @property
     def rank(self) -> int:
@@ -61,7 +53,7 @@ class LoraLayer:
     @property
     def folded_up(self) -> Entry:
         """The up factor times alpha / r, in its own dtype."""
-        if self.alpha is None:
+        if self.alpha == self.rank:
             return self.up
         scale = self.alpha / self.rank
         return Entry(self.up.dtype, self.up.shape, lambda: (self.up.load().float() * scale).to(self.up.dtype))
@@ -96,7 +88,7 @@ def read_lora(
     _refuse_other_kinds(tensors)
     entries = {key: _as_entry(tensor) for key, tensor in tensors.items()}
     modules = {**known_modules(*_num_blocks(entries)), **(modules or {})}
-    table = underscored_modules(modules)
+    table = {name.replace(".", "_"): place for name, place in written_names(modules).items()}
     factors: dict[tuple[str, str], dict[str, Entry]] = {}
     unmatched = []
     for key, entry in entries.items():
@@ -179,18 +171,10 @@ def _place(name: str, modules: ModuleShapes, table: Mapping[str, tuple[str, str]
     """The component and diffusers path that a module name of any layout stands for; None if there is none."""
     if name.startswith(_UNDERSCORED):
         return table.get(name.removeprefix(_UNDERSCORED))
-    name = name.removeprefix("base_model.model.")
-    for prefix in ("model.diffusion_model.", "diffusion_model.", "transformer."):
-        if name.startswith(prefix):
-            name = name.removeprefix(prefix)
-            break
-    component = "transformer"
-    for prefix in ("connectors.", "text_embedding_projection."):
-        if name.startswith(prefix):
-            component, name = "connectors", name.removeprefix(prefix)
-    if name.startswith(_CONNECTOR_PREFIXES):
-        component = "connectors"
-    path = keys.rename(component, [name], to="diffusers")[name]
+    name = without_prefix(name)
+    local = _CONNECTOR_PREFIX.sub("", name)
+    component = "connectors" if local != name or local.partition(".")[0] in keys.CONNECTOR_ROOTS else "transformer"
+    path = keys.rename(component, [local], to="diffusers")[local]
     return (component, path) if path in modules.get(component, {}) else None
 
 
@@ -246,14 +230,14 @@ def _layer(
             f"the LoRA factors of {path} are for a layer of [{up.shape[0]}, {down.shape[1]}], "
             f"but the model's is {list(shape)}"
         )
-    alpha = _alpha(path, down.shape[0], found.get("alpha"), config)
-    return LoraLayer(down, up, None if alpha == down.shape[0] else alpha)
+    rank = down.shape[0]
+    alpha = float(found["alpha"].load()) if "alpha" in found else _configured_alpha(path, rank, config)
+    # A whole number stays one, as PEFT's settings hold it.
+    return LoraLayer(down, up, rank if alpha == rank else alpha)
 
 
-def _alpha(path: str, rank: int, alpha: Entry | None, config: Mapping[str, Any]) -> float:
-    """The module's own alpha, else the one in diffusers' settings, else r."""
-    if alpha is not None:
-        return float(alpha.load())
+def _configured_alpha(path: str, rank: int, config: Mapping[str, Any]) -> float:
+    """The module's alpha in diffusers' settings, else r."""
     if "lora_alpha" not in config:
         return rank
     patterns = config.get("alpha_pattern") or {}

@@ -2,19 +2,19 @@
 
 import logging as std_logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import Any
 
+from diffusers.loaders.lora_base import LoraBaseMixin
 from diffusers.utils import logging
 
-from .active import AdapterState, adapter_layers
+from .active import AdaptedModel, AdapterState, adapted_models, adapter_configs, adapter_layers
 from .file import LoraFile
 
 logger = logging.get_logger(__name__)
 
 
-def insert_adapter(pipeline: Any, lora: LoraFile, name: str, hotswap: bool, low_cpu_mem_usage: bool) -> None:
+def insert_adapter(pipeline: LoraBaseMixin, lora: LoraFile, name: str, hotswap: bool, low_cpu_mem_usage: bool) -> None:
     """Add the LoRA to the pipeline's models and make it the only active adapter.
 
     Args:
@@ -24,10 +24,11 @@ def insert_adapter(pipeline: Any, lora: LoraFile, name: str, hotswap: bool, low_
         hotswap: Whether to put the factors in the place of those of the adapter of that name.
         low_cpu_mem_usage: Whether to leave out a random initialisation of the factors.
     """
-    models = {component: getattr(pipeline, component) for component in lora.components}
-    before, touched = AdapterState(pipeline), []
+    models, before = adapted_models(pipeline), AdapterState(pipeline)
+    touched: list[AdaptedModel] = []
     try:
-        for component, model in models.items():
+        for component in lora.components:
+            model = models[component]
             touched.append(model)
             with _quiet_loading():
                 model.load_lora_adapter(
@@ -39,7 +40,7 @@ def insert_adapter(pipeline: Any, lora: LoraFile, name: str, hotswap: bool, low_
                     low_cpu_mem_usage=low_cpu_mem_usage,
                     _pipeline=pipeline,
                 )
-            model.peft_config[name].ltx2_metadata = lora.metadata
+            adapter_configs(model)[name].ltx2_metadata = lora.metadata
     except BaseException:
         if not hotswap:
             for model in touched:
@@ -52,11 +53,10 @@ def insert_adapter(pipeline: Any, lora: LoraFile, name: str, hotswap: bool, low_
             layer.set_adapter([name])
 
 
-def for_present(lora: LoraFile, models: Mapping[str, Any]) -> LoraFile:
+def for_present(lora: LoraFile, present: Collection[str]) -> LoraFile:
     """The part of the LoRA whose models are there; the rest is warned about, unless it is all."""
-    present = [component for component in lora.components if models[component] is not None]
     absent = [component for component in lora.components if component not in present]
-    if not present:
+    if absent == list(lora.components):
         raise ValueError(f"{lora.metadata.name} changes only {absent}, which the pipeline was built without")
     for component in absent:
         logger.warning(
@@ -66,7 +66,7 @@ def for_present(lora: LoraFile, models: Mapping[str, Any]) -> LoraFile:
     return lora.only(present)
 
 
-def check_not_fused(pipeline: Any) -> None:
+def check_not_fused(pipeline: LoraBaseMixin) -> None:
     """`ValueError` while adapters are fused: PEFT takes them out of the weights when another one arrives."""
     fused = dict.fromkeys(name for layer in adapter_layers(pipeline) for name in layer.merged_adapters)
     if fused:
@@ -76,18 +76,17 @@ def check_not_fused(pipeline: Any) -> None:
         )
 
 
-def check_hotswap(pipeline: Any, lora: LoraFile, name: str) -> None:
+def check_hotswap(pipeline: LoraBaseMixin, lora: LoraFile, name: str) -> None:
     """`ValueError` for what PEFT cannot swap; its own check comes after the old adapter is lost."""
-    adapters = pipeline.get_list_adapters()
-    old = {component for component in adapters if name in adapters[component]}
+    models = adapted_models(pipeline)
+    old = {component for component, model in models.items() if name in adapter_configs(model)}
     if different := sorted(old ^ set(lora.components)):
         which = "old" if different[0] in old else "new"
         raise ValueError(f"hotswap needs the same components, but only the {which} LoRA changes the {different[0]}")
     for component in lora.components:
-        model = getattr(pipeline, component)
-        layers = dict(model.named_modules())
+        config, layers = adapter_configs(models[component])[name], dict(models[component].named_modules())
         missing = [path for path in lora.modules(component) if name not in getattr(layers[path], "lora_A", ())]
-        if missing or model.peft_config[name].alpha_pattern != lora.adapter_config(component)["alpha_pattern"]:
+        if missing or config.alpha_pattern != lora.adapter_config(component)["alpha_pattern"]:
             reason = f"changes {missing[0]}, which the old does not" if missing else "has other alphas per module"
             raise ValueError(f"hotswap is not possible: the new LoRA {reason}; load it under another name")
 

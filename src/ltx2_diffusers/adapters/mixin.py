@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 import torch
 from diffusers.loaders.lora_base import LoraBaseMixin
+from diffusers.loaders.peft import PeftAdapterMixin
 
-from .active import adapter_layers
-from .file import LORA_WEIGHT_NAME, LoraMetadata, load_lora, lora_for_saving, write_lora
+from .active import adapted_models, adapter_layers, adapter_metadata
+from .file import LORA_WEIGHT_NAME, LoraMetadata, by_component, load_lora, lora_for_saving, write_lora
 from .loading import check_hotswap, check_not_fused, for_present, insert_adapter
 
 # A strength for all components, or one per component; `None` stands for 1.
@@ -24,6 +25,8 @@ class ReferenceFactors(NamedTuple):
     temporal_scale: int
 
 
+# mypy: disable-error-code="override"
+# `LoraBaseMixin` declares its methods with `**kwargs` alone; diffusers' own pipelines name arguments as this class does.
 class LTX2LoraMixin(LoraBaseMixin):
     """LoRA for pipelines with the components `transformer` and `connectors`.
 
@@ -52,14 +55,10 @@ class LTX2LoraMixin(LoraBaseMixin):
                 `force_download`, `use_safetensors`.
         """
         lora = load_lora(pretrained_model_name_or_path_or_dict, **file_options)
-        factors = {
-            f"{component}.{key}": tensor
-            for component in lora.components
-            for key, tensor in lora.state_dict(component, fold_alpha=not return_lora_metadata).items()
-        }
-        configs = {component: lora.adapter_config(component) for component in lora.components}
-        settings = {f"{component}.{key}": value for component, part in configs.items() for key, value in part.items()}
-        return (factors, settings) if return_lora_metadata else factors
+        factors = by_component({name: lora.state_dict(name, not return_lora_metadata) for name in lora.components})
+        if not return_lora_metadata:
+            return factors
+        return factors, by_component({name: lora.adapter_config(name) for name in lora.components})
 
     def load_lora_weights(
         self,
@@ -84,7 +83,7 @@ class LTX2LoraMixin(LoraBaseMixin):
             ValueError: If the name is taken, the file is no LoRA or does not fit the models as a whole, or adapters are
                 fused: PEFT would silently take them out of the weights.
         """
-        models = {component: getattr(self, component, None) for component in self._lora_loadable_modules}
+        models = adapted_models(self)
         lora = for_present(load_lora(pretrained_model_name_or_path_or_dict, models, **file_options), models)
         name = self._adapter_name(adapter_name, hotswap)
         check_not_fused(self)
@@ -96,7 +95,7 @@ class LTX2LoraMixin(LoraBaseMixin):
     def load_lora_into_transformer(
         cls,
         state_dict: Mapping[str, torch.Tensor],
-        transformer: torch.nn.Module,
+        transformer: PeftAdapterMixin,
         adapter_name: str | None = None,
         _pipeline: Any = None,
         low_cpu_mem_usage: bool = False,
@@ -156,10 +155,10 @@ class LTX2LoraMixin(LoraBaseMixin):
                 ComfyUI, ... All but "diffusers" have alpha folded into the factors.
             metadata: Strings for the file's metadata, such as `{"reference_downscale_factor": "2"}`.
         """
-        layers = {"transformer": transformer_lora_layers, "connectors": connectors_lora_layers}
+        given = {"transformer": transformer_lora_layers, "connectors": connectors_lora_layers}
         layers = {
             component: part.state_dict() if isinstance(part, torch.nn.Module) else part
-            for component, part in layers.items()
+            for component, part in given.items()
             if part
         }
         if not layers:
@@ -169,9 +168,8 @@ class LTX2LoraMixin(LoraBaseMixin):
         settings = {"transformer": transformer_lora_adapter_metadata, "connectors": connectors_lora_adapter_metadata}
         if not safe_serialization and (metadata or (format == "diffusers" and any(settings.values()))):
             raise ValueError("metadata can be saved with safe_serialization=True only")
-        tensors, header = lora_for_saving(
-            layers, {component: settings[component] for component in layers}, format, metadata or {}
-        )
+        configs = {component: settings[component] for component in layers}
+        tensors, header = lora_for_saving(layers, configs, format, metadata or {})
         if not is_main_process:
             return
         default_name = Path(LORA_WEIGHT_NAME).with_suffix(".safetensors" if safe_serialization else ".bin")
@@ -194,7 +192,7 @@ class LTX2LoraMixin(LoraBaseMixin):
                 "a pipeline with LoRA adapters cannot be saved: save the adapters with save_lora_weights(), or make "
                 "them part of the weights with fuse_lora(), then call unload_lora_weights()"
             )
-        super().save_pretrained(save_directory, *args, **kwargs)
+        super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]  # the pipeline's
 
     def fuse_lora(
         self,
@@ -222,9 +220,7 @@ class LTX2LoraMixin(LoraBaseMixin):
         super().unfuse_lora(list(components))
 
     def set_adapters(
-        self,
-        adapter_names: str | Sequence[str],
-        adapter_weights: AdapterWeight | Sequence[AdapterWeight] = None,
+        self, adapter_names: str | Sequence[str], adapter_weights: AdapterWeight | Sequence[AdapterWeight] = None
     ) -> None:
         """Make these adapters, and no others, the active ones.
 
@@ -238,7 +234,7 @@ class LTX2LoraMixin(LoraBaseMixin):
         if isinstance(weights, list) and len(weights) != len(names):
             raise ValueError(f"adapter_weights has {len(weights)} values for the {len(names)} adapters {names}")
         if names:
-            super().set_adapters(names, weights)
+            super().set_adapters(names, weights)  # type: ignore[arg-type]  # it takes `None` in lists too
             return
         for layer in adapter_layers(self):
             layer.set_adapter([])
@@ -252,12 +248,7 @@ class LTX2LoraMixin(LoraBaseMixin):
     @property
     def lora_metadata(self) -> dict[str, LoraMetadata | None]:
         """What the file of every loaded adapter says about itself; `None` for one that came by another way."""
-        models = (getattr(self, component, None) for component in self._lora_loadable_modules)
-        found: dict[str, LoraMetadata | None] = {}
-        for model in models:
-            for name, config in getattr(model, "peft_config", {}).items():
-                found.setdefault(name, getattr(config, "ltx2_metadata", None))
-        return found
+        return adapter_metadata(self)
 
     def reference_factors(self, adapter_names: Sequence[str] | None = None) -> ReferenceFactors:
         """The scale that the IC-LoRAs among some adapters expect references in.
@@ -276,7 +267,7 @@ class LTX2LoraMixin(LoraBaseMixin):
         )
 
     def _adapter_name(self, name: str | None, hotswap: bool) -> str:
-        loaded = {taken for names in self.get_list_adapters().values() for taken in names}
+        loaded = self.lora_metadata
         if hotswap and name not in loaded:
             raise ValueError(f"hotswap=True needs the name of a loaded adapter, one of {sorted(loaded)}, got {name!r}")
         if name is None:

@@ -1,6 +1,7 @@
 """Every linear module of the LTX-2 transformer and text connectors, by its path in diffusers' names."""
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 
 from ..checkpoints import keys
@@ -34,10 +35,10 @@ def known_modules(num_blocks: int, num_connector_blocks: int) -> ModuleShapes:
         *_TOP_LINEARS,
         *_joined(_CAPTION_PROJECTIONS, ("linear_1", "linear_2")),
         *_joined(_MODULATIONS, _MODULATION_LINEARS),
-        *_joined(_numbered("transformer_blocks", num_blocks), _block_linears(_ATTENTIONS, ("ff", "audio_ff"))),
+        *_block_linears(num_blocks, _ATTENTIONS, ("ff", "audio_ff")),
     ]
-    blocks = _joined(_CONNECTORS, _numbered("transformer_blocks", num_connector_blocks))
-    connectors = [*_TEXT_PROJECTIONS, *_joined(blocks, _block_linears(("attn1",), ("ff",)))]
+    blocks = _block_linears(num_connector_blocks, ("attn1",), ("ff",))
+    connectors = [*_TEXT_PROJECTIONS, *_joined(_CONNECTORS, blocks)]
     return {"transformer": dict.fromkeys(transformer), "connectors": dict.fromkeys(connectors)}
 
 
@@ -48,35 +49,26 @@ def original_module(component: str, path: str) -> str:
     return original if prefix == "model.diffusion_model." else prefix + original
 
 
-def underscored_modules(modules: ModuleShapes) -> dict[str, tuple[str, str]]:
-    """Module paths with their dots as underscores, original and diffusers names alike -> (component, path)."""
-    table = {}
-    for component, paths in modules.items():
-        for path in paths:
-            for name in (path, original_module(component, path)):
-                table[name.replace(".", "_")] = (component, path)
-    return table
+def written_names(modules: ModuleShapes) -> dict[str, tuple[str, str]]:
+    """Module paths, in original and in diffusers' names -> (component, path in diffusers' names)."""
+    places = ((component, path) for component, paths in modules.items() for path in paths)
+    return {name: place for place in places for name in (place[1], original_module(*place))}
+
+
+def without_prefix(name: str) -> str:
+    """A module name without what PEFT and the layouts of the transformer put in front of it."""
+    return re.sub(r"^(base_model\.model\.)?((model\.)?diffusion_model\.|transformer\.)?", "", name)
 
 
 def nearest_module(name: str, modules: ModuleShapes) -> str:
     """The module whose name in either layout is most like `name`, a module name with the prefix of any layout."""
     # The tail is what tells modules apart; prefixes of foreign layouts would only blur the comparison.
-    tail = name.removeprefix("base_model.model.").removeprefix("diffusion_model.").removeprefix("transformer.")
-    names = {
-        written
-        for component, paths in modules.items()
-        for path in paths
-        for written in (path, original_module(component, path))
-    }
-    return difflib.get_close_matches(tail, sorted(names), n=1, cutoff=0.0)[0]
+    return difflib.get_close_matches(without_prefix(name), sorted(written_names(modules)), n=1, cutoff=0.0)[0]
 
 
-def _block_linears(attentions: Iterable[str], feed_forwards: Iterable[str]) -> list[str]:
-    return [*_joined(attentions, _ATTENTION_LINEARS), *_joined(feed_forwards, _FEED_FORWARD_LINEARS)]
-
-
-def _numbered(name: str, count: int) -> list[str]:
-    return [f"{name}.{index}" for index in range(count)]
+def _block_linears(num_blocks: int, attentions: Iterable[str], feed_forwards: Iterable[str]) -> list[str]:
+    linears = [*_joined(attentions, _ATTENTION_LINEARS), *_joined(feed_forwards, _FEED_FORWARD_LINEARS)]
+    return _joined([f"transformer_blocks.{index}" for index in range(num_blocks)], linears)
 
 
 def _joined(heads: Iterable[str], tails: Iterable[str]) -> list[str]:

@@ -1,7 +1,7 @@
 """Shapes, latent states and the condition items that change them."""
 
 from .attention_strength import pixel_mask_to_tokens
-from .carry import carried_pixel_frames, fit_audio_latent, resize_latent
+from .carry import carried_pixel_frames, resize_latent, stretch_audio_latent
 from .items.appended import (
     AudioConditionByReferenceLatent,
     VideoConditionByKeyframeIndex,
@@ -49,10 +49,10 @@ __all__ = [
     "VideoLatentTools",
     "VideoPixelShape",
     "carried_pixel_frames",
-    "fit_audio_latent",
     "on_streams",
     "pixel_mask_to_tokens",
     "resize_latent",
     "snap_frames",
+    "stretch_audio_latent",
     "tokens_in_time",
 ]

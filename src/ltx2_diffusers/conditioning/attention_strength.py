@@ -11,11 +11,7 @@ from .shapes import VideoLatentShape
 
 
 def extend_attention_mask(
-    attention_mask: torch.Tensor | None,
-    num_target: int,
-    num_tokens: int,
-    num_new: int,
-    strength: torch.Tensor | None,
+    attention_mask: torch.Tensor | None, num_target: int, num_tokens: int, num_new: int, strength: torch.Tensor | None
 ) -> torch.Tensor | None:
     """The self-attention mask `[B, T+K, T+K]` once K tokens are appended to T, or None if nothing is masked.
 

@@ -3,12 +3,10 @@
 Shapes: B batch, C channels, F latent frames, h latent height, w latent width, L audio latents, M mel bins of a latent.
 """
 
-from typing import Literal
-
 import torch
 from torch.nn import functional
 
-from .shapes import AUDIO_LATENTS_PER_SECOND, VIDEO_SCALE_FACTORS
+from .shapes import VIDEO_SCALE_FACTORS
 
 
 def carried_pixel_frames(latent_frames: int) -> int:
@@ -28,29 +26,13 @@ def resize_latent(latent: torch.Tensor, height: int, width: int) -> torch.Tensor
     return functional.interpolate(latent.float(), size=size, mode="trilinear", align_corners=False).to(latent.dtype)
 
 
-def fit_audio_latent(
-    latent: torch.Tensor, num_latents: int, fit: Literal["crop", "pad", "stretch"] = "crop"
-) -> torch.Tensor:
-    """Encoded audio `[B, C, L, M]` at the length of a clip.
+def stretch_audio_latent(latent: torch.Tensor, num_latents: int) -> torch.Tensor:
+    """Encoded audio `[B, C, L, M]` at another tempo, by linear interpolation along time.
 
     Args:
         latent: Encoded audio.
-        num_latents: Latents of the clip (25 a second).
-        fit: `"crop"` (default) drops the end of longer audio and refuses shorter audio; `"pad"` crops too and fills
-            shorter audio with zeros; `"stretch"` changes the tempo (linear interpolation along time).
+        num_latents: Latents of the result (25 a second).
     """
-    if fit not in ("crop", "pad", "stretch"):
-        raise ValueError(f"fit must be 'crop', 'pad' or 'stretch', got {fit!r}.")
-    missing = num_latents - latent.shape[2]
-    if fit == "stretch":
-        lines = latent.transpose(2, 3).flatten(1, 2).float()  # [B, C*M, L]
-        lines = functional.interpolate(lines, size=num_latents, mode="linear", align_corners=False)
-        return lines.unflatten(1, (latent.shape[1], -1)).transpose(2, 3).to(latent.dtype)
-    if missing <= 0:
-        return latent[:, :, :num_latents]
-    if fit == "crop":
-        raise ValueError(
-            f"The audio has {latent.shape[2]} latents and the clip {num_latents}, so {missing / AUDIO_LATENTS_PER_SECOND:g} s are missing; "
-            "use longer audio, a shorter clip, or fit='pad' or 'stretch'."
-        )
-    return functional.pad(latent, (0, 0, 0, missing))
+    lines = latent.transpose(2, 3).flatten(1, 2).float()  # [B, C*M, L]
+    lines = functional.interpolate(lines, size=num_latents, mode="linear", align_corners=False)
+    return lines.unflatten(1, (latent.shape[1], -1)).transpose(2, 3).to(latent.dtype)

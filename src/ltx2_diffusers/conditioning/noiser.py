@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
+from ..checks import check_share
 from .state import LatentState
 
 
@@ -56,8 +57,7 @@ class GaussianNoiser:
             noise_scale: Noise level in [0, 1] of tokens with mask 1, default 1.0 (pure noise).
             noise: Noise `[B, T, D]` drawn elsewhere, default None (drawn here).
         """
-        if not 0.0 <= noise_scale <= 1.0:
-            raise ValueError(f"noise_scale must lie in [0, 1], got {noise_scale}.")
+        check_share(noise_scale=noise_scale)
         if noise is None:
             noise = self.draw(state.latent.shape, state.latent.device)
         elif noise.shape != state.latent.shape:

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import torch
 
+from ..checks import neighbours
+
 
 class SpatioTemporalScaleFactors(NamedTuple):
     """Pixels per latent along each axis; the first latent frame alone stands for a single pixel frame."""
@@ -25,7 +27,6 @@ AUDIO_LATENT_MEL_BINS = 16
 AUDIO_SAMPLE_RATE = 16000
 AUDIO_HOP_LENGTH = 160
 AUDIO_DOWNSAMPLE_FACTOR = 4
-AUDIO_LATENTS_PER_SECOND = AUDIO_SAMPLE_RATE / AUDIO_HOP_LENGTH / AUDIO_DOWNSAMPLE_FACTOR
 
 
 class VideoPixelShape(NamedTuple):
@@ -51,13 +52,11 @@ class VideoPixelShape(NamedTuple):
         if self.fps <= 0:
             raise ValueError(f"fps must be positive, got {self.fps}; use for example 24.")
         for name, value in (("height", self.height), ("width", self.width)):
-            low = value // spatial_multiple * spatial_multiple
-            if value < 1 or value != low:
-                choices = f"{low} or {low + spatial_multiple}" if low > 0 else f"{spatial_multiple}"
+            if value < 1 or value % spatial_multiple:
+                choices = neighbours(value, spatial_multiple)
                 raise ValueError(f"{name} must be a multiple of {spatial_multiple}, got {value}; use {choices}.")
-        low = snap_frames(max(self.frames, 1))
-        if self.frames != low:
-            choices = f"{low} or {low + 8}" if self.frames > 1 else "1"
+        if self.frames < 1 or self.frames != snap_frames(self.frames):
+            choices = neighbours(self.frames, VIDEO_SCALE_FACTORS.time, 1)
             raise ValueError(f"num_frames must be a multiple of 8 plus 1, got {self.frames}; use {choices}.")
 
 

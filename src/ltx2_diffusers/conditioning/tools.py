@@ -10,9 +10,8 @@ from typing import Generic, TypeVar
 
 import torch
 
-from ..models.rope import prepare_audio_coords
+from ..models.rope import prepare_audio_coords, prepare_video_coords
 from .patchifiers import AudioPatchifier, Patchifier, VideoLatentPatchifier
-from .positions import in_seconds, pixel_bounds
 from .shapes import (
     AUDIO_DOWNSAMPLE_FACTOR,
     VIDEO_SCALE_FACTORS,
@@ -115,6 +114,11 @@ class LatentTools(ABC, Generic[Shape]):
         )
 
 
+def in_seconds(pixels: torch.Tensor, fps: float) -> torch.Tensor:
+    """Pixel bounds `[B, 3, T, 2]` with the time axis in seconds."""
+    return torch.cat([pixels[:, :1] / fps, pixels[:, 1:]], dim=1)
+
+
 @dataclass(frozen=True)
 class VideoLatentTools(LatentTools[VideoLatentShape]):
     """Tools of the video stream.
@@ -160,14 +164,22 @@ class VideoLatentTools(LatentTools[VideoLatentShape]):
         self, shape: VideoLatentShape, causal_fix: bool, device: torch.device | str | None = None
     ) -> torch.Tensor:
         """Bounds `[B, 3, T, 2]` of the tokens of a latent of any shape, in pixel frames, rows and columns."""
-        return pixel_bounds(shape, self.patchifier.patch_size, self.scale_factors, causal_fix, device)
+        return prepare_video_coords(
+            shape.batch,
+            shape.frames,
+            shape.height,
+            shape.width,
+            device,
+            fps=1.0,
+            patch_size=self.patchifier.patch_size,
+            scale_factors=self.scale_factors,
+            causal_offset=1 if causal_fix else self.scale_factors.time,
+        )
 
     def keyframes_mask(self, device: torch.device | str | None = None) -> torch.Tensor | None:
         """Mask `[B, T, 1]` that marks the first latent frame, or None without `mark_keyframes`."""
-        return self.first_frame_mask(device) if self.mark_keyframes else None
-
-    def first_frame_mask(self, device: torch.device | str | None = None) -> torch.Tensor:
-        """Mask `[B, T, 1]`: 1 on the tokens of the first latent frame."""
+        if not self.mark_keyframes:
+            return None
         first = torch.arange(self.num_tokens, device=device) < self.tokens_per_frame
         return first.float()[None, :, None].repeat(self.target_shape.batch, 1, 1)
 

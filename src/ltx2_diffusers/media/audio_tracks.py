@@ -48,11 +48,9 @@ class EncodedAudio(NoAudio):
 
     def __init__(self, container: OutputContainer, samples: np.ndarray, sampling_rate: int):
         self.container = container
-        self.samples = samples
         self.sampling_rate = sampling_rate
-        self.position = 0
-        # Index of the first of `samples`; earlier ones are written.
-        self.start = 0
+        self.waiting = samples
+        self.num_written = 0
         self.stream = container.add_stream("aac", rate=sampling_rate, layout="stereo")
 
     @staticmethod
@@ -69,37 +67,36 @@ class EncodedAudio(NoAudio):
     @property
     def length(self) -> int:
         """Samples given so far."""
-        return self.start + self.samples.shape[1]
+        return self.num_written + self.waiting.shape[1]
 
     def append(self, samples: np.ndarray) -> None:
-        """Add samples `[2, N]` at the end and forget those that are written."""
-        self.samples = np.concatenate([self.samples[:, self.position - self.start :], samples], axis=1)
-        self.start = self.position
+        """Add samples `[2, N]` at the end."""
+        self.waiting = np.concatenate([self.waiting, samples], axis=1)
 
     def cut(self, length: int) -> None:
         """Drop samples at the end, or add silence, so that there are `length` in all."""
-        kept = self.samples[:, : max(length - self.start, 0)]
-        self.samples = np.pad(kept, ((0, 0), (0, max(length - self.start - kept.shape[1], 0))))
+        kept = self.waiting[:, : max(length - self.num_written, 0)]
+        self.waiting = np.pad(kept, ((0, 0), (0, max(length - self.num_written - kept.shape[1], 0))))
 
     def write_until(self, seconds: float) -> None:
         end = min(self.length, int(seconds * self.sampling_rate))
-        while self.position + _AAC_FRAME_SAMPLES <= end:
-            self._encode(self.position + _AAC_FRAME_SAMPLES)
+        while self.num_written + _AAC_FRAME_SAMPLES <= end:
+            self._encode(_AAC_FRAME_SAMPLES)
 
     def finish(self) -> None:
         self.write_until(self.length / self.sampling_rate)
-        if self.position < self.length:
-            self._encode(self.length)
+        if self.waiting.size:
+            self._encode(self.waiting.shape[1])
         self.container.mux(self.stream.encode())
 
-    def _encode(self, end: int) -> None:
-        piece = np.ascontiguousarray(self.samples[:, self.position - self.start : end - self.start])
+    def _encode(self, count: int) -> None:
+        piece, self.waiting = np.ascontiguousarray(self.waiting[:, :count]), self.waiting[:, count:]
         # Planar floats are what the encoder works on: nothing is rounded to 16 bits on the way.
         frame = av.AudioFrame.from_ndarray(piece, format="fltp", layout="stereo")
         frame.sample_rate = self.sampling_rate
-        frame.pts = self.position
+        frame.pts = self.num_written
         self.container.mux(self.stream.encode(frame))
-        self.position = end
+        self.num_written += count
 
 
 class CopiedAudio(NoAudio):

@@ -30,10 +30,10 @@ def read_frames(
         float_range: What white is in an array or tensor of floats, default 255.
         name: Argument to name in messages.
     """
-    if isinstance(frames, (str, os.PathLike)):
-        return read_video(frames, max_frames) if _is_video(frames) else _picture(frames)
-    if isinstance(frames, PIL.Image.Image):
-        return _picture(frames)
+    if isinstance(frames, (str, os.PathLike)) and os.fspath(frames).lower().endswith(READABLE_VIDEO):
+        return read_video(frames, max_frames)
+    if isinstance(frames, (str, os.PathLike, PIL.Image.Image)):
+        return torch.from_numpy(np.array(read_image(frames)))[None]
     if isinstance(frames, (list, tuple)) and frames:
         parts = [read_frames(part, max_frames, float_range, name) for part in frames[:max_frames]]
         sizes = sorted({tuple(part.shape[1:3]) for part in parts})
@@ -41,14 +41,14 @@ def read_frames(
             raise ValueError(f"`{name}` has to hold frames of one size but holds (rows, columns) {sizes}")
         return torch.cat(parts)[:max_frames]
     if isinstance(frames, np.ndarray):
-        pixels = torch.from_numpy(np.ascontiguousarray(frames if frames.ndim != 3 else frames[None]))
+        pixels = torch.from_numpy(np.ascontiguousarray(frames))
     elif isinstance(frames, torch.Tensor):
-        pixels = (frames[None] if frames.ndim == 3 else frames).detach().cpu()
-        pixels = pixels.movedim(1, -1) if pixels.ndim == 4 else pixels
+        pixels = frames.detach().cpu().movedim(-3, -1) if frames.ndim in (3, 4) else frames
     else:
         raise ValueError(
             f"`{name}` has to be an image, an array, a tensor, a file name or a list of them but is {type(frames)}"
         )
+    pixels = pixels[None] if pixels.ndim == 3 else pixels
     if pixels.ndim != 4 or pixels.shape[-1] != 3 or 0 in pixels.shape:
         raise ValueError(f"`{name}` has to hold RGB frames but has shape {tuple(frames.shape)}")
     return _in_bytes(pixels[:max_frames], float_range, name)
@@ -73,14 +73,6 @@ def as_video_frames(pixels: torch.Tensor, crf: int) -> torch.Tensor:
 def as_image(pixels: torch.Tensor) -> PIL.Image.Image:
     """Pixels `[H, W, 3]` in [0, 255] as an image."""
     return PIL.Image.fromarray(pixels.round().to(torch.uint8).numpy())
-
-
-def _is_video(path: str | os.PathLike) -> bool:
-    return os.fspath(path).lower().endswith(READABLE_VIDEO)
-
-
-def _picture(source: PIL.Image.Image | str | os.PathLike) -> torch.Tensor:
-    return torch.from_numpy(np.array(read_image(source)))[None]
 
 
 def _in_bytes(pixels: torch.Tensor, float_range: float, name: str) -> torch.Tensor:

@@ -15,10 +15,7 @@ from .writing import VIDEO_SUFFIXES, open_output
 
 
 def replace_audio(
-    source: str | os.PathLike,
-    path: str | os.PathLike,
-    audio: torch.Tensor | np.ndarray,
-    sampling_rate: int,
+    source: str | os.PathLike, path: str | os.PathLike, audio: torch.Tensor | np.ndarray, sampling_rate: int
 ) -> Path:
     """Write the video packets of `source` unchanged, together with new sound, and return the path.
 

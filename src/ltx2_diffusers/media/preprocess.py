@@ -9,7 +9,7 @@ import math
 import av
 import numpy as np
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
 from .files import exact_frame_rate
 
@@ -35,13 +35,21 @@ def fit_cover(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
     Returns:
         float32 `[1, 3, F, h, w]` in [0, 255].
+
+    Raises:
+        ValueError: If the pixels have another shape, or a side of the target is below 1.
     """
-    images = _as_images(pixels, height, width)
-    source_height, source_width = images.shape[-2:]
-    scale = max(height / source_height, width / source_width)
-    images = _resize(images, math.ceil(source_height * scale), math.ceil(source_width * scale))
-    top, left = (images.shape[-2] - height) // 2, (images.shape[-1] - width) // 2
-    return _as_clip(images[..., top : top + height, left : left + width])
+    if pixels.ndim not in (3, 4) or pixels.shape[-1] != 3 or 0 in pixels.shape:
+        raise ValueError(f"pixels must have shape [H, W, 3] or [F, H, W, 3], got {list(pixels.shape)}")
+    if height < 1 or width < 1:
+        raise ValueError(f"height and width must be positive, got {height}x{width}")
+    frames = pixels[None] if pixels.ndim == 3 else pixels
+    images = frames.movedim(-1, 1).to(torch.float32)  # [F, 3, H, W]
+    scale = max(height / images.shape[-2], width / images.shape[-1])
+    size = [math.ceil(side * scale) for side in images.shape[-2:]]
+    images = functional.interpolate(images, size=size, mode="bilinear", align_corners=False)
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    return images[..., top : top + height, left : left + width].transpose(0, 1)[None]
 
 
 def subsampled_frames(num_frames: int, stride: int) -> list[int]:
@@ -84,22 +92,3 @@ def h264_round_trip(image: torch.Tensor, crf: int) -> torch.Tensor:
     with av.open(buffer) as container:
         decoded = next(container.decode(video=0)).to_ndarray(format="rgb24")
     return torch.from_numpy(decoded).to(image.device)
-
-
-def _as_images(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Check the arguments of a fit; return float32 `[F, 3, H, W]`."""
-    if pixels.ndim not in (3, 4) or pixels.shape[-1] != 3 or 0 in pixels.shape:
-        raise ValueError(f"pixels must have shape [H, W, 3] or [F, H, W, 3], got {list(pixels.shape)}")
-    if height < 1 or width < 1:
-        raise ValueError(f"height and width must be positive, got {height}x{width}")
-    frames = pixels[None] if pixels.ndim == 3 else pixels
-    return frames.movedim(-1, 1).to(torch.float32)
-
-
-def _as_clip(images: torch.Tensor) -> torch.Tensor:
-    """Turn `[F, 3, h, w]` into `[1, 3, F, h, w]`."""
-    return images.transpose(0, 1)[None]
-
-
-def _resize(images: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    return F.interpolate(images, size=(height, width), mode="bilinear", align_corners=False)

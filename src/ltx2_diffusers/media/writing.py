@@ -27,18 +27,7 @@ __all__ = ["write_audio", "write_video"]
 
 VIDEO_SUFFIXES = (".mp4", ".mov")
 # Presets of x264, fastest first.
-_PRESETS = (
-    "ultrafast",
-    "superfast",
-    "veryfast",
-    "faster",
-    "fast",
-    "medium",
-    "slow",
-    "slower",
-    "veryslow",
-    "placebo",
-)
+_PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo")
 _MAX_CRF = 51
 # Code of BT.709 for primaries and transfer curve (ITU-T H.273).
 _BT709 = 1

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import torch
 
-from ..positions import in_seconds
+from ...checks import check_share
 from ..shapes import VideoLatentShape
 from ..state import LatentState
-from ..tools import AudioLatentTools, VideoLatentTools
-from .base import ConditionItem, append_latent, check_latent, check_unit
+from ..tools import AudioLatentTools, VideoLatentTools, in_seconds
+from .base import ConditionItem, append_latent, check_index, check_latent
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class VideoConditionByKeyframeIndex(ConditionItem[VideoLatentTools]):
 
     def apply_to(self, state: LatentState, tools: VideoLatentTools) -> LatentState:
         """The state with the keyframes' tokens appended."""
-        check_unit("strength", self.strength)
+        check_share(strength=self.strength)
         check_latent("keyframes", self.keyframes, tools, free_axes=("frames",))
-        _check_frame_index(self.frame_idx, tools)
+        check_index("frame_idx", self.frame_idx, tools.num_frames - 1)
         positions = self._positions(tools, state.positions.device)
         return append_latent(state, tools, self.keyframes, positions, self.strength, self.attention_strength)
 
@@ -73,7 +73,7 @@ class VideoConditionByReferenceLatent(ConditionItem[VideoLatentTools]):
 
     def apply_to(self, state: LatentState, tools: VideoLatentTools) -> LatentState:
         """The state with the reference's tokens appended."""
-        check_unit("strength", self.strength)
+        check_share(strength=self.strength)
         check_latent("latent", self.latent, tools, free_axes=("frames", "height", "width"))
         for name in ("downscale_factor", "temporal_scale_factor"):
             if getattr(self, name) < 1:
@@ -109,7 +109,7 @@ class AudioConditionByReferenceLatent(ConditionItem[AudioLatentTools]):
 
     def apply_to(self, state: LatentState, tools: AudioLatentTools) -> LatentState:
         """The state with the reference's tokens appended."""
-        check_unit("strength", self.strength)
+        check_share(strength=self.strength)
         check_latent("latent", self.latent, tools, free_axes=("frames",))
         length = self.latent.shape[2]
         if self.positions is None:
@@ -119,9 +119,3 @@ class AudioConditionByReferenceLatent(ConditionItem[AudioLatentTools]):
         else:
             raise ValueError(f"positions must have shape [B, 1, {length}, 2], got {list(self.positions.shape)}.")
         return append_latent(state, tools, self.latent, positions, self.strength)
-
-
-def _check_frame_index(frame_idx: int, tools: VideoLatentTools) -> None:
-    last = tools.num_frames - 1
-    if not 0 <= frame_idx <= last:
-        raise ValueError(f"frame_idx must lie in [0, {last}], got {frame_idx}; use {min(max(frame_idx, 0), last)}.")

@@ -30,10 +30,10 @@ class ConditionItem(ABC, Generic[Tools]):
         """
 
 
-def check_unit(name: str, value: float) -> None:
-    """Raises `ValueError` unless `value` lies in [0, 1]."""
-    if not 0.0 <= value <= 1.0:
-        raise ValueError(f"{name} must lie in [0, 1], got {value}.")
+def check_index(name: str, index: int, last: int, reason: str = "") -> None:
+    """Raises `ValueError` unless `index` lies in [0, last]; `reason` says why there."""
+    if not 0 <= index <= last:
+        raise ValueError(f"{name} must lie in [0, {last}]{reason}, got {index}; use {min(max(index, 0), last)}.")
 
 
 def check_latent(name: str, latent: torch.Tensor, tools: LatentTools, free_axes: tuple[str, ...] = ()) -> None:

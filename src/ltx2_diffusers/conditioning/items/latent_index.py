@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
+from ...checks import check_share
 from ..state import LatentState
 from ..tools import LatentTools
-from .base import ConditionItem, check_latent, check_unit, place_latent
+from .base import ConditionItem, check_index, check_latent, place_latent
 
 
 @dataclass(frozen=True)
@@ -20,18 +21,12 @@ class _ConditionByLatentIndex(ConditionItem):
 
     def apply_to(self, state: LatentState, tools: LatentTools) -> LatentState:
         """The state with the latent's tokens in place of the target's."""
-        check_unit("strength", self.strength)
+        check_share(strength=self.strength)
         check_latent("latent", self.latent, tools, free_axes=("frames",))
-        last = tools.target_shape.frames - self.latent.shape[2]
-        if last < 0:
-            raise ValueError(
-                f"latent must have at most {tools.target_shape.frames} frames, got {self.latent.shape[2]}."
-            )
-        if not 0 <= self.latent_idx <= last:
-            raise ValueError(
-                f"latent_idx must lie in [0, {last}] so that {self.latent.shape[2]} latent frames fit, "
-                f"got {self.latent_idx}; use {min(max(self.latent_idx, 0), last)}."
-            )
+        count, most = self.latent.shape[2], tools.target_shape.frames
+        if count > most:
+            raise ValueError(f"latent must have at most {most} frames, got {count}.")
+        check_index("latent_idx", self.latent_idx, most - count, f" so that {count} latent frames fit")
         return place_latent(state, tools, self.latent, self.latent_idx * tools.tokens_per_frame, self.strength)
 
 

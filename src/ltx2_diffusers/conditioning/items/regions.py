@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ...checks import check_share
 from ..state import LatentState
 from ..tools import LatentTools
-from .base import ConditionItem, check_latent, check_unit, pack_like, place_latent
+from .base import ConditionItem, check_latent, pack_like, place_latent
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class ConditionByWholeLatent(ConditionItem):
 
     def apply_to(self, state: LatentState, tools: LatentTools) -> LatentState:
         """The state with the latent's tokens in place of all of the target's."""
-        check_unit("noise_scale", self.noise_scale)
+        check_share(noise_scale=self.noise_scale)
         check_latent("latent", self.latent, tools)
         state = place_latent(state, tools, self.latent, 0, 1.0 - self.noise_scale)
         if self.noise_scale > 0:

@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 
 from ...checks import check_choice, check_float_tensors, check_from_zero, check_positive, check_unit
-from ...conditioning import AudioConditionByReferenceLatent, ConditionByWholeLatent, fit_audio_latent
+from ...conditioning import AudioConditionByReferenceLatent, ConditionByWholeLatent, stretch_audio_latent
 from ...media import reading, waveforms
 from ...models.audio_vae import conform_latent_length
 from ..plan import ClipPlan
@@ -150,7 +150,7 @@ class OpenedSound(Opened):
     def _latent(self) -> torch.Tensor:
         samples, rate, frames = self.sound.samples, self.sound.rate, self.clip.audio.frames
         if self.stretched:
-            latent = fit_audio_latent(self.studio.encode_audio(samples, rate), frames, "stretch")
+            latent = stretch_audio_latent(self.studio.encode_audio(samples, rate), frames)
         else:
             latent = self.studio.encode_audio(waveforms.fit_audio(samples, self.clip.duration_s, rate), rate)
         return conform_latent_length(latent, frames)

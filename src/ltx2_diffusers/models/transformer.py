@@ -231,21 +231,17 @@ class LTX2AVTransformer3DModel(
         config = self.config
         if config.use_keyframes_abs_pos_embedding:
             self.keyframes_abs_pos_embedding = nn.Parameter(torch.zeros(1, video.dim))
-        common = {
-            "rope_type": config.rope_type,
-            "theta": config.rope_theta,
-            "double_precision": config.rope_double_precision,
-        }
+        common = config.rope_type, config.rope_theta, config.rope_double_precision
         video_axes = (config.pos_embed_max_pos, config.base_height, config.base_width)
         self.rope = VideoRotaryPositionEmbedding(
-            RotarySpec(video.dim, video.heads, video_axes, **common),
+            RotarySpec(video.dim, video.heads, video_axes, *common),
             patch_size=config.patch_size,
             patch_size_t=config.patch_size_t,
             scale_factors=config.vae_scale_factors,
             causal_offset=config.causal_offset,
         )
         self.audio_rope = AudioRotaryPositionEmbedding(
-            RotarySpec(audio.dim, audio.heads, (config.audio_pos_embed_max_pos,), **common),
+            RotarySpec(audio.dim, audio.heads, (config.audio_pos_embed_max_pos,), *common),
             patch_size_t=config.audio_patch_size_t,
             scale_factor=config.audio_scale_factor,
             causal_offset=config.causal_offset,
@@ -254,7 +250,7 @@ class LTX2AVTransformer3DModel(
         )
         # Between the streams only time is shared, on the longer of both axes.
         seconds = max(config.pos_embed_max_pos, config.audio_pos_embed_max_pos)
-        spec = RotarySpec(config.audio_cross_attention_dim, audio.heads, (seconds,), **common)
+        spec = RotarySpec(config.audio_cross_attention_dim, audio.heads, (seconds,), *common)
         self.cross_attn_rope = RotaryPositionEmbedding(spec)
         self.cross_attn_audio_rope = RotaryPositionEmbedding(spec)
 

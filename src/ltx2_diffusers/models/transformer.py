@@ -22,7 +22,7 @@ from diffusers.utils import BaseOutput, apply_lora_scale
 from torch import nn
 
 from .context_parallel import SplitPoint, context_parallel_plan
-from .modulation import AdaLayerNormSingle, Modulation, TextProjection
+from .modulation import AdaLayerNormSingle, Modulation, TextProjection, evaluate
 from .negative_text import NegativeText
 from .perturbation import PERTURBATION_MODES, BlockPlan, block_plans, keep_masks
 from .rope import AudioRotaryPositionEmbedding, RotaryPositionEmbedding, RotarySpec, VideoRotaryPositionEmbedding
@@ -504,18 +504,16 @@ class LTX2AVTransformer3DModel(
             x = x + (keyframes_mask > 0).to(x.dtype) * self.keyframes_abs_pos_embedding.to(x.dtype)
         shares_tokens = is_video and self._parallel_config is not None
         timesteps = stream_timesteps(request, self.split_token_index if shares_tokens else None)
-        modulation, head = stream.time_modulation(*timesteps, x.dtype)
+        modulation, head = evaluate(stream.time_embed, *timesteps, x.dtype)
         cross: tuple[Modulation | None, Modulation | None] = (None, None)
         if cross_mode is not None and other is not None:
-            factor = self.config.cross_attn_timestep_scale_multiplier / self.config.timestep_scale_multiplier
-            cross = stream.cross_modulation(timesteps, other, cross_mode, factor, x.dtype)
-        rotary, cross_rotary = stream.tables(request.coords, x.device)
+            cross = stream.cross_modulation(timesteps, other, cross_mode, x.dtype)
         inputs = StreamInputs(
             modulation,
             *cross,
             prompt=stream.prompt_modulation(request, x.dtype),
-            rotary=rotary,
-            cross_rotary=cross_rotary,
+            rotary=stream.rope(request.coords, device=x.device),
+            cross_rotary=stream.cross_rope(request.coords, device=x.device),
             text_mask=text_mask_bias(request, x.dtype, self._mask_memo),
             self_mask=self_mask_bias(request, x.dtype, self._mask_memo),
         )
@@ -545,23 +543,14 @@ class LTX2AVTransformer3DModel(
         prepared: PreparedForward,
         plan: BlockPlan,
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        arguments = *state, *prepared.contexts, *prepared.inputs, plan
         if torch.is_grad_enabled() and self.gradient_checkpointing:
-            arguments = *state, *prepared.contexts, *prepared.inputs, plan
             return self._gradient_checkpointing_func(block, *arguments)
-        slots, negative_slots = (
+        slots = (
             (None, None) if cache is None else (cache.slot("video", index), cache.slot("audio", index))
             for cache in prepared.text_caches
         )
-        video_inputs, audio_inputs = prepared.inputs
-        return block(
-            *state,
-            *prepared.contexts,
-            video_inputs=video_inputs,
-            audio_inputs=audio_inputs,
-            plan=plan,
-            text_slots=slots,
-            negative_slots=negative_slots,
-        )
+        return block(*arguments, *slots)
 
     def _finish(
         self, prepared: PreparedForward, hidden_states: torch.Tensor, audio_hidden_states: torch.Tensor

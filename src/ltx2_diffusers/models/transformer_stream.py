@@ -82,6 +82,7 @@ class StreamRequest(NamedTuple):
         text_mask (`torch.Tensor`, *optional*): `[B, T]` multiplicative, or `[B, 1 or S, T]` additive.
         self_mask (`torch.Tensor`, *optional*): `[B, S, S]` multiplicative, in [0, 1].
         enabled (`bool`): Whether the stream's tokens are updated.
+        keyframes_mask (`torch.Tensor`, *optional*): `[B, S, 1]`, above 0 for keyframe tokens.
         negative ([`NegativeContext`], *optional*): Text features from which the attention to the text is guided away.
     """
 
@@ -94,6 +95,7 @@ class StreamRequest(NamedTuple):
     text_mask: torch.Tensor | None = None
     self_mask: torch.Tensor | None = None
     enabled: bool = True
+    keyframes_mask: torch.Tensor | None = None
     negative: NegativeContext | None = None
 
     def timesteps(self) -> torch.Tensor:

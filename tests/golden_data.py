@@ -19,6 +19,8 @@ GOLDEN_DIR = Path(os.environ.get("LTX2_GOLDEN_DIR", Path(__file__).parent / "gol
 # What two ways to one result may differ by on the same machine, through one model and through a pipeline.
 EQUAL_MODELS = TOLERANCES["equal models"].absolute
 EQUAL_PIPELINES = TOLERANCES["equal pipelines"].absolute
+# The relative error that no comparison may let pass.
+PLANTED = 1e-3
 PACKAGED_DIR = Path(ltx2_diffusers.__file__).parent / "resources" / "golden"
 
 
@@ -61,6 +63,13 @@ def assert_within(actual: torch.Tensor, expected: torch.Tensor, row: str, what: 
     assert (actual.shape, actual.dtype) == (expected.shape, expected.dtype), what
     difference, allowed = TOLERANCES[row].worst(actual, expected)
     assert difference <= allowed, f"{what or row}: differs by {difference:.2e}, allowed {allowed:.2e} ({row})"
+
+
+@torch.no_grad()
+def plant_error(matrix: torch.nn.Parameter) -> None:
+    """Move a matrix by `PLANTED` times its norm, in a random direction."""
+    noise = torch.randn(matrix.shape, generator=torch.Generator().manual_seed(0))
+    matrix.add_(noise * (PLANTED * matrix.norm() / noise.norm()))
 
 
 @cache

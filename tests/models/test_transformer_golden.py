@@ -8,6 +8,7 @@ import torch
 
 from ltx2_diffusers.models.transformer import LTX2AVTransformer3DModel
 from tests.golden_data import GOLDEN_DIR, assert_within, golden_cases, load_json, load_tensors
+from tests.models.transformer_tools import assert_same_rotation
 
 pytestmark = pytest.mark.usefixtures("golden_sinusoid")
 
@@ -124,6 +125,11 @@ def test_every_module_on_the_way(case):
     model(**{name: tensors[name] for name in INPUTS if name in tensors})
     for hook in hooks:
         hook.remove()
+    tables = {key[:-2] for key in expected if "rope" in key}
+    for name in sorted(tables):
+        pairs = ((values.pop(f"{name}.0"), values.pop(f"{name}.1")) for values in (seen, expected))
+        assert_same_rotation(*pairs, model.get_submodule(name).spec)
+    assert len(tables) == 4
     for key, value in expected.items():
         assert_within(seen[key], value, "transformer", key)
 

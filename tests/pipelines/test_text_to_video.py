@@ -17,6 +17,7 @@ from tests.golden_data import (
     golden_cases,
     load_metadata,
     load_tensors,
+    plant_error,
 )
 from tests.pipelines.tiny import (
     ALL_GUIDANCE,
@@ -48,20 +49,17 @@ def compare(name: str, seeds: tuple[int, ...], **kwargs) -> float:
 # --- recorded outputs ---
 
 
-@pytest.mark.parametrize("case", golden_cases("checkpoint/outputs", "*_pipeline.safetensors"), ids=lambda c: c.stem)
-@pytest.mark.parametrize("source", ["single file", "folder"])
-def test_recorded_pipeline_call(case: Path, source: str, tmp_path):
-    name = case.stem.removesuffix("_pipeline")
+def recorded_pipeline(name: str) -> LTX2Pipeline:
     folder = GOLDEN_DIR / "checkpoint" / "expected_diffusers" / name
-    pipe = LTX2Pipeline.from_single_file(
+    return LTX2Pipeline.from_single_file(
         GOLDEN_DIR / "checkpoint" / f"{name}.safetensors",
         text_encoder=folder,
         scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler"),
         dtype=torch.float32,
     )
-    if source == "folder":
-        pipe.save_pretrained(tmp_path)
-        pipe = load(tmp_path)
+
+
+def assert_recorded_outputs(pipe: LTX2Pipeline, case: Path) -> None:
     pipe.set_progress_bar_config(disable=True)
     expected = load_tensors(case)
     call = json.loads(load_metadata(case)["call"])
@@ -82,8 +80,37 @@ def test_recorded_pipeline_call(case: Path, source: str, tmp_path):
     assert_within(latents.audio, expected["expected.audio_latents"], "pipeline")
     output = pipe(**call, output_type="np", generator=seeded(generator_seed))
     assert_within(torch.as_tensor(output.frames), expected["expected.frames"], "pipeline")
-    sound = "pipeline, 2.3 sound" if "2.3" in name else "pipeline"
+    sound = "pipeline, 2.3 sound" if "2.3" in case.stem else "pipeline"
     assert_within(output.audio, expected["expected.audio"], sound)
+
+
+@pytest.mark.parametrize("case", golden_cases("checkpoint/outputs", "*_pipeline.safetensors"), ids=lambda c: c.stem)
+@pytest.mark.parametrize("source", ["single file", "folder"])
+def test_recorded_pipeline_call(case: Path, source: str, tmp_path):
+    pipe = recorded_pipeline(case.stem.removesuffix("_pipeline"))
+    if source == "folder":
+        pipe.save_pretrained(tmp_path)
+        pipe = load(tmp_path)
+    assert_recorded_outputs(pipe, case)
+
+
+@pytest.mark.parametrize(
+    ("version", "component", "matrix"),
+    [
+        ("2", "transformer", "transformer_blocks.0.audio_ff.net.2"),
+        ("2", "vae", "decoder.conv_in.conv"),
+        ("2", "vocoder", "conv_in"),
+        ("2.3", "transformer", "transformer_blocks.0.ff.net.2"),
+        ("2.3", "vocoder", "vocoder.conv_in"),
+    ],
+)
+def test_recorded_calls_notice_an_error_in_one_matrix(version, component, matrix):
+    pipe = recorded_pipeline(f"ltx-{version}-tiny-dev")
+    plant_error(getattr(pipe, component).get_submodule(matrix).weight)
+    with pytest.raises(AssertionError, match="pipeline.*differs by"):
+        assert_recorded_outputs(
+            pipe, GOLDEN_DIR / "checkpoint/outputs" / f"ltx-{version}-tiny-dev_pipeline.safetensors"
+        )
 
 
 # --- parity with diffusers ---

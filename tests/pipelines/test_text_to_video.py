@@ -107,7 +107,7 @@ def test_recorded_pipeline_call(case: Path, source: str, tmp_path):
 def test_recorded_calls_notice_an_error_in_one_matrix(version, component, matrix):
     pipe = recorded_pipeline(f"ltx-{version}-tiny-dev")
     plant_error(getattr(pipe, component).get_submodule(matrix).weight)
-    with pytest.raises(AssertionError, match="pipeline.*differs by"):
+    with pytest.raises(AssertionError, match=r"pipeline.*differs by"):
         assert_recorded_outputs(
             pipe, GOLDEN_DIR / "checkpoint/outputs" / f"ltx-{version}-tiny-dev_pipeline.safetensors"
         )

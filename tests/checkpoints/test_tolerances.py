@@ -62,7 +62,7 @@ PRIMITIVES = "transformer/primitives.safetensors"
 EXAMPLES = {
     "transformer": TRANSFORMER,
     "timestep sinusoid": (PRIMITIVES, "timestep_sinusoid"),
-    "transformer with its own sinusoid": TRANSFORMER,
+    "transformer with its own angles": TRANSFORMER,
     "rotary table": (PRIMITIVES, "rope.video.split.float64.cos"),
     "connectors": ("connectors/ltx23/cases/batch_left_padded.safetensors", "expected_audio_embeds"),
     "video VAE": ("video_vae/cases/decode_f2_2x3.safetensors", "video"),

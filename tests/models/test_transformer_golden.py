@@ -37,6 +37,10 @@ def golden_model(folder: Path) -> LTX2AVTransformer3DModel:
     return model
 
 
+def row_of(model: LTX2AVTransformer3DModel) -> str:
+    return "transformer" if model.config.rope_double_precision else "transformer with its own angles"
+
+
 def variants(case: Path, tensors: dict) -> dict[str, dict]:
     """Arguments of the forward passes of one case, by the pattern that names their expected outputs."""
     name, is_20 = case.stem, case.parts[1].startswith("ltx20")
@@ -80,7 +84,7 @@ def test_golden_case(case):
         for stream, output in zip(("video", "audio"), outputs):
             name = pattern.format(stream)
             if name in tensors:
-                assert_within(output, tensors[name], "transformer", name)
+                assert_within(output, tensors[name], row_of(model), name)
                 checked.add(name)
     # Fractional masks are where this model follows the reference and not diffusers.
     expected = {name for name in tensors if name.startswith(("expected_", "reference_"))}
@@ -101,7 +105,7 @@ def test_diffusers_stg_arguments(case):
         return_dict=False,
     )
     for stream, output in zip(("video", "audio"), outputs):
-        assert_within(output, tensors[f"expected_{stream}_{mode}"], "transformer")
+        assert_within(output, tensors[f"expected_{stream}_{mode}"], row_of(model))
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.stem == "t2v_intermediates"], ids=str)
@@ -131,7 +135,7 @@ def test_every_module_on_the_way(case):
         assert_same_rotation(*pairs, model.get_submodule(name).spec)
     assert len(tables) == 4
     for key, value in expected.items():
-        assert_within(seen[key], value, "transformer", key)
+        assert_within(seen[key], value, row_of(model), key)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.stem == "t2v"], ids=str)
@@ -142,7 +146,7 @@ def test_positions_from_the_grid(case):
     grid = {"num_frames": 3, "height": 2, "width": 3, "fps": 25.0, "audio_num_frames": 7}
     outputs = model(**inputs, **grid, return_dict=False)
     for stream, output in zip(("video", "audio"), outputs):
-        assert_within(output, tensors[f"expected_{stream}"], "transformer")
+        assert_within(output, tensors[f"expected_{stream}"], row_of(model))
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.stem == "two_sigmas_per_token"], ids=str)
@@ -152,4 +156,4 @@ def test_own_sinusoids_change_little(case, monkeypatch):
     tensors, model = load_tensors(case), golden_model(case.parent.parent)
     outputs = model(**{name: tensors[name] for name in INPUTS if name in tensors}, return_dict=False)
     for stream, output in zip(("video", "audio"), outputs):
-        assert_within(output, tensors[f"expected_{stream}"], "transformer with its own sinusoid")
+        assert_within(output, tensors[f"expected_{stream}"], "transformer with its own angles")

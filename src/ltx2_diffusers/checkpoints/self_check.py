@@ -75,7 +75,7 @@ def _call(key: str, model: Any, case: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 _TRANSFORMER, _VAE = "LTX2AVTransformer3DModel", "AutoencoderKLLTX2Video"
-_OWN, _BWE = "transformer with its own sinusoid", "vocoder with bandwidth extension"
+_OWN, _BWE = "transformer with its own angles", "vocoder with bandwidth extension"
 CHECKS = (
     Check("transformer 2.0, video", _OWN, _TRANSFORMER, "transformer/ltx20_split", "t2v", partial(_transformer, 0), "expected_video"),
     Check("transformer 2.0, audio", _OWN, _TRANSFORMER, "transformer/ltx20_split", "t2v", partial(_transformer, 1), "expected_audio"),

@@ -9,12 +9,15 @@ from pathlib import Path
 import pytest
 
 import ltx2_diffusers
+from ltx2_diffusers import conditioning, guidance, sampling
 
 SOURCE = Path(ltx2_diffusers.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 REPEATED_LINES = 6
 CALL_BODY_LINES = 60
-PUBLIC = [getattr(ltx2_diffusers, name) for name in ltx2_diffusers.__all__]
+ROOMS = (ltx2_diffusers, conditioning, guidance, sampling)
+# Names may stand in two lists, and some are constants.
+PUBLIC = list(dict.fromkeys(v for room in ROOMS for v in (getattr(room, n) for n in room.__all__) if callable(v)))
 # "default 19", "Default `"auto"`" and "`0` (default)".
 LITERAL = r"`?(\"[^\"`]*\"|-?\d[\d_]*(?:\.\d+)?(?:e-?\d+)?|True|False|\([\d, ]+\))`?"
 DEFAULT = re.compile(rf"\b[Dd]efaults? (?:is |to )?{LITERAL}(?=[\s.,;:)]|$)|{LITERAL} \(default\)")

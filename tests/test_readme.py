@@ -1,6 +1,7 @@
 """What the README shows exists: code compiles, public names and options are real."""
 
 import ast
+import inspect
 import re
 from pathlib import Path
 
@@ -44,9 +45,7 @@ def test_a_line_of_the_mode_table_fits_its_call(pipeline, line):
 
 def arguments_of(pipeline: str) -> list[str]:
     """Names of the arguments of a pipeline's call."""
-    code = getattr(ltx2_diffusers, pipeline).__call__
-    code = getattr(code, "__wrapped__", code).__code__
-    return list(code.co_varnames[1 : code.co_argcount])
+    return list(inspect.signature(getattr(ltx2_diffusers, pipeline).__call__).parameters)[1:]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

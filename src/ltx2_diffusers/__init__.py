@@ -8,7 +8,8 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-# Public name -> module that defines it. Nothing outside this table is promised to users.
+# Public name -> module that defines it. Nothing is promised to users outside this table and the lists `__all__` of the
+# building blocks: `conditioning`, `guidance` and `sampling`.
 _PUBLIC = {
     "LTX2AVTransformer3DModel": ".models.transformer",
     "AutoencoderKLLTX2Video": ".models.video_vae",

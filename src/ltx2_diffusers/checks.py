@@ -70,3 +70,26 @@ def check_unit(**values: float | None) -> None:
     for name, value in values.items():
         if value is not None and not 0.0 <= value <= 1.0:
             raise ValueError(f"`{name}` has to be between 0 and 1 but is {value}; use {min(max(value, 0.0), 1.0)}")
+
+
+def check_loaded(missing: Sequence[str]) -> None:
+    """No component that a call needs may be missing."""
+    if missing:
+        raise ValueError(
+            f"this call needs the components {list(missing)}, which the pipeline was built without; pass them to the "
+            "constructor or to from_pretrained"
+        )
+
+
+def check_per_video(name: str, value: float | list[float] | None, batch_size: int) -> None:
+    """A list needs one value per video of the batch."""
+    if isinstance(value, list) and len(value) not in (1, batch_size):
+        raise ValueError(
+            f"got {len(value)} values in `{name}` for a batch of {batch_size}; give one, or one per video"
+        )
+
+
+def check_generator(generator: torch.Generator | list[torch.Generator] | None, batch_size: int) -> None:
+    """A list of generators needs one per video of the batch."""
+    if isinstance(generator, (list, tuple)) and len(generator) != batch_size:
+        raise ValueError(f"got {len(generator)} generators for a batch of {batch_size}; give one, or one per video")

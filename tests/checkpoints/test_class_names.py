@@ -4,7 +4,6 @@ import importlib
 
 import diffusers
 import pytest
-import torch
 
 from ltx2_diffusers.checkpoints.class_names import class_name_for, component_of, to_ours, to_portable
 from ltx2_diffusers.schedulers.scheduling_ltx2 import LTX2Scheduler
@@ -27,7 +26,6 @@ PAIRS = {
 def test_known_pairs_translate_both_ways(pair, name):
     assert to_ours(*pair) == ("ltx2_diffusers", name)
     assert to_portable("ltx2_diffusers", name) == pair
-    assert to_portable(CLASSES[name]) == pair
     assert to_portable(CLASSES[name].__module__, name) == pair
     assert to_ours(CLASSES[name].__module__, name) == ("ltx2_diffusers", name)
 
@@ -44,7 +42,7 @@ def test_portable_pairs_exist_in_diffusers(pair):
 
 def test_schedulers_are_portable_but_keep_their_own_class_on_the_way_in():
     pair = ("diffusers", "FlowMatchEulerDiscreteScheduler")
-    assert to_portable(LTX2Scheduler) == pair
+    assert to_portable(LTX2Scheduler.__module__, LTX2Scheduler.__name__) == pair
     assert to_ours(*pair) == pair
 
 
@@ -54,10 +52,7 @@ def test_other_libraries_stay():
         "Gemma3ForConditionalGeneration",
     )
     assert to_portable("transformers", "GemmaTokenizer") == ("transformers", "GemmaTokenizer")
-    assert to_portable(torch.nn.Linear) == ("torch", "Linear")
     assert to_portable("ltx2_diffusers.models.extra", "Extra") == ("ltx2_diffusers", "Extra")
-    with pytest.raises(ValueError, match="class name"):
-        to_portable("diffusers")
 
 
 @pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)

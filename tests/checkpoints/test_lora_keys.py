@@ -13,7 +13,6 @@ from ltx2_diffusers.adapters.keys import (
     LORA_FORMATS,
     linear_shapes,
     lora_to_format,
-    normalize_lora_state_dict,
     read_lora,
 )
 from ltx2_diffusers.adapters.modules import known_modules
@@ -32,6 +31,11 @@ def lora(name: str) -> dict[str, torch.Tensor]:
     return load_tensors(f"checkpoint/lora/{name}.safetensors")
 
 
+def as_diffusers(tensors: dict[str, torch.Tensor], **options) -> dict[str, torch.Tensor]:
+    """A LoRA of any layout under diffusers' names."""
+    return {key: entry.load() for key, entry in lora_to_format(read_lora(tensors, **options), "diffusers").items()}
+
+
 def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
     assert one.keys() == other.keys()
     assert [key for key in one if one[key].dtype != other[key].dtype or not torch.equal(one[key], other[key])] == []
@@ -39,7 +43,7 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
 
 @pytest.mark.parametrize("path", SAME_LORA, ids=lambda path: path.stem)
 def test_every_layout_reads_as_the_same_lora(path):
-    assert_same(normalize_lora_state_dict(load_tensors(path)), lora("diffusers"))
+    assert_same(as_diffusers(load_tensors(path)), lora("diffusers"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -81,7 +85,7 @@ def test_the_module_table_covers_the_published_models(version):
 
 def test_alpha_scales_the_up_factor():
     factors = {f"{Q}.lora_A.weight": torch.ones(4, 3), f"{Q}.lora_B.weight": torch.full((5, 4), 3.0)}
-    read = normalize_lora_state_dict(factors | {f"{Q}.alpha": torch.tensor(2.0)})
+    read = as_diffusers(factors | {f"{Q}.alpha": torch.tensor(2.0)})
     assert torch.equal(read[f"transformer.{Q}.lora_B.weight"], torch.full((5, 4), 1.5))
     assert torch.equal(read[f"transformer.{Q}.lora_A.weight"], torch.ones(4, 3))
 
@@ -97,7 +101,7 @@ def test_alpha_scales_the_up_factor():
 )
 def test_settings_in_the_metadata_are_honoured(settings, scale):
     factors = {f"transformer.{Q}.lora_A.weight": torch.ones(4, 3), f"transformer.{Q}.lora_B.weight": torch.ones(5, 4)}
-    read = normalize_lora_state_dict(factors, metadata={"lora_adapter_metadata": json.dumps(settings)})
+    read = as_diffusers(factors, metadata={"lora_adapter_metadata": json.dumps(settings)})
     assert torch.equal(read[f"transformer.{Q}.lora_B.weight"], torch.full((5, 4), scale))
 
 

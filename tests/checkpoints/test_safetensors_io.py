@@ -7,6 +7,7 @@ import weakref
 
 import pytest
 import torch
+from huggingface_hub import save_torch_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -14,7 +15,6 @@ from ltx2_diffusers.checkpoints.safetensors_io import (
     Entry,
     SafetensorsFile,
     parse_size,
-    plan_shards,
     read_folder,
     tensor_differences,
     write_file,
@@ -108,7 +108,7 @@ def test_a_missing_file_is_named(tmp_path):
         SafetensorsFile(tmp_path / "nowhere.safetensors")
 
 
-def test_sizes_and_shards_by_hand():
+def test_sizes_and_shards_by_hand(tmp_path):
     assert [parse_size(size) for size in (7, "5GB", "500 mb", "2GiB", "1.5KB")] == [
         7,
         5 * 10**9,
@@ -117,11 +117,29 @@ def test_sizes_and_shards_by_hand():
         1500,
     ]
     entries = entries_of({name: torch.zeros(size) for name, size in zip("abcd", (10, 10, 30, 5))})
-    # 40 + 40 bytes fit into 100; 120 alone exceeds it and gets a shard of its own; 20 remain.
-    assert [list(shard) for shard in plan_shards(entries, 100)] == [["a", "b"], ["c"], ["d"]]
+    # 120 bytes exceed 100 and get a shard of their own; 40 + 40 + 20 fill one.
+    write_sharded(tmp_path, entries, max_shard_size=100)
+    shards = {path.name: list(SafetensorsFile(path).entries) for path in tmp_path.glob("*.safetensors")}
+    first, second = (f"diffusion_pytorch_model-{number}-of-00002.safetensors" for number in ("00001", "00002"))
+    assert shards == {first: ["c"], second: ["a", "b", "d"]}
     for size in ("5XB", "", 0, "-1GB"):
         with pytest.raises(ValueError, match="max_shard_size"):
             parse_size(size)
+
+
+@pytest.mark.parametrize("size", [40, 100, 10_000])
+def test_a_sharded_folder_holds_what_the_library_writes(tmp_path, size):
+    tensors = {name: tensor for name, tensor in TENSORS.items() if name not in ("byte", "empty")}
+    pattern = "diffusion_pytorch_model{suffix}.safetensors"
+    folders = [tmp_path / name for name in ("ours", "library")]
+    for folder in folders:
+        folder.mkdir()
+    write_sharded(folders[0], entries_of(tensors), size)
+    save_torch_state_dict(tensors, folders[1], filename_pattern=pattern, max_shard_size=size)
+    for files in zip(*(sorted(folder.iterdir()) for folder in folders), strict=True):
+        assert files[0].name == files[1].name
+        read = json.loads if files[0].suffix == ".json" else bytes
+        assert read(files[0].read_bytes()) == read(files[1].read_bytes())
 
 
 def test_a_sharded_folder_has_an_index_and_reads_as_a_whole(tmp_path):

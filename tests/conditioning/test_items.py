@@ -13,13 +13,10 @@ from ltx2_diffusers.conditioning import (
     AudioPatchifier,
     ConditionByWholeLatent,
     ConditionItem,
-    GeneratedKeyframes,
-    TemporalRegionMask,
+    ConditionOutsideRegion,
     VideoConditionByKeyframeIndex,
     VideoConditionByLatentIndex,
     VideoConditionByReferenceLatent,
-    VideoConditionByRegionMask,
-    extract_generated_keyframes,
     pixel_mask_to_tokens,
 )
 
@@ -36,7 +33,7 @@ def frames(count: int, batch: int = 1) -> torch.Tensor:
 def test_state_is_frozen_and_items_leave_it_alone():
     tools = video_tools()
     state = tools.create_initial_state()
-    before = state.clone()
+    before = replace(state, **{name: getattr(state, name).clone() for name in TENSORS[:4]})
     VideoConditionByLatentIndex(frames(1)).apply_to(state, tools)
     for name in TENSORS[:4]:
         assert torch.equal(getattr(state, name), getattr(before, name))
@@ -45,7 +42,8 @@ def test_state_is_frozen_and_items_leave_it_alone():
 
 
 def test_rows_of_a_batch_equal_single_runs():
-    tools, single = video_tools(target_shape=SHAPE._replace(batch=2), mark_keyframes=True), video_tools()
+    single = video_tools(mark_keyframes=True)
+    tools = replace(single, target_shape=SHAPE._replace(batch=2))
     shared, both = frames(1), frames(2, batch=2)
     weights = torch.rand(2, 12, generator=torch.Generator().manual_seed(1))
 
@@ -54,7 +52,7 @@ def test_rows_of_a_batch_equal_single_runs():
         for item in (
             VideoConditionByLatentIndex(shared, 0.9),
             VideoConditionByReferenceLatent(clip, attention_strength=weight),
-            GeneratedKeyframes([2], shared),
+            VideoConditionByKeyframeIndex(shared, 2),
         ):
             state = item.apply_to(state, tools)
         return state
@@ -101,16 +99,11 @@ def test_keyframe_spans_one_frame_unless_wide():
     assert span(wide=True) == [8.0, 16.0]
 
 
-def test_generated_keyframes_come_back_out():
-    tools = video_tools()
-    given = frames(2)
+def test_only_the_first_latent_frame_is_marked_as_a_keyframe():
+    tools = video_tools(mark_keyframes=True)
     state = VideoConditionByKeyframeIndex(frames(1), 4).apply_to(tools.create_initial_state(), tools)
-    state = GeneratedKeyframes([3, 11], given).apply_to(state, tools)
-    state = VideoConditionByKeyframeIndex(frames(1), 9).apply_to(state, tools)
-    assert torch.equal(extract_generated_keyframes(state, tools), given)
-    assert state.keyframes_mask.flatten().tolist() == [1] * 6 + [0] * 12 + [0] * 6 + [1] * 12 + [0] * 6
-    cleared = tools.clear_conditioning(state)
-    assert cleared.generated_keyframes is None and cleared.num_tokens == 18
+    assert state.keyframes_mask.flatten().tolist() == [1] * 6 + [0] * 12 + [0] * 6
+    assert tools.clear_conditioning(state).keyframes_mask.flatten().tolist() == [1] * 6 + [0] * 12
 
 
 def test_full_attention_needs_no_mask():
@@ -139,15 +132,11 @@ def test_full_attention_needs_no_mask():
             r"attention_strength must lie in \[0, 1\]",
         ),
         (VideoConditionByReferenceLatent(frames(1), attention_strength=torch.ones(5)), r"or have shape \[6\]"),
-        (VideoConditionByRegionMask(frames(3), torch.ones(1, 3, 2, 2)), "mask must have width 3"),
+        (ConditionOutsideRegion(frames(3), 0.0, 1.0, torch.ones(1, 3, 2, 2)), "region must have width 3"),
         (ConditionByWholeLatent(frames(2)), "latent must have frames 3"),
         (ConditionByWholeLatent(frames(3), -0.1), r"noise_scale must lie in \[0, 1\], got -0.1"),
-        (TemporalRegionMask(0.4, 0.4), "0 <= start < end, got 0.4 and 0.4"),
-        (TemporalRegionMask(0.8, 1.0), "before the clip's end at 0.708333 s, got 0.8"),
-        (GeneratedKeyframes([]), "strictly increasing and not empty"),
-        (GeneratedKeyframes([3, 3]), r"strictly increasing and not empty, got \[3, 3\]"),
-        (GeneratedKeyframes([3, 17]), r"frame_indices must lie in \[0, 16\], got 17"),
-        (GeneratedKeyframes([3], frames(2)), "latent must have 1 frames, one per keyframe, got 2"),
+        (ConditionOutsideRegion(frames(3), 0.4, 0.4), "0 <= start < end, got 0.4 and 0.4"),
+        (ConditionOutsideRegion(frames(3), 0.8, 1.0), "before the clip's end at 0.708333 s, got 0.8"),
     ],
 )
 def test_wrong_conditions_are_refused(item: ConditionItem, message: str):
@@ -157,12 +146,6 @@ def test_wrong_conditions_are_refused(item: ConditionItem, message: str):
 
 
 def test_more_wrong_conditions_are_refused():
-    tools = video_tools()
-    state = GeneratedKeyframes([3]).apply_to(tools.create_initial_state(), tools)
-    with pytest.raises(ValueError, match="one set of generated keyframes"):
-        GeneratedKeyframes([5]).apply_to(state, tools)
-    with pytest.raises(ValueError, match="no generated keyframes"):
-        extract_generated_keyframes(replace(state, generated_keyframes=None), tools)
     with pytest.raises(ValueError, match=r"shape \[B, 1, 2, 2\], got \[1, 1, 3, 2\]"):
         item = AudioConditionByReferenceLatent(randn(1, 2, 2, 4), torch.zeros(1, 1, 3, 2))
         item.apply_to(AUDIO.create_initial_state(), AUDIO)

@@ -12,13 +12,9 @@ from ltx2_diffusers.conditioning import (
     VideoLatentPatchifier,
     VideoLatentShape,
     VideoPixelShape,
-    carried_audio_latents,
-    carried_latent_frames,
     carried_pixel_frames,
-    evenly_spaced_keyframes,
     fit_audio_latent,
     resize_latent,
-    seconds_to_frames,
     snap_frames,
 )
 from ltx2_diffusers.conditioning.shapes import SpatioTemporalScaleFactors
@@ -89,7 +85,6 @@ def test_latent_sizes():
     for frames, fps, expected in scalars["audio_latent_frames__[num_frames,fps,frames]"]:
         pixels = VideoPixelShape(1, frames, 32, 32, fps)
         assert AudioLatentShape.from_video_pixel_shape(pixels).frames == expected
-        assert carried_audio_latents(frames, fps) == expected
     for frames, height, width, *expected in scalars["video_latent_shape__[frames,height,width,F,H,W]"]:
         shape = VideoLatentShape.from_pixel_shape(VideoPixelShape(1, frames, height, width, 24.0))
         assert [*shape[2:]] == expected
@@ -99,10 +94,6 @@ def test_frame_counts():
     scalars = load_json("sampling/scalars_newest.json")
     for frames, expected in scalars["snap_frames_to_grid"]:
         assert snap_frames(frames) == expected
-    for *arguments, expected in scalars["seconds_to_frames__[seconds,fps,min,max,out]"]:
-        assert seconds_to_frames(*arguments) == expected
-    for count, num_frames, expected in scalars["evenly_spaced_keyframes__[n,num_frames,positions]"]:
-        assert evenly_spaced_keyframes(count, num_frames) == expected
 
 
 def test_guide_sizes():
@@ -140,8 +131,6 @@ def test_wrong_tensors_are_refused():
         VideoLatentPatchifier(2).patchify(torch.zeros(1, 4, 3, 2, 3))
     with pytest.raises(ValueError, match="patch_size of audio must be 1, got 2"):
         AudioPatchifier(2)
-    with pytest.raises(ValueError, match=r"count must lie in \[0, 7\] for a clip of 9 frames, got 8"):
-        evenly_spaced_keyframes(8, 9)
 
 
 def test_state_round_trip():
@@ -157,11 +146,7 @@ def test_state_round_trip():
 
 
 def test_carried_sizes():
-    assert [carried_latent_frames(frames, 16) for frames in (1, 2, 9, 10, 25)] == [1, 2, 2, 3, 4]
-    assert carried_latent_frames(121, 3) == 3
     assert [carried_pixel_frames(count) for count in (1, 2, 4)] == [1, 9, 25]
-    with pytest.raises(ValueError, match="overlap_frames must be at least 1, got 0"):
-        carried_latent_frames(0, 4)
 
 
 def test_halved_latent_is_the_mean_of_its_cells():

@@ -1,4 +1,5 @@
 import io
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -7,7 +8,14 @@ import PIL.ImageCms
 import pytest
 import torch
 
-from ltx2_diffusers.media.reading import iterate_video, probe, read_audio, read_image, read_video
+from ltx2_diffusers.media.reading import (
+    _timed_frames,
+    iterate_video,
+    probe,
+    read_audio,
+    read_image,
+    read_video,
+)
 from ltx2_diffusers.media.writing import write_audio, write_video
 
 from .clips import gradient_clip, tone
@@ -34,6 +42,15 @@ def test_frames_are_taken_from_a_time_window(numbered_clip):
     assert numbers(read_video(numbered_clip, start_s=0.5, end_s=1.0)) == [6, 7, 8, 9, 10, 11]
     assert numbers(read_video(numbered_clip, start_s=1.75)) == [21, 22, 23]
     assert numbers(read_video(numbered_clip, max_frames=2, start_s=1 / 12)) == [1, 2]
+
+
+def test_frames_without_times_are_counted_by_the_frame_rate_or_refused():
+    container = SimpleNamespace(name="clip.raw", start_time=None)
+    frames = [SimpleNamespace(pts=None)] * 3
+    counted = _timed_frames(container, SimpleNamespace(average_rate=10), frames, 0.0)
+    assert [time_s for _, time_s in counted] == [0.0, 0.1, 0.2]
+    with pytest.raises(ValueError, match=r"clip\.raw.* neither the times of its frames nor a frame rate"):
+        list(_timed_frames(container, SimpleNamespace(average_rate=None), frames, 0.0))
 
 
 def test_windows_that_hold_nothing_are_refused(numbered_clip):

@@ -41,7 +41,9 @@ def test_sinusoid_by_hand():
 
 def spread(distinct: torch.Tensor, layout: TokenLayout, num_tokens: int) -> torch.Tensor:
     """The timestep of every token, read back through the layout."""
-    zeros = torch.zeros(max(distinct.shape[0], 1 if layout.index is None else len(layout.index)), num_tokens, 1)
+    zeros = torch.zeros(
+        max(distinct.shape[0], 1 if layout.row_index is None else len(layout.row_index)), num_tokens, 1
+    )
     return modulate(zeros, torch.zeros_like(distinct)[..., None], distinct[..., None], layout)[..., 0]
 
 
@@ -60,7 +62,7 @@ def test_layouts_restore_every_token(timestep, as_index):
     distinct, layout = distinct_timesteps(timestep, as_index)
     assert torch.equal(spread(distinct, layout, timestep.shape[1]).expand_as(timestep), timestep)
     if as_index:
-        assert layout.index.shape == timestep.shape
+        assert layout.row_index.shape == timestep.shape
 
 
 def test_layouts_are_as_small_as_they_can_be():

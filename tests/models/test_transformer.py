@@ -529,6 +529,8 @@ def test_contradictory_configurations_are_refused(config, error, message):
     [
         ({"hidden_states": None, "audio_hidden_states": None}, "Neither hidden_states nor audio_hidden_states"),
         ({"timestep": None, "audio_timestep": torch.ones(1)}, "video tokens need a timestep"),
+        ({"encoder_hidden_states": None}, "video tokens need text features; pass encoder_hidden_states"),
+        ({"audio_encoder_hidden_states": None}, "audio tokens need text features; pass audio_encoder_hidden_states"),
         ({"timestep": torch.ones(1, 7)}, r"per token \(1 x 12\), got the shape \(1, 7\)"),
         ({"timestep": torch.ones(1, 12), "audio_timestep": None}, "audio takes the timestep of the video"),
         ({"sigma": None, "audio_sigma": None}, "sigma is needed for the prompt modulation"),

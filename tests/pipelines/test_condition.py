@@ -10,12 +10,13 @@ from diffusers import LTX2ConditionPipeline as DiffusersOriginal
 from diffusers.pipelines.ltx2.pipeline_ltx2_condition import LTX2VideoCondition as DiffusersCondition
 from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
 
-from ltx2_diffusers.media.preprocess import fit_cover, normalize_pixels, prepare_image
+from ltx2_diffusers.media.preprocess import fit_cover, h264_round_trip, normalize_pixels
 from ltx2_diffusers.media.writing import write_video
 from ltx2_diffusers.pipelines.conditions.pictures import LTX2VideoCondition
 from ltx2_diffusers.pipelines.recipes.condition import LTX2ConditionPipeline
 from ltx2_diffusers.schedulers.scheduling_ltx2 import LTX2Scheduler
 from tests.golden_data import EQUAL_PIPELINES
+from tests.pipelines.recipes import encoded
 from tests.pipelines.tiny import (
     ALL_GUIDANCE,
     CFG,
@@ -75,7 +76,9 @@ def compare(places, name: str = "ltx2-tiny", **kwargs) -> float:
 
 def encoded_picture(picture=PICTURE, crf=33):
     pipe = ours()
-    return pipe.vae.denormalize_latents(pipe.encode_video(prepare_image(picture, 64, 96, crf)))
+    return pipe.vae.denormalize_latents(
+        encoded(pipe, h264_round_trip(torch.from_numpy(np.array(picture)), crf), 64, 96)
+    )
 
 
 # --- parity with diffusers ---

@@ -10,7 +10,9 @@ from accelerate import cpu_offload
 from ltx2_diffusers import LTX2Pipeline, LTX2PipelineOutput
 from ltx2_diffusers.media.reading import probe, read_audio
 from ltx2_diffusers.media.writing import write_video
+from ltx2_diffusers.pipelines.arguments import Delivery
 from ltx2_diffusers.pipelines.conditions.pictures import LTX2VideoCondition
+from ltx2_diffusers.pipelines.decoding import decode_video
 from ltx2_diffusers.pipelines.recipes.condition import LTX2ConditionPipeline
 from ltx2_diffusers.pipelines.recipes.extension.pipeline import LTX2ExtendPipeline
 from ltx2_diffusers.pipelines.recipes.image_to_video import LTX2ImageToVideoPipeline
@@ -151,9 +153,7 @@ def test_what_is_asked_for_does_not_change_what_is_made():
         seen.append(tensors["latents"])
 
     watched = ours()(**CALL | {"output_type": "uint8"}, generator=seeded(9), callback_on_step_end=watch)
-    decoded = ours()._decode_video(
-        ours().vae.normalize_latents(latents.frames), type("Uint8", (), {"output_type": "uint8"})
-    )
+    decoded = decode_video(ours(), ours().vae.normalize_latents(latents.frames), Delivery("uint8"))
     assert len(seen) == EXPLICIT["num_inference_steps"]
     assert torch.equal(decoded, watched.frames)
 

@@ -10,7 +10,9 @@ import torch
 from ltx2_diffusers.media.reading import probe, read_audio, read_video
 from ltx2_diffusers.media.writing import write_video
 from ltx2_diffusers.models.mel import resample
-from ltx2_diffusers.pipelines.arguments import Stage
+from ltx2_diffusers.pipelines import decoding
+from ltx2_diffusers.pipelines.arguments import Delivery, Stage
+from ltx2_diffusers.pipelines.recipes.extension import segments
 from ltx2_diffusers.pipelines.recipes.extension.pipeline import LTX2ExtendPipeline
 from tests.media.clips import gradient_clip, tone
 from tests.pipelines.tiny import NO_GUIDANCE, PROMPT, load, seeded
@@ -54,13 +56,13 @@ def extend(pipe, **kwargs):
 
 def segments_of(pipe, monkeypatch, **kwargs):
     """The normalised latents of each segment as the model made them, and the output."""
-    made, generate = [], pipe._generate_latents
+    made, generate = [], segments.generate
 
     def keeping(*request):
         made.append(generate(*request))
         return made[-1]
 
-    monkeypatch.setattr(pipe, "_generate_latents", keeping)
+    monkeypatch.setattr(segments, "generate", keeping)
     output = extend(pipe, **kwargs)
     return [latents for latents, _, _ in made], output
 
@@ -169,13 +171,9 @@ def test_given_latents_are_only_decoded(pipe, source, direction):
         output = extend(pipe, **source, direction=direction, output_type="uint8")
     assert calls == []
     assert output.frames.shape[1] == 25
-    clip = pipe._decode_video(pipe.vae.normalize_latents(source["latents"]), Uint8)[0]
+    clip = decoding.decode_video(pipe, pipe.vae.normalize_latents(source["latents"]), Delivery("uint8"))[0]
     own = output.frames[0, :17] if direction == "forward" else output.frames[0, 8:]
     assert torch.equal(own, clip)
-
-
-class Uint8:
-    output_type = "uint8"
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
@@ -317,9 +315,9 @@ def test_a_streamed_file_holds_what_the_result_in_memory_holds(pipe, source, tmp
 
 def test_streaming_holds_the_frames_of_one_segment_at_a_time(pipe, monkeypatch, tmp_path):
     frames, latents, alive = [], [], []
-    decode, generate = pipe._video_as, pipe._generate_latents
+    decode, generate = decoding.video_as, segments.generate
 
-    def decoding(*args):
+    def decode_and_note(*args):
         result = decode(*args)
         frames.append(weakref.ref(result))
         return result
@@ -332,8 +330,8 @@ def test_streaming_holds_the_frames_of_one_segment_at_a_time(pipe, monkeypatch, 
     def count(_module, _args):
         alive.append(tuple(sum(ref() is not None for ref in refs) for refs in (frames, latents)))
 
-    monkeypatch.setattr(pipe, "_video_as", decoding)
-    monkeypatch.setattr(pipe, "_generate_latents", generating)
+    monkeypatch.setattr(decoding, "video_as", decode_and_note)
+    monkeypatch.setattr(segments, "generate", generating)
     hook = pipe.vae.decoder.register_forward_pre_hook(count)
     try:
         extend(pipe, num_segments=5, save_path=tmp_path / "long.mp4", output_type="pil")

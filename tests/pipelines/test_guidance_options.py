@@ -7,6 +7,7 @@ import torch
 
 from ltx2_diffusers import LTX2DistilledPipeline, LTX2TextToAudioPipeline, LTX2TwoStagePipeline
 from ltx2_diffusers.guidance import GuidanceOptions, MultiModalGuiderParams
+from ltx2_diffusers.pipelines import engine
 from ltx2_diffusers.sampling.samplers import SAMPLERS
 from tests.golden_data import EQUAL_MODELS, EQUAL_PIPELINES
 from tests.pipelines.tiny import (
@@ -23,6 +24,7 @@ from tests.pipelines.tiny import (
     sibling,
     theirs,
 )
+from tests.pipelines.watching import encoded_texts
 
 CALL = {**EXPLICIT, "prompt": PROMPT, "negative_prompt": NEGATIVE}
 # Two stages halve the size of the first one.
@@ -60,13 +62,10 @@ def test_neutral_options_change_nothing(name, guidance):
 
 
 def test_neutral_options_read_no_negative_prompt(monkeypatch):
-    texts, encode = [], ours("ltx2-tiny")._text_states
-    monkeypatch.setattr(
-        ours("ltx2-tiny"), "_text_states", lambda prompts, *rest: texts.append(prompts) or encode(prompts, *rest)
-    )
+    texts = encoded_texts(monkeypatch)
     run(GuidanceOptions(nag_tau=3.0), **NO_GUIDANCE)
     run(NAG, **NO_GUIDANCE)
-    assert texts == [[PROMPT], [PROMPT, NEGATIVE]]
+    assert texts == [PROMPT, PROMPT, NEGATIVE]
 
 
 @pytest.mark.parametrize("skip_step", [1, 2])
@@ -168,10 +167,8 @@ def test_distilled_runs_take_a_negative_prompt_in_both_stages(name):
 
 def test_only_attention_guidance_reaches_the_refining_stage(monkeypatch):
     pipeline = staged(pipeline_class=LTX2TwoStagePipeline)
-    seen, run_stage = [], pipeline._run_stage
-    monkeypatch.setattr(
-        pipeline, "_run_stage", lambda request, run, *r: seen.append(run) or run_stage(request, run, *r)
-    )
+    seen, run_stage = [], engine.run_stage
+    monkeypatch.setattr(engine, "run_stage", lambda pipe, run, *rest: seen.append(run) or run_stage(pipe, run, *rest))
     options = GuidanceOptions(skip_step=1, cfg_method="cfg_star", nag_scale=3.0)
     call = {"num_inference_steps": 2, "stage_2_sigmas": [0.6], "stage_2_adapters": {}, **CFG}
     pipeline(PROMPT, NEGATIVE, **STAGED, **call, guidance_options=options, generator=seeded(0))

@@ -157,8 +157,9 @@ def test_a_single_file_gives_a_whole_pipeline_with_the_reference_scheduler(name)
     assert pipe.vae.dtype == torch.float32
 
 
-def test_a_distilled_file_is_told_by_its_name(tmp_path):
-    path = shutil.copy(SINGLE_FILE, tmp_path / "ltx-2-tiny-distilled.safetensors")
+@pytest.mark.parametrize("name", ["ltx-2-tiny-distilled", "LTX-2-Tiny-Distilled"])
+def test_a_distilled_file_is_told_by_its_name(tmp_path, name):
+    path = shutil.copy(SINGLE_FILE, tmp_path / f"{name}.safetensors")
     pipe = LTX2Pipeline.from_single_file(path, text_encoder=GEMMA)
     assert pipe.preset.kind == "distilled"
 

@@ -14,6 +14,7 @@ from ltx2_diffusers.prompts.cache import EncodedBy, PromptCache, PromptKey
 from ltx2_diffusers.prompts.fingerprint import model_fingerprint, tokenizer_fingerprint
 from tests.golden_data import EQUAL_MODELS, EQUAL_PIPELINES
 from tests.pipelines.tiny import CFG, EXPLICIT, NEGATIVE, NO_GUIDANCE, PROMPT, load, max_difference, ours, seeded
+from tests.pipelines.watching import encoded_texts
 
 SMALL = {"height": 32, "width": 32, "num_frames": 1}
 CALL = {**EXPLICIT, **CFG, **SMALL, "prompt": PROMPT, "negative_prompt": NEGATIVE}
@@ -89,11 +90,9 @@ def test_a_prompt_is_the_same_in_any_company(tmp_path):
         torch.testing.assert_close(batch.frames[row : row + 1], single.frames, atol=EQUAL_MODELS, rtol=0)
 
 
-def test_only_what_is_missing_is_encoded(tmp_path):
+def test_only_what_is_missing_is_encoded(tmp_path, monkeypatch):
     pipe = sharing(tmp_path)
-    texts = []
-    encode = pipe._text_states
-    pipe._text_states = lambda prompts, *rest: texts.extend(prompts) or encode(prompts, *rest)
+    texts = encoded_texts(monkeypatch)
     run(pipe)
     run(pipe, prompt=[PROMPT, "Waves."])
     assert texts == [PROMPT, NEGATIVE, "Waves."]

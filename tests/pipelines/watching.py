@@ -6,7 +6,10 @@ from fractions import Fraction
 from typing import Any
 
 import av
+import pytest
 import torch
+
+from ltx2_diffusers.prompts.encoding import Prompts, TextEncoder
 
 
 @contextmanager
@@ -32,6 +35,18 @@ def no_forward(pipe: Any) -> Iterator[None]:
     with calls_of(*models) as calls:
         yield
     assert calls == []
+
+
+def encoded_texts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The texts that language models encode from now on, in their order."""
+    texts, states = [], TextEncoder.states
+
+    def note(encoder: TextEncoder, prompts: Prompts, with_negative: bool, *rest: Any) -> Any:
+        texts.extend([prompts.prompt, prompts.negative_prompt][: 1 + with_negative])
+        return states(encoder, prompts, with_negative, *rest)
+
+    monkeypatch.setattr(TextEncoder, "states", note)
+    return texts
 
 
 def packets(path: Any, kind: str) -> list[bytes]:

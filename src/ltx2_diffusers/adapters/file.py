@@ -125,6 +125,8 @@ def load_lora(
     Raises:
         ValueError: Naming the file, if it is no LoRA, if any tensor fits no module, or if sizes differ.
     """
+    tensors: Mapping[str, torch.Tensor | Entry]
+    header: Mapping[str, str]
     if isinstance(source, Mapping):
         if location:
             raise ValueError(f"{', '.join(location)} are for files, but the LoRA was given as a state dict")
@@ -168,7 +170,7 @@ def find_lora_file(
         local_files_only: Whether to take what the cache holds. Default `False`.
         force_download: Whether to fetch again what the cache holds. Default `False`.
     """
-    hub_options = {
+    hub_options: dict[str, Any] = {
         "cache_dir": cache_dir,
         "token": token,
         "local_files_only": local_files_only,

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers.utils import logging
@@ -41,13 +42,7 @@ _OTHER_KINDS = {
     "a LoRA with biases": ("lora_B.bias", "lora_up.bias"),
     "a LoRA of convolutions": ("lora_mid.weight",),
 }
-_CONNECTOR_ROOTS = (
-    "video_embeddings_connector.",
-    "audio_embeddings_connector.",
-    "embeddings_connector.",
-    "video_connector.",
-    "audio_connector.",
-)
+_CONNECTOR_PREFIXES = tuple(f"{root}." for root in keys.CONNECTOR_ROOTS)
 ADAPTER_METADATA = "lora_adapter_metadata"
 
 
@@ -137,19 +132,6 @@ def lora_to_format(layers: LoraLayers, layout: str) -> dict[str, Entry]:
     return result
 
 
-def normalize_lora_state_dict(
-    state_dict: Mapping[str, torch.Tensor],
-    modules: ModuleShapes | None = None,
-    metadata: Mapping[str, str] | None = None,
-) -> dict[str, torch.Tensor]:
-    """Turns a LoRA state dict of any layout into diffusers' (`transformer.`, `connectors.`; A, B; no alpha).
-
-    Arguments and errors are those of [`read_lora`].
-    """
-    entries = lora_to_format(read_lora(state_dict, modules, metadata), "diffusers")
-    return {key: entry.load() for key, entry in entries.items()}
-
-
 def linear_shapes(model: torch.nn.Module) -> dict[str, tuple[int, int]]:
     """Paths and sizes (out, in) of a model's linear layers, for `modules` of [`read_lora`].
 
@@ -170,9 +152,7 @@ def _refuse_other_kinds(tensors: Mapping[str, torch.Tensor | Entry]) -> None:
 
 
 def _as_entry(tensor: torch.Tensor | Entry) -> Entry:
-    if isinstance(tensor, Entry):
-        return tensor
-    return Entry(tensor.dtype, tuple(tensor.shape), lambda: tensor)
+    return tensor if isinstance(tensor, Entry) else Entry.of(tensor)
 
 
 def _num_blocks(entries: Mapping[str, Entry]) -> tuple[int, int]:
@@ -208,7 +188,7 @@ def _place(name: str, modules: ModuleShapes, table: Mapping[str, tuple[str, str]
     for prefix in ("connectors.", "text_embedding_projection."):
         if name.startswith(prefix):
             component, name = "connectors", name.removeprefix(prefix)
-    if name.startswith(_CONNECTOR_ROOTS):
+    if name.startswith(_CONNECTOR_PREFIXES):
         component = "connectors"
     path = keys.rename(component, [name], to="diffusers")[name]
     return (component, path) if path in modules.get(component, {}) else None
@@ -238,9 +218,9 @@ def _report_unmatched(unmatched: list[str], total: int, found: bool, strict: boo
     )
 
 
-def _adapter_configs(metadata: Mapping[str, str]) -> dict[str, dict]:
+def _adapter_configs(metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """Per component the LoRA settings that diffusers saves in the file's metadata."""
-    result: dict[str, dict] = {}
+    result: dict[str, dict[str, Any]] = {}
     for name, value in json.loads(metadata.get(ADAPTER_METADATA, "{}")).items():
         component, _, field = name.partition(".")
         result.setdefault(component, {})[field] = value
@@ -253,7 +233,7 @@ def _adapter_configs(metadata: Mapping[str, str]) -> dict[str, dict]:
 
 
 def _layer(
-    place: tuple[str, str], found: Mapping[str, Entry], shape: tuple[int, int] | None, config: Mapping
+    place: tuple[str, str], found: Mapping[str, Entry], shape: tuple[int, int] | None, config: Mapping[str, Any]
 ) -> LoraLayer:
     path = place[1]
     if missing := [part for part in ("down", "up") if part not in found]:
@@ -270,7 +250,7 @@ def _layer(
     return LoraLayer(down, up, None if alpha == down.shape[0] else alpha)
 
 
-def _alpha(path: str, rank: int, alpha: Entry | None, config: Mapping) -> float:
+def _alpha(path: str, rank: int, alpha: Entry | None, config: Mapping[str, Any]) -> float:
     """The module's own alpha, else the one in diffusers' settings, else r."""
     if alpha is not None:
         return float(alpha.load())

@@ -1,12 +1,12 @@
 """Every linear module of the LTX-2 transformer and text connectors, by its path in diffusers' names."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from ..checkpoints import keys
 
 # Component -> module path -> (out, in), or None where the sizes are not known.
-ModuleShapes = dict[str, dict[str, tuple[int, int] | None]]
+ModuleShapes = Mapping[str, Mapping[str, tuple[int, int] | None]]
 
 _ATTENTIONS = ("attn1", "attn2", "audio_attn1", "audio_attn2", "audio_to_video_attn", "video_to_audio_attn")
 _ATTENTION_LINEARS = ("to_q", "to_k", "to_v", "to_out.0", "to_gate_logits")

@@ -3,6 +3,9 @@
 Saved folders carry the portable pair, which diffusers resolves without this package; loading turns it into ours.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 PACKAGE = "ltx2_diffusers"
 
 # Our class -> the pair that diffusers resolves to its class of the same weights and configuration.
@@ -20,6 +23,8 @@ _OURS = {pair: name for name, pair in _PORTABLE_COMPONENTS.items()}
 # FlowMatchEuler folder keeps FlowMatchEuler's schedule.
 _PORTABLE = _PORTABLE_COMPONENTS | {"LTX2Scheduler": ("diffusers", "FlowMatchEulerDiscreteScheduler")}
 
+# What an original file of a whole model holds, and a pipeline needs besides its text encoder.
+PIPELINE_COMPONENTS = ("transformer", "connectors", "vae", "audio_vae", "vocoder")
 # Component folder -> our class; the vocoder has two.
 COMPONENT_CLASSES = {
     "transformer": ("LTX2AVTransformer3DModel",),
@@ -29,7 +34,13 @@ COMPONENT_CLASSES = {
     "vocoder": ("LTX2Vocoder", "LTX2VocoderWithBWE"),
     "latent_upsampler": ("LTX2LatentUpsamplerModel",),
 }
-_COMPONENT_OF = {name: component for component, names in COMPONENT_CLASSES.items() for name in names}
+# Class name, ours or diffusers' -> component folder.
+COMPONENT_OF = {
+    name: component
+    for component, classes in COMPONENT_CLASSES.items()
+    for ours in classes
+    for name in (ours, _PORTABLE_COMPONENTS[ours][1])
+}
 
 
 def to_ours(library: str, class_name: str) -> tuple[str, str]:
@@ -38,7 +49,7 @@ def to_ours(library: str, class_name: str) -> tuple[str, str]:
     Entries with a full module path of this package, as diffusers writes them for foreign classes, are shortened.
     Other pairs are returned as they are.
     """
-    if library == PACKAGE or library.startswith(f"{PACKAGE}."):
+    if _is_ours(library):
         return PACKAGE, class_name
     ours = _OURS.get((library, class_name))
     return (PACKAGE, ours) if ours else (library, class_name)
@@ -47,28 +58,16 @@ def to_ours(library: str, class_name: str) -> tuple[str, str]:
 def model_pair(class_name: str | None) -> tuple[str, str] | None:
     """The pair to load for a model whose own configuration says only the name of its class, ours or diffusers'."""
     names = {portable[1]: ours for ours, portable in _PORTABLE_COMPONENTS.items()}
-    name = names.get(class_name, class_name)
+    name = names.get(class_name or "", class_name)
     return (PACKAGE, name) if name in _PORTABLE_COMPONENTS else None
 
 
-def to_portable(library: str | type, class_name: str | None = None) -> tuple[str, str]:
-    """The pair to save for a component: diffusers' class where it has the same model.
+def to_portable(library: str, class_name: str) -> tuple[str, str]:
+    """The pair to save for an entry of `model_index.json`: diffusers' class where it has the same model.
 
-    Args:
-        library: The component's class, or the library of an entry of `model_index.json`.
-        class_name: Class name of the entry; not given with a class.
-
-    Returns:
-        The portable pair. Classes of this package that diffusers lacks keep the package's name; other libraries'
-        pairs are returned as they are, a class under its top-level package.
+    Classes of this package that diffusers lacks keep the package's name; other libraries' pairs are returned as they
+    are.
     """
-    if isinstance(library, type):
-        for base in library.__mro__:
-            if _is_ours(base.__module__) and base.__name__ in _PORTABLE:
-                return _PORTABLE[base.__name__]
-        return library.__module__.split(".")[0], library.__name__
-    if class_name is None:
-        raise ValueError(f"to_portable needs a class, or library and class name, got only {library!r}")
     if not _is_ours(library):
         return library, class_name
     return _PORTABLE.get(class_name, (PACKAGE, class_name))
@@ -80,15 +79,14 @@ def component_of(cls: type) -> str:
     Raises:
         ValueError: If `cls` is no class of an LTX-2 component.
     """
-    portable = {pair[1]: _COMPONENT_OF[name] for pair, name in _OURS.items()}
     for base in cls.__mro__:
-        for table in (_COMPONENT_OF, portable):
-            if base.__name__ in table:
-                return table[base.__name__]
-    raise ValueError(f"{cls.__name__} is no component of an LTX-2 checkpoint; known are {', '.join(_COMPONENT_OF)}")
+        if base.__name__ in COMPONENT_OF:
+            return COMPONENT_OF[base.__name__]
+    known = ", ".join(_PORTABLE_COMPONENTS)
+    raise ValueError(f"{cls.__name__} is no component of an LTX-2 checkpoint; known are {known}")
 
 
-def class_name_for(component: str, config: dict) -> str:
+def class_name_for(component: str, config: Mapping[str, Any]) -> str:
     """Our class for a component with the given diffusers config."""
     names = COMPONENT_CLASSES[component]
     return names[-1] if component == "vocoder" and "bwe_hidden_channels" in config else names[0]

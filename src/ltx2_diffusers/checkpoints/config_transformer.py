@@ -6,53 +6,19 @@ Field names, defaults and supported constants are those of the configurators in 
 from collections.abc import Mapping
 from typing import Any
 
-from .config_fields import require, require_lists
+from .config_fields import Field, Note, check_fields, read_fields, same_names, write_fields
 
 SECTION = "transformer"
 
-# Same name in both worlds, with the value that an absent field stands for.
-_SAME = {
-    "in_channels": 128,
-    "out_channels": 128,
-    "num_attention_heads": 32,
-    "attention_head_dim": 128,
-    "cross_attention_dim": 4096,
-    "audio_in_channels": 128,
-    "audio_out_channels": 128,
-    "audio_num_attention_heads": 32,
-    "audio_attention_head_dim": 64,
-    "audio_cross_attention_dim": 2048,
-    "num_layers": 48,
-    "activation_fn": "gelu-approximate",
-    "norm_eps": 1e-6,
-    "caption_channels": 3840,
-    "timestep_scale_multiplier": 1000,
-    "rope_type": "split",
-}
-# Introduced with 2.5; written to the metadata only where they differ.
-_SAME_NEWER = {
-    "ff_bias": True,
-    "audio_ff_bias": True,
-    "use_prompt_adaln_single": True,
-    "use_keyframes_abs_pos_embedding": False,
-}
-# What the metadata does not say because every LTX-2 model has it.
-_TRANSFORMER_CONSTANTS = {
-    "patch_size": 1,
-    "patch_size_t": 1,
-    "audio_patch_size": 1,
-    "audio_patch_size_t": 1,
-    "vae_scale_factors": [8, 32, 32],
-    "audio_scale_factor": 4,
-    "audio_sampling_rate": 16000,
-    "audio_hop_length": 160,
-    "qk_norm": "rms_norm_across_heads",
-    "norm_elementwise_affine": False,
-    "attention_bias": True,
-    "attention_out_bias": True,
-    "causal_offset": 1,
-}
-_METADATA_CONSTANTS = {
+# What the metadata say of every LTX-2 model, and diffusers' configs do not.
+_CONSTANTS = {
+    "_class_name": Note("AVTransformer3DModel"),
+    "_diffusers_version": Note("0.25.1"),
+    "_name_or_path": Note(""),
+    "attention_type": Note("default"),
+    "norm_num_groups": Note(32),
+    "causal_temporal_positioning": Note(True),
+    "use_embeddings_connector": Note(True),
     "dropout": 0.0,
     "attention_bias": True,
     "num_vector_embeds": None,
@@ -73,16 +39,66 @@ _METADATA_CONSTANTS = {
     "use_middle_indices_grid": True,
     "connector_norm_output": True,
 }
-# Read by nobody, present in the published files.
-_METADATA_EXTRAS = {
-    "_class_name": "AVTransformer3DModel",
-    "_diffusers_version": "0.25.1",
-    "_name_or_path": "",
-    "attention_type": "default",
-    "norm_num_groups": 32,
-    "causal_temporal_positioning": True,
-    "use_embeddings_connector": True,
+# Read by both components.
+_SHARED = {
+    "caption_channels": Field("caption_channels", 3840),
+    "positional_embedding_theta": Field("rope_theta", 10000.0),
+    "frequencies_precision": Field(
+        "rope_double_precision",
+        "float32",
+        read=lambda precision: precision == "float64",
+        write=lambda is_double: "float64" if is_double else "float32",
+    ),
+    "rope_type": Field("rope_type", "split", choices=("split", "interleaved")),
 }
+# Introduced with 2.5; written to the metadata only where they differ.
+_NEWER = {
+    "ff_bias": Field("ff_bias", True, is_optional=True),
+    "audio_ff_bias": Field("audio_ff_bias", True, is_optional=True),
+    "use_prompt_adaln_single": Field("use_prompt_adaln_single", True, is_optional=True),
+    "use_keyframes_abs_pos_embedding": Field("use_keyframes_abs_pos_embedding", False, is_optional=True),
+}
+_TRANSFORMER = {
+    **same_names(in_channels=128, out_channels=128, num_attention_heads=32, attention_head_dim=128),
+    **same_names(audio_in_channels=128, audio_out_channels=128, audio_num_attention_heads=32),
+    **same_names(audio_attention_head_dim=64, cross_attention_dim=4096, audio_cross_attention_dim=2048),
+    **same_names(num_layers=48, norm_eps=1e-6, timestep_scale_multiplier=1000),
+    **_SHARED,
+    **_NEWER,
+    "activation_fn": Field("activation_fn", "gelu-approximate", choices=("gelu-approximate",)),
+    "positional_embedding_max_pos": Field(("pos_embed_max_pos", "base_height", "base_width"), [20, 2048, 2048]),
+    "audio_positional_embedding_max_pos": Field(("audio_pos_embed_max_pos",), [20]),
+    "av_ca_timestep_scale_multiplier": Field("cross_attn_timestep_scale_multiplier", 1, read=int, write=float),
+    "apply_gated_attention": Field("gated_attn", False, write=bool, is_optional=True),
+    "cross_attention_adaln": Field("cross_attn_mod", False, write=bool, is_optional=True),
+}
+# What diffusers' config says of every LTX-2 model, and the metadata do not.
+_TRANSFORMER_CONSTANTS = {
+    "patch_size": 1,
+    "patch_size_t": 1,
+    "audio_patch_size": 1,
+    "audio_patch_size_t": 1,
+    "vae_scale_factors": [8, 32, 32],
+    "audio_scale_factor": 4,
+    "audio_sampling_rate": 16000,
+    "audio_hop_length": 160,
+    "qk_norm": "rms_norm_across_heads",
+    "norm_elementwise_affine": False,
+    "attention_bias": True,
+    "attention_out_bias": True,
+    "causal_offset": 1,
+}
+_CONNECTORS = {
+    **_SHARED,
+    "connector_positional_embedding_max_pos": Field(("connector_rope_base_seq_len",), [4096]),
+    "connector_num_attention_heads": Field("video_connector_num_attention_heads", 30),
+    "connector_attention_head_dim": Field("video_connector_attention_head_dim", 128),
+    "connector_num_layers": Field("video_connector_num_layers", 2),
+    "connector_num_learnable_registers": Field("video_connector_num_learnable_registers", 128),
+    "connector_apply_gated_attention": Field("video_gated_attn", False, write=bool, is_optional=True),
+}
+# The audio connector shares the video connector's fields, except for these where the section has them.
+_AUDIO_CONNECTOR = ("audio_connector_num_attention_heads", "audio_connector_attention_head_dim")
 # Together they select how language-model states become text features: one shared projection (2.0) if all are absent,
 # one per modality (2.3) with these values.
 _PER_MODALITY = {
@@ -93,28 +109,17 @@ _PER_MODALITY = {
 }
 # Informative fields that go with the second variant.
 _PER_MODALITY_EXTRAS = {"connector_learnable_registers_std": 1, "text_encoder_norm_type": "per_token_rms"}
-_ROPE_MAX_POS = [20, 2048, 2048]
-_AUDIO_ROPE_MAX_POS = [20]
 
 
 def transformer_to_diffusers(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The transformer's diffusers config, from section `transformer`."""
     _check(fields)
-    frames, height, width = fields.get("positional_embedding_max_pos", _ROPE_MAX_POS)
-    gated = fields.get("apply_gated_attention", False)
-    modulated = fields.get("cross_attention_adaln", False)
+    config = read_fields(_TRANSFORMER, fields)
+    gated, modulated = config["gated_attn"], config["cross_attn_mod"]
     return {
-        **{name: fields.get(name, default) for name, default in (_SAME | _SAME_NEWER).items()},
+        **config,
         **_TRANSFORMER_CONSTANTS,
-        "pos_embed_max_pos": frames,
-        "base_height": height,
-        "base_width": width,
-        "audio_pos_embed_max_pos": fields.get("audio_positional_embedding_max_pos", _AUDIO_ROPE_MAX_POS)[0],
-        **_rope(fields),
-        "cross_attn_timestep_scale_multiplier": int(fields.get("av_ca_timestep_scale_multiplier", 1)),
-        "gated_attn": gated,
         "audio_gated_attn": gated,
-        "cross_attn_mod": modulated,
         "audio_cross_attn_mod": modulated,
         "use_prompt_embeddings": not _is_per_modality(fields),
         # No field says how self-attention is perturbed; it changed together with the prompt modulation of 2.3.
@@ -132,95 +137,41 @@ def connectors_to_diffusers(fields: Mapping[str, Any], text_proj_in_factor: int)
     """
     _check(fields)
     per_modality = _is_per_modality(fields)
-    gated = fields.get("connector_apply_gated_attention", False)
-    config: dict[str, Any] = {
-        "caption_channels": fields.get("caption_channels", 3840),
+    config = read_fields(_CONNECTORS, fields)
+    config |= {name.replace("video", "audio"): value for name, value in config.items() if name.startswith("video")}
+    config |= {name: fields[name] for name in _AUDIO_CONNECTOR if name in fields}
+    # Without a projection per modality nothing reads the widths; diffusers then saves those of a silent section.
+    widths = read_fields(_TRANSFORMER, fields if per_modality else {})
+    return {
+        **config,
         "text_proj_in_factor": text_proj_in_factor,
-        "connector_rope_base_seq_len": fields.get("connector_positional_embedding_max_pos", [4096])[0],
-        **_rope(fields),
-        "rope_type": fields.get("rope_type", "split"),
         "causal_temporal_positioning": False,
-        "video_gated_attn": gated,
-        "audio_gated_attn": gated,
         "per_modality_projections": per_modality,
         "proj_bias": per_modality,
-        # Without a projection per modality nothing reads the widths; diffusers then saves its defaults.
-        "video_hidden_dim": 4096,
-        "audio_hidden_dim": 2048,
+        "video_hidden_dim": widths["num_attention_heads"] * widths["attention_head_dim"],
+        "audio_hidden_dim": widths["audio_num_attention_heads"] * widths["audio_attention_head_dim"],
     }
-    for name, default in (("num_attention_heads", 30), ("attention_head_dim", 128)):
-        shared = fields.get(f"connector_{name}", default)
-        config[f"video_connector_{name}"] = shared
-        config[f"audio_connector_{name}"] = fields.get(f"audio_connector_{name}", shared)
-    for name, default in (("num_layers", 2), ("num_learnable_registers", 128)):
-        config[f"video_connector_{name}"] = config[f"audio_connector_{name}"] = fields.get(
-            f"connector_{name}", default
-        )
-    if per_modality:
-        for stream, prefix in (("video", ""), ("audio", "audio_")):
-            heads = fields.get(f"{prefix}num_attention_heads", _SAME[f"{prefix}num_attention_heads"])
-            config[f"{stream}_hidden_dim"] = heads * fields.get(
-                f"{prefix}attention_head_dim", _SAME[f"{prefix}attention_head_dim"]
-            )
-    return config
 
 
 def to_original(transformer: Mapping[str, Any] | None, connectors: Mapping[str, Any] | None) -> dict[str, Any]:
     """Section `transformer` of the metadata, from the diffusers configs of transformer and connectors."""
-    fields = _METADATA_EXTRAS | _METADATA_CONSTANTS
+    fields = write_fields(_CONSTANTS, {})
     if transformer is not None:
-        fields |= _transformer_fields(transformer)
+        fields |= write_fields(_TRANSFORMER, read_fields(_NEWER, {}) | dict(transformer))
+        if not transformer["use_prompt_embeddings"]:
+            fields |= _PER_MODALITY | _PER_MODALITY_EXTRAS
     if connectors is not None:
         fields |= _connector_fields(connectors)
     return fields
 
 
-def _transformer_fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    fields = {name: config[name] for name in _SAME}
-    fields |= {name: config[name] for name, usual in _SAME_NEWER.items() if config.get(name, usual) != usual}
-    fields |= {
-        "positional_embedding_theta": config["rope_theta"],
-        "frequencies_precision": "float64" if config["rope_double_precision"] else "float32",
-        "positional_embedding_max_pos": [config[name] for name in ("pos_embed_max_pos", "base_height", "base_width")],
-        "audio_positional_embedding_max_pos": [config["audio_pos_embed_max_pos"]],
-        "av_ca_timestep_scale_multiplier": float(config["cross_attn_timestep_scale_multiplier"]),
-    }
-    if config["gated_attn"]:
-        fields["apply_gated_attention"] = True
-    if config["cross_attn_mod"]:
-        fields["cross_attention_adaln"] = True
-    if not config["use_prompt_embeddings"]:
-        fields |= _PER_MODALITY | _PER_MODALITY_EXTRAS
-    return fields
-
-
 def _connector_fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    fields = {
-        "caption_channels": config["caption_channels"],
-        "positional_embedding_theta": config["rope_theta"],
-        "frequencies_precision": "float64" if config["rope_double_precision"] else "float32",
-        "rope_type": config["rope_type"],
-        "connector_positional_embedding_max_pos": [config["connector_rope_base_seq_len"]],
-    }
-    for name in ("num_attention_heads", "attention_head_dim", "num_layers", "num_learnable_registers"):
-        fields[f"connector_{name}"] = config[f"video_connector_{name}"]
-    own_audio = [f"audio_connector_{name}" for name in ("num_attention_heads", "attention_head_dim")]
-    if config["per_modality_projections"] or any(
-        config[name] != config[name.replace("audio", "video")] for name in own_audio
-    ):
-        fields |= {name: config[name] for name in own_audio}
-    if config["video_gated_attn"]:
-        fields["connector_apply_gated_attention"] = True
+    fields = write_fields(_CONNECTORS, config)
+    audio = {name: config[name] for name in _AUDIO_CONNECTOR}
     if config["per_modality_projections"]:
-        fields |= _PER_MODALITY | _PER_MODALITY_EXTRAS
-    return fields
-
-
-def _rope(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "rope_theta": fields.get("positional_embedding_theta", 10000.0),
-        "rope_double_precision": fields.get("frequencies_precision") == "float64",
-    }
+        return fields | audio | _PER_MODALITY | _PER_MODALITY_EXTRAS
+    is_shared = all(value == config[name.replace("audio", "video")] for name, value in audio.items())
+    return fields if is_shared else fields | audio
 
 
 def _is_per_modality(fields: Mapping[str, Any]) -> bool:
@@ -238,13 +189,5 @@ def _check(fields: Mapping[str, Any]) -> None:
         raise ValueError(
             "this is an LTX-Video 0.9 checkpoint (transformer._class_name 'Transformer3DModel'), not LTX-2"
         )
-    require(SECTION, fields, _METADATA_CONSTANTS)
-    if fields.get("rope_type") not in (None, "split", "interleaved"):
-        raise ValueError(
-            f"the checkpoint's config sets {SECTION}.rope_type to {fields['rope_type']!r}; "
-            "supported are 'split' and 'interleaved'"
-        )
     # The connectors of every supported model have biases in their feed-forwards.
-    require(SECTION, fields, {"connector_ff_bias": True})
-    lengths = {"positional_embedding_max_pos": 3, "audio_positional_embedding_max_pos": 1}
-    require_lists(SECTION, fields, lengths | {"connector_positional_embedding_max_pos": 1})
+    check_fields(SECTION, {**_CONSTANTS, **_TRANSFORMER, **_CONNECTORS, "connector_ff_bias": True}, fields)

@@ -14,11 +14,11 @@ import torch
 from ..atomic import replaced_folder
 from . import configs, keys
 from . import folder as layout
+from .class_names import COMPONENT_OF, PIPELINE_COMPONENTS
 from .original import OriginalCheckpoint, cast_floating
 from .safetensors_io import Entry, read_folder, tensor_differences, write_file
 from .versions import model_version
 
-PIPELINE_COMPONENTS = ("transformer", "connectors", "vae", "audio_vae", "vocoder")
 # From this version on a checkpoint must name its text encoder, which a diffusers folder does not record.
 _NEEDS_TEMPLATE = "2.5"
 
@@ -63,8 +63,8 @@ def convert_to_diffusers(
             place = root / component if len(parts) > 1 else root
             layout.write_component(place, component, entries, config, max_shard_size, on_tensor)
         if is_pipeline:
-            is_distilled = "distilled" in Path(source).name.lower() if distilled is None else distilled
-            layout.write_scheduler(root / "scheduler", is_distilled)
+            distilled = layout.is_distilled(source) if distilled is None else distilled
+            layout.write_scheduler(root / "scheduler", distilled)
             pairs = {name: layout.portable_pair(name, parts[name][1]) for name in PIPELINE_COMPONENTS}
             pairs |= layout.copy_text_models(root, _path(text_encoder), _path(tokenizer))
             layout.write_model_index(root, pairs)
@@ -149,16 +149,15 @@ def folder_components(
     root = Path(path)
     if not root.is_dir():
         raise FileNotFoundError(f"there is no folder {str(root)!r}")
+    places = [root / name for name in PIPELINE_COMPONENTS if (root / name / "config.json").is_file()]
     if (root / "config.json").is_file():
-        config = json.loads((root / "config.json").read_text(encoding="utf-8"))
-        places = {_component_of_config(config, root): root}
-    else:
-        places = {name: root / name for name in PIPELINE_COMPONENTS if (root / name / "config.json").is_file()}
+        places = [root]
     if not places:
         raise ValueError(f"{str(root)!r} is no folder in diffusers' layout: it has no LTX-2 component")
     result = {}
-    for component, place in places.items():
+    for place in places:
         config = json.loads((place / "config.json").read_text(encoding="utf-8"))
+        component = _component_of_config(config, root) if place == root else place.name
         config = {name: value for name, value in config.items() if not name.startswith("_")}
         result[component] = (cast_floating(read_folder(place), dtype), config)
     return result
@@ -166,10 +165,9 @@ def folder_components(
 
 def _component_of_config(config: Mapping[str, Any], folder: Path) -> str:
     name = config.get("_class_name")
-    for component in keys.COMPONENTS:
-        if name in layout.class_names_of(component):
-            return component
-    raise ValueError(f"{str(folder)!r} holds a {name}, which is no component of LTX-2")
+    if name not in COMPONENT_OF:
+        raise ValueError(f"{str(folder)!r} holds a {name}, which is no component of LTX-2")
+    return COMPONENT_OF[name]
 
 
 def _original_metadata(

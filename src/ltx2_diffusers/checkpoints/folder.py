@@ -1,6 +1,7 @@
 """The files of a pipeline folder in diffusers' layout, around the weights."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -9,21 +10,22 @@ from typing import Any
 from diffusers import __version__ as diffusers_version
 
 from ..atomic import write_json
-from .class_names import COMPONENT_CLASSES, PACKAGE, class_name_for, to_portable
+from ..schedulers import sigmas
+from .class_names import PACKAGE, class_name_for, to_portable
 from .safetensors_io import Entry, write_sharded
 
 # Components that LTX2Pipeline knows and an original checkpoint never has.
 _ABSENT = ("duration_head", "processor", "prompt_enhancer", "text_encoder", "tokenizer")
 # scheduler_config.json of the published dev repositories; diffusers' FlowMatchEulerDiscreteScheduler reads it.
 _SCHEDULER = {
-    "base_image_seq_len": 1024,
-    "base_shift": 0.95,
+    "base_image_seq_len": sigmas.BASE_TOKENS,
+    "base_shift": sigmas.BASE_SHIFT,
     "invert_sigmas": False,
-    "max_image_seq_len": 4096,
-    "max_shift": 2.05,
+    "max_image_seq_len": sigmas.MAX_TOKENS,
+    "max_shift": sigmas.MAX_SHIFT,
     "num_train_timesteps": 1000,
     "shift": 1.0,
-    "shift_terminal": 0.1,
+    "shift_terminal": sigmas.TERMINAL_SIGMA,
     "stochastic_sampling": False,
     "time_shift_type": "exponential",
     "use_beta_sigmas": False,
@@ -32,7 +34,7 @@ _SCHEDULER = {
     "use_karras_sigmas": False,
 }
 # A distilled model runs fixed sigmas, which must be used as they are.
-_DISTILLED_SCHEDULER = {"use_dynamic_shifting": False, "shift_terminal": None}
+DISTILLED_SCHEDULER: dict[str, Any] = {"use_dynamic_shifting": False, "shift_terminal": None}
 
 _MODEL_FILES = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index*.json")
 _TOKENIZER_FILES = (
@@ -67,18 +69,17 @@ def portable_pair(component: str, config: Mapping[str, Any]) -> tuple[str, str]:
     return to_portable(PACKAGE, class_name_for(component, config))
 
 
-def class_names_of(component: str) -> set[str]:
-    """All names under which a component's class may stand in `config.json`, ours and diffusers'."""
-    ours = COMPONENT_CLASSES[component]
-    return {*ours, *(to_portable(PACKAGE, name)[1] for name in ours)}
+def is_distilled(checkpoint: str | os.PathLike) -> bool:
+    """Whether a checkpoint's file name says that the model runs a fixed list of sigmas."""
+    return "distilled" in Path(checkpoint).name.lower()
 
 
-def write_scheduler(folder: Path, is_distilled: bool) -> None:
+def write_scheduler(folder: Path, distilled: bool) -> None:
     """Writes `scheduler_config.json` of a dev or a distilled model."""
     folder.mkdir(parents=True, exist_ok=True)
     class_name = to_portable(PACKAGE, "LTX2Scheduler")[1]
     config = {"_class_name": class_name, "_diffusers_version": diffusers_version, **_SCHEDULER}
-    write_json(folder / "scheduler_config.json", config | (_DISTILLED_SCHEDULER if is_distilled else {}))
+    write_json(folder / "scheduler_config.json", config | (DISTILLED_SCHEDULER if distilled else {}))
 
 
 def write_model_index(folder: Path, components: Mapping[str, tuple[str, str]]) -> None:

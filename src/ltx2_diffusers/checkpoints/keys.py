@@ -8,9 +8,11 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
+from .class_names import PIPELINE_COMPONENTS
+
 Layout = Literal["original", "diffusers"]
 
-COMPONENTS = ("transformer", "connectors", "vae", "audio_vae", "vocoder", "latent_upsampler")
+COMPONENTS = (*PIPELINE_COMPONENTS, "latent_upsampler")
 
 TRANSFORMER_PARTS = {
     "patchify_proj": "proj_in",
@@ -66,14 +68,18 @@ _PREFIXES = {
     "latent_upsampler": ("latent_upsampler.", ""),
 }
 _PROJECTION_PREFIX = "text_embedding_projection."
-_CONNECTOR_ROOTS = (
-    "video_embeddings_connector|audio_embeddings_connector|embeddings_connector|video_connector|audio_connector"
+CONNECTOR_ROOTS = (
+    "video_embeddings_connector",
+    "audio_embeddings_connector",
+    "embeddings_connector",
+    "video_connector",
+    "audio_connector",
 )
 _PROJECTION_ROOTS = "|".join([*PROJECTION_PARTS, *PROJECTION_PARTS.values()])
 # Names by which a component is recognised once its prefix is removed.
 _MARKS = {
     "transformer": re.compile(r"(transformer_blocks\.\d+\.(attn1|audio_attn1)|patchify_proj|proj_in|adaln_single)\."),
-    "connectors": re.compile(rf"({_CONNECTOR_ROOTS}|{_PROJECTION_ROOTS})\."),
+    "connectors": re.compile(rf"({'|'.join(CONNECTOR_ROOTS)}|{_PROJECTION_ROOTS})\."),
     "vae": re.compile(r"(encoder\.(down_blocks|mid_block)|decoder\.(up_blocks|mid_block))\."),
     "audio_vae": re.compile(r"(encoder\.(down|mid)|decoder\.(up|mid))\."),
     "vocoder": re.compile(r"((vocoder|bwe_generator)\.)?(conv_pre|conv_in|ups|upsamplers|resblocks)\."),

@@ -10,7 +10,7 @@ import torch
 from . import configs, keys
 from .reference_configs import guess_version, reference_config
 from .safetensors_io import Entry, SafetensorsFile
-from .scaled_fp8 import dequantized, scaled_layers
+from .scaled_fp8 import dequantized
 
 # A computed buffer that files of other tools may lack; models fill it in themselves.
 OPTIONAL_KEYS = {"latent_upsampler": ("upsampler.blur_down.kernel",)}
@@ -109,15 +109,11 @@ class OriginalCheckpoint:
         """Whether the metadata describe `component`; otherwise a published model's config is assumed."""
         return configs.has_config(component, self.metadata_config)
 
-    def is_quantized(self) -> bool:
-        """Whether any layer is stored as scaled fp8."""
-        return bool(scaled_layers(self.entries))
-
 
 def _entry_of(name: str, tensor: torch.Tensor) -> Entry:
     if not isinstance(tensor, torch.Tensor):
         raise ValueError(f"a state dict holds tensors, but {name!r} is of type {type(tensor).__name__}")
-    return Entry(tensor.dtype, tuple(tensor.shape), lambda: tensor)
+    return Entry.of(tensor)
 
 
 def _real_weights(entries: Mapping[str, Entry], dtype: torch.dtype | None) -> dict[str, Entry]:

@@ -2,17 +2,17 @@
 
 import inspect
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from .class_names import COMPONENT_CLASSES
+from ..schedulers.scheduling_ltx2 import LTX2Scheduler
+from .class_names import PIPELINE_COMPONENTS, class_name_for
+from .folder import DISTILLED_SCHEDULER, is_distilled
 from .hub_files import local_file
 from .original import OriginalCheckpoint
 from .single_file import load_component
 
-FILE_COMPONENTS = ("transformer", "connectors", "vae", "audio_vae", "vocoder")
 _HUB_OPTIONS = ("revision", "cache_dir", "local_files_only", "token", "force_download")
 
 
@@ -50,33 +50,25 @@ def load_pipeline_components(
     path = local_file(path_or_link, **hub)
     checkpoint = OriginalCheckpoint(path)
     components = dict(given)
-    missing = [name for name in FILE_COMPONENTS if name not in components and name not in checkpoint.components()]
+    missing = [name for name in PIPELINE_COMPONENTS if name not in components and name not in checkpoint.components()]
     if missing:
         raise ValueError(
             f"{checkpoint.name} holds {', '.join(checkpoint.components()) or 'no LTX-2 component'}, but a pipeline also "
             f"needs {', '.join(missing)}; pass them as arguments"
         )
     text_encoder, tokenizer = _load_text_encoder(text_encoder, tokenizer, dtype, hub)
-    for name in FILE_COMPONENTS:
+    for name in PIPELINE_COMPONENTS:
         if name not in components:
-            two_stages = name == "vocoder" and any(key.startswith("bwe_") for key in checkpoint.component(name))
-            class_name = COMPONENT_CLASSES[name][-1 if two_stages else 0]
+            class_name = class_name_for(name, checkpoint.config(name))
             components[name] = load_component(getattr(ltx2_diffusers, class_name), path, dtype=dtype)
     if "scheduler" not in components:
-        components["scheduler"] = default_scheduler(path)
+        components["scheduler"] = LTX2Scheduler(**(DISTILLED_SCHEDULER if is_distilled(path) else {}))
     return {**components, "text_encoder": text_encoder, "tokenizer": tokenizer}
 
 
-def default_scheduler(path: str | os.PathLike) -> Any:
-    """The reference schedule; a distilled checkpoint, told by its file name, takes noise levels as they are."""
-    from ..schedulers.scheduling_ltx2 import LTX2Scheduler
-
-    if "distilled" in Path(path).name:
-        return LTX2Scheduler(use_dynamic_shifting=False, shift_terminal=None)
-    return LTX2Scheduler()
-
-
-def _load_text_encoder(text_encoder: Any, tokenizer: Any, dtype: torch.dtype | None, hub: dict[str, Any]) -> tuple:
+def _load_text_encoder(
+    text_encoder: Any, tokenizer: Any, dtype: torch.dtype | None, hub: dict[str, Any]
+) -> tuple[Any, Any]:
     if not isinstance(text_encoder, (str, os.PathLike)):
         if tokenizer is None:
             raise ValueError("a `text_encoder` given as a model needs its `tokenizer` beside it")
@@ -84,10 +76,11 @@ def _load_text_encoder(text_encoder: Any, tokenizer: Any, dtype: torch.dtype | N
     from transformers import AutoModelForImageTextToText, AutoTokenizer
 
     source = os.fspath(text_encoder)
-    nested = {name: os.path.isdir(os.path.join(source, name)) for name in ("text_encoder", "tokenizer")}
+    inside = {
+        name: {"subfolder": name} if os.path.isdir(os.path.join(source, name)) else {}
+        for name in ("text_encoder", "tokenizer")
+    }
     if tokenizer is None:
-        folder = {"subfolder": "tokenizer"} if nested["tokenizer"] else {}
-        tokenizer = AutoTokenizer.from_pretrained(source, **folder, **hub)
-    folder = {"subfolder": "text_encoder"} if nested["text_encoder"] else {}
-    model = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype or "auto", **folder, **hub)
-    return model, tokenizer
+        tokenizer = AutoTokenizer.from_pretrained(source, **inside["tokenizer"], **hub)
+    options = inside["text_encoder"] | hub
+    return AutoModelForImageTextToText.from_pretrained(source, dtype=dtype or "auto", **options), tokenizer

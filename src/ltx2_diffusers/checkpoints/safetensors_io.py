@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import safe_open
 
 from ..atomic import complete_file, write_json
@@ -35,6 +36,8 @@ _DTYPES = {
 _DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 # The safetensors library refuses longer headers; a larger number means the file is of another kind.
 _MAX_HEADER_BYTES = 100_000_000
+# The name of a component's weights, without ending.
+_STEM = "diffusion_pytorch_model"
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -45,6 +48,11 @@ class Entry:
     dtype: torch.dtype
     shape: tuple[int, ...]
     load: Callable[[], torch.Tensor]
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> "Entry":
+        """The entry of a tensor that is in memory."""
+        return cls(tensor.dtype, tuple(tensor.shape), lambda: tensor)
 
     @property
     def num_bytes(self) -> int:
@@ -82,8 +90,9 @@ class SafetensorsFile:
         start, end = info["data_offsets"]
         if end - start != math.prod(shape) * dtype.itemsize:
             raise ValueError(f"{str(self.path)!r}: tensor {name!r} has {end - start} bytes, not those of {shape}")
-        if self._mapping is not None:
-            return Entry(dtype, shape, lambda: self._mapping.get_tensor(name))
+        mapping = self._mapping
+        if mapping is not None:
+            return Entry(dtype, shape, lambda: mapping.get_tensor(name))
         return Entry(dtype, shape, lambda: self._read(self._data_start + start, dtype, shape))
 
     def _read(self, offset: int, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
@@ -204,51 +213,35 @@ def parse_size(size: int | str, name: str = "max_shard_size") -> int:
     return number
 
 
-def plan_shards(entries: Mapping[str, Entry], max_shard_size: int | str) -> list[dict[str, Entry]]:
-    """Packs `entries`, in their order, into shards of at most `max_shard_size` bytes (one tensor may exceed it)."""
-    limit = parse_size(max_shard_size)
-    shards: list[dict[str, Entry]] = [{}]
-    filled = 0
-    for name, entry in entries.items():
-        if shards[-1] and filled + entry.num_bytes > limit:
-            shards.append({})
-            filled = 0
-        shards[-1][name] = entry
-        filled += entry.num_bytes
-    return shards
-
-
 def write_sharded(
     folder: Path,
     entries: Mapping[str, Entry],
     max_shard_size: int | str = "5GB",
-    stem: str = "diffusion_pytorch_model",
     on_tensor: Callable[[str], None] | None = None,
 ) -> None:
-    """Writes `stem.safetensors`, or numbered shards and last their index, in diffusers' names.
+    """Writes `diffusion_pytorch_model.safetensors`, or numbered shards and last their index, as diffusers does.
 
     Args:
         folder: An existing folder.
         entries: The tensors by name.
-        max_shard_size: Bytes per shard, or like "5GB" (default, as in the published repositories).
-        stem: File name without ending.
+        max_shard_size: Bytes per shard, or like "5GB" (default, as in the published repositories). A tensor that
+            exceeds it gets a shard of its own.
         on_tensor: Called with the name of every tensor written.
     """
-    shards = plan_shards(entries, max_shard_size)
-    if len(shards) == 1:
-        write_file(folder / f"{stem}.safetensors", shards[0], {"format": "pt"}, on_tensor)
-        return
-    names = [f"{stem}-{index:05d}-of-{len(shards):05d}.safetensors" for index in range(1, len(shards) + 1)]
-    for name, shard in zip(names, shards):
-        write_file(folder / name, shard, {"format": "pt"}, on_tensor)
-    total = sum(entry.num_bytes for entry in entries.values())
-    weight_map = {key: name for name, shard in zip(names, shards) for key in shard}
-    write_json(
-        folder / f"{stem}.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map}
+    split = split_state_dict_into_shards_factory(
+        dict(entries),
+        get_storage_size=lambda entry: entry.num_bytes,
+        filename_pattern=f"{_STEM}{{suffix}}.safetensors",
+        max_shard_size=parse_size(max_shard_size),
     )
+    for name, keys in split.filename_to_tensors.items():
+        write_file(folder / name, {key: entries[key] for key in keys}, {"format": "pt"}, on_tensor)
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        write_json(folder / f"{_STEM}.safetensors.index.json", index)
 
 
-def read_folder(folder: Path, stem: str = "diffusion_pytorch_model") -> dict[str, Entry]:
+def read_folder(folder: Path, stem: str = _STEM) -> dict[str, Entry]:
     """The entries of a component folder, from its single file or from its shards."""
     index = folder / f"{stem}.safetensors.index.json"
     if not index.is_file():

@@ -14,11 +14,14 @@ from .hub_files import local_file
 from .original import OPTIONAL_KEYS, OriginalCheckpoint
 from .safetensors_io import Entry
 
+# diffusers' annotations of `from_config` and `load_config` promise something else than a model and a dictionary.
+ModelClass = type[Any]
+
 _MAX_LISTED = 10
 
 
 def load_component(
-    cls: type,
+    cls: ModelClass,
     path_or_dict: str | os.PathLike | Mapping[str, torch.Tensor],
     *,
     torch_dtype: torch.dtype | None = None,
@@ -30,7 +33,7 @@ def load_component(
     config_revision: str | None = None,
     revision: str | None = None,
     device_map: str | torch.device | Mapping[str, Any] | None = None,
-    quantization_config: Any = None,
+    quantization_config: object = None,
     low_cpu_mem_usage: bool | None = None,
     disable_mmap: bool = False,
     cache_dir: str | os.PathLike | None = None,
@@ -68,9 +71,8 @@ def load_component(
     _check_options(cls, config, original_config, quantization_config, proxies, config_overrides)
     target = _target_device(device, device_map)
     component = class_names.component_of(cls)
-    is_dict = isinstance(path_or_dict, Mapping)
     hub_options = {"cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
-    if not is_dict:
+    if not isinstance(path_or_dict, Mapping):
         path_or_dict = local_file(path_or_dict, revision, force_download=force_download, **hub_options)
     checkpoint = OriginalCheckpoint(path_or_dict, mmap=not disable_mmap, original_config=original_config)
     entries = checkpoint.component(component, dtype if dtype is not None else torch_dtype)
@@ -86,13 +88,18 @@ def load_component(
     hint = "; without `config` metadata the published model was assumed: pass config= or original_config="
     _check_fit(model, component, entries, checkpoint.name, hint if is_guess else "")
     # A model that shares memory with the caller's dictionary would change it when trained.
-    tensors = {key: entry.load().to(target, copy=is_dict) for key, entry in entries.items()}
+    tensors = {key: entry.load().to(target, copy=isinstance(path_or_dict, Mapping)) for key, entry in entries.items()}
     model.load_state_dict(tensors, strict=False, assign=True)
     return model.to(target).eval()
 
 
 def _check_options(
-    cls: type, config: Any, original_config: Any, quantization_config: Any, proxies: Any, overrides: Mapping[str, Any]
+    cls: ModelClass,
+    config: object,
+    original_config: object,
+    quantization_config: object,
+    proxies: object,
+    overrides: Mapping[str, Any],
 ) -> None:
     if config is not None and original_config is not None:
         raise ValueError("config and original_config exclude each other; give one of them")
@@ -103,14 +110,14 @@ def _check_options(
         )
     if proxies is not None:
         raise ValueError("proxies is not supported by the Hub client; set the environment variable HTTPS_PROXY")
-    known = inspect.signature(cls.__init__).parameters
+    known = inspect.signature(cls).parameters
     if unknown := sorted(set(overrides) - set(known)):
         raise TypeError(f"from_single_file got unknown arguments: {', '.join(unknown)}")
 
 
 def _target_device(device: str | torch.device | None, device_map: Any) -> torch.device:
     if device_map is not None:
-        mapped = device_map.get("") if isinstance(device_map, Mapping) and len(device_map) == 1 else device_map
+        mapped: Any = device_map.get("") if isinstance(device_map, Mapping) and len(device_map) == 1 else device_map
         is_device = isinstance(mapped, (torch.device, int)) or (
             isinstance(mapped, str) and mapped not in ("auto", "balanced", "balanced_low_0", "sequential")
         )
@@ -126,7 +133,12 @@ def _target_device(device: str | torch.device | None, device_map: Any) -> torch.
 
 
 def _given_config(
-    cls: type, component: str, config: Any, subfolder: str | None, revision: str | None, hub_options: dict[str, Any]
+    cls: ModelClass,
+    component: str,
+    config: Any,
+    subfolder: str | None,
+    revision: str | None,
+    hub_options: dict[str, Any],
 ) -> dict[str, Any]:
     if isinstance(config, Mapping):
         return dict(config)
@@ -135,7 +147,7 @@ def _given_config(
     return cls.load_config(os.fspath(config), subfolder=subfolder, revision=revision, **hub_options)
 
 
-def _check_vocoder(cls: type, component: str, entries: Mapping[str, Entry], name: str) -> None:
+def _check_vocoder(cls: ModelClass, component: str, entries: Mapping[str, Entry], name: str) -> None:
     if component != "vocoder":
         return
     has_two_stages = any(key.startswith("bwe_generator.") for key in entries)

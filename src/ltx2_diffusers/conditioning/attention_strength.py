@@ -29,9 +29,9 @@ def extend_attention_mask(
         num_new: Tokens K to append.
         strength: Strength in [0, 1] of each new token `[B, K]`; None asks for no masking of its own.
     """
-    if strength is None and attention_mask is None:
+    known = strength if attention_mask is None else attention_mask
+    if known is None:
         return None
-    known = attention_mask if attention_mask is not None else strength
     batch, total = known.shape[0], num_tokens + num_new
     mask = torch.zeros(batch, total, total, device=known.device)
     mask[:, :num_tokens, :num_tokens] = 1.0 if attention_mask is None else attention_mask

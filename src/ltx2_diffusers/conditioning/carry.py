@@ -8,29 +8,12 @@ from typing import Literal
 import torch
 from torch.nn import functional
 
-from .shapes import AUDIO_LATENTS_PER_SECOND, VIDEO_SCALE_FACTORS, AudioLatentShape
-
-
-def carried_latent_frames(overlap_frames: int, available: int) -> int:
-    """Latent frames to carry over so that at least `overlap_frames` pixel frames are shown again.
-
-    Args:
-        overlap_frames: Wished overlap in pixel frames, at least 1.
-        available: Latent frames there are; the result is never larger.
-    """
-    if overlap_frames < 1:
-        raise ValueError(f"overlap_frames must be at least 1, got {overlap_frames}; use for example 25.")
-    return min(-(-(overlap_frames - 1) // VIDEO_SCALE_FACTORS.time) + 1, available)
+from .shapes import AUDIO_LATENTS_PER_SECOND, VIDEO_SCALE_FACTORS
 
 
 def carried_pixel_frames(latent_frames: int) -> int:
     """Pixel frames that carried latent frames decode to at the start of a clip; these are trimmed from it."""
     return (latent_frames - 1) * VIDEO_SCALE_FACTORS.time + 1
-
-
-def carried_audio_latents(pixel_frames: int, fps: float) -> int:
-    """Audio latents as long as `pixel_frames` carried pixel frames at `fps`."""
-    return AudioLatentShape.from_duration(1, pixel_frames / fps).frames
 
 
 def resize_latent(latent: torch.Tensor, height: int, width: int) -> torch.Tensor:

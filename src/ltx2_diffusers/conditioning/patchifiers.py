@@ -4,9 +4,25 @@ Shapes: B batch, C channels, F latent frames, h latent height, w latent width, L
 p patch size, T tokens, D features of a token.
 """
 
+from typing import Protocol, TypeVar
+
 import torch
 
 from .shapes import AudioLatentShape, VideoLatentShape
+
+_Shape = TypeVar("_Shape", VideoLatentShape, AudioLatentShape, contravariant=True)
+
+
+class Patchifier(Protocol[_Shape]):
+    """What packs the latents of one stream, see the classes below."""
+
+    patch_size: int
+
+    def get_token_count(self, shape: _Shape) -> int: ...
+
+    def patchify(self, latents: torch.Tensor) -> torch.Tensor: ...
+
+    def unpatchify(self, latents: torch.Tensor, output_shape: _Shape) -> torch.Tensor: ...
 
 
 class VideoLatentPatchifier:

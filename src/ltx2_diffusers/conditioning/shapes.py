@@ -171,16 +171,3 @@ class AudioLatentShape(NamedTuple):
 def snap_frames(num_frames: int) -> int:
     """The largest count 8k+1 of pixel frames that is not above `num_frames`."""
     return (num_frames - 1) // VIDEO_SCALE_FACTORS.time * VIDEO_SCALE_FACTORS.time + 1
-
-
-def seconds_to_frames(duration_s: float, fps: float, min_frames: int, max_frames: int) -> int:
-    """Pixel frames (8k+1) for a wished duration, kept inside the limits.
-
-    Args:
-        duration_s: Wished duration in seconds.
-        fps: Frames per second.
-        min_frames: Smallest allowed count; the next count 8k+1 that is not below it is taken where it binds.
-        max_frames: Largest allowed count.
-    """
-    frames = snap_frames(min(max(round(duration_s * fps), min_frames), max_frames))
-    return frames if frames >= min_frames else frames + VIDEO_SCALE_FACTORS.time

@@ -3,8 +3,7 @@
 Shapes: B batch, T tokens (appended ones included), D features of a token, S text tokens.
 """
 
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 
@@ -37,13 +36,6 @@ class Modality:
     keyframes_mask: torch.Tensor | None = None
 
 
-class TokenSpan(NamedTuple):
-    """Tokens `start` to `stop - 1` of a sequence."""
-
-    start: int
-    stop: int
-
-
 @dataclass(frozen=True)
 class LatentState:
     """A stream's tokens with everything that says how they are denoised; replaced, never edited.
@@ -55,7 +47,6 @@ class LatentState:
         clean_latent: What the tokens are held to where the mask is below 1, `[B, T, D]`.
         attention_mask: Strength of self-attention in [0, 1], `[B, T, T]`, default None (all 1).
         keyframes_mask: 1 for tokens that stand for a single pixel frame, `[B, T, 1]`, default None.
-        generated_keyframes: Where the tokens of generated keyframes lie, default None (there are none).
         frozen: True if the whole stream is given and its sigma is 0 throughout, default False.
     """
 
@@ -65,15 +56,9 @@ class LatentState:
     clean_latent: torch.Tensor
     attention_mask: torch.Tensor | None = None
     keyframes_mask: torch.Tensor | None = None
-    generated_keyframes: TokenSpan | None = None
     frozen: bool = False
 
     @property
     def num_tokens(self) -> int:
         """Tokens T of the sequence, appended ones included."""
         return self.denoise_mask.shape[1]
-
-    def clone(self) -> "LatentState":
-        """A state with copies of all tensors."""
-        copies = {name: value.clone() for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
-        return replace(self, **copies)

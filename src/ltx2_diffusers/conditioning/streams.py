@@ -2,16 +2,31 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Generic, TypeVar
 
 import torch
 
+# Python's own becomes generic with 3.11.
+from typing_extensions import NamedTuple
 
-class Streams(NamedTuple):
+from .state import LatentState
+
+Value = TypeVar("Value")
+Result = TypeVar("Result")
+
+
+class Streams(NamedTuple, Generic[Value]):
     """One value per stream; `None` for a stream that is absent."""
 
-    video: Any
-    audio: Any
+    video: Value
+    audio: Value
+
+
+States = Streams[LatentState | None]
+"""The latent states of both streams."""
+
+Tensors = Streams[torch.Tensor | None]
+"""A tensor of each stream: latents, or predictions of the clean tokens `[B, T, D]`."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +45,6 @@ class TextContext:
         return [TextContext(*pair) for pair in zip(self.video.split(sizes), self.audio.split(sizes))]
 
 
-def on_streams(function: Callable[..., Any], *streams: Streams) -> Streams:
+def on_streams(function: Callable[..., Result], *streams: Streams[Any]) -> Streams[Result | None]:
     """`function` of the values of each stream; None where the first value is None."""
     return Streams(*(None if values[0] is None else function(*values) for values in zip(*streams)))

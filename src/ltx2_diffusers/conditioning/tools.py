@@ -6,11 +6,12 @@ T tokens of the target, D features of a token.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
 
 import torch
 
 from ..models.rope import prepare_audio_coords
-from .patchifiers import AudioPatchifier, VideoLatentPatchifier
+from .patchifiers import AudioPatchifier, Patchifier, VideoLatentPatchifier
 from .positions import in_seconds, pixel_bounds
 from .shapes import (
     AUDIO_DOWNSAMPLE_FACTOR,
@@ -21,13 +22,25 @@ from .shapes import (
 )
 from .state import LatentState
 
+Shape = TypeVar("Shape", VideoLatentShape, AudioLatentShape)
+
 
 @dataclass(frozen=True)
-class LatentTools(ABC):
+class LatentTools(ABC, Generic[Shape]):
     """What both streams share; see `VideoLatentTools` and `AudioLatentTools`."""
 
-    patchifier: VideoLatentPatchifier | AudioPatchifier
-    target_shape: VideoLatentShape | AudioLatentShape
+    patchifier: Patchifier[Shape]
+    target_shape: Shape
+
+    @property
+    @abstractmethod
+    def fill_latent(self) -> bool:
+        """Whether conditions write into the latent what they write into the clean latent."""
+
+    @property
+    @abstractmethod
+    def tokens_per_frame(self) -> int:
+        """Tokens of one latent frame."""
 
     @abstractmethod
     def positions(self, device: torch.device | str | None = None) -> torch.Tensor:
@@ -103,7 +116,7 @@ class LatentTools(ABC):
 
 
 @dataclass(frozen=True)
-class VideoLatentTools(LatentTools):
+class VideoLatentTools(LatentTools[VideoLatentShape]):
     """Tools of the video stream.
 
     Args:
@@ -160,7 +173,7 @@ class VideoLatentTools(LatentTools):
 
 
 @dataclass(frozen=True)
-class AudioLatentTools(LatentTools):
+class AudioLatentTools(LatentTools[AudioLatentShape]):
     """Tools of the audio stream.
 
     Args:

@@ -252,11 +252,12 @@ class MultiModalGuider:
         cond = cond.float()
         pred = cond
         for name, other, guider, needed in terms:
-            if needed and other is None:
-                raise ValueError(f"{name} is missing although its scale is {guider.scale:g}; run that pass too.")
             # A neutral term is left out, so that a pass made for the other stream changes nothing here.
-            if needed:
-                pred = pred + guider.delta(cond, other)
+            if not needed:
+                continue
+            if other is None:
+                raise ValueError(f"{name} is missing although its scale is {guider.scale:g}; run that pass too.")
+            pred = pred + guider.delta(cond, other)
         if self.params.rescale_scale == 0:
             return pred
         return rescale_to_std(pred, cond, self.params.rescale_scale)

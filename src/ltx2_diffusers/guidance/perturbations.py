@@ -75,14 +75,6 @@ class BatchedPerturbationConfig:
         """A config that leaves nothing out."""
         return cls([PerturbationConfig()] * batch_size)
 
-    def any_in_batch(self, kind: PerturbationType, block: int) -> bool:
-        """Whether some sample leaves this attention out in this block."""
-        return any(config.touches(kind, block) for config in self.perturbations)
-
-    def all_in_batch(self, kind: PerturbationType, block: int) -> bool:
-        """Whether every sample leaves this attention out in this block, so that it need not be computed."""
-        return all(config.touches(kind, block) for config in self.perturbations)
-
     def keep_masks(
         self, num_layers: int, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
     ) -> torch.Tensor:

@@ -4,19 +4,13 @@ Values of the dev kind are those of the reference pipelines for LTX-2.0, 2.3 and
 sigma list without guidance.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..schedulers.sigmas import DISTILLED_SIGMAS, STAGE_2_DISTILLED_SIGMAS
+from .guiders import MultiModalGuiderParams
 
-
-@dataclass(frozen=True)
-class StreamScales:
-    """Guidance scales of one stream; the defaults are neutral."""
-
-    cfg: float = 1.0
-    stg: float = 0.0
-    rescale: float = 0.0
-    modality: float = 1.0
+NEUTRAL = MultiModalGuiderParams()
+"""Scales of a stream without guidance."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +34,8 @@ class Preset:
     version: str
     kind: str
     num_inference_steps: int
-    video: StreamScales
-    audio: StreamScales
+    video: MultiModalGuiderParams
+    audio: MultiModalGuiderParams
     stg_block: int
     cross_timestep: str
     image_crf: int
@@ -54,12 +48,8 @@ class Preset:
         return [self.stg_block if num_layers == 48 else min(num_layers - 1, self.stg_block * num_layers // 48)]
 
 
-_VIDEO = StreamScales(cfg=3.0, stg=1.0, rescale=0.7, modality=3.0)
-
-
-_AUDIO = StreamScales(cfg=7.0, stg=1.0, rescale=0.7, modality=3.0)
-
-
+_VIDEO = MultiModalGuiderParams(cfg_scale=3.0, stg_scale=1.0, rescale_scale=0.7, modality_scale=3.0)
+_AUDIO = replace(_VIDEO, cfg_scale=7.0)
 # version: (steps, STG block, cross-modal noise level, image CRF)
 _DEV = {"2.0": (40, 29, "own", 33), "2.3": (30, 28, "gate", 33), "2.5": (30, 28, "gate", 18)}
 
@@ -73,6 +63,5 @@ def preset(version: str, kind: str = "dev") -> Preset:
     steps, block, cross_timestep, crf = _DEV[version]
     if kind == "dev":
         return Preset(version, kind, steps, _VIDEO, _AUDIO, block, cross_timestep, crf)
-    sigmas = tuple(DISTILLED_SIGMAS[:-1])
-    neutral, sampler = StreamScales(), "euler_ancestral" if version == "2.5" else "euler"
-    return Preset(version, kind, len(sigmas), neutral, neutral, block, cross_timestep, crf, sigmas, sampler=sampler)
+    sigmas, sampler = tuple(DISTILLED_SIGMAS[:-1]), "euler_ancestral" if version == "2.5" else "euler"
+    return Preset(version, kind, len(sigmas), NEUTRAL, NEUTRAL, block, cross_timestep, crf, sigmas, sampler=sampler)

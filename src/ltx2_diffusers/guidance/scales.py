@@ -1,12 +1,15 @@
-"""From guidance arguments of a call to the guiders of the two streams."""
+"""From the guidance arguments of a call to the guiders of the two streams."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
+
+import torch
 
 from ..conditioning.streams import Streams
 from .guiders import BinnedGuider, MultiModalGuider, MultiModalGuiderParams, params_at_sigma
 from .options import GuidanceOptions, completed_bins
-from .presets import Preset, StreamScales
+from .presets import NEUTRAL, Preset
 
 PRESET = "preset"
 """Value of an audio guidance argument that asks for the preset of the checkpoint."""
@@ -14,32 +17,75 @@ PRESET = "preset"
 AudioScale = float | str | None
 
 
-def resolve_scales(preset: Preset, video: Sequence[float | None], audio: Sequence[AudioScale]) -> Streams:
-    """Guidance scales of both streams as `StreamScales`.
+@dataclass(frozen=True)
+class GivenScales:
+    """Guidance scales of a stream as a call gives them.
+
+    `None` means the preset's for the video and the video's for the audio, [`PRESET`] the preset's for the audio.
+    """
+
+    cfg_scale: AudioScale = None
+    stg_scale: AudioScale = None
+    rescale_scale: AudioScale = None
+    modality_scale: AudioScale = None
+
+
+_SCALES = tuple(GivenScales.__dataclass_fields__)
+
+
+def call_scales(preset: Preset, given: Streams, options: GuidanceOptions | None) -> Streams:
+    """Guidance scales of both streams as [`MultiModalGuiderParams`].
 
     Args:
         preset: Reference values of the checkpoint.
-        video: `guidance_scale`, `stg_scale`, `guidance_rescale`, `modality_scale`; `None` takes the preset's.
-        audio: Their audio twins; `"preset"` takes the preset's, `None` the video stream's value.
+        given: [`GivenScales`] per stream.
+        options: Options of the call.
     """
+    return _with_bins(_resolved(preset, *map(_values, given)), given, options)
+
+
+def sound_scales(preset: Preset, given: GivenScales, options: GuidanceOptions | None) -> Streams:
+    """Guidance scales of a call that makes only sound: its plain arguments belong to the audio, with the audio's preset."""
+    scales = _resolved(replace(preset, video=preset.audio), _values(given), [None] * len(_SCALES))
+    return Streams(NEUTRAL, _with_bins(scales, Streams(GivenScales(), given), options).audio)
+
+
+def _with_bins(scales: Streams, given: Streams, options: GuidanceOptions | None) -> Streams:
+    """Scales in which streams with bins have those of the highest noise level, with which a call begins."""
+    if options is None:
+        return scales
+    _check_type(options)
+    results = []
+    for stream, prefix, arguments in zip(scales, ("", "audio_"), given):
+        bins = options.of_stream(prefix)[1]
+        if bins is not None and any(argument not in (None, PRESET) for argument in _values(arguments)):
+            raise ValueError(
+                f"`{prefix}bins` of `guidance_options` take the place of the guidance arguments of the stream, but "
+                f"{_values(arguments)} are given too; leave one of them out"
+            )
+        results.append(stream if bins is None else params_at_sigma(bins, 1.0))
+    return Streams(*results)
+
+
+def _resolved(preset: Preset, video: Sequence[Any], audio: Sequence[Any]) -> Streams:
     # A lone guidance_scale=1.0 is how users switch guidance off; other terms stay only if asked for.
     switched_off = (
         video[0] == 1.0 and all(v is None for v in video[1:]) and all(a is None or a == PRESET for a in audio)
     )
-    defaults = Streams(StreamScales(), StreamScales()) if switched_off else Streams(preset.video, preset.audio)
-    video_scales = [default if v is None else v for v, default in zip(video, _values(defaults.video))]
+    defaults = (NEUTRAL, NEUTRAL) if switched_off else (preset.video, preset.audio)
+    video_scales = [default if v is None else v for v, default in zip(video, _values(defaults[0]))]
     audio_scales = [
         default if a == PRESET else same if a is None else a
-        for a, same, default in zip(audio, video_scales, _values(defaults.audio))
+        for a, same, default in zip(audio, video_scales, _values(defaults[1]))
     ]
     wrong = [value for value in (*video_scales, *audio_scales) if isinstance(value, str)]
     if wrong:
         raise ValueError(f"a guidance argument is {wrong[0]!r}; give a number, None or, for audio, {PRESET!r}")
-    return Streams(StreamScales(*video_scales), StreamScales(*audio_scales))
+    return Streams(*(MultiModalGuiderParams(**dict(zip(_SCALES, scales))) for scales in (video_scales, audio_scales)))
 
 
-def _values(scales: StreamScales) -> tuple[float, float, float, float]:
-    return scales.cfg, scales.stg, scales.rescale, scales.modality
+def _values(scales: GivenScales | MultiModalGuiderParams) -> list[Any]:
+    return [getattr(scales, name) for name in _SCALES]
 
 
 def build_guiders(
@@ -52,14 +98,15 @@ def build_guiders(
     """A fresh guider per stream; a guider keeps state, so that every run needs its own.
 
     Args:
-        scales: `StreamScales` per stream, `None` for an absent stream.
-        stg_blocks: Blocks perturbed by spatio-temporal guidance; `None` takes the preset's.
+        scales: [`MultiModalGuiderParams`] per stream, `None` for an absent stream.
+        stg_blocks: Blocks perturbed by spatio-temporal guidance where the scales name none; `None` takes the preset's.
         preset: Reference values of the checkpoint.
         num_layers: Blocks of the transformer.
         options: Skipped steps, the formula of classifier-free guidance, and scales by noise level, which take the place
             of `scales`.
     """
-    options = options or GuidanceOptions()
+    options = GuidanceOptions() if options is None else options
+    _check_type(options)
     blocks = preset.stg_blocks(num_layers) if stg_blocks is None else list(stg_blocks)
     is_alone = None in scales
     streams = zip(scales, ("", "audio_"))
@@ -74,23 +121,12 @@ def build_guiders(
 
 
 def _guider(
-    scales: StreamScales, blocks: list[int], options: GuidanceOptions, prefix: str, is_alone: bool
+    scales: MultiModalGuiderParams, blocks: list[int], options: GuidanceOptions, prefix: str, is_alone: bool
 ) -> MultiModalGuider | BinnedGuider:
     skip_step, bins = options.of_stream(prefix)
-    if bins is not None:
-        params = completed_bins(bins, blocks, skip_step, is_alone)
-        guiders = {bound: MultiModalGuider(p, options.cfg_guider(p.cfg_scale)) for bound, p in params.items()}
-        return BinnedGuider(guiders)
-    params = MultiModalGuiderParams(
-        cfg_scale=scales.cfg,
-        stg_scale=scales.stg,
-        stg_blocks=blocks,
-        rescale_scale=scales.rescale,
-        # Without the other stream there is nothing to isolate a stream from.
-        modality_scale=1.0 if is_alone else scales.modality,
-        skip_step=skip_step,
-    )
-    return MultiModalGuider(params, options.cfg_guider(scales.cfg))
+    params = completed_bins({1.0: scales} if bins is None else bins, blocks, skip_step, is_alone)
+    guiders = {bound: MultiModalGuider(p, options.cfg_guider(p.cfg_scale)) for bound, p in params.items()}
+    return guiders[1.0] if bins is None else BinnedGuider(guiders)
 
 
 def _check_stg_blocks(guiders: Streams, preset: Preset, num_layers: int) -> None:
@@ -101,13 +137,19 @@ def _check_stg_blocks(guiders: Streams, preset: Preset, num_layers: int) -> None
                 "spatio-temporal guidance is on but `spatio_temporal_guidance_blocks` is empty; name at least one block "
                 f"(this checkpoint's is {preset.stg_blocks(num_layers)}) or set `stg_scale` and `audio_stg_scale` to 0"
             )
-        check_blocks("spatio_temporal_guidance_blocks", blocks or (), num_layers)
+        wrong = [block for block in blocks or () if not 0 <= block < num_layers]
+        if wrong:
+            raise ValueError(
+                f"`spatio_temporal_guidance_blocks` contains {wrong}, but the transformer has blocks 0 to {num_layers - 1}"
+            )
 
 
-def check_negative_is_read(call: Mapping[str, Any]) -> None:
+def check_negative_is_read(
+    negative_prompt: str | list[str] | None, negative_prompt_embeds: torch.Tensor | None, options: Any
+) -> None:
     """Refuse the negative prompt of a call without guidance that would read it."""
-    given = [name for name in ("negative_prompt", "negative_prompt_embeds") if call[name] is not None]
-    options = call["guidance_options"]
+    texts = {"negative_prompt": negative_prompt, "negative_prompt_embeds": negative_prompt_embeds}
+    given = [name for name, value in texts.items() if value is not None]
     if given and (not isinstance(options, GuidanceOptions) or not options.reads_negative):
         raise ValueError(
             f"`{given[0]}` is given, but a distilled model runs without classifier-free guidance and would not read it; "
@@ -145,41 +187,8 @@ def _check_type(options: Any) -> None:
         raise ValueError(f"`guidance_options` has to be a GuidanceOptions but is {options!r}")
 
 
-def with_bins(scales: Streams, options: GuidanceOptions | None, given: Streams) -> Streams:
-    """Scales in which streams with bins have those of the highest noise level, with which a call begins.
-
-    Args:
-        scales: `StreamScales` per stream.
-        options: Options of the call.
-        given: Guidance arguments per stream, which have to be absent where there are bins.
-    """
-    if options is not None:
-        _check_type(options)
-    results = []
-    for stream, prefix, arguments in zip(scales, ("", "audio_"), given):
-        bins = None if options is None else options.of_stream(prefix)[1]
-        if bins is None:
-            results.append(stream)
-            continue
-        if any(argument not in (None, PRESET) for argument in arguments):
-            raise ValueError(
-                f"`{prefix}bins` of `guidance_options` take the place of the guidance arguments of the stream, but "
-                f"{arguments} are given too; leave one of them out"
-            )
-        params = params_at_sigma(bins, 1.0)
-        results.append(StreamScales(params.cfg_scale, params.stg_scale, params.rescale_scale, params.modality_scale))
-    return Streams(*results)
-
-
 def cross_timestep_mode(use_cross_timestep: bool | None, preset: Preset) -> str:
     """Whose noise level modulates the exchange between the streams; `None` follows the preset."""
     if use_cross_timestep is None:
         return preset.cross_timestep
     return "other" if use_cross_timestep else "own"
-
-
-def check_blocks(name: str, blocks: Sequence[int], num_layers: int) -> None:
-    """Block indices must exist in the model."""
-    wrong = [block for block in blocks if not 0 <= block < num_layers]
-    if wrong:
-        raise ValueError(f"`{name}` contains {wrong}, but the transformer has blocks 0 to {num_layers - 1}")

@@ -58,7 +58,7 @@ class EncodedAudio(NoAudio):
     @staticmethod
     def check_rate(sampling_rate: int | None) -> None:
         """Raise `ValueError` if AAC has no such sampling rate."""
-        rates = sorted(av.Codec("aac", "w").audio_rates)
+        rates = _aac_rates()
         if sampling_rate not in rates:
             nearest = min(rates, key=lambda rate: abs(rate - (sampling_rate or 48000)))
             raise ValueError(
@@ -151,5 +151,9 @@ def can_copy_audio(source: str | os.PathLike) -> bool:
 
 def encodable_rate(sampling_rate: int) -> int:
     """The lowest sampling rate of AAC that is not below the given one, or its highest."""
-    rates = sorted(av.Codec("aac", "w").audio_rates)
+    rates = _aac_rates()
     return next((rate for rate in rates if rate >= sampling_rate), rates[-1])
+
+
+def _aac_rates() -> list[int]:
+    return sorted(av.Codec("aac", "w").audio_rates or ())

@@ -12,10 +12,10 @@ import PIL.Image
 import torch
 
 from .preprocess import h264_round_trip
-from .reading import probe, read_image, read_video
+from .reading import read_image, read_video
 
 Frames = PIL.Image.Image | Sequence[Any] | np.ndarray | torch.Tensor | str | os.PathLike
-VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
+READABLE_VIDEO = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
 
 
 def read_frames(
@@ -54,26 +54,11 @@ def read_frames(
     return _in_bytes(pixels[:max_frames], float_range, name)
 
 
-def check_frames(frames: Frames, float_range: float = 255.0, name: str = "frames") -> tuple[int, bool]:
-    """Number of frames, and whether they are bytes, of something that [`read_frames`] can read.
-
-    Raises:
-        ValueError: If they cannot be read. Of a video file only the header is looked at.
-    """
-    if isinstance(frames, (str, os.PathLike)) and _is_video(frames):
-        count = probe(frames).num_frames
-        if not count:
-            raise ValueError(f"{os.fspath(frames)!r} has no video frames")
-        return count, True
-    pixels = read_frames(frames, float_range=float_range, name=name)
-    return len(pixels), pixels.dtype == torch.uint8
-
-
-def check_crf(name: str, crf: int, count: int, is_bytes: bool) -> None:
-    """Check the H.264 quality of a condition of `count` frames, which only a single picture is given."""
+def check_crf(name: str, crf: int, pixels: torch.Tensor) -> None:
+    """Check the H.264 quality of a condition, whose frames are given it only if there is a single one."""
     if not isinstance(crf, int) or not 0 <= crf <= 51:
         raise ValueError(f"`{name}` has to be between 0 (no compression) and 51 but is {crf}; use 33")
-    if crf and count == 1 and not is_bytes:
+    if crf and len(pixels) == 1 and pixels.dtype != torch.uint8:
         raise ValueError(
             f"the H.264 round trip of a picture needs bytes but got floats; give an image or a uint8 array, or set "
             f"`{name}=0`"
@@ -85,14 +70,13 @@ def as_video_frames(pixels: torch.Tensor, crf: int) -> torch.Tensor:
     return h264_round_trip(pixels[0], crf)[None] if crf and len(pixels) == 1 else pixels
 
 
-def first_picture(frames: Frames, float_range: float = 255.0) -> PIL.Image.Image:
-    """The first frame as an image."""
-    pixels = read_frames(frames, 1, float_range)[0]
+def as_image(pixels: torch.Tensor) -> PIL.Image.Image:
+    """Pixels `[H, W, 3]` in [0, 255] as an image."""
     return PIL.Image.fromarray(pixels.round().to(torch.uint8).numpy())
 
 
 def _is_video(path: str | os.PathLike) -> bool:
-    return os.fspath(path).lower().endswith(VIDEO_SUFFIXES)
+    return os.fspath(path).lower().endswith(READABLE_VIDEO)
 
 
 def _picture(source: PIL.Image.Image | str | os.PathLike) -> torch.Tensor:

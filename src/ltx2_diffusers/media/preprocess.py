@@ -1,82 +1,21 @@
-"""From images and videos as people have them to pixels as the video encoder was trained on.
+"""From pixels of any size to pixels as the video encoder was trained on.
 
 Shapes: F frames, H and W rows and columns of the source, h and w those of the target.
 """
 
 import io
 import math
-import os
 
 import av
 import numpy as np
-import PIL.Image
 import torch
 import torch.nn.functional as F
 
 from .files import exact_frame_rate
-from .reading import iterate_video, read_image
 
 # H.264 constant rate factor of the frames that the image-to-video models were trained to continue (Lightricks
 # reference; 18 for version 2.5).
 DEFAULT_IMAGE_CRF = 33
-FIT_MODES = ("cover", "pad")
-
-
-def prepare_image(
-    image: str | os.PathLike | bytes | PIL.Image.Image,
-    height: int,
-    width: int,
-    crf: int = DEFAULT_IMAGE_CRF,
-) -> torch.Tensor:
-    """Read an image, give it the compression of a video frame, and fit it to a size: float32 `[1, 3, 1, h, w]` in [-1, 1].
-
-    Args:
-        image: File name, the bytes of a file, or an open image.
-        height: Target rows.
-        width: Target columns.
-        crf: Constant rate factor of the H.264 round trip, 0 to 51; default 33, 0 for none.
-    """
-    pixels = torch.from_numpy(np.array(read_image(image)))
-    return normalize_pixels(fit_cover(h264_round_trip(pixels, crf), height, width))
-
-
-def prepare_reference_video(
-    video: str | os.PathLike | torch.Tensor,
-    height: int,
-    width: int,
-    num_frames: int | None = None,
-    downscale_factor: int = 1,
-    temporal_stride: int = 1,
-    fit: str = "cover",
-) -> torch.Tensor:
-    """Read a reference video for in-context conditioning: float32 `[1, 3, F, h, w]` in [-1, 1].
-
-    Frames are taken one after another, whatever the frame rate of the file, and fitted one at a time.
-
-    Args:
-        video: File name, or bytes `[F, H, W, 3]`.
-        height: Rows of the generated video.
-        width: Columns of the generated video.
-        num_frames: Most frames to read; `None` for all.
-        downscale_factor: Size of the generated video over that of the reference; must divide both sides.
-        temporal_stride: Keep frame 0 and then each `temporal_stride`-th frame, beginning with frame 1.
-        fit: `"cover"` fills the target and crops; `"pad"` keeps the whole picture and mirrors its edge (HDR).
-
-    Raises:
-        ValueError: If an argument is not valid, or the file cannot be read.
-    """
-    if fit not in FIT_MODES:
-        raise ValueError(f"fit must be one of {', '.join(FIT_MODES)}, got {fit!r}")
-    if downscale_factor < 1 or height % downscale_factor or width % downscale_factor:
-        raise ValueError(f"downscale_factor must divide height and width ({height}x{width}), got {downscale_factor}")
-    size = (height // downscale_factor, width // downscale_factor)
-    fit_frame = fit_cover if fit == "cover" else fit_pad
-    if isinstance(video, torch.Tensor):
-        frames = [fit_frame(frame, *size) for frame in video[:num_frames]]
-    else:
-        frames = [fit_frame(torch.from_numpy(frame), *size) for frame in iterate_video(video, num_frames)]
-    kept = subsampled_frames(len(frames), temporal_stride)
-    return normalize_pixels(torch.cat([frames[index] for index in kept], dim=2))
 
 
 def normalize_pixels(pixels: torch.Tensor) -> torch.Tensor:
@@ -105,48 +44,10 @@ def fit_cover(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
     return _as_clip(images[..., top : top + height, left : left + width])
 
 
-def fit_pad(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Scale pixels down until they fit into the target and mirror their bottom and right edges into the rest.
-
-    Pixels that fit already keep their size. An edge wider than the picture is repeated instead of mirrored.
-
-    Args:
-        pixels: `[H, W, 3]` or `[F, H, W, 3]` in [0, 255].
-        height: Target rows.
-        width: Target columns.
-
-    Returns:
-        float32 `[1, 3, F, h, w]` in [0, 255].
-    """
-    images = _as_images(pixels, height, width)
-    source_height, source_width = images.shape[-2:]
-    if source_height > height or source_width > width:
-        scale = min(height / source_height, width / source_width)
-        images = _resize(images, max(1, round(source_height * scale)), max(1, round(source_width * scale)))
-    bottom, right = height - images.shape[-2], width - images.shape[-1]
-    mirrors = bottom < images.shape[-2] and right < images.shape[-1]
-    return _as_clip(F.pad(images, (0, right, 0, bottom), mode="reflect" if mirrors else "replicate"))
-
-
-def fit_long_side(pixels: torch.Tensor, long_side: int) -> torch.Tensor:
-    """Scale pixels so that the longer side has `long_side` pixels, for the vision tower of the prompt enhancer.
-
-    Args:
-        pixels: `[H, W, 3]` or `[F, H, W, 3]` in [0, 255].
-        long_side: Pixels; 896 for Gemma 3.
-
-    Returns:
-        float32 `[1, 3, F, h, w]` in [0, 255].
-    """
-    height, width = pixels.shape[-3:-1]
-    scale = long_side / max(height, width)
-    return fit_cover(pixels, max(1, int(height * scale)), max(1, int(width * scale)))
-
-
 def subsampled_frames(num_frames: int, stride: int) -> list[int]:
     """Numbers of the frames that stay: frame 0, which has a latent of its own, then each `stride`-th from frame 1."""
     if stride < 1:
-        raise ValueError(f"temporal_stride must be at least 1, got {stride}")
+        raise ValueError(f"stride must be at least 1, got {stride}")
     return [0, *range(1, num_frames, stride)] if num_frames else []
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from math import inf
+from typing import TypeVar
 
 import av
 import numpy as np
@@ -17,10 +18,14 @@ import PIL.Image
 import PIL.ImageCms
 import PIL.ImageOps
 import torch
+from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.stream import Stream
+from av.video.stream import VideoStream
 
 from .files import open_media
+
+_Frame = TypeVar("_Frame", av.VideoFrame, av.AudioFrame)
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,8 @@ def probe(path: str | os.PathLike) -> MediaInfo:
     with open_media(path) as container:
         video = next(iter(container.streams.video), None)
         audio = next(iter(container.streams.audio), None)
-        if video is None and audio is None:
+        longest = video or audio
+        if longest is None:
             raise ValueError(f"{str(path)!r} holds neither video nor audio")
         height, width = (0, 0) if video is None else _displayed_size(container, video)
         return MediaInfo(
@@ -66,7 +72,7 @@ def probe(path: str | os.PathLike) -> MediaInfo:
             num_frames=0 if video is None else video.frames or _count_packets(container, video),
             height=height,
             width=width,
-            duration_s=_duration_s(container, video or audio),
+            duration_s=_duration_s(container, longest),
             sampling_rate=None if audio is None else audio.rate,
             audio_channels=0 if audio is None else audio.channels,
             num_audio_streams=len(container.streams.audio),
@@ -123,9 +129,9 @@ def iterate_video(
             raise ValueError(f"{str(path)!r} has no video stream")
         stream.thread_type = "AUTO"
         count = 0
-        for frame, time_s in _timed_frames(container, stream, start_s):
-            # Timestamps are rounded to the time base of the file, which must not move a frame over an edge.
-            slack_s = float(stream.time_base) / 2
+        # Timestamps are rounded to the time base of the file, which must not move a frame over an edge.
+        slack_s = float(stream.time_base or 0) / 2
+        for frame, time_s in _timed_frames(container, stream, container.decode(stream), start_s):
             if time_s < start_s - slack_s:
                 continue
             if count == max_frames or time_s >= (inf if end_s is None else end_s) - slack_s:
@@ -173,8 +179,9 @@ def read_audio(
         rate = stream.rate
         # Only the sample format changes, so nothing is delayed or filtered.
         resampler = av.AudioResampler(format="fltp", layout=stream.layout, rate=rate)
-        pieces, first_s = [], None
-        for frame, time_s in _timed_frames(container, stream, start_s):
+        pieces: list[np.ndarray] = []
+        first_s: float | None = None
+        for frame, time_s in _timed_frames(container, stream, container.decode(stream), start_s):
             if time_s + frame.samples / rate <= start_s:
                 continue
             if end_s is not None and time_s >= end_s:
@@ -182,7 +189,7 @@ def read_audio(
             first_s = time_s if first_s is None else first_s
             frame.pts = None
             pieces += [out.to_ndarray() for out in resampler.resample(frame)]
-    if not pieces:
+    if first_s is None or not pieces:
         raise ValueError(
             f"{str(path)!r} has no sound between {start_s} s and {'its end' if end_s is None else f'{end_s} s'}"
         )
@@ -194,19 +201,23 @@ def read_audio(
 
 
 def _timed_frames(
-    container: InputContainer, stream: Stream, start_s: float
-) -> Iterator[tuple[av.VideoFrame | av.AudioFrame, float]]:
-    """Decode from the last key frame before `start_s`; yield each frame with its time since the start of the file."""
+    container: InputContainer, stream: VideoStream | AudioStream, frames: Iterator[_Frame], start_s: float
+) -> Iterator[tuple[_Frame, float]]:
+    """Seek to the last key frame before `start_s`; yield each frame with its time since the start of the file."""
     origin_s = 0.0 if container.start_time is None else container.start_time / av.time_base
-    if start_s > 0:
+    if start_s > 0 and stream.time_base is not None:
         container.seek(int((start_s + origin_s) / stream.time_base), stream=stream)
-    for index, frame in enumerate(container.decode(stream)):
-        if frame.pts is not None:
+    for index, frame in enumerate(frames):
+        if frame.pts is not None and frame.time_base is not None:
             yield frame, float(frame.pts * frame.time_base) - origin_s
-        elif stream.type == "video":
+        elif isinstance(frame, av.AudioFrame):
+            yield frame, index * frame.samples / frame.sample_rate
+        elif stream.average_rate is not None:
             yield frame, float(index / stream.average_rate)
         else:
-            yield frame, index * frame.samples / stream.rate
+            raise ValueError(
+                f"{container.name!r} tells neither the times of its frames nor a frame rate; convert it to another format"
+            )
 
 
 def _upright(frame: av.VideoFrame) -> np.ndarray:
@@ -215,7 +226,7 @@ def _upright(frame: av.VideoFrame) -> np.ndarray:
     return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), quarter_turns))
 
 
-def _displayed_size(container: InputContainer, stream: Stream) -> tuple[int, int]:
+def _displayed_size(container: InputContainer, stream: VideoStream) -> tuple[int, int]:
     """Rows and columns of the video after its rotation, which only a decoded frame tells."""
     frame = next(container.decode(stream), None)
     if frame is None:
@@ -233,7 +244,7 @@ def _count_packets(container: InputContainer, stream: Stream) -> int:
 def _duration_s(container: InputContainer, stream: Stream) -> float:
     if container.duration is not None:
         return container.duration / av.time_base
-    return 0.0 if stream.duration is None else float(stream.duration * stream.time_base)
+    return 0.0 if stream.duration is None or stream.time_base is None else float(stream.duration * stream.time_base)
 
 
 def _check_window(start_s: float, end_s: float | None) -> None:
@@ -253,7 +264,8 @@ def _to_srgb(image: PIL.Image.Image, name: str) -> PIL.Image.Image:
             source = PIL.ImageCms.ImageCmsProfile(io.BytesIO(profile))
             target = PIL.ImageCms.createProfile("sRGB")
             mode_image = image.convert("RGB") if image.mode in ("RGBA", "RGBX", "P") else image
-            return PIL.ImageCms.profileToProfile(mode_image, source, target, outputMode="RGB")
+            converted = PIL.ImageCms.profileToProfile(mode_image, source, target, outputMode="RGB")
+            return converted  # type: ignore[return-value]  # `None` is what it returns where it works in place
         except (PIL.ImageCms.PyCMSError, OSError, ValueError) as error:
             warnings.warn(f"the colour profile of {name} cannot be used and is ignored ({error})", stacklevel=3)
     return image.convert("RGB")

@@ -66,7 +66,7 @@ class ClipWriter:
                 raise ValueError(f"nothing was written to {str(self.path)!r}; a video needs at least one frame")
             seconds = self._video.flush()
             if self._sound is not None:
-                self._sound.cut(round(seconds * self.sampling_rate))
+                self._sound.cut(round(seconds * self._sound.sampling_rate))
                 self._sound.finish()
 
     @property
@@ -86,19 +86,16 @@ class ClipWriter:
                 "audio is given, but the file was opened without `sampling_rate`; give it, or leave audio out"
             )
         for index, chunk in enumerate(chunk for chunk in byte_frames(frames) if len(chunk)):
-            if self._video is None:
-                self._open_tracks(chunk)
-            if index == 0 and audio is not None and audio.shape[-1]:
-                self._sound.append(stereo_samples(audio, self.sampling_rate))
-            self._write_chunk(chunk)
+            video = self._open_tracks(chunk) if self._video is None else self._video
+            if self._sound is not None and index == 0 and audio is not None and audio.shape[-1]:
+                self._sound.append(stereo_samples(audio, self._sound.sampling_rate))
+            seconds = video.write(chunk)
+            if self._sound is not None:
+                self._sound.write_until(seconds)
 
-    def _open_tracks(self, first: np.ndarray) -> None:
+    def _open_tracks(self, first: np.ndarray) -> VideoTrack:
         check_frame_size(first.shape[1], first.shape[2])
         self._video = VideoTrack(self._container, first.shape[1:3], self.rate, self.options)
         if self.sampling_rate is not None:
             self._sound = EncodedAudio(self._container, np.zeros((2, 0), np.float32), self.sampling_rate)
-
-    def _write_chunk(self, chunk: np.ndarray) -> None:
-        seconds = self._video.write(chunk)
-        if self._sound is not None:
-            self._sound.write_until(seconds)
+        return self._video

@@ -5,7 +5,7 @@ Shapes: F frames, H and W rows and columns of pixels, C channels, N samples.
 
 import os
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
@@ -87,7 +87,8 @@ def write_video(
 
     with complete_file(path) as partial, open_output(partial) as container:
         video = VideoTrack(container, first.shape[1:3], rate, {"crf": str(crf), "preset": preset})
-        if samples is not None:
+        sound: NoAudio
+        if samples is not None and sampling_rate is not None:
             sound = EncodedAudio(container, samples, int(sampling_rate))
         else:
             sound = NoAudio() if audio_source is None else CopiedAudio(container, audio_source)
@@ -153,12 +154,13 @@ def _encode_in_background(video: VideoTrack, chunks: Iterable[np.ndarray]) -> It
     belong to a thread; it may use the container whenever it holds a yielded value.
     """
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="encode-video") as pool:
-        pending = None
+        pending: Future[float] | None = None
         for chunk in chunks:
             if pending is not None:
                 yield pending.result()
             pending = pool.submit(video.write, chunk)
-        yield pending.result()
+        if pending is not None:
+            yield pending.result()
 
 
 def repeatable_encoding() -> dict[str, str]:

@@ -109,6 +109,8 @@ def resample_up(x: Tensor, ratio: int) -> Tensor:
 class LowPass(nn.Module):
     """Holds one low-pass filter, a buffer `[1, 1, K]` that checkpoints carry."""
 
+    filter: Tensor
+
     def __init__(self, ratio: int, kernel_size: int) -> None:
         super().__init__()
         self.ratio = ratio

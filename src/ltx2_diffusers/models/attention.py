@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from diffusers.models import attention_dispatch
+from diffusers.models._modeling_parallel import ParallelConfig
 from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from torch import nn
@@ -54,8 +55,8 @@ class LTX2AttnProcessor:
     """Computes one attention layer, with the kernel that diffusers' attention dispatcher is set to."""
 
     # Set from outside by `set_attention_backend` and `enable_parallelism`.
-    _attention_backend = None
-    _parallel_config = None
+    _attention_backend: AttentionBackendName | None = None
+    _parallel_config: ParallelConfig | None = None
 
     def __call__(
         self,
@@ -109,7 +110,7 @@ class LTX2AttnProcessor:
         attn: "LTX2Attention", context: torch.Tensor, slot: KeyValueSlot | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of a context, from the slot or into it."""
-        if slot is not None and slot.key is not None:
+        if slot is not None and slot.key is not None and slot.value is not None:
             return slot.key, slot.value
         key, value = attn.project_context(context)
         key = attn.norm_k(key)
@@ -158,8 +159,12 @@ class LTX2Attention(nn.Module, AttentionModuleMixin):
         processor (*optional*): Replaces [`LTX2AttnProcessor`].
     """
 
-    _default_processor_cls = LTX2AttnProcessor
-    _available_processors = (LTX2AttnProcessor,)
+    # `Any` because diffusers declares `None`, a list, and the processors of its own models only.
+    _default_processor_cls: Any = LTX2AttnProcessor
+    _available_processors: Any = (LTX2AttnProcessor,)
+    processor: Any
+    to_qkv: nn.Linear
+    to_kv: nn.Linear
 
     def __init__(
         self,
@@ -183,7 +188,7 @@ class LTX2Attention(nn.Module, AttentionModuleMixin):
         # Names that diffusers' `fuse_projections` reads.
         self.is_cross_attention = cross_attention_dim is not None
         self.use_bias = bias
-        context_dim = cross_attention_dim if self.is_cross_attention else query_dim
+        context_dim = query_dim if cross_attention_dim is None else cross_attention_dim
 
         self.norm_q = nn.RMSNorm(self.inner_dim, eps=QK_NORM_EPS)
         self.norm_k = nn.RMSNorm(self.inner_dim, eps=QK_NORM_EPS)

@@ -15,8 +15,7 @@ from torch.nn import functional as F
 
 from .audio_vae_blocks import CAUSALITY_AXES, COMPRESSION_RATIO, AudioDecoder, AudioEncoder, BlockOptions, CoderLayout
 from .mel import waveform_to_mel
-from .saving import AtomicModelSaveMixin
-from .single_file import OriginalCheckpointMixin
+from .saving import AtomicModelSaveMixin, OriginalCheckpointMixin
 
 _NORM_TYPES = ("pixel", "group")
 
@@ -51,6 +50,8 @@ class AutoencoderKLLTX2Audio(AtomicModelSaveMixin, ModelMixin, AutoencoderMixin,
     """
 
     _supports_gradient_checkpointing = False
+    latents_mean: Tensor
+    latents_std: Tensor
 
     @register_to_config
     def __init__(
@@ -64,7 +65,7 @@ class AutoencoderKLLTX2Audio(AtomicModelSaveMixin, ModelMixin, AutoencoderMixin,
         resolution: int = 256,
         latent_channels: int = 8,
         norm_type: str = "pixel",
-        causality_axis: str | None = "height",
+        causality_axis: str = "height",
         dropout: float = 0.0,
         mid_block_add_attention: bool = False,
         sample_rate: int = 16000,  # noqa: ARG002 - read from the config
@@ -201,7 +202,7 @@ class AutoencoderKLLTX2Audio(AtomicModelSaveMixin, ModelMixin, AutoencoderMixin,
                 f"got {list(latents.shape)}."
             )
         shape = (latents.shape[1], 1, latents.shape[3]) if unpacked else (features,)
-        return tuple(buffer.to(latents).view(shape) for buffer in (self.latents_mean, self.latents_std))
+        return self.latents_mean.to(latents).view(shape), self.latents_std.to(latents).view(shape)
 
 
 def conform_latent_length(latents: Tensor, length: int) -> Tensor:
@@ -226,7 +227,7 @@ def conform_latent_length(latents: Tensor, length: int) -> Tensor:
     return F.pad(latents, (0, 0, 0, length - latents.shape[-2]))
 
 
-def _check_config(norm_type: str, causality_axis: str | None, double_z: bool) -> None:
+def _check_config(norm_type: str, causality_axis: str, double_z: bool) -> None:
     """Refuse configs that the architecture cannot honour."""
     if causality_axis not in CAUSALITY_AXES:
         raise ValueError(

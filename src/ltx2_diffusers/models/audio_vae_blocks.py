@@ -116,7 +116,7 @@ class ResidualBlock(nn.Module):
         self.norm2 = make_norm(options.norm_type, out_channels)
         self.dropout = nn.Dropout(options.dropout)
         self.conv2 = CausalConv2d(out_channels, out_channels, 3, axis)
-        self.nin_shortcut = nn.Identity()
+        self.nin_shortcut: nn.Module = nn.Identity()
         if in_channels != out_channels:
             self.nin_shortcut = CausalConv2d(in_channels, out_channels, 1, axis)
 
@@ -195,6 +195,33 @@ class Level(nn.Module):
         return x
 
 
+class DownLevel(Level):
+    """A level of the encoder, which all but the coarsest leave by a downsampling."""
+
+    def __init__(self, in_channels: int, level: int, layout: CoderLayout) -> None:
+        super().__init__(in_channels, level, layout.num_res_blocks, layout)
+        is_last = level == len(layout.ch_mult) - 1
+        axis = layout.options.causality_axis
+        self.downsample = nn.Identity() if is_last else Downsample(layout.width(level), axis)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[B, C_in, T, M]` to the next level."""
+        return self.downsample(super().forward(x))
+
+
+class UpLevel(Level):
+    """A level of the decoder, which all but the finest leave by an upsampling."""
+
+    def __init__(self, in_channels: int, level: int, layout: CoderLayout) -> None:
+        super().__init__(in_channels, level, layout.num_res_blocks + 1, layout)
+        axis = layout.options.causality_axis
+        self.upsample = Upsample(layout.width(level), axis) if level > 0 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[B, C_in, T, M]` to the next level."""
+        return self.upsample(super().forward(x))
+
+
 class Middle(nn.Module):
     """Two residual blocks at the coarsest resolution, optionally with attention between them."""
 
@@ -221,15 +248,13 @@ class AudioEncoder(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, layout: CoderLayout) -> None:
         super().__init__()
-        axis, last = layout.options.causality_axis, len(layout.ch_mult) - 1
+        axis = layout.options.causality_axis
         self.conv_in = CausalConv2d(in_channels, layout.base_channels, 3, axis)
         self.down = nn.ModuleList()
         width = layout.base_channels
-        for index in range(last + 1):
-            level = Level(width, index, layout.num_res_blocks, layout)
+        for index in range(len(layout.ch_mult)):
+            self.down.append(DownLevel(width, index, layout))
             width = layout.width(index)
-            level.downsample = Downsample(width, axis) if index < last else nn.Identity()
-            self.down.append(level)
         self.mid = Middle(width, layout)
         self.norm_out = make_norm(layout.options.norm_type, width)
         self.conv_out = CausalConv2d(width, out_channels, 3, axis)
@@ -238,7 +263,7 @@ class AudioEncoder(nn.Module):
         """Map log-mel `[B, C, T, M]` to moments `[B, 2Z, L, M/4]`."""
         hidden = self.conv_in(mel)
         for level in self.down:
-            hidden = level.downsample(level(hidden))
+            hidden = level(hidden)
         return self.conv_out(F.silu(self.norm_out(self.mid(hidden))))
 
 
@@ -260,12 +285,10 @@ class AudioDecoder(nn.Module):
         self.conv_in = CausalConv2d(in_channels, width, 3, axis)
         self.mid = Middle(width, layout)
         # Built from coarse to fine, but stored by level: index 0 is the finest.
-        levels = []
+        levels: list[UpLevel] = []
         for index in range(last, -1, -1):
-            level = Level(width, index, layout.num_res_blocks + 1, layout)
+            levels.insert(0, UpLevel(width, index, layout))
             width = layout.width(index)
-            level.upsample = Upsample(width, axis) if index > 0 else nn.Identity()
-            levels.insert(0, level)
         self.up = nn.ModuleList(levels)
         self.norm_out = make_norm(layout.options.norm_type, width)
         self.conv_out = CausalConv2d(width, out_channels, 3, axis)
@@ -274,7 +297,7 @@ class AudioDecoder(nn.Module):
         """Map latents `[B, Z, L, M/4]` to log-mel `[B, C, 4L - 3, M]`."""
         hidden = self.mid(self.conv_in(latents))
         for level in reversed(self.up):
-            hidden = level.upsample(level(hidden))
+            hidden = level(hidden)
         mel = self.conv_out(F.silu(self.norm_out(hidden)))
         frames = COMPRESSION_RATIO * (latents.shape[2] - 1) + 1
         return _fit(mel, frames, latents.shape[3] if self.mel_bins is None else self.mel_bins)

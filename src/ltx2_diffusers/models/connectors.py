@@ -5,6 +5,7 @@ W width of a connector (one for video, one for audio), R learnable registers.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -15,8 +16,7 @@ from torch import nn
 
 from .attention import FeedForward, LTX2Attention
 from .rope import RotaryPositionEmbedding, RotarySpec, RotaryTables
-from .saving import AtomicModelSaveMixin
-from .single_file import OriginalCheckpointMixin
+from .saving import AtomicModelSaveMixin, OriginalCheckpointMixin
 
 # Epsilon of all normalisations here; it is no config key.
 EPS = 1e-6
@@ -79,6 +79,29 @@ def pad_positions(
     return pad(hidden_states, (0, 0, 0, 0, *sides)), pad(attention_mask, sides)
 
 
+def fill_with_registers(
+    registers: torch.Tensor, features: torch.Tensor, attention_mask: torch.Tensor, length: int
+) -> torch.Tensor:
+    """Moves the tokens to the front, in their order, and puts registers into all positions behind them.
+
+    Args:
+        registers: the learnable registers `[R, W]`.
+        features: projected states `[B, T, W]`.
+        attention_mask: True for tokens, `[B, T]`.
+        length: positions P of the result, a multiple of R and not below the number of tokens of any row.
+
+    Returns:
+        `[B, P, W]`; position p behind the tokens holds register p mod R.
+    """
+    filled = registers.to(features.dtype).repeat(length // len(registers), 1)
+    order = torch.argsort(attention_mask.int(), dim=1, descending=True, stable=True)[:, :length]
+    tokens = features.gather(1, order[:, :, None].expand(-1, -1, features.shape[2]))
+    width = tokens.shape[1]
+    is_token = torch.arange(width, device=features.device) < attention_mask.sum(1, keepdim=True)
+    front = torch.where(is_token[:, :, None], tokens, filled[:width])
+    return torch.cat([front, filled[width:].expand(len(features), -1, -1)], dim=1)
+
+
 class ConnectorBlock(nn.Module):
     """Self-attention and feed-forward, each behind an RMSNorm without weight.
 
@@ -121,6 +144,9 @@ class TextConnector(nn.Module):
         gated_attention: whether every attention head has a gate.
     """
 
+    learnable_registers: nn.Parameter | None
+    _gradient_checkpointing_func: Callable[..., torch.Tensor]
+
     def __init__(
         self,
         num_heads: int,
@@ -152,25 +178,6 @@ class TextConnector(nn.Module):
                 f"use {nearest}."
             )
 
-    def fill_with_registers(self, features: torch.Tensor, attention_mask: torch.Tensor, length: int) -> torch.Tensor:
-        """Moves the tokens to the front, in their order, and puts registers into all positions behind them.
-
-        Args:
-            features: projected states `[B, T, W]`.
-            attention_mask: True for tokens, `[B, T]`.
-            length: positions P of the result, a multiple of R and not below the number of tokens of any row.
-
-        Returns:
-            `[B, P, W]`; position p behind the tokens holds register p mod R.
-        """
-        filled = self.learnable_registers.to(features.dtype).repeat(length // len(self.learnable_registers), 1)
-        order = torch.argsort(attention_mask.int(), dim=1, descending=True, stable=True)[:, :length]
-        tokens = features.gather(1, order[:, :, None].expand(-1, -1, features.shape[2]))
-        width = tokens.shape[1]
-        is_token = torch.arange(width, device=features.device) < attention_mask.sum(1, keepdim=True)
-        front = torch.where(is_token[:, :, None], tokens, filled[:width])
-        return torch.cat([front, filled[width:].expand(len(features), -1, -1)], dim=1)
-
     def forward(
         self, features: torch.Tensor, attention_mask: torch.Tensor, target_length: int | None = None
     ) -> torch.Tensor:
@@ -189,7 +196,8 @@ class TextConnector(nn.Module):
         self.check_length(length)
         if self.learnable_registers is not None:
             # Every position holds a token or a register now, so attention needs no mask.
-            hidden_states, additive_mask = self.fill_with_registers(features, mask, length), None
+            hidden_states = fill_with_registers(self.learnable_registers, features, mask, length)
+            additive_mask = None
         elif length != features.shape[1]:
             raise ValueError(
                 f"target_length is {length}, but without learnable registers a connector keeps its "
@@ -307,6 +315,12 @@ class LTX2TextConnectors(AtomicModelSaveMixin, ModelMixin, PeftAdapterMixin, Con
         """Whether both connectors replace padding, so that the place of the padding does not matter."""
         connectors = (self.video_connector, self.audio_connector)
         return all(connector.learnable_registers is not None for connector in connectors)
+
+    def fitting_length(self, positions: int) -> int:
+        """The smallest number of text positions from `positions` on that whole sets of registers can fill."""
+        connectors = (self.video_connector, self.audio_connector)
+        multiple = math.lcm(*(len(c.learnable_registers) for c in connectors if c.learnable_registers is not None))
+        return math.ceil(positions / multiple) * multiple
 
     @apply_forward_hook
     def extract_features(

@@ -18,7 +18,7 @@ class SplitPoint(nn.Module):
         return tokens
 
 
-def context_parallel_plan(rope_type: str) -> dict[str, ContextParallelModelPlan]:
+def context_parallel_plan(rope_type: str) -> ContextParallelModelPlan:
     """The plan for diffusers' `enable_parallelism`.
 
     Args:

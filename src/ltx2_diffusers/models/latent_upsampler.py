@@ -11,8 +11,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 from torch.nn import functional as F
 
-from .saving import AtomicModelSaveMixin
-from .single_file import OriginalCheckpointMixin
+from .saving import AtomicModelSaveMixin, OriginalCheckpointMixin
 
 NORM_GROUPS = 32
 
@@ -60,6 +59,8 @@ class BlurDownsample(nn.Module):
         stride: rows and columns per output row and column; 1 returns the input without blur.
         kernel_size: odd number of taps per axis, at least 3.
     """
+
+    kernel: torch.Tensor
 
     def __init__(self, stride: int, kernel_size: int = 5) -> None:
         super().__init__()

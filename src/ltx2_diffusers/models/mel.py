@@ -83,7 +83,8 @@ def resample(waveform: Tensor, source_rate: int, target_rate: int) -> Tensor:
     phase, nearest = position % target, position * source // target
     padded = F.pad(waveform.float(), (width, width + source))
     # One pass per tap instead of one convolution per phase: coprime rates have thousands of phases.
-    out = sum(padded[..., nearest + tap] * kernel[phase, tap] for tap in range(2 * width + 1))
+    taps = (padded[..., nearest + tap] * kernel[phase, tap] for tap in range(2 * width + 1))
+    out = sum(taps, start=torch.zeros((), device=waveform.device))
     return out.to(waveform.dtype)
 
 

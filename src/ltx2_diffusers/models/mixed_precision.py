@@ -42,7 +42,9 @@ class Conv2d(nn.Conv2d):
 class ConvTranspose1d(nn.ConvTranspose1d):
     """`torch.nn.ConvTranspose1d` for `[B, C, N]` that computes in the wider of the weight's and the input's dtype."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    padding: tuple[int, ...]
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # torch's also takes the size of the output
         x, weight, bias = widen(x, self.weight, self.bias)
         return F.conv_transpose1d(
             x, weight, bias, self.stride, self.padding, self.output_padding, self.groups, self.dilation

@@ -102,15 +102,15 @@ class TextProjection(nn.Module):
 class TokenLayout(NamedTuple):
     """Which row of modulation values every token takes.
 
-    Without `lengths` and `index`, rows meet tokens by broadcasting: one row for all, or one per token.
+    Without `lengths` and `row_index`, rows meet tokens by broadcasting: one row for all, or one per token.
 
     Args:
         lengths (`tuple[int, ...]`, *optional*): Token r of R runs of tokens takes row r; the number of tokens per run.
-        index (`torch.Tensor`, *optional*): `[B, T]`, the row of every token, out of rows `[1, R, ...]`.
+        row_index (`torch.Tensor`, *optional*): `[B, T]`, the row of every token, out of rows `[1, R, ...]`.
     """
 
     lengths: tuple[int, ...] | None = None
-    index: torch.Tensor | None = None
+    row_index: torch.Tensor | None = None
 
 
 class Modulation(NamedTuple):
@@ -155,7 +155,7 @@ def distinct_timesteps(timestep: torch.Tensor, as_index: bool = False) -> tuple[
     values, index = torch.unique(timestep, return_inverse=True)
     if not as_index and 2 * values.numel() > timestep.numel():
         return timestep, TokenLayout()
-    return values[None], TokenLayout(index=index)
+    return values[None], TokenLayout(row_index=index)
 
 
 def evaluate(
@@ -187,8 +187,8 @@ def _by_token(
     tokens: tuple[torch.Tensor, ...],
     rows: tuple[torch.Tensor, ...],
 ) -> torch.Tensor:
-    if layout.index is not None:
-        return function(*tokens, *(nn.functional.embedding(layout.index, row[0]) for row in rows))
+    if layout.row_index is not None:
+        return function(*tokens, *(nn.functional.embedding(layout.row_index, row[0]) for row in rows))
     if layout.lengths is None:
         return function(*tokens, *rows)
     token_runs = [token.split(layout.lengths, dim=1) for token in tokens]

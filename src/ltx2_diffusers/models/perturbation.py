@@ -128,7 +128,8 @@ def block_plans(
         return masks[key]
 
     def plan(block: list[list[float]]) -> BlockPlan:
-        return base._replace(**{kind: getattr(base, kind) and as_keep(row) for kind, row in zip(KINDS, block)})
+        video_self, audio_self, a2v, v2a = (keep and as_keep(row) for keep, row in zip(base[:4], block))
+        return base._replace(video_self=video_self, audio_self=audio_self, a2v=a2v, v2a=v2a)
 
     return [
         [base] * num_layers if keep is None else [plan(block) for block in keep.transpose(0, 1).tolist()]

@@ -233,7 +233,9 @@ class RotaryPositionEmbedding(nn.Module):
         spec = self.spec
         # Comparing rows waits for the device, which is worth it only where the answer is remembered.
         if coords.shape[0] > 1 and TensorMemo.can_remember(coords) and bool((coords == coords[:1]).all()):
-            return tuple(table.expand(coords.shape[0], *table.shape[1:]) for table in self._tables(coords[:1], device))
+            cos, sin = self._tables(coords[:1], device)
+            shape = (coords.shape[0], *cos.shape[1:])
+            return cos.expand(shape), sin.expand(shape)
         used = coords[:, : len(spec.max_positions)]
         middles = (used[..., 0] + used[..., 1]) / 2.0 if used.ndim == 4 else used
         fractions = torch.stack([middles[:, i] / length for i, length in enumerate(spec.max_positions)], dim=-1)

@@ -1,15 +1,22 @@
-"""Saving that leaves either the whole result under the final name or what was there before."""
+"""What every model adds to diffusers' classes: saving whole or not at all, loading original checkpoint files."""
 
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..atomic import replaced_folder
 
 
 class AtomicSaveMixin:
     """Makes `save_pretrained` of a diffusers class write to a temporary folder first. Goes before that class."""
+
+    # diffusers declares a plain dict; in truth every argument of the constructor is an attribute of it.
+    config: Any
+    # The two bases of a model disagree on it: a string in one, `None` in the other.
+    config_name: Any
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """Save to a folder; an interrupted or failed save leaves nothing under the final name.
@@ -20,7 +27,7 @@ class AtomicSaveMixin:
             # The default repository name comes from the folder's name, which is a temporary one below.
             kwargs.setdefault("repo_id", Path(save_directory).name)
         with replaced_folder(save_directory) as temporary:
-            super().save_pretrained(temporary, *args, **kwargs)
+            super().save_pretrained(temporary, *args, **kwargs)  # type: ignore[misc]  # of the class behind this one
 
 
 class AtomicModelSaveMixin(AtomicSaveMixin):
@@ -62,3 +69,21 @@ class AtomicModelSaveMixin(AtomicSaveMixin):
             use_flashpack=use_flashpack,
             **kwargs,
         )
+
+
+class OriginalCheckpointMixin:
+    """Adds `from_single_file`, which reads a component out of an original LTX-2 checkpoint file."""
+
+    @classmethod
+    def from_single_file(
+        cls, pretrained_model_link_or_path_or_dict: str | os.PathLike | dict[str, torch.Tensor], **kwargs: Any
+    ) -> Any:
+        """Load this component from an original Lightricks safetensors file, a Hub link to one, or a state dict.
+
+        Only the keys of this component are read. The configuration comes from the file's metadata unless `config`
+        is given. See [`ltx2_diffusers.checkpoints.single_file.load_component`] for all keyword arguments.
+        """
+        # Checkpoint handling stands above the models; it is reached only when a file is loaded.
+        from ..checkpoints.single_file import load_component
+
+        return load_component(cls, pretrained_model_link_or_path_or_dict, **kwargs)

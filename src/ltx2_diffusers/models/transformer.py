@@ -26,17 +26,18 @@ from .modulation import AdaLayerNormSingle, Modulation, TextProjection
 from .negative_text import NegativeText
 from .perturbation import PERTURBATION_MODES, BlockPlan, block_plans, keep_masks
 from .rope import AudioRotaryPositionEmbedding, RotaryPositionEmbedding, RotarySpec, VideoRotaryPositionEmbedding
-from .saving import AtomicModelSaveMixin
-from .single_file import OriginalCheckpointMixin
+from .saving import AtomicModelSaveMixin, OriginalCheckpointMixin
 from .tensor_memo import TensorMemo
 from .text_cache import TextCache
 from .transformer_block import LTX2AVTransformerBlock, SharedSettings, StreamInputs, StreamSizes
-from .transformer_sizes import check_config, stream_sizes
 from .transformer_stream import (
     CROSS_TIMESTEP_MODES,
     ModelStream,
     StreamRequest,
+    check_config,
     self_mask_bias,
+    stream_request,
+    stream_sizes,
     stream_timesteps,
     text_mask_bias,
     with_negative,
@@ -64,7 +65,8 @@ class PreparedForward(NamedTuple):
 
     Args:
         hidden_states, audio_hidden_states (`torch.Tensor`): Tokens `[B, S or A, D]`; no tokens where a stream is absent.
-        contexts (`tuple[torch.Tensor, torch.Tensor]`): Text contexts of video and audio as the blocks take them.
+        contexts (`tuple[torch.Tensor, torch.Tensor]`): Text contexts of video and audio as the blocks take them; no
+            tokens where a stream is absent.
         inputs (`tuple[StreamInputs, StreamInputs]`): What all blocks receive for video and audio.
         heads (`tuple[Modulation, Modulation]`): What the output heads receive; `None` where a stream is absent.
         variants (`list[list[BlockPlan]]`): What every block computes, for each prediction asked for.
@@ -74,7 +76,7 @@ class PreparedForward(NamedTuple):
 
     hidden_states: torch.Tensor
     audio_hidden_states: torch.Tensor
-    contexts: tuple[torch.Tensor | None, torch.Tensor | None]
+    contexts: tuple[torch.Tensor, torch.Tensor]
     inputs: tuple[StreamInputs, StreamInputs]
     heads: tuple[Modulation | None, Modulation | None]
     variants: list[list[BlockPlan]]
@@ -138,10 +140,12 @@ class LTX2AVTransformer3DModel(
 
     _supports_gradient_checkpointing = True
     _supports_group_offloading = True
-    _skip_layerwise_casting_patterns = ("norm",)
-    _repeated_blocks = ("LTX2AVTransformerBlock",)
-    _no_split_modules = ("LTX2AVTransformerBlock",)
-    _cp_plan = context_parallel_plan("split")
+    # `Any` because diffusers declares `None` or a list for what it reads as names, a plan and a function.
+    _skip_layerwise_casting_patterns: Any = ("norm",)
+    _repeated_blocks: Any = ("LTX2AVTransformerBlock",)
+    _no_split_modules: Any = ("LTX2AVTransformerBlock",)
+    _cp_plan: Any = context_parallel_plan("split")
+    _gradient_checkpointing_func: Any
 
     @register_to_config
     def __init__(
@@ -354,69 +358,67 @@ class LTX2AVTransformer3DModel(
             negative_text ([`NegativeText`], *optional*): A prompt to guide away from in the attention to the text of both
                 streams, see [`normalized_attention_guidance`]; only that attention is computed twice.
         """
-        video = StreamRequest("video", hidden_states, encoder_hidden_states, timestep, sigma, video_coords)
-        video = video._replace(text_mask=encoder_attention_mask, self_mask=video_self_attention_mask)
-        audio = StreamRequest("audio", audio_hidden_states, audio_encoder_hidden_states, audio_timestep, audio_sigma)
-        audio = audio._replace(coords=audio_coords, text_mask=audio_encoder_attention_mask).with_times_of(video)
-        video = self._with_video_coords(video._replace(enabled=video_enabled), (num_frames, height, width), fps)
-        audio = self._with_audio_coords(audio._replace(enabled=audio_enabled), audio_num_frames)
-        video, audio = with_negative(video, negative_text), with_negative(audio, negative_text)
-        self._check_request(video, audio, perturbation_mode, cross_timestep_mode)
-        several = isinstance(perturbation_keep_masks, (list, tuple))
+        video_coords = self._video_coords(hidden_states, video_coords, (num_frames, height, width), fps)
+        audio_coords = self._audio_coords(audio_hidden_states, audio_coords, audio_num_frames)
+        audio_timestep = timestep if audio_timestep is None else audio_timestep
+        audio_sigma = sigma if audio_sigma is None else audio_sigma
+        video = stream_request("video", hidden_states, encoder_hidden_states, timestep, sigma, video_coords)
+        audio_text = audio_encoder_hidden_states
+        audio = stream_request("audio", audio_hidden_states, audio_text, audio_timestep, audio_sigma, audio_coords)
+        present = video or audio
+        if present is None:
+            raise ValueError("Neither hidden_states nor audio_hidden_states has tokens; give at least one of them.")
+        if video is not None:
+            video = video._replace(text_mask=encoder_attention_mask, self_mask=video_self_attention_mask)
+            video = with_negative(video._replace(enabled=video_enabled), negative_text)
+        if audio is not None:
+            audio = audio._replace(text_mask=audio_encoder_attention_mask, enabled=audio_enabled)
+            audio = with_negative(audio, negative_text)
+        _check_modes(perturbation_mode, cross_timestep_mode)
+        given = perturbation_keep_masks
+        masks = given if isinstance(given, (list, tuple)) else [given]
+        several = masks is given
         self._check_hooks(video, several)
-        sizes = len(self.transformer_blocks), (video if video.present else audio).tokens.shape[0]
-        stg = isolate_modalities, spatio_temporal_guidance_blocks, perturbation_mask
-        masks = perturbation_keep_masks if several else [perturbation_keep_masks]
-        keeps = [keep_masks(*sizes, *stg, mask) for mask in masks]
+        sizes = len(self.transformer_blocks), present.tokens.shape[0]
+        stg_blocks = spatio_temporal_guidance_blocks
+        keeps = [keep_masks(*sizes, isolate_modalities, stg_blocks, perturbation_mask, mask) for mask in masks]
+        variants = self._variants(video, audio, keeps, perturbation_mode, present.tokens)
         cross_mode = cross_timestep_mode or ("other" if use_cross_timestep else "own")
         caches = self._usable_caches(text_cache, negative_text, video, audio)
-        prepared = self._prepare(video, audio, keeps, perturbation_mode, cross_mode, video_keyframes_mask, caches)
-        outputs = [self._finish(prepared, *states) for states in self._run_blocks(prepared)]
-        if return_dict:
-            outputs = [AudioVisualModelOutput(*streams) for streams in outputs]
+        prepared = self._prepare(video, audio, variants, cross_mode, video_keyframes_mask, caches, present.tokens)
+        velocities = [self._finish(prepared, *states) for states in self._run_blocks(prepared)]
+        outputs: list[AudioVisualModelOutput] | list[tuple[torch.Tensor | None, torch.Tensor | None]]
+        outputs = [AudioVisualModelOutput(*streams) for streams in velocities] if return_dict else velocities
         return outputs if several else outputs[0]
 
-    def _with_video_coords(
-        self, request: StreamRequest, grid: tuple[int | None, int | None, int | None], fps: float
-    ) -> StreamRequest:
-        if request.coords is not None or not request.present:
-            return request
-        if None in grid:
+    def _video_coords(
+        self,
+        tokens: torch.Tensor | None,
+        coords: torch.Tensor | None,
+        grid: tuple[int | None, int | None, int | None],
+        fps: float,
+    ) -> torch.Tensor | None:
+        """The coordinates given, or those of the latent grid where there are tokens."""
+        if coords is not None or tokens is None or tokens.shape[1] == 0:
+            return coords
+        frames, height, width = grid
+        if frames is None or height is None or width is None:
             raise ValueError(
                 f"Without video_coords, num_frames, height and width of the latent grid are needed; got {grid}."
             )
-        tokens = request.tokens
-        return request._replace(coords=self.rope.prepare_video_coords(tokens.shape[0], *grid, tokens.device, fps=fps))
+        return self.rope.prepare_video_coords(tokens.shape[0], frames, height, width, tokens.device, fps=fps)
 
-    def _with_audio_coords(self, request: StreamRequest, num_frames: int | None) -> StreamRequest:
-        if request.coords is not None or not request.present:
-            return request
+    def _audio_coords(
+        self, tokens: torch.Tensor | None, coords: torch.Tensor | None, num_frames: int | None
+    ) -> torch.Tensor | None:
+        """The coordinates given, or those of the latent frames where there are tokens."""
+        if coords is not None or tokens is None or tokens.shape[1] == 0:
+            return coords
         if num_frames is None:
             raise ValueError("Without audio_coords, audio_num_frames is needed; got None.")
-        tokens = request.tokens
-        return request._replace(
-            coords=self.audio_rope.prepare_audio_coords(tokens.shape[0], num_frames, tokens.device)
-        )
+        return self.audio_rope.prepare_audio_coords(tokens.shape[0], num_frames, tokens.device)
 
-    def _check_request(
-        self, video: StreamRequest, audio: StreamRequest, perturbation_mode: str | None, cross_mode: str | None
-    ) -> None:
-        if not (video.present or audio.present):
-            raise ValueError("Neither hidden_states nor audio_hidden_states has tokens; give at least one of them.")
-        for name, value, allowed in (
-            ("perturbation_mode", perturbation_mode, PERTURBATION_MODES),
-            ("cross_timestep_mode", cross_mode, CROSS_TIMESTEP_MODES),
-        ):
-            if value is not None and value not in allowed:
-                raise ValueError(f"{name} must be one of {allowed}, got {value!r}.")
-        for request in (video, audio):
-            if request.present and request.coords.shape[2] != request.tokens.shape[1]:
-                raise ValueError(
-                    f"The {request.name} stream has {request.tokens.shape[1]} tokens, "
-                    f"but coordinates for {request.coords.shape[2]}."
-                )
-
-    def _check_hooks(self, video: StreamRequest, several: bool) -> None:
+    def _check_hooks(self, video: StreamRequest | None, several: bool) -> None:
         """Refuse calls that an enabled cache of the host library would answer wrongly."""
         if not self.is_cache_enabled:
             return
@@ -426,68 +428,79 @@ class LTX2AVTransformer3DModel(
                 f"{cache} remembers one prediction per call, but perturbation_keep_masks asks for several; "
                 f"call disable_cache() or pass one mask at a time."
             )
-        if not video.present and not isinstance(self._cache_config, PyramidAttentionBroadcastConfig):
+        if video is None and not isinstance(self._cache_config, PyramidAttentionBroadcastConfig):
             raise ValueError(
                 f"{cache} decides by the video stream, which this call does not have; call disable_cache() first."
             )
 
     def _usable_caches(
-        self, cache: TextCache | None, negative: NegativeText | None, video: StreamRequest, audio: StreamRequest
+        self,
+        cache: TextCache | None,
+        negative: NegativeText | None,
+        video: StreamRequest | None,
+        audio: StreamRequest | None,
     ) -> tuple[TextCache | None, TextCache | None]:
         """The caches of the text and of the negative text, as far as they are given and may be used."""
         if torch.is_grad_enabled() or hasattr(self, "prompt_adaln"):
             return None, None
-        present = video.present, audio.present
         if cache is not None:
-            cache.check_sources(
-                *(text if here else None for text, here in zip((video.context, audio.context), present))
-            )
+            cache.check_sources(video and video.context, audio and audio.context)
         if negative is None or negative.cache is None:
             return cache, None
-        negative.cache.check_sources(*(text if here else None for text, here in zip(negative[:2], present)))
+        negative.cache.check_sources(video and negative.video, audio and negative.audio)
         return cache, negative.cache
+
+    def _variants(
+        self,
+        video: StreamRequest | None,
+        audio: StreamRequest | None,
+        keeps: list[torch.Tensor | None],
+        perturbation_mode: str | None,
+        tokens: torch.Tensor,
+    ) -> list[list[BlockPlan]]:
+        """What every block computes, for each keep mask."""
+        updates_video, updates_audio = video is not None and video.enabled, audio is not None and audio.enabled
+        both = video is not None and audio is not None
+        base = BlockPlan(
+            a2v=both and updates_video,
+            v2a=both and updates_audio,
+            video=updates_video,
+            audio=updates_audio,
+            passthrough=perturbation_mode == "passthrough" if perturbation_mode else self.config.perturbed_attn,
+        )
+        return block_plans(keeps, base, len(self.transformer_blocks), tokens.device, tokens.dtype)
 
     def _prepare(
         self,
-        video: StreamRequest,
-        audio: StreamRequest,
-        keeps: list[torch.Tensor | None],
-        perturbation_mode: str | None,
+        video: StreamRequest | None,
+        audio: StreamRequest | None,
+        variants: list[list[BlockPlan]],
         cross_mode: str,
         keyframes_mask: torch.Tensor | None,
         text_caches: tuple[TextCache | None, TextCache | None],
+        tokens: torch.Tensor,
     ) -> PreparedForward:
-        """Project the inputs and compute what all blocks share."""
-        present = video if video.present else audio
-        dtype = present.tokens.dtype
-        both = video.present and audio.present
-        base = BlockPlan(
-            a2v=both and video.enabled,
-            v2a=both and audio.enabled,
-            video=video.present and video.enabled,
-            audio=audio.present and audio.enabled,
-            passthrough=perturbation_mode == "passthrough" if perturbation_mode else self.config.perturbed_attn,
-        )
-        variants = block_plans(keeps, base, len(self.transformer_blocks), present.tokens.device, dtype)
+        """Project the inputs and compute what all blocks share; `tokens` are those of a stream that is present."""
         mode = cross_mode if any(plan.crosses for plans in variants for plan in plans) else None
-        x, context, inputs, head = self._prepare_stream(video, audio, mode, text_caches, keyframes_mask)
-        y, audio_context, audio_inputs, audio_head = self._prepare_stream(audio, video, mode, text_caches)
-        x = present.tokens.new_zeros(present.tokens.shape[0], 0, 1) if x is None else self.split_tokens(x)
-        y = present.tokens.new_zeros(present.tokens.shape[0], 0, 1) if y is None else y
-        inputs, heads = (inputs, audio_inputs), (head, audio_head)
-        return PreparedForward(x, y, (context, audio_context), inputs, heads, variants, text_caches)
+        empty = tokens.new_zeros(tokens.shape[0], 0, 1)
+        x, context, inputs, head = self._prepare_stream(video, audio, mode, text_caches, empty, keyframes_mask)
+        y, audio_context, audio_inputs, audio_head = self._prepare_stream(audio, video, mode, text_caches, empty)
+        x = x if video is None else self.split_tokens(x)
+        contexts, heads = (context, audio_context), (head, audio_head)
+        return PreparedForward(x, y, contexts, (inputs, audio_inputs), heads, variants, text_caches)
 
     def _prepare_stream(
         self,
-        request: StreamRequest,
-        other: StreamRequest,
+        request: StreamRequest | None,
+        other: StreamRequest | None,
         cross_mode: str | None,
         text_caches: tuple[TextCache | None, TextCache | None],
+        empty: torch.Tensor,
         keyframes_mask: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None, StreamInputs, Modulation | None]:
+    ) -> tuple[torch.Tensor, torch.Tensor, StreamInputs, Modulation | None]:
         """Tokens, text context, block inputs and head values of one stream; `cross_mode` is `None` if isolated."""
-        if not request.present:
-            return None, None, StreamInputs(), None
+        if request is None:
+            return empty, empty, StreamInputs(), None
         is_video = request.name == "video"
         stream = ModelStream(self, "" if is_video else "audio_")
         x = stream.proj_in(request.tokens)
@@ -496,8 +509,8 @@ class LTX2AVTransformer3DModel(
         shares_tokens = is_video and self._parallel_config is not None
         timesteps = stream_timesteps(request, self.split_token_index if shares_tokens else None)
         modulation, head = stream.time_modulation(*timesteps, x.dtype)
-        cross = (None, None)
-        if cross_mode is not None:
+        cross: tuple[Modulation | None, Modulation | None] = (None, None)
+        if cross_mode is not None and other is not None:
             factor = self.config.cross_attn_timestep_scale_multiplier / self.config.timestep_scale_multiplier
             cross = stream.cross_modulation(timesteps, other, cross_mode, factor, x.dtype)
         rotary, cross_rotary = stream.tables(request.coords, x.device)
@@ -558,7 +571,17 @@ class LTX2AVTransformer3DModel(
         self, prepared: PreparedForward, hidden_states: torch.Tensor, audio_hidden_states: torch.Tensor
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Velocities of video and audio; `None` for an absent stream."""
-        return tuple(
+        video, audio = (
             None if head is None else ModelStream(self, prefix).head(tokens, head)
             for prefix, tokens, head in zip(("", "audio_"), (hidden_states, audio_hidden_states), prepared.heads)
         )
+        return video, audio
+
+
+def _check_modes(perturbation_mode: str | None, cross_mode: str | None) -> None:
+    for name, value, allowed in (
+        ("perturbation_mode", perturbation_mode, PERTURBATION_MODES),
+        ("cross_timestep_mode", cross_mode, CROSS_TIMESTEP_MODES),
+    ):
+        if value is not None and value not in allowed:
+            raise ValueError(f"{name} must be one of {allowed}, got {value!r}.")

@@ -94,16 +94,18 @@ class BlockStream:
 
     def __init__(self, block: "LTX2AVTransformerBlock", prefix: str, inputs: StreamInputs) -> None:
         self.inputs = inputs
-        self.self_norm = getattr(block, f"{prefix}norm1")
-        self.self_attn = getattr(block, f"{prefix}attn1")
-        self.text_norm = getattr(block, f"{prefix}norm2")
-        self.text_attn = getattr(block, f"{prefix}attn2")
-        self.ff_norm = getattr(block, f"{prefix}norm3")
-        self.ff = getattr(block, f"{prefix}ff")
-        self.prompt_table = getattr(block, f"{prefix}prompt_scale_shift_table", None)
+        self.self_norm: nn.RMSNorm = getattr(block, f"{prefix}norm1")
+        self.self_attn: LTX2Attention = getattr(block, f"{prefix}attn1")
+        self.text_norm: nn.RMSNorm = getattr(block, f"{prefix}norm2")
+        self.text_attn: LTX2Attention = getattr(block, f"{prefix}attn2")
+        self.ff_norm: nn.RMSNorm = getattr(block, f"{prefix}norm3")
+        self.ff: FeedForward = getattr(block, f"{prefix}ff")
+        self.prompt_table: nn.Parameter | None = getattr(block, f"{prefix}prompt_scale_shift_table", None)
         self.cross_norm = block.video_to_audio_norm if prefix else block.audio_to_video_norm
         self.cross_attn = block.video_to_audio_attn if prefix else block.audio_to_video_attn
-        self.cross_table = getattr(block, f"{prefix or 'video_'}a2v_cross_attn_scale_shift_table")
+        self.cross_table: nn.Parameter = getattr(block, f"{prefix or 'video_'}a2v_cross_attn_scale_shift_table")
+        if inputs.cross_scale_shift is not None and inputs.cross_gate is not None:
+            self.cross_scale_shift, self.cross_gate = inputs.cross_scale_shift, inputs.cross_gate
         if inputs.modulation is not None:
             self.layout = inputs.modulation.layout
             self.values = inputs.modulation.with_table(getattr(block, f"{prefix}scale_shift_table"))
@@ -162,10 +164,9 @@ class BlockStream:
 
     def cross_modulated(self, normed: torch.Tensor, direction: str) -> torch.Tensor:
         """Normalised tokens `[B, S, D]` modulated for the attention `"a2v"` or `"v2a"`."""
-        modulation = self.inputs.cross_scale_shift
-        values = modulation.with_table(self.cross_table[:4])
+        values = self.cross_scale_shift.with_table(self.cross_table[:4])
         scale, shift = values[:2] if direction == "a2v" else values[2:]
-        return modulate(normed, scale, shift, modulation.layout)
+        return modulate(normed, scale, shift, self.cross_scale_shift.layout)
 
     def take_from(
         self,
@@ -185,8 +186,8 @@ class BlockStream:
         )
         if keep is not True:
             update = update * keep
-        (gate,) = self.inputs.cross_gate.with_table(self.cross_table[4:])
-        return add_gated(x, update, gate, self.inputs.cross_gate.layout)
+        (gate,) = self.cross_gate.with_table(self.cross_table[4:])
+        return add_gated(x, update, gate, self.cross_gate.layout)
 
     def feed_forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[B, S, D]` after the feed-forward branch."""
@@ -201,6 +202,8 @@ class LTX2AVTransformerBlock(nn.Module):
         video, audio ([`StreamSizes`]): Sizes of the streams; the attention between them has the audio's heads.
         shared ([`SharedSettings`]): Settings of both streams.
     """
+
+    attn1: LTX2Attention
 
     def __init__(self, video: StreamSizes, audio: StreamSizes, shared: SharedSettings) -> None:
         super().__init__()
@@ -236,8 +239,8 @@ class LTX2AVTransformerBlock(nn.Module):
         self,
         hidden_states: torch.Tensor,
         audio_hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor | None,
-        audio_encoder_hidden_states: torch.Tensor | None,
+        encoder_hidden_states: torch.Tensor,
+        audio_encoder_hidden_states: torch.Tensor,
         video_inputs: StreamInputs,
         audio_inputs: StreamInputs,
         plan: BlockPlan,

@@ -1,18 +1,27 @@
-"""One stream of the audio-video transformer outside its blocks: input projection, conditioning, output head.
+"""One stream of the audio-video transformer outside its blocks: sizes, input projection, conditioning, output head.
 
 Shapes: B batch, S tokens of the stream, T text tokens, D width, R distinct timesteps.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from .modulation import Modulation, TokenLayout, distinct_timesteps, evaluate, modulate
+from .modulation import (
+    AdaLayerNormSingle,
+    Modulation,
+    TextProjection,
+    TokenLayout,
+    distinct_timesteps,
+    evaluate,
+    modulate,
+)
 from .negative_text import NegativeContext, NegativeText
-from .rope import RotaryTables
+from .rope import RotaryPositionEmbedding, RotaryTables
 from .tensor_memo import TensorMemo, host_can_read
 from .text_cache import TextCache
+from .transformer_block import StreamSizes
 
 # A score lowered by this much has no weight; the value is diffusers' for text masks.
 MASKED_SCORE = -10000.0
@@ -21,12 +30,51 @@ MASKED_SCORE = -10000.0
 CROSS_TIMESTEP_MODES = ("own", "other", "gate")
 
 
+def stream_sizes(config: Any) -> tuple[StreamSizes, StreamSizes]:
+    """Sizes of the video and the audio stream."""
+    video, audio = (
+        StreamSizes(
+            dim=config[f"{prefix}num_attention_heads"] * config[f"{prefix}attention_head_dim"],
+            heads=config[f"{prefix}num_attention_heads"],
+            head_dim=config[f"{prefix}attention_head_dim"],
+            context_dim=config[f"{prefix}cross_attention_dim"],
+            gated_attn=config[f"{prefix}gated_attn"],
+            modulates_text=config[f"{prefix}cross_attn_mod"],
+            ff_bias=config[f"{prefix}ff_bias"],
+        )
+        for prefix in ("", "audio_")
+    )
+    return video, audio
+
+
+def check_config(config: Any, video: StreamSizes, audio: StreamSizes) -> None:
+    """Refuse configurations that contradict themselves or ask for what does not exist."""
+    if config.qk_norm != "rms_norm_across_heads":
+        raise NotImplementedError(f"qk_norm must be 'rms_norm_across_heads', got {config.qk_norm!r}.")
+    if config.rope_type == "split" and video.heads != audio.heads:
+        raise ValueError(
+            f"Split rotary embeddings between the streams need equal head counts, got num_attention_heads="
+            f"{video.heads} and audio_num_attention_heads={audio.heads}."
+        )
+    if audio.context_dim != audio.dim:
+        raise ValueError(
+            f"audio_cross_attention_dim is the rotary width between the streams and must equal the audio width "
+            f"{audio.heads} x {audio.head_dim} = {audio.dim}, got {audio.context_dim}."
+        )
+    takes_stream_width = config.use_prompt_embeddings or video.modulates_text or audio.modulates_text
+    if takes_stream_width and video.context_dim != video.dim:
+        raise ValueError(
+            f"cross_attention_dim must equal the video width {video.heads} x {video.head_dim} = {video.dim} where "
+            f"text is projected or modulated, got {video.context_dim}."
+        )
+
+
 class StreamRequest(NamedTuple):
-    """What the caller of a forward pass says about one stream.
+    """What the caller of a forward pass says about one stream that has tokens.
 
     Args:
         name (`str`): `"video"` or `"audio"`, for messages.
-        tokens (`torch.Tensor`, *optional*): `[B, S, C]` latents; `None` where the stream is absent.
+        tokens (`torch.Tensor`): `[B, S, C]` latents, S above 0.
         context (`torch.Tensor`): `[B, T, C]` text features.
         timestep (`torch.Tensor`): `[B]` or `[B, S]` in [0, 1000].
         sigma (`torch.Tensor`, *optional*): `[B]`, the noise level of the sample in [0, 1000].
@@ -38,32 +86,18 @@ class StreamRequest(NamedTuple):
     """
 
     name: str
-    tokens: torch.Tensor | None
-    context: torch.Tensor | None
-    timestep: torch.Tensor | None
+    tokens: torch.Tensor
+    context: torch.Tensor
+    timestep: torch.Tensor
     sigma: torch.Tensor | None
-    coords: torch.Tensor | None = None
+    coords: torch.Tensor
     text_mask: torch.Tensor | None = None
     self_mask: torch.Tensor | None = None
     enabled: bool = True
     negative: NegativeContext | None = None
 
-    @property
-    def present(self) -> bool:
-        """Whether there is anything to compute; no tokens count as none."""
-        return self.tokens is not None and self.tokens.shape[1] > 0
-
-    def with_times_of(self, other: "StreamRequest") -> "StreamRequest":
-        """This request, with the timestep and the sigma of the other stream where it has none."""
-        return self._replace(
-            timestep=other.timestep if self.timestep is None else self.timestep,
-            sigma=other.sigma if self.sigma is None else self.sigma,
-        )
-
     def timesteps(self) -> torch.Tensor:
         """`[B, 1]` or `[B, S]` float32."""
-        if self.timestep is None:
-            raise ValueError(f"{self.name} tokens need a timestep; got None.")
         batch_size, num_tokens = self.tokens.shape[:2]
         if self.timestep.numel() == 1:
             return self.timestep.float().reshape(1, 1).expand(batch_size, 1)
@@ -85,6 +119,28 @@ class StreamRequest(NamedTuple):
         return self.sigma.float().reshape(-1, 1)
 
 
+def stream_request(
+    name: str,
+    tokens: torch.Tensor | None,
+    context: torch.Tensor | None,
+    timestep: torch.Tensor | None,
+    sigma: torch.Tensor | None,
+    coords: torch.Tensor | None,
+) -> StreamRequest | None:
+    """The [`StreamRequest`] of a stream, refused where something is missing; `None` for a stream without tokens."""
+    if tokens is None or tokens.shape[1] == 0:
+        return None
+    if context is None:
+        prefix = "" if name == "video" else "audio_"
+        raise ValueError(f"{name} tokens need text features; pass {prefix}encoder_hidden_states, got None.")
+    if timestep is None:
+        raise ValueError(f"{name} tokens need a timestep; got None.")
+    if coords is None or coords.shape[2] != tokens.shape[1]:
+        count = None if coords is None else coords.shape[2]
+        raise ValueError(f"The {name} stream has {tokens.shape[1]} tokens, but coordinates for {count}.")
+    return StreamRequest(name, tokens, context, timestep, sigma, coords)
+
+
 class ModelStream:
     """One stream's view of the model: the modules outside the blocks that act on it.
 
@@ -95,17 +151,18 @@ class ModelStream:
 
     def __init__(self, model: nn.Module, prefix: str) -> None:
         self.name = "audio" if prefix else "video"
-        self.proj_in = getattr(model, f"{prefix}proj_in")
-        self.caption_projection = getattr(model, f"{prefix}caption_projection", None)
-        self.time_embed = getattr(model, f"{prefix}time_embed")
-        self.prompt_adaln = getattr(model, f"{prefix}prompt_adaln", None)
-        self.rope = getattr(model, f"{prefix}rope")
-        self.cross_rope = model.cross_attn_audio_rope if prefix else model.cross_attn_rope
-        self.cross_scale_shift = getattr(model, f"av_cross_attn_{prefix or 'video_'}scale_shift")
-        self.cross_gate = model.av_cross_attn_audio_v2a_gate if prefix else model.av_cross_attn_video_a2v_gate
-        self.table = getattr(model, f"{prefix}scale_shift_table")
-        self.norm_out = getattr(model, f"{prefix}norm_out")
-        self.proj_out = getattr(model, f"{prefix}proj_out")
+        gate = "audio_v2a" if prefix else "video_a2v"
+        self.proj_in: nn.Linear = getattr(model, f"{prefix}proj_in")
+        self.caption_projection: TextProjection | None = getattr(model, f"{prefix}caption_projection", None)
+        self.time_embed: AdaLayerNormSingle = getattr(model, f"{prefix}time_embed")
+        self.prompt_adaln: AdaLayerNormSingle | None = getattr(model, f"{prefix}prompt_adaln", None)
+        self.rope: RotaryPositionEmbedding = getattr(model, f"{prefix}rope")
+        self.cross_rope: RotaryPositionEmbedding = getattr(model, f"cross_attn_{prefix}rope")
+        self.cross_scale_shift: AdaLayerNormSingle = getattr(model, f"av_cross_attn_{prefix or 'video_'}scale_shift")
+        self.cross_gate: AdaLayerNormSingle = getattr(model, f"av_cross_attn_{gate}_gate")
+        self.table: nn.Parameter = getattr(model, f"{prefix}scale_shift_table")
+        self.norm_out: nn.LayerNorm = getattr(model, f"{prefix}norm_out")
+        self.proj_out: nn.Linear = getattr(model, f"{prefix}proj_out")
 
     def project_context(self, context: torch.Tensor) -> torch.Tensor:
         """Text features `[B, T, C]` as the blocks take them."""
@@ -173,14 +230,14 @@ class ModelStream:
 def stream_timesteps(request: StreamRequest, split_index: nn.Module | None) -> tuple[torch.Tensor, TokenLayout]:
     """Distinct timesteps of a stream and their layout; `split_index` is given where ranks share the tokens."""
     distinct, layout = distinct_timesteps(request.timesteps(), as_index=split_index is not None)
-    if split_index is not None and layout.index is not None:
-        layout = TokenLayout(index=split_index(layout.index))
+    if split_index is not None and layout.row_index is not None:
+        layout = TokenLayout(row_index=split_index(layout.row_index))
     return distinct, layout
 
 
 def with_negative(request: StreamRequest, negative: NegativeText | None) -> StreamRequest:
     """The request with its stream's part of a negative prompt."""
-    if negative is None or not request.present:
+    if negative is None:
         return request
     context, batch_size = getattr(negative, request.name), request.tokens.shape[0]
     if context is None or context.shape[0] != batch_size:

@@ -14,8 +14,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import logging
 from diffusers.utils.accelerate_utils import apply_forward_hook
 
-from .saving import AtomicModelSaveMixin
-from .single_file import OriginalCheckpointMixin
+from .saving import AtomicModelSaveMixin, OriginalCheckpointMixin
 from .video_vae_blocks import VideoDecoder, VideoEncoder
 from .video_vae_config import (
     DOWN_BLOCK_TYPES,
@@ -80,6 +79,8 @@ class AutoencoderKLLTX2Video(AtomicModelSaveMixin, ModelMixin, AutoencoderMixin,
     """
 
     _supports_gradient_checkpointing = True
+    latents_mean: torch.Tensor
+    latents_std: torch.Tensor
 
     @register_to_config
     def __init__(

@@ -8,6 +8,7 @@ tensors of its size at a time: the skip, the convolution's padded input and its 
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from diffusers.models.embeddings import TimestepEmbedding, get_timestep_embedding
@@ -195,7 +196,7 @@ class ResBlock(nn.Module):
     ) -> torch.Tensor:
         """Map `[B, C, F, H, W]` to `[B, C_out, F, H, W]`; `temb` holds the block's `[B, 4, C, 1, 1, 1]` rows."""
         first = second = None
-        if self.scale_shift_table is not None:
+        if self.scale_shift_table is not None and temb is not None:
             shift1, scale1, shift2, scale2 = (temb + self.scale_shift_table[..., None, None, None]).unbind(1)
             first, second = (shift1, scale1), (shift2, scale2)
         # One name throughout: rebinding it frees each intermediate before the next convolution allocates.
@@ -205,7 +206,7 @@ class ResBlock(nn.Module):
         h = self.conv2.activate(h, causal, second, overwrite=True)
         h = self.conv2.conv(h)
         h = _inject_noise(h, self.per_channel_scale2, generator)
-        if self.conv_shortcut is not None:
+        if self.norm3 is not None and self.conv_shortcut is not None:
             x = self.conv_shortcut(self.norm3(x.movedim(1, -1)).movedim(-1, 1))
         return _add(h, x)
 
@@ -273,6 +274,8 @@ class ResBlocks(nn.Module):
         padding_mode, norm_eps, inject_noise, timestep_conditioning: As in [`ResBlock`].
     """
 
+    _gradient_checkpointing_func: Callable[..., torch.Tensor]
+
     def __init__(
         self,
         channels: int,
@@ -325,8 +328,8 @@ class DownBlock(ResBlocks):
         super().__init__(stage.in_channels, stage.num_layers, padding_mode, norm_eps)
         self.downsamplers = None
         if stage.resample == "conv":
-            downsampler = CausalConv3d(stage.in_channels, stage.out_channels, padding_mode, stride=2)
-            self.downsamplers = nn.ModuleList([downsampler])
+            strided = CausalConv3d(stage.in_channels, stage.out_channels, padding_mode, stride=2)
+            self.downsamplers = nn.ModuleList([strided])
         elif stage.resample is not None:
             stride = STRIDES[stage.resample]
             downsampler = Downsampler(stage.in_channels, stage.out_channels, stride, padding_mode)
@@ -471,14 +474,14 @@ class VideoDecoder(nn.Module):
         causal = self.is_causal if causal is None else causal
         self.check_timestep(temb, len(hidden_states))
         self._check_recomputable(generator)
-        if self.timestep_scale_multiplier is not None:
+        if self.timestep_scale_multiplier is not None and temb is not None:
             temb = (temb * self.timestep_scale_multiplier).flatten().expand(len(hidden_states))
         h = self.conv_in(hidden_states, causal)
         h = self.mid_block(h, temb, generator, causal)
         for block in self.up_blocks:
             h = block(h, temb, generator, causal)
         modulation = None
-        if self.time_embedder is not None:
+        if self.time_embedder is not None and self.scale_shift_table is not None:
             rows = self.time_embedder(temb, h.dtype) + self.scale_shift_table[..., None, None, None]
             modulation = rows.unbind(1)
         h = self.conv_out.activate(h, causal, modulation, overwrite=True)

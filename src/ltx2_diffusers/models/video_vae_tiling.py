@@ -79,7 +79,7 @@ def run_blended_space(
     x: torch.Tensor, run: Callable[[torch.Tensor], torch.Tensor], rows: BlendedAxis, columns: BlendedAxis
 ) -> torch.Tensor:
     """Run `x` tile by tile, row-major, and blend the results; only the borders of finished tiles are kept."""
-    output = None
+    output: torch.Tensor
     above: list[torch.Tensor | None] = [None] * len(columns.spans)
     for i, (top, bottom) in enumerate(rows.spans):
         left = None
@@ -89,7 +89,7 @@ def run_blended_space(
             blend_into(tile, left, columns.blend, WIDTH)
             above[j] = _tail(tile, rows.blend, HEIGHT)
             left = _tail(tile, columns.blend, WIDTH)
-            if output is None:
+            if i == j == 0:
                 output = tile.new_empty(*tile.shape[:HEIGHT], rows.size, columns.size)
             target_y, target_x = rows.target(i), columns.target(j)
             height, width = target_y.stop - target_y.start, target_x.stop - target_x.start
@@ -338,10 +338,10 @@ def _run_group(
     x: torch.Tensor, run: Callable[[torch.Tensor], torch.Tensor], plan: TilePlan, span: WeightedSpan
 ) -> torch.Tensor:
     """Sum the weighted tiles that share one span of time, in at least single precision."""
-    group = None
-    for row, column in product(plan.height, plan.width):
+    group: torch.Tensor
+    for index, (row, column) in enumerate(product(plan.height, plan.width)):
         tile = run(x[:, :, span.source, row.source, column.source])
-        if group is None:
+        if index == 0:
             dtype = torch.promote_types(tile.dtype, torch.float32)
             group = tile.new_zeros(*tile.shape[: TIME + 1], *plan.size, dtype=dtype)
         mask = span.weight[:, None, None] * (row.weight[:, None] * column.weight)

@@ -67,7 +67,8 @@ class SpatialTilingConfig:
             if len(value) != 2:
                 raise ValueError(f"`{name}` must be a number or (height, width), got {value!r}.")
         # An axis that is left whole has no seams, hence no overlap.
-        return tuple((size, overlap if size else 0) for size, overlap in zip(sizes, overlaps))
+        height, width = ((size, overlap if size else 0) for size, overlap in zip(sizes, overlaps))
+        return height, width
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,8 @@ class TilingConfig:
         if self.spatial_config is None:
             return None, None
         names = "tile_size_in_pixels", "tile_overlap_in_pixels"
-        return tuple(_in_units(names, axis, pixels_per_unit) for axis in self.spatial_config.axes)
+        height, width = (_in_units(names, axis, pixels_per_unit) for axis in self.spatial_config.axes)
+        return height, width
 
     def time_tile(self, frames_per_unit: int) -> tuple[int, int] | None:
         """(size, overlap) of time in units of `frames_per_unit`, None if left whole."""
@@ -144,9 +146,9 @@ def encoding_config(config: TilingConfig, raise_overlaps: bool) -> TilingConfig:
     spatial, temporal = config.spatial_config, config.temporal_config
     if spatial is not None:
         minimum = _MIN_ENCODE_OVERLAP_PIXELS
-        overlaps = tuple(_encode_overlap("pixels", *axis, minimum, _PIXELS, raise_overlaps) for axis in spatial.axes)
-        sizes = tuple(size for size, _ in spatial.axes)
-        spatial = SpatialTilingConfig(sizes, overlaps)
+        height, width = (_encode_overlap("pixels", *axis, minimum, _PIXELS, raise_overlaps) for axis in spatial.axes)
+        sizes = spatial.axes[0][0], spatial.axes[1][0]
+        spatial = SpatialTilingConfig(sizes, (height, width))
     if temporal is not None:
         size, overlap = temporal.tile_size_in_frames, temporal.tile_overlap_in_frames
         minimum = _MIN_ENCODE_OVERLAP_FRAMES

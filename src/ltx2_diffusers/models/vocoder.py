@@ -15,8 +15,7 @@ from torch.nn import functional as F
 from .antialias import AntiAliasedActivation, SnakeBeta, resample_up
 from .mel import LOG_MEL_FLOOR
 from .mixed_precision import Conv1d, ConvTranspose1d
-from .saving import AtomicModelSaveMixin
-from .single_file import OriginalCheckpointMixin
+from .saving import AtomicModelSaveMixin, OriginalCheckpointMixin
 
 _ACTIVATIONS = ("leaky_relu", "snake", "snakebeta")
 _FINAL_ACTIVATIONS = ("tanh", "clamp", None)
@@ -184,6 +183,8 @@ class CausalSTFT(nn.Module):
         hop_length: samples between frames.
     """
 
+    forward_basis: Tensor
+
     def __init__(self, filter_length: int, hop_length: int) -> None:
         super().__init__()
         self.hop_length = hop_length
@@ -208,6 +209,8 @@ class CausalMel(nn.Module):
         hop_length: samples between frames.
         num_mel_channels: M.
     """
+
+    mel_basis: Tensor
 
     def __init__(self, filter_length: int, hop_length: int, num_mel_channels: int) -> None:
         super().__init__()

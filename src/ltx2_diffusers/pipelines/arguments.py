@@ -1,15 +1,34 @@
-"""What a call asks for, grouped: the arguments of every recipe end up in these few frozen objects."""
+"""What a call may say: every argument once, as a field of a frozen dataclass, and the groups in which they are passed on.
 
+A recipe's `__call__` works on such an object; [`takes`] makes of it the call that users write.
+"""
+
+import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from difflib import get_close_matches
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 
 from ..conditioning.streams import Streams
 from ..guidance.options import GuidanceOptions
-from ..prompts.reading import Prompts
+from ..guidance.scales import PRESET, AudioScale, GivenScales
+from ..media.frames import Frames
+from ..prompts.encoding import Enhancement, Prompts
+from .conditions.condition import Condition
+from .conditions.source import Sound
 from .plan import Size
+
+Callback = Callable[..., dict[str, Any] | None]
+Generators = torch.Generator | list[torch.Generator] | None
+Conditions = Condition | Sequence[Condition] | None
+BOTH = Streams(True, True)
+_UNSAID = Streams(GivenScales(), GivenScales())
+
+P, S, A, R = ParamSpec("P"), TypeVar("S"), TypeVar("A"), TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -19,10 +38,10 @@ class Stage:
     Args:
         spatial_scale, temporal_scale: Size of this stage over that of the finished clip.
         num_inference_steps, sigmas, timesteps: Noise levels; all `None` takes the preset's.
-        scales: Guidance scales per stream, `None` for a run without guidance.
+        scales: Guidance scales per stream, a pair of [`MultiModalGuiderParams`]; `None` for a run without guidance.
         stg_blocks: Blocks that spatio-temporal guidance perturbs, default the preset's.
         guidance_options: Ways of guiding beyond the scales.
-        sampler: Name of the sampler.
+        sampler: Name of the sampler; default the preset's in the first stage and `"euler"` in the others.
         noise_scale: Noise mixed into the latents that come in, default the first noise level.
         upsampler: Component that enlarges the latents of the stage before.
         adapters: LoRA adapters and strengths that this stage adds to the active ones, or changes; strength 0 takes one
@@ -39,12 +58,36 @@ class Stage:
     scales: Streams | None = None
     stg_blocks: Sequence[int] | None = None
     guidance_options: GuidanceOptions | None = None
-    sampler: str = "euler"
+    sampler: str | None = None
     noise_scale: float | None = None
     upsampler: str | None = None
     adapters: Mapping[str, float] | None = None
     transformer: str = "transformer"
     references: bool = True
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a call wants its stages to run; the fields are arguments of the calls.
+
+    Args:
+        scales: [`GivenScales`] per stream.
+        two_stage, stages, stage_2_sigmas, stage_1_adapters, stage_2_adapters: Of recipes in stages.
+    """
+
+    num_inference_steps: int | None = None
+    sigmas: Sequence[float] | None = None
+    timesteps: Sequence[float] | None = None
+    noise_scale: float | None = None
+    scales: Streams = _UNSAID
+    stg_blocks: Sequence[int] | None = None
+    sampler: str | None = None
+    guidance_options: GuidanceOptions | None = None
+    two_stage: bool = False
+    stages: Sequence[Stage] | None = None
+    stage_2_sigmas: Sequence[float] | None = None
+    stage_1_adapters: Mapping[str, float] | None = None
+    stage_2_adapters: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +104,7 @@ class Start:
             for image to video.
     """
 
-    generator: torch.Generator | list[torch.Generator] | None = None
+    generator: Generators = None
     latents: torch.Tensor | None = None
     audio_latents: torch.Tensor | None = None
     packed_noise: bool = False
@@ -75,72 +118,377 @@ class Delivery:
     Args:
         output_type, return_dict, decode_timestep, decode_noise_scale: As in the pipelines' calls.
         callback, callback_inputs: Step function and the tensors it sees.
-        originals: What is handed over in the place of decoded latents: pixels `[F, H, W, 3]` in [0, 255] and a pair of
-            waveform `[B, C, N]` and sampling rate; `None` for a stream that is decoded.
-        sources: Files of the originals, whose packets are copied when the result is saved.
     """
 
     output_type: str = "pil"
     return_dict: bool = True
-    callback: Callable[..., dict[str, Any] | None] | None = None
+    callback: Callback | None = None
     callback_inputs: Sequence[str] = ("latents",)
     decode_timestep: float | list[float] = 0.0
     decode_noise_scale: float | list[float] | None = None
-    originals: Streams = field(default_factory=lambda: Streams(None, None))
-    sources: Streams = field(default_factory=lambda: Streams(None, None))
+
+    @property
+    def wanted(self) -> Sequence[str]:
+        """Tensors that somebody watches."""
+        return () if self.callback is None else self.callback_inputs
 
 
 @dataclass(frozen=True)
 class Request:
-    """A whole generation.
+    """A whole generation but for its text.
 
     Args:
-        prompts, size, start, delivery: See there.
+        size, start, delivery: See there.
         stages: Runs of the loop, each working on the result of the one before.
-        conditions: What the streams are held to; see [`~ltx2_diffusers.pipelines.conditions.condition.Condition`].
+        conditions: What the streams are held to.
         streams: Which streams are generated, `(video, audio)`.
         audio_stage: Index of the stage whose sound is returned, default the last.
         use_cross_timestep: See the pipelines' argument of that name.
         attention_kwargs: Passed to the transformer.
     """
 
-    prompts: Prompts
     size: Size
     stages: Sequence[Stage]
-    start: Start = field(default_factory=Start)
-    delivery: Delivery = field(default_factory=Delivery)
-    conditions: Sequence[Any] = ()
-    streams: Streams = field(default_factory=lambda: Streams(True, True))
+    start: Start = Start()
+    delivery: Delivery = Delivery()
+    conditions: Sequence[Condition] = ()
+    streams: Streams = BOTH
     audio_stage: int = -1
     use_cross_timestep: bool | None = None
     attention_kwargs: dict[str, Any] | None = None
 
 
-def check_generator(generator: torch.Generator | list[torch.Generator] | None, batch_size: int) -> None:
-    """A list of generators needs one per video of the batch."""
-    if isinstance(generator, (list, tuple)) and len(generator) != batch_size:
-        raise ValueError(f"got {len(generator)} generators for a batch of {batch_size}; give one, or one per video")
+@dataclass(frozen=True)
+class Texts:
+    """What every call begins with, unless a recipe puts its own before it."""
+
+    prompt: str | list[str] | None = None
+    negative_prompt: str | list[str] | None = None
 
 
-def check_per_video(name: str, value: float | list[float] | None, batch_size: int) -> None:
-    """A list needs one value per video of the batch."""
-    if isinstance(value, list) and len(value) not in (1, batch_size):
-        raise ValueError(
-            f"got {len(value)} values in `{name}` for a batch of {batch_size}; give one, or one per video"
+@dataclass(frozen=True)
+class Arguments(Texts):
+    """What a call takes; a recipe that takes something else says so in a class of its own.
+
+    `None` (or `"preset"`) stands for the reference value of the checkpoint's version and kind. Shapes: B videos of the
+    batch, T text positions, F latent frames, h and w latent rows and columns, L audio latents, M latent mel bins.
+
+    Args:
+        prompt: Text or list of texts. Either this or `prompt_embeds`.
+        negative_prompt: Text to steer away from, one for all prompts or one each. Default the empty text. Only read
+            with classifier-free or normalized attention guidance.
+        height, width: Size in pixels, multiples of 32. Default that of `latents`, else 512 x 768.
+        num_frames: Frames, 8 k + 1. Default that of `latents`, else 121.
+        min_seconds, max_seconds: Bounds of an automatic duration, which no checkpoint loaded here predicts; other
+            values than the defaults are refused.
+        frame_rate: Frames per second, above 0. The sound lasts `num_frames / frame_rate` seconds.
+        motion_speed: Speed of motion relative to real time, above 0; below 1 is slow motion.
+        num_inference_steps: Denoising steps. Not read when `sigmas` or `timesteps` are given.
+        sigmas: Noise levels in (0, 1], falling. `LTX2Scheduler` uses them as they are, a FlowMatchEuler scheduler
+            shifts them.
+        timesteps: Noise levels times 1000, used as they are.
+        guidance_scale: Classifier-free guidance of the video; 1 is neutral. Given as 1.0 while no other guidance
+            argument is given, it switches all guidance off.
+        stg_scale: Spatio-temporal guidance of the video; 0 is neutral.
+        modality_scale: Guidance of the video away from a pass without sound; 1 is neutral.
+        guidance_rescale: How far the guided prediction takes the spread of the unguided one, 0 to 1.
+        audio_guidance_scale, audio_stg_scale, audio_modality_scale, audio_guidance_rescale: The same for the audio;
+            `None` takes the video's value, 0.0 means 0.0.
+        spatio_temporal_guidance_blocks: Blocks which spatio-temporal guidance perturbs.
+        noise_scale: Noise mixed into given `latents` and `audio_latents`, 0 to 1. Default 0.0.
+        num_videos_per_prompt: Videos per prompt.
+        generator: Source of noise, or one per video. Noise is drawn on the generator's device, the CPU by default.
+        latents: Video latents to start from: un-normalised `[B, C, F, h, w]`, or packed and normalised
+            `[B, F * h * w, C]`.
+        audio_latents: Audio latents to start from: un-normalised, `[B, C, L, M]` or packed `[B, L, C * M]`.
+        prompt_embeds, negative_prompt_embeds: Results of `encode_prompt` `[B, T, ...]`. They keep their length T, which
+            has to be a multiple of the connectors' registers (128).
+        prompt_attention_mask, negative_prompt_attention_mask: Their masks `[B, T]`.
+        decode_timestep, decode_noise_scale: Noise level of the decoder and share of noise mixed in, for a VAE with
+            timestep conditioning. One value or one per video.
+        use_cross_timestep: Whose noise level modulates the exchange between the streams: the other stream's
+            (`True`) or its own (`False`). All agree in plain text to video.
+        enable_prompt_enhancement: Whether a language model rewrites the prompt before it is encoded; the text is
+            returned in `info`. The other arguments are those of `enhance_prompt`.
+        system_prompt, prompt_max_new_tokens, prompt_enhancement_kwargs, prompt_enhancement_seed: See there.
+        image_crf: H.264 quality of the round trip that pictures take, 0 (none) to 51. Default the preset's: 33, or 18
+            for 2.5. Floats cannot take it.
+        output_type: `"pil"`, `"np"`, `"pt"`, `"uint8"` or `"latent"`; see [`LTX2PipelineOutput`].
+        return_dict: Whether to return an [`LTX2PipelineOutput`] instead of the tuple `(frames, audio)`.
+        attention_kwargs: Passed to the transformer's attention; `{"scale": s}` scales LoRA adapters.
+        callback_on_step_end: Called as `callback(pipeline, step, timestep, tensors)` after each step. A dict it
+            returns may replace `latents` and `audio_latents`. Setting `pipeline._interrupt = True` ends the loop.
+        callback_on_step_end_tensor_inputs: What `tensors` holds: any of `latents`, `audio_latents`,
+            `prompt_embeds`, `negative_prompt_embeds`, and `denoised`, the step's prediction of the clean video as
+            normalised latents `[B, C, F, h, w]`.
+        max_sequence_length: Text positions T; longer prompts are cut.
+        sampler: Name of the sampler; see [`~ltx2_diffusers.sampling.samplers.SAMPLERS`]. Default the preset's.
+        guidance_options: Skipped steps, other formulas, scales by noise level, and a negative prompt without
+            classifier-free guidance; see [`~ltx2_diffusers.guidance.GuidanceOptions`].
+    """
+
+    height: int | None = None
+    width: int | None = None
+    num_frames: int | None = None
+    min_seconds: float = 1.0
+    max_seconds: float = 20.0
+    frame_rate: float | None = 24.0
+    motion_speed: float = 1.0
+    num_inference_steps: int | None = None
+    sigmas: Sequence[float] | None = None
+    timesteps: Sequence[float] | None = None
+    guidance_scale: float | None = None
+    stg_scale: float | None = None
+    modality_scale: float | None = None
+    guidance_rescale: float | None = None
+    audio_guidance_scale: AudioScale = PRESET
+    audio_stg_scale: AudioScale = PRESET
+    audio_modality_scale: AudioScale = PRESET
+    audio_guidance_rescale: AudioScale = PRESET
+    spatio_temporal_guidance_blocks: list[int] | None = None
+    noise_scale: float | None = 0.0
+    num_videos_per_prompt: int = 1
+    generator: Generators = None
+    latents: torch.Tensor | None = None
+    audio_latents: torch.Tensor | None = None
+    prompt_embeds: torch.Tensor | None = None
+    prompt_attention_mask: torch.Tensor | None = None
+    negative_prompt_embeds: torch.Tensor | None = None
+    negative_prompt_attention_mask: torch.Tensor | None = None
+    decode_timestep: float | list[float] = 0.0
+    decode_noise_scale: float | list[float] | None = None
+    use_cross_timestep: bool | None = None
+    system_prompt: str | None = None
+    enable_prompt_enhancement: bool = False
+    prompt_max_new_tokens: int | None = None
+    prompt_enhancement_kwargs: dict[str, Any] | None = None
+    prompt_enhancement_seed: int = 10
+    # What only some calls take is no argument here; they make it one, in its place.
+    image_crf: int | None = field(init=False, default=None)
+    output_type: str = "pil"
+    return_dict: bool = True
+    attention_kwargs: dict[str, Any] | None = None
+    callback_on_step_end: Callback | None = None
+    callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",)
+    max_sequence_length: int = 1024
+    sampler: str | None = None
+    guidance_options: GuidanceOptions | None = None
+    two_stage: bool = field(init=False, default=False)
+    stage_2_sigmas: Sequence[float] | None = field(init=False, default=None)
+    stage_1_adapters: Mapping[str, float] | None = field(init=False, default=None)
+    stage_2_adapters: Mapping[str, float] | None = field(init=False, default=None)
+    stages: Sequence[Stage] | None = field(init=False, default=None)
+    audio_stage: int = field(init=False, default=-1)
+
+    def request(
+        self,
+        stages: Sequence[Stage],
+        conditions: Sequence[Condition] = (),
+        size: Size | None = None,
+        streams: Streams = BOTH,
+        **noise: bool,
+    ) -> tuple[Prompts, Request]:
+        """The call in two parts: its text, and everything else.
+
+        Args:
+            stages: Runs of the denoising loop.
+            conditions: What the streams are held to.
+            size: Size of the clip, default what the call says.
+            streams: Which streams are generated.
+            noise: `packed_noise` and `own_shape_renoise` of [`Start`].
+        """
+        if (self.min_seconds, self.max_seconds) != (1.0, 20.0):
+            raise ValueError(
+                f"`min_seconds` ({self.min_seconds}) and `max_seconds` ({self.max_seconds}) bound an automatic duration, which "
+                "needs a duration head; this pipeline has none, so give `num_frames`"
+            )
+        enhancement = Enhancement(
+            self.enable_prompt_enhancement,
+            self.system_prompt,
+            self.prompt_max_new_tokens,
+            self.prompt_enhancement_kwargs,
+            self.prompt_enhancement_seed,
+        )
+        prompts = Prompts(
+            self.prompt,
+            self.negative_prompt,
+            (self.prompt_embeds, self.negative_prompt_embeds),
+            (self.prompt_attention_mask, self.negative_prompt_attention_mask),
+            self.num_videos_per_prompt,
+            self.max_sequence_length,
+            enhancement,
+        )
+        if size is None:
+            rate = 24.0 if self.frame_rate is None else self.frame_rate
+            size = Size(self.height, self.width, self.num_frames, rate, self.motion_speed)
+        delivery = Delivery(
+            self.output_type,
+            self.return_dict,
+            self.callback_on_step_end,
+            self.callback_on_step_end_tensor_inputs,
+            self.decode_timestep,
+            self.decode_noise_scale,
+        )
+        return prompts, Request(
+            size,
+            stages,
+            Start(self.generator, self.latents, self.audio_latents, **noise),
+            delivery,
+            conditions,
+            streams,
+            self.audio_stage,
+            self.use_cross_timestep,
+            self.attention_kwargs,
+        )
+
+    @property
+    def sampling(self) -> Sampling:
+        """How the stages run."""
+        video = GivenScales(self.guidance_scale, self.stg_scale, self.guidance_rescale, self.modality_scale)
+        audio = GivenScales(
+            self.audio_guidance_scale, self.audio_stg_scale, self.audio_guidance_rescale, self.audio_modality_scale
+        )
+        return Sampling(
+            self.num_inference_steps,
+            self.sigmas,
+            self.timesteps,
+            self.noise_scale,
+            Streams(video, audio),
+            self.spatio_temporal_guidance_blocks,
+            self.sampler,
+            self.guidance_options,
+            self.two_stage,
+            self.stages,
+            self.stage_2_sigmas,
+            self.stage_1_adapters,
+            self.stage_2_adapters,
         )
 
 
-def check_callback_inputs(names: Sequence[str] | None, allowed: Sequence[str]) -> None:
-    """Tensors asked for by a step callback must be known."""
-    unknown = [name for name in names or () if name not in allowed]
-    if unknown:
-        raise ValueError(f"`callback_on_step_end_tensor_inputs` has to be in {list(allowed)} but contains {unknown}")
+@dataclass(frozen=True)
+class StagedArguments(Arguments):
+    """What recipes in several stages take. Height and width are multiples of 64 with two stages.
+
+    Args:
+        two_stage: Whether to start at half the size and refine at full size.
+        stage_2_sigmas: Noise levels of the second stage, in (0, 1] and falling; default the preset's.
+        stage_1_adapters, stage_2_adapters: LoRA strengths by adapter name that a stage adds to the active adapters, or
+            changes; 0 takes one out. On a dev checkpoint the second stage adds `{"distilled": 1.0}` by default, which the
+            first stage runs without; `{}` refines with the same weights.
+        stages: Stages to run in place of the default ones, see [`~ltx2_diffusers.pipelines.arguments.Stage`]; the
+            arguments of steps, guidance and adapters are not read then.
+        audio_stage: Index of the stage whose sound is returned: -1 (default) the refined one, 0 that of the first.
+    """
+
+    min_seconds: float = field(init=False, default=1.0)
+    max_seconds: float = field(init=False, default=20.0)
+    timesteps: None = field(init=False, default=None)
+    noise_scale: None = field(init=False, default=None)
+    latents: torch.Tensor | None = field(init=False, default=None)
+    audio_latents: torch.Tensor | None = field(init=False, default=None)
+    two_stage: bool = True
+    stage_2_sigmas: Sequence[float] | None = None
+    stage_1_adapters: Mapping[str, float] | None = None
+    stage_2_adapters: Mapping[str, float] | None = None
+    stages: Sequence[Stage] | None = None
+    audio_stage: int = -1
 
 
-def check_fixed_duration(min_seconds: float, max_seconds: float) -> None:
-    """Bounds of an automatic duration mean nothing without a component that predicts one."""
-    if (min_seconds, max_seconds) != (1.0, 20.0):
-        raise ValueError(
-            f"`min_seconds` ({min_seconds}) and `max_seconds` ({max_seconds}) bound an automatic duration, which needs a "
-            "duration head; this pipeline has none, so give `num_frames`"
-        )
+@dataclass(frozen=True)
+class SoundArguments(StagedArguments):
+    """What recipes take that make only sound. Their guidance belongs to the sound and takes its presets.
+
+    Args:
+        num_inference_steps: Denoising steps. Not read when `sigmas` are given.
+        guidance_scale: Classifier-free guidance; 1 is neutral. Given as 1.0 while no other guidance argument is given, it
+            switches all guidance off.
+        stg_scale: Spatio-temporal guidance; 0 is neutral.
+        modality_scale: Guidance away from a pass without the video; 1 is neutral.
+        guidance_options: As in [`LTX2Pipeline`]. The skipped steps and bins of the audio are read; those of the video are
+            refused.
+    """
+
+    audio_guidance_scale: AudioScale = field(init=False, default=PRESET)
+    audio_stg_scale: AudioScale = field(init=False, default=PRESET)
+    audio_modality_scale: AudioScale = field(init=False, default=PRESET)
+    audio_guidance_rescale: AudioScale = field(init=False, default=PRESET)
+    decode_timestep: float | list[float] = field(init=False, default=0.0)
+    decode_noise_scale: float | list[float] | None = field(init=False, default=None)
+    two_stage: bool = False
+
+
+@dataclass(frozen=True)
+class GivenArguments(Texts):
+    """What a clip can be made from beside the text.
+
+    Args:
+        image: First frame; short for `conditions=[LTX2VideoCondition(image)]`.
+        conditions: Pictures and clips, and any other conditions.
+        reference_conditions: Reference videos for an active IC-LoRA; they take part in the first stage only, so the LoRA
+            is best taken out of the second one by a strength of 0 in `stage_2_adapters`.
+        audio: Sound of the clip: a waveform `[C, N]` or `[B, C, N]` in [-1, 1], or the name of a media file.
+        sampling_rate: Samples per second of a waveform.
+        audio_cond_noise_scale: 0 keeps the sound exactly and returns it untouched (default), 1 ignores it.
+        audio_fit: What happens to sound shorter than the clip: `"crop"` (default) is an error, `"pad"` adds silence,
+            `"stretch"` changes the tempo. Longer sound is cropped.
+        audio_start_s: Where in the sound the clip begins, in seconds.
+        generate_audio: Whether the clip has sound; `False` leaves the audio stream out.
+    """
+
+    image: Frames | None = None
+    conditions: Conditions = None
+    reference_conditions: Conditions = None
+    audio: Sound | None = None
+    sampling_rate: int | None = None
+    audio_cond_noise_scale: float = 0.0
+    audio_fit: str = "crop"
+    audio_start_s: float = 0.0
+    generate_audio: bool = True
+
+
+def takes(arguments: Callable[P, A]) -> Callable[[Callable[[S, A], R]], Callable[Concatenate[S, P], R]]:
+    """Make of a method that works on an arguments object the call that takes the arguments themselves.
+
+    The call has the object's fields as its signature, and their documentation as its own.
+
+    Args:
+        arguments: The dataclass.
+    """
+    fields = list(inspect.signature(arguments).parameters.values())
+    signature = inspect.Signature([inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD), *fields])
+
+    def decorate(method: Callable[[S, A], R]) -> Callable[Concatenate[S, P], R]:
+        @wraps(method)
+        def call(self: S, *args: P.args, **kwargs: P.kwargs) -> R:
+            try:
+                signature.bind(self, *args, **kwargs)
+            except TypeError as error:
+                known = list(signature.parameters)[1:]
+                raise TypeError(f"{type(self).__name__}.__call__() {_explained(str(error), kwargs, known)}") from None
+            return method(self, arguments(*args, **kwargs))
+
+        call.__signature__ = signature
+        call.__doc__ = _documented(method.__doc__ or "", arguments, [parameter.name for parameter in fields])
+        return call
+
+    return decorate
+
+
+def _explained(error: str, given: Mapping[str, Any], known: list[str]) -> str:
+    """What is wrong with the names of a call, and what it takes."""
+    wrong = next((name for name in given if name not in known), None)
+    meant = get_close_matches(wrong or "", known, n=1)
+    hint = f"; did you mean `{meant[0]}`?" if meant else "."
+    return f"{error}{hint} It takes {', '.join(known)}"
+
+
+def _documented(text: str, arguments: Any, names: list[str]) -> str:
+    """A method's docstring with the descriptions of its arguments put before what it returns."""
+    described: dict[str, str] = {}
+    for kind in reversed(arguments.__mro__):
+        entries = inspect.cleandoc(kind.__doc__ or "").partition("Args:\n")[2]
+        for entry in re.split(r"\n(?=    \w)", entries):
+            described |= dict.fromkeys(entry.partition(":")[0].strip().split(", "), entry.rstrip())
+    entries = dict.fromkeys(described[name] for name in names if name in described)
+    head, returns, tail = inspect.cleandoc(text).partition("Returns:")
+    return f"{head}Args:\n{chr(10).join(entries)}\n\n{returns}{tail}"

@@ -12,6 +12,7 @@ from diffusers.video_processor import VideoProcessor
 from huggingface_hub import snapshot_download
 
 from ..checkpoints.class_names import PACKAGE, model_pair, to_ours, to_portable
+from ..checks import check_loaded
 from ..models.saving import AtomicSaveMixin
 
 
@@ -130,30 +131,25 @@ class LTX2PipelineBase(AtomicSaveMixin, DiffusionPipeline):
     def _register(self, **components: Any) -> None:
         """Register components and derive sizes from them; a missing component leaves the published value."""
         self.register_modules(**components)
-        self.vae_spatial_compression_ratio = getattr(self._component("vae"), "spatial_compression_ratio", 32)
-        self.vae_temporal_compression_ratio = getattr(self._component("vae"), "temporal_compression_ratio", 8)
-        audio_vae, transformer = self._component("audio_vae"), self._component("transformer")
+        vae, audio_vae, transformer, tokenizer = map(components.get, ("vae", "audio_vae", "transformer", "tokenizer"))
+        self.vae_spatial_compression_ratio = getattr(vae, "spatial_compression_ratio", 32)
+        self.vae_temporal_compression_ratio = getattr(vae, "temporal_compression_ratio", 8)
         self.audio_vae_mel_compression_ratio = getattr(audio_vae, "mel_compression_ratio", 4)
         self.audio_vae_temporal_compression_ratio = getattr(audio_vae, "temporal_compression_ratio", 4)
         self.transformer_spatial_patch_size = transformer.config.patch_size if transformer is not None else 1
         self.transformer_temporal_patch_size = transformer.config.patch_size_t if transformer is not None else 1
         self.audio_sampling_rate = audio_vae.config.sample_rate if audio_vae is not None else 16000
         self.audio_hop_length = audio_vae.config.mel_hop_length if audio_vae is not None else 160
-        tokenizer = self._component("tokenizer")
         self.tokenizer_max_length = tokenizer.model_max_length if tokenizer is not None else 1024
         self.video_processor = VideoProcessor(vae_scale_factor=self.vae_spatial_compression_ratio)
 
-    def _component(self, name: str) -> Any:
-        return getattr(self, name, None)
+    def has(self, name: str) -> bool:
+        """Whether a component is loaded."""
+        return getattr(self, name, None) is not None
 
-    def _require(self, *names: str) -> None:
-        """Raise if a component that this call needs was not loaded."""
-        missing = [name for name in names if self._component(name) is None]
-        if missing:
-            raise ValueError(
-                f"this call needs the components {missing}, which the pipeline was built without; pass them to the "
-                "constructor or to from_pretrained"
-            )
+    def require(self, *names: str) -> None:
+        """Raise `ValueError` if a component that a call needs was not loaded."""
+        check_loaded([name for name in names if not self.has(name)])
 
     @property
     def num_timesteps(self) -> int:

@@ -1,252 +1,320 @@
-"""The way of every generation: check, encode the text, run the stages, decode.
+"""The way of every generation: check, read the text, run the stages, hand over.
 
 A recipe says what it wants in a [`~ltx2_diffusers.pipelines.arguments.Request`] and never writes a loop of its own.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
+import PIL.Image
 import torch
 
 from ..adapters.active import added_adapters, check_adapters_loaded
-from ..checks import check_at_least_one, check_choice, check_float_tensors, check_unit
+from ..checks import check_choice, check_float_tensors, check_generator, check_per_video, check_unit
 from ..conditioning.noiser import GaussianNoiser
 from ..conditioning.state import LatentState
 from ..conditioning.streams import Streams, TextContext, on_streams
 from ..conditioning.tools import LatentTools
-from ..guidance.presets import StreamScales
+from ..guidance.options import GuidanceOptions
+from ..guidance.presets import NEUTRAL
 from ..guidance.scales import always_negative, build_guiders, check_options, cross_timestep_mode
-from ..prompts.encoding import check_enhancement, check_prompts, check_text_width
-from ..prompts.reading import ReadPrompts, read_prompts
+from ..prompts.encoding import Prompts
+from ..prompts.reading import ReadPrompts
 from ..sampling.contract import Sampler
+from ..sampling.denoiser import GuidedDenoiser
 from ..sampling.samplers import get_sampler
-from .arguments import Request, Stage, check_callback_inputs, check_generator, check_per_video
-from .conditions.condition import check_conflicts, check_heard
-from .decoding import OUTPUT_TYPES
+from ..schedulers.levels import noise_levels
+from .arguments import Request, Stage, Start
+from .conditions.condition import Opened, check_conflicts, check_heard, held_streams
+from .decoding import OUTPUT_TYPES, deliver
+from .denoising import StepCallback, denoised
+from .generation import LTX2GenerationPipeline
 from .output import LTX2PipelineOutput
-from .plan import GenerationPlan, check_decodable_size
-from .stages import frozen_streams
+from .plan import ClipPlan, check_decodable_size, plan_clip
 
 
 @dataclass(frozen=True)
 class StageRun:
-    """A stage that is checked and ready to run: its sizes, noise levels, guiders and sampler."""
+    """A stage that is checked and ready to run.
+
+    Args:
+        stage: What the call asks for.
+        plan: Its sizes.
+        sigmas: Its noise levels.
+        guiders: Guider of each stream, `None` for an absent one.
+        sampler: Its sampler.
+        conditions: What the streams are held to.
+        cross_timestep: Whose noise level modulates the exchange between the streams.
+    """
 
     stage: Stage
-    plan: GenerationPlan
+    plan: ClipPlan
     sigmas: torch.Tensor
     guiders: Streams
     sampler: Sampler
+    conditions: Sequence[Opened]
+    cross_timestep: str
 
 
-class GenerationEngine:
-    """Runs a request; a mixin of the pipelines beside the stages it calls."""
+class Prepared(NamedTuple):
+    """A request in which everything is checked: its stages, and all its conditions."""
 
-    @torch.no_grad()
-    def _generate(self, request: Request) -> LTX2PipelineOutput | tuple:
-        """Check everything, generate and decode."""
-        latents, plan, info = self._generate_latents(request)
-        return self._finish(latents, plan, request.delivery, info, request.start.generator)
+    runs: list[StageRun]
+    conditions: list[Opened]
 
-    @torch.no_grad()
-    def _generate_latents(
-        self, request: Request, read: ReadPrompts | None = None
-    ) -> tuple[Streams, GenerationPlan, dict[str, Any]]:
-        """Check everything, then generate: normalised latents, the sizes, and how they were made.
+    @property
+    def picture(self) -> PIL.Image.Image | None:
+        """The first picture that is shown."""
+        return next((c.picture for c in self.conditions if c.picture is not None), None)
 
-        `read` are the request's prompts if they have been read already.
-        """
-        plan, runs = self._prepare_runs(request)
-        delivery = request.delivery
-        self._begin(runs[0].stage.scales or Streams(StreamScales(), StreamScales()), request.attention_kwargs)
-        read = read_prompts(self, request, self._uses_negative(runs)) if read is None else read
-        callback = self._callback(delivery.callback, delivery.callback_inputs, read.states)
-        latents = self._given_latents(request, plan)
-        audio_results = []
-        forwards = []
-        for index, run in enumerate(runs):
-            if index:
-                latents = self._between_stages(latents, run)
-            # Also without adapters of its own: the transformer scales active ones by `attention_kwargs`, and scaling
-            # back leaves other strengths.
-            with added_adapters(self, run.stage.adapters or {}):
-                latents, sigmas = self._run_stage(request, run, read.contexts, latents, callback)
-            runs[index] = replace(run, sigmas=sigmas)
-            audio_results.append(latents.audio)
-            forwards.append(self._forwards_per_step)
-            if self._interrupt:
-                break
-        latents = latents._replace(audio=audio_results[request.audio_stage if not self._interrupt else -1])
-        # After an interrupt the result has the size of the stage that was running.
-        return latents, runs[len(forwards) - 1].plan, self._info(runs, forwards, read.enhanced)
+    @property
+    def originals(self) -> Streams:
+        """What is handed over as it was given, of each stream."""
+        found = {c.original.stream: c.original for c in self.conditions if c.original is not None}
+        return Streams(found.get("video"), found.get("audio"))
 
-    def _prepare_runs(self, request: Request) -> tuple[GenerationPlan, list[StageRun]]:
-        """Everything that can be wrong with a call is found here, before any computation."""
-        prompts, start, delivery = request.prompts, request.start, request.delivery
-        self._require(*_components(request))
-        batch_size = check_prompts(prompts.prompt, prompts.negative_prompt, *prompts.embeds)
-        check_at_least_one(
-            num_videos_per_prompt=prompts.num_videos_per_prompt, max_sequence_length=prompts.max_sequence_length
+
+class Generated(NamedTuple):
+    """Normalised latents, their sizes (after an interrupt those of the stage that was running), and how they were made."""
+
+    latents: Streams
+    plan: ClipPlan
+    info: dict[str, Any]
+
+
+@torch.no_grad()
+def run(pipeline: LTX2GenerationPipeline, prompts: Prompts, request: Request) -> LTX2PipelineOutput | tuple:
+    """Check everything, generate and hand over."""
+    reader, delivery, generator = pipeline.prompt_reader, request.delivery, request.start.generator
+    with_negative = reads_negative(pipeline, request)
+    shows_picture = any(condition.shows_picture for condition in request.conditions)
+    batch_size = reader.check(prompts, with_negative, shows_picture, delivery.wanted)
+    prepared = prepare(pipeline, request, batch_size)
+    picture = prepared.picture if prompts.enhancement.enabled else None
+    texts = reader.read(prompts, with_negative, generator, picture, delivery.wanted)
+    made = generate(pipeline, request, prepared.runs, texts)
+    return deliver(pipeline, made.latents, made.plan, delivery, generator, prepared.originals, made.info)
+
+
+def prepare(pipeline: LTX2GenerationPipeline, request: Request, batch_size: int) -> Prepared:
+    """Find everything that can be wrong with a call but its text, before any computation."""
+    start, delivery = request.start, request.delivery
+    _check_values(request, batch_size, pipeline._callback_tensor_inputs)
+    scales = [(stage.spatial_scale, stage.temporal_scale) for stage in request.stages]
+    plan = plan_clip(pipeline.sizes, batch_size, request.size, scales, start.latents, start.audio_latents)
+    held = held_streams(request.conditions)
+    if request.streams.video and not held.video and delivery.output_type != "latent":
+        minimum = pipeline.vae.min_latent_side * pipeline.vae_spatial_compression_ratio
+        check_decodable_size(plan.height, plan.width, minimum)
+    check_heard(request.conditions, request.streams)
+    runs = [_prepared_stage(pipeline, request, plan, held, index) for index in range(len(request.stages))]
+    opened = [(condition.opened(pipeline, plan), condition.is_reference) for condition in request.conditions]
+    for index, one in enumerate(runs):
+        taking_part = [condition for condition, is_reference in opened if one.stage.references or not is_reference]
+        with added_adapters(pipeline, one.stage.adapters or {}):
+            for condition in taking_part:
+                condition.check(one.plan)
+        runs[index] = replace(one, conditions=taking_part)
+    conditions = [condition for condition, _ in opened]
+    check_conflicts(conditions)
+    return Prepared(runs, conditions)
+
+
+def reads_negative(pipeline: LTX2GenerationPipeline, request: Request) -> bool:
+    """Whether the negative prompt is read by any pass."""
+    pipeline.require(*_components(request))
+    guiders = (g for stage in request.stages for g in stage_guiders(pipeline, stage, request.streams) if g is not None)
+    options = (stage.guidance_options for stage in request.stages)
+    return any(guider.do_unconditional_generation() for guider in guiders) or any(
+        isinstance(o, GuidanceOptions) and o.nag is not None for o in options
+    )
+
+
+def generate(
+    pipeline: LTX2GenerationPipeline, request: Request, runs: Sequence[StageRun], texts: ReadPrompts
+) -> Generated:
+    """Run the stages one after the other."""
+    pipeline.reset(runs[0].stage.scales or Streams(NEUTRAL, NEUTRAL), request.attention_kwargs)
+    callback = StepCallback(request.delivery.callback, request.delivery.callback_inputs, texts.embeds)
+    latents = first_latents(pipeline, request.start, runs[0].plan)
+    sounds, sigmas, forwards = [], [], []
+    for index, one in enumerate(runs):
+        if index:
+            latents = _enlarged(pipeline, latents, one)
+        # Also without adapters of its own: the transformer scales active ones by `attention_kwargs`, and scaling
+        # back leaves other strengths.
+        with added_adapters(pipeline, one.stage.adapters or {}):
+            latents, levels = run_stage(pipeline, one, texts.contexts, latents, request.start, callback)
+        sounds.append(latents.audio)
+        sigmas.append(levels.tolist())
+        forwards.append(pipeline._forwards_per_step)
+        if pipeline._interrupt:
+            break
+    latents = latents._replace(audio=sounds[-1 if pipeline._interrupt else request.audio_stage])
+    sigmas += [one.sigmas.tolist() for one in runs[len(sigmas) :]]
+    single = len(runs) == 1
+    info = {
+        "preset": f"{pipeline.preset.version} {pipeline.preset.kind}",
+        "sigmas": sigmas[0] if single else sigmas,
+        "forwards_per_step": forwards[0] if single else forwards,
+        **({} if texts.enhanced is None else {"enhanced_prompt": texts.enhanced}),
+    }
+    return Generated(latents, runs[len(forwards) - 1].plan, info)
+
+
+def first_latents(pipeline: LTX2GenerationPipeline, start: Start, plan: ClipPlan) -> Streams:
+    """The caller's latents, normalised and unpacked; `None` where a stream starts from noise."""
+    video, audio = start.latents, start.audio_latents
+    if audio is not None:
+        audio = audio.to(pipeline._execution_device, torch.float32)
+        audio = audio if audio.ndim == 4 else plan.tools.audio.patchifier.unpatchify(audio, plan.audio)
+        audio = pipeline.audio_vae.normalize_latents(audio)
+    return Streams(None if video is None else pipeline.normalized_video(video, plan), audio)
+
+
+def run_stage(
+    pipeline: LTX2GenerationPipeline,
+    run: StageRun,
+    contexts: tuple[TextContext, TextContext | None],
+    latents: Streams,
+    start: Start,
+    callback: StepCallback,
+) -> tuple[Streams, torch.Tensor]:
+    """Latents in, denoised latents and the noise levels of the way out.
+
+    Latents are normalised and unpacked, `None` for an absent stream.
+    """
+    tools = run.plan.tools
+    states = Streams(
+        *(
+            None if guider is None else tool.create_initial_state(pipeline._execution_device, initial_latent=latent)
+            for tool, latent, guider in zip(tools, latents, run.guiders)
         )
-        batch_size *= prompts.num_videos_per_prompt
-        check_enhancement(prompts.enhancement.enabled, prompts.prompt, prompts.enhancement.system_prompt)
-        check_generator(start.generator, batch_size)
-        check_choice("output_type", delivery.output_type, OUTPUT_TYPES)
-        check_callback_inputs(delivery.callback_inputs, self._callback_tensor_inputs)
-        self._check_values(request, batch_size)
-        plan = self._plan(batch_size, request.size, start.latents, start.audio_latents, request.stages)
-        decodes_video = request.streams.video and delivery.originals.video is None
-        if decodes_video and delivery.output_type != "latent":
-            minimum = self.vae.min_latent_side * self.vae_spatial_compression_ratio
-            check_decodable_size(plan.height, plan.width, minimum)
-        runs = [self._prepare_run(request, plan, index) for index in range(len(request.stages))]
-        self._check_text_components(prompts, delivery, self._uses_negative(runs))
-        check_heard(request.conditions, request.streams)
-        for run in runs:
-            with added_adapters(self, run.stage.adapters or {}):
-                for condition in _taking_part(request, run.stage):
-                    condition.check(self, run.plan)
-        check_conflicts(request.conditions, plan)
-        return plan, runs
+    )
+    for condition in run.conditions:
+        states = _applied(condition.items(run.plan), states, tools)
+    sigmas = run.sigmas
+    if states.video is not None and states.video.num_tokens != run.plan.num_video_tokens:
+        # Some schedules shift by the length of the sequence, which appended conditions make longer.
+        sigmas = _levels(pipeline, run.stage, states.video.num_tokens)
+    noise_scale = sigmas[0].item() if run.stage.noise_scale is None else run.stage.noise_scale
+    given = Streams(*(latent is not None for latent in latents))
+    states = _noised(start, states, tools, given, noise_scale)
+    denoiser = GuidedDenoiser(
+        getattr(pipeline, run.stage.transformer),
+        *_read_by(states, contexts),
+        run.guiders,
+        run.cross_timestep,
+        pipeline.attention_kwargs,
+        nag=run.stage.guidance_options and run.stage.guidance_options.nag,
+    )
+    callback = replace(callback, target=lambda tokens: _target(tokens, tools.video))
+    states = denoised(pipeline, denoiser, states, sigmas, run.sampler, callback)
+    return on_streams(lambda state, tool: _target(state.latent, tool), states, tools), sigmas
 
-    def _check_values(self, request: Request, batch_size: int) -> None:
-        start, delivery, embeds = request.start, request.delivery, request.prompts.embeds
-        if self.connectors is not None:
-            width = self.connectors.config.caption_channels * self.connectors.config.text_proj_in_factor
-            check_text_width(width, prompt_embeds=embeds[0], negative_prompt_embeds=embeds[1])
-        check_float_tensors(latents=start.latents, audio_latents=start.audio_latents)
-        count = len(request.stages)
-        if request.audio_stage not in range(-count, count):
+
+def stage_guiders(pipeline: LTX2GenerationPipeline, stage: Stage, streams: Streams) -> Streams:
+    """A fresh guider for each stream of a stage, `None` for an absent one."""
+    scales = Streams(*(s if here else None for s, here in zip(stage.scales or (NEUTRAL, NEUTRAL), streams)))
+    num_layers = pipeline.transformer.config.num_layers
+    return build_guiders(scales, stage.stg_blocks, pipeline.preset, num_layers, stage.guidance_options)
+
+
+def _prepared_stage(
+    pipeline: LTX2GenerationPipeline, request: Request, plan: ClipPlan, held: Streams, index: int
+) -> StageRun:
+    """A stage before its conditions are known."""
+    stage, preset = request.stages[index], pipeline.preset
+    pipeline.require(stage.transformer, *([stage.upsampler] if stage.upsampler else []))
+    check_adapters_loaded(pipeline, stage.adapters or {})
+    plan = replace(plan.at_scale(stage.spatial_scale, stage.temporal_scale), stage=index)
+    _check_upsampler(pipeline, request, index)
+    check_options(stage.guidance_options, Streams(*(here and not given for here, given in zip(request.streams, held))))
+    guiders = stage_guiders(pipeline, stage, request.streams)
+    sigmas = _levels(pipeline, stage, plan.num_video_tokens)
+    sampler = stage.sampler or ("euler" if index else preset.sampler)
+    if sampler == "euler_cfg_pp" and not always_negative(guiders, sigmas[:-1].tolist()):
+        raise ValueError(
+            'the sampler "euler_cfg_pp" follows the negative prediction, which this run does not make in every step; give '
+            "a guidance scale other than 1, or another sampler"
+        )
+    cross_timestep = cross_timestep_mode(request.use_cross_timestep, preset)
+    return StageRun(stage, plan, sigmas, guiders, get_sampler(sampler, request.start.generator), (), cross_timestep)
+
+
+def _check_values(request: Request, batch_size: int, watchable: Sequence[str]) -> None:
+    start, delivery = request.start, request.delivery
+    check_generator(start.generator, batch_size)
+    check_choice("output_type", delivery.output_type, OUTPUT_TYPES)
+    unknown = [name for name in delivery.callback_inputs or () if name not in watchable]
+    if unknown:
+        raise ValueError(f"`callback_on_step_end_tensor_inputs` has to be in {list(watchable)} but contains {unknown}")
+    check_float_tensors(latents=start.latents, audio_latents=start.audio_latents)
+    count = len(request.stages)
+    if request.audio_stage not in range(-count, count):
+        raise ValueError(
+            f"`audio_stage` is {request.audio_stage}, but there are {count} stages; use {-count} to {count - 1}"
+        )
+    if not any(stage.references for stage in request.stages) and any(c.is_reference for c in request.conditions):
+        raise ValueError("a reference is given, but no stage takes references; set `references=True` in one of them")
+    for stage in request.stages:
+        check_unit(noise_scale=stage.noise_scale)
+    for name in ("decode_timestep", "decode_noise_scale"):
+        check_per_video(name, getattr(delivery, name), batch_size)
+
+
+def _check_upsampler(pipeline: LTX2GenerationPipeline, request: Request, index: int) -> None:
+    """The upsampler must enlarge exactly from the stage before to this one."""
+    stage, before = request.stages[index], request.stages[index - 1] if index else None
+    scales = [(s.spatial_scale, s.temporal_scale) for s in (before or stage, stage)]
+    if stage.upsampler is None:
+        # A video that is given as a whole is encoded anew in every stage.
+        if scales[0] != scales[1] and not held_streams(request.conditions).video:
             raise ValueError(
-                f"`audio_stage` is {request.audio_stage}, but there are {count} stages; use {-count} to {count - 1}"
+                f"a stage goes from the scales (space, time) {scales[0]} to {scales[1]} without an upsampler; name one, such "
+                'as "latent_upsampler", or keep the scales'
             )
-        if not any(stage.references for stage in request.stages) and any(c.is_reference for c in request.conditions):
-            raise ValueError(
-                "a reference is given, but no stage takes references; set `references=True` in one of them"
-            )
-        for stage in request.stages:
-            check_unit(noise_scale=stage.noise_scale)
-        for name in ("decode_timestep", "decode_noise_scale"):
-            check_per_video(name, getattr(delivery, name), batch_size)
-
-    def _prepare_run(self, request: Request, plan: GenerationPlan, index: int) -> StageRun:
-        stage = request.stages[index]
-        self._require(stage.transformer, *([stage.upsampler] if stage.upsampler else []))
-        check_adapters_loaded(self, stage.adapters or {})
-        plan = replace(self._stage_plan(plan, stage), stage=index)
-        self._check_upsampler(request, index)
-        scales = stage.scales or Streams(StreamScales(), StreamScales())
-        scales = Streams(*(s if here else None for s, here in zip(scales, request.streams)))
-        options, num_layers = stage.guidance_options, self.transformer.config.num_layers
-        frozen = frozen_streams(request.conditions)
-        check_options(options, Streams(*(here and not given for here, given in zip(request.streams, frozen))))
-        guiders = build_guiders(scales, stage.stg_blocks, self.preset, num_layers, options)
-        sigmas = self._stage_sigmas(stage, plan.num_video_tokens)
-        if stage.sampler == "euler_cfg_pp" and not always_negative(guiders, sigmas[:-1].tolist()):
-            raise ValueError(
-                'the sampler "euler_cfg_pp" follows the negative prediction, which this run does not make in every step; give '
-                "a guidance scale other than 1, or another sampler"
-            )
-        return StageRun(
-            stage,
-            plan,
-            sigmas,
-            guiders,
-            get_sampler(stage.sampler, request.start.generator),
+        return
+    if before is None or not request.streams.video:
+        what = "the first stage" if before is None else "a call without video"
+        raise ValueError(f"{what} has nothing to enlarge; leave its upsampler {stage.upsampler!r} out")
+    config = getattr(pipeline, stage.upsampler).config
+    spatial = 1.0
+    if config.spatial_upsample:
+        rational = config.use_rational_resampler and not config.temporal_upsample
+        spatial = config.rational_spatial_scale if rational else 2.0
+    offered = (spatial, 2.0 if config.temporal_upsample else 1.0)
+    needed = tuple(after / before for before, after in zip(*scales))
+    if offered != needed:
+        raise ValueError(
+            f"`{stage.upsampler}` enlarges (space, time) by {offered}, but the stages need {needed}; load another "
+            "upsampler or change the scales of the stages"
         )
 
-    def _run_stage(
-        self,
-        request: Request,
-        run: StageRun,
-        contexts: tuple[TextContext, TextContext | None],
-        latents: Streams,
-        callback: Any,
-    ) -> tuple[Streams, torch.Tensor]:
-        """Latents in, denoised latents and the noise levels of the way out.
 
-        Latents are normalised and unpacked, `None` for an absent stream.
-        """
-        tools = self._tools(run.plan)
-        states = self._initial_states(request, tools, latents)
-        for condition in _taking_part(request, run.stage):
-            states = _apply(condition.items(self, run.plan), states, tools)
-        sigmas = run.sigmas
-        if states.video is not None and states.video.num_tokens != run.plan.num_video_tokens:
-            # Some schedules shift by the length of the sequence, which appended conditions make longer.
-            sigmas = self._stage_sigmas(run.stage, states.video.num_tokens)
-        noise_scale = sigmas[0].item() if run.stage.noise_scale is None else run.stage.noise_scale
-        given = Streams(*(latent is not None for latent in latents))
-        states = self._noised(request, states, tools, given, noise_scale)
-        mode = cross_timestep_mode(request.use_cross_timestep, self.preset)
-        states = self._denoise(
-            states,
-            sigmas,
-            _read_texts(contexts, states),
-            run.guiders,
-            transformer=getattr(self, run.stage.transformer),
-            cross_timestep=mode,
-            sampler=run.sampler,
-            nag=run.stage.guidance_options and run.stage.guidance_options.nag,
-            callback=replace(callback, target=lambda tokens: _target(tokens, tools.video)),
-        )
-        return on_streams(lambda state, tool: _target(state.latent, tool), states, tools), sigmas
+def _levels(pipeline: LTX2GenerationPipeline, stage: Stage, num_tokens: int) -> torch.Tensor:
+    """Noise levels of a stage with so many video tokens."""
+    return noise_levels(
+        pipeline.scheduler,
+        num_tokens,
+        stage.num_inference_steps,
+        stage.sigmas,
+        stage.timesteps,
+        default_steps=pipeline.preset.num_inference_steps,
+        default_sigmas=pipeline.preset.sigmas,
+    )
 
-    def _stage_sigmas(self, stage: Stage, num_tokens: int) -> torch.Tensor:
-        """Noise levels of a stage with so many video tokens."""
-        return self._sigmas(num_tokens, stage.num_inference_steps, stage.sigmas, stage.timesteps)
 
-    def _initial_states(self, request: Request, tools: Streams, latents: Streams) -> Streams:
-        """States without noise: given latents, or nothing yet."""
-        return Streams(
-            *(
-                tool.create_initial_state(self._execution_device, initial_latent=latent) if here else None
-                for tool, latent, here in zip(tools, latents, request.streams)
-            )
-        )
-
-    def _noised(
-        self, request: Request, states: Streams, tools: Streams, given: Streams, noise_scale: float
-    ) -> Streams:
-        """Put noise on the states, video first."""
-        start = request.start
-        noiser = GaussianNoiser(start.generator)
-
-        def noised(state: LatentState, tool: LatentTools, is_given: bool) -> LatentState:
-            if state.frozen:
-                return state
-            noise = None
-            is_video = tool is tools.video
-            if not start.packed_noise and (not is_given or (is_video and start.own_shape_renoise)):
-                # diffusers draws a fresh target in its own shape; appended tokens come after it.
-                noise = tool.patchifier.patchify(noiser.draw(tool.target_shape, state.latent.device))
-                extra = state.latent[:, tool.num_tokens :]
-                if extra.shape[1]:
-                    noise = torch.cat([noise, noiser.draw(extra.shape, extra.device)], dim=1)
-            scaled = is_given or (is_video and start.packed_noise)
-            return noiser(state, noise_scale if scaled else 1.0, noise)
-
-        return on_streams(noised, states, tools, given)
-
-    def _between_stages(self, latents: Streams, run: StageRun) -> Streams:
-        """Enlarge the video of the stage before; the upsampler works on un-normalised latents."""
-        if run.stage.upsampler is None:
-            fits = latents.video is None or latents.video.shape == run.plan.video
-            # Another size without an upsampler is only allowed for a video that is given anew in every stage.
-            return latents if fits else latents._replace(video=None)
-        upsampler = getattr(self, run.stage.upsampler)
-        video = self.vae.denormalize_latents(latents.video).to(upsampler.dtype)
-        return latents._replace(video=self.vae.normalize_latents(upsampler(video).float()))
-
-    @staticmethod
-    def _uses_negative(runs: Sequence[StageRun]) -> bool:
-        """Whether the negative prompt is read by any pass."""
-        options = (run.stage.guidance_options for run in runs)
-        guiders = (guider for run in runs for guider in run.guiders if guider is not None)
-        return any(o is not None and o.nag is not None for o in options) or any(
-            guider.do_unconditional_generation() for guider in guiders
-        )
+def _enlarged(pipeline: LTX2GenerationPipeline, latents: Streams, run: StageRun) -> Streams:
+    """The video of the stage before at the size of this one; the upsampler works on un-normalised latents."""
+    if run.stage.upsampler is None:
+        fits = latents.video is None or latents.video.shape == run.plan.video
+        # Another size without an upsampler is only allowed for a video that is given anew in every stage.
+        return latents if fits else latents._replace(video=None)
+    upsampler = getattr(pipeline, run.stage.upsampler)
+    video = pipeline.vae.denormalize_latents(latents.video).to(upsampler.dtype)
+    return latents._replace(video=pipeline.vae.normalize_latents(upsampler(video).float()))
 
 
 def _components(request: Request) -> list[str]:
@@ -258,13 +326,39 @@ def _components(request: Request) -> list[str]:
     return names
 
 
-def _taking_part(request: Request, stage: Stage) -> list[Any]:
-    """The conditions of a stage."""
-    return [condition for condition in request.conditions if stage.references or not condition.is_reference]
+def _applied(items: Streams, states: Streams, tools: Streams) -> Streams:
+    """The states with the condition items of each stream."""
+    results = []
+    for stream_items, state, tool in zip(items, states, tools):
+        for item in stream_items if state is not None else ():
+            state = item.apply_to(state, tool)
+        results.append(state)
+    return Streams(*results)
 
 
-def _read_texts(
-    contexts: tuple[TextContext, TextContext | None], states: Streams
+def _noised(start: Start, states: Streams, tools: Streams, given: Streams, noise_scale: float) -> Streams:
+    """Put noise on the states, video first."""
+    noiser = GaussianNoiser(start.generator)
+
+    def noised(state: LatentState, tool: LatentTools, is_given: bool) -> LatentState:
+        if state.frozen:
+            return state
+        noise = None
+        is_video = tool is tools.video
+        if not start.packed_noise and (not is_given or (is_video and start.own_shape_renoise)):
+            # diffusers draws a fresh target in its own shape; appended tokens come after it.
+            noise = tool.patchifier.patchify(noiser.draw(tool.target_shape, state.latent.device))
+            extra = state.latent[:, tool.num_tokens :]
+            if extra.shape[1]:
+                noise = torch.cat([noise, noiser.draw(extra.shape, extra.device)], dim=1)
+        scaled = is_given or (is_video and start.packed_noise)
+        return noiser(state, noise_scale if scaled else 1.0, noise)
+
+    return on_streams(noised, states, tools, given)
+
+
+def _read_by(
+    states: Streams, contexts: tuple[TextContext, TextContext | None]
 ) -> tuple[TextContext, TextContext | None]:
     """What the streams read: one that is given as a whole takes no guidance, so it never reads the negative prompt."""
     positive, negative = contexts
@@ -274,16 +368,6 @@ def _read_texts(
     return positive, TextContext(
         positive.video if held.video else negative.video, positive.audio if held.audio else negative.audio
     )
-
-
-def _apply(items: Streams, states: Streams, tools: Streams) -> Streams:
-    """Apply the condition items of each stream to its state."""
-    results = []
-    for stream_items, state, tool in zip(items, states, tools):
-        for item in stream_items if state is not None else ():
-            state = item.apply_to(state, tool)
-        results.append(state)
-    return Streams(*results)
 
 
 def _target(tokens: torch.Tensor, tools: LatentTools) -> torch.Tensor:

@@ -1,46 +1,35 @@
 """The base of all pipelines that generate from text: components, text and decoding stages, and the ends of a call."""
 
 import os
-from collections.abc import Callable, Sequence
 from typing import Any
 
+import PIL.Image
 import torch
 from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from ..adapters.mixin import LTX2LoraMixin
-from ..conditioning.streams import Streams, TextContext
-from ..media.waveforms import fit_audio
+from ..checkpoints.versions import model_kind, model_version
+from ..checks import check_at_least_one
+from ..conditioning.streams import Streams
+from ..guidance.presets import NEUTRAL, Preset, preset
 from ..models.audio_vae import AutoencoderKLLTX2Audio
 from ..models.connectors import LTX2TextConnectors
 from ..models.transformer import LTX2AVTransformer3DModel
 from ..models.video_vae import AutoencoderKLLTX2Video
 from ..models.vocoder import LTX2Vocoder, LTX2VocoderWithBWE
-from ..prompts.encoding import TextStage, TextStates
-from ..prompts.enhancement import PromptEnhancer
-from ..prompts.reading import PromptCaching
+from ..prompts.cache import PromptCache
+from ..prompts.chat import DEDICATED_ENHANCER, OWN_ENCODER, ChatModel
+from ..prompts.encoding import Enhancement, Prompts, TextEncoder, encode_prompt
+from ..prompts.enhancement import enhance
+from ..prompts.reading import PromptReader
 from ..schedulers.scheduling_ltx2 import LTX2Scheduler
-from .arguments import Delivery
+from .arguments import Generators
 from .base import LTX2PipelineBase
-from .decoding import DecodeStage
-from .denoising import DenoiseStage, StepCallback
-from .engine import GenerationEngine, StageRun
-from .latent_stage import LatentStage
-from .output import LTX2PipelineOutput
-from .plan import GenerationPlan
+from .plan import ClipPlan, ModelSizes
 
 
-class LTX2GenerationPipeline(
-    LTX2LoraMixin,
-    LTX2PipelineBase,
-    PromptEnhancer,
-    PromptCaching,
-    TextStage,
-    LatentStage,
-    DenoiseStage,
-    DecodeStage,
-    GenerationEngine,
-):
+class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
     """A pipeline with the components of an LTX-2 checkpoint.
 
     Args:
@@ -56,6 +45,8 @@ class LTX2GenerationPipeline(
         processor: Multimodal processor of the text encoder, needed for prompt enhancement only.
         prompt_enhancer: Separate language model for prompt enhancement.
     """
+
+    _prompt_cache: PromptCache | None = None
 
     def __init__(
         self,
@@ -83,7 +74,7 @@ class LTX2GenerationPipeline(
             processor=processor,
             prompt_enhancer=prompt_enhancer,
         )
-        self._begin(Streams(None, None), None)
+        self.reset(Streams(NEUTRAL, NEUTRAL), None)
 
     @classmethod
     def from_single_file(
@@ -117,8 +108,8 @@ class LTX2GenerationPipeline(
         )
         return cls(**components)
 
-    def _begin(self, scales: Streams, attention_kwargs: dict[str, Any] | None) -> None:
-        """Reset what the pipeline shows about the running call."""
+    def reset(self, scales: Streams, attention_kwargs: dict[str, Any] | None) -> None:
+        """Show what a call begins with; called by the engine."""
         self._scales = scales
         self._attention_kwargs = attention_kwargs
         self._interrupt = False
@@ -126,128 +117,218 @@ class LTX2GenerationPipeline(
         self._num_timesteps = 0
         self._forwards_per_step = 0
 
-    def _callback(
-        self,
-        function: Callable[..., dict[str, Any] | None] | None,
-        names: Sequence[str],
-        texts: tuple[TextStates, TextStates | None],
-    ) -> StepCallback:
-        """The caller's step function with the text states it may ask for, padded as `encode_prompt` returns them."""
-        constants = {
-            name: None if states is None else states.padded(self.tokenizer_max_length).hidden.flatten(2)
-            for name, states in zip(("prompt_embeds", "negative_prompt_embeds"), texts)
-            if function is not None and name in names
-        }
-        return StepCallback(function, names, constants)
+    @property
+    def preset(self) -> Preset:
+        """Reference settings of the loaded checkpoint, by its version and kind."""
+        self.require("transformer", "scheduler")
+        return preset(model_version(self.transformer.config), model_kind(self.scheduler.config))
 
-    def _encode(
-        self, states: tuple[TextStates, TextStates | None], num_videos_per_prompt: int, length: int
-    ) -> tuple[TextContext, TextContext | None]:
-        """Contexts of the positive and negative prompts from their language-model states, both in one batch."""
-        present = [part for part in states if part is not None]
-        width = max(part.mask.shape[1] for part in present)
-        padded = [part.padded(width) for part in present]
-        batch = TextStates(torch.cat([p.hidden for p in padded]), torch.cat([p.mask for p in padded]))
-        contexts = self._contexts(batch, max(length, width)).split([len(part.mask) for part in present])
-        contexts = [context.repeat(num_videos_per_prompt) for context in contexts]
-        return contexts[0], contexts[1] if len(contexts) == 2 else None
+    @property
+    def image_crf(self) -> int:
+        """H.264 quality of the round trip that conditioning pictures take by default."""
+        return self.preset.image_crf
 
-    def _finish(
-        self,
-        latents: Streams,
-        plan: GenerationPlan,
-        delivery: Delivery,
-        info: dict[str, Any],
-        generator: torch.Generator | list[torch.Generator] | None,
-    ) -> LTX2PipelineOutput | tuple:
-        """Decode finished latents, free offloaded models and wrap up."""
-        frames = audio = rate = None
-        originals = delivery.originals if delivery.output_type != "latent" else Streams(None, None)
-        if originals.video is not None:
-            frames = self._original_video(originals.video, plan.batch_size, delivery.output_type)
-        elif latents.video is not None:
-            # Latents are handed over as exact as they are; decoding starts in the transformer's type, as in diffusers.
-            dtype = latents.video.dtype if delivery.output_type == "latent" else self.transformer.dtype
-            frames = self._decode_video(latents.video.to(dtype), delivery, generator)
-        if originals.audio is not None:
-            waveform, rate = originals.audio
-            audio = fit_audio(waveform, plan.duration_s, rate).expand(plan.batch_size, -1, -1)
-        elif latents.audio is not None:
-            audio = self._decode_audio(self.audio_vae.denormalize_latents(latents.audio), delivery.output_type)
-            rate = self.vocoder.config.output_sampling_rate if self.vocoder is not None else None
-            if originals.video is not None:
-                # A given video may be shorter than the clip that the network saw, which needs 8 k + 1 frames.
-                audio = audio[..., : round(len(originals.video) / plan.frame_rate * rate)]
-        self.maybe_free_model_hooks()
-        if not delivery.return_dict:
-            return frames, audio
-        frame_rate = None if frames is None else plan.frame_rate
-        return LTX2PipelineOutput(
-            frames, audio, frame_rate, rate, {**info, "output_type": delivery.output_type}, *delivery.sources
+    @property
+    def sizes(self) -> ModelSizes:
+        """What the networks make of pixels, frames and seconds; a missing component leaves the published values."""
+        audio = None if self.audio_vae is None else self.audio_vae.config
+        return ModelSizes(
+            self.vae_spatial_compression_ratio,
+            self.vae_temporal_compression_ratio,
+            self.transformer.config.in_channels,
+            self.transformer_spatial_patch_size,
+            self.transformer.config.use_keyframes_abs_pos_embedding,
+            8 if audio is None else audio.latent_channels,
+            (64 if audio is None else audio.mel_bins) // self.audio_vae_mel_compression_ratio,
+            self.audio_sampling_rate,
+            self.audio_hop_length,
+            self.audio_vae_temporal_compression_ratio,
         )
 
-    def _info(self, runs: Sequence[StageRun], forwards: list[int], enhanced: list[str] | None) -> dict[str, Any]:
-        """How the result was made; one entry per stage where a recipe has several."""
-        preset = self.preset
-        sigmas = [run.sigmas.tolist() for run in runs]
-        return {
-            "preset": f"{preset.version} {preset.kind}",
-            "sigmas": sigmas[0] if len(sigmas) == 1 else sigmas,
-            "forwards_per_step": forwards[0] if len(runs) == 1 else forwards,
-            **({} if enhanced is None else {"enhanced_prompt": enhanced}),
-        }
+    def encode_video(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Normalised float32 latents `[B, C, F, h, w]` of pixels `[B, 3, frames, H, W]` in [-1, 1]."""
+        self.require("vae")
+        pixels = pixels.to(self._execution_device, self.vae.dtype)
+        return self.vae.normalize_latents(self.vae.encode(pixels).latent_dist.mode().float())
+
+    def encode_audio(self, waveform: torch.Tensor, sampling_rate: int) -> torch.Tensor:
+        """Normalised float32 latents `[B, C, L, M]` of a waveform `[B, channels, samples]` in [-1, 1]."""
+        self.require("audio_vae")
+        latents = self.audio_vae.encode_waveform(waveform.to(self._execution_device), sampling_rate)
+        return self.audio_vae.normalize_latents(latents.float())
+
+    def normalized_video(self, latents: torch.Tensor, plan: ClipPlan) -> torch.Tensor:
+        """Normalised float32 latents `[B, C, F, h, w]` of un-normalised ones, or of packed and normalised ones."""
+        latents = latents.to(self._execution_device, torch.float32)
+        if latents.ndim == 5:
+            return self.vae.normalize_latents(latents)
+        return plan.tools.video.patchifier.unpatchify(latents, plan.video)
+
+    def encode_prompt(
+        self,
+        prompt: str | list[str] | None,
+        negative_prompt: str | list[str] | None = None,
+        do_classifier_free_guidance: bool = True,
+        num_videos_per_prompt: int = 1,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        prompt_attention_mask: torch.Tensor | None = None,
+        negative_prompt_attention_mask: torch.Tensor | None = None,
+        max_sequence_length: int = 1024,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Encode prompts into language-model states that can be passed to the pipeline as `prompt_embeds`.
+
+        Args:
+            prompt: Text or texts. Not needed with `prompt_embeds`.
+            negative_prompt: Text or texts to steer away from; `None` means the empty text.
+            do_classifier_free_guidance: Whether to encode the negative prompt too.
+            num_videos_per_prompt: Each prompt's result is repeated this often, one after the other.
+            prompt_embeds, negative_prompt_embeds: States `[B, T, C * L]` from an earlier call, returned repeated.
+            prompt_attention_mask, negative_prompt_attention_mask: Their masks `[B, T]`.
+            max_sequence_length: Padded length `T` in tokens; longer prompts are cut.
+            device: Where to compute; default the pipeline's device.
+            dtype: Type of the states; default the text encoder's.
+
+        Returns:
+            `(prompt_embeds, prompt_attention_mask, negative_prompt_embeds, negative_prompt_attention_mask)`; the last
+            two are `None` without guidance. Positions in front of a prompt hold zeros: nothing reads them.
+        """
+        embeds, masks = (
+            (prompt_embeds, negative_prompt_embeds),
+            (prompt_attention_mask, negative_prompt_attention_mask),
+        )
+        prompts = Prompts(prompt, negative_prompt, embeds, masks, num_videos_per_prompt, max_sequence_length)
+        return encode_prompt(self._text_encoder(device), prompts, do_classifier_free_guidance, dtype)
+
+    def enhance_prompt(
+        self,
+        prompt: str | list[str],
+        system_prompt: str | None = None,
+        max_new_tokens: int | None = None,
+        seed: int = 10,
+        generator: Generators = None,
+        generation_kwargs: dict[str, Any] | None = None,
+        device: torch.device | str | None = None,
+        image: PIL.Image.Image | None = None,
+    ) -> list[str]:
+        """Rewrite prompts; the same prompt and seed give the same text, and the global random state stays untouched.
+
+        Args:
+            prompt: Text or texts.
+            system_prompt: Instructions to the language model, default this package's for text or for an image.
+            max_new_tokens: Length of the answer, default 512 (600 with a dedicated `prompt_enhancer`).
+            seed: Seed of the sampling; a `generator` given replaces it by its own initial seed.
+            generator: See `seed`; of a list the first one counts.
+            generation_kwargs: Replaces the sampling settings (temperature 0.7, or greedy for a dedicated model).
+            device: Where to compute, default the pipeline's device.
+            image: First frame of the video, which the text is to continue. Needs the component `processor`.
+
+        Returns:
+            One rewritten text per prompt; the prompt itself where the language model gave no answer.
+        """
+        if max_new_tokens is not None:
+            check_at_least_one(max_new_tokens=max_new_tokens)
+        wish = Enhancement(True, system_prompt, max_new_tokens, generation_kwargs, seed)
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        return enhance(
+            self.chat_model, prompts, wish, torch.device(device or self._execution_device), generator, image
+        )
+
+    def enable_prompt_cache(self, folder: str | os.PathLike, max_bytes: int | str | None = None) -> None:
+        """Keep the text contexts of prompts in a folder, and take them from there when they are asked for again.
+
+        A call whose prompts are all present runs neither text encoder nor connectors; the pipeline may then be built
+        with `text_encoder=None, tokenizer=None, connectors=None`. Entries are told apart by text, tokenizer, text
+        encoder, connectors with their active adapters, `max_sequence_length` and data type. With a cache each prompt
+        is encoded alone, so that a call gives the same result whether its prompts were present or not. Calls with
+        `prompt_embeds`, or with a callback that asks for them, pass the cache by.
+
+        Args:
+            folder: Where the entries lie. They hold the prompts as readable text.
+            max_bytes: Most bytes in the folder, a number or like `"2GB"`; the least recently used entries are removed.
+                Default no limit.
+        """
+        self._prompt_cache = PromptCache(folder, max_bytes)
+
+    def disable_prompt_cache(self) -> None:
+        """Encode every prompt anew again; the folder stays as it is."""
+        self._prompt_cache = None
+
+    @property
+    def prompt_cache(self) -> PromptCache | None:
+        """The cache in use."""
+        return self._prompt_cache
+
+    @property
+    def chat_model(self) -> ChatModel:
+        """The language model that writes prompts: the dedicated enhancer if there is one, else the text encoder."""
+        if self.has("prompt_enhancer"):
+            return ChatModel(self.prompt_enhancer, self.tokenizer, self.processor, DEDICATED_ENHANCER)
+        return ChatModel(self.text_encoder, self.tokenizer, self.processor, OWN_ENCODER)
+
+    @property
+    def prompt_reader(self) -> PromptReader:
+        """Reads prompts with the components that are loaded."""
+        dtype = None if self.transformer is None else self.transformer.dtype
+        return PromptReader(self._text_encoder(), self.chat_model, self._prompt_cache, dtype)
+
+    def _text_encoder(self, device: torch.device | None = None) -> TextEncoder:
+        device = device or self._execution_device
+        return TextEncoder(self.tokenizer, self.text_encoder, self.connectors, device)
 
     @property
     def guidance_scale(self) -> float:
         """Classifier-free guidance scale of the video in the running or last call."""
-        return self._scales.video.cfg
+        return self._scales.video.cfg_scale
 
     @property
     def stg_scale(self) -> float:
         """Spatio-temporal guidance scale of the video."""
-        return self._scales.video.stg
+        return self._scales.video.stg_scale
 
     @property
     def modality_scale(self) -> float:
         """Modality guidance scale of the video."""
-        return self._scales.video.modality
+        return self._scales.video.modality_scale
 
     @property
     def guidance_rescale(self) -> float:
         """Guidance rescale factor of the video."""
-        return self._scales.video.rescale
+        return self._scales.video.rescale_scale
 
     @property
     def audio_guidance_scale(self) -> float:
         """Classifier-free guidance scale of the audio."""
-        return self._scales.audio.cfg
+        return self._scales.audio.cfg_scale
 
     @property
     def audio_stg_scale(self) -> float:
         """Spatio-temporal guidance scale of the audio."""
-        return self._scales.audio.stg
+        return self._scales.audio.stg_scale
 
     @property
     def audio_modality_scale(self) -> float:
         """Modality guidance scale of the audio."""
-        return self._scales.audio.modality
+        return self._scales.audio.modality_scale
 
     @property
     def audio_guidance_rescale(self) -> float:
         """Guidance rescale factor of the audio."""
-        return self._scales.audio.rescale
+        return self._scales.audio.rescale_scale
 
     @property
     def do_classifier_free_guidance(self) -> bool:
         """Whether the call makes a pass with the negative prompt."""
-        return any(scales is not None and scales.cfg != 1.0 for scales in self._scales)
+        return any(scales is not None and scales.cfg_scale != 1.0 for scales in self._scales)
 
     @property
     def do_spatio_temporal_guidance(self) -> bool:
         """Whether the call makes a perturbed pass."""
-        return any(scales is not None and scales.stg != 0.0 for scales in self._scales)
+        return any(scales is not None and scales.stg_scale != 0.0 for scales in self._scales)
 
     @property
     def do_modality_isolation_guidance(self) -> bool:
         """Whether the call makes a pass without exchange between the streams."""
-        return any(scales is not None and scales.modality != 1.0 for scales in self._scales)
+        return any(scales is not None and scales.modality_scale != 1.0 for scales in self._scales)

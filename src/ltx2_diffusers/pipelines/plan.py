@@ -1,24 +1,94 @@
-"""The sizes of one generation, worked out once and read by every later stage.
+"""The sizes of one generation, worked out once and read by everything that follows.
 
-Shapes: B videos of the batch, F latent frames, h latent rows, w latent columns, L audio latents, M latent mel bins.
+Shapes: B videos of the batch, C channels, F latent frames, h latent rows, w latent columns, L audio latents, M latent mel
+bins.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
 
 import torch
 
+from ..checks import check_num_frames, check_positive, check_size
+from ..conditioning.patchifiers import AudioPatchifier, VideoLatentPatchifier
 from ..conditioning.shapes import AudioLatentShape, VideoLatentShape
+from ..conditioning.streams import Streams
+from ..conditioning.tools import AudioLatentTools, VideoLatentTools
 
 DEFAULT_SIZE = (512, 768, 121)
 """Height, width and frames of the reference recipes."""
 
 
 @dataclass(frozen=True)
-class GenerationPlan:
+class Size:
+    """Wished size of the clip; `None` follows given latents or the default."""
+
+    height: int | None = None
+    width: int | None = None
+    num_frames: int | None = None
+    frame_rate: float = 24.0
+    motion_speed: float = 1.0
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """What the networks of a checkpoint make of pixels, frames and seconds.
+
+    Args:
+        spatial_ratio, temporal_ratio: Pixels a side and pixel frames of a video latent.
+        channels: Channels of the video latents.
+        patch_size: Latents a side of a video token.
+        marks_keyframes: Whether the transformer is told which tokens stand for a single frame.
+        audio_channels, audio_mel_bins: Size of an audio latent.
+        sample_rate: Samples per second of the mel front-end.
+        hop_length: Samples between two mel frames.
+        audio_ratio: Mel frames of an audio latent.
+    """
+
+    spatial_ratio: int
+    temporal_ratio: int
+    channels: int
+    patch_size: int
+    marks_keyframes: bool
+    audio_channels: int
+    audio_mel_bins: int
+    sample_rate: int
+    hop_length: int
+    audio_ratio: int
+
+    def whole_frames(self, num_frames: int) -> int:
+        """The longest clip of `temporal_ratio` k + 1 frames that is not above `num_frames`."""
+        return (num_frames - 1) // self.temporal_ratio * self.temporal_ratio + 1
+
+    def pixel_frames(self, latent_frames: int) -> int:
+        """Pixel frames of so many latent frames; the first one holds one."""
+        return (latent_frames - 1) * self.temporal_ratio + 1
+
+    def mel_frames(self, audio_latents: int) -> int:
+        """Mel frames of so many audio latents; the first one holds one."""
+        return (audio_latents - 1) * self.audio_ratio + 1
+
+    def audio_shape(self, batch_size: int, duration_s: float) -> AudioLatentShape:
+        """Shape of the audio latents that last as long."""
+        return AudioLatentShape.from_duration(
+            batch_size,
+            duration_s,
+            self.audio_channels,
+            self.audio_mel_bins,
+            self.sample_rate,
+            self.hop_length,
+            self.audio_ratio,
+        )
+
+
+@dataclass(frozen=True)
+class ClipPlan:
     """Sizes of a generation, or of one of its stages.
 
     Args:
+        sizes: What they follow from.
         num_frames: Pixel frames of the stage.
         height, width: Size of a frame in pixels.
         frame_rate: Playback rate of the stage in frames per second.
@@ -30,6 +100,7 @@ class GenerationPlan:
         temporal_scale: Frame rate of the stage over that of the finished clip.
     """
 
+    sizes: ModelSizes
     num_frames: int
     height: int
     width: int
@@ -39,6 +110,33 @@ class GenerationPlan:
     audio: AudioLatentShape
     stage: int = 0
     temporal_scale: float = 1.0
+
+    def at_scale(self, space: float, time: float) -> "ClipPlan":
+        """The sizes of a stage that makes a share of the clip; its sound is as long as that of the finished clip."""
+        if space == time == 1:
+            return self
+        frames = round((self.video.frames - 1) * time) + 1
+        height, width = (round(side * space) for side in (self.height, self.width))
+        ratio = self.sizes.spatial_ratio
+        return replace(
+            self,
+            num_frames=self.sizes.pixel_frames(frames),
+            height=height,
+            width=width,
+            frame_rate=self.frame_rate * time,
+            temporal_scale=time,
+            video=self.video._replace(frames=frames, height=height // ratio, width=width // ratio),
+        )
+
+    @property
+    def tools(self) -> Streams:
+        """Tools that make, pack and unpack the states of both streams."""
+        patchifier = VideoLatentPatchifier(self.sizes.patch_size)
+        rate = self.frame_rate / self.motion_speed
+        return Streams(
+            VideoLatentTools(patchifier, self.video, rate, mark_keyframes=self.sizes.marks_keyframes),
+            AudioLatentTools(AudioPatchifier(), self.audio),
+        )
 
     @property
     def batch_size(self) -> int:
@@ -65,28 +163,68 @@ class GenerationPlan:
         """Length of the finished clip in seconds; that of the audio follows it."""
         return self.clip_frames * self.temporal_scale / self.frame_rate
 
-    @property
-    def position_frame_rate(self) -> float:
-        """Frame rate at which the positions of the video tokens are laid out."""
-        return self.frame_rate / self.motion_speed
+
+def plan_clip(
+    sizes: ModelSizes,
+    batch_size: int,
+    wished: Size,
+    scales: Sequence[tuple[float, float]],
+    latents: torch.Tensor | None = None,
+    audio_latents: torch.Tensor | None = None,
+) -> ClipPlan:
+    """Check the wished size and work out the latent shapes of both streams in the finished clip.
+
+    Args:
+        sizes: What the networks make of pixels, frames and seconds.
+        batch_size: Videos of the batch.
+        wished: Size of the clip.
+        scales: Size of each stage in space and time over that of the clip.
+        latents, audio_latents: Latents that the first stage starts from.
+    """
+    spatial, temporal = sizes.spatial_ratio, sizes.temporal_ratio
+    height, width, num_frames = _inferred_size(sizes, wished, latents)
+    # A stage at half the size needs the finished sides to be multiples of twice the stride.
+    check_size(height, width, spatial * _common_denominator(space for space, _ in scales))
+    check_num_frames(num_frames, temporal * _common_denominator(time for _, time in scales))
+    check_positive(frame_rate=wished.frame_rate, motion_speed=wished.motion_speed)
+    frames = (num_frames - 1) // temporal + 1
+    video = VideoLatentShape(batch_size, sizes.channels, frames, height // spatial, width // spatial)
+    audio = sizes.audio_shape(batch_size, num_frames / wished.frame_rate)
+    if audio_latents is not None and audio_latents.ndim == 4:
+        audio = audio._replace(frames=audio_latents.shape[2])
+    plan = ClipPlan(sizes, num_frames, height, width, wished.frame_rate, wished.motion_speed, video, audio)
+    tools = plan.at_scale(*scales[0]).tools
+    _check_latents("latents", latents, tools.video)
+    _check_latents("audio_latents", audio_latents, tools.audio)
+    return plan
 
 
-def inferred_size(
-    latents: torch.Tensor | None,
-    given: Sequence[int | None],
-    defaults: Sequence[int],
-    spatial_ratio: int,
-    temporal_ratio: int,
-) -> tuple[int, int, int]:
-    """Height, width and frames of a clip: what is given, else what unpacked latents imply, else the defaults."""
+def _inferred_size(sizes: ModelSizes, wished: Size, latents: torch.Tensor | None) -> tuple[int, int, int]:
+    """Height, width and frames of a clip: what is wished, else what unpacked latents imply, else the defaults."""
     implied: Sequence[int | None] = (None, None, None)
     if latents is not None and latents.ndim == 5:
         frames, rows, columns = latents.shape[2:]
-        implied = (rows * spatial_ratio, columns * spatial_ratio, (frames - 1) * temporal_ratio + 1)
+        implied = (rows * sizes.spatial_ratio, columns * sizes.spatial_ratio, sizes.pixel_frames(frames))
     height, width, num_frames = (
-        next(value for value in options if value is not None) for options in zip(given, implied, defaults)
+        next(value for value in options if value is not None)
+        for options in zip((wished.height, wished.width, wished.num_frames), implied, DEFAULT_SIZE)
     )
     return height, width, num_frames
+
+
+def _common_denominator(scales: Iterable[float]) -> int:
+    """The smallest number of which every scale gives a whole share."""
+    return math.lcm(*(Fraction(scale).limit_denominator(64).denominator for scale in scales))
+
+
+def _check_latents(name: str, latents: torch.Tensor | None, tools: VideoLatentTools | AudioLatentTools) -> None:
+    """Given latents must have the shape of the first stage, unpacked or packed."""
+    shape = tuple(tools.target_shape)
+    packed = tuple(tools.patchifier.patchify(torch.empty(shape, device="meta")).shape)
+    if latents is not None and tuple(latents.shape) not in (shape, packed):
+        raise ValueError(
+            f"`{name}` has shape {tuple(latents.shape)}; this call needs {shape} (un-normalised) or {packed} (packed)"
+        )
 
 
 def check_decodable_size(height: int, width: int, minimum: int) -> None:
@@ -97,25 +235,3 @@ def check_decodable_size(height: int, width: int, minimum: int) -> None:
                 f"`{name}` is {value}, but this checkpoint's video VAE decodes no less than {minimum} pixels a side; use "
                 f"{minimum}"
             )
-
-
-def check_latents(name: str, latents: torch.Tensor | None, shape: Sequence[int], packed_shape: Sequence[int]) -> None:
-    """Given latents must have `shape` unpacked or `packed_shape` packed."""
-    if latents is None:
-        return
-    if tuple(latents.shape) not in (tuple(shape), tuple(packed_shape)):
-        raise ValueError(
-            f"`{name}` has shape {tuple(latents.shape)}; this call needs {tuple(shape)} (un-normalised) or "
-            f"{tuple(packed_shape)} (packed)"
-        )
-
-
-@dataclass(frozen=True)
-class Size:
-    """Wished size of the clip; `None` follows given latents or the default."""
-
-    height: int | None = None
-    width: int | None = None
-    num_frames: int | None = None
-    frame_rate: float = 24.0
-    motion_speed: float = 1.0

@@ -1,11 +1,8 @@
 """The base of the recipes that may run in several stages: the components which further stages need."""
 
-from typing import Any
-
 from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
-from ..conditioning.streams import Streams
 from ..models.audio_vae import AutoencoderKLLTX2Audio
 from ..models.connectors import LTX2TextConnectors
 from ..models.latent_upsampler import LTX2LatentUpsamplerModel
@@ -13,12 +10,7 @@ from ..models.transformer import LTX2AVTransformer3DModel
 from ..models.video_vae import AutoencoderKLLTX2Video
 from ..models.vocoder import LTX2Vocoder, LTX2VocoderWithBWE
 from ..schedulers.scheduling_ltx2 import LTX2Scheduler
-from .call_arguments import build_request
-from .conditions.source import delivery
 from .generation import LTX2GenerationPipeline
-from .given import given_conditions, given_sound
-from .output import LTX2PipelineOutput
-from .stages import stage_list
 
 
 class LTX2StagedPipeline(LTX2GenerationPipeline):
@@ -79,12 +71,3 @@ class LTX2StagedPipeline(LTX2GenerationPipeline):
             temporal_upsampler=temporal_upsampler,
             stage_2_transformer=stage_2_transformer,
         )
-
-    def _generate_given(self, call: dict[str, Any]) -> LTX2PipelineOutput | tuple:
-        """Generate from text and whatever pictures, references and sound a call gives."""
-        sound = given_sound(call)
-        given = given_conditions(call, sound)
-        streams = Streams(True, call.get("generate_audio", True))
-        stages = stage_list(self, call, given, streams)
-        kept = delivery(call, audio=sound)
-        return self._generate(build_request(call, stages, given, streams=streams, delivery=kept))

@@ -4,12 +4,53 @@ Shapes: B prompts, N tokens of the longest prompt, T padded text positions, C la
 """
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..checks import check_at_least_one, check_loaded
 from ..conditioning.streams import TextContext
+from ..models.connectors import LTX2TextConnectors
+
+
+@dataclass(frozen=True)
+class Enhancement:
+    """Rewriting of the prompt by a language model; the fields are the arguments of `enhance_prompt`.
+
+    Args:
+        enabled: Whether the prompt is rewritten.
+        system_prompt, max_new_tokens, generation_kwargs, seed: See `enhance_prompt`.
+    """
+
+    enabled: bool = False
+    system_prompt: str | None = None
+    max_new_tokens: int | None = None
+    generation_kwargs: dict[str, Any] | None = None
+    seed: int = 10
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Texts, or their precomputed language-model states.
+
+    Args:
+        prompt, negative_prompt: Texts.
+        embeds, masks: `prompt_embeds` and `negative_prompt_embeds`, and their attention masks.
+        num_videos_per_prompt: Videos per prompt.
+        max_sequence_length: Text positions of texts; given states keep theirs.
+        enhancement: Whether and how the prompt is rewritten first.
+    """
+
+    prompt: str | list[str] | None
+    negative_prompt: str | list[str] | None = None
+    embeds: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)
+    masks: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)
+    num_videos_per_prompt: int = 1
+    max_sequence_length: int = 1024
+    enhancement: Enhancement = Enhancement()
 
 
 @dataclass(frozen=True)
@@ -26,192 +67,156 @@ class TextStates:
         return TextStates(hidden, torch.nn.functional.pad(self.mask, (missing, 0)))
 
 
-class TextStage:
-    """The prompt-encoding part of a pipeline; needs the components `tokenizer`, `text_encoder`, `connectors`."""
+@dataclass(frozen=True)
+class TextEncoder:
+    """The parts that turn texts into contexts; `None` for one that is not loaded.
 
-    def _text_states(
-        self, prompts: list[str], max_sequence_length: int, device: torch.device, dtype: torch.dtype | None = None
-    ) -> TextStates:
-        """Run the language model over the valid tokens of `prompts`.
+    Args:
+        tokenizer: Tokenizer of the language model.
+        model: The language model.
+        connectors: From its states to the contexts of the two streams.
+        device: Where to compute.
+    """
 
-        Causal attention makes the states of a token independent of the padding in front of it, so only as many
-        positions as the longest prompt needs are computed, at the places which they have in the padded sequence.
-        """
-        self._require("tokenizer", "text_encoder")
-        tokens = self.tokenizer(
-            [prompt.strip() for prompt in prompts],
-            truncation=True,
-            max_length=max_sequence_length,
-            add_special_tokens=True,
-        ).input_ids
-        length = max(1, max(len(ids) for ids in tokens))
-        pad = next((i for i in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id) if i is not None), 0)
-        input_ids = torch.tensor([[pad] * (length - len(ids)) + ids for ids in tokens], device=device)
-        mask = torch.tensor([[0] * (length - len(ids)) + [1] * len(ids) for ids in tokens], device=device)
-        positions = torch.arange(max_sequence_length - length, max_sequence_length, device=device)
-        extra = {}
-        if "logits_to_keep" in inspect.signature(self.text_encoder.forward).parameters:
-            # The vocabulary projection over zero positions costs nothing. The model is still called as a whole,
-            # because that is where offloading hooks sit.
-            extra["logits_to_keep"] = torch.empty(0, dtype=torch.long, device=device)
-        outputs = self.text_encoder(
-            input_ids=input_ids,
-            attention_mask=mask,
-            position_ids=positions.expand(len(prompts), -1),
-            output_hidden_states=True,
-            use_cache=False,
-            **extra,
-        )
-        hidden = torch.stack(outputs.hidden_states, dim=-1).masked_fill(mask[:, :, None, None] == 0, 0)
-        return TextStates(hidden.to(dtype or self.text_encoder.dtype), mask)
+    tokenizer: PreTrainedTokenizerBase | None
+    model: PreTrainedModel | None
+    connectors: LTX2TextConnectors | None
+    device: torch.device
 
-    def encode_prompt(
-        self,
-        prompt: str | list[str] | None,
-        negative_prompt: str | list[str] | None = None,
-        do_classifier_free_guidance: bool = True,
-        num_videos_per_prompt: int = 1,
-        prompt_embeds: torch.Tensor | None = None,
-        negative_prompt_embeds: torch.Tensor | None = None,
-        prompt_attention_mask: torch.Tensor | None = None,
-        negative_prompt_attention_mask: torch.Tensor | None = None,
-        max_sequence_length: int = 1024,
-        device: torch.device | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """Encode prompts into language-model states that can be passed to the pipeline as `prompt_embeds`.
-
-        Args:
-            prompt: Text or texts. Not needed with `prompt_embeds`.
-            negative_prompt: Text or texts to steer away from; `None` means the empty text.
-            do_classifier_free_guidance: Whether to encode the negative prompt too.
-            num_videos_per_prompt: Each prompt's result is repeated this often, one after the other.
-            prompt_embeds, negative_prompt_embeds: States `[B, T, C * L]` from an earlier call, returned repeated.
-            prompt_attention_mask, negative_prompt_attention_mask: Their masks `[B, T]`.
-            max_sequence_length: Padded length `T` in tokens; longer prompts are cut.
-            device: Where to compute; default the pipeline's device.
-            dtype: Type of the states; default the text encoder's.
-
-        Returns:
-            `(prompt_embeds, prompt_attention_mask, negative_prompt_embeds, negative_prompt_attention_mask)`; the last
-            two are `None` without guidance. Positions in front of a prompt hold zeros: nothing reads them.
-        """
-        device = device or self._execution_device
-        positive, negative = self._encode_states(
-            prompt,
-            negative_prompt,
-            (prompt_embeds, negative_prompt_embeds, prompt_attention_mask, negative_prompt_attention_mask),
-            do_classifier_free_guidance,
-            max_sequence_length,
-            device,
-            dtype,
-        )
-        results = []
-        for states in (positive, negative):
-            if states is None:
-                results += [None, None]
-                continue
-            states = states.padded(max(max_sequence_length, states.mask.shape[1]))
-            results += [
-                states.hidden.flatten(2).repeat_interleave(num_videos_per_prompt, 0),
-                states.mask.repeat_interleave(num_videos_per_prompt, 0),
-            ]
-        return tuple(results)
-
-    @property
-    def _num_text_states(self) -> int:
-        return self.connectors.config.text_proj_in_factor if self.connectors is not None else 49
-
-    def _encode_states(
-        self,
-        prompt: str | list[str] | None,
-        negative_prompt: str | list[str] | None,
-        embeds: tuple[torch.Tensor | None, ...],
-        with_negative: bool,
-        max_sequence_length: int,
-        device: torch.device,
-        dtype: torch.dtype | None = None,
+    def states(
+        self, prompts: Prompts, with_negative: bool, dtype: torch.dtype | None = None
     ) -> tuple[TextStates, TextStates | None]:
-        """States of the positive and (if wanted) negative prompts; what is not given is encoded in one batch.
-
-        `embeds` holds positive and negative states, then their masks.
-        """
-        positive, negative = (_as_states(*given, self._num_text_states) for given in zip(embeds[:2], embeds[2:]))
+        """States of the positive and (if wanted) negative prompts; what is not given is encoded in one batch."""
+        positive, negative = map(self._stacked, prompts.embeds, prompts.masks)
         texts: list[str] = []
         if positive is None:
-            texts += [prompt] if isinstance(prompt, str) else prompt
+            texts += [prompts.prompt] if isinstance(prompts.prompt, str) else prompts.prompt
         count = len(texts) or len(positive.mask)
         if with_negative and negative is None:
-            negative_prompt = negative_prompt or ""
-            texts += [negative_prompt] * count if isinstance(negative_prompt, str) else negative_prompt
+            other = prompts.negative_prompt or ""
+            texts += [other] * count if isinstance(other, str) else other
         if texts:
-            states = self._text_states(texts, max_sequence_length, device, dtype)
+            self.require("tokenizer", "text_encoder")
+            length = prompts.max_sequence_length
+            tokens = self.tokenizer(
+                [text.strip() for text in texts], truncation=True, max_length=length, add_special_tokens=True
+            )
+            states = self._run(tokens.input_ids, length, dtype)
             if positive is None:
                 positive = TextStates(states.hidden[:count], states.mask[:count])
             if with_negative and negative is None:
                 negative = TextStates(states.hidden[-count:], states.mask[-count:])
         return positive, negative if with_negative else None
 
-    def _contexts(self, states: TextStates, length: int) -> TextContext:
-        """Run the connectors; `length` is the number of text positions which the streams attend to."""
-        video, audio, _ = self.connectors(
-            states.hidden.to(self.connectors.dtype), states.mask, padding_side="left", target_length=length
+    def _stacked(self, embeds: torch.Tensor | None, mask: torch.Tensor | None) -> TextStates | None:
+        """States that a caller gives, flat or stacked."""
+        if embeds is None:
+            return None
+        layers = 49 if self.connectors is None else self.connectors.config.text_proj_in_factor
+        return TextStates(embeds.unflatten(2, (-1, layers)) if embeds.ndim == 3 else embeds, mask)
+
+    def _run(self, tokens: Sequence[list[int]], max_sequence_length: int, dtype: torch.dtype | None) -> TextStates:
+        """Run the language model over valid tokens.
+
+        Causal attention makes the states of a token independent of the padding in front of it, so only as many
+        positions as the longest prompt needs are computed, at the places which they have in the padded sequence.
+        """
+        length = max(1, max(len(ids) for ids in tokens))
+        pad = next((i for i in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id) if i is not None), 0)
+        input_ids = torch.tensor([[pad] * (length - len(ids)) + ids for ids in tokens], device=self.device)
+        mask = torch.tensor([[0] * (length - len(ids)) + [1] * len(ids) for ids in tokens], device=self.device)
+        positions = torch.arange(max_sequence_length - length, max_sequence_length, device=self.device)
+        extra = {}
+        if "logits_to_keep" in inspect.signature(self.model.forward).parameters:
+            # The vocabulary projection over zero positions costs nothing. The model is still called as a whole,
+            # because that is where offloading hooks sit.
+            extra["logits_to_keep"] = torch.empty(0, dtype=torch.long, device=self.device)
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=mask,
+            position_ids=positions.expand(len(tokens), -1),
+            output_hidden_states=True,
+            use_cache=False,
+            **extra,
         )
-        return TextContext(video, audio)
+        hidden = torch.stack(outputs.hidden_states, dim=-1).masked_fill(mask[:, :, None, None] == 0, 0)
+        return TextStates(hidden.to(dtype or self.model.dtype), mask)
+
+    def contexts(
+        self, states: tuple[TextStates, TextStates | None], length: int
+    ) -> tuple[TextContext, TextContext | None]:
+        """Contexts of the positive and negative prompts, both in one batch.
+
+        Args:
+            states: States of the prompts.
+            length: Text positions which the streams attend to.
+        """
+        present = [part for part in states if part is not None]
+        width = max(part.mask.shape[1] for part in present)
+        padded = [part.padded(width) for part in present]
+        video, audio, _ = self.connectors(
+            torch.cat([part.hidden for part in padded]).to(self.connectors.dtype),
+            torch.cat([part.mask for part in padded]),
+            padding_side="left",
+            target_length=length,
+        )
+        contexts = TextContext(video, audio).split([len(part.mask) for part in present])
+        return contexts[0], contexts[1] if len(contexts) == 2 else None
+
+    @property
+    def absent(self) -> list[str]:
+        """Names of the components that are not loaded."""
+        parts = {"text_encoder": self.model, "tokenizer": self.tokenizer, "connectors": self.connectors}
+        return [name for name, part in parts.items() if part is None]
+
+    def require(self, *names: str) -> None:
+        """Raise if a component that a call needs was not loaded."""
+        check_loaded([name for name in names if name in self.absent])
 
 
-def _as_states(embeds: torch.Tensor | None, mask: torch.Tensor | None, num_states: int) -> TextStates | None:
-    if embeds is None:
-        return None
-    return TextStates(embeds.unflatten(2, (-1, num_states)) if embeds.ndim == 3 else embeds, mask)
+def encode_prompt(
+    encoder: TextEncoder, prompts: Prompts, with_negative: bool, dtype: torch.dtype | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """States and masks of the positive and the negative prompts, in the form that callers can hand over again."""
+    results: list[torch.Tensor | None] = []
+    for states in encoder.states(prompts, with_negative, dtype):
+        if states is None:
+            results += [None, None]
+            continue
+        states = states.padded(max(prompts.max_sequence_length, states.mask.shape[1]))
+        for part in (states.hidden.flatten(2), states.mask):
+            results.append(part.repeat_interleave(prompts.num_videos_per_prompt, 0))
+    return results[0], results[1], results[2], results[3]
 
 
-def check_prompts(
-    prompt: str | list[str] | None,
-    negative_prompt: str | list[str] | None,
-    prompt_embeds: torch.Tensor | None,
-    negative_prompt_embeds: torch.Tensor | None,
-    prompt_attention_mask: torch.Tensor | None,
-    negative_prompt_attention_mask: torch.Tensor | None,
-) -> int:
-    """Check prompts and precomputed embeddings against each other and return the number of prompts."""
-    if (prompt is None) == (prompt_embeds is None):
-        raise ValueError("provide either `prompt` or `prompt_embeds`, and not both")
-    if prompt is not None:
-        _check_texts("prompt", prompt)
-        batch_size = 1 if isinstance(prompt, str) else len(prompt)
-    else:
-        batch_size = _check_embeds("prompt", prompt_embeds, prompt_attention_mask)
-    if negative_prompt_embeds is not None:
-        if negative_prompt is not None:
-            raise ValueError("provide either `negative_prompt` or `negative_prompt_embeds`, and not both")
-        _check_embeds("negative_prompt", negative_prompt_embeds, negative_prompt_attention_mask)
-        if prompt_embeds is not None and prompt_embeds.shape != negative_prompt_embeds.shape:
-            raise ValueError(
-                f"`prompt_embeds` and `negative_prompt_embeds` must have the same shape but are "
-                f"{tuple(prompt_embeds.shape)} and {tuple(negative_prompt_embeds.shape)}"
-            )
-        if negative_prompt_embeds.shape[0] != batch_size:
-            raise ValueError(
-                f"got {negative_prompt_embeds.shape[0]} `negative_prompt_embeds` for {batch_size} prompts"
-            )
-    elif negative_prompt is not None:
-        _check_texts("negative_prompt", negative_prompt)
-        if not isinstance(negative_prompt, str) and len(negative_prompt) != batch_size:
-            raise ValueError(
-                f"`negative_prompt` has {len(negative_prompt)} entries for {batch_size} prompts; give one text for all "
-                "or one per prompt"
-            )
-    return batch_size
-
-
-def _check_texts(name: str, texts: Any) -> None:
-    if isinstance(texts, str):
-        return
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"`{name}` has to be a `str` or a list of `str` but is {texts!r}")
-    if not texts:
-        raise ValueError(f"`{name}` is an empty list; give at least one text")
+def check_prompts(prompts: Prompts) -> int:
+    """Check texts and precomputed states against each other and return the number of prompts."""
+    texts = {"prompt": prompts.prompt, "negative_prompt": prompts.negative_prompt}
+    counts = {}
+    for (name, given), embeds, mask in zip(texts.items(), prompts.embeds, prompts.masks):
+        if name == "prompt" and (given is None) == (embeds is None):
+            raise ValueError("provide either `prompt` or `prompt_embeds`, and not both")
+        if given is not None and embeds is not None:
+            raise ValueError(f"provide either `{name}` or `{name}_embeds`, and not both")
+        if embeds is not None:
+            counts[name] = _check_embeds(name, embeds, mask)
+        elif given is not None:
+            if not isinstance(given, str):
+                if not isinstance(given, list) or not all(isinstance(text, str) for text in given):
+                    raise ValueError(f"`{name}` has to be a `str` or a list of `str` but is {given!r}")
+                if not given:
+                    raise ValueError(f"`{name}` is an empty list; give at least one text")
+            counts[name] = 1 if isinstance(given, str) else len(given)
+    _check_together(prompts.embeds, counts, isinstance(prompts.negative_prompt, str))
+    check_at_least_one(
+        num_videos_per_prompt=prompts.num_videos_per_prompt, max_sequence_length=prompts.max_sequence_length
+    )
+    wish = prompts.enhancement
+    if wish.enabled and prompts.prompt is None:
+        raise ValueError("`enable_prompt_enhancement` needs `prompt`; precomputed `prompt_embeds` cannot be rewritten")
+    if wish.system_prompt is not None and not wish.enabled:
+        raise ValueError("`system_prompt` is only read with `enable_prompt_enhancement=True`; set it or leave it out")
+    return counts["prompt"]
 
 
 def _check_embeds(name: str, embeds: torch.Tensor, mask: torch.Tensor | None) -> int:
@@ -229,19 +234,30 @@ def _check_embeds(name: str, embeds: torch.Tensor, mask: torch.Tensor | None) ->
     return embeds.shape[0]
 
 
-def check_text_width(width: int, **embeds: torch.Tensor | None) -> None:
+def _check_together(
+    embeds: tuple[torch.Tensor | None, torch.Tensor | None], counts: dict[str, int], one_for_all: bool
+) -> None:
+    """As many negative prompts as positive ones, and states of one shape."""
+    positive, negative = embeds
+    if positive is not None and negative is not None and positive.shape != negative.shape:
+        raise ValueError(
+            f"`prompt_embeds` and `negative_prompt_embeds` must have the same shape but are "
+            f"{tuple(positive.shape)} and {tuple(negative.shape)}"
+        )
+    count, others = counts["prompt"], counts.get("negative_prompt", counts["prompt"])
+    if count != others and negative is not None:
+        raise ValueError(f"got {others} `negative_prompt_embeds` for {count} prompts")
+    if count != others and not one_for_all:
+        raise ValueError(
+            f"`negative_prompt` has {others} entries for {count} prompts; give one text for all or one per prompt"
+        )
+
+
+def check_text_width(width: int, embeds: Sequence[torch.Tensor | None]) -> None:
     """Given text-encoder states must have the width that the connectors take, flat or stacked."""
-    for name, tensor in embeds.items():
+    for name, tensor in zip(("prompt_embeds", "negative_prompt_embeds"), embeds):
         if tensor is not None and tensor.shape[2:].numel() != width:
             raise ValueError(
                 f"`{name}` has {tensor.shape[2:].numel()} values per token, but this checkpoint's connectors take {width}; "
                 "encode the prompt with this pipeline's `encode_prompt`"
             )
-
-
-def check_enhancement(enabled: bool, prompt: str | list[str] | None, system_prompt: str | None) -> None:
-    """Only a prompt can be rewritten, and instructions for rewriting need the switch."""
-    if enabled and prompt is None:
-        raise ValueError("`enable_prompt_enhancement` needs `prompt`; precomputed `prompt_embeds` cannot be rewritten")
-    if system_prompt is not None and not enabled:
-        raise ValueError("`system_prompt` is only read with `enable_prompt_enhancement=True`; set it or leave it out")

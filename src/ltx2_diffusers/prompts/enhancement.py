@@ -1,13 +1,13 @@
 """Rewriting a short prompt into a detailed one with the pipeline's own language model."""
 
-from typing import Any
+from collections.abc import Sequence
 
 import PIL.Image
 import torch
 from diffusers.utils import logging
 
-from ..checks import check_at_least_one
-from .chat import DEDICATED_ENHANCER, OWN_ENCODER, ChatModel
+from .chat import ChatModel
+from .encoding import Enhancement
 
 logger = logging.get_logger(__name__)
 
@@ -45,69 +45,40 @@ Answer with one concise English paragraph without headings, lists or markup. Nev
 meaningless idea unchanged."""
 
 
-class PromptEnhancer:
-    """The prompt-rewriting part of a pipeline; needs `tokenizer` and `text_encoder`, or `prompt_enhancer`."""
+def enhance(
+    chat: ChatModel,
+    prompts: Sequence[str],
+    wish: Enhancement,
+    device: torch.device,
+    generator: torch.Generator | list[torch.Generator] | None = None,
+    image: PIL.Image.Image | None = None,
+) -> list[str]:
+    """One rewritten text per prompt; the prompt itself where the language model gave no answer.
 
-    def enhance_prompt(
-        self,
-        prompt: str | list[str],
-        system_prompt: str | None = None,
-        max_new_tokens: int | None = None,
-        seed: int = 10,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        generation_kwargs: dict[str, Any] | None = None,
-        device: torch.device | str | None = None,
-        image: PIL.Image.Image | None = None,
-    ) -> list[str]:
-        """Rewrite prompts; the same prompt and seed give the same text, and the global random state stays untouched.
-
-        Args:
-            prompt: Text or texts.
-            system_prompt: Instructions to the language model, default this package's for text or for an image.
-            max_new_tokens: Length of the answer, default 512 (600 with a dedicated `prompt_enhancer`).
-            seed: Seed of the sampling; a `generator` given replaces it by its own initial seed.
-            generator: See `seed`; of a list the first one counts.
-            generation_kwargs: Replaces the sampling settings (temperature 0.7, or greedy for a dedicated model).
-            device: Where to compute, default the pipeline's device.
-            image: First frame of the video, which the text is to continue. Needs the component `processor`.
-
-        Returns:
-            One rewritten text per prompt; the prompt itself where the language model gave no answer.
-        """
-        if max_new_tokens is not None:
-            check_at_least_one(max_new_tokens=max_new_tokens)
-        if isinstance(generator, list):
-            generator = generator[0]
-        if system_prompt is None:
-            system_prompt = TEXT_SYSTEM_PROMPT if image is None else IMAGE_SYSTEM_PROMPT
-        question = "user prompt: {}" if image is None else "User Raw Input Prompt: {}."
-        chat = self.chat_model
-        answers = []
-        for text in [prompt] if isinstance(prompt, str) else prompt:
-            answer = chat.answer(
-                system_prompt,
-                question.format(text),
-                seed=seed if generator is None else generator.initial_seed(),
-                device=torch.device(device or self._execution_device),
-                image=image,
-                max_new_tokens=max_new_tokens,
-                generation_kwargs=generation_kwargs,
-            )
-            if not answer.strip():
-                logger.warning(f"the language model gave no answer to the prompt {text!r}, which is used as it is")
-            answers.append(answer if answer.strip() else text)
-        return answers
-
-    @property
-    def chat_model(self) -> ChatModel:
-        """The language model that writes prompts: the dedicated enhancer if there is one, else the text encoder."""
-        tokenizer, processor, enhancer = map(self._component, ("tokenizer", "processor", "prompt_enhancer"))
-        if enhancer is not None:
-            return ChatModel(enhancer, tokenizer, processor, DEDICATED_ENHANCER)
-        return ChatModel(self._component("text_encoder"), tokenizer, processor, OWN_ENCODER)
-
-    def _check_enhancer(self, wish: Any) -> None:
-        """Raise if an [`~ltx2_diffusers.prompts.reading.Enhancement`] that is wished for cannot be had."""
-        if wish.max_new_tokens is not None:
-            check_at_least_one(prompt_max_new_tokens=wish.max_new_tokens)
-        self.chat_model.check(wish.image is not None)
+    Args:
+        chat: The language model.
+        prompts: Texts.
+        wish: How they are rewritten.
+        device: Where to compute.
+        generator: Its initial seed, or that of the first one, takes the place of the wish's.
+        image: First frame of the video, which the texts are to continue.
+    """
+    system_prompt, question = wish.system_prompt, "user prompt: {}" if image is None else "User Raw Input Prompt: {}."
+    if system_prompt is None:
+        system_prompt = TEXT_SYSTEM_PROMPT if image is None else IMAGE_SYSTEM_PROMPT
+    first = generator[0] if isinstance(generator, list) else generator
+    answers = []
+    for text in prompts:
+        answer = chat.answer(
+            system_prompt,
+            question.format(text),
+            seed=wish.seed if first is None else first.initial_seed(),
+            device=device,
+            image=image,
+            max_new_tokens=wish.max_new_tokens,
+            generation_kwargs=wish.generation_kwargs,
+        )
+        if not answer.strip():
+            logger.warning(f"the language model gave no answer to the prompt {text!r}, which is used as it is")
+        answers.append(answer if answer.strip() else text)
+    return answers

@@ -1,15 +1,19 @@
-"""How a pipeline takes the contexts of its prompts from a cache on disk, and fills it."""
+"""Reading the prompts of a call: checked, rewritten if that is asked for, encoded or taken from a cache on disk."""
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
+import PIL.Image
 import torch
 
+from ..checks import check_at_least_one
 from ..conditioning.streams import TextContext
 from .cache import EncodedBy, PromptCache, PromptKey
-from .encoding import TextStates
+from .chat import ChatModel
+from .encoding import Prompts, TextEncoder, check_prompts, check_text_width
+from .enhancement import enhance
 from .fingerprint import model_fingerprint, tokenizer_fingerprint
 
 _EMBEDS = ("prompt_embeds", "negative_prompt_embeds")
@@ -21,160 +25,140 @@ class ReadPrompts(NamedTuple):
     Args:
         enhanced: The rewritten texts, if rewriting was asked for.
         contexts: What the streams attend to, of the positive and the negative prompts.
-        states: The language-model states they come from.
+        embeds: The language-model states that somebody watches, by the name of the argument that takes them.
     """
 
     enhanced: list[str] | None
     contexts: tuple[TextContext, TextContext | None]
-    states: tuple[TextStates | None, TextStates | None]
+    embeds: dict[str, torch.Tensor | None]
 
 
 @dataclass(frozen=True)
-class Enhancement:
-    """Rewriting of the prompt by a language model; the fields are the arguments of `enhance_prompt`.
+class PromptReader:
+    """Reads prompts with what a pipeline has loaded.
 
     Args:
-        enabled: Whether the prompt is rewritten.
-        image: First frame of the video, as an image.
-        system_prompt, max_new_tokens, generation_kwargs, seed: See `enhance_prompt`.
+        encoder: From texts to contexts.
+        chat: Rewrites prompts.
+        cache: Where contexts are kept, or `None`.
+        dtype: Data type of the contexts, where the connectors are not loaded.
     """
 
-    enabled: bool = False
-    system_prompt: str | None = None
-    max_new_tokens: int | None = None
-    generation_kwargs: dict[str, Any] | None = None
-    seed: int = 10
-    image: Any = None
+    encoder: TextEncoder
+    chat: ChatModel
+    cache: PromptCache | None
+    dtype: torch.dtype | None
 
-
-@dataclass(frozen=True)
-class Prompts:
-    """Texts, or their precomputed language-model states.
-
-    Args:
-        prompt, negative_prompt: Texts.
-        embeds: `prompt_embeds`, `negative_prompt_embeds` and their two attention masks.
-        num_videos_per_prompt: Videos per prompt.
-        max_sequence_length: Text positions.
-        enhancement: Whether and how the prompt is rewritten first.
-    """
-
-    prompt: str | list[str] | None
-    negative_prompt: str | list[str] | None = None
-    embeds: tuple[torch.Tensor | None, ...] = (None, None, None, None)
-    num_videos_per_prompt: int = 1
-    max_sequence_length: int = 1024
-    enhancement: Enhancement = field(default_factory=Enhancement)
-
-
-class PromptCaching:
-    """The part of a pipeline that remembers prompts; needs what the text stage needs, or a cache that has them all."""
-
-    _prompt_cache: PromptCache | None = None
-
-    @property
-    def prompt_cache(self) -> PromptCache | None:
-        """The cache in use."""
-        return self._prompt_cache
-
-    def enable_prompt_cache(self, folder: str | os.PathLike, max_bytes: int | str | None = None) -> None:
-        """Keep the text contexts of prompts in a folder, and take them from there when they are asked for again.
-
-        A call whose prompts are all present runs neither text encoder nor connectors; the pipeline may then be built
-        with `text_encoder=None, tokenizer=None, connectors=None`. Entries are told apart by text, tokenizer, text
-        encoder, connectors with their active adapters, `max_sequence_length` and data type. With a cache each prompt
-        is encoded alone, so that a call gives the same result whether its prompts were present or not. Calls with
-        `prompt_embeds`, or with a callback that asks for them, pass the cache by.
+    def check(
+        self, prompts: Prompts, with_negative: bool, with_picture: bool = False, watched: Collection[str] = ()
+    ) -> int:
+        """Check the prompts of a call, and that each can be encoded or found in the cache; return how many videos they make.
 
         Args:
-            folder: Where the entries lie. They hold the prompts as readable text.
-            max_bytes: Most bytes in the folder, a number or like `"2GB"`; the least recently used entries are removed.
-                Default no limit.
+            prompts: Texts or their states.
+            with_negative: Whether the negative prompts are read, too.
+            with_picture: Whether they are rewritten for a picture.
+            watched: Names of tensors that somebody watches.
         """
-        self._prompt_cache = PromptCache(folder, max_bytes)
+        count, wish = check_prompts(prompts), prompts.enhancement
+        if self.encoder.connectors is not None:
+            config = self.encoder.connectors.config
+            check_text_width(config.caption_channels * config.text_proj_in_factor, prompts.embeds)
+        if wish.enabled:
+            if wish.max_new_tokens is not None:
+                check_at_least_one(prompt_max_new_tokens=wish.max_new_tokens)
+            self.chat.check(with_picture)
+        if not self._uses_cache(prompts.embeds, watched):
+            has_texts = prompts.prompt is not None or (with_negative and prompts.embeds[1] is None)
+            self.encoder.require(*(["text_encoder", "tokenizer"] if has_texts else []), "connectors")
+        elif self.encoder.absent and not wish.enabled:
+            by = self.cache.resolve(self._encoded_by())
+            self._check_encodable(_missing(self._from_cache(by, prompts, with_negative)))
+        return count * prompts.num_videos_per_prompt
 
-    def disable_prompt_cache(self) -> None:
-        """Encode every prompt anew again; the folder stays as it is."""
-        self._prompt_cache = None
+    def read(
+        self,
+        prompts: Prompts,
+        with_negative: bool,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        picture: PIL.Image.Image | None = None,
+        watched: Collection[str] = (),
+    ) -> ReadPrompts:
+        """Rewrite the prompts, if that is asked for, and encode them or take them from the cache.
 
-    def _text_contexts(
-        self, prompts: Prompts, delivery: Any, with_negative: bool
-    ) -> tuple[tuple[TextContext, TextContext | None], tuple[TextStates | None, TextStates | None]]:
-        """Contexts of the positive and negative prompts, and the states they come from if no cache was asked."""
-        if self._uses_prompt_cache(prompts, delivery):
-            return self._cached_contexts(prompts, with_negative), (None, None)
-        length, device = prompts.max_sequence_length, self._execution_device
-        states = self._encode_states(
-            prompts.prompt, prompts.negative_prompt, prompts.embeds, with_negative, length, device
-        )
-        return self._encode(states, prompts.num_videos_per_prompt, length), states
-
-    def _uses_prompt_cache(self, prompts: Prompts, delivery: Any) -> bool:
-        wanted = delivery.callback_inputs if delivery.callback is not None else ()
-        given = any(value is not None for value in prompts.embeds)
-        return self._prompt_cache is not None and not given and not any(name in wanted for name in _EMBEDS)
-
-    def _check_text_components(self, prompts: Prompts, delivery: Any, with_negative: bool) -> None:
-        """Raise if a prompt can neither be encoded nor found in the cache."""
+        Args:
+            prompts, with_negative, watched: As in [`check`].
+            generator: Its initial seed takes the place of the enhancement's.
+            picture: First picture of the video, which a rewritten prompt continues.
+        """
+        enhanced = None
         if prompts.enhancement.enabled:
-            self._check_enhancer(prompts.enhancement)
-        if not self._uses_prompt_cache(prompts, delivery):
-            texts = prompts.prompt is not None or (with_negative and prompts.embeds[1] is None)
-            self._require(*(["text_encoder", "tokenizer"] if texts else []), "connectors")
-        elif self._absent_text_parts and not prompts.enhancement.enabled:
-            by = self._prompt_cache.resolve(self._encoded_by())
-            self._check_encodable(_missing(self._from_cache(by, prompts, _texts(prompts, with_negative))))
+            texts = [prompts.prompt] if isinstance(prompts.prompt, str) else prompts.prompt
+            enhanced = enhance(self.chat, texts, prompts.enhancement, self.encoder.device, generator, picture)
+            prompts = replace(prompts, prompt=enhanced)
+        if self._uses_cache(prompts.embeds, watched):
+            positive, negative = self._cached(prompts, with_negative)
+            embeds = {}
+        else:
+            states = self.encoder.states(prompts, with_negative)
+            widths = [part.mask.shape[1] for part in states if part is not None]
+            length = prompts.max_sequence_length
+            if any(given is not None for given in prompts.embeds):
+                length = self.encoder.connectors.fitting_length(max(widths))
+            positive, negative = self.encoder.contexts(states, length)
+            embeds = {
+                name: None if part is None else part.padded(max(length, *widths)).hidden.flatten(2)
+                for name, part in zip(_EMBEDS, states)
+                if name in watched
+            }
+        times = prompts.num_videos_per_prompt
+        return ReadPrompts(enhanced, (positive.repeat(times), negative and negative.repeat(times)), embeds)
 
-    def _cached_contexts(self, prompts: Prompts, with_negative: bool) -> tuple[TextContext, TextContext | None]:
+    def _uses_cache(self, embeds: Sequence[torch.Tensor | None], watched: Collection[str]) -> bool:
+        given = any(value is not None for value in embeds)
+        return self.cache is not None and not given and not any(name in watched for name in _EMBEDS)
+
+    def _cached(self, prompts: Prompts, with_negative: bool) -> tuple[TextContext, TextContext | None]:
         """Contexts of the positive and negative prompts, encoding and storing those that the cache lacks."""
-        by = self._prompt_cache.resolve(self._encoded_by())
-        texts = _texts(prompts, with_negative)
-        contexts = self._from_cache(by, prompts, texts)
+        by = self.cache.resolve(self._encoded_by())
+        contexts = self._from_cache(by, prompts, with_negative)
         missing = _missing(contexts)
         self._check_encodable(missing)
         # All runs of the language model come first, since under offloading each change of model costs a transfer.
         length = prompts.max_sequence_length
-        states = {text: self._text_states([text], length, self._execution_device) for text in missing}
+        states = {text: self.encoder.states(Prompts(text, max_sequence_length=length), False) for text in missing}
         for text in missing:
-            contexts[text] = self._contexts(states.pop(text), length)
-            self._prompt_cache.store(by, PromptKey(text, length), contexts[text])
-        count = len(texts) // 2 if with_negative else len(texts)
-        rows = [contexts[text] for text in texts]
-        times = prompts.num_videos_per_prompt
-        positive = _stacked(rows[:count]).repeat(times)
-        return positive, _stacked(rows[count:]).repeat(times) if with_negative else None
+            contexts[text], _ = self.encoder.contexts(states.pop(text), length)
+            self.cache.store(by, PromptKey(text, length), contexts[text])
+        rows = [contexts[text] for text in _texts(prompts, with_negative)]
+        count = len(rows) // 2 if with_negative else len(rows)
+        return _stacked(rows[:count]), _stacked(rows[count:]) if with_negative else None
 
-    def _from_cache(self, by: EncodedBy, prompts: Prompts, texts: Sequence[str]) -> dict[str, TextContext | None]:
-        """Context `[1, T, W]` of each distinct text on the pipeline's device, `None` where the cache has none."""
-        device = self._execution_device
+    def _from_cache(self, by: EncodedBy, prompts: Prompts, with_negative: bool) -> dict[str, TextContext | None]:
+        """Context `[1, T, W]` of each distinct text on the device, `None` where the cache has none."""
+        device = self.encoder.device
         found = {}
-        for text in dict.fromkeys(texts):
-            context = self._prompt_cache.load(by, PromptKey(text, prompts.max_sequence_length))
+        for text in dict.fromkeys(_texts(prompts, with_negative)):
+            context = self.cache.load(by, PromptKey(text, prompts.max_sequence_length))
             found[text] = context and TextContext(context.video.to(device), context.audio.to(device))
         return found
 
-    @property
-    def _absent_text_parts(self) -> list[str]:
-        return [name for name in ("text_encoder", "tokenizer", "connectors") if self._component(name) is None]
-
     def _check_encodable(self, texts: Sequence[str]) -> None:
-        if texts and self._absent_text_parts:
+        if texts and self.encoder.absent:
             raise ValueError(
-                f"the prompt {texts[0]!r} is not in the prompt cache {os.fspath(self._prompt_cache.folder)!r} and "
-                f"cannot be encoded, since the pipeline was built without {self._absent_text_parts}; load them, or fill "
+                f"the prompt {texts[0]!r} is not in the prompt cache {os.fspath(self.cache.folder)!r} and "
+                f"cannot be encoded, since the pipeline was built without {self.encoder.absent}; load them, or fill "
                 "the cache with a call of the whole pipeline first"
             )
 
     def _encoded_by(self) -> EncodedBy:
         """What contexts are computed with, as far as it is loaded."""
-        tokenizer, encoder, connectors = (
-            self._component(name) for name in ("tokenizer", "text_encoder", "connectors")
-        )
-        with_encoder = tokenizer is not None and encoder is not None
+        tokenizer, model, connectors = self.encoder.tokenizer, self.encoder.model, self.encoder.connectors
+        with_encoder = tokenizer is not None and model is not None
         return EncodedBy(
-            f"{tokenizer_fingerprint(tokenizer)}-{model_fingerprint(encoder)}" if with_encoder else None,
+            f"{tokenizer_fingerprint(tokenizer)}-{model_fingerprint(model)}" if with_encoder else None,
             None if connectors is None else model_fingerprint(connectors),
-            str((self.transformer if connectors is None else connectors).dtype),
+            str(self.dtype if connectors is None else connectors.dtype),
         )
 
 
@@ -192,21 +176,3 @@ def _missing(contexts: dict[str, TextContext | None]) -> list[str]:
 
 def _stacked(rows: Sequence[TextContext]) -> TextContext:
     return TextContext(torch.cat([row.video for row in rows]), torch.cat([row.audio for row in rows]))
-
-
-def read_prompts(pipeline: Any, request: Any, with_negative: bool) -> ReadPrompts:
-    """Rewrite the prompts, if that is asked for, and encode them."""
-    prompts, wish = request.prompts, request.prompts.enhancement
-    enhanced = None
-    if wish.enabled:
-        enhanced = pipeline.enhance_prompt(
-            prompts.prompt,
-            wish.system_prompt,
-            wish.max_new_tokens,
-            wish.seed,
-            request.start.generator,
-            wish.generation_kwargs,
-            image=wish.image,
-        )
-        prompts = replace(prompts, prompt=enhanced)
-    return ReadPrompts(enhanced, *pipeline._text_contexts(prompts, request.delivery, with_negative))

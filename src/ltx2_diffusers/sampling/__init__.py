@@ -1,1 +1,19 @@
 """The denoiser, the samplers and the one denoising loop."""
+
+from .contract import Predict, Sampler
+from .denoiser import GuidedDenoiser
+from .loop import denoise
+from .samplers import get_sampler
+from .steppers import euler_step, post_process, to_denoised, to_velocity
+
+__all__ = [
+    "GuidedDenoiser",
+    "Predict",
+    "Sampler",
+    "denoise",
+    "euler_step",
+    "get_sampler",
+    "post_process",
+    "to_denoised",
+    "to_velocity",
+]

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import torch
 
-from ..conditioning.streams import Streams
+from ..conditioning.streams import States, Tensors
 
 # Standard normal noise in the shape, dtype and device of its argument.
 NoiseSampler = Callable[[torch.Tensor], torch.Tensor]
@@ -19,9 +19,9 @@ NoiseSampler = Callable[[torch.Tensor], torch.Tensor]
 class Predict(Protocol):
     """Predicts the clean tokens of both streams, blended with given tokens, from states at a noise level."""
 
-    def __call__(self, states: Streams, sigma: torch.Tensor) -> Streams: ...
+    def __call__(self, states: States, sigma: torch.Tensor) -> Tensors: ...
 
-    def negative(self) -> Streams:
+    def negative(self) -> Tensors:
         """The latest predictions for the negative prompt alone, unblended; asked by CFG++ only."""
         ...
 
@@ -34,7 +34,7 @@ class Sampler(Protocol):
 
     predictions_per_step: int
 
-    def step(self, predict: Predict, states: Streams, sigmas: torch.Tensor, step: int) -> tuple[Streams, Streams]:
+    def step(self, predict: Predict, states: States, sigmas: torch.Tensor, step: int) -> tuple[States, Tensors]:
         """Move from `sigmas[step]` to `sigmas[step + 1]`.
 
         Args:

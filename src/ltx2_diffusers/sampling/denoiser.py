@@ -10,11 +10,16 @@ from typing import Any, NamedTuple
 import torch
 
 from ..conditioning.state import LatentState
-from ..conditioning.streams import Streams, TextContext
-from ..guidance.guiders import MultiModalGuider
+from ..conditioning.streams import States, Streams, Tensors, TextContext
+from ..guidance.guiders import BinnedGuider, MultiModalGuider
 from ..guidance.perturbations import isolating_perturbations, stg_perturbations
 from ..models.negative_text import NagWeights, NegativeText
 from ..models.text_cache import TextCache
+from ..models.transformer import LTX2AVTransformer3DModel
+
+Guiders = Streams[MultiModalGuider | BinnedGuider | None]
+# What a pass predicts that is not made.
+_NOTHING: Tensors = Streams(None, None)
 
 
 class NeededPasses(NamedTuple):
@@ -46,10 +51,10 @@ class GuidedDenoiser:
 
     def __init__(
         self,
-        transformer: torch.nn.Module,
+        transformer: LTX2AVTransformer3DModel,
         positive: TextContext,
         negative: TextContext | None,
-        guiders: Streams,
+        guiders: Guiders,
         cross_timestep: str = "own",
         attention_kwargs: dict[str, Any] | None = None,
         keeps_text: bool = True,
@@ -69,11 +74,11 @@ class GuidedDenoiser:
         self.negative_context = negative
         self.positive_cache, self.negative_cache = (TextCache() if keeps_text else None for _ in range(2))
         self.negative_text = None
-        if nag is not None:
+        if nag is not None and negative is not None:
             # The pass with the negative prompt, if there is one, reads the same keys and values.
             self.negative_text = NegativeText(negative.video, negative.audio, nag, self.negative_cache)
-        self.previous = Streams(None, None)
-        self.negative = Streams(None, None)
+        self.previous: Tensors = Streams(None, None)
+        self.negative: Tensors = Streams(None, None)
         self._uniform: dict[int, tuple[torch.Tensor, bool]] = {}
 
     @property
@@ -90,7 +95,7 @@ class GuidedDenoiser:
         )
 
     @torch.no_grad()
-    def __call__(self, states: Streams, sigma: torch.Tensor, step: int) -> Streams:
+    def __call__(self, states: States, sigma: torch.Tensor, step: int) -> Tensors:
         """Guided float32 predictions of the clean tokens `[B, T, D]`, not yet blended with given ones.
 
         Args:
@@ -99,23 +104,28 @@ class GuidedDenoiser:
             step: Index of the step, which decides what guiders skip.
         """
         level = sigma.item()
-        guiders = Streams(*(guider and guider.at_sigma(level) for guider in self.guiders))
+        guiders = Streams(*(None if guider is None else guider.at_sigma(level) for guider in self.guiders))
         skipped = Streams(
-            *(before is not None and guider.should_skip_step(step) for guider, before in zip(guiders, self.previous))
+            *(
+                guider is not None and before is not None and guider.should_skip_step(step)
+                for guider, before in zip(guiders, self.previous)
+            )
         )
-        running = [i for i, state in enumerate(states) if state is not None and not skipped[i]]
-        if running:
+        if any(state is not None and not skip for state, skip in zip(states, skipped)):
             passes = self._passes(states, sigma, skipped, guiders)
-            predictions = list(self.previous)
-            for i in running:
-                predictions[i] = guiders[i].calculate(*(None if p is None else p[i] for p in passes))
-            self.previous = Streams(*predictions)
+            streams = zip(states, guiders, skipped, self.previous, *passes)
+            self.previous = Streams(
+                *(
+                    before if state is None or guider is None or skip else guider.calculate(*predictions)
+                    for state, guider, skip, before, *predictions in streams
+                )
+            )
         return self.previous
 
     def _passes(
-        self, states: Streams, sigma: torch.Tensor, skipped: Streams, guiders: Streams
-    ) -> list[Streams | None]:
-        """Predictions of the conditional, negative, perturbed and isolated pass; `None` for one that is not needed."""
+        self, states: States, sigma: torch.Tensor, skipped: Streams[bool], guiders: Streams[MultiModalGuider | None]
+    ) -> list[Tensors]:
+        """Predictions of the conditional, negative, perturbed and isolated pass; `None`s for one that is not needed."""
         inputs = self._inputs(states, sigma, skipped)
         # What only a skipped stream would need is not needed.
         needed = self._needs([guider for guider, skip in zip(guiders, skipped) if guider is not None and not skip])
@@ -126,7 +136,7 @@ class GuidedDenoiser:
             list(masks), inputs_positive, self.positive, self.positive_cache, list(masks.values())
         )
         passes = dict(zip(masks, positive))
-        if needed.negative:
+        if needed.negative and self.negative_context is not None:
             (passes["negative"],) = self._forward(["negative"], inputs, self.negative_context, self.negative_cache)
         clean = {name: _to_clean(states, velocities, sigma) for name, velocities in passes.items()}
         if needed.negative:
@@ -134,7 +144,7 @@ class GuidedDenoiser:
             self.negative = Streams(
                 *(old if skip else new for old, new, skip in zip(self.negative, clean["negative"], skipped))
             )
-        return [clean.get(name) for name in ("conditional", "negative", "perturbed", "isolated")]
+        return [clean.get(name, _NOTHING) for name in ("conditional", "negative", "perturbed", "isolated")]
 
     def _forward(
         self,
@@ -143,7 +153,7 @@ class GuidedDenoiser:
         context: TextContext,
         text_cache: TextCache | None,
         masks: Sequence[torch.Tensor | None] = (None,),
-    ) -> list[Streams]:
+    ) -> list[Streams[Any]]:
         """Velocities of passes that read the same text, one per mask."""
         call = partial(
             self.transformer,
@@ -164,7 +174,7 @@ class GuidedDenoiser:
                 results.append(Streams(*call(perturbation_keep_masks=mask)))
         return results
 
-    def _inputs(self, states: Streams, sigma: torch.Tensor, skipped: Streams) -> dict[str, Any]:
+    def _inputs(self, states: States, sigma: torch.Tensor, skipped: Streams[bool]) -> dict[str, Any]:
         """Arguments of the transformer which all passes share."""
         inputs: dict[str, Any] = dict.fromkeys(("hidden_states", "audio_hidden_states", "timestep"))
         for prefix, key, state, skip in zip(("", "audio_"), ("video", "audio"), states, skipped):
@@ -192,7 +202,9 @@ class GuidedDenoiser:
             self._uniform[id(state.denoise_mask)] = known
         return known[1]
 
-    def _keep_masks(self, states: Streams, guiders: Streams, needed: NeededPasses) -> dict[str, torch.Tensor | None]:
+    def _keep_masks(
+        self, states: States, guiders: Streams[MultiModalGuider | None], needed: NeededPasses
+    ) -> dict[str, torch.Tensor | None]:
         """The passes of the positive prompt and which attention each keeps, `[4, blocks, B]` on the CPU."""
         batch_size = next(state for state in states if state is not None).latent.shape[0]
         num_layers = self.transformer.config.num_layers
@@ -208,7 +220,7 @@ class GuidedDenoiser:
         return masks
 
 
-def _to_clean(states: Streams, velocities: Streams, sigma: torch.Tensor) -> Streams:
+def _to_clean(states: States, velocities: Streams[Any], sigma: torch.Tensor) -> Tensors:
     """Clean tokens from velocities, in float32 and at each token's own noise level."""
     return Streams(
         *(

@@ -5,22 +5,22 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ..conditioning.streams import Streams
+from ..conditioning.streams import States, Streams, Tensors
 from .contract import Sampler
 from .denoiser import GuidedDenoiser
 from .steppers import post_process
 
-StepCallback = Callable[[int, Streams, Streams], Streams]
+StepCallback = Callable[[int, States, Tensors], States]
 
 
 def denoise(
     denoiser: GuidedDenoiser,
-    states: Streams,
+    states: States,
     sigmas: torch.Tensor,
     sampler: Sampler,
     on_step: StepCallback | None = None,
     interrupted: Callable[[], bool] = lambda: False,
-) -> Streams:
+) -> States:
     """Walk the states of both streams down a list of noise levels.
 
     Args:
@@ -55,25 +55,28 @@ class StepPredictor:
     denoiser: GuidedDenoiser
     step: int
 
-    def __call__(self, states: Streams, sigma: torch.Tensor) -> Streams:
+    def __call__(self, states: States, sigma: torch.Tensor) -> Tensors:
         """Predictions of the clean tokens of both streams, blended with given tokens."""
         return blend(self.denoiser(states, sigma, self.step), states)
 
-    def negative(self) -> Streams:
+    def negative(self) -> Tensors:
         """The latest predictions for the negative prompt, unblended."""
         return self.denoiser.negative
 
 
-def blend(predictions: Streams, states: Streams) -> Streams:
+def blend(predictions: Tensors, states: States) -> Tensors:
     """Hold predictions to the clean tokens as far as the denoise masks ask."""
     return Streams(
         *(
-            None if state is None else post_process(prediction, state.denoise_mask, state.clean_latent)
+            None
+            if prediction is None or state is None
+            else post_process(prediction, state.denoise_mask, state.clean_latent)
             for prediction, state in zip(predictions, states)
         )
     )
 
 
-def with_latents(states: Streams, latents: Streams) -> Streams:
+def with_latents(states: States, latents: Tensors) -> States:
     """The states with other latents."""
-    return Streams(*(None if s is None else replace(s, latent=latent) for s, latent in zip(states, latents)))
+    pairs = zip(states, latents)
+    return Streams(*(None if s is None or latent is None else replace(s, latent=latent) for s, latent in pairs))

@@ -12,7 +12,7 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 
 from ..conditioning.state import LatentState
-from ..conditioning.streams import Streams, on_streams
+from ..conditioning.streams import States, Streams, Tensors, on_streams
 from . import steppers
 from .contract import NoiseSampler, Predict, Sampler
 
@@ -52,7 +52,7 @@ class EulerSampler:
 
     predictions_per_step = 1
 
-    def step(self, predict: Predict, states: Streams, sigmas: torch.Tensor, step: int) -> tuple[Streams, Streams]:
+    def step(self, predict: Predict, states: States, sigmas: torch.Tensor, step: int) -> tuple[States, Tensors]:
         """See [`Sampler.step`]."""
         sigma, sigma_next = sigmas[step : step + 2].tolist()
         prediction = predict(states, sigmas[step])
@@ -74,9 +74,9 @@ class GradientEstimatingSampler:
 
     def __init__(self, gamma: float = 2.0) -> None:
         self.gamma = gamma
-        self._velocities = Streams(None, None)
+        self._velocities: Tensors = Streams(None, None)
 
-    def step(self, predict: Predict, states: Streams, sigmas: torch.Tensor, step: int) -> tuple[Streams, Streams]:
+    def step(self, predict: Predict, states: States, sigmas: torch.Tensor, step: int) -> tuple[States, Tensors]:
         """See [`Sampler.step`]."""
         sigma, sigma_next = sigmas[step : step + 2].tolist()
         prediction = predict(states, sigmas[step])
@@ -106,7 +106,7 @@ class EulerAncestralSampler:
         self.eta = _fraction("eta", eta)
         self.s_noise = s_noise
 
-    def step(self, predict: Predict, states: Streams, sigmas: torch.Tensor, step: int) -> tuple[Streams, Streams]:
+    def step(self, predict: Predict, states: States, sigmas: torch.Tensor, step: int) -> tuple[States, Tensors]:
         """See [`Sampler.step`]."""
         sigma, sigma_next = sigmas[step : step + 2].tolist()
         prediction = predict(states, sigmas[step])
@@ -136,14 +136,14 @@ class EulerCFGPPSampler(EulerAncestralSampler):
     def __init__(
         self,
         noise_sampler: NoiseSampler,
-        negative: Callable[[], Streams] | None = None,
+        negative: Callable[[], Tensors] | None = None,
         eta: float = 1.0,
         s_noise: float = 1.0,
     ) -> None:
         super().__init__(noise_sampler, eta, s_noise)
         self.negative = negative
 
-    def step(self, predict: Predict, states: Streams, sigmas: torch.Tensor, step: int) -> tuple[Streams, Streams]:
+    def step(self, predict: Predict, states: States, sigmas: torch.Tensor, step: int) -> tuple[States, Tensors]:
         """See [`Sampler.step`]."""
         sigma, sigma_next = sigmas[step : step + 2].tolist()
         prediction = predict(states, sigmas[step])
@@ -187,7 +187,7 @@ class Res2sSampler:
         self.refine_anchor = refine_anchor
         self.per_token = per_token
 
-    def step(self, predict: Predict, states: Streams, sigmas: torch.Tensor, step: int) -> tuple[Streams, Streams]:
+    def step(self, predict: Predict, states: States, sigmas: torch.Tensor, step: int) -> tuple[States, Tensors]:
         """See [`Sampler.step`]."""
         sigma, sigma_next = sigmas[step : step + 2].tolist()
         if sigma_next > 0.0:
@@ -199,7 +199,7 @@ class Res2sSampler:
         prediction = predict(states, torch.tensor(sigma))
         return on_streams(with_latent, states, prediction), prediction
 
-    def _step(self, predict: Predict, states: Streams, sigma: float, sigma_next: float) -> tuple[Streams, Streams]:
+    def _step(self, predict: Predict, states: States, sigma: float, sigma_next: float) -> tuple[States, Tensors]:
         h, middle = -math.log(sigma_next / sigma), math.sqrt(sigma * sigma_next)
         a21, b1, b2 = steppers.res2s_coefficients(h)
         anchors = on_streams(lambda state: _wide(state.latent), states)

@@ -51,7 +51,7 @@ def shifted(config: Any, sigmas: np.ndarray, mu: float | None) -> np.ndarray:
 
     `mu` is the shift if `use_dynamic_shifting` is on and not read otherwise.
     """
-    if config.use_dynamic_shifting:
+    if config.use_dynamic_shifting and mu is not None:
         sigmas = schedules.time_shift(sigmas, mu, config.time_shift_type)
     else:
         sigmas = config.shift * sigmas / (1.0 + (config.shift - 1.0) * sigmas)

@@ -69,6 +69,8 @@ class LTX2Scheduler(AtomicSaveMixin, SchedulerMixin, ConfigMixin):
     _compatibles = [FLOW_MATCH_CLASS]  # noqa: RUF012 (declared as an instance-typed list by SchedulerMixin)
     order = 1
     init_noise_sigma = 1.0
+    _step_index: int | None
+    _begin_index: int | None
 
     @register_to_config
     def __init__(
@@ -116,7 +118,8 @@ class LTX2Scheduler(AtomicSaveMixin, SchedulerMixin, ConfigMixin):
             if foreign:
                 config = {**FLOW_MATCH_DEFAULTS, **config}
                 config.pop("_use_default_values", None)
-        return super().from_config(config, return_unused_kwargs, **kwargs)
+        # diffusers answers `None` with a message of its own.
+        return super().from_config(config, return_unused_kwargs, **kwargs)  # type: ignore[arg-type]
 
     def to_json_string(self) -> str:
         """The config as JSON under the name of diffusers' class, which ignores the extra keys when it loads them."""
@@ -227,8 +230,7 @@ class LTX2Scheduler(AtomicSaveMixin, SchedulerMixin, ConfigMixin):
     def _install(self, sigmas: np.ndarray, device: str | torch.device | None = None) -> None:
         self.sigmas = schedules.with_trailing_zero(sigmas).to(device)
         self.timesteps = self.sigmas[:-1] * self.config.num_train_timesteps
-        self._step_index: int | None = None
-        self._begin_index: int | None = None
+        self._step_index = self._begin_index = None
 
     def index_for_timestep(
         self, timestep: float | torch.Tensor, schedule_timesteps: torch.Tensor | None = None
@@ -266,8 +268,7 @@ class LTX2Scheduler(AtomicSaveMixin, SchedulerMixin, ConfigMixin):
         if isinstance(timestep, int) or (isinstance(timestep, torch.Tensor) and not timestep.is_floating_point()):
             raise ValueError(f"timestep must be one of scheduler.timesteps, got the integer {int(timestep)}.")
         if self._step_index is None:
-            known = self._begin_index is not None
-            self._step_index = self._begin_index if known else self.index_for_timestep(timestep)
+            self._step_index = self.index_for_timestep(timestep) if self._begin_index is None else self._begin_index
         if self._step_index >= len(self.timesteps):
             raise ValueError(f"All {len(self.timesteps)} steps are done; call set_timesteps before the next run.")
         delta = self.sigmas[self._step_index + 1] - self.sigmas[self._step_index]

@@ -16,7 +16,7 @@ from .base import ConditionItem, append_latent, check_latent, check_unit
 
 
 @dataclass(frozen=True)
-class VideoConditionByKeyframeIndex(ConditionItem):
+class VideoConditionByKeyframeIndex(ConditionItem[VideoLatentTools]):
     """Shows the model an image or a clip at a pixel frame, as tokens after the target's.
 
     Args:
@@ -39,7 +39,7 @@ class VideoConditionByKeyframeIndex(ConditionItem):
         """The state with the keyframes' tokens appended."""
         check_unit("strength", self.strength)
         check_latent("keyframes", self.keyframes, tools, free_axes=("frames",))
-        check_frame_index("frame_idx", self.frame_idx, tools)
+        _check_frame_index(self.frame_idx, tools)
         positions = self._positions(tools, state.positions.device)
         return append_latent(state, tools, self.keyframes, positions, self.strength, self.attention_strength)
 
@@ -54,7 +54,7 @@ class VideoConditionByKeyframeIndex(ConditionItem):
 
 
 @dataclass(frozen=True)
-class VideoConditionByReferenceLatent(ConditionItem):
+class VideoConditionByReferenceLatent(ConditionItem[VideoLatentTools]):
     """Shows the model a reference video (IC-LoRA), as tokens after the target's with the target's coordinates.
 
     Args:
@@ -94,7 +94,7 @@ class VideoConditionByReferenceLatent(ConditionItem):
 
 
 @dataclass(frozen=True)
-class AudioConditionByReferenceLatent(ConditionItem):
+class AudioConditionByReferenceLatent(ConditionItem[AudioLatentTools]):
     """Shows the model reference audio, as tokens after the target's.
 
     Args:
@@ -121,8 +121,7 @@ class AudioConditionByReferenceLatent(ConditionItem):
         return append_latent(state, tools, self.latent, positions, self.strength)
 
 
-def check_frame_index(name: str, frame_idx: int, tools: VideoLatentTools) -> None:
-    """Raises `ValueError` unless a pixel frame lies inside the clip."""
+def _check_frame_index(frame_idx: int, tools: VideoLatentTools) -> None:
     last = tools.num_frames - 1
     if not 0 <= frame_idx <= last:
-        raise ValueError(f"{name} must lie in [0, {last}], got {frame_idx}; use {min(max(frame_idx, 0), last)}.")
+        raise ValueError(f"frame_idx must lie in [0, {last}], got {frame_idx}; use {min(max(frame_idx, 0), last)}.")

@@ -6,6 +6,7 @@ T tokens, K new tokens, D features of a token.
 
 from abc import ABC, abstractmethod
 from dataclasses import replace
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -13,12 +14,14 @@ from ..attention_strength import extend_attention_mask, token_strength
 from ..state import LatentState
 from ..tools import LatentTools
 
+Tools = TypeVar("Tools", bound=LatentTools[Any], contravariant=True)
 
-class ConditionItem(ABC):
+
+class ConditionItem(ABC, Generic[Tools]):
     """Something that holds a generation to given latents: a function from a packed state to a packed state."""
 
     @abstractmethod
-    def apply_to(self, state: LatentState, tools: LatentTools) -> LatentState:
+    def apply_to(self, state: LatentState, tools: Tools) -> LatentState:
         """The state with this condition.
 
         Args:

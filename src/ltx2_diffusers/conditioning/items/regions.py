@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ..state import LatentState
-from ..tools import LatentTools, VideoLatentTools
+from ..tools import LatentTools
 from .base import ConditionItem, check_latent, check_unit, pack_like, place_latent
 
 
@@ -37,24 +37,6 @@ class ConditionByWholeLatent(ConditionItem):
         return replace(state, latent=state.clean_latent, frozen=True)
 
 
-@dataclass(frozen=True)
-class TemporalRegionMask(ConditionItem):
-    """Regenerates a stretch of time and keeps the rest (retake); the state must start from the encoded source.
-
-    Args:
-        start_s: Begin of the stretch in seconds.
-        end_s: End of the stretch in seconds.
-    """
-
-    start_s: float
-    end_s: float
-
-    def apply_to(self, state: LatentState, tools: LatentTools) -> LatentState:
-        """The state with mask 1 on tokens that overlap the stretch and 0 on the target's others."""
-        inside = tokens_in_time(self.start_s, self.end_s, tools, state.denoise_mask.device)
-        return replace(state, denoise_mask=torch.cat([inside, state.denoise_mask[:, tools.num_tokens :]], dim=1))
-
-
 def tokens_in_time(start_s: float, end_s: float, tools: LatentTools, device: torch.device) -> torch.Tensor:
     """1 for the target's tokens that overlap a stretch of time and 0 for its others, float32 `[B, T, 1]`."""
     seconds = tools.positions(device)[:, 0]  # [B, T, 2]
@@ -71,8 +53,7 @@ def tokens_in_time(start_s: float, end_s: float, tools: LatentTools, device: tor
 class ConditionOutsideRegion(ConditionItem):
     """Holds a stream to given latents everywhere but in a stretch of time and, in it, a region (retake).
 
-    Unlike `TemporalRegionMask` it leaves alone what the state starts from inside, such as the result of an earlier
-    stage.
+    It leaves alone what the state starts from inside, such as the result of an earlier stage.
 
     Args:
         latent: Encoded stream of the target's shape, `[B or 1, C, F, h, w]` or `[B or 1, C, L, M]`.
@@ -93,7 +74,7 @@ class ConditionOutsideRegion(ConditionItem):
         free = tokens_in_time(self.start_s, self.end_s, tools, state.denoise_mask.device)
         if self.region is not None:
             free = free * mask_tokens("region", self.region, state, tools)
-        return hold_tokens(state, tools, self.latent, 1.0 - free, 1.0)
+        return hold_tokens(state, tools, self.latent, 1.0 - free)
 
 
 def mask_tokens(name: str, mask: torch.Tensor, state: LatentState, tools: LatentTools) -> torch.Tensor:
@@ -102,10 +83,8 @@ def mask_tokens(name: str, mask: torch.Tensor, state: LatentState, tools: Latent
     return tools.patchifier.patchify(mask.unsqueeze(1).to(state.denoise_mask)).mean(dim=-1, keepdim=True)
 
 
-def hold_tokens(
-    state: LatentState, tools: LatentTools, latent: torch.Tensor, weight: torch.Tensor, strength: float
-) -> LatentState:
-    """The state with a latent's clean tokens mixed into the target's by `weight` `[B or 1, T, 1]`."""
+def hold_tokens(state: LatentState, tools: LatentTools, latent: torch.Tensor, weight: torch.Tensor) -> LatentState:
+    """The state held to a latent's clean tokens by `weight` `[B or 1, T, 1]`: 1 keeps a token, 0 leaves it free."""
     count = tools.num_tokens
     tokens = pack_like(latent, state, tools)
 
@@ -117,26 +96,5 @@ def hold_tokens(
         state,
         latent=blend(state.latent, tokens) if tools.fill_latent else state.latent,
         clean_latent=blend(state.clean_latent, tokens),
-        denoise_mask=blend(state.denoise_mask, 1.0 - strength),
+        denoise_mask=blend(state.denoise_mask, 0.0),
     )
-
-
-@dataclass(frozen=True)
-class VideoConditionByRegionMask(ConditionItem):
-    """Holds a region of the frames to given latents.
-
-    Args:
-        latent: Encoded video of the target's shape `[B or 1, C, F, h, w]`.
-        mask: 1 where the latent holds, 0 where the target is free, `[B or 1, F, h, w]`.
-        strength: 1 keeps the region exactly (default), 0 lets it be denoised fully.
-    """
-
-    latent: torch.Tensor
-    mask: torch.Tensor
-    strength: float = 1.0
-
-    def apply_to(self, state: LatentState, tools: VideoLatentTools) -> LatentState:
-        """The state with the latent's tokens where the mask is 1."""
-        check_unit("strength", self.strength)
-        check_latent("latent", self.latent, tools)
-        return hold_tokens(state, tools, self.latent, mask_tokens("mask", self.mask, state, tools), self.strength)

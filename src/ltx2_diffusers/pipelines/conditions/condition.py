@@ -1,32 +1,113 @@
-"""What the engine asks of a condition."""
+"""What the engine asks of a condition, and what a condition asks of a pipeline.
 
-from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+A condition is what a caller gives: values and file names. Opened, before anything is computed, it has read its files and
+checked them against the clip, once; then it is encoded for every stage, at that stage's size.
+"""
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import PIL.Image
+import torch
+
+from ...adapters.mixin import ReferenceFactors
 from ...conditioning.streams import Streams
-from ..plan import GenerationPlan
+from ..plan import ClipPlan
 
 
-class Condition(Protocol):
-    """What the engine asks of a condition; one that only the sound knows says so by `stream = "audio"`."""
+class Studio(Protocol):
+    """What conditions ask of a pipeline."""
 
-    is_reference: bool
+    @property
+    def image_crf(self) -> int:
+        """H.264 quality of the round trip that pictures take where a condition does not say."""
 
-    def check(self, pipeline: Any, plan: GenerationPlan) -> None:
-        """Raise `ValueError` if the condition does not fit a stage of these sizes."""
+    def reference_factors(self) -> ReferenceFactors:
+        """The scale in which the active LoRAs expect references."""
 
-    def places(self, plan: GenerationPlan) -> Iterable[str]:
+    def encode_video(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Normalised latents `[B, C, F, h, w]` of pixels `[B, 3, frames, H, W]` in [-1, 1]."""
+
+    def encode_audio(self, waveform: torch.Tensor, sampling_rate: int) -> torch.Tensor:
+        """Normalised latents `[B, C, L, M]` of a waveform `[B, channels, samples]` in [-1, 1]."""
+
+    def normalized_video(self, latents: torch.Tensor, plan: ClipPlan) -> torch.Tensor:
+        """Normalised latents `[B, C, F, h, w]` of those that a call gives, un-normalised or packed."""
+
+
+@dataclass(frozen=True)
+class Original:
+    """What is handed over in the place of a decoded stream.
+
+    Args:
+        stream: `"video"` or `"audio"`.
+        content: Pixels `[F, H, W, 3]` in [0, 255], or a [`~ltx2_diffusers.pipelines.conditions.sounds.Waveform`].
+        source: File that holds exactly this, whose packets are copied when the result is saved; `None` without.
+    """
+
+    stream: str
+    content: Any
+    source: str | None = None
+
+
+class Opened(ABC):
+    """A condition whose files are read and checked."""
+
+    original: Original | None = None
+    """What is handed over untouched instead of the stream that the condition holds."""
+
+    @property
+    def picture(self) -> PIL.Image.Image | None:
+        """Its first picture, for a language model that rewrites the prompt; `None` if it shows none."""
+        return None
+
+    @property
+    def places(self) -> Sequence[str]:
         """Places of the finished clip that no other condition may claim."""
+        return ()
 
-    def items(self, pipeline: Any, plan: GenerationPlan) -> Streams:
+    def check(self, plan: ClipPlan) -> None:  # noqa: B027 (most conditions fit every stage)
+        """Raise `ValueError` if it does not fit a stage of these sizes, with the stage's adapters active."""
+
+    @abstractmethod
+    def items(self, plan: ClipPlan) -> Streams:
         """Condition items for each stream at the sizes of a stage."""
+
+
+class Condition(ABC):
+    """Something that a generation is held to."""
+
+    is_reference: ClassVar[bool] = False
+    """Whether it takes part only in stages with references."""
+    stream: ClassVar[str | None] = None
+    """`"video"` or `"audio"` for a condition that means nothing without this stream."""
+
+    @property
+    def shows_picture(self) -> bool:
+        """Whether it has a picture for a language model to see that rewrites the prompt."""
+        return False
+
+    @property
+    def holds(self) -> bool:
+        """Whether it gives its stream as a whole, which is kept exactly and takes no guidance."""
+        return False
+
+    @abstractmethod
+    def opened(self, studio: Studio, plan: ClipPlan) -> Opened:
+        """Read and check it for a clip of these sizes.
+
+        Raises:
+            ValueError: If a value is out of range, or a file cannot be read or does not fit the clip.
+        """
 
 
 def listed_conditions(name: str, given: Any) -> list[Condition]:
     """The conditions of an argument that takes one, a list, or `None`."""
     conditions = [] if given is None else list(given) if isinstance(given, (list, tuple)) else [given]
     for condition in conditions:
-        if not all(hasattr(condition, method) for method in ("check", "places", "items")):
+        if not isinstance(condition, Condition):
             raise ValueError(
                 f"`{name}` has to hold conditions of this package but holds {type(condition)}; for a picture or clip "
                 "use LTX2VideoCondition(frames=...)"
@@ -34,20 +115,35 @@ def listed_conditions(name: str, given: Any) -> list[Condition]:
     return conditions
 
 
-def check_conflicts(conditions: Sequence[Any], plan: Any) -> None:
-    """No two conditions may claim the same place of a stream."""
-    claimed: dict[Any, Any] = {}
-    for condition in conditions:
-        for place in condition.places(plan):
-            if place in claimed:
-                raise ValueError(f"two conditions claim {place}; keep one of them, or move the other to a free frame")
-            claimed[place] = condition
+def held_streams(conditions: Sequence[Condition]) -> Streams:
+    """Which streams are given as a whole and kept exactly."""
+    held = {condition.stream for condition in conditions if condition.holds}
+    return Streams("video" in held, "audio" in held)
 
 
-def check_heard(conditions: Sequence[Any], streams: Any) -> None:
+def check_heard(conditions: Sequence[Condition], streams: Streams) -> None:
     """A condition on the sound needs a sound that is generated."""
-    silent = [c for c in conditions if getattr(c, "stream", None) == "audio" and not streams.audio]
+    silent = [condition for condition in conditions if condition.stream == "audio" and not streams.audio]
     if silent:
         raise ValueError(
             f"{type(silent[0]).__name__} is given, but this call makes no sound; leave it out, or pass generate_audio=True"
         )
+
+
+def check_conflicts(conditions: Sequence[Opened]) -> None:
+    """No two conditions may claim the same place of a stream."""
+    claimed: set[str] = set()
+    for place in (place for condition in conditions for place in condition.places):
+        if place in claimed:
+            raise ValueError(f"two conditions claim {place}; keep one of them, or move the other to a free frame")
+        claimed.add(place)
+
+
+def video_item(item: Any) -> Streams:
+    """One condition item of the video."""
+    return Streams([item], [])
+
+
+def audio_item(item: Any) -> Streams:
+    """One condition item of the sound."""
+    return Streams([], [item])

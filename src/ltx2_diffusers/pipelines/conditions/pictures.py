@@ -1,30 +1,30 @@
-"""What a generation can be held to, as callers give it: pictures, clips, sounds, latents.
+"""Pictures and clips that a video shows: at some place, at its start, or as a whole.
 
-A condition is checked before any computation, and turned into condition items once per stage, at that stage's size.
-Shapes: F frames, H and W rows and columns of pixels, N samples.
+Shapes: B videos of the batch, C channels, F frames (latent ones beside h and w), H and W rows and columns of pixels, h and w
+latent rows and columns.
 """
 
 from bisect import bisect_left
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any
 
 import PIL.Image
 import torch
 
 from ...checks import check_choice, check_unit
 from ...conditioning.items.appended import VideoConditionByKeyframeIndex
-from ...conditioning.items.base import ConditionItem
 from ...conditioning.items.latent_index import VideoConditionByLatentIndex
 from ...conditioning.items.regions import ConditionByWholeLatent
 from ...conditioning.streams import Streams
-from ...media.frames import Frames, as_video_frames, check_crf, check_frames, first_picture, read_frames
+from ...media.frames import Frames, as_image, as_video_frames, check_crf, read_frames
 from ...media.preprocess import fit_cover, normalize_pixels
-from ..plan import GenerationPlan
+from ..plan import ClipPlan
+from .condition import Condition, Opened, Original, Studio, video_item
+from .source import SourceClip
 
 
 @dataclass(frozen=True)
-class LTX2VideoCondition:
+class LTX2VideoCondition(Condition):
     """A picture or clip that the video shows at some place.
 
     Args:
@@ -50,113 +50,93 @@ class LTX2VideoCondition:
     frame: int | None = None
     mode: str = "auto"
 
-    is_reference = False
+    @property
+    def shows_picture(self) -> bool:
+        """Always."""
+        return True
 
-    def check(self, pipeline: Any, plan: GenerationPlan) -> None:
-        """Raise `ValueError` if place, strength or frames are not valid."""
-        pipeline._require("vae")
+    def opened(self, studio: Studio, plan: ClipPlan) -> "OpenedPictures":
+        """Check the place and read the frames that the clip can show."""
         check_unit(strength=self.strength)
         check_choice("mode", self.mode, ("auto", "replace", "append"))
-        start = self._start(plan)
-        if self._replaces(start) and start and (start - 1) % 8:
-            nearest = (start - 1) // 8 * 8 + 1
+        start, stride = self._start(plan), plan.sizes.temporal_ratio
+        replaces = self.mode == "replace" or (self.mode == "auto" and start == 0)
+        if replaces and start and (start - 1) % stride:
+            nearest = (start - 1) // stride * stride + 1
             raise ValueError(
                 f"frame {start} does not begin a latent frame, so nothing can be replaced there; use frame {nearest} or "
-                f'{nearest + 8}, or mode="append"'
+                f'{nearest + stride}, or mode="append"'
             )
-        check_crf("crf", self._crf(pipeline), *check_frames(self.frames))
-
-    def places(self, plan: GenerationPlan) -> list[str]:
-        """The pixel frame where it begins, and the latent frames that it replaces after that."""
-        start = self._start(plan)
-        places = [f"video frame {start}"]
-        if self._replaces(start):
-            count = len(self._taken(check_frames(self.frames)[0], plan))
-            first = (start + 7) // 8
-            places += [f"latent frame {i} of the video" for i in range(first, first + (count + 7) // 8)]
-        return places
-
-    def items(self, pipeline: Any, plan: GenerationPlan) -> Streams:
-        """Encode the frames at the stage's size."""
-        start = self._start(plan)
         # Two frames tell a clip from a picture, even where only one of them fits.
         pixels = read_frames(self.frames, max(2, plan.clip_frames - start))
-        pixels = as_video_frames(pixels, self._crf(pipeline))[self._taken(len(pixels), plan)]
-        latent = pipeline.encode_video(normalize_pixels(fit_cover(pixels, plan.height, plan.width)))
-        first = bisect_left(plan.shown_frames, start)
-        if self._replaces(start) and (first == 0 or first % 8 == 1):
-            return _video_item(VideoConditionByLatentIndex(latent, self.strength, (first + 7) // 8))
-        return _video_item(VideoConditionByKeyframeIndex(latent, first, self.strength))
+        crf = studio.image_crf if self.crf is None else self.crf
+        check_crf("crf", crf, pixels)
+        return OpenedPictures(studio, plan, pixels, start, replaces, self.strength, crf)
 
-    def _taken(self, count: int, plan: GenerationPlan) -> list[int]:
-        """Which of `count` frames a stage shows: those it has up to the end of the video, 8 k + 1 of them."""
-        start = self._start(plan)
-        shown = [frame - start for frame in plan.shown_frames if 0 <= frame - start < count]
-        return shown[: (len(shown) - 1) // 8 * 8 + 1] or [0]
-
-    def _crf(self, pipeline: Any) -> int:
-        return pipeline.preset.image_crf if self.crf is None else self.crf
-
-    def _replaces(self, start: int) -> bool:
-        return self.mode == "replace" or (self.mode == "auto" and start == 0)
-
-    def _start(self, plan: GenerationPlan) -> int:
+    def _start(self, plan: ClipPlan) -> int:
         """Pixel frame where the condition begins."""
         if self.frame is not None:
             if self.index:
                 raise ValueError(f"give either `index` ({self.index}) or `frame` ({self.frame}), not both")
             return _counted("frame", self.frame, plan.clip_frames)
-        index = _counted("index", self.index, (plan.clip_frames - 1) // 8 + 1)
-        return max(0, 8 * (index - 1) + 1)
+        stride = plan.sizes.temporal_ratio
+        index = _counted("index", self.index, (plan.clip_frames - 1) // stride + 1)
+        return max(0, stride * (index - 1) + 1)
 
 
 @dataclass(frozen=True)
-class WholeVideoCondition:
-    """A video that is given as a whole, for which only sound is made.
+class OpenedPictures(Opened):
+    """A picture or clip at its place.
 
     Args:
-        frames: As in [`LTX2VideoCondition`].
-        noise_scale: 0 keeps the video exactly (default), 1 ignores it.
+        studio: Encodes it.
+        clip: Sizes of the finished clip.
+        pixels: Frames `[F, H, W, 3]` in [0, 255].
+        start: Pixel frame of the finished clip where it begins.
+        replaces: Whether it is written into the video's own latents rather than shown beside them.
+        strength, crf: See [`LTX2VideoCondition`].
     """
 
-    frames: Frames
-    noise_scale: float = 0.0
+    studio: Studio
+    clip: ClipPlan
+    pixels: torch.Tensor
+    start: int
+    replaces: bool
+    strength: float
+    crf: int
 
-    is_reference = False
+    @property
+    def picture(self) -> PIL.Image.Image:
+        """The first frame."""
+        return as_image(self.pixels[0])
 
-    def check(self, pipeline: Any, plan: GenerationPlan) -> None:
-        """Raise `ValueError` if the video is shorter than the clip."""
-        check_unit(noise_scale=self.noise_scale)
-        available, _ = check_frames(self.frames)
-        if available < plan.clip_frames:
-            raise ValueError(f"the video has {available} frames, fewer than `num_frames` {plan.clip_frames}")
+    @property
+    def places(self) -> list[str]:
+        """The pixel frame where it begins, and the latent frames that it replaces after that."""
+        places = [f"video frame {self.start}"]
+        if self.replaces:
+            stride = self.clip.sizes.temporal_ratio
+            first, count = (self.start + stride - 1) // stride, len(self._shown(self.clip))
+            places += [f"latent frame {i} of the video" for i in range(first, first + (count + stride - 1) // stride)]
+        return places
 
-    def places(self, plan: GenerationPlan) -> list[str]:
-        """The whole video."""
-        return ["the video stream"]
+    def items(self, plan: ClipPlan) -> Streams:
+        """Encode the frames at the stage's size."""
+        pixels = as_video_frames(self.pixels, self.crf)[self._shown(plan)]
+        latent = self.studio.encode_video(normalize_pixels(fit_cover(pixels, plan.height, plan.width)))
+        first, stride = bisect_left(plan.shown_frames, self.start), plan.sizes.temporal_ratio
+        if self.replaces and (first == 0 or first % stride == 1):
+            return video_item(VideoConditionByLatentIndex(latent, self.strength, (first + stride - 1) // stride))
+        return video_item(VideoConditionByKeyframeIndex(latent, first, self.strength))
 
-    def items(self, pipeline: Any, plan: GenerationPlan) -> Streams:
-        """Encode the video at the stage's size."""
-        pixels = read_frames(self.frames, plan.clip_frames)[plan.shown_frames]
-        latent = pipeline.encode_video(normalize_pixels(fit_cover(pixels, plan.height, plan.width)))
-        return _video_item(ConditionByWholeLatent(latent, self.noise_scale))
-
-
-def _video_item(item: ConditionItem) -> Streams:
-    return Streams([item], [])
-
-
-def _counted(name: str, value: int, count: int) -> int:
-    """A place from 0 to `count - 1`; negative values count from the end."""
-    if not isinstance(value, Integral) or isinstance(value, bool):
-        raise ValueError(f"`{name}` has to be a whole number but is {value!r}; use 0")
-    if not -count <= value < count:
-        raise ValueError(f"`{name}` {value} lies outside the clip; use {-count} to {count - 1}")
-    return int(value) % count
+    def _shown(self, plan: ClipPlan) -> list[int]:
+        """Which frames a stage shows: those it has up to the end of the video, 8 k + 1 of them."""
+        shown = [f - self.start for f in plan.shown_frames if 0 <= f - self.start < len(self.pixels)]
+        return shown[: plan.sizes.whole_frames(len(shown))] or [0]
 
 
 @dataclass(frozen=True)
-class FirstFrameCondition:
+class FirstFrameCondition(Condition):
     """Pictures that the videos of a batch begin with, or the first frame of given latents.
 
     Args:
@@ -174,58 +154,117 @@ class FirstFrameCondition:
     latents: torch.Tensor | None = None
     videos_per_prompt: int = 1
 
-    is_reference = False
+    @property
+    def shows_picture(self) -> bool:
+        """Unless the video continues latents."""
+        return self.image is not None
 
-    def check(self, pipeline: Any, plan: GenerationPlan) -> None:
-        """Raise `ValueError` if there is no picture, or pictures do not fit the batch."""
-        pipeline._require("vae")
+    def opened(self, studio: Studio, plan: ClipPlan) -> "OpenedFirstFrames":
+        """Read the pictures, of which there has to be one for all videos, per prompt or per video."""
         if self.image is None:
             if self.latents is None:
                 raise ValueError("`image` is None; give an image, a list of images, an array, a tensor or a file name")
-            return
-        pictures = self._pictures()
+            return OpenedFirstFrames(studio, latents=self.latents)
+        images = self.image if isinstance(self.image, (list, tuple)) else [self.image]
+        pictures = [picture[None] for image in images for picture in read_frames(image, float_range=1.0, name="image")]
         counts = sorted({1, plan.batch_size // self.videos_per_prompt, plan.batch_size})
         if len(pictures) not in counts:
             raise ValueError(
                 f"`image` holds {len(pictures)} pictures; this call needs {' or '.join(map(str, counts))}"
             )
+        crf = studio.image_crf if self.crf is None else self.crf
         for picture in pictures:
-            check_crf("image_crf", self._crf(pipeline), 1, picture.dtype == torch.uint8)
+            check_crf("image_crf", crf, picture)
+        return OpenedFirstFrames(studio, pictures, crf)
 
-    def places(self, plan: GenerationPlan) -> list[str]:
+
+@dataclass(frozen=True)
+class OpenedFirstFrames(Opened):
+    """The first frames of the videos of a batch.
+
+    Args:
+        studio: Encodes them.
+        pictures: Pixels `[1, H, W, 3]` of each picture, which may differ in size; empty to take those of `latents`.
+        crf, latents: See [`FirstFrameCondition`].
+    """
+
+    studio: Studio
+    pictures: list[torch.Tensor] | None = None
+    crf: int = 0
+    latents: torch.Tensor | None = None
+
+    @property
+    def places(self) -> list[str]:
         """The start of the video."""
         return ["video frame 0", "latent frame 0 of the video"]
 
-    def items(self, pipeline: Any, plan: GenerationPlan) -> Streams:
-        """Encode the pictures at the stage's size."""
-        latent = self._first_latent(pipeline, plan) if self.image is None else self._encoded(pipeline, plan)
-        return Streams([VideoConditionByLatentIndex(latent)], [])
-
+    @property
     def picture(self) -> PIL.Image.Image | None:
-        """The first picture, to be shown to a language model; `None` if the video continues latents."""
-        if self.image is None:
-            return None
-        return first_picture(self.image[0] if isinstance(self.image, (list, tuple)) else self.image, float_range=1.0)
+        """The first picture; `None` if the video continues latents."""
+        return None if self.pictures is None else as_image(self.pictures[0][0])
 
-    def _encoded(self, pipeline: Any, plan: GenerationPlan) -> torch.Tensor:
-        clips = [
-            fit_cover(as_video_frames(picture, self._crf(pipeline)), plan.height, plan.width)
-            for picture in self._pictures()
-        ]
-        latent = torch.cat([pipeline.encode_video(normalize_pixels(clip)) for clip in clips])
-        return latent if len(latent) == 1 else latent.repeat_interleave(plan.batch_size // len(latent), 0)
+    def items(self, plan: ClipPlan) -> Streams:
+        """Encode the pictures at the stage's size."""
+        if self.pictures is None:
+            return video_item(VideoConditionByLatentIndex(self.studio.normalized_video(self.latents, plan)[:, :, :1]))
+        clips = [fit_cover(as_video_frames(p, self.crf), plan.height, plan.width) for p in self.pictures]
+        latent = torch.cat([self.studio.encode_video(normalize_pixels(clip)) for clip in clips])
+        latent = latent if len(latent) == 1 else latent.repeat_interleave(plan.batch_size // len(latent), 0)
+        return video_item(VideoConditionByLatentIndex(latent))
 
-    def _first_latent(self, pipeline: Any, plan: GenerationPlan) -> torch.Tensor:
-        if self.latents.ndim == 5:
-            return pipeline.vae.normalize_latents(self.latents[:, :, :1].to(pipeline._execution_device, torch.float32))
-        tools = pipeline._tools(plan).video
-        tokens = self.latents[:, : tools.tokens_per_frame]
-        return tools.patchifier.unpatchify(tokens, tools.target_shape._replace(frames=1))
 
-    def _pictures(self) -> list[torch.Tensor]:
-        """Pixels `[1, H, W, 3]` of each picture, which may differ in size."""
-        images = self.image if isinstance(self.image, (list, tuple)) else [self.image]
-        return [picture[None] for image in images for picture in read_frames(image, float_range=1.0, name="image")]
+@dataclass(frozen=True)
+class WholeVideoCondition(Condition):
+    """A video that is given as a whole and handed over untouched, for which only sound is made.
 
-    def _crf(self, pipeline: Any) -> int:
-        return pipeline.preset.image_crf if self.crf is None else self.crf
+    Args:
+        clip: The video. Its last frame is repeated to the end of the clip that is generated.
+    """
+
+    clip: SourceClip
+    stream = "video"
+
+    @property
+    def holds(self) -> bool:
+        """Always."""
+        return True
+
+    def opened(self, studio: Studio, plan: ClipPlan) -> "OpenedVideo":
+        """Bring the video, which is read already, to the length of the clip."""
+        missing = plan.clip_frames - self.clip.num_frames
+        pixels = torch.cat([self.clip.pixels, self.clip.pixels[-1:].expand(missing, -1, -1, -1)])
+        return OpenedVideo(studio, pixels, Original("video", self.clip.pixels, self.clip.path))
+
+
+@dataclass(frozen=True)
+class OpenedVideo(Opened):
+    """A whole video.
+
+    Args:
+        studio: Encodes it.
+        pixels: Frames `[F, H, W, 3]` in [0, 255] of the clip.
+        original: The video as it was given.
+    """
+
+    studio: Studio
+    pixels: torch.Tensor
+    original: Original
+
+    @property
+    def places(self) -> list[str]:
+        """The whole video."""
+        return ["the video stream"]
+
+    def items(self, plan: ClipPlan) -> Streams:
+        """Encode the video at the stage's size."""
+        pixels = normalize_pixels(fit_cover(self.pixels[plan.shown_frames], plan.height, plan.width))
+        return video_item(ConditionByWholeLatent(self.studio.encode_video(pixels)))
+
+
+def _counted(name: str, value: int, count: int) -> int:
+    """A place from 0 to `count - 1`; negative values count from the end."""
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise ValueError(f"`{name}` has to be a whole number but is {value!r}; use 0")
+    if not -count <= value < count:
+        raise ValueError(f"`{name}` {value} lies outside the clip; use {-count} to {count - 1}")
+    return int(value) % count

@@ -14,13 +14,14 @@ from ...conditioning.attention_strength import pixel_mask_to_tokens
 from ...conditioning.items.appended import VideoConditionByReferenceLatent
 from ...conditioning.shapes import VideoLatentShape
 from ...conditioning.streams import Streams
-from ...media.frames import Frames, check_frames, read_frames
+from ...media.frames import Frames, read_frames
 from ...media.preprocess import fit_cover, normalize_pixels, subsampled_frames
-from ..plan import GenerationPlan
+from ..plan import ClipPlan
+from .condition import Condition, Opened, Studio, video_item
 
 
 @dataclass(frozen=True)
-class LTX2ReferenceCondition:
+class LTX2ReferenceCondition(Condition):
     """A reference video that an IC-LoRA translates into the generated one.
 
     Args:
@@ -41,45 +42,17 @@ class LTX2ReferenceCondition:
     temporal_scale_factor: int | None = None
     attention_strength: float | None = None
     attention_mask: torch.Tensor | None = None
-
     is_reference = True
 
-    def check(self, pipeline: Any, plan: GenerationPlan) -> None:
-        """Raise `ValueError` if strengths, factors or frames are not valid."""
-        pipeline._require("vae")
-        check_unit(strength=self.strength)
-        if self.attention_strength is not None:
-            check_unit(attention_strength=self.attention_strength)
-        factor, scale = self._factors(pipeline)
-        if plan.height % (32 * factor) or plan.width % (32 * factor):
-            raise ValueError(
-                f"a reference of 1/{factor} the size cannot be encoded for a stage of {plan.height} x {plan.width} "
-                f"pixels; use a height and width that are multiples of {32 * factor}"
-            )
-        count, _ = check_frames(self.frames, float_range=1.0)
-        if self.attention_mask is not None:
-            self._check_mask(_usable(len(_kept(count, plan, scale))))
+    def opened(self, studio: Studio, plan: ClipPlan) -> "OpenedReference":
+        """Check the strengths and read as many frames as the clip is long."""
+        check_unit(strength=self.strength, attention_strength=self.attention_strength)
+        return OpenedReference(studio, self, read_frames(self.frames, plan.clip_frames, float_range=1.0))
 
-    def places(self, plan: GenerationPlan) -> list[str]:
-        """References stand beside the video and may be many."""
-        return []
-
-    def items(self, pipeline: Any, plan: GenerationPlan) -> Streams:
-        """Encode the reference at its share of the stage's size."""
-        factor, scale = self._factors(pipeline)
-        pixels = read_frames(self.frames, plan.clip_frames, float_range=1.0)
-        pixels = pixels[_kept(len(pixels), plan, scale)]
-        pixels = pixels[: _usable(len(pixels))]
-        latent = pipeline.encode_video(
-            normalize_pixels(fit_cover(pixels, plan.height // factor, plan.width // factor))
-        )
-        item = VideoConditionByReferenceLatent(latent, factor, self.strength, scale, self._token_strength(latent))
-        return Streams([item], [])
-
-    def _factors(self, pipeline: Any) -> tuple[int, int]:
+    def factors(self, studio: Studio) -> tuple[int, int]:
         """Downscale and temporal factor: what is given, else what the active LoRAs ask for."""
         factors = []
-        trained = pipeline.reference_factors()
+        trained = studio.reference_factors()
         for name, asked in (
             ("downscale_factor", trained.downscale),
             ("temporal_scale_factor", trained.temporal_scale),
@@ -95,26 +68,56 @@ class LTX2ReferenceCondition:
             factors.append(asked if given is None else given)
         return factors[0], factors[1]
 
-    def _check_mask(self, num_frames: int) -> None:
-        mask = self.attention_mask
-        if not isinstance(mask, torch.Tensor) or mask.ndim != 5 or mask.shape[:2] != (1, 1):
-            shape = tuple(mask.shape) if isinstance(mask, torch.Tensor) else type(mask)
-            raise ValueError(f"the attention mask has to have shape [1, 1, F, H, W] but has {shape}")
-        if mask.shape[2] != num_frames:
-            raise ValueError(f"the attention mask has {mask.shape[2]} frames, the reference {num_frames}")
-        low, high = (bound.item() for bound in mask.aminmax())
-        check_unit(attention_mask=low)
-        check_unit(attention_mask=high)
 
-    def _token_strength(self, latent: torch.Tensor) -> float | torch.Tensor | None:
-        strength = 1.0 if self.attention_strength is None else self.attention_strength
-        if self.attention_mask is None:
+@dataclass(frozen=True)
+class OpenedReference(Opened):
+    """A reference video; it stands beside the video, and there may be many.
+
+    Args:
+        studio: Encodes it and knows the active LoRAs.
+        given: The condition.
+        pixels: Frames `[F, H, W, 3]` in [0, 255].
+    """
+
+    studio: Studio
+    given: LTX2ReferenceCondition
+    pixels: torch.Tensor
+
+    def check(self, plan: ClipPlan) -> None:
+        """Raise `ValueError` if the factors or the mask do not fit a stage."""
+        factor, scale = self.given.factors(self.studio)
+        multiple = plan.sizes.spatial_ratio * factor
+        if plan.height % multiple or plan.width % multiple:
+            raise ValueError(
+                f"a reference of 1/{factor} the size cannot be encoded for a stage of {plan.height} x {plan.width} "
+                f"pixels; use a height and width that are multiples of {multiple}"
+            )
+        if self.given.attention_mask is not None:
+            _check_mask(self.given.attention_mask, len(self._kept(plan, scale)))
+
+    def items(self, plan: ClipPlan) -> Streams:
+        """Encode the reference at its share of the stage's size."""
+        factor, scale = self.given.factors(self.studio)
+        pixels = fit_cover(self.pixels[self._kept(plan, scale)], plan.height // factor, plan.width // factor)
+        latent = self.studio.encode_video(normalize_pixels(pixels))
+        strength = self._token_strength(latent)
+        return video_item(VideoConditionByReferenceLatent(latent, factor, self.given.strength, scale, strength))
+
+    def _kept(self, plan: ClipPlan, scale: int) -> list[int]:
+        """The frames that a stage and a reference with fewer frames per second keep, 8 k + 1 of them."""
+        shown = [frame for frame in plan.shown_frames if frame < len(self.pixels)]
+        kept = [shown[i] for i in subsampled_frames(len(shown), scale)]
+        return kept[: plan.sizes.whole_frames(len(kept))]
+
+    def _token_strength(self, latent: torch.Tensor) -> float | torch.Tensor:
+        strength, mask = self.given.attention_strength, self.given.attention_mask
+        strength = 1.0 if strength is None else strength
+        if mask is None:
             return strength
-        shape = VideoLatentShape.from_torch_shape(latent.shape)
-        return strength * pixel_mask_to_tokens(self.attention_mask.to(latent.device), shape)
+        return strength * pixel_mask_to_tokens(mask.to(latent.device), VideoLatentShape.from_torch_shape(latent.shape))
 
 
-def with_defaults(conditions: Sequence[Any], **defaults: Any) -> list[Any]:
+def with_defaults(conditions: Sequence[Condition], **defaults: Any) -> list[Condition]:
     """The conditions, in which reference conditions take the given fields where they do not say themselves."""
     return [
         replace(c, **{name: value for name, value in defaults.items() if getattr(c, name) is None})
@@ -124,12 +127,12 @@ def with_defaults(conditions: Sequence[Any], **defaults: Any) -> list[Any]:
     ]
 
 
-def _kept(num_frames: int, plan: GenerationPlan, scale: int) -> list[int]:
-    """Numbers of the frames that a stage and a reference with fewer frames per second keep."""
-    shown = [frame for frame in plan.shown_frames if frame < num_frames]
-    return [shown[i] for i in subsampled_frames(len(shown), scale)]
-
-
-def _usable(num_frames: int) -> int:
-    """The longest clip of 8 k + 1 frames."""
-    return (num_frames - 1) // 8 * 8 + 1
+def _check_mask(mask: torch.Tensor, num_frames: int) -> None:
+    if not isinstance(mask, torch.Tensor) or mask.ndim != 5 or mask.shape[:2] != (1, 1):
+        shape = tuple(mask.shape) if isinstance(mask, torch.Tensor) else type(mask)
+        raise ValueError(f"the attention mask has to have shape [1, 1, F, H, W] but has {shape}")
+    if mask.shape[2] != num_frames:
+        raise ValueError(f"the attention mask has {mask.shape[2]} frames, the reference {num_frames}")
+    low, high = (bound.item() for bound in mask.aminmax())
+    check_unit(attention_mask=low)
+    check_unit(attention_mask=high)

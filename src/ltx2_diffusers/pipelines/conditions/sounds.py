@@ -1,28 +1,31 @@
-"""Reference sounds: a voice or a noise that the generated sound follows without being held to it in time."""
+"""Sounds that a clip has, and sounds that it follows.
 
-import os
+Shapes: B sounds of the batch, C channels, N samples.
+"""
+
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
 
 import torch
 
-from ...checks import check_choice, check_float_tensors, check_from_zero, check_positive, check_unit
+from ...checks import check_choice, check_from_zero, check_unit
 from ...conditioning.carry import fit_audio_latent
 from ...conditioning.items.appended import AudioConditionByReferenceLatent
 from ...conditioning.items.regions import ConditionByWholeLatent
 from ...conditioning.streams import Streams
-from ...media.reading import read_audio
 from ...media.waveforms import fit_audio
 from ...models.audio_vae import conform_latent_length
-from ..plan import GenerationPlan
+from ..plan import ClipPlan
+from .condition import Condition, Opened, Original, Studio, audio_item
+from .source import Sound, Waveform, read_waveform
 
 
 @dataclass(frozen=True)
-class AudioCondition:
+class AudioCondition(Condition):
     """A sound that the clip has.
 
     Args:
-        audio: Waveform `[C, N]` or `[B, C, N]` in [-1, 1], or the name of a media file.
+        audio: Waveform `[C, N]` or `[B, C, N]` in [-1, 1], the name of a media file, or a sound that is read already.
         sampling_rate: Samples per second of a waveform.
         noise_scale: 0 keeps the sound exactly (default), 1 ignores it.
         fit: `"crop"` (default) refuses a sound shorter than the clip, `"pad"` fills it up with silence, `"stretch"`
@@ -30,74 +33,79 @@ class AudioCondition:
         start_s: Where in the file the sound begins, in seconds.
     """
 
-    audio: torch.Tensor | str | os.PathLike
+    audio: Sound | Waveform
     sampling_rate: int | None = None
     noise_scale: float = 0.0
     fit: str = "crop"
     start_s: float = 0.0
-
-    is_reference = False
     stream = "audio"
 
-    def check(self, pipeline: Any, plan: GenerationPlan) -> None:
-        """Raise `ValueError` if the sound is too short or cannot be read."""
-        pipeline._require("audio_vae")
+    @property
+    def holds(self) -> bool:
+        """Without noise the sound is kept."""
+        return self.noise_scale == 0.0
+
+    def opened(self, studio: Studio, plan: ClipPlan) -> "OpenedSound":
+        """Read as much of the sound as the clip is long, or all of it to be stretched."""
         check_unit(audio_cond_noise_scale=self.noise_scale)
         check_choice("audio_fit", self.fit, ("crop", "pad", "stretch"))
-        waveform, rate = self.waveform(plan.duration_s)
-        if len(waveform) not in (1, plan.batch_size):
-            raise ValueError(
-                f"got {len(waveform)} sounds for a batch of {plan.batch_size}; give one, or one per video"
-            )
-        available = waveform.shape[-1] / rate
+        sound = self.audio
+        if not isinstance(sound, Waveform):
+            length_s = None if self.fit == "stretch" else plan.duration_s
+            sound = read_waveform(sound, self.sampling_rate, self.start_s, length_s)
+        check_batch(sound, plan)
         # One latent (40 ms) may be missing: the encoder rounds a clip of equal length up or down.
-        if self.fit == "crop" and available < plan.duration_s - 0.04:
+        if self.fit == "crop" and sound.duration_s < plan.duration_s - 0.04:
             raise ValueError(
-                f"the audio lasts {available:.2f} s and the video {plan.duration_s:.2f} s; use longer audio, fewer frames, "
-                'or audio_fit="pad" (silence at the end) or "stretch" (another tempo)'
+                f"the audio lasts {sound.duration_s:.2f} s and the video {plan.duration_s:.2f} s; use longer audio, fewer "
+                'frames, or audio_fit="pad" (silence at the end) or "stretch" (another tempo)'
             )
-
-    def waveform(self, duration_s: float | None = None) -> tuple[torch.Tensor, int]:
-        """The sound as `[B, C, N]` with its rate, cropped to a duration unless it is to be stretched."""
-        check_from_zero(audio_start_s=self.start_s)
-        length_s = None if self.fit == "stretch" else duration_s
-        if not isinstance(self.audio, torch.Tensor):
-            read = read_audio(self.audio, self.start_s, None if length_s is None else self.start_s + length_s)
-            if read is None:
-                raise ValueError(f"{os.fspath(self.audio)!r} has no sound")
-            return read
-        check_float_tensors(audio=self.audio)
-        rate = self.sampling_rate
-        if rate is None:
-            raise ValueError("an audio waveform needs its `sampling_rate`")
-        check_positive(sampling_rate=rate)
-        waveform = self.audio if self.audio.ndim == 3 else self.audio[None]
-        if waveform.ndim != 3:
-            raise ValueError(f"`audio` has to be [C, N] or [B, C, N] but has shape {tuple(self.audio.shape)}")
-        waveform = waveform[..., round(self.start_s * rate) :]
-        if not waveform.numel():
-            raise ValueError(
-                f"`audio` has shape {tuple(self.audio.shape)}, which leaves nothing after `audio_start_s` {self.start_s}"
-            )
-        return (waveform if length_s is None else waveform[..., : round(length_s * rate)]), rate
-
-    def places(self, plan: GenerationPlan) -> list[str]:
-        """The whole sound."""
-        return ["the audio stream"]
-
-    def items(self, pipeline: Any, plan: GenerationPlan) -> Streams:
-        """Encode the sound."""
-        waveform, rate = self.waveform(plan.duration_s)
-        if self.fit == "stretch":
-            latent = fit_audio_latent(pipeline.encode_audio(waveform, rate), plan.audio.frames, "stretch")
-        else:
-            latent = pipeline.encode_audio(fit_audio(waveform, plan.duration_s, rate), rate)
-        latent = conform_latent_length(latent, plan.audio.frames)
-        return Streams([], [ConditionByWholeLatent(latent, self.noise_scale)])
+        # A sound that is only a hint, or played at another tempo, is not handed over.
+        original = Original("audio", sound, sound.path) if self.holds and self.fit != "stretch" else None
+        return OpenedSound(studio, plan, sound, self.noise_scale, self.fit == "stretch", original)
 
 
 @dataclass(frozen=True)
-class LTX2AudioReferenceCondition:
+class OpenedSound(Opened):
+    """A sound to hold a clip to.
+
+    Args:
+        studio: Encodes it.
+        clip: Sizes of the finished clip.
+        sound: The sound.
+        noise_scale: See [`AudioCondition`].
+        stretched: Whether its tempo changes to fill the clip.
+        original: The sound as it was given, if it is handed over.
+    """
+
+    studio: Studio
+    clip: ClipPlan
+    sound: Waveform
+    noise_scale: float
+    stretched: bool
+    original: Original | None
+
+    @property
+    def places(self) -> list[str]:
+        """The whole sound."""
+        return ["the audio stream"]
+
+    def items(self, plan: ClipPlan) -> Streams:
+        """The encoded sound; every stage's is as long as the clip's."""
+        return audio_item(ConditionByWholeLatent(self._latent, self.noise_scale))
+
+    @cached_property
+    def _latent(self) -> torch.Tensor:
+        samples, rate, frames = self.sound.samples, self.sound.rate, self.clip.audio.frames
+        if self.stretched:
+            latent = fit_audio_latent(self.studio.encode_audio(samples, rate), frames, "stretch")
+        else:
+            latent = self.studio.encode_audio(fit_audio(samples, self.clip.duration_s, rate), rate)
+        return conform_latent_length(latent, frames)
+
+
+@dataclass(frozen=True)
+class LTX2AudioReferenceCondition(Condition):
     """A sound that is shown to the model beside the one it makes, for LoRAs trained with such references.
 
     Args:
@@ -108,31 +116,43 @@ class LTX2AudioReferenceCondition:
         start_s: Where in the sound the reference begins, in seconds. Default 0.0.
     """
 
-    audio: torch.Tensor | str | os.PathLike
+    audio: Sound
     sampling_rate: int | None = None
     strength: float = 1.0
     start_s: float = 0.0
-
     is_reference = True
     stream = "audio"
 
-    def check(self, pipeline: Any, plan: GenerationPlan) -> None:
-        """Raise `ValueError` if the sound cannot be read or the strength is not valid."""
-        pipeline._require("audio_vae")
+    def opened(self, studio: Studio, plan: ClipPlan) -> "OpenedReferenceSound":
+        """Read at most as much of the sound as the clip is long."""
         check_unit(strength=self.strength)
         check_from_zero(start_s=self.start_s)
-        # Whatever length it has, it is read like the sound of a clip.
-        self._sound().check(pipeline, plan)
+        sound = read_waveform(self.audio, self.sampling_rate, self.start_s, plan.duration_s)
+        check_batch(sound, plan)
+        return OpenedReferenceSound(studio, sound, self.strength)
 
-    def places(self, plan: GenerationPlan) -> list[str]:
-        """References stand beside the sound and may be many."""
-        return []
 
-    def items(self, pipeline: Any, plan: GenerationPlan) -> Streams:
-        """Encode the reference."""
-        latent = pipeline.encode_audio(*self._sound().waveform(plan.duration_s))
-        latent = latent[:, :, : plan.audio.frames]
-        return Streams([], [AudioConditionByReferenceLatent(latent, strength=self.strength)])
+@dataclass(frozen=True)
+class OpenedReferenceSound(Opened):
+    """A reference sound; places beside the clip's own sound may be many."""
 
-    def _sound(self) -> AudioCondition:
-        return AudioCondition(self.audio, self.sampling_rate, fit="pad", start_s=self.start_s)
+    studio: Studio
+    sound: Waveform
+    strength: float
+
+    def items(self, plan: ClipPlan) -> Streams:
+        """The encoded reference."""
+        latent = self._latent[:, :, : plan.audio.frames]
+        return audio_item(AudioConditionByReferenceLatent(latent, strength=self.strength))
+
+    @cached_property
+    def _latent(self) -> torch.Tensor:
+        return self.studio.encode_audio(self.sound.samples, self.sound.rate)
+
+
+def check_batch(sound: Waveform, plan: ClipPlan) -> None:
+    """There has to be one sound for all videos, or one each."""
+    if len(sound.samples) not in (1, plan.batch_size):
+        raise ValueError(
+            f"got {len(sound.samples)} sounds for a batch of {plan.batch_size}; give one, or one per video"
+        )

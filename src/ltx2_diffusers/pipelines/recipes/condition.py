@@ -1,84 +1,96 @@
 """Video with sound from text, held to pictures and clips."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-import torch
+from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
-from ...guidance.options import GuidanceOptions
-from ...guidance.scales import PRESET, AudioScale
-from ..conditioned import LTX2ConditionedPipeline
+from ...models.audio_vae import AutoencoderKLLTX2Audio
+from ...models.connectors import LTX2TextConnectors
+from ...models.transformer import LTX2AVTransformer3DModel
+from ...models.video_vae import AutoencoderKLLTX2Video
+from ...models.vocoder import LTX2Vocoder, LTX2VocoderWithBWE
+from ...schedulers.scheduling_ltx2 import LTX2Scheduler
+from ..arguments import Arguments, Conditions, takes
 from ..conditions.condition import Condition, listed_conditions
+from ..engine import run
+from ..generation import LTX2GenerationPipeline
 from ..output import LTX2PipelineOutput
+from ..stages import stage_list
 
 
-class LTX2ConditionPipeline(LTX2ConditionedPipeline):
+@dataclass(frozen=True)
+class _Conditions:
+    """What comes first.
+
+    Args:
+        conditions: One or several [`LTX2VideoCondition`] (pictures and clips at any place), or other conditions of
+            this package; no two may claim the same place.
+    """
+
+    conditions: Conditions = None
+
+
+@dataclass(frozen=True)
+class ConditionArguments(Arguments, _Conditions):
+    """What the call takes beside the arguments of [`LTX2Pipeline`].
+
+    Args:
+        noise_scale: Noise that the video, and given `audio_latents`, start with, 0 to 1. Default the first noise
+            level: the first of `sigmas` or `timesteps`, else 1.0.
+        latents: Video latents to start from, as in [`LTX2Pipeline`]. At the default `noise_scale` of 1.0 nothing of them
+            is left, so give `sigmas` or `noise_scale` with them.
+    """
+
+    noise_scale: float | None = None
+
+
+class LTX2ConditionPipeline(LTX2GenerationPipeline):
     """Generates a video with sound that shows given pictures and clips at given places.
 
     Takes the components and call arguments of diffusers' pipeline of the same name.
+
+    Args:
+        audio_scheduler: Part of diffusers' pipelines. Both streams share the noise levels here, so it may only repeat
+            `scheduler`.
+        scheduler, vae, audio_vae, text_encoder, tokenizer, connectors, transformer, vocoder, processor, prompt_enhancer:
+            See [`LTX2GenerationPipeline`].
     """
 
-    def __call__(
+    _optional_components = ["audio_scheduler", *LTX2GenerationPipeline._optional_components]  # noqa: RUF012
+
+    def __init__(
         self,
-        conditions: Condition | Sequence[Condition] | None = None,
-        prompt: str | list[str] | None = None,
-        negative_prompt: str | list[str] | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        num_frames: int | None = None,
-        min_seconds: float = 1.0,
-        max_seconds: float = 20.0,
-        frame_rate: float = 24.0,
-        motion_speed: float = 1.0,
-        num_inference_steps: int | None = None,
-        sigmas: Sequence[float] | None = None,
-        timesteps: Sequence[float] | None = None,
-        guidance_scale: float | None = None,
-        stg_scale: float | None = None,
-        modality_scale: float | None = None,
-        guidance_rescale: float | None = None,
-        audio_guidance_scale: AudioScale = PRESET,
-        audio_stg_scale: AudioScale = PRESET,
-        audio_modality_scale: AudioScale = PRESET,
-        audio_guidance_rescale: AudioScale = PRESET,
-        spatio_temporal_guidance_blocks: list[int] | None = None,
-        noise_scale: float | None = None,
-        num_videos_per_prompt: int = 1,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        latents: torch.Tensor | None = None,
-        audio_latents: torch.Tensor | None = None,
-        prompt_embeds: torch.Tensor | None = None,
-        prompt_attention_mask: torch.Tensor | None = None,
-        negative_prompt_embeds: torch.Tensor | None = None,
-        negative_prompt_attention_mask: torch.Tensor | None = None,
-        decode_timestep: float | list[float] = 0.0,
-        decode_noise_scale: float | list[float] | None = None,
-        use_cross_timestep: bool | None = None,
-        system_prompt: str | None = None,
-        enable_prompt_enhancement: bool = False,
-        prompt_max_new_tokens: int | None = None,
-        prompt_enhancement_kwargs: dict[str, Any] | None = None,
-        prompt_enhancement_seed: int = 10,
-        output_type: str = "pil",
-        return_dict: bool = True,
-        attention_kwargs: dict[str, Any] | None = None,
-        callback_on_step_end: Callable[..., dict[str, Any] | None] | None = None,
-        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
-        max_sequence_length: int = 1024,
-        sampler: str = "euler",
-        guidance_options: GuidanceOptions | None = None,
-    ) -> LTX2PipelineOutput | tuple:
+        scheduler: LTX2Scheduler | FlowMatchEulerDiscreteScheduler,
+        vae: AutoencoderKLLTX2Video,
+        audio_vae: AutoencoderKLLTX2Audio,
+        text_encoder: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        connectors: LTX2TextConnectors,
+        transformer: LTX2AVTransformer3DModel,
+        vocoder: LTX2Vocoder | LTX2VocoderWithBWE,
+        audio_scheduler: LTX2Scheduler | FlowMatchEulerDiscreteScheduler | None = None,
+        processor: ProcessorMixin | None = None,
+        prompt_enhancer: PreTrainedModel | None = None,
+    ) -> None:
+        super().__init__(
+            scheduler,
+            vae,
+            audio_vae,
+            text_encoder,
+            tokenizer,
+            connectors,
+            transformer,
+            vocoder,
+            processor=processor,
+            prompt_enhancer=prompt_enhancer,
+        )
+        self.register_modules(audio_scheduler=audio_scheduler)
+
+    @takes(ConditionArguments)
+    def __call__(self, call: ConditionArguments) -> LTX2PipelineOutput | tuple:
         """Generate videos with sound that are held to conditions.
-
-        The other arguments are those of [`LTX2Pipeline`].
-
-        Args:
-            conditions: One or several [`LTX2VideoCondition`] (pictures and clips at any place), or other conditions of
-                this package; no two may claim the same place.
-            noise_scale: Noise that the video, and given `audio_latents`, start with, 0 to 1. Default the first noise
-                level: the first of `sigmas` or `timesteps`, else 1.0.
-            latents: Video latents to start from. At the default `noise_scale` of 1.0 nothing of them is left, so give
-                `sigmas` or `noise_scale` with them.
 
         Returns:
             [`LTX2PipelineOutput`], or the tuple `(frames, audio)`.
@@ -86,5 +98,32 @@ class LTX2ConditionPipeline(LTX2ConditionedPipeline):
         Raises:
             ValueError: Before any computation, if an argument is out of range or contradicts another.
         """
-        call = locals()
-        return self._generate_conditioned(call, listed_conditions("conditions", conditions))
+        return run_conditioned(self, call, listed_conditions("conditions", call.conditions))
+
+
+def run_conditioned(
+    pipeline: LTX2ConditionPipeline, call: Arguments, conditions: Sequence[Condition]
+) -> LTX2PipelineOutput | tuple:
+    """Generate in one stage; noise is drawn for the whole sequence, appended conditions included."""
+    _check_audio_scheduler(pipeline)
+    sampling = call.sampling
+    if sampling.noise_scale is None and sampling.sigmas is not None and len(sampling.sigmas):
+        # diffusers starts from the level as given, even where the scheduler shifts it.
+        sampling = replace(sampling, noise_scale=float(sampling.sigmas[0]))
+    return run(pipeline, *call.request(stage_list(pipeline, sampling), conditions, packed_noise=True))
+
+
+def _check_audio_scheduler(pipeline: LTX2ConditionPipeline) -> None:
+    """Two schedulers that walk down different noise levels cannot share a loop."""
+    if pipeline.audio_scheduler is None:
+        return
+    video, audio = (
+        {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
+        for scheduler in (pipeline.scheduler, pipeline.audio_scheduler)
+    )
+    different = sorted(name for name in video.keys() | audio.keys() if video.get(name) != audio.get(name))
+    if different:
+        raise ValueError(
+            f"`audio_scheduler` differs from `scheduler` in {different}, but both streams take the same noise levels; "
+            "set pipe.audio_scheduler = None or give both the same configuration"
+        )

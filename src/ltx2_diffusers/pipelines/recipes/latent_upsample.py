@@ -4,20 +4,29 @@ Shapes: B videos of the batch, C channels, F latent frames, h and w latent rows 
 columns of pixels.
 """
 
-from typing import Any
+from dataclasses import dataclass
 
 import PIL.Image
 import torch
 from diffusers.utils import logging
 
-from ...checks import check_at_least_one, check_choice, check_float_tensors, check_positive, check_size, check_unit
+from ...checks import (
+    check_at_least_one,
+    check_choice,
+    check_float_tensors,
+    check_generator,
+    check_per_video,
+    check_positive,
+    check_size,
+    check_unit,
+)
 from ...media.frames import Frames, read_frames
 from ...models.latent_filters import adain_filter_latent, tone_map_latents
 from ...models.latent_upsampler import LTX2LatentUpsamplerModel
 from ...models.video_vae import AutoencoderKLLTX2Video
-from ..arguments import Delivery, check_generator, check_per_video
+from ..arguments import Delivery, Generators, takes
 from ..base import LTX2PipelineBase
-from ..decoding import OUTPUT_TYPES, DecodeStage
+from ..decoding import OUTPUT_TYPES, decoded, with_decoder_noise
 from ..output import LTX2PipelineOutput
 
 logger = logging.get_logger(__name__)
@@ -25,7 +34,49 @@ logger = logging.get_logger(__name__)
 MAX_ADAIN_FACTOR = 10.0
 
 
-class LTX2LatentUpsamplePipeline(LTX2PipelineBase, DecodeStage):
+@dataclass(frozen=True)
+class UpsampleArguments:
+    """What the call takes.
+
+    Args:
+        video: A clip, or the name of its file: a list of images, an array `[F, H, W, 3]` or a tensor `[F, 3, H, W]`
+            of bytes or floats in [0, 1]. It is cut to 8 k + 1 frames. Either this or `latents`.
+        height, width: Size in pixels, multiples of 32, that `video` is brought to before it is enlarged, or that
+            packed `latents` have. Default 512 x 768.
+        num_frames: Frames of packed `latents`. Default 121.
+        spatial_patch_size, temporal_patch_size: Patches of packed `latents`. Default 1.
+        latents: Latents `[B, C, F, h, w]`, or packed `[B, T, C]`.
+        latents_normalized: Whether `latents` are normalised with the statistics of the VAE. Default `False`.
+        decode_timestep, decode_noise_scale: Noise level of the decoder and share of noise mixed in, for a VAE with
+            timestep conditioning. One value or one per video.
+        adain_factor: How far each channel takes the mean and spread that it had before, 0 (not at all, default) to
+            10.
+        tone_map_compression_ratio: How far large values are compressed, 0 (not at all, default) to 1.
+        generator: Source of the encoder's and the decoder's noise, or one per video.
+        output_type: `"pil"`, `"np"`, `"pt"`, `"uint8"` or `"latent"` (un-normalised).
+        return_dict: Whether to return an [`LTX2PipelineOutput`] instead of the tuple `(frames,)`.
+        frame_rate: Frames per second of the input, noted in the output for saving it. Default 24.0.
+    """
+
+    video: Frames | None = None
+    height: int = 512
+    width: int = 768
+    num_frames: int = 121
+    spatial_patch_size: int = 1
+    temporal_patch_size: int = 1
+    latents: torch.Tensor | None = None
+    latents_normalized: bool = False
+    decode_timestep: float | list[float] = 0.0
+    decode_noise_scale: float | list[float] | None = None
+    adain_factor: float = 0.0
+    tone_map_compression_ratio: float = 0.0
+    generator: Generators = None
+    output_type: str = "pil"
+    return_dict: bool = True
+    frame_rate: float = 24.0
+
+
+class LTX2LatentUpsamplePipeline(LTX2PipelineBase):
     """Enlarges videos or video latents in space or time.
 
     Takes the components and call arguments of diffusers' pipeline of the same name.
@@ -42,46 +93,10 @@ class LTX2LatentUpsamplePipeline(LTX2PipelineBase, DecodeStage):
         super().__init__()
         self._register(vae=vae, latent_upsampler=latent_upsampler)
 
+    @takes(UpsampleArguments)
     @torch.no_grad()
-    def __call__(
-        self,
-        video: Frames | None = None,
-        height: int = 512,
-        width: int = 768,
-        num_frames: int = 121,
-        spatial_patch_size: int = 1,
-        temporal_patch_size: int = 1,
-        latents: torch.Tensor | None = None,
-        latents_normalized: bool = False,
-        decode_timestep: float | list[float] = 0.0,
-        decode_noise_scale: float | list[float] | None = None,
-        adain_factor: float = 0.0,
-        tone_map_compression_ratio: float = 0.0,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        output_type: str = "pil",
-        return_dict: bool = True,
-        frame_rate: float = 24.0,
-    ) -> LTX2PipelineOutput | tuple:
+    def __call__(self, call: UpsampleArguments) -> LTX2PipelineOutput | tuple:
         """Enlarge a video, or latents such as a pipeline returns with `output_type="latent"`.
-
-        Args:
-            video: A clip, or the name of its file: a list of images, an array `[F, H, W, 3]` or a tensor `[F, 3, H, W]`
-                of bytes or floats in [0, 1]. It is cut to 8 k + 1 frames. Either this or `latents`.
-            height, width: Size in pixels, multiples of 32, that `video` is brought to before it is enlarged, or that
-                packed `latents` have. Default 512 x 768.
-            num_frames: Frames of packed `latents`. Default 121.
-            spatial_patch_size, temporal_patch_size: Patches of packed `latents`. Default 1.
-            latents: Latents `[B, C, F, h, w]`, or packed `[B, T, C]`.
-            latents_normalized: Whether `latents` are normalised with the statistics of the VAE. Default `False`.
-            decode_timestep, decode_noise_scale: Noise level of the decoder and share of noise mixed in, for a VAE with
-                timestep conditioning. One value or one per video.
-            adain_factor: How far each channel takes the mean and spread that it had before, 0 (not at all, default) to
-                10.
-            tone_map_compression_ratio: How far large values are compressed, 0 (not at all, default) to 1.
-            generator: Source of the encoder's and the decoder's noise, or one per video.
-            output_type: `"pil"`, `"np"`, `"pt"`, `"uint8"` or `"latent"` (un-normalised).
-            return_dict: Whether to return an [`LTX2PipelineOutput`] instead of the tuple `(frames,)`.
-            frame_rate: Frames per second of the input, noted in the output for saving it. Default 24.0.
 
         Returns:
             [`LTX2PipelineOutput`] without sound, or the tuple `(frames,)`.
@@ -89,39 +104,25 @@ class LTX2LatentUpsamplePipeline(LTX2PipelineBase, DecodeStage):
         Raises:
             ValueError: Before any computation, if an argument is out of range or contradicts another.
         """
-        self._require("vae", "latent_upsampler")
-        check_size(height, width, self.vae_spatial_compression_ratio)
-        check_choice("output_type", output_type, OUTPUT_TYPES)
-        check_positive(frame_rate=frame_rate)
-        check_unit(tone_map_compression_ratio=tone_map_compression_ratio)
-        if not 0 <= adain_factor <= MAX_ADAIN_FACTOR:
-            raise ValueError(
-                f"`adain_factor` has to be between 0 and {MAX_ADAIN_FACTOR:g} but is {adain_factor}; use 1"
-            )
-        if (video is None) == (latents is None):
-            raise ValueError("provide either `video` or `latents`, and not both")
-        check_float_tensors(latents=latents)
-        batch_size = 1 if latents is None else len(latents)
-        check_generator(generator, batch_size)
-        check_per_video("decode_timestep", decode_timestep, batch_size)
-        check_per_video("decode_noise_scale", decode_noise_scale, batch_size)
-        if latents is None:
-            latents = self._encoded(video, height, width, generator)
+        self.require("vae", "latent_upsampler")
+        _check(call, self.vae_spatial_compression_ratio)
+        if call.latents is None:
+            latents = self._encoded(call.video, call.height, call.width, call.generator)
         else:
-            size = (num_frames, height, width)
-            latents = self._unpacked(latents, size, spatial_patch_size, temporal_patch_size)
-            if latents_normalized:
+            size = (call.num_frames, call.height, call.width)
+            latents = self._unpacked(call.latents, size, call.spatial_patch_size, call.temporal_patch_size)
+            if call.latents_normalized:
                 latents = self.vae.denormalize_latents(latents)
-        result = self._enlarged(latents, adain_factor, tone_map_compression_ratio)
-        if output_type != "latent":
-            delivery = Delivery(decode_timestep=decode_timestep, decode_noise_scale=decode_noise_scale)
+        result = self._enlarged(latents, call.adain_factor, call.tone_map_compression_ratio)
+        if call.output_type != "latent":
+            delivery = Delivery(decode_timestep=call.decode_timestep, decode_noise_scale=call.decode_noise_scale)
             # Unlike elsewhere the noise goes onto un-normalised latents, as diffusers does it here.
-            result = self._decoded(*self._decoder_noise(result, delivery, generator), output_type)
+            result = decoded(self, *with_decoder_noise(self.vae, result, delivery, call.generator), call.output_type)
         self.maybe_free_model_hooks()
-        if not return_dict:
+        if not call.return_dict:
             return (result,)
         speed = 2.0 if self.latent_upsampler.config.temporal_upsample else 1.0
-        return LTX2PipelineOutput(result, None, frame_rate * speed, info={"output_type": output_type})
+        return LTX2PipelineOutput(result, None, call.frame_rate * speed, info={"output_type": call.output_type})
 
     def _enlarged(self, latents: torch.Tensor, adain_factor: float, compression: float) -> torch.Tensor:
         """Enlarge and filter un-normalised latents `[B, C, F, h, w]`."""
@@ -131,7 +132,7 @@ class LTX2LatentUpsamplePipeline(LTX2PipelineBase, DecodeStage):
             result = adain_filter_latent(result, latents, adain_factor)
         return tone_map_latents(result, compression) if compression else result
 
-    def _encoded(self, video: Frames, height: int, width: int, generator: Any) -> torch.Tensor:
+    def _encoded(self, video: Frames, height: int, width: int, generator: Generators) -> torch.Tensor:
         """Un-normalised float32 latents of a clip, sampled from the encoder's distribution."""
         pixels = read_frames(video, float_range=1.0, name="video")
         usable = (len(pixels) - 1) // self.vae_temporal_compression_ratio * self.vae_temporal_compression_ratio + 1
@@ -174,3 +175,21 @@ class LTX2LatentUpsamplePipeline(LTX2PipelineBase, DecodeStage):
         if latents.shape[1] != channels:
             raise ValueError(f"`latents` have {latents.shape[1]} channels, the upsampler takes {channels}")
         return latents
+
+
+def _check(call: UpsampleArguments, spatial_ratio: int) -> None:
+    check_size(call.height, call.width, spatial_ratio)
+    check_choice("output_type", call.output_type, OUTPUT_TYPES)
+    check_positive(frame_rate=call.frame_rate)
+    check_unit(tone_map_compression_ratio=call.tone_map_compression_ratio)
+    if not 0 <= call.adain_factor <= MAX_ADAIN_FACTOR:
+        raise ValueError(
+            f"`adain_factor` has to be between 0 and {MAX_ADAIN_FACTOR:g} but is {call.adain_factor}; use 1"
+        )
+    if (call.video is None) == (call.latents is None):
+        raise ValueError("provide either `video` or `latents`, and not both")
+    check_float_tensors(latents=call.latents)
+    batch_size = 1 if call.latents is None else len(call.latents)
+    check_generator(call.generator, batch_size)
+    check_per_video("decode_timestep", call.decode_timestep, batch_size)
+    check_per_video("decode_noise_scale", call.decode_noise_scale, batch_size)

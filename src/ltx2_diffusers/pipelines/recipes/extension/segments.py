@@ -4,8 +4,8 @@ Shapes: C channels, F latent frames, h and w latent rows and columns, L audio la
 A segment of F latent frames that shares K of them with its neighbour adds 8 (F - K) pixel frames.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,45 +13,13 @@ import torch
 from ....conditioning.carry import carried_pixel_frames
 from ....conditioning.streams import Streams
 from ....models.latent_filters import adain_filter_latent
-from ....prompts.reading import ReadPrompts
-from ...arguments import Delivery, Request
+from ....prompts.encoding import Prompts
+from ...arguments import Delivery, Generators, Request
 from ...conditions.carried import CarriedLatents
-
-# From a prompt and the conditions of its segment to a request.
-MakeRequest = Callable[[str, Sequence[Any]], Request]
-
-
-@dataclass(frozen=True)
-class Timeline:
-    """How segments lie on the time of the whole clip.
-
-    The sound is counted from the start of the whole clip, so that rounding to audio latents does not add up.
-
-    Args:
-        segment_frames: Pixel frames of a segment, those it shares with its neighbour included.
-        overlap: Latent frames K that are shared.
-        audio_at: From pixel frames to audio latents as long.
-        backwards: Whether segments come before what is there.
-    """
-
-    segment_frames: int
-    overlap: int
-    audio_at: Callable[[int], int]
-    backwards: bool = False
-
-    @property
-    def new_frames(self) -> int:
-        """Pixel frames that a segment adds."""
-        return self.segment_frames - carried_pixel_frames(self.overlap)
-
-    def carried_audio(self, num_frames: int) -> int:
-        """Audio latents that the segment after `num_frames` pixel frames shares with what is there."""
-        new = self.audio_at(num_frames + self.new_frames) - self.audio_at(num_frames)
-        return self.audio_at(self.segment_frames) - new
-
-    def edge(self, latents: torch.Tensor, count: int) -> torch.Tensor:
-        """The `count` latents `[1, C, count, ...]` next to where the clip goes on."""
-        return latents[:, :, :count] if self.backwards else latents[:, :, latents.shape[2] - count :]
+from ...decoding import decode_audio, decode_video
+from ...engine import generate, prepare, reads_negative
+from ...staged import LTX2StagedPipeline
+from .plan import Extension
 
 
 @dataclass(frozen=True)
@@ -93,39 +61,38 @@ class Segment:
 
 
 def generate_segments(
-    pipeline: Any,
-    request_for: MakeRequest,
-    read_for: Callable[[str], ReadPrompts],
-    prompts: Sequence[str],
-    timeline: Timeline,
-    given: Streams | None,
-    num_frames: int,
-    drift_control: float = 0.0,
+    pipeline: LTX2StagedPipeline, prompts: Prompts, request: Request, extension: Extension, given: Streams | None
 ) -> Iterator[Segment]:
     """Generate one segment after the other, holding no more of them than what the next one shares.
 
     Args:
         pipeline: The pipeline; setting its `_interrupt` ends the series without the segment in progress, unless there is
             nothing else.
-        request_for: Makes the request of a segment.
-        read_for: Reads the prompt of a segment.
-        prompts: One text per segment.
-        timeline: How segments lie in time.
+        prompts: How the texts are read.
+        request: A segment without conditions.
+        extension: The texts, and how segments lie in time.
         given: Normalised latents to go on from, at least the shared ones at the edge; `None` to begin from nothing.
-        num_frames: Pixel frames that are there, 0 with nothing.
-        drift_control: How far the statistics of new video latents are moved to those of the first ones, 0 to 1.
     """
+    timeline, num_frames = extension.timeline, extension.num_frames
     reference = None if given is None else given.video
-    for prompt in prompts:
+    reader, with_negative = pipeline.prompt_reader, reads_negative(pipeline, request)
+    read = texts = None
+    for prompt in extension.prompts:
+        # Segments that follow each other often share their prompt.
+        if prompt != read:
+            one, watched = replace(prompts, prompt=prompt), request.delivery.wanted
+            read, texts = prompt, reader.read(one, with_negative, request.start.generator, watched=watched)
         conditions, shared = [], (0, 0)
         if given is not None:
             shared = (timeline.overlap, timeline.carried_audio(num_frames) if given.audio is not None else 0)
             edges = [None if one is None else timeline.edge(one, count) for one, count in zip(given, shared)]
             conditions = [CarriedLatents(*edges, at_end=timeline.backwards)]
-        latents, _, info = pipeline._generate_latents(request_for(prompt, conditions), read_for(prompt))
+        request = replace(request, conditions=conditions)
+        made = generate(pipeline, request, prepare(pipeline, request, 1).runs, texts)
         if pipeline._interrupt and given is not None:
             return
-        segment = Segment(latents, shared, timeline.backwards, info).matched(reference, drift_control)
+        segment = Segment(made.latents, shared, timeline.backwards, made.info)
+        segment = segment.matched(reference, extension.drift_control)
         num_frames += timeline.segment_frames if given is None else timeline.new_frames
         reference = segment.latents.video if reference is None else reference
         given = segment.latents
@@ -135,25 +102,20 @@ def generate_segments(
 
 
 def decode_segment(
-    pipeline: Any, segment: Segment, delivery: Delivery, generator: torch.Generator | None = None
+    pipeline: LTX2StagedPipeline, segment: Segment, delivery: Delivery, generator: Generators = None
 ) -> tuple[Any, torch.Tensor | None]:
     """The new frames and the new samples `[1, channels, N]` of a segment, decoded together with the shared ones."""
     video, audio = segment.latents
-    frames = pipeline._decode_video(video.to(pipeline.transformer.dtype), delivery, generator)
+    frames = decode_video(pipeline, video.to(pipeline.transformer.dtype), delivery, generator)
     shared = carried_pixel_frames(segment.shared[0]) if segment.shared[0] else 0
     frames = cut_frames(frames, shared, segment.backwards)
     if audio is None:
         return frames, None
-    waveform = pipeline._decode_audio(pipeline.audio_vae.denormalize_latents(audio), delivery.output_type)
-    trimmed = mel_frames(pipeline, segment.shared[1]) if segment.shared[1] else 0
-    samples = round(trimmed * waveform.shape[-1] / mel_frames(pipeline, audio.shape[2]))
+    waveform = decode_audio(pipeline, pipeline.audio_vae.denormalize_latents(audio), delivery.output_type)
+    trimmed = pipeline.sizes.mel_frames(segment.shared[1]) if segment.shared[1] else 0
+    samples = round(trimmed * waveform.shape[-1] / pipeline.sizes.mel_frames(audio.shape[2]))
     end = waveform.shape[-1] - samples
     return frames, waveform[..., :end] if segment.backwards else waveform[..., samples:]
-
-
-def mel_frames(pipeline: Any, num_latents: int) -> int:
-    """Mel frames of so many audio latents; the first stands for one, every other for as many as the ratio says."""
-    return pipeline.audio_vae_temporal_compression_ratio * (num_latents - 1) + 1
 
 
 def cut_frames(frames: Any, count: int, at_end: bool) -> Any:

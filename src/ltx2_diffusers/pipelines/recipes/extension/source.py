@@ -4,7 +4,6 @@ Shapes: C channels, F latent frames, h and w latent rows and columns, L audio la
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,37 +14,18 @@ from ....media.preprocess import fit_cover, normalize_pixels
 from ....media.waveforms import fit_audio
 from ....models.audio_vae import conform_latent_length
 from ....models.mel import conform_to_stereo, resample
-from ...arguments import Delivery
+from ...arguments import Delivery, Generators
 from ...conditions.source import SourceClip
-from ...plan import Size
-from .segments import Segment, Timeline, decode_segment, mel_frames
+from ...decoding import original_frames
+from ...staged import LTX2StagedPipeline
+from .plan import Extension
+from .segments import Segment, decode_segment
 
 # Frames of a given clip that are converted at a time, so that a long one is never held as floats.
 _FRAMES_PER_PIECE = 64
 
 
-@dataclass(frozen=True)
-class Extension:
-    """A checked extension.
-
-    Args:
-        prompts: One text per segment.
-        size: Size of a segment.
-        timeline: How segments lie in time.
-        source: Clip or un-normalised latents to go on from, or `None`.
-        num_frames: Pixel frames of the source.
-        streams: Which streams are generated.
-    """
-
-    prompts: list[str]
-    size: Size
-    timeline: Timeline
-    source: SourceClip | Streams | None
-    num_frames: int
-    streams: Streams
-
-
-def given_latents(pipeline: Any, extension: Extension) -> Streams:
+def given_latents(pipeline: LTX2StagedPipeline, extension: Extension) -> Streams:
     """Given latents as they are, with as many of the sound as the video lasts."""
     video, audio = (
         None if latents is None else latents.to(pipeline._execution_device, torch.float32)
@@ -61,7 +41,7 @@ def given_latents(pipeline: Any, extension: Extension) -> Streams:
     return Streams(video, audio[:, :, :length])
 
 
-def edge_latents(pipeline: Any, extension: Extension) -> Streams | None:
+def edge_latents(pipeline: LTX2StagedPipeline, extension: Extension) -> Streams | None:
     """Normalised latents next to where the clip goes on; only these are encoded of a clip in pixels."""
     source, timeline = extension.source, extension.timeline
     if source is None:
@@ -76,17 +56,17 @@ def edge_latents(pipeline: Any, extension: Extension) -> Streams | None:
     if source.audio is None:
         return Streams(video, None)
     latents = timeline.carried_audio(extension.num_frames)
-    waveform, rate = source.audio
-    waveform = fit_audio(waveform, extension.num_frames / source.frame_rate, rate)
+    rate = source.audio.rate
+    waveform = fit_audio(source.audio.samples, extension.num_frames / source.frame_rate, rate)
     # What these latents decode to at the start of a clip is cut from a segment, which goes on just behind it.
-    duration_s = mel_frames(pipeline, latents) * pipeline.audio_hop_length / pipeline.audio_sampling_rate
+    duration_s = pipeline.sizes.mel_frames(latents) * pipeline.audio_hop_length / pipeline.audio_sampling_rate
     samples = min(round(duration_s * rate), waveform.shape[-1])
     waveform = waveform[..., :samples] if timeline.backwards else waveform[..., waveform.shape[-1] - samples :]
     return Streams(video, conform_latent_length(pipeline.encode_audio(waveform, rate), latents))
 
 
 def source_pieces(
-    pipeline: Any, extension: Extension, delivery: Delivery, generator: torch.Generator | None
+    pipeline: LTX2StagedPipeline, extension: Extension, delivery: Delivery, generator: Generators
 ) -> Iterator[tuple[Any, torch.Tensor | None]]:
     """The given clip in the wished type, piece by piece, its sound with the first: pixels as they are, latents decoded."""
     source = extension.source
@@ -98,11 +78,10 @@ def source_pieces(
         return
     sound = None
     if source.audio is not None:
-        waveform, rate = source.audio
         own = pipeline.vocoder.config.output_sampling_rate
-        waveform = resample(conform_to_stereo(waveform.float()), rate, own)
+        waveform = resample(conform_to_stereo(source.audio.samples.float()), source.audio.rate, own)
         sound = fit_audio(waveform, source.num_frames / source.frame_rate, own)
     for part in source.pixels.split(_FRAMES_PER_PIECE):
         pixels = fit_cover(part, extension.size.height, extension.size.width)[0].movedim(0, -1)
-        yield pipeline._original_video(pixels, 1, delivery.output_type), sound
+        yield original_frames(pipeline, pixels, 1, delivery.output_type), sound
         sound = None if sound is None else sound[..., :0]

@@ -32,6 +32,7 @@ from tests.pipelines.tiny import (
     seeded,
     theirs,
 )
+from tests.pipelines.watching import calls_of
 
 VERSIONS = ("ltx2-tiny", "ltx2.3-tiny")
 
@@ -217,6 +218,35 @@ def test_precomputed_embeddings_of_either_library(encoder, flat):
         "negative_prompt_attention_mask": negative_mask,
     }
     assert compare("ltx2-tiny", (11,), **CFG, **given) <= EQUAL_PIPELINES
+
+
+def given_embeddings(length: int, prompts=PROMPT, negative=NEGATIVE) -> dict[str, torch.Tensor | None]:
+    embeds = ours().encode_prompt(prompts, negative, max_sequence_length=length)
+    names = ("prompt_embeds", "prompt_attention_mask", "negative_prompt_embeds", "negative_prompt_attention_mask")
+    return {"prompt": None, **dict(zip(names, embeds))}
+
+
+@pytest.mark.parametrize("guidance", [CFG, ALL_GUIDANCE, NO_GUIDANCE], ids=["cfg", "all", "none"])
+def test_given_embeddings_keep_their_length(guidance):
+    call = {**guidance, **given_embeddings(32), "max_sequence_length": 1024}
+    with calls_of(ours("ltx2-tiny").connectors) as connected:
+        # diffusers perturbs nothing on 2.0 weights.
+        assert compare("ltx2-tiny", (11,), **call | {"stg_scale": 0.0, "audio_stg_scale": 0.0}) <= EQUAL_PIPELINES
+    assert len(connected) == 1
+
+
+def test_given_embeddings_are_filled_up_to_whole_sets_of_registers():
+    call = {**EXPLICIT, **CFG}
+    odd = ours()(**call | given_embeddings(20), generator=seeded(11))
+    assert max_difference(odd, ours()(**call | given_embeddings(32), generator=seeded(11))) <= EQUAL_PIPELINES
+
+
+def test_a_text_beside_given_embeddings_takes_their_length():
+    embeds = given_embeddings(32)
+    texts = {"negative_prompt_embeds": None, "negative_prompt_attention_mask": None, "negative_prompt": NEGATIVE}
+    call = {**EXPLICIT, **CFG, **embeds}
+    mixed = ours()(**call | texts, generator=seeded(11))
+    assert max_difference(mixed, ours()(**call, generator=seeded(11))) <= EQUAL_PIPELINES
 
 
 def test_encoded_prompts_agree_where_the_mask_is_set():

@@ -85,14 +85,11 @@ class BatchedPerturbationConfig:
             device: Where the mask is made, default CPU, which is where the transformer reads it without waiting.
             dtype: Of the mask.
         """
-        for config in self.perturbations:
-            for perturbation in config.perturbations:
-                beyond = [block for block in perturbation.blocks or () if block >= num_layers]
-                if beyond:
-                    raise ValueError(
-                        f"blocks must lie in [0, {num_layers - 1}], got {beyond} for {perturbation.type.name}; "
-                        f"use {num_layers - 1}."
-                    )
+        last = num_layers - 1
+        for perturbation in (one for config in self.perturbations for one in config.perturbations):
+            if beyond := [block for block in perturbation.blocks or () if block > last]:
+                kind = perturbation.type.name
+                raise ValueError(f"blocks must lie in [0, {last}], got {beyond} for {kind}; use {last}.")
         keep = [
             [[not config.touches(kind, block) for config in self.perturbations] for block in range(num_layers)]
             for kind in PerturbationType
@@ -101,9 +98,7 @@ class BatchedPerturbationConfig:
 
 
 def stg_perturbations(
-    batch_size: int,
-    video_blocks: Sequence[int] | None = (),
-    audio_blocks: Sequence[int] | None = (),
+    batch_size: int, video_blocks: Sequence[int] | None = (), audio_blocks: Sequence[int] | None = ()
 ) -> BatchedPerturbationConfig:
     """What spatio-temporal guidance leaves out: self-attention in some blocks of either stream.
 

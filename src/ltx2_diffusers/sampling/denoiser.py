@@ -10,14 +10,13 @@ from typing import Any, NamedTuple
 import torch
 
 from ..conditioning.state import LatentState
-from ..conditioning.streams import States, Streams, Tensors, TextContext
-from ..guidance.guiders import BinnedGuider, MultiModalGuider
+from ..conditioning.streams import States, Streams, Tensors, TextContext, on_streams
+from ..guidance.guiders import Guiders, MultiModalGuider
 from ..guidance.perturbations import isolating_perturbations, stg_perturbations
 from ..models.negative_text import NagWeights, NegativeText
 from ..models.text_cache import TextCache
 from ..models.transformer import LTX2AVTransformer3DModel
 
-Guiders = Streams[MultiModalGuider | BinnedGuider | None]
 # What a pass predicts that is not made.
 _NOTHING: Tensors = Streams(None, None)
 
@@ -104,13 +103,9 @@ class GuidedDenoiser:
             step: Index of the step, which decides what guiders skip.
         """
         level = sigma.item()
-        guiders = Streams(*(None if guider is None else guider.at_sigma(level) for guider in self.guiders))
-        skipped = Streams(
-            *(
-                guider is not None and before is not None and guider.should_skip_step(step)
-                for guider, before in zip(guiders, self.previous)
-            )
-        )
+        guiders = on_streams(lambda guider: guider.at_sigma(level), self.guiders)
+        pairs = zip(guiders, self.previous)
+        skipped = Streams(*(g is not None and before is not None and g.should_skip_step(step) for g, before in pairs))
         if any(state is not None and not skip for state, skip in zip(states, skipped)):
             passes = self._passes(states, sigma, skipped, guiders)
             streams = zip(states, guiders, skipped, self.previous, *passes)
@@ -222,11 +217,8 @@ class GuidedDenoiser:
 
 def _to_clean(states: States, velocities: Streams[Any], sigma: torch.Tensor) -> Tensors:
     """Clean tokens from velocities, in float32 and at each token's own noise level."""
-    return Streams(
-        *(
-            None
-            if state is None
-            else state.latent.float() - sigma.to(state.latent.device) * state.denoise_mask * velocity.float()
-            for state, velocity in zip(states, velocities)
-        )
-    )
+
+    def clean(state: LatentState, velocity: torch.Tensor) -> torch.Tensor:
+        return state.latent.float() - sigma.to(state.latent.device) * state.denoise_mask * velocity.float()
+
+    return on_streams(clean, states, velocities)

@@ -17,7 +17,7 @@ from ..models.negative_text import NagWeights, NegativeText
 from ..models.text_cache import TextCache
 from ..models.transformer import LTX2AVTransformer3DModel
 
-# What a pass predicts that is not made.
+# What is predicted before the first pass, and by a pass that is not made.
 _NOTHING: Tensors = Streams(None, None)
 
 
@@ -76,8 +76,7 @@ class GuidedDenoiser:
         if nag is not None and negative is not None:
             # The pass with the negative prompt, if there is one, reads the same keys and values.
             self.negative_text = NegativeText(negative.video, negative.audio, nag, self.negative_cache)
-        self.previous: Tensors = Streams(None, None)
-        self.negative: Tensors = Streams(None, None)
+        self.previous = self.negative = _NOTHING
         self._uniform: dict[int, tuple[torch.Tensor, bool]] = {}
 
     @property
@@ -126,19 +125,16 @@ class GuidedDenoiser:
         needed = self._needs([guider for guider, skip in zip(guiders, skipped) if guider is not None and not skip])
         # The passes of the positive prompt differ in what they leave out, and share all blocks before the first such.
         masks = self._keep_masks(states, guiders, needed)
-        inputs_positive = {**inputs, "negative_text": self.negative_text}
-        positive = self._forward(
-            list(masks), inputs_positive, self.positive, self.positive_cache, list(masks.values())
-        )
+        shared = {**inputs, "negative_text": self.negative_text}
+        positive = self._forward(list(masks), shared, self.positive, self.positive_cache, list(masks.values()))
         passes = dict(zip(masks, positive))
         if needed.negative and self.negative_context is not None:
             (passes["negative"],) = self._forward(["negative"], inputs, self.negative_context, self.negative_cache)
         clean = {name: _to_clean(states, velocities, sigma) for name, velocities in passes.items()}
         if needed.negative:
             # A skipped stream's tokens did not move, so that its prediction of this pass means nothing.
-            self.negative = Streams(
-                *(old if skip else new for old, new, skip in zip(self.negative, clean["negative"], skipped))
-            )
+            streams = zip(self.negative, clean["negative"], skipped)
+            self.negative = Streams(*(old if skip else new for old, new, skip in streams))
         return [clean.get(name, _NOTHING) for name in ("conditional", "negative", "perturbed", "isolated")]
 
     def _forward(
@@ -205,10 +201,7 @@ class GuidedDenoiser:
         num_layers = self.transformer.config.num_layers
         masks: dict[str, torch.Tensor | None] = {"conditional": None}
         if needed.perturbed:
-            blocks = (
-                guider.params.stg_blocks if guider is not None and guider.do_perturbed_generation() else ()
-                for guider in guiders
-            )
+            blocks = [g.params.stg_blocks if g and g.do_perturbed_generation() else () for g in guiders]
             masks["perturbed"] = stg_perturbations(batch_size, *blocks).keep_masks(num_layers)
         if needed.isolated:
             masks["isolated"] = isolating_perturbations(batch_size).keep_masks(num_layers)

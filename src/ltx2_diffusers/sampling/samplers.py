@@ -112,14 +112,13 @@ class EulerAncestralSampler:
         """See [`Sampler.step`]."""
         sigma, sigma_next = sigmas[step : step + 2].tolist()
         prediction = predict(states, sigmas[step])
+        is_noisy = self.eta > 0.0 and sigma_next > 0.0
 
         def move(state: LatentState, denoised: torch.Tensor) -> LatentState:
-            if self.eta == 0.0 or sigma_next == 0.0:
-                latent = steppers.euler_ancestral_step(state.latent, denoised, sigma, sigma_next, eta=0.0)
-                return with_latent(state, latent)
-            noise = self.noise_sampler(state.latent)
+            noise = self.noise_sampler(state.latent) if is_noisy else None
             options = (sigma, sigma_next, noise, self.eta, self.s_noise)
-            return blended(state, steppers.euler_ancestral_step(state.latent, denoised, *options))
+            latent = steppers.euler_ancestral_step(state.latent, denoised, *options)
+            return blended(state, latent) if is_noisy else with_latent(state, latent)
 
         return on_streams(move, states, prediction), prediction
 

@@ -12,7 +12,6 @@ from typing import ClassVar, TypeVar
 import torch
 
 from ..checks import check_share
-from ..conditioning.streams import Streams
 
 Binned = TypeVar("Binned")
 
@@ -286,10 +285,6 @@ class BinnedGuider:
     def do_unconditional_generation(self) -> bool:
         """Whether the pass with the negative prompt is needed at some level."""
         return any(guider.do_unconditional_generation() for guider in self.parts())
-
-
-Guiders = Streams[MultiModalGuider | BinnedGuider | None]
-"""The guiders of both streams; `None` for a stream that is absent."""
 
 
 def params_at_sigma(bins: Mapping[float, Binned], sigma: float) -> Binned:

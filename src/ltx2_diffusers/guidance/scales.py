@@ -7,7 +7,7 @@ from typing import Any, TypeGuard
 import torch
 
 from ..conditioning.streams import Streams, on_streams
-from .guiders import BinnedGuider, Guiders, MultiModalGuider, MultiModalGuiderParams, params_at_sigma
+from .guiders import BinnedGuider, MultiModalGuider, MultiModalGuiderParams, params_at_sigma
 from .options import GuidanceOptions, completed_bins
 from .presets import NEUTRAL, Preset
 
@@ -16,6 +16,7 @@ PRESET = "preset"
 
 AudioScale = float | str | None
 Scales = Streams[MultiModalGuiderParams]
+Guiders = Streams[MultiModalGuider | BinnedGuider | None]
 # Before the names of options that belong to a stream.
 _PREFIXES = Streams("", "audio_")
 

@@ -11,8 +11,9 @@ import torch
 
 from ..conditioning.state import LatentState
 from ..conditioning.streams import States, Streams, Tensors, TextContext, on_streams
-from ..guidance.guiders import Guiders, MultiModalGuider
+from ..guidance.guiders import MultiModalGuider
 from ..guidance.perturbations import isolating_perturbations, stg_perturbations
+from ..guidance.scales import Guiders
 from ..models.negative_text import NagWeights, NegativeText
 from ..models.text_cache import TextCache
 from ..models.transformer import LTX2AVTransformer3DModel

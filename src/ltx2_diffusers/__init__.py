@@ -33,7 +33,7 @@ _PUBLIC = {
     "LTX2InContextPipeline": ".pipelines.recipes.in_context",
     "LTX2LatentUpsamplePipeline": ".pipelines.recipes.latent_upsample",
     "LTX2VideoCondition": ".pipelines.conditions.pictures",
-    "LTX2ReferenceCondition": ".pipelines.conditions.references",
+    "LTX2ReferenceCondition": ".pipelines.conditions.pictures",
     "LTX2AudioReferenceCondition": ".pipelines.conditions.sounds",
     "LTX2TwoStagePipeline": ".pipelines.recipes.two_stage",
     "LTX2DistilledPipeline": ".pipelines.recipes.distilled",

@@ -9,12 +9,7 @@ from diffusers import LTX2VideoTransformer3DModel
 from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
 
 from ltx2_diffusers.adapters.convert import convert_lora, lora_differences
-from ltx2_diffusers.adapters.keys import (
-    LORA_FORMATS,
-    linear_shapes,
-    lora_to_format,
-    read_lora,
-)
+from ltx2_diffusers.adapters.keys import LORA_FORMATS, linear_shapes, lora_to_format, read_lora
 from ltx2_diffusers.adapters.modules import known_modules
 from ltx2_diffusers.checkpoints.safetensors_io import tensor_differences
 from tests.golden_data import golden_cases, load_json, load_metadata, load_tensors

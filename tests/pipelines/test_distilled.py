@@ -5,6 +5,7 @@ import pytest
 from ltx2_diffusers.guidance.presets import preset
 from ltx2_diffusers.pipelines.recipes.distilled import LTX2DistilledPipeline
 from ltx2_diffusers.pipelines.recipes.two_stage import LTX2TwoStagePipeline
+from tests.golden_data import EQUAL_MODELS
 from tests.pipelines.recipes import CALL, add_lora, recipe, stage_sigmas, staged, watched
 from tests.pipelines.tiny import load, max_difference, seeded
 
@@ -63,10 +64,12 @@ def test_the_preset_of_2_5_draws_fresh_noise_in_the_first_stage_only(monkeypatch
         return pipe(**ARGUMENTS, **call, generator=seeded(1))
 
     alone = {"two_stage": False}
-    assert max_difference(run(**alone), run(**alone, sampler="euler_ancestral")) <= 1e-5
+    assert max_difference(run(**alone), run(**alone, sampler="euler_ancestral")) <= EQUAL_MODELS
     assert max_difference(run(**alone), run(**alone, sampler="euler")) > 1e-3
     # One step to the end is the same for both samplers, so that only the first stage tells them apart.
-    assert max_difference(run(stage_2_sigmas=[0.9]), run(stage_2_sigmas=[0.9], sampler="euler_ancestral")) <= 1e-5
+    assert (
+        max_difference(run(stage_2_sigmas=[0.9]), run(stage_2_sigmas=[0.9], sampler="euler_ancestral")) <= EQUAL_MODELS
+    )
     assert max_difference(run(), run(sampler="euler_ancestral")) > 1e-3
 
 

@@ -14,8 +14,7 @@ import torch
 
 from ltx2_diffusers import LTX2Pipeline
 from ltx2_diffusers.conditioning.carry import resize_latent
-from ltx2_diffusers.pipelines.conditions.pictures import LTX2VideoCondition
-from ltx2_diffusers.pipelines.conditions.references import LTX2ReferenceCondition
+from ltx2_diffusers.pipelines.conditions.pictures import LTX2ReferenceCondition, LTX2VideoCondition
 from ltx2_diffusers.pipelines.recipes.audio_to_video import LTX2AudioToVideoPipeline
 from ltx2_diffusers.pipelines.recipes.condition import LTX2ConditionPipeline
 from ltx2_diffusers.pipelines.recipes.distilled import LTX2DistilledPipeline
@@ -178,9 +177,7 @@ MODES = {
         refused=NO_SUCH_ARGUMENT,
     ),
     "retake": Mode(
-        LTX2RetakePipeline,
-        with_sound(video=CLIP[:FRAMES], start_s=0.2, end_s=FRAMES / 24),
-        before_the_stretch,
+        LTX2RetakePipeline, with_sound(video=CLIP[:FRAMES], start_s=0.2, end_s=FRAMES / 24), before_the_stretch
     ),
     "extend": Mode(
         LTX2ExtendPipeline,

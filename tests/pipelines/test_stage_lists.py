@@ -6,8 +6,7 @@ import torch
 
 from ltx2_diffusers.models.latent_upsampler import LTX2LatentUpsamplerModel
 from ltx2_diffusers.pipelines.arguments import Stage
-from ltx2_diffusers.pipelines.conditions.pictures import LTX2VideoCondition
-from ltx2_diffusers.pipelines.conditions.references import LTX2ReferenceCondition
+from ltx2_diffusers.pipelines.conditions.pictures import LTX2ReferenceCondition, LTX2VideoCondition
 from ltx2_diffusers.pipelines.recipes.audio_to_video import LTX2AudioToVideoPipeline
 from ltx2_diffusers.pipelines.recipes.retake import LTX2RetakePipeline
 from ltx2_diffusers.pipelines.recipes.two_stage import LTX2TwoStagePipeline

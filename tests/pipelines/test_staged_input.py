@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from ltx2_diffusers.pipelines.arguments import Stage
-from ltx2_diffusers.pipelines.conditions.pictures import LTX2VideoCondition
-from ltx2_diffusers.pipelines.conditions.references import LTX2ReferenceCondition
+from ltx2_diffusers.pipelines.conditions.pictures import LTX2ReferenceCondition, LTX2VideoCondition
 from ltx2_diffusers.pipelines.recipes.two_stage import LTX2TwoStagePipeline
 from tests.media.clips import tone
 from tests.pipelines.recipes import (

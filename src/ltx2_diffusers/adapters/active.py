@@ -14,6 +14,9 @@ from .file import LoraMetadata
 
 AdaptedModel = LTX2AVTransformer3DModel | LTX2TextConnectors
 
+DISTILLED_ADAPTER = "distilled"
+"""Name under which a refining stage looks for the distilled LoRA of a dev checkpoint."""
+
 
 def adapted_models(pipeline: LoraBaseMixin) -> dict[str, AdaptedModel]:
     """The models of the pipeline that can carry adapters, by component."""

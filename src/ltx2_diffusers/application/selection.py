@@ -8,8 +8,7 @@ from typing import Any
 
 from ..checks import check_at_least_one, check_choice, check_num_frames, check_positive, check_unit
 from ..conditioning.shapes import VIDEO_SCALE_FACTORS
-from ..pipelines.conditions.pictures import LTX2VideoCondition
-from ..pipelines.conditions.references import LTX2ReferenceCondition
+from ..pipelines.conditions.pictures import LTX2ReferenceCondition, LTX2VideoCondition
 from .chunks import Chunk, plan_chunks
 
 

@@ -55,7 +55,7 @@ def guidance(options: Options, _takes: Collection[str]) -> Arguments:
 
 def refining_lora(options: Options, _takes: Collection[str]) -> Arguments:
     """The LoRA that the second stage adds, if there is one."""
-    from ..pipelines.stages import DISTILLED_ADAPTER
+    from ..adapters.active import DISTILLED_ADAPTER
 
     weight = options["distilled_lora"][1]
     return {} if "one_stage" in options else {"stage_2_adapters": {DISTILLED_ADAPTER: weight}}

@@ -109,7 +109,7 @@ def _check_kind(pipeline: Any, options: Options) -> None:
 
 def _load_loras(pipeline: Any, options: Options) -> None:
     """Load LoRAs and make them active, but for one that belongs to the refining stage alone."""
-    from ..pipelines.stages import DISTILLED_ADAPTER
+    from ..adapters.active import DISTILLED_ADAPTER
 
     active = {}
     for index, (file, weight) in enumerate(options.get("lora", [])):

@@ -40,7 +40,7 @@ class ContactSheet:
     def _frames(self, pipeline: Any, latents: Any) -> Any:
         """Bytes `[K, H, W, 3]` of some frames of normalised latents `[1, C, F, h, w]`."""
         from ..pipelines.arguments import Delivery
-        from ..pipelines.decoding import decode_video
+        from ..pipelines.engine import decode_video
 
         count = latents.shape[2]
         shown = min(_FRAMES, count)

@@ -9,7 +9,7 @@ from .items.appended import (
 )
 from .items.base import ConditionItem
 from .items.latent_index import AudioConditionByLatentIndex, VideoConditionByLatentIndex
-from .items.regions import ConditionByWholeLatent, ConditionOutsideRegion
+from .items.regions import ConditionByWholeLatent, ConditionOutsideRegion, tokens_in_time
 from .noiser import GaussianNoiser
 from .patchifiers import AudioPatchifier, VideoLatentPatchifier
 from .shapes import (
@@ -21,7 +21,7 @@ from .shapes import (
     snap_frames,
 )
 from .state import LatentState, Modality
-from .streams import Streams, TextContext
+from .streams import Streams, TextContext, on_streams
 from .tools import AudioLatentTools, LatentTools, VideoLatentTools
 
 __all__ = [
@@ -49,8 +49,10 @@ __all__ = [
     "VideoLatentTools",
     "VideoPixelShape",
     "carried_pixel_frames",
+    "on_streams",
     "pixel_mask_to_tokens",
     "resize_latent",
     "snap_frames",
     "stretch_audio_latent",
+    "tokens_in_time",
 ]

@@ -21,9 +21,11 @@ from .perturbations import (
     isolating_perturbations,
     stg_perturbations,
 )
+from .presets import NEUTRAL, Preset, preset
 
 __all__ = [
     "CFG_METHODS",
+    "NEUTRAL",
     "BatchedPerturbationConfig",
     "BinnedGuider",
     "CFGGuider",
@@ -36,10 +38,12 @@ __all__ = [
     "Perturbation",
     "PerturbationConfig",
     "PerturbationType",
+    "Preset",
     "STGGuider",
     "StatefulAPGGuider",
     "isolating_perturbations",
     "normalized_attention_guidance",
     "params_at_sigma",
+    "preset",
     "stg_perturbations",
 ]

@@ -73,7 +73,7 @@ class LTX2AttnProcessor:
     ) -> torch.Tensor:
         """The output `[B, T, D]` of the layer; [`LTX2Attention.forward`] describes the arguments."""
         if all_perturbed:
-            mixed = attn.project_value(hidden_states, encoder_hidden_states)
+            mixed = attn.to_v(hidden_states if encoder_hidden_states is None else encoder_hidden_states)
         else:
             query, key, value = self._project(attn, hidden_states, encoder_hidden_states, slot)
             if query_rotary_emb is not None:
@@ -102,7 +102,7 @@ class LTX2AttnProcessor:
         if encoder_hidden_states is not None:
             query = attn.to_q(hidden_states)
             return attn.norm_q(query), *self._context(attn, encoder_hidden_states, slot)
-        query, key, value = attn.project(hidden_states, encoder_hidden_states)
+        query, key, value = attn.project(hidden_states)
         return attn.norm_q(query), attn.norm_k(key), value
 
     @staticmethod
@@ -199,24 +199,17 @@ class LTX2Attention(nn.Module, AttentionModuleMixin):
         self.to_gate_logits = nn.Linear(query_dim, heads) if apply_gated_attention else None
         self.set_processor(processor if processor is not None else self._default_processor_cls())
 
-    def project(
-        self, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Queries `[B, T, I]`, keys and values `[B, S, I]`, before norms and positions."""
-        if self.fused_projections and encoder_hidden_states is None:
+    def project(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries, keys and values `[B, T, I]` of a self-attention, before norms and positions."""
+        if self.fused_projections:
             return self.to_qkv(hidden_states).chunk(3, dim=-1)
-        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        return self.to_q(hidden_states), *self.project_context(context)
+        return self.to_q(hidden_states), *self.project_context(hidden_states)
 
     def project_context(self, context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values `[B, S, I]` of a context `[B, S, C]`, before norms and positions."""
         if self.fused_projections:
             return self.to_kv(context).chunk(2, dim=-1)
         return self.to_k(context), self.to_v(context)
-
-    def project_value(self, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor | None) -> torch.Tensor:
-        """Values `[B, S, I]` alone."""
-        return self.to_v(hidden_states if encoder_hidden_states is None else encoder_hidden_states)
 
     def forward(
         self,
@@ -247,13 +240,7 @@ class LTX2Attention(nn.Module, AttentionModuleMixin):
             `torch.Tensor`: `[B, T, D]`.
         """
         return self.processor(
-            self,
-            hidden_states,
-            encoder_hidden_states,
-            attention_mask,
-            query_rotary_emb,
-            key_rotary_emb,
-            **kwargs,
+            self, hidden_states, encoder_hidden_states, attention_mask, query_rotary_emb, key_rotary_emb, **kwargs
         )
 
 

@@ -4,6 +4,9 @@ Shapes: B batch, T text positions given, P text positions returned, C width of t
 W width of a connector (one for video, one for audio), R learnable registers.
 """
 
+# The constructor's arguments are read back from `self.config`, where `register_to_config` puts them.
+# ruff: noqa: ARG002
+
 import math
 from collections.abc import Callable
 
@@ -20,6 +23,8 @@ from .saving import AtomicModelSaveMixin, OriginalCheckpointMixin
 
 # Epsilon of all normalisations here; it is no config key.
 EPS = 1e-6
+
+_STREAMS = ("video", "audio")
 
 
 def normalize_over_prompt(
@@ -106,18 +111,16 @@ class ConnectorBlock(nn.Module):
     """Self-attention and feed-forward, each behind an RMSNorm without weight.
 
     Args:
-        num_heads: attention heads.
-        head_dim: width of a head; W = heads * width.
-        rope_type: "split" or "interleaved".
+        rope: position tables, which know width W and number of heads.
         gated_attention: whether every head has a gate.
     """
 
-    def __init__(self, num_heads: int, head_dim: int, rope_type: str, gated_attention: bool) -> None:
+    def __init__(self, rope: RotarySpec, gated_attention: bool) -> None:
         super().__init__()
-        dim = num_heads * head_dim
+        dim, heads = rope.dim, rope.num_heads
         self.norm1 = nn.RMSNorm(dim, eps=EPS, elementwise_affine=False)
         self.attn1 = LTX2Attention(
-            dim, num_heads, head_dim, rope_type=rope_type, apply_gated_attention=gated_attention
+            dim, heads, dim // heads, rope_type=rope.rope_type, apply_gated_attention=gated_attention
         )
         self.norm2 = nn.RMSNorm(dim, eps=EPS, elementwise_affine=False)
         self.ff = FeedForward(dim)
@@ -136,36 +139,23 @@ class TextConnector(nn.Module):
     """The transformer over the text positions of one stream, with learnable registers in place of padding.
 
     Args:
-        num_heads: attention heads.
-        head_dim: width of a head; W = heads * width.
+        rope: position tables, which know width W and number of heads.
         num_layers: blocks.
         num_registers: registers R, or None to keep the padding, masked, in its place.
-        rope: position tables.
         gated_attention: whether every attention head has a gate.
     """
 
     learnable_registers: nn.Parameter | None
     _gradient_checkpointing_func: Callable[..., torch.Tensor]
 
-    def __init__(
-        self,
-        num_heads: int,
-        head_dim: int,
-        num_layers: int,
-        num_registers: int | None,
-        rope: RotarySpec,
-        gated_attention: bool,
-    ) -> None:
+    def __init__(self, rope: RotarySpec, num_layers: int, num_registers: int | None, gated_attention: bool) -> None:
         super().__init__()
-        dim = num_heads * head_dim
         # Initialised like the original, uniformly in [-1, 1).
-        registers = None if num_registers is None else nn.Parameter(torch.rand(num_registers, dim) * 2.0 - 1.0)
+        registers = None if num_registers is None else nn.Parameter(torch.rand(num_registers, rope.dim) * 2.0 - 1.0)
         self.register_parameter("learnable_registers", registers)
         self.rope = RotaryPositionEmbedding(rope)
-        self.transformer_blocks = nn.ModuleList(
-            ConnectorBlock(num_heads, head_dim, rope.rope_type, gated_attention) for _ in range(num_layers)
-        )
-        self.norm_out = nn.RMSNorm(dim, eps=EPS, elementwise_affine=False)
+        self.transformer_blocks = nn.ModuleList(ConnectorBlock(rope, gated_attention) for _ in range(num_layers))
+        self.norm_out = nn.RMSNorm(rope.dim, eps=EPS, elementwise_affine=False)
         self.gradient_checkpointing = False
 
     def check_length(self, length: int) -> None:
@@ -241,6 +231,8 @@ class LTX2TextConnectors(AtomicModelSaveMixin, ModelMixin, PeftAdapterMixin, Con
     """
 
     _supports_gradient_checkpointing = True
+    video_connector: TextConnector
+    audio_connector: TextConnector
     _repeated_blocks = ["ConnectorBlock"]  # noqa: RUF012 - diffusers reads a list
 
     @register_to_config
@@ -261,7 +253,7 @@ class LTX2TextConnectors(AtomicModelSaveMixin, ModelMixin, PeftAdapterMixin, Con
         connector_rope_base_seq_len: int = 4096,
         rope_theta: float = 10000.0,
         rope_double_precision: bool = True,
-        causal_temporal_positioning: bool = False,  # noqa: ARG002 - read from the config
+        causal_temporal_positioning: bool = False,
         rope_type: str = "interleaved",
         per_modality_projections: bool = False,
         video_hidden_dim: int = 4096,
@@ -269,57 +261,45 @@ class LTX2TextConnectors(AtomicModelSaveMixin, ModelMixin, PeftAdapterMixin, Con
         proj_bias: bool = False,
     ) -> None:
         super().__init__()
-        self._check_widths()
+        ropes = {stream: self._rope(stream) for stream in _STREAMS}
         features = caption_channels * text_proj_in_factor
         if per_modality_projections:
             self.video_text_proj_in = nn.Linear(features, video_hidden_dim, bias=proj_bias)
             self.audio_text_proj_in = nn.Linear(features, audio_hidden_dim, bias=proj_bias)
         else:
             self.text_proj_in = nn.Linear(features, caption_channels, bias=proj_bias)
+        for stream, rope in ropes.items():
+            name = f"{stream}_connector"
+            size = self.config[f"{name}_num_layers"], self.config[f"{name}_num_learnable_registers"]
+            self.add_module(name, TextConnector(rope, *size, self.config[f"{stream}_gated_attn"]))
 
-        def connector(num_heads: int, head_dim: int, layers: int, registers: int | None, gated: bool) -> TextConnector:
-            length = (connector_rope_base_seq_len,)
-            rope = RotarySpec(num_heads * head_dim, num_heads, length, rope_type, rope_theta, rope_double_precision)
-            return TextConnector(num_heads, head_dim, layers, registers, rope, gated)
-
-        self.video_connector = connector(
-            video_connector_num_attention_heads,
-            video_connector_attention_head_dim,
-            video_connector_num_layers,
-            video_connector_num_learnable_registers,
-            video_gated_attn,
-        )
-        self.audio_connector = connector(
-            audio_connector_num_attention_heads,
-            audio_connector_attention_head_dim,
-            audio_connector_num_layers,
-            audio_connector_num_learnable_registers,
-            audio_gated_attn,
-        )
-
-    def _check_widths(self) -> None:
-        config = self.config
-        for stream in ("video", "audio"):
-            heads, head_dim = (
-                config[f"{stream}_connector_{part}"] for part in ("num_attention_heads", "attention_head_dim")
+    def _rope(self, stream: str) -> RotarySpec:
+        """The position tables of a stream's connector, whose width must be that of the stream's projection."""
+        config, name = self.config, f"{stream}_connector"
+        heads, head_dim = config[f"{name}_num_attention_heads"], config[f"{name}_attention_head_dim"]
+        width, length = heads * head_dim, (config.connector_rope_base_seq_len,)
+        key = f"{stream}_hidden_dim" if config.per_modality_projections else "caption_channels"
+        if width != config[key]:
+            raise ValueError(
+                f"The {stream} connector has {heads} heads of {head_dim} = {width} channels, but its projection gives "
+                f"{key}={config[key]}; make them equal."
             )
-            key = f"{stream}_hidden_dim" if config.per_modality_projections else "caption_channels"
-            if heads * head_dim != config[key]:
-                raise ValueError(
-                    f"The {stream} connector has {heads} heads of {head_dim} = {heads * head_dim} channels, but its "
-                    f"projection gives {key}={config[key]}; make them equal."
-                )
+        return RotarySpec(width, heads, length, config.rope_type, config.rope_theta, config.rope_double_precision)
+
+    @property
+    def _connectors(self) -> tuple[TextConnector, TextConnector]:
+        """Those of video and audio."""
+        return self.video_connector, self.audio_connector
 
     @property
     def has_registers(self) -> bool:
         """Whether both connectors replace padding, so that the place of the padding does not matter."""
-        connectors = (self.video_connector, self.audio_connector)
-        return all(connector.learnable_registers is not None for connector in connectors)
+        return all(connector.learnable_registers is not None for connector in self._connectors)
 
     def fitting_length(self, positions: int) -> int:
         """The smallest number of text positions from `positions` on that whole sets of registers can fill."""
-        connectors = (self.video_connector, self.audio_connector)
-        multiple = math.lcm(*(len(c.learnable_registers) for c in connectors if c.learnable_registers is not None))
+        registers = (connector.learnable_registers for connector in self._connectors)
+        multiple = math.lcm(*(len(own) for own in registers if own is not None))
         return math.ceil(positions / multiple) * multiple
 
     @apply_forward_hook
@@ -407,5 +387,5 @@ class LTX2TextConnectors(AtomicModelSaveMixin, ModelMixin, PeftAdapterMixin, Con
             if not self.has_registers or length < tokens:
                 needed = tokens if self.has_registers else mask.shape[1]
                 raise ValueError(f"target_length must be at least {needed}, got {length}; use {needed} or more.")
-        for connector in (self.video_connector, self.audio_connector):
+        for connector in self._connectors:
             connector.check_length(length)

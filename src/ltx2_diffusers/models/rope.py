@@ -9,6 +9,7 @@ table of the time axis serves the attention between the streams.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -252,22 +253,12 @@ class VideoRotaryPositionEmbedding(RotaryPositionEmbedding):
 
     Args:
         spec ([`RotarySpec`]): Widths, axes and frequencies of the tables.
-        patch_size, patch_size_t, scale_factors, causal_offset: See [`prepare_video_coords`].
+        grid: Constants of the grid, the keyword arguments of [`prepare_video_coords`].
     """
 
-    def __init__(
-        self,
-        spec: RotarySpec,
-        patch_size: int = 1,
-        patch_size_t: int = 1,
-        scale_factors: Sequence[int] = (8, 32, 32),
-        causal_offset: int = 1,
-    ) -> None:
+    def __init__(self, spec: RotarySpec, **grid: Any) -> None:
         super().__init__(spec)
-        self.patch_size = patch_size
-        self.patch_size_t = patch_size_t
-        self.scale_factors = tuple(scale_factors)
-        self.causal_offset = causal_offset
+        self.grid = grid
 
     def prepare_video_coords(
         self,
@@ -279,18 +270,7 @@ class VideoRotaryPositionEmbedding(RotaryPositionEmbedding):
         fps: float = 24.0,
     ) -> torch.Tensor:
         """[`prepare_video_coords`] with the grid constants of this model, `[B, 3, T, 2]`."""
-        return prepare_video_coords(
-            batch_size,
-            num_frames,
-            height,
-            width,
-            device,
-            fps,
-            patch_size=self.patch_size,
-            patch_size_t=self.patch_size_t,
-            scale_factors=self.scale_factors,
-            causal_offset=self.causal_offset,
-        )
+        return prepare_video_coords(batch_size, num_frames, height, width, device, fps, **self.grid)
 
 
 class AudioRotaryPositionEmbedding(RotaryPositionEmbedding):
@@ -298,38 +278,15 @@ class AudioRotaryPositionEmbedding(RotaryPositionEmbedding):
 
     Args:
         spec ([`RotarySpec`]): Widths, axes and frequencies of the tables.
-        patch_size_t, scale_factor, causal_offset, hop_length, sampling_rate: See [`prepare_audio_coords`].
+        grid: Constants of the grid, the keyword arguments of [`prepare_audio_coords`].
     """
 
-    def __init__(
-        self,
-        spec: RotarySpec,
-        patch_size_t: int = 1,
-        scale_factor: int = 4,
-        causal_offset: int = 1,
-        hop_length: int = 160,
-        sampling_rate: int = 16000,
-    ) -> None:
+    def __init__(self, spec: RotarySpec, **grid: Any) -> None:
         super().__init__(spec)
-        self.patch_size_t = patch_size_t
-        self.scale_factor = scale_factor
-        self.causal_offset = causal_offset
-        self.hop_length = hop_length
-        self.sampling_rate = sampling_rate
-        self.audio_latents_per_second = sampling_rate / hop_length / scale_factor
+        self.grid = grid
 
     def prepare_audio_coords(
         self, batch_size: int, num_frames: int, device: torch.device | str | None = None, shift: int = 0
     ) -> torch.Tensor:
         """[`prepare_audio_coords`] with the constants of this model, `[B, 1, T, 2]`."""
-        return prepare_audio_coords(
-            batch_size,
-            num_frames,
-            device,
-            shift,
-            patch_size_t=self.patch_size_t,
-            scale_factor=self.scale_factor,
-            causal_offset=self.causal_offset,
-            hop_length=self.hop_length,
-            sampling_rate=self.sampling_rate,
-        )
+        return prepare_audio_coords(batch_size, num_frames, device, shift, **self.grid)

@@ -22,7 +22,7 @@ from diffusers.utils import BaseOutput, apply_lora_scale
 from torch import nn
 
 from .context_parallel import SplitPoint, context_parallel_plan
-from .modulation import AdaLayerNormSingle, Modulation, TextProjection
+from .modulation import AdaLayerNormSingle, Modulation, TextProjection, evaluate
 from .negative_text import NegativeText
 from .perturbation import PERTURBATION_MODES, BlockPlan, block_plans, keep_masks
 from .rope import AudioRotaryPositionEmbedding, RotaryPositionEmbedding, RotarySpec, VideoRotaryPositionEmbedding
@@ -60,27 +60,32 @@ class AudioVisualModelOutput(BaseOutput):
     audio_sample: torch.Tensor | None = None
 
 
+# One entry for the video and one for the audio.
+Tokens = tuple[torch.Tensor, torch.Tensor]
+Requests = tuple[StreamRequest | None, StreamRequest | None]
+Caches = tuple[TextCache | None, TextCache | None]
+
+
 class PreparedForward(NamedTuple):
-    """Everything a forward pass needs before its first block.
+    """Everything a forward pass needs before its first block; all but the last two for video and audio.
 
     Args:
-        hidden_states, audio_hidden_states (`torch.Tensor`): Tokens `[B, S or A, D]`; no tokens where a stream is absent.
-        contexts (`tuple[torch.Tensor, torch.Tensor]`): Text contexts of video and audio as the blocks take them; no
-            tokens where a stream is absent.
-        inputs (`tuple[StreamInputs, StreamInputs]`): What all blocks receive for video and audio.
+        tokens (`tuple[torch.Tensor, torch.Tensor]`): `[B, S or A, D]`; no tokens where a stream is absent.
+        contexts (`tuple[torch.Tensor, torch.Tensor]`): Text contexts as the blocks take them; no tokens where a stream
+            is absent.
+        inputs (`tuple[StreamInputs, StreamInputs]`): What all blocks receive.
         heads (`tuple[Modulation, Modulation]`): What the output heads receive; `None` where a stream is absent.
         variants (`list[list[BlockPlan]]`): What every block computes, for each prediction asked for.
         text_caches (`tuple[TextCache, TextCache]`): Where blocks keep keys and values of the text and of the negative
             text; `None` where they are not kept.
     """
 
-    hidden_states: torch.Tensor
-    audio_hidden_states: torch.Tensor
-    contexts: tuple[torch.Tensor, torch.Tensor]
+    tokens: Tokens
+    contexts: Tokens
     inputs: tuple[StreamInputs, StreamInputs]
     heads: tuple[Modulation | None, Modulation | None]
     variants: list[list[BlockPlan]]
-    text_caches: tuple[TextCache | None, TextCache | None]
+    text_caches: Caches
 
 
 class LTX2AVTransformer3DModel(
@@ -231,21 +236,17 @@ class LTX2AVTransformer3DModel(
         config = self.config
         if config.use_keyframes_abs_pos_embedding:
             self.keyframes_abs_pos_embedding = nn.Parameter(torch.zeros(1, video.dim))
-        common = {
-            "rope_type": config.rope_type,
-            "theta": config.rope_theta,
-            "double_precision": config.rope_double_precision,
-        }
+        common = config.rope_type, config.rope_theta, config.rope_double_precision
         video_axes = (config.pos_embed_max_pos, config.base_height, config.base_width)
         self.rope = VideoRotaryPositionEmbedding(
-            RotarySpec(video.dim, video.heads, video_axes, **common),
+            RotarySpec(video.dim, video.heads, video_axes, *common),
             patch_size=config.patch_size,
             patch_size_t=config.patch_size_t,
             scale_factors=config.vae_scale_factors,
             causal_offset=config.causal_offset,
         )
         self.audio_rope = AudioRotaryPositionEmbedding(
-            RotarySpec(audio.dim, audio.heads, (config.audio_pos_embed_max_pos,), **common),
+            RotarySpec(audio.dim, audio.heads, (config.audio_pos_embed_max_pos,), *common),
             patch_size_t=config.audio_patch_size_t,
             scale_factor=config.audio_scale_factor,
             causal_offset=config.causal_offset,
@@ -254,7 +255,7 @@ class LTX2AVTransformer3DModel(
         )
         # Between the streams only time is shared, on the longer of both axes.
         seconds = max(config.pos_embed_max_pos, config.audio_pos_embed_max_pos)
-        spec = RotarySpec(config.audio_cross_attention_dim, audio.heads, (seconds,), **common)
+        spec = RotarySpec(config.audio_cross_attention_dim, audio.heads, (seconds,), *common)
         self.cross_attn_rope = RotaryPositionEmbedding(spec)
         self.cross_attn_audio_rope = RotaryPositionEmbedding(spec)
 
@@ -370,7 +371,8 @@ class LTX2AVTransformer3DModel(
             raise ValueError("Neither hidden_states nor audio_hidden_states has tokens; give at least one of them.")
         if video is not None:
             video = video._replace(text_mask=encoder_attention_mask, self_mask=video_self_attention_mask)
-            video = with_negative(video._replace(enabled=video_enabled), negative_text)
+            video = video._replace(enabled=video_enabled, keyframes_mask=video_keyframes_mask)
+            video = with_negative(video, negative_text)
         if audio is not None:
             audio = audio._replace(text_mask=audio_encoder_attention_mask, enabled=audio_enabled)
             audio = with_negative(audio, negative_text)
@@ -382,11 +384,12 @@ class LTX2AVTransformer3DModel(
         sizes = len(self.transformer_blocks), present.tokens.shape[0]
         stg_blocks = spatio_temporal_guidance_blocks
         keeps = [keep_masks(*sizes, isolate_modalities, stg_blocks, perturbation_mask, mask) for mask in masks]
-        variants = self._variants(video, audio, keeps, perturbation_mode, present.tokens)
+        requests = video, audio
+        variants = self._variants(requests, keeps, perturbation_mode, present.tokens)
         cross_mode = cross_timestep_mode or ("other" if use_cross_timestep else "own")
-        caches = self._usable_caches(text_cache, negative_text, video, audio)
-        prepared = self._prepare(video, audio, variants, cross_mode, video_keyframes_mask, caches, present.tokens)
-        velocities = [self._finish(prepared, *states) for states in self._run_blocks(prepared)]
+        caches = self._usable_caches(text_cache, negative_text, requests)
+        prepared = self._prepare(requests, variants, cross_mode, caches, present.tokens)
+        velocities = [self._finish(prepared, tokens) for tokens in self._run_blocks(prepared)]
         outputs: list[AudioVisualModelOutput] | list[tuple[torch.Tensor | None, torch.Tensor | None]]
         outputs = [AudioVisualModelOutput(*streams) for streams in velocities] if return_dict else velocities
         return outputs if several else outputs[0]
@@ -433,34 +436,24 @@ class LTX2AVTransformer3DModel(
                 f"{cache} decides by the video stream, which this call does not have; call disable_cache() first."
             )
 
-    def _usable_caches(
-        self,
-        cache: TextCache | None,
-        negative: NegativeText | None,
-        video: StreamRequest | None,
-        audio: StreamRequest | None,
-    ) -> tuple[TextCache | None, TextCache | None]:
+    def _usable_caches(self, cache: TextCache | None, negative: NegativeText | None, requests: Requests) -> Caches:
         """The caches of the text and of the negative text, as far as they are given and may be used."""
         if torch.is_grad_enabled() or hasattr(self, "prompt_adaln"):
             return None, None
         if cache is not None:
-            cache.check_sources(video and video.context, audio and audio.context)
+            cache.check_sources(*(request and request.context for request in requests))
         if negative is None or negative.cache is None:
             return cache, None
+        video, audio = requests
         negative.cache.check_sources(video and negative.video, audio and negative.audio)
         return cache, negative.cache
 
     def _variants(
-        self,
-        video: StreamRequest | None,
-        audio: StreamRequest | None,
-        keeps: list[torch.Tensor | None],
-        perturbation_mode: str | None,
-        tokens: torch.Tensor,
+        self, requests: Requests, keeps: list[torch.Tensor | None], perturbation_mode: str | None, tokens: torch.Tensor
     ) -> list[list[BlockPlan]]:
         """What every block computes, for each keep mask."""
-        updates_video, updates_audio = video is not None and video.enabled, audio is not None and audio.enabled
-        both = video is not None and audio is not None
+        updates_video, updates_audio = (request is not None and request.enabled for request in requests)
+        both = None not in requests
         base = BlockPlan(
             a2v=both and updates_video,
             v2a=both and updates_audio,
@@ -471,69 +464,57 @@ class LTX2AVTransformer3DModel(
         return block_plans(keeps, base, len(self.transformer_blocks), tokens.device, tokens.dtype)
 
     def _prepare(
-        self,
-        video: StreamRequest | None,
-        audio: StreamRequest | None,
-        variants: list[list[BlockPlan]],
-        cross_mode: str,
-        keyframes_mask: torch.Tensor | None,
-        text_caches: tuple[TextCache | None, TextCache | None],
-        tokens: torch.Tensor,
+        self, requests: Requests, variants: list[list[BlockPlan]], mode: str, caches: Caches, tokens: torch.Tensor
     ) -> PreparedForward:
         """Project the inputs and compute what all blocks share; `tokens` are those of a stream that is present."""
-        mode = cross_mode if any(plan.crosses for plans in variants for plan in plans) else None
+        cross_mode = mode if any(plan.crosses for plans in variants for plan in plans) else None
         empty = tokens.new_zeros(tokens.shape[0], 0, 1)
-        x, context, inputs, head = self._prepare_stream(video, audio, mode, text_caches, empty, keyframes_mask)
-        y, audio_context, audio_inputs, audio_head = self._prepare_stream(audio, video, mode, text_caches, empty)
-        x = x if video is None else self.split_tokens(x)
-        contexts, heads = (context, audio_context), (head, audio_head)
-        return PreparedForward(x, y, contexts, (inputs, audio_inputs), heads, variants, text_caches)
+        streams = (self._prepare_stream(pair, cross_mode, caches, empty) for pair in (requests, requests[::-1]))
+        projected, contexts, inputs, heads = zip(*streams)
+        return PreparedForward(projected, contexts, inputs, heads, variants, caches)
 
     def _prepare_stream(
-        self,
-        request: StreamRequest | None,
-        other: StreamRequest | None,
-        cross_mode: str | None,
-        text_caches: tuple[TextCache | None, TextCache | None],
-        empty: torch.Tensor,
-        keyframes_mask: torch.Tensor | None = None,
+        self, pair: Requests, cross_mode: str | None, caches: Caches, empty: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, StreamInputs, Modulation | None]:
-        """Tokens, text context, block inputs and head values of one stream; `cross_mode` is `None` if isolated."""
+        """Tokens, text context, block inputs and head values of one stream; `cross_mode` is `None` if isolated.
+
+        The pair is the request of this stream and that of the other one.
+        """
+        request, other = pair
         if request is None:
             return empty, empty, StreamInputs(), None
         is_video = request.name == "video"
         stream = ModelStream(self, "" if is_video else "audio_")
         x = stream.proj_in(request.tokens)
-        if keyframes_mask is not None and self.config.use_keyframes_abs_pos_embedding:
-            x = x + (keyframes_mask > 0).to(x.dtype) * self.keyframes_abs_pos_embedding.to(x.dtype)
+        if request.keyframes_mask is not None and self.config.use_keyframes_abs_pos_embedding:
+            x = x + (request.keyframes_mask > 0).to(x.dtype) * self.keyframes_abs_pos_embedding.to(x.dtype)
         shares_tokens = is_video and self._parallel_config is not None
         timesteps = stream_timesteps(request, self.split_token_index if shares_tokens else None)
-        modulation, head = stream.time_modulation(*timesteps, x.dtype)
+        modulation, head = evaluate(stream.time_embed, *timesteps, x.dtype)
         cross: tuple[Modulation | None, Modulation | None] = (None, None)
         if cross_mode is not None and other is not None:
-            factor = self.config.cross_attn_timestep_scale_multiplier / self.config.timestep_scale_multiplier
-            cross = stream.cross_modulation(timesteps, other, cross_mode, factor, x.dtype)
-        rotary, cross_rotary = stream.tables(request.coords, x.device)
+            cross = stream.cross_modulation(timesteps, other, cross_mode, x.dtype)
         inputs = StreamInputs(
             modulation,
             *cross,
             prompt=stream.prompt_modulation(request, x.dtype),
-            rotary=rotary,
-            cross_rotary=cross_rotary,
+            rotary=stream.rope(request.coords, device=x.device),
+            cross_rotary=stream.cross_rope(request.coords, device=x.device),
             text_mask=text_mask_bias(request, x.dtype, self._mask_memo),
             self_mask=self_mask_bias(request, x.dtype, self._mask_memo),
         )
         if request.negative is not None:
-            undesired = stream.cached_context(request.negative.context, text_caches[1])
+            undesired = stream.cached_context(request.negative.context, caches[1])
             inputs = inputs._replace(negative=request.negative._replace(context=undesired))
-        return x, stream.cached_context(request.context, text_caches[0]), inputs, head
+        tokens = self.split_tokens(x) if is_video else x
+        return tokens, stream.cached_context(request.context, caches[0]), inputs, head
 
-    def _run_blocks(self, prepared: PreparedForward) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def _run_blocks(self, prepared: PreparedForward) -> list[Tokens]:
         """Tokens of both streams after the last block, for every variant; what variants share is computed once."""
-        states = [(prepared.hidden_states, prepared.audio_hidden_states)] * len(prepared.variants)
+        states = [prepared.tokens] * len(prepared.variants)
         for index, block in enumerate(self.transformer_blocks):
             plans = [plans[index] for plans in prepared.variants]
-            done: dict[tuple, tuple[torch.Tensor, torch.Tensor]] = {}
+            done: dict[tuple, Tokens] = {}
             keys = [(id(state), plan.fingerprint()) for state, plan in zip(states, plans)]
             for key, state, plan in zip(keys, states, plans):
                 if key not in done:
@@ -542,38 +523,22 @@ class LTX2AVTransformer3DModel(
         return states
 
     def _run_block(
-        self,
-        index: int,
-        block: nn.Module,
-        state: tuple[torch.Tensor, torch.Tensor],
-        prepared: PreparedForward,
-        plan: BlockPlan,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, index: int, block: nn.Module, state: Tokens, prepared: PreparedForward, plan: BlockPlan
+    ) -> Tokens:
+        arguments = *state, *prepared.contexts, *prepared.inputs, plan
         if torch.is_grad_enabled() and self.gradient_checkpointing:
-            arguments = *state, *prepared.contexts, *prepared.inputs, plan
             return self._gradient_checkpointing_func(block, *arguments)
-        slots, negative_slots = (
+        slots = (
             (None, None) if cache is None else (cache.slot("video", index), cache.slot("audio", index))
             for cache in prepared.text_caches
         )
-        video_inputs, audio_inputs = prepared.inputs
-        return block(
-            *state,
-            *prepared.contexts,
-            video_inputs=video_inputs,
-            audio_inputs=audio_inputs,
-            plan=plan,
-            text_slots=slots,
-            negative_slots=negative_slots,
-        )
+        return block(*arguments, *slots)
 
-    def _finish(
-        self, prepared: PreparedForward, hidden_states: torch.Tensor, audio_hidden_states: torch.Tensor
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    def _finish(self, prepared: PreparedForward, tokens: Tokens) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Velocities of video and audio; `None` for an absent stream."""
         video, audio = (
-            None if head is None else ModelStream(self, prefix).head(tokens, head)
-            for prefix, tokens, head in zip(("", "audio_"), (hidden_states, audio_hidden_states), prepared.heads)
+            None if head is None else ModelStream(self, prefix).head(x, head)
+            for prefix, x, head in zip(("", "audio_"), tokens, prepared.heads)
         )
         return video, audio
 

@@ -101,6 +101,7 @@ class BlockStream:
         self.ff_norm: nn.RMSNorm = getattr(block, f"{prefix}norm3")
         self.ff: FeedForward = getattr(block, f"{prefix}ff")
         self.prompt_table: nn.Parameter | None = getattr(block, f"{prefix}prompt_scale_shift_table", None)
+        self.direction = "v2a" if prefix else "a2v"
         self.cross_norm = block.video_to_audio_norm if prefix else block.audio_to_video_norm
         self.cross_attn = block.video_to_audio_attn if prefix else block.audio_to_video_attn
         self.cross_table: nn.Parameter = getattr(block, f"{prefix or 'video_'}a2v_cross_attn_scale_shift_table")
@@ -169,18 +170,12 @@ class BlockStream:
         return modulate(normed, scale, shift, self.cross_scale_shift.layout)
 
     def take_from(
-        self,
-        x: torch.Tensor,
-        normed: torch.Tensor,
-        other: "BlockStream",
-        other_normed: torch.Tensor,
-        direction: str,
-        keep: Keep,
+        self, x: torch.Tensor, normed: torch.Tensor, other: "BlockStream", other_normed: torch.Tensor, keep: Keep
     ) -> torch.Tensor:
         """`[B, S, D]` after the attention to the other stream, whose tokens come normalised like this one's."""
         update = self.cross_attn(
-            self.cross_modulated(normed, direction),
-            other.cross_modulated(other_normed, direction),
+            self.cross_modulated(normed, self.direction),
+            other.cross_modulated(other_normed, self.direction),
             query_rotary_emb=self.inputs.cross_rotary,
             key_rotary_emb=other.inputs.cross_rotary,
         )
@@ -209,8 +204,10 @@ class LTX2AVTransformerBlock(nn.Module):
         super().__init__()
         self._add_stream("", video, audio, shared)
         self._add_stream("audio_", audio, video, shared)
-        self.audio_to_video_norm, self.audio_to_video_attn = self._cross_modal(video, audio, audio, shared)
-        self.video_to_audio_norm, self.video_to_audio_attn = self._cross_modal(audio, video, audio, shared)
+        self.audio_to_video_norm = _norm(video.dim, shared)
+        self.audio_to_video_attn = _attention(video, audio, audio.dim, shared)
+        self.video_to_audio_norm = _norm(audio.dim, shared)
+        self.video_to_audio_attn = _attention(audio, audio, video.dim, shared)
         # Video tokens are what context parallelism splits, so layers with video keys have to exchange them.
         self.attn1.context_is_sharded = self.video_to_audio_attn.context_is_sharded = True
         self.video_a2v_cross_attn_scale_shift_table = nn.Parameter(torch.randn(5, video.dim))
@@ -228,12 +225,6 @@ class LTX2AVTransformerBlock(nn.Module):
         if sizes.modulates_text or other.modulates_text:
             prompt_table = nn.Parameter(torch.randn(2, sizes.dim))
             self.register_parameter(f"{prefix}prompt_scale_shift_table", prompt_table)
-
-    @staticmethod
-    def _cross_modal(
-        queries: StreamSizes, context: StreamSizes, heads: StreamSizes, shared: SharedSettings
-    ) -> tuple[nn.RMSNorm, LTX2Attention]:
-        return _norm(queries.dim, shared), _attention(queries, heads, context.dim, shared)
 
     def forward(
         self,
@@ -275,9 +266,9 @@ class LTX2AVTransformerBlock(nn.Module):
             # Both directions see the streams as they are before either update.
             normed_x, normed_y = video.cross_norm(x), audio.cross_norm(y)
             if plan.a2v is not False:
-                x = video.take_from(x, normed_x, audio, normed_y, "a2v", plan.a2v)
+                x = video.take_from(x, normed_x, audio, normed_y, plan.a2v)
             if plan.v2a is not False:
-                y = audio.take_from(y, normed_y, video, normed_x, "v2a", plan.v2a)
+                y = audio.take_from(y, normed_y, video, normed_x, plan.v2a)
         if plan.video:
             x = video.feed_forward(x)
         if plan.audio:

@@ -18,7 +18,7 @@ from .modulation import (
     modulate,
 )
 from .negative_text import NegativeContext, NegativeText
-from .rope import RotaryPositionEmbedding, RotaryTables
+from .rope import RotaryPositionEmbedding
 from .tensor_memo import TensorMemo, host_can_read
 from .text_cache import TextCache
 from .transformer_block import StreamSizes
@@ -82,6 +82,7 @@ class StreamRequest(NamedTuple):
         text_mask (`torch.Tensor`, *optional*): `[B, T]` multiplicative, or `[B, 1 or S, T]` additive.
         self_mask (`torch.Tensor`, *optional*): `[B, S, S]` multiplicative, in [0, 1].
         enabled (`bool`): Whether the stream's tokens are updated.
+        keyframes_mask (`torch.Tensor`, *optional*): `[B, S, 1]`, above 0 for keyframe tokens.
         negative ([`NegativeContext`], *optional*): Text features from which the attention to the text is guided away.
     """
 
@@ -94,6 +95,7 @@ class StreamRequest(NamedTuple):
     text_mask: torch.Tensor | None = None
     self_mask: torch.Tensor | None = None
     enabled: bool = True
+    keyframes_mask: torch.Tensor | None = None
     negative: NegativeContext | None = None
 
     def timesteps(self) -> torch.Tensor:
@@ -151,6 +153,8 @@ class ModelStream:
 
     def __init__(self, model: nn.Module, prefix: str) -> None:
         self.name = "audio" if prefix else "video"
+        config: Any = model.config
+        self.gate_factor = config.cross_attn_timestep_scale_multiplier / config.timestep_scale_multiplier
         gate = "audio_v2a" if prefix else "video_a2v"
         self.proj_in: nn.Linear = getattr(model, f"{prefix}proj_in")
         self.caption_projection: TextProjection | None = getattr(model, f"{prefix}caption_projection", None)
@@ -164,24 +168,14 @@ class ModelStream:
         self.norm_out: nn.LayerNorm = getattr(model, f"{prefix}norm_out")
         self.proj_out: nn.Linear = getattr(model, f"{prefix}proj_out")
 
-    def project_context(self, context: torch.Tensor) -> torch.Tensor:
-        """Text features `[B, T, C]` as the blocks take them."""
-        return context if self.caption_projection is None else self.caption_projection(context)
-
     def cached_context(self, context: torch.Tensor, cache: TextCache | None) -> torch.Tensor:
-        """Text features as the blocks take them, from the cache or into it."""
+        """Text features `[B, T, C]` as the blocks take them, from the cache or into it."""
         projected = None if cache is None else cache.context(self.name)
         if projected is None:
-            projected = self.project_context(context)
+            projected = context if self.caption_projection is None else self.caption_projection(context)
             if cache is not None:
                 cache.keep_context(self.name, projected)
         return projected
-
-    def time_modulation(
-        self, timestep: torch.Tensor, layout: TokenLayout, dtype: torch.dtype
-    ) -> tuple[Modulation, Modulation]:
-        """Values for the blocks and for the head, from distinct timesteps `[B, R]`."""
-        return evaluate(self.time_embed, timestep, layout, dtype)
 
     def prompt_modulation(self, request: StreamRequest, dtype: torch.dtype) -> Modulation | None:
         """Values for the text context; `None` where no module computes them."""
@@ -191,12 +185,7 @@ class ModelStream:
         return evaluate(self.prompt_adaln, sigma, TokenLayout(), dtype)[0]
 
     def cross_modulation(
-        self,
-        own: tuple[torch.Tensor, TokenLayout],
-        other: StreamRequest,
-        mode: str,
-        gate_factor: float,
-        dtype: torch.dtype,
+        self, own: tuple[torch.Tensor, TokenLayout], other: StreamRequest, mode: str, dtype: torch.dtype
     ) -> tuple[Modulation, Modulation]:
         """Values for the attention between the streams.
 
@@ -204,7 +193,6 @@ class ModelStream:
             own (`tuple[torch.Tensor, TokenLayout]`): Distinct timesteps of this stream.
             other ([`StreamRequest`]): The other stream.
             mode (`str`): One of [`CROSS_TIMESTEP_MODES`].
-            gate_factor (`float`): What timesteps are multiplied by for the gate.
             dtype (`torch.dtype`): The dtype to compute in.
         """
         scale_shift_source = gate_source = own
@@ -215,11 +203,7 @@ class ModelStream:
             scale_shift_source = gate_source
         timestep, layout = gate_source
         scale_shift = evaluate(self.cross_scale_shift, *scale_shift_source, dtype)[0]
-        return scale_shift, evaluate(self.cross_gate, timestep * gate_factor, layout, dtype)[0]
-
-    def tables(self, coords: torch.Tensor, device: torch.device) -> tuple[RotaryTables, RotaryTables]:
-        """Rotary tables of self-attention and of the attention between the streams."""
-        return self.rope(coords, device=device), self.cross_rope(coords, device=device)
+        return scale_shift, evaluate(self.cross_gate, timestep * self.gate_factor, layout, dtype)[0]
 
     def head(self, x: torch.Tensor, embedded: Modulation) -> torch.Tensor:
         """Velocities `[B, S, C]` from the tokens `[B, S, D]` of the last block."""

@@ -4,7 +4,11 @@ Shapes: B batch, C latent channels (128 in published models), F pixel frames (8 
 (multiples of 32), F', H', W' their latent counterparts (k + 1, H / 32, W / 32).
 """
 
+# The constructor's arguments are read back from `self.config`, where `register_to_config` puts them.
+# ruff: noqa: ARG002
+
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -20,15 +24,15 @@ from .video_vae_config import (
     DOWN_BLOCK_TYPES,
     DOWNSAMPLE_TYPES,
     UPSAMPLE_TYPES,
-    check_padding_mode,
-    check_patch_size_t,
+    check_compression_ratios,
+    check_config,
     compression_factors,
-    compression_ratio,
     down_stages,
     up_stages,
 )
 from .video_vae_tiling import (
     BlendedAxis,
+    Run,
     blended_spans,
     plan_decode,
     plan_encode,
@@ -104,7 +108,7 @@ class AutoencoderKLLTX2Video(AtomicModelSaveMixin, ModelMixin, AutoencoderMixin,
         patch_size: int = 4,
         patch_size_t: int = 1,
         resnet_norm_eps: float = 1e-6,
-        scaling_factor: float = 1.0,  # noqa: ARG002 - read from the config by `normalize_latents`
+        scaling_factor: float = 1.0,
         encoder_causal: bool = True,
         decoder_causal: bool = True,
         encoder_spatial_padding_mode: str = "zeros",
@@ -113,58 +117,16 @@ class AutoencoderKLLTX2Video(AtomicModelSaveMixin, ModelMixin, AutoencoderMixin,
         temporal_compression_ratio: int | None = None,
     ) -> None:
         super().__init__()
-        check_patch_size_t(patch_size_t)
-        check_padding_mode("encoder_spatial_padding_mode", encoder_spatial_padding_mode)
-        check_padding_mode("decoder_spatial_padding_mode", decoder_spatial_padding_mode)
-        down, down_mid_layers = down_stages(
-            latent_channels,
-            block_out_channels,
-            down_block_types,
-            spatio_temporal_scaling,
-            layers_per_block,
-            downsample_type,
-        )
-        up, up_mid_layers, mid_noise = up_stages(
-            decoder_block_out_channels,
-            decoder_spatio_temporal_scaling,
-            decoder_layers_per_block,
-            decoder_inject_noise,
-            upsample_type,
-            upsample_residual,
-            upsample_factor,
-            timestep_conditioning,
-        )
-        space, time = compression_factors([stage.resample for stage in up], patch_size)
-        self.spatial_compression_ratio = compression_ratio(
-            "spatial_compression_ratio", spatial_compression_ratio, space
-        )
-        self.temporal_compression_ratio = compression_ratio(
-            "temporal_compression_ratio", temporal_compression_ratio, time
-        )
-        self._encoder_ratios = compression_factors([stage.resample for stage in down], patch_size)
-
-        self.encoder = VideoEncoder(
-            in_channels,
-            latent_channels,
-            down,
-            down_mid_layers,
-            patch_size,
-            resnet_norm_eps,
-            encoder_causal,
-            encoder_spatial_padding_mode,
-        )
-        self.decoder = VideoDecoder(
-            latent_channels,
-            out_channels,
-            up,
-            up_mid_layers,
-            mid_noise,
-            patch_size,
-            resnet_norm_eps,
-            decoder_causal,
-            decoder_spatial_padding_mode,
-            timestep_conditioning,
-        )
+        config = self.config
+        check_config(config)
+        down, down_mid_layers = down_stages(config)
+        up, up_mid_layers, mid_noise = up_stages(config)
+        self._encoder_ratios = compression_factors(down, patch_size)
+        self._decoder_ratios = compression_factors(up, patch_size)
+        check_compression_ratios(config, *self._decoder_ratios)
+        self.spatial_compression_ratio, self.temporal_compression_ratio = self._decoder_ratios
+        self.encoder = VideoEncoder(config, down, down_mid_layers)
+        self.decoder = VideoDecoder(config, up, up_mid_layers, mid_noise)
         self.register_buffer("latents_mean", torch.zeros(latent_channels), persistent=True)
         self.register_buffer("latents_std", torch.ones(latent_channels), persistent=True)
         self._init_tiling()
@@ -243,42 +205,13 @@ class AutoencoderKLLTX2Video(AtomicModelSaveMixin, ModelMixin, AutoencoderMixin,
         """
         x = self._checked_video(x)
         slices = x.split(1) if self.use_slicing else [x]
-        moments = torch.cat([self._encode(part, causal) for part in slices])
+        run = partial(self.encoder, causal=causal)
+        moments = torch.cat([self._blended(part, run, encodes=True) for part in slices])
         return _encoder_output(moments, return_dict)
-
-    def _encode(self, x: torch.Tensor, causal: bool | None) -> torch.Tensor:
-        framewise = self.use_framewise_encoding or self.use_framewise_decoding
-        if not framewise or x.shape[2] <= self.tile_sample_min_num_frames:
-            return self._encode_space(x, causal)
-        ratio = self._encoder_ratios[1]
-        size, stride = self._blended_tile("num_frames", ratio)
-        axis = BlendedAxis(
-            blended_spans(x.shape[2], size + 1, stride),
-            keep=stride // ratio,
-            blend=(size - stride) // ratio,
-            size=(x.shape[2] - 1) // ratio + 1,
-        )
-        return run_blended_time(x, lambda tile: self._encode_space(tile, causal), axis, trim=slice(1, None))
-
-    def _encode_space(self, x: torch.Tensor, causal: bool | None) -> torch.Tensor:
-        height, width = x.shape[-2:]
-        if self.use_tiling and (height > self.tile_sample_min_height or width > self.tile_sample_min_width):
-            return self.tiled_encode(x, causal)
-        return self.encoder(x, causal)
 
     def tiled_encode(self, x: torch.Tensor, causal: bool | None = None) -> torch.Tensor:
         """Encode `[B, 3, F, H, W]` in blended spatial tiles to moments `[B, 2 C, F', H', W']`."""
-        ratio = self._encoder_ratios[0]
-        rows, columns = (
-            BlendedAxis(
-                blended_spans(side, size, stride, self._min_side(self.encoder) * ratio),
-                keep=stride // ratio,
-                blend=(size - stride) // ratio,
-                size=side // ratio,
-            )
-            for side, (size, stride) in zip(x.shape[-2:], self._blended_tiles(ratio))
-        )
-        return run_blended_space(x, lambda tile: self.encoder(tile, causal), rows, columns)
+        return self._blended_tiles(x, partial(self.encoder, causal=causal), encodes=True)
 
     @apply_forward_hook
     def decode(
@@ -303,40 +236,16 @@ class AutoencoderKLLTX2Video(AtomicModelSaveMixin, ModelMixin, AutoencoderMixin,
         """
         self._check_latents(z)
         self.decoder.check_timestep(temb, len(z))
+        run = partial(self.decoder, causal=causal, generator=generator)
         if self.use_slicing:
             timesteps = [temb] * len(z) if temb is None or temb.numel() == 1 else temb.flatten().split(1)
-            parts = [self._decode(part, t, causal, generator) for part, t in zip(z.split(1), timesteps)]
+            parts = [
+                self._blended(part, partial(run, temb=t), encodes=False) for part, t in zip(z.split(1), timesteps)
+            ]
             sample = torch.cat(parts)
         else:
-            sample = self._decode(z, temb, causal, generator)
+            sample = self._blended(z, partial(run, temb=temb), encodes=False)
         return DecoderOutput(sample=sample) if return_dict else (sample,)
-
-    def _decode(
-        self, z: torch.Tensor, temb: torch.Tensor | None, causal: bool | None, generator: torch.Generator | None
-    ) -> torch.Tensor:
-        def decode_space(tile: torch.Tensor) -> torch.Tensor:
-            return self._decode_space(tile, temb, causal, generator)
-
-        ratio = self.temporal_compression_ratio
-        if not self.use_framewise_decoding or z.shape[2] <= self.tile_sample_min_num_frames // ratio:
-            return decode_space(z)
-        size, stride = self._blended_tile("num_frames", ratio)
-        axis = BlendedAxis(
-            blended_spans(z.shape[2], size // ratio + 1, stride // ratio),
-            keep=stride,
-            blend=size - stride,
-            size=(z.shape[2] - 1) * ratio + 1,
-        )
-        return run_blended_time(z, decode_space, axis, trim=slice(None, -1))
-
-    def _decode_space(
-        self, z: torch.Tensor, temb: torch.Tensor | None, causal: bool | None, generator: torch.Generator | None
-    ) -> torch.Tensor:
-        ratio, (height, width) = self.spatial_compression_ratio, z.shape[-2:]
-        too_high = height > self.tile_sample_min_height // ratio
-        if self.use_tiling and (too_high or width > self.tile_sample_min_width // ratio):
-            return self.tiled_decode(z, temb, causal, return_dict=False, generator=generator)[0]
-        return self.decoder(z, temb, causal, generator)
 
     def tiled_decode(
         self,
@@ -347,21 +256,47 @@ class AutoencoderKLLTX2Video(AtomicModelSaveMixin, ModelMixin, AutoencoderMixin,
         generator: torch.Generator | None = None,
     ) -> DecoderOutput | tuple[torch.Tensor]:
         """Decode in blended spatial tiles; arguments as in `decode`."""
-        ratio = self.spatial_compression_ratio
-        rows, columns = (
-            BlendedAxis(
-                blended_spans(side, size // ratio, stride // ratio, self._min_side(self.decoder)),
-                keep=stride,
-                blend=size - stride,
-                size=side * ratio,
-            )
-            for side, (size, stride) in zip(z.shape[-2:], self._blended_tiles(ratio))
-        )
-        sample = run_blended_space(z, lambda tile: self.decoder(tile, temb, causal, generator), rows, columns)
+        run = partial(self.decoder, temb=temb, causal=causal, generator=generator)
+        sample = self._blended_tiles(z, run, encodes=False)
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
-    def _blended_tiles(self, ratio: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        return self._blended_tile("height", ratio), self._blended_tile("width", ratio)
+    def _blended(self, x: torch.Tensor, run: Run, encodes: bool) -> torch.Tensor:
+        """Encode or decode, in blended chunks of frames if that is switched on and `x` is longer than one."""
+        framewise = self.use_framewise_decoding or (encodes and self.use_framewise_encoding)
+        frames = 1 if encodes else self.temporal_compression_ratio
+        if not framewise or x.shape[2] <= self.tile_sample_min_num_frames // frames:
+            return self._blended_space(x, run, encodes)
+        axis = self._blended_axis("num_frames", x.shape[2], encodes)
+        trim = slice(1, None) if encodes else slice(None, -1)
+        return run_blended_time(x, lambda chunk: self._blended_space(chunk, run, encodes), axis, trim)
+
+    def _blended_space(self, x: torch.Tensor, run: Run, encodes: bool) -> torch.Tensor:
+        height, width = x.shape[-2:]
+        pixels = 1 if encodes else self.spatial_compression_ratio
+        too_high = height > self.tile_sample_min_height // pixels
+        if self.use_tiling and (too_high or width > self.tile_sample_min_width // pixels):
+            return self._blended_tiles(x, run, encodes)
+        return run(x)
+
+    def _blended_tiles(self, x: torch.Tensor, run: Run, encodes: bool) -> torch.Tensor:
+        height, width = x.shape[-2:]
+        rows, columns = self._blended_axis("height", height, encodes), self._blended_axis("width", width, encodes)
+        return run_blended_space(x, run, rows, columns)
+
+    def _blended_axis(self, axis: str, length: int, encodes: bool) -> BlendedAxis:
+        """How `length` pixels or latents along `axis` are cut; the sizes of tiles are in pixels and frames."""
+        in_time, half = axis == "num_frames", self.encoder if encodes else self.decoder
+        space, time = self._encoder_ratios if encodes else self._decoder_ratios
+        ratio = time if in_time else space
+        size, stride = self._blended_tile(axis, ratio)
+        given, made = (1, ratio) if encodes else (ratio, 1)
+        smallest = 1 if in_time else self._min_side(half) * ratio // given
+        return BlendedAxis(
+            blended_spans(length, size // given + in_time, stride // given, smallest),
+            keep=stride // made,
+            blend=(size - stride) // made,
+            size=(length - in_time) * given // made + in_time,
+        )
 
     def _blended_tile(self, axis: str, ratio: int) -> tuple[int, int]:
         """Size and stride, in pixels or frames, of the blended tiles along `axis`."""
@@ -401,8 +336,7 @@ class AutoencoderKLLTX2Video(AtomicModelSaveMixin, ModelMixin, AutoencoderMixin,
         """
         self._check_latents(latents)
         self.decoder.check_timestep(temb, len(latents))
-        ratios = self.spatial_compression_ratio, self.temporal_compression_ratio
-        plan = plan_decode(latents.shape[2:], tiling_config, ratios, self._min_side(self.decoder))
+        plan = plan_decode(latents.shape[2:], tiling_config, self._decoder_ratios, self._min_side(self.decoder))
         device = self._compute_device(latents)
         return stream_weighted(latents, lambda tile: self.decoder(tile.to(device), temb, causal, generator), plan)
 

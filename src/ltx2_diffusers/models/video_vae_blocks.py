@@ -9,6 +9,7 @@ tensors of its size at a time: the skip, the convolution's padded input and its 
 
 import math
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from diffusers.models.embeddings import TimestepEmbedding, get_timestep_embedding
@@ -147,6 +148,20 @@ class CausalConv3d(nn.Module):
             )
 
 
+class BlockOptions(NamedTuple):
+    """What all blocks of an encoder or a decoder share.
+
+    Args:
+        padding_mode: Spatial padding of all convolutions.
+        norm_eps: Unused by the published structures, see `resnet_norm_eps`.
+        timestep_conditioning: Whether all residual blocks and the output norm are modulated by a timestep.
+    """
+
+    padding_mode: str
+    norm_eps: float
+    timestep_conditioning: bool = False
+
+
 class TimeEmbedder(nn.Module):
     """Sinusoid and two linear layers that turn a scaled timestep into modulation rows."""
 
@@ -164,27 +179,19 @@ class TimeEmbedder(nn.Module):
 class ResBlock(nn.Module):
     """Two activated convolutions around a skip, optionally modulated by time and with injected noise."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        padding_mode: str,
-        norm_eps: float = 1e-6,
-        inject_noise: bool = False,
-        timestep_conditioning: bool = False,
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, options: BlockOptions, inject_noise: bool = False) -> None:
         super().__init__()
-        self.conv1 = CausalConv3d(in_channels, out_channels, padding_mode)
-        self.conv2 = CausalConv3d(out_channels, out_channels, padding_mode)
+        self.conv1 = CausalConv3d(in_channels, out_channels, options.padding_mode)
+        self.conv2 = CausalConv3d(out_channels, out_channels, options.padding_mode)
         self.norm3 = self.conv_shortcut = None
         if in_channels != out_channels:
-            self.norm3 = nn.LayerNorm(in_channels, eps=norm_eps)
+            self.norm3 = nn.LayerNorm(in_channels, eps=options.norm_eps)
             self.conv_shortcut = nn.Conv3d(in_channels, out_channels, kernel_size=1)
         self.per_channel_scale1 = self.per_channel_scale2 = self.scale_shift_table = None
         if inject_noise:
             self.per_channel_scale1 = nn.Parameter(torch.zeros(in_channels, 1, 1))
             self.per_channel_scale2 = nn.Parameter(torch.zeros(in_channels, 1, 1))
-        if timestep_conditioning:
+        if options.timestep_conditioning:
             self.scale_shift_table = nn.Parameter(torch.randn(4, in_channels) / in_channels**0.5)
 
     def forward(
@@ -271,26 +278,16 @@ class ResBlocks(nn.Module):
     Args:
         channels: Width of the residual blocks.
         num_layers: How many there are.
-        padding_mode, norm_eps, inject_noise, timestep_conditioning: As in [`ResBlock`].
+        options: What all blocks share.
+        inject_noise: Whether they inject noise.
     """
 
     _gradient_checkpointing_func: Callable[..., torch.Tensor]
 
-    def __init__(
-        self,
-        channels: int,
-        num_layers: int,
-        padding_mode: str,
-        norm_eps: float,
-        inject_noise: bool = False,
-        timestep_conditioning: bool = False,
-    ) -> None:
+    def __init__(self, channels: int, num_layers: int, options: BlockOptions, inject_noise: bool = False) -> None:
         super().__init__()
-        self.time_embedder = TimeEmbedder(4, channels) if timestep_conditioning else None
-        self.resnets = nn.ModuleList(
-            ResBlock(channels, channels, padding_mode, norm_eps, inject_noise, timestep_conditioning)
-            for _ in range(num_layers)
-        )
+        self.time_embedder = TimeEmbedder(4, channels) if options.timestep_conditioning else None
+        self.resnets = nn.ModuleList(ResBlock(channels, channels, options, inject_noise) for _ in range(num_layers))
         self.gradient_checkpointing = False
 
     def forward(
@@ -324,15 +321,13 @@ class ResBlocks(nn.Module):
 class DownBlock(ResBlocks):
     """Residual blocks, then the downsampler."""
 
-    def __init__(self, stage: DownStage, padding_mode: str, norm_eps: float) -> None:
-        super().__init__(stage.in_channels, stage.num_layers, padding_mode, norm_eps)
-        self.downsamplers = None
+    def __init__(self, stage: DownStage, options: BlockOptions) -> None:
+        super().__init__(stage.in_channels, stage.num_layers, options)
+        widths, self.downsamplers = (stage.in_channels, stage.out_channels), None
         if stage.resample == "conv":
-            strided = CausalConv3d(stage.in_channels, stage.out_channels, padding_mode, stride=2)
-            self.downsamplers = nn.ModuleList([strided])
+            self.downsamplers = nn.ModuleList([CausalConv3d(*widths, options.padding_mode, stride=2)])
         elif stage.resample is not None:
-            stride = STRIDES[stage.resample]
-            downsampler = Downsampler(stage.in_channels, stage.out_channels, stride, padding_mode)
+            downsampler = Downsampler(*widths, STRIDES[stage.resample], options.padding_mode)
             self.downsamplers = nn.ModuleList([downsampler])
 
     def leave(self, x: torch.Tensor, causal: bool) -> torch.Tensor:
@@ -343,15 +338,14 @@ class DownBlock(ResBlocks):
 class UpBlock(ResBlocks):
     """The upsampler, then residual blocks."""
 
-    def __init__(self, stage: UpStage, padding_mode: str, norm_eps: float, timestep_conditioning: bool) -> None:
-        channels = stage.out_channels
-        super().__init__(channels, stage.num_layers, padding_mode, norm_eps, stage.inject_noise, timestep_conditioning)
+    def __init__(self, stage: UpStage, options: BlockOptions) -> None:
+        channels, wide = stage.out_channels, stage.out_channels * stage.factor
+        super().__init__(channels, stage.num_layers, options, stage.inject_noise)
         self.conv_in = self.upsamplers = None
-        if stage.in_channels != channels * stage.factor:
-            self.conv_in = ResBlock(stage.in_channels, channels, padding_mode, norm_eps)
+        if stage.in_channels != wide:
+            self.conv_in = ResBlock(stage.in_channels, channels, options)
         if stage.resample is not None:
-            stride = STRIDES[stage.resample]
-            upsampler = Upsampler(channels * stage.factor, channels, stride, stage.residual, padding_mode)
+            upsampler = Upsampler(wide, channels, STRIDES[stage.resample], stage.residual, options.padding_mode)
             self.upsamplers = nn.ModuleList([upsampler])
 
     def enter(self, x: torch.Tensor, causal: bool) -> torch.Tensor:
@@ -365,36 +359,22 @@ class VideoEncoder(nn.Module):
     """Maps pixels to moments: means and one log-variance, repeated for every latent channel.
 
     Args:
-        in_channels: Pixel channels.
-        latent_channels: Latent width; also the width of the first stage.
+        config: Of the [`AutoencoderKLLTX2Video`].
         stages: The down stages in execution order.
         mid_layers: Residual blocks of the mid block.
-        patch_size: Side of the patches folded into channels before the first convolution.
-        norm_eps: Unused by the published structures, see `resnet_norm_eps`.
-        causal: Whether time is padded in front only when `forward` is not told.
-        padding_mode: Spatial padding of all convolutions.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        latent_channels: int,
-        stages: list[DownStage],
-        mid_layers: int,
-        patch_size: int,
-        norm_eps: float,
-        causal: bool,
-        padding_mode: str,
-    ) -> None:
+    def __init__(self, config: Any, stages: list[DownStage], mid_layers: int) -> None:
         super().__init__()
-        self.patch_size = patch_size
-        self.is_causal = causal
-        self.latent_channels = latent_channels
-        width = stages[-1].out_channels
-        self.conv_in = CausalConv3d(in_channels * patch_size**2, latent_channels, padding_mode)
-        self.down_blocks = nn.ModuleList(DownBlock(stage, padding_mode, norm_eps) for stage in stages)
-        self.mid_block = ResBlocks(width, mid_layers, padding_mode, norm_eps)
-        self.conv_out = CausalConv3d(width, latent_channels + 1, padding_mode)
+        self.patch_size = config.patch_size
+        self.is_causal = config.encoder_causal
+        self.latent_channels = config.latent_channels
+        options = BlockOptions(config.encoder_spatial_padding_mode, config.resnet_norm_eps)
+        channels, width = config.in_channels * config.patch_size**2, stages[-1].out_channels
+        self.conv_in = CausalConv3d(channels, config.latent_channels, options.padding_mode)
+        self.down_blocks = nn.ModuleList(DownBlock(stage, options) for stage in stages)
+        self.mid_block = ResBlocks(width, mid_layers, options)
+        self.conv_out = CausalConv3d(width, config.latent_channels + 1, options.padding_mode)
 
     def forward(self, hidden_states: torch.Tensor, causal: bool | None = None) -> torch.Tensor:
         """Encode `[B, 3, F, H, W]` in [-1, 1] to moments `[B, 2 C, F', H', W']`; `causal=None` is the default."""
@@ -413,42 +393,24 @@ class VideoDecoder(nn.Module):
     """Maps latents to pixels.
 
     Args:
-        latent_channels: Latent width.
-        out_channels: Pixel channels.
+        config: Of the [`AutoencoderKLLTX2Video`].
         stages: The up stages in execution order.
         mid_layers, mid_noise: Residual blocks of the mid block and whether they inject noise.
-        patch_size: Side of the patches unfolded from channels after the last convolution.
-        norm_eps: Unused by the published structures, see `resnet_norm_eps`.
-        causal: Whether time is padded in front only when `forward` is not told.
-        padding_mode: Spatial padding of all convolutions.
-        timestep_conditioning: Whether all residual blocks and the output norm are modulated by a timestep.
     """
 
-    def __init__(
-        self,
-        latent_channels: int,
-        out_channels: int,
-        stages: list[UpStage],
-        mid_layers: int,
-        mid_noise: bool,
-        patch_size: int,
-        norm_eps: float,
-        causal: bool,
-        padding_mode: str,
-        timestep_conditioning: bool,
-    ) -> None:
+    def __init__(self, config: Any, stages: list[UpStage], mid_layers: int, mid_noise: bool) -> None:
         super().__init__()
-        self.patch_size = patch_size
-        self.is_causal = causal
+        self.patch_size = config.patch_size
+        self.is_causal = config.decoder_causal
+        mode, conditioned = config.decoder_spatial_padding_mode, config.timestep_conditioning
+        options = BlockOptions(mode, config.resnet_norm_eps, conditioned)
         width_in, width_out = stages[0].in_channels, stages[-1].out_channels
-        self.conv_in = CausalConv3d(latent_channels, width_in, padding_mode)
-        self.mid_block = ResBlocks(width_in, mid_layers, padding_mode, norm_eps, mid_noise, timestep_conditioning)
-        self.up_blocks = nn.ModuleList(
-            UpBlock(stage, padding_mode, norm_eps, timestep_conditioning) for stage in stages
-        )
-        self.conv_out = CausalConv3d(width_out, out_channels * patch_size**2, padding_mode)
+        self.conv_in = CausalConv3d(config.latent_channels, width_in, mode)
+        self.mid_block = ResBlocks(width_in, mid_layers, options, mid_noise)
+        self.up_blocks = nn.ModuleList(UpBlock(stage, options) for stage in stages)
+        self.conv_out = CausalConv3d(width_out, config.out_channels * config.patch_size**2, mode)
         self.time_embedder = self.scale_shift_table = self.timestep_scale_multiplier = None
-        if timestep_conditioning:
+        if conditioned:
             self.timestep_scale_multiplier = nn.Parameter(torch.tensor(1000.0))
             self.time_embedder = TimeEmbedder(2, width_out)
             self.scale_shift_table = nn.Parameter(torch.randn(2, width_out) / width_out**0.5)

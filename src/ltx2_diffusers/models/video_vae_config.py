@@ -41,12 +41,11 @@ class UpStage:
     inject_noise: bool
 
 
-def _expand(value: Any, count: int) -> tuple:
-    """One value for all stages, or the list itself."""
-    return (value,) * count if isinstance(value, (bool, int)) else tuple(value)
-
-
-def _check_length(name: str, value: Sequence, owner: str, count: int, extra: int = 0) -> tuple:
+def _entries(config: Any, name: str, owner: str, extra: int = 0) -> tuple:
+    """One entry of `name` for each entry of `owner`, and `extra` for the mid block; one value stands for all."""
+    value, count = config[name], len(config[owner])
+    if isinstance(value, (bool, int)):
+        return (value,) * (count + extra)
     if len(value) != count + extra:
         rule = f"{count + extra} ({count} entries of `{owner}` plus one for the mid block)" if extra else str(count)
         raise ValueError(
@@ -55,11 +54,14 @@ def _check_length(name: str, value: Sequence, owner: str, count: int, extra: int
     return tuple(value)
 
 
-def _type_list(name: str, value: Sequence[str], default: tuple[str, ...], owner: str, count: int) -> tuple[str, ...]:
+def _types(config: Any, name: str, owner: str, default: tuple[str, ...], choices: Sequence[str]) -> tuple[str, ...]:
+    """The kind of each stage, one of `choices`."""
     # A shorter model that leaves this argument at its four- or three-stage default means the first entries.
-    if tuple(value) == default and len(default) > count:
-        return default[:count]
-    return _check_length(name, value, owner, count)
+    shortened = tuple(config[name]) == default and len(default) > len(config[owner])
+    types = default[: len(config[owner])] if shortened else _entries(config, name, owner)
+    for value in types:
+        _check_choice(name, value, choices)
+    return types
 
 
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
@@ -67,35 +69,33 @@ def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
         raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}.")
 
 
-def down_stages(
-    latent_channels: int,
-    block_out_channels: Sequence[int],
-    down_block_types: Sequence[str],
-    spatio_temporal_scaling: bool | Sequence[bool],
-    layers_per_block: Sequence[int],
-    downsample_type: Sequence[str],
-) -> tuple[list[DownStage], int]:
+def check_config(config: Any) -> None:
+    """Refuse patches in time and padding modes that convolutions do not know."""
+    if config.patch_size_t != 1:
+        raise ValueError(f"`patch_size_t` must be 1 (patches in time are not implemented), got {config.patch_size_t}.")
+    for name in ("encoder_spatial_padding_mode", "decoder_spatial_padding_mode"):
+        _check_choice(name, config[name], PADDING_MODES)
+
+
+def down_stages(config: Any) -> tuple[list[DownStage], int]:
     """The encoder's stages in execution order and the number of residual blocks of its mid block.
 
     `layers_per_block` has one entry per stage and one for the mid block; a single entry stands for all of them.
     """
-    owner, count = "block_out_channels", len(block_out_channels)
-    block_types = _type_list("down_block_types", down_block_types, DOWN_BLOCK_TYPES, owner, count)
-    for block_type in block_types:
-        _check_choice("down_block_types", block_type, DOWN_BLOCK_TYPES[:1])
-    scaling = _check_length("spatio_temporal_scaling", _expand(spatio_temporal_scaling, count), owner, count)
-    layers = tuple(layers_per_block) * (count + 1) if len(layers_per_block) == 1 else layers_per_block
-    layers = _check_length("layers_per_block", layers, owner, count, extra=1)
-    types = _type_list("downsample_type", downsample_type, DOWNSAMPLE_TYPES, owner, count)
-
-    stages = []
-    for in_channels, out_channels, num_layers, scaled, resample in zip(
-        (latent_channels, *block_out_channels), block_out_channels, layers, scaling, types
-    ):
-        _check_choice("downsample_type", resample, (*STRIDES, "conv"))
-        stage = DownStage(in_channels, out_channels, num_layers, resample if scaled else None)
+    owner, widths = "block_out_channels", config.block_out_channels
+    _types(config, "down_block_types", owner, DOWN_BLOCK_TYPES, DOWN_BLOCK_TYPES[:1])
+    scaling = _entries(config, "spatio_temporal_scaling", owner)
+    layers = tuple(config.layers_per_block)
+    layers = layers * (len(widths) + 1) if len(layers) == 1 else _entries(config, "layers_per_block", owner, extra=1)
+    types = _types(config, "downsample_type", owner, DOWNSAMPLE_TYPES, (*STRIDES, "conv"))
+    stages = [
+        DownStage(in_channels, out_channels, num_layers, resample if scaled else None)
+        for in_channels, out_channels, num_layers, resample, scaled in zip(
+            (config.latent_channels, *widths), widths, layers, types, scaling
+        )
+    ]
+    for stage in stages:
         _check_down_stage(stage)
-        stages.append(stage)
     return stages, layers[-1]
 
 
@@ -116,46 +116,25 @@ def _check_down_stage(stage: DownStage) -> None:
         )
 
 
-def up_stages(
-    decoder_block_out_channels: Sequence[int],
-    decoder_spatio_temporal_scaling: bool | Sequence[bool],
-    decoder_layers_per_block: Sequence[int],
-    decoder_inject_noise: bool | Sequence[bool],
-    upsample_type: Sequence[str],
-    upsample_residual: bool | Sequence[bool],
-    upsample_factor: Sequence[int],
-    timestep_conditioning: bool,
-) -> tuple[list[UpStage], int, bool]:
+def up_stages(config: Any) -> tuple[list[UpStage], int, bool]:
     """The decoder's stages in execution order, and the mid block's number of residual blocks and noise flag."""
-    owner, count = "decoder_block_out_channels", len(decoder_block_out_channels)
-
-    def reversed_list(name: str, value: Any, extra: int = 0) -> tuple:
-        return _check_length(name, _expand(value, count + extra), owner, count, extra)[::-1]
-
-    scaling = reversed_list("decoder_spatio_temporal_scaling", decoder_spatio_temporal_scaling)
-    residual = reversed_list("upsample_residual", upsample_residual)
-    factors = reversed_list("upsample_factor", upsample_factor)
-    mid_layers, *layers = reversed_list("decoder_layers_per_block", decoder_layers_per_block, extra=1)
-    mid_noise, *noise = reversed_list("decoder_inject_noise", decoder_inject_noise, extra=1)
-    types = _type_list("upsample_type", upsample_type, UPSAMPLE_TYPES, owner, count)
-    widths = tuple(reversed(decoder_block_out_channels))
-
-    stages = []
-    hidden = widths[0]
+    owner = "decoder_block_out_channels"
+    widths = config.decoder_block_out_channels[::-1]
+    scaling, residual, factors = (
+        _entries(config, name, owner)[::-1]
+        for name in ("decoder_spatio_temporal_scaling", "upsample_residual", "upsample_factor")
+    )
+    (mid_layers, *layers), (mid_noise, *noise) = (
+        _entries(config, name, owner, extra=1)[::-1] for name in ("decoder_layers_per_block", "decoder_inject_noise")
+    )
+    types = _types(config, "upsample_type", owner, UPSAMPLE_TYPES, tuple(STRIDES))
+    stages: list[UpStage] = []
     for i, width in enumerate(widths):
-        _check_choice("upsample_type", types[i], tuple(STRIDES))
-        stage = UpStage(
-            in_channels=hidden,
-            out_channels=width // factors[i],
-            num_layers=layers[i],
-            resample=types[i] if scaling[i] else None,
-            residual=residual[i],
-            factor=factors[i],
-            inject_noise=noise[i],
-        )
-        _check_up_stage(stage, width, timestep_conditioning)
+        hidden = stages[-1].out_channels if stages else width
+        resample = types[i] if scaling[i] else None
+        stage = UpStage(hidden, width // factors[i], layers[i], resample, residual[i], factors[i], noise[i])
+        _check_up_stage(stage, width, config.timestep_conditioning)
         stages.append(stage)
-        hidden = stage.out_channels
     return stages, mid_layers, mid_noise
 
 
@@ -185,29 +164,21 @@ def _check_up_stage(stage: UpStage, width: int, timestep_conditioning: bool) -> 
         )
 
 
-def compression_factors(resamples: Sequence[str | None], patch_size: int) -> tuple[int, int]:
+def compression_factors(stages: Sequence[DownStage] | Sequence[UpStage], patch_size: int) -> tuple[int, int]:
     """How many pixels per latent the stages span: (space, time)."""
     space, time = patch_size, 1
-    for resample in resamples:
-        # The plain strided convolution halves all three axes.
-        stride = STRIDES["spatiotemporal" if resample == "conv" else resample] if resample else (1, 1, 1)
-        time, space = time * stride[0], space * stride[1]
+    for stage in stages:
+        if stage.resample is not None:
+            # The plain strided convolution halves all three axes.
+            stride = STRIDES["spatiotemporal" if stage.resample == "conv" else stage.resample]
+            time, space = time * stride[0], space * stride[1]
     return space, time
 
 
-def compression_ratio(name: str, given: int | None, derived: int) -> int:
-    """The ratio that the decoder's stages have, refusing a configured one that contradicts it."""
-    if given not in (None, derived):
-        raise ValueError(f"`{name}` is {given} but the decoder's stages give {derived}; use {derived} or None.")
-    return derived
-
-
-def check_padding_mode(name: str, mode: str) -> None:
-    """Refuse a padding mode that convolutions do not know."""
-    _check_choice(name, mode, PADDING_MODES)
-
-
-def check_patch_size_t(patch_size_t: int) -> None:
-    """Refuse patches in time."""
-    if patch_size_t != 1:
-        raise ValueError(f"`patch_size_t` must be 1 (patches in time are not implemented), got {patch_size_t}.")
+def check_compression_ratios(config: Any, space: int, time: int) -> None:
+    """Refuse configured ratios that contradict those of the decoder's stages."""
+    for name, derived in (("spatial_compression_ratio", space), ("temporal_compression_ratio", time)):
+        if config[name] not in (None, derived):
+            raise ValueError(
+                f"`{name}` is {config[name]} but the decoder's stages give {derived}; use {derived} or None."
+            )

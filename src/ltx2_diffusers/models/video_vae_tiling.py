@@ -19,6 +19,9 @@ from .video_vae_tiling_config import TilingConfig
 
 TIME, HEIGHT, WIDTH = 2, 3, 4
 
+# Encodes or decodes one tile.
+Run = Callable[[torch.Tensor], torch.Tensor]
+
 
 @dataclass(frozen=True)
 class BlendedAxis:
@@ -75,9 +78,7 @@ def _tail(x: torch.Tensor, extent: int, dim: int) -> torch.Tensor:
     return x.narrow(dim, x.shape[dim] - extent, extent).clone()
 
 
-def run_blended_space(
-    x: torch.Tensor, run: Callable[[torch.Tensor], torch.Tensor], rows: BlendedAxis, columns: BlendedAxis
-) -> torch.Tensor:
+def run_blended_space(x: torch.Tensor, run: Run, rows: BlendedAxis, columns: BlendedAxis) -> torch.Tensor:
     """Run `x` tile by tile, row-major, and blend the results; only the borders of finished tiles are kept."""
     output: torch.Tensor
     above: list[torch.Tensor | None] = [None] * len(columns.spans)
@@ -97,9 +98,7 @@ def run_blended_space(
     return output
 
 
-def run_blended_time(
-    x: torch.Tensor, run: Callable[[torch.Tensor], torch.Tensor], axis: BlendedAxis, trim: slice
-) -> torch.Tensor:
+def run_blended_time(x: torch.Tensor, run: Run, axis: BlendedAxis, trim: slice) -> torch.Tensor:
     """Run `x` in chunks of frames and blend the results.
 
     Args:
@@ -307,15 +306,13 @@ def _plan(*axes: Iterable[WeightedSpan]) -> TilePlan:
     return TilePlan(*(_normalized(list(axis)) for axis in axes))
 
 
-def run_weighted(x: torch.Tensor, run: Callable[[torch.Tensor], torch.Tensor], plan: TilePlan) -> torch.Tensor:
+def run_weighted(x: torch.Tensor, run: Run, plan: TilePlan) -> torch.Tensor:
     """Run every tile of `plan` on `x` and return their weighted sum."""
     chunks = list(stream_weighted(x, run, plan))
     return chunks[0] if len(chunks) == 1 else torch.cat(chunks, dim=TIME)
 
 
-def stream_weighted(
-    x: torch.Tensor, run: Callable[[torch.Tensor], torch.Tensor], plan: TilePlan
-) -> Iterator[torch.Tensor]:
+def stream_weighted(x: torch.Tensor, run: Run, plan: TilePlan) -> Iterator[torch.Tensor]:
     """Yield the weighted sum of `plan`'s tiles in order of time, each part as soon as no later tile adds to it.
 
     At most one temporal group of tiles and the overlap of its predecessors are alive, whatever the length of `x`.
@@ -334,9 +331,7 @@ def stream_weighted(
         del group
 
 
-def _run_group(
-    x: torch.Tensor, run: Callable[[torch.Tensor], torch.Tensor], plan: TilePlan, span: WeightedSpan
-) -> torch.Tensor:
+def _run_group(x: torch.Tensor, run: Run, plan: TilePlan, span: WeightedSpan) -> torch.Tensor:
     """Sum the weighted tiles that share one span of time, in at least single precision."""
     group: torch.Tensor
     for index, (row, column) in enumerate(product(plan.height, plan.width)):

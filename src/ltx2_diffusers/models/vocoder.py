@@ -3,8 +3,12 @@
 Shape legend: B batch, C audio channels, T mel frames, M mel bins, D hidden channels, N samples, Q frequency bins.
 """
 
+# The constructors' arguments are read back from `self.config`, where `register_to_config` puts them.
+# ruff: noqa: ARG002
+
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -17,8 +21,7 @@ from .mel import LOG_MEL_FLOOR
 from .mixed_precision import Conv1d, ConvTranspose1d
 from .saving import AtomicModelSaveMixin, OriginalCheckpointMixin
 
-_ACTIVATIONS = ("leaky_relu", "snake", "snakebeta")
-_FINAL_ACTIVATIONS = ("tanh", "clamp", None)
+_ACTIVATIONS = {"act_fn": ("leaky_relu", "snake", "snakebeta"), "final_act_fn": ("tanh", "clamp", None)}
 
 
 class ResidualStack(nn.Module):
@@ -84,23 +87,16 @@ class LTX2Vocoder(AtomicModelSaveMixin, ModelMixin, ConfigMixin, OriginalCheckpo
         resnet_kernel_sizes: Sequence[int] = (3, 7, 11),
         resnet_dilations: Sequence[Sequence[int]] = ((1, 3, 5), (1, 3, 5), (1, 3, 5)),
         act_fn: str = "leaky_relu",
-        leaky_relu_negative_slope: float = 0.1,  # noqa: ARG002 - read from the config
+        leaky_relu_negative_slope: float = 0.1,
         antialias: bool = False,
         antialias_ratio: int = 2,
         antialias_kernel_size: int = 12,
         final_act_fn: str | None = "tanh",
         final_bias: bool = True,
-        output_sampling_rate: int = 24000,  # noqa: ARG002 - read from the config
+        output_sampling_rate: int = 24000,
     ) -> None:
         super().__init__()
-        _check_lengths("upsample_kernel_sizes", upsample_kernel_sizes, "upsample_factors", upsample_factors)
-        _check_lengths("resnet_kernel_sizes", resnet_kernel_sizes, "resnet_dilations", resnet_dilations)
-        _check_activation(act_fn, antialias, final_act_fn)
-        if antialias_kernel_size < antialias_ratio:
-            raise ValueError(
-                f"antialias_kernel_size must be at least antialias_ratio = {antialias_ratio}, "
-                f"got {antialias_kernel_size}; use {6 * antialias_ratio}."
-            )
+        _check_config(self.config)
         self.total_upsample_factor = math.prod(upsample_factors)
         self.conv_in = Conv1d(in_channels, hidden_channels, 7, padding=3)
         self.upsamplers = nn.ModuleList()
@@ -278,27 +274,19 @@ class LTX2VocoderWithBWE(AtomicModelSaveMixin, ModelMixin, ConfigMixin, Original
         bwe_final_bias: bool = False,
         filter_length: int = 512,
         hop_length: int = 80,
-        window_length: int = 512,  # noqa: ARG002 - read from the config
+        window_length: int = 512,
         num_mel_channels: int = 64,
         input_sampling_rate: int = 16000,
         output_sampling_rate: int = 48000,
     ) -> None:
         super().__init__()
         self._check_stages_fit()
-        # Both stages in the order of LTX2Vocoder's arguments.
-        # fmt: off
-        self.vocoder = LTX2Vocoder(
-            in_channels, hidden_channels, out_channels, upsample_kernel_sizes, upsample_factors,
-            resnet_kernel_sizes, resnet_dilations, act_fn, leaky_relu_negative_slope,
-            antialias, antialias_ratio, antialias_kernel_size, final_act_fn, final_bias, input_sampling_rate,
+        # All settings of the second stage have the prefix, so that their names tell those of both.
+        names = [key.removeprefix("bwe_") for key in self.config if key.startswith("bwe_")]
+        self.vocoder, self.bwe_generator = (
+            LTX2Vocoder(**{name: self.config[prefix + name] for name in names}, output_sampling_rate=rate)
+            for prefix, rate in (("", input_sampling_rate), ("bwe_", output_sampling_rate))
         )
-        self.bwe_generator = LTX2Vocoder(
-            bwe_in_channels, bwe_hidden_channels, bwe_out_channels, bwe_upsample_kernel_sizes, bwe_upsample_factors,
-            bwe_resnet_kernel_sizes, bwe_resnet_dilations, bwe_act_fn, bwe_leaky_relu_negative_slope,
-            bwe_antialias, bwe_antialias_ratio, bwe_antialias_kernel_size, bwe_final_act_fn, bwe_final_bias,
-            output_sampling_rate,
-        )
-        # fmt: on
         self.mel_stft = CausalMel(filter_length, hop_length, num_mel_channels)
         self.clamp_first_stage = True
         self.run_in_float32 = True
@@ -372,20 +360,24 @@ def _upsampler(channels: int, kernel_size: int, factor: int) -> ConvTranspose1d:
     return ConvTranspose1d(channels, channels // 2, kernel_size, stride=factor, padding=padding)
 
 
-def _check_lengths(name: str, values: Sequence, other_name: str, others: Sequence) -> None:
-    """Refuse lists that belong together but differ in length."""
-    if len(values) != len(others):
-        raise ValueError(
-            f"{name} and {other_name} must have the same length, got {len(values)} and {len(others)}: "
-            f"{list(values)} and {list(others)}."
-        )
-
-
-def _check_activation(act_fn: str, antialias: bool, final_act_fn: str | None) -> None:
-    """Refuse unknown activations and combinations that no checkpoint uses."""
-    if act_fn not in _ACTIVATIONS:
-        raise ValueError(f"act_fn must be one of {list(_ACTIVATIONS)}, got {act_fn!r}.")
-    if final_act_fn not in _FINAL_ACTIVATIONS:
-        raise ValueError(f"final_act_fn must be one of {list(_FINAL_ACTIVATIONS)}, got {final_act_fn!r}.")
-    if antialias and act_fn == "leaky_relu":
+def _check_config(config: Any) -> None:
+    """Refuse lists that belong together but differ in length, and activations and filters that no checkpoint has."""
+    pairs = ("upsample_kernel_sizes", "upsample_factors"), ("resnet_kernel_sizes", "resnet_dilations")
+    for name, other_name in pairs:
+        values, others = list(config[name]), list(config[other_name])
+        if len(values) != len(others):
+            raise ValueError(
+                f"{name} and {other_name} must have the same length, got {len(values)} and {len(others)}: "
+                f"{values} and {others}."
+            )
+    for name, known in _ACTIVATIONS.items():
+        if config[name] not in known:
+            raise ValueError(f"{name} must be one of {list(known)}, got {config[name]!r}.")
+    if config.antialias and config.act_fn == "leaky_relu":
         raise ValueError('antialias must be False with act_fn "leaky_relu", got True; use act_fn "snakebeta".')
+    ratio = config.antialias_ratio
+    if config.antialias_kernel_size < ratio:
+        raise ValueError(
+            f"antialias_kernel_size must be at least antialias_ratio = {ratio}, got {config.antialias_kernel_size}; "
+            f"use {6 * ratio}."
+        )

@@ -13,18 +13,16 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 
-from ..conditioning.streams import Streams
-from ..guidance.options import GuidanceOptions
+from ..conditioning import Streams
+from ..guidance import GuidanceOptions
 from ..guidance.scales import PRESET, AudioScale, GivenScales
 from ..media.frames import Frames
-from ..prompts.encoding import Enhancement, Prompts
-from .conditions.condition import Condition
-from .conditions.source import Sound
+from ..prompts import Enhancement, Prompts
+from .conditions import Condition, Conditions, Sound
 from .plan import Size
 
 Callback = Callable[..., dict[str, Any] | None]
 Generators = torch.Generator | list[torch.Generator] | None
-Conditions = Condition | Sequence[Condition] | None
 BOTH = Streams(True, True)
 _UNSAID = Streams(GivenScales(), GivenScales())
 

@@ -3,6 +3,8 @@
 import inspect
 import json
 import os
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,32 @@ from huggingface_hub import snapshot_download
 from ..checkpoints.class_names import PACKAGE, model_pair, to_ours, to_portable
 from ..checks import check_loaded
 from ..models.saving import AtomicSaveMixin
+
+
+def extends(base: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a constructor `__init__(self, *, own=None, **components)` the components of its base class beside its own.
+
+    diffusers reads from the signature what a pipeline is made of. Own components stand where the optional ones begin.
+    """
+
+    def decorate(init: Callable[..., None]) -> Callable[..., None]:
+        own = [p for p in inspect.signature(init).parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY]
+        shared = list(inspect.signature(base.__init__).parameters.values())
+        required = [parameter for parameter in shared if parameter.default is inspect.Parameter.empty]
+        own = [parameter.replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD) for parameter in own]
+        signature = inspect.Signature([*required, *own, *shared[len(required) :]])
+
+        @wraps(init)
+        def constructor(self: Any, *args: Any, **kwargs: Any) -> None:
+            components = signature.bind(self, *args, **kwargs).arguments
+            init(**components)
+
+        constructor.__signature__ = signature
+        # diffusers reads the types of components from here.
+        constructor.__annotations__ = {p.name: p.annotation for p in own + shared if p.annotation is not p.empty}
+        return constructor
+
+    return decorate
 
 
 class LTX2PipelineBase(AtomicSaveMixin, DiffusionPipeline):

@@ -3,35 +3,68 @@
 A recipe says what it wants in a [`~ltx2_diffusers.pipelines.arguments.Request`] and never writes a loop of its own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import PIL.Image
 import torch
+from diffusers.utils.torch_utils import randn_tensor
 
-from ..adapters.active import added_adapters, check_adapters_loaded
+from ..adapters.active import DISTILLED_ADAPTER, added_adapters, check_adapters_loaded
 from ..checks import check_choice, check_float_tensors, check_generator, check_per_video, check_unit
-from ..conditioning.noiser import GaussianNoiser
-from ..conditioning.state import LatentState
-from ..conditioning.streams import Streams, TextContext, on_streams
-from ..conditioning.tools import LatentTools
-from ..guidance.options import GuidanceOptions
-from ..guidance.presets import NEUTRAL
-from ..guidance.scales import always_negative, build_guiders, check_options, cross_timestep_mode
-from ..prompts.encoding import Prompts
-from ..prompts.reading import ReadPrompts
-from ..sampling.contract import Sampler
-from ..sampling.denoiser import GuidedDenoiser
-from ..sampling.samplers import get_sampler
+from ..conditioning import GaussianNoiser, LatentState, LatentTools, Streams, TextContext, on_streams
+from ..guidance import NEUTRAL, GuidanceOptions
+from ..guidance.scales import always_negative, build_guiders, call_scales, check_options, cross_timestep_mode
+from ..media import pixels, preprocess, waveforms
+from ..prompts import Prompts, ReadPrompts
+from ..sampling import GuidedDenoiser, Sampler, denoise, get_sampler, with_latents
 from ..schedulers.levels import noise_levels
-from .arguments import Request, Stage, Start
-from .conditions.condition import Opened, check_conflicts, check_heard, held_streams
-from .decoding import OUTPUT_TYPES, deliver
-from .denoising import StepCallback, denoised
+from .arguments import BOTH, Callback, Delivery, Generators, Request, Sampling, Stage, Start
+from .base import LTX2PipelineBase
+from .conditions import Opened, check_conflicts, check_heard, held_streams
+from .conditions.condition import Original
 from .generation import LTX2GenerationPipeline
 from .output import LTX2PipelineOutput
 from .plan import ClipPlan, check_decodable_size, plan_clip
+
+OUTPUT_TYPES = ("pil", "np", "pt", "uint8", "latent")
+UPSAMPLER = "latent_upsampler"
+_NONE = Streams(False, False)
+_REPLACEABLE = ("latents", "audio_latents")
+
+
+@dataclass(frozen=True)
+class StepCallback:
+    """A caller's function to run after each step, as in all diffusers pipelines.
+
+    Args:
+        function: Called as `function(pipeline, step, timestep, tensors)`; may return replacements in a dict.
+        names: Tensors it wants to see.
+        constants: Tensors that do not change during the call, by name.
+        target: From the video tokens of the running stage to its latents `[B, C, F, h, w]`.
+    """
+
+    function: Callback | None
+    names: Sequence[str]
+    constants: dict[str, torch.Tensor | None]
+    target: Callable[[torch.Tensor], torch.Tensor] | None = None
+
+    def __call__(
+        self, pipeline: LTX2GenerationPipeline, step: int, timestep: torch.Tensor, states: Streams, prediction: Streams
+    ) -> Streams:
+        """Show the new states and the prediction they come from to the function; return the states to go on with."""
+        if self.function is None:
+            return states
+        latents = Streams(*(None if state is None else state.latent for state in states))
+        known = {**self.constants, "latents": latents.video, "audio_latents": latents.audio}
+        if "denoised" in self.names:
+            known["denoised"] = None if prediction.video is None else self.target(prediction.video)
+        returned = self.function(pipeline, step, timestep, {name: known[name] for name in self.names}) or {}
+        ignored = [name for name in returned if name not in _REPLACEABLE and returned[name] is not known.get(name)]
+        if ignored:
+            raise ValueError(f"the step callback returned {ignored}; only {list(_REPLACEABLE)} can be replaced")
+        return with_latents(states, Streams(*(returned.get(name, known[name]) for name in _REPLACEABLE)))
 
 
 @dataclass(frozen=True)
@@ -81,6 +114,111 @@ class Generated(NamedTuple):
     latents: Streams
     plan: ClipPlan
     info: dict[str, Any]
+
+
+def stage_list(
+    pipeline: LTX2GenerationPipeline,
+    sampling: Sampling,
+    held: Streams = _NONE,
+    streams: Streams = BOTH,
+    scales: Streams | None = None,
+) -> list[Stage]:
+    """The stages of a call.
+
+    Args:
+        pipeline: The pipeline.
+        sampling: What the call says.
+        held: Which streams are given as a whole; they take no guidance.
+        streams: Which streams are generated.
+        scales: Guidance scales of the first stage, default those of the call.
+    """
+    if sampling.stages is not None:
+        return _checked(sampling.stages)
+    if scales is None:
+        scales = call_scales(pipeline.preset, sampling.scales, sampling.guidance_options)
+    first = _guided_stage(sampling, Streams(*(NEUTRAL if given else s for given, s in zip(held, scales))))
+    if not sampling.two_stage:
+        return [first]
+    adapters = stage_adapters(pipeline, sampling.stage_1_adapters, sampling.stage_2_adapters)
+    first = replace(first, spatial_scale=0.5 if streams.video else 1.0, adapters=adapters[0])
+    makes_video = streams.video and not held.video
+    return [first, refining_stage(pipeline, sampling, adapters[1], UPSAMPLER if makes_video else None)]
+
+
+def _guided_stage(sampling: Sampling, scales: Streams) -> Stage:
+    return Stage(
+        num_inference_steps=sampling.num_inference_steps,
+        sigmas=sampling.sigmas,
+        timesteps=sampling.timesteps,
+        scales=scales,
+        stg_blocks=sampling.stg_blocks,
+        guidance_options=sampling.guidance_options,
+        sampler=sampling.sampler,
+        noise_scale=sampling.noise_scale,
+    )
+
+
+def refining_stage(
+    pipeline: LTX2GenerationPipeline, sampling: Sampling, adapters: Mapping[str, float] | None, upsampler: str | None
+) -> Stage:
+    """The second stage of the reference recipes: few fixed noise levels, no guidance, no reference videos."""
+    options = sampling.guidance_options
+    return Stage(
+        sigmas=sampling.stage_2_sigmas or pipeline.preset.stage_2_sigmas,
+        # CFG++ follows a negative prediction, which a run without guidance does not make.
+        sampler=None if sampling.sampler == "euler_cfg_pp" else sampling.sampler,
+        upsampler=upsampler,
+        adapters=adapters,
+        guidance_options=options and options.refining(),
+        transformer="stage_2_transformer" if pipeline.has("stage_2_transformer") else "transformer",
+        references=False,
+    )
+
+
+def stage_adapters(
+    pipeline: LTX2GenerationPipeline, stage_1: Mapping[str, float] | None, stage_2: Mapping[str, float] | None
+) -> tuple[dict[str, float] | None, dict[str, float] | None]:
+    """LoRA strengths that each stage adds to the active adapters, and a check that there is something to refine with.
+
+    A guided run refines with the adapter "distilled", which its first stage runs without.
+
+    Raises:
+        ValueError: If the refining stage of a dev checkpoint has neither such an adapter nor another choice.
+    """
+    separate = pipeline.has("stage_2_transformer")
+    if separate and stage_2:
+        raise ValueError(
+            f"`stage_2_adapters` {dict(stage_2)} belong to `transformer`, but the second stage runs `stage_2_transformer`; "
+            "pass stage_2_adapters={}, or build the pipeline with stage_2_transformer=None"
+        )
+    if stage_2 is None:
+        stage_2 = {} if separate or pipeline.preset.kind == "distilled" else {DISTILLED_ADAPTER: 1.0}
+        if stage_2 and DISTILLED_ADAPTER not in pipeline.lora_metadata:
+            raise ValueError(
+                "the second stage of a dev checkpoint needs its distilled LoRA: load it with load_lora_weights(..., "
+                f'adapter_name="{DISTILLED_ADAPTER}"), or pass stage_2_adapters={{}} to refine with the same weights'
+            )
+    own = {DISTILLED_ADAPTER: 0.0} if DISTILLED_ADAPTER in stage_2 and pipeline.preset.kind == "dev" else {}
+    return own | dict(stage_1 or {}) or None, dict(stage_2) or None
+
+
+def _checked(stages: Any) -> list[Stage]:
+    stages = list(stages)
+    if not stages or not all(isinstance(stage, Stage) for stage in stages):
+        raise ValueError(f"`stages` has to be a list of at least one Stage but is {stages!r}")
+    for stage in stages:
+        for name in ("spatial_scale", "temporal_scale"):
+            if not 0 < getattr(stage, name) <= 1:
+                raise ValueError(
+                    f"`{name}` of a stage has to lie in (0, 1] but is {getattr(stage, name)}; use 0.5 or 1.0"
+                )
+    last = stages[-1]
+    if (last.spatial_scale, last.temporal_scale) != (1.0, 1.0):
+        raise ValueError(
+            f"the last of `stages` has the scales (space, time) ({last.spatial_scale}, {last.temporal_scale}), but it makes "
+            "the finished clip; give it 1.0 for both, and the stages before it smaller ones"
+        )
+    return stages
 
 
 @torch.no_grad()
@@ -210,8 +348,35 @@ def run_stage(
         nag=run.stage.guidance_options and run.stage.guidance_options.nag,
     )
     callback = replace(callback, target=lambda tokens: _target(tokens, tools.video))
-    states = denoised(pipeline, denoiser, states, sigmas, run.sampler, callback)
+    states = _denoised(pipeline, denoiser, states, sigmas, run.sampler, callback)
     return on_streams(lambda state, tool: _target(state.latent, tool), states, tools), sigmas
+
+
+def _denoised(
+    pipeline: LTX2GenerationPipeline,
+    denoiser: GuidedDenoiser,
+    states: Streams,
+    sigmas: torch.Tensor,
+    sampler: Sampler,
+    callback: StepCallback,
+) -> Streams:
+    """Run the denoising loop while the pipeline shows how far it is."""
+    timesteps = sigmas[:-1] * 1000
+    pipeline._num_timesteps = len(timesteps)
+    pipeline._forwards_per_step = denoiser.forwards_per_prediction * sampler.predictions_per_step
+    with pipeline.progress_bar(total=len(timesteps)) as progress:
+
+        def on_step(step: int, new_states: Streams, prediction: Streams) -> Streams:
+            new_states = callback(pipeline, step, timesteps[step], new_states, prediction)
+            progress.update()
+            pipeline._current_timestep = timesteps[min(step + 1, len(timesteps) - 1)]
+            return new_states
+
+        pipeline._current_timestep = timesteps[0]
+        try:
+            return denoise(denoiser, states, sigmas, sampler, on_step, lambda: pipeline._interrupt)
+        finally:
+            pipeline._current_timestep = None
 
 
 def stage_guiders(pipeline: LTX2GenerationPipeline, stage: Stage, streams: Streams) -> Streams:
@@ -373,3 +538,129 @@ def _read_by(
 def _target(tokens: torch.Tensor, tools: LatentTools) -> torch.Tensor:
     """The unpacked target among the tokens of a state, without appended ones."""
     return tools.patchifier.unpatchify(tokens[:, : tools.num_tokens], tools.target_shape)
+
+
+def deliver(
+    pipeline: LTX2GenerationPipeline,
+    latents: Streams,
+    plan: ClipPlan,
+    delivery: Delivery,
+    generator: Generators,
+    originals: Streams,
+    info: dict[str, Any],
+) -> LTX2PipelineOutput | tuple:
+    """Decode finished latents, free offloaded models and wrap up.
+
+    Args:
+        pipeline: The pipeline.
+        latents: Normalised latents, `None` for a stream that is absent.
+        plan: Sizes of the clip.
+        delivery: The form in which it is handed over.
+        generator: Source of the decoder's noise.
+        originals: [`Original`] of each stream that is handed over as it was given, or `None`.
+        info: How the latents were made.
+    """
+    kept = originals if delivery.output_type != "latent" else Streams(None, None)
+    frames = _delivered_video(pipeline, latents.video, plan, delivery, generator, kept.video)
+    audio, rate = _delivered_audio(pipeline, latents.audio, plan, delivery, kept)
+    pipeline.maybe_free_model_hooks()
+    if not delivery.return_dict:
+        return frames, audio
+    frame_rate = None if frames is None else plan.frame_rate
+    sources = (None if original is None else original.source for original in originals)
+    return LTX2PipelineOutput(frames, audio, frame_rate, rate, {**info, "output_type": delivery.output_type}, *sources)
+
+
+def _delivered_video(
+    pipeline: LTX2GenerationPipeline,
+    latents: torch.Tensor | None,
+    plan: ClipPlan,
+    delivery: Delivery,
+    generator: Generators,
+    original: Original | None,
+) -> Any:
+    if original is not None:
+        return original_frames(pipeline, original.content, plan.batch_size, delivery.output_type)
+    if latents is None:
+        return None
+    # Latents are handed over as exact as they are; decoding starts in the transformer's type, as in diffusers.
+    dtype = latents.dtype if delivery.output_type == "latent" else pipeline.transformer.dtype
+    return decode_video(pipeline, latents.to(dtype), delivery, generator)
+
+
+def _delivered_audio(
+    pipeline: LTX2GenerationPipeline,
+    latents: torch.Tensor | None,
+    plan: ClipPlan,
+    delivery: Delivery,
+    originals: Streams,
+) -> tuple[torch.Tensor | None, int | None]:
+    """Waveform and its rate."""
+    if originals.audio is not None:
+        sound = originals.audio.content
+        return waveforms.fit_audio(sound.samples, plan.duration_s, sound.rate).expand(
+            plan.batch_size, -1, -1
+        ), sound.rate
+    if latents is None:
+        return None, None
+    audio = decode_audio(pipeline, pipeline.audio_vae.denormalize_latents(latents), delivery.output_type)
+    rate = pipeline.vocoder.config.output_sampling_rate if pipeline.vocoder is not None else None
+    if originals.video is not None:
+        # A given video may be shorter than the clip that the network saw, which needs 8 k + 1 frames.
+        audio = audio[..., : round(len(originals.video.content) / plan.frame_rate * rate)]
+    return audio, rate
+
+
+def decode_video(
+    pipeline: LTX2GenerationPipeline, latents: torch.Tensor, delivery: Delivery, generator: Generators = None
+) -> Any:
+    """Turn normalised video latents `[B, C, F, h, w]` into frames of the wished type."""
+    if delivery.output_type == "latent":
+        return pipeline.vae.denormalize_latents(latents)
+    latents, timestep = with_decoder_noise(pipeline, latents, delivery, generator)
+    return decoded(pipeline, pipeline.vae.denormalize_latents(latents), timestep, delivery.output_type)
+
+
+def with_decoder_noise(
+    pipeline: LTX2PipelineBase, latents: torch.Tensor, delivery: Delivery, generator: Generators
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Latents and timestep as a decoder with timestep conditioning wants them; unchanged and `None` without."""
+    if not pipeline.vae.config.timestep_conditioning:
+        return latents, None
+    timestep = _per_sample(delivery.decode_timestep, latents)
+    scale = timestep if delivery.decode_noise_scale is None else _per_sample(delivery.decode_noise_scale, latents)
+    scale = scale.view(-1, 1, 1, 1, 1)
+    noise = randn_tensor(latents.shape, generator, latents.device, latents.dtype)
+    return (1 - scale) * latents + scale * noise, timestep
+
+
+def decoded(pipeline: LTX2PipelineBase, latents: torch.Tensor, timestep: torch.Tensor | None, output_type: str) -> Any:
+    """Turn un-normalised video latents into frames."""
+    video = pipeline.vae.decode(latents.to(pipeline.vae.dtype), timestep, return_dict=False)[0]
+    return video_as(pipeline, video, output_type)
+
+
+def video_as(pipeline: LTX2PipelineBase, video: torch.Tensor, output_type: str) -> Any:
+    """Pixels `[B, 3, F, H, W]` in [-1, 1] in the wished type."""
+    if output_type == "uint8":
+        return torch.stack([torch.cat(list(pixels.decoded_frames(item))) for item in video])
+    return pipeline.video_processor.postprocess_video(video, output_type=output_type)
+
+
+def original_frames(pipeline: LTX2PipelineBase, given: torch.Tensor, batch_size: int, output_type: str) -> Any:
+    """Given pixels `[F, H, W, 3]` in [0, 255] in the wished type, one clip for the whole batch."""
+    clip = preprocess.normalize_pixels(given.movedim(-1, 0).float()).expand(batch_size, -1, -1, -1, -1)
+    return video_as(pipeline, clip, output_type)
+
+
+def decode_audio(pipeline: LTX2GenerationPipeline, latents: torch.Tensor, output_type: str) -> torch.Tensor:
+    """Turn un-normalised audio latents `[B, C, L, M]` into a waveform `[B, channels, samples]`."""
+    if output_type == "latent":
+        return latents
+    spectrogram = pipeline.audio_vae.decode(latents.to(pipeline.audio_vae.dtype), return_dict=False)[0]
+    return pipeline.vocoder(spectrogram)
+
+
+def _per_sample(value: float | list[float], latents: torch.Tensor) -> torch.Tensor:
+    values = value if isinstance(value, list) else [value]
+    return torch.tensor(values, device=latents.device, dtype=latents.dtype).expand(len(latents))

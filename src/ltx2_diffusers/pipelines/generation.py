@@ -8,24 +8,16 @@ import torch
 from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
+from .. import prompts as texts
 from ..adapters.mixin import LTX2LoraMixin
 from ..checkpoints.versions import model_kind, model_version
 from ..checks import check_at_least_one
-from ..conditioning.streams import Streams
-from ..guidance.presets import NEUTRAL, Preset, preset
-from ..models.audio_vae import AutoencoderKLLTX2Audio
-from ..models.connectors import LTX2TextConnectors
-from ..models.transformer import LTX2AVTransformer3DModel
-from ..models.video_vae import AutoencoderKLLTX2Video
-from ..models.vocoder import LTX2Vocoder, LTX2VocoderWithBWE
-from ..prompts.cache import PromptCache
-from ..prompts.chat import DEDICATED_ENHANCER, OWN_ENCODER, ChatModel
-from ..prompts.encoding import Enhancement, Prompts, TextEncoder, encode_prompt
-from ..prompts.enhancement import enhance
-from ..prompts.reading import PromptReader
+from ..conditioning import Streams
+from ..guidance import NEUTRAL, Preset, preset
+from ..models import audio_vae, connectors, latent_upsampler, transformer, video_vae, vocoder
 from ..schedulers.scheduling_ltx2 import LTX2Scheduler
 from .arguments import Generators
-from .base import LTX2PipelineBase
+from .base import LTX2PipelineBase, extends
 from .plan import ClipPlan, ModelSizes
 
 
@@ -46,18 +38,18 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
         prompt_enhancer: Separate language model for prompt enhancement.
     """
 
-    _prompt_cache: PromptCache | None = None
+    _prompt_cache: texts.PromptCache | None = None
 
     def __init__(
         self,
         scheduler: LTX2Scheduler | FlowMatchEulerDiscreteScheduler,
-        vae: AutoencoderKLLTX2Video,
-        audio_vae: AutoencoderKLLTX2Audio,
+        vae: video_vae.AutoencoderKLLTX2Video,
+        audio_vae: audio_vae.AutoencoderKLLTX2Audio,
         text_encoder: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        connectors: LTX2TextConnectors,
-        transformer: LTX2AVTransformer3DModel,
-        vocoder: LTX2Vocoder | LTX2VocoderWithBWE,
+        connectors: connectors.LTX2TextConnectors,
+        transformer: transformer.LTX2AVTransformer3DModel,
+        vocoder: vocoder.LTX2Vocoder | vocoder.LTX2VocoderWithBWE,
         processor: ProcessorMixin | None = None,
         prompt_enhancer: PreTrainedModel | None = None,
     ) -> None:
@@ -199,8 +191,8 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
             (prompt_embeds, negative_prompt_embeds),
             (prompt_attention_mask, negative_prompt_attention_mask),
         )
-        prompts = Prompts(prompt, negative_prompt, embeds, masks, num_videos_per_prompt, max_sequence_length)
-        return encode_prompt(self._text_encoder(device), prompts, do_classifier_free_guidance, dtype)
+        prompts = texts.Prompts(prompt, negative_prompt, embeds, masks, num_videos_per_prompt, max_sequence_length)
+        return texts.encode_prompt(self._text_encoder(device), prompts, do_classifier_free_guidance, dtype)
 
     def enhance_prompt(
         self,
@@ -230,9 +222,9 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
         """
         if max_new_tokens is not None:
             check_at_least_one(max_new_tokens=max_new_tokens)
-        wish = Enhancement(True, system_prompt, max_new_tokens, generation_kwargs, seed)
+        wish = texts.Enhancement(True, system_prompt, max_new_tokens, generation_kwargs, seed)
         prompts = [prompt] if isinstance(prompt, str) else prompt
-        return enhance(
+        return texts.enhance(
             self.chat_model, prompts, wish, torch.device(device or self._execution_device), generator, image
         )
 
@@ -250,33 +242,33 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
             max_bytes: Most bytes in the folder, a number or like `"2GB"`; the least recently used entries are removed.
                 Default no limit.
         """
-        self._prompt_cache = PromptCache(folder, max_bytes)
+        self._prompt_cache = texts.PromptCache(folder, max_bytes)
 
     def disable_prompt_cache(self) -> None:
         """Encode every prompt anew again; the folder stays as it is."""
         self._prompt_cache = None
 
     @property
-    def prompt_cache(self) -> PromptCache | None:
+    def prompt_cache(self) -> texts.PromptCache | None:
         """The cache in use."""
         return self._prompt_cache
 
     @property
-    def chat_model(self) -> ChatModel:
+    def chat_model(self) -> texts.ChatModel:
         """The language model that writes prompts: the dedicated enhancer if there is one, else the text encoder."""
         if self.has("prompt_enhancer"):
-            return ChatModel(self.prompt_enhancer, self.tokenizer, self.processor, DEDICATED_ENHANCER)
-        return ChatModel(self.text_encoder, self.tokenizer, self.processor, OWN_ENCODER)
+            return texts.ChatModel(self.prompt_enhancer, self.tokenizer, self.processor, texts.DEDICATED_ENHANCER)
+        return texts.ChatModel(self.text_encoder, self.tokenizer, self.processor, texts.OWN_ENCODER)
 
     @property
-    def prompt_reader(self) -> PromptReader:
+    def prompt_reader(self) -> texts.PromptReader:
         """Reads prompts with the components that are loaded."""
         dtype = None if self.transformer is None else self.transformer.dtype
-        return PromptReader(self._text_encoder(), self.chat_model, self._prompt_cache, dtype)
+        return texts.PromptReader(self._text_encoder(), self.chat_model, self._prompt_cache, dtype)
 
-    def _text_encoder(self, device: torch.device | None = None) -> TextEncoder:
+    def _text_encoder(self, device: torch.device | None = None) -> texts.TextEncoder:
         device = device or self._execution_device
-        return TextEncoder(self.tokenizer, self.text_encoder, self.connectors, device)
+        return texts.TextEncoder(self.tokenizer, self.text_encoder, self.connectors, device)
 
     @property
     def guidance_scale(self) -> float:
@@ -332,3 +324,45 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
     def do_modality_isolation_guidance(self) -> bool:
         """Whether the call makes a pass without exchange between the streams."""
         return any(scales is not None and scales.modality_scale != 1.0 for scales in self._scales)
+
+
+class LTX2StagedPipeline(LTX2GenerationPipeline):
+    """A pipeline whose calls may run the denoising loop more than once.
+
+    Takes the components of [`LTX2Pipeline`] and the following. A `FlowMatchEulerDiscreteScheduler` is turned into the
+    `LTX2Scheduler` of the same config, because the noise levels of a refining stage are fixed and must not be shifted.
+
+    Args:
+        latent_upsampler: Doubles height and width between two stages; needed by calls with two stages.
+        temporal_upsampler: Doubles the frame rate; needed by stages that name it.
+        stage_2_transformer: Transformer of the refining stage, in place of a distilled LoRA on `transformer`.
+    """
+
+    model_cpu_offload_seq = (
+        "prompt_enhancer->text_encoder->connectors->transformer->latent_upsampler->temporal_upsampler"
+        "->stage_2_transformer->vae->audio_vae->vocoder"
+    )
+    _optional_components = [  # noqa: RUF012 (diffusers reads a list)
+        *LTX2GenerationPipeline._optional_components,
+        "latent_upsampler",
+        "temporal_upsampler",
+        "stage_2_transformer",
+    ]
+
+    @extends(LTX2GenerationPipeline)
+    def __init__(
+        self,
+        *,
+        latent_upsampler: latent_upsampler.LTX2LatentUpsamplerModel | None = None,
+        temporal_upsampler: latent_upsampler.LTX2LatentUpsamplerModel | None = None,
+        stage_2_transformer: transformer.LTX2AVTransformer3DModel | None = None,
+        **components: Any,
+    ) -> None:
+        if isinstance(components["scheduler"], FlowMatchEulerDiscreteScheduler):
+            components["scheduler"] = LTX2Scheduler.from_config(dict(components["scheduler"].config))
+        super().__init__(**components)
+        self.register_modules(
+            latent_upsampler=latent_upsampler,
+            temporal_upsampler=temporal_upsampler,
+            stage_2_transformer=stage_2_transformer,
+        )

@@ -9,7 +9,8 @@ import PIL.Image
 import torch
 from diffusers.utils import BaseOutput
 
-from ..media.waveforms import fit_audio
+from ..media import audio_tracks, muxing, waveforms, writing
+from ..models import mel
 
 
 @dataclass
@@ -64,24 +65,21 @@ class LTX2PipelineOutput(BaseOutput):
 
     def _write(self, path: str, frames: Any, audio: torch.Tensor | None, encoder_options: dict[str, Any]) -> None:
         """Write one item; given pictures and sound are copied unless they are asked to be encoded anew."""
-        from ..media.audio_tracks import can_copy_audio
-        from ..media.muxing import replace_audio
-        from ..media.writing import write_audio, write_video
 
         rate = self.sampling_rate
         if frames is None:
-            write_audio(path, audio, rate)
+            writing.write_audio(path, audio, rate)
             return
-        audio = None if audio is None else fit_audio(audio, len(frames) / self.frame_rate, rate)
+        audio = None if audio is None else waveforms.fit_audio(audio, len(frames) / self.frame_rate, rate)
         if self.video_source is not None and audio is not None and not encoder_options:
-            replace_audio(self.video_source, path, audio, rate)
+            muxing.replace_audio(self.video_source, path, audio, rate)
             return
-        if self.audio_source is not None and can_copy_audio(self.audio_source):
+        if self.audio_source is not None and audio_tracks.can_copy_audio(self.audio_source):
             sound = {"audio_source": self.audio_source}
         else:
             audio, rate = (audio, rate) if audio is None else _encodable(audio, rate)
             sound = {"audio": audio, "sampling_rate": rate}
-        write_video(path, frames, frame_rate=self.frame_rate, **sound, **encoder_options)
+        writing.write_video(path, frames, frame_rate=self.frame_rate, **sound, **encoder_options)
 
     def _check_decoded(self) -> None:
         if self.frames is None and self.audio is None:
@@ -102,9 +100,7 @@ class LTX2PipelineOutput(BaseOutput):
 
 def _encodable(audio: torch.Tensor, sampling_rate: int) -> tuple[torch.Tensor, int]:
     """A waveform `[channels, samples]` and its rate as AAC takes them; given sound may have any layout and rate."""
-    from ..media.audio_tracks import encodable_rate
-    from ..models.mel import conform_to_stereo, resample
 
-    rate = encodable_rate(sampling_rate)
-    stereo = audio if audio.shape[0] <= 2 else conform_to_stereo(audio[None])[0]
-    return resample(stereo[None], sampling_rate, rate)[0], rate
+    rate = audio_tracks.encodable_rate(sampling_rate)
+    stereo = audio if audio.shape[0] <= 2 else mel.conform_to_stereo(audio[None])[0]
+    return mel.resample(stereo[None], sampling_rate, rate)[0], rate

@@ -11,11 +11,9 @@ from fractions import Fraction
 
 import torch
 
+from .. import conditioning
 from ..checks import check_num_frames, check_positive, check_size
-from ..conditioning.patchifiers import AudioPatchifier, VideoLatentPatchifier
-from ..conditioning.shapes import AudioLatentShape, VideoLatentShape
-from ..conditioning.streams import Streams
-from ..conditioning.tools import AudioLatentTools, VideoLatentTools
+from ..conditioning import AudioLatentShape, Streams, VideoLatentShape
 
 DEFAULT_SIZE = (512, 768, 121)
 """Height, width and frames of the reference recipes."""
@@ -131,11 +129,11 @@ class ClipPlan:
     @property
     def tools(self) -> Streams:
         """Tools that make, pack and unpack the states of both streams."""
-        patchifier = VideoLatentPatchifier(self.sizes.patch_size)
+        patchifier = conditioning.VideoLatentPatchifier(self.sizes.patch_size)
         rate = self.frame_rate / self.motion_speed
         return Streams(
-            VideoLatentTools(patchifier, self.video, rate, mark_keyframes=self.sizes.marks_keyframes),
-            AudioLatentTools(AudioPatchifier(), self.audio),
+            conditioning.VideoLatentTools(patchifier, self.video, rate, mark_keyframes=self.sizes.marks_keyframes),
+            conditioning.AudioLatentTools(conditioning.AudioPatchifier(), self.audio),
         )
 
     @property
@@ -217,7 +215,7 @@ def _common_denominator(scales: Iterable[float]) -> int:
     return math.lcm(*(Fraction(scale).limit_denominator(64).denominator for scale in scales))
 
 
-def _check_latents(name: str, latents: torch.Tensor | None, tools: VideoLatentTools | AudioLatentTools) -> None:
+def _check_latents(name: str, latents: torch.Tensor | None, tools: conditioning.LatentTools) -> None:
     """Given latents must have the shape of the first stage, unpacked or packed."""
     shape = tuple(tools.target_shape)
     packed = tuple(tools.patchifier.patchify(torch.empty(shape, device="meta")).shape)

@@ -2,7 +2,7 @@
 
 from .contract import Predict, Sampler
 from .denoiser import GuidedDenoiser
-from .loop import denoise
+from .loop import denoise, with_latents
 from .samplers import get_sampler
 from .steppers import euler_step, post_process, to_denoised, to_velocity
 
@@ -16,4 +16,5 @@ __all__ = [
     "post_process",
     "to_denoised",
     "to_velocity",
+    "with_latents",
 ]

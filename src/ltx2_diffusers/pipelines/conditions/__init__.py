@@ -1,1 +1,30 @@
 """What a generation can be held to."""
+
+from .condition import Condition, Conditions, Opened, check_conflicts, check_heard, held_streams, listed_conditions
+from .pictures import FirstFrameCondition, LTX2ReferenceCondition, LTX2VideoCondition, keyframes, with_defaults
+from .sounds import AudioCondition, LTX2AudioReferenceCondition, Sound, Waveform
+from .source import Mask, SourceClip, WholeVideoCondition, read_source, retake_conditions
+
+__all__ = [
+    "AudioCondition",
+    "Condition",
+    "Conditions",
+    "FirstFrameCondition",
+    "LTX2AudioReferenceCondition",
+    "LTX2ReferenceCondition",
+    "LTX2VideoCondition",
+    "Mask",
+    "Opened",
+    "Sound",
+    "SourceClip",
+    "Waveform",
+    "WholeVideoCondition",
+    "check_conflicts",
+    "check_heard",
+    "held_streams",
+    "keyframes",
+    "listed_conditions",
+    "read_source",
+    "retake_conditions",
+    "with_defaults",
+]

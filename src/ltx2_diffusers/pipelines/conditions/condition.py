@@ -13,7 +13,7 @@ import PIL.Image
 import torch
 
 from ...adapters.mixin import ReferenceFactors
-from ...conditioning.streams import Streams
+from ...conditioning import Streams
 from ..plan import ClipPlan
 
 
@@ -101,6 +101,10 @@ class Condition(ABC):
         Raises:
             ValueError: If a value is out of range, or a file cannot be read or does not fit the clip.
         """
+
+
+Conditions = Condition | Sequence[Condition] | None
+"""What arguments take that hold one condition or several."""
 
 
 def listed_conditions(name: str, given: Any) -> list[Condition]:

@@ -1,26 +1,25 @@
-"""Pictures and clips that a video shows: at some place, at its start, or as a whole.
+"""Pictures and clips that a video shows at some place or at its start, and reference videos that it follows (IC-LoRA).
 
 Shapes: B videos of the batch, C channels, F frames (latent ones beside h and w), H and W rows and columns of pixels, h and w
 latent rows and columns.
 """
 
 from bisect import bisect_left
-from dataclasses import dataclass
-from numbers import Integral
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from numbers import Integral, Real
+from typing import Any
 
+import numpy as np
 import PIL.Image
 import torch
 
-from ...checks import check_choice, check_unit
-from ...conditioning.items.appended import VideoConditionByKeyframeIndex
-from ...conditioning.items.latent_index import VideoConditionByLatentIndex
-from ...conditioning.items.regions import ConditionByWholeLatent
-from ...conditioning.streams import Streams
+from ... import conditioning
+from ...checks import check_at_least_one, check_choice, check_unit
 from ...media.frames import Frames, as_image, as_video_frames, check_crf, read_frames
-from ...media.preprocess import fit_cover, normalize_pixels
-from ..plan import ClipPlan
-from .condition import Condition, Opened, Original, Studio, video_item
-from .source import SourceClip
+from ...media.preprocess import fit_cover, normalize_pixels, subsampled_frames
+from ..plan import DEFAULT_SIZE, ClipPlan
+from .condition import Condition, Opened, Streams, Studio, video_item
 
 
 @dataclass(frozen=True)
@@ -126,8 +125,10 @@ class OpenedPictures(Opened):
         latent = self.studio.encode_video(normalize_pixels(fit_cover(pixels, plan.height, plan.width)))
         first, stride = bisect_left(plan.shown_frames, self.start), plan.sizes.temporal_ratio
         if self.replaces and (first == 0 or first % stride == 1):
-            return video_item(VideoConditionByLatentIndex(latent, self.strength, (first + stride - 1) // stride))
-        return video_item(VideoConditionByKeyframeIndex(latent, first, self.strength))
+            return video_item(
+                conditioning.VideoConditionByLatentIndex(latent, self.strength, (first + stride - 1) // stride)
+            )
+        return video_item(conditioning.VideoConditionByKeyframeIndex(latent, first, self.strength))
 
     def _shown(self, plan: ClipPlan) -> list[int]:
         """Which frames a stage shows: those it has up to the end of the video, 8 k + 1 of them."""
@@ -206,59 +207,146 @@ class OpenedFirstFrames(Opened):
     def items(self, plan: ClipPlan) -> Streams:
         """Encode the pictures at the stage's size."""
         if self.pictures is None:
-            return video_item(VideoConditionByLatentIndex(self.studio.normalized_video(self.latents, plan)[:, :, :1]))
+            return video_item(
+                conditioning.VideoConditionByLatentIndex(self.studio.normalized_video(self.latents, plan)[:, :, :1])
+            )
         clips = [fit_cover(as_video_frames(p, self.crf), plan.height, plan.width) for p in self.pictures]
         latent = torch.cat([self.studio.encode_video(normalize_pixels(clip)) for clip in clips])
         latent = latent if len(latent) == 1 else latent.repeat_interleave(plan.batch_size // len(latent), 0)
-        return video_item(VideoConditionByLatentIndex(latent))
+        return video_item(conditioning.VideoConditionByLatentIndex(latent))
 
 
 @dataclass(frozen=True)
-class WholeVideoCondition(Condition):
-    """A video that is given as a whole and handed over untouched, for which only sound is made.
+class LTX2ReferenceCondition(Condition):
+    """A reference video that an IC-LoRA translates into the generated one.
 
     Args:
-        clip: The video. Its last frame is repeated to the end of the clip that is generated.
+        frames: As in [`~ltx2_diffusers.pipelines.conditions.pictures.LTX2VideoCondition`], but floats lie in [0, 1]. A clip is
+            cut to the length of the video and to 8 k + 1 frames.
+        strength: 1 shows it exactly, 0 ignores it.
+        downscale_factor: Size of the video over that of the reference, default what the active LoRAs were trained
+            with (1 if they do not say).
+        temporal_scale_factor: Frames of the video per frame of the reference, with the same default.
+        attention_strength: How far video and reference see each other, 0 to 1; default `None` (fully).
+        attention_mask: Where they see each other: pixels `[1, 1, F, H, W]` in [0, 1] of any height and width and as
+            many frames as the reference keeps, multiplied by `attention_strength`; default `None` (everywhere).
     """
 
-    clip: SourceClip
-    stream = "video"
+    frames: Frames
+    strength: float = 1.0
+    downscale_factor: int | None = None
+    temporal_scale_factor: int | None = None
+    attention_strength: float | None = None
+    attention_mask: torch.Tensor | None = None
+    is_reference = True
 
-    @property
-    def holds(self) -> bool:
-        """Always."""
-        return True
+    def opened(self, studio: Studio, plan: ClipPlan) -> "OpenedReference":
+        """Check the strengths and read as many frames as the clip is long."""
+        check_unit(strength=self.strength, attention_strength=self.attention_strength)
+        return OpenedReference(studio, self, read_frames(self.frames, plan.clip_frames, float_range=1.0))
 
-    def opened(self, studio: Studio, plan: ClipPlan) -> "OpenedVideo":
-        """Bring the video, which is read already, to the length of the clip."""
-        missing = plan.clip_frames - self.clip.num_frames
-        pixels = torch.cat([self.clip.pixels, self.clip.pixels[-1:].expand(missing, -1, -1, -1)])
-        return OpenedVideo(studio, pixels, Original("video", self.clip.pixels, self.clip.path))
+    def factors(self, studio: Studio) -> tuple[int, int]:
+        """Downscale and temporal factor: what is given, else what the active LoRAs ask for."""
+        factors = []
+        trained = studio.reference_factors()
+        for name, asked in (
+            ("downscale_factor", trained.downscale),
+            ("temporal_scale_factor", trained.temporal_scale),
+        ):
+            given = getattr(self, name)
+            if given is not None:
+                check_at_least_one(**{name: given})
+                if asked not in (1, given):
+                    raise ValueError(
+                        f"the reference's `{name}` is {given}, but the active LoRA was trained with {asked}; use {asked} "
+                        "or leave it out"
+                    )
+            factors.append(asked if given is None else given)
+        return factors[0], factors[1]
 
 
 @dataclass(frozen=True)
-class OpenedVideo(Opened):
-    """A whole video.
+class OpenedReference(Opened):
+    """A reference video; it stands beside the video, and there may be many.
 
     Args:
-        studio: Encodes it.
-        pixels: Frames `[F, H, W, 3]` in [0, 255] of the clip.
-        original: The video as it was given.
+        studio: Encodes it and knows the active LoRAs.
+        given: The condition.
+        pixels: Frames `[F, H, W, 3]` in [0, 255].
     """
 
     studio: Studio
+    given: LTX2ReferenceCondition
     pixels: torch.Tensor
-    original: Original
 
-    @property
-    def places(self) -> list[str]:
-        """The whole video."""
-        return ["the video stream"]
+    def check(self, plan: ClipPlan) -> None:
+        """Raise `ValueError` if the factors or the mask do not fit a stage."""
+        factor, scale = self.given.factors(self.studio)
+        multiple = plan.sizes.spatial_ratio * factor
+        if plan.height % multiple or plan.width % multiple:
+            raise ValueError(
+                f"a reference of 1/{factor} the size cannot be encoded for a stage of {plan.height} x {plan.width} "
+                f"pixels; use a height and width that are multiples of {multiple}"
+            )
+        if self.given.attention_mask is not None:
+            _check_mask(self.given.attention_mask, len(self._kept(plan, scale)))
 
     def items(self, plan: ClipPlan) -> Streams:
-        """Encode the video at the stage's size."""
-        pixels = normalize_pixels(fit_cover(self.pixels[plan.shown_frames], plan.height, plan.width))
-        return video_item(ConditionByWholeLatent(self.studio.encode_video(pixels)))
+        """Encode the reference at its share of the stage's size."""
+        factor, scale = self.given.factors(self.studio)
+        pixels = fit_cover(self.pixels[self._kept(plan, scale)], plan.height // factor, plan.width // factor)
+        latent = self.studio.encode_video(normalize_pixels(pixels))
+        strength = self._token_strength(latent)
+        return video_item(
+            conditioning.VideoConditionByReferenceLatent(latent, factor, self.given.strength, scale, strength)
+        )
+
+    def _kept(self, plan: ClipPlan, scale: int) -> list[int]:
+        """The frames that a stage and a reference with fewer frames per second keep, 8 k + 1 of them."""
+        shown = [frame for frame in plan.shown_frames if frame < len(self.pixels)]
+        kept = [shown[i] for i in subsampled_frames(len(shown), scale)]
+        return kept[: plan.sizes.whole_frames(len(kept))]
+
+    def _token_strength(self, latent: torch.Tensor) -> float | torch.Tensor:
+        strength, mask = self.given.attention_strength, self.given.attention_mask
+        strength = 1.0 if strength is None else strength
+        if mask is None:
+            return strength
+        return strength * conditioning.pixel_mask_to_tokens(
+            mask.to(latent.device), conditioning.VideoLatentShape.from_torch_shape(latent.shape)
+        )
+
+
+def with_defaults(conditions: Sequence[Condition], **defaults: Any) -> list[Condition]:
+    """The conditions, in which reference conditions take the given fields where they do not say themselves."""
+    return [
+        replace(c, **{name: value for name, value in defaults.items() if getattr(c, name) is None})
+        if isinstance(c, LTX2ReferenceCondition)
+        else c
+        for c in conditions
+    ]
+
+
+def keyframes(
+    images: Sequence[Frames],
+    indices: Sequence[int] | None,
+    strengths: float | Sequence[float],
+    crf: int | None,
+    num_frames: int | None,
+) -> list[Condition]:
+    """Pictures shown beside a video of so many frames, evenly from its first frame to its last if there are no `indices`."""
+    if not isinstance(images, (list, tuple, np.ndarray, torch.Tensor)) or not len(images):
+        raise ValueError(f"`images` has to be a list of at least one picture but is {images!r}; use [image]")
+    if indices is None:
+        indices = np.linspace(0, (num_frames or DEFAULT_SIZE[2]) - 1, len(images)).round().astype(int).tolist()
+    strengths = [strengths] * len(images) if isinstance(strengths, Real) else list(strengths)
+    for name, values in (("frame_indices", indices), ("strengths", strengths)):
+        if len(values) != len(images):
+            raise ValueError(f"`{name}` has {len(values)} entries for {len(images)} `images`; give one each")
+    return [
+        LTX2VideoCondition(image, frame=index, strength=strength, crf=crf, mode="append")
+        for image, index, strength in zip(images, indices, strengths)
+    ]
 
 
 def _counted(name: str, value: int, count: int) -> int:
@@ -268,3 +356,14 @@ def _counted(name: str, value: int, count: int) -> int:
     if not -count <= value < count:
         raise ValueError(f"`{name}` {value} lies outside the clip; use {-count} to {count - 1}")
     return int(value) % count
+
+
+def _check_mask(mask: torch.Tensor, num_frames: int) -> None:
+    if not isinstance(mask, torch.Tensor) or mask.ndim != 5 or mask.shape[:2] != (1, 1):
+        shape = tuple(mask.shape) if isinstance(mask, torch.Tensor) else type(mask)
+        raise ValueError(f"the attention mask has to have shape [1, 1, F, H, W] but has {shape}")
+    if mask.shape[2] != num_frames:
+        raise ValueError(f"the attention mask has {mask.shape[2]} frames, the reference {num_frames}")
+    low, high = (bound.item() for bound in mask.aminmax())
+    check_unit(attention_mask=low)
+    check_unit(attention_mask=high)

@@ -3,21 +3,73 @@
 Shapes: B sounds of the batch, C channels, N samples.
 """
 
+import os
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 
-from ...checks import check_choice, check_from_zero, check_unit
-from ...conditioning.carry import stretch_audio_latent
-from ...conditioning.items.appended import AudioConditionByReferenceLatent
-from ...conditioning.items.regions import ConditionByWholeLatent
-from ...conditioning.streams import Streams
-from ...media.waveforms import fit_audio
+from ...checks import check_choice, check_float_tensors, check_from_zero, check_positive, check_unit
+from ...conditioning import AudioConditionByReferenceLatent, ConditionByWholeLatent, stretch_audio_latent
+from ...media import reading, waveforms
 from ...models.audio_vae import conform_latent_length
 from ..plan import ClipPlan
-from .condition import Condition, Opened, Original, Studio, audio_item
-from .source import Sound, Waveform, read_waveform
+from .condition import Condition, Opened, Original, Streams, Studio, audio_item
+
+Sound = torch.Tensor | str | os.PathLike
+
+
+@dataclass(frozen=True)
+class Waveform:
+    """A sound.
+
+    Args:
+        samples: Samples `[B, C, N]` in [-1, 1].
+        rate: Samples per second.
+        path: File whose sound, from its start, this is; `None` for one from elsewhere.
+    """
+
+    samples: torch.Tensor
+    rate: int
+    path: str | None = None
+
+    @property
+    def duration_s(self) -> float:
+        """Length in seconds."""
+        return self.samples.shape[-1] / self.rate
+
+
+def read_waveform(
+    audio: Sound, sampling_rate: int | None = None, start_s: float = 0.0, length_s: float | None = None
+) -> Waveform:
+    """Read a sound.
+
+    Args:
+        audio: Samples `[C, N]` or `[B, C, N]` in [-1, 1], or the name of a media file.
+        sampling_rate: Samples per second of samples.
+        start_s: Where in it the sound begins, in seconds.
+        length_s: Most seconds to read; default all.
+    """
+    check_from_zero(audio_start_s=start_s)
+    if not isinstance(audio, torch.Tensor):
+        path = os.fspath(audio)
+        read = reading.read_audio(audio, start_s, None if length_s is None else start_s + length_s)
+        if read is None:
+            raise ValueError(f"{path!r} has no sound")
+        return Waveform(*read, None if start_s else path)
+    check_float_tensors(audio=audio)
+    if sampling_rate is None:
+        raise ValueError("an audio waveform needs its `sampling_rate`")
+    check_positive(sampling_rate=sampling_rate)
+    samples = audio if audio.ndim == 3 else audio[None]
+    if samples.ndim != 3:
+        raise ValueError(f"`audio` has to be [C, N] or [B, C, N] but has shape {tuple(audio.shape)}")
+    samples = samples[..., round(start_s * sampling_rate) :]
+    if not samples.numel():
+        raise ValueError(
+            f"`audio` has shape {tuple(audio.shape)}, which leaves nothing after `audio_start_s` {start_s}"
+        )
+    return Waveform(samples if length_s is None else samples[..., : round(length_s * sampling_rate)], sampling_rate)
 
 
 @dataclass(frozen=True)
@@ -100,7 +152,7 @@ class OpenedSound(Opened):
         if self.stretched:
             latent = stretch_audio_latent(self.studio.encode_audio(samples, rate), frames)
         else:
-            latent = self.studio.encode_audio(fit_audio(samples, self.clip.duration_s, rate), rate)
+            latent = self.studio.encode_audio(waveforms.fit_audio(samples, self.clip.duration_s, rate), rate)
         return conform_latent_length(latent, frames)
 
 

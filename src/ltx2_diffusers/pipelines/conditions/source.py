@@ -1,72 +1,25 @@
-"""Given clips and sounds, read once: what a call works on, and what it hands over untouched.
+"""Given clips, read once: kept as a whole and handed over untouched, or kept outside a stretch that is made anew.
 
-Shapes: B clips, C channels, F frames, H and W rows and columns of pixels, N samples.
+Shapes: F frames, H and W rows and columns of pixels, h and w latent rows and columns.
 """
 
 import os
 from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
+import PIL.Image
 import torch
 
-from ...checks import check_float_tensors, check_from_zero, check_positive
-from ...media.files import exact_frame_rate
+from ...conditioning import ConditionByWholeLatent, ConditionOutsideRegion, tokens_in_time
+from ...media import files, preprocess, reading
 from ...media.frames import Frames, read_frames
-from ...media.reading import probe, read_audio
+from ...models.audio_vae import conform_latent_length
+from ..plan import ClipPlan, Size
+from .condition import Condition, Opened, Original, Streams, Studio, video_item
+from .sounds import AudioCondition, Sound, Waveform, read_waveform
 
-Sound = torch.Tensor | str | os.PathLike
-
-
-@dataclass(frozen=True)
-class Waveform:
-    """A sound.
-
-    Args:
-        samples: Samples `[B, C, N]` in [-1, 1].
-        rate: Samples per second.
-        path: File whose sound, from its start, this is; `None` for one from elsewhere.
-    """
-
-    samples: torch.Tensor
-    rate: int
-    path: str | None = None
-
-    @property
-    def duration_s(self) -> float:
-        """Length in seconds."""
-        return self.samples.shape[-1] / self.rate
-
-
-def read_waveform(
-    audio: Sound, sampling_rate: int | None = None, start_s: float = 0.0, length_s: float | None = None
-) -> Waveform:
-    """Read a sound.
-
-    Args:
-        audio: Samples `[C, N]` or `[B, C, N]` in [-1, 1], or the name of a media file.
-        sampling_rate: Samples per second of samples.
-        start_s: Where in it the sound begins, in seconds.
-        length_s: Most seconds to read; default all.
-    """
-    check_from_zero(audio_start_s=start_s)
-    if not isinstance(audio, torch.Tensor):
-        path = os.fspath(audio)
-        read = read_audio(audio, start_s, None if length_s is None else start_s + length_s)
-        if read is None:
-            raise ValueError(f"{path!r} has no sound")
-        return Waveform(*read, None if start_s else path)
-    check_float_tensors(audio=audio)
-    if sampling_rate is None:
-        raise ValueError("an audio waveform needs its `sampling_rate`")
-    check_positive(sampling_rate=sampling_rate)
-    samples = audio if audio.ndim == 3 else audio[None]
-    if samples.ndim != 3:
-        raise ValueError(f"`audio` has to be [C, N] or [B, C, N] but has shape {tuple(audio.shape)}")
-    samples = samples[..., round(start_s * sampling_rate) :]
-    if not samples.numel():
-        raise ValueError(
-            f"`audio` has shape {tuple(audio.shape)}, which leaves nothing after `audio_start_s` {start_s}"
-        )
-    return Waveform(samples if length_s is None else samples[..., : round(length_s * sampling_rate)], sampling_rate)
+Mask = torch.Tensor | np.ndarray | PIL.Image.Image
 
 
 @dataclass(frozen=True)
@@ -90,6 +43,10 @@ class SourceClip:
         """Pixel frames."""
         return len(self.pixels)
 
+    def size(self, height: int, width: int, num_frames: int, motion_speed: float) -> Size:
+        """The size of a clip made from it, at its frame rate."""
+        return Size(height, width, num_frames, self.frame_rate, motion_speed)
+
 
 def read_source(
     video: Frames,
@@ -108,10 +65,10 @@ def read_source(
         num_frames: Frames to use from the start; default all.
     """
     path = os.fspath(video) if isinstance(video, (str, os.PathLike)) else None
-    info = None if path is None else probe(path)
+    info = None if path is None else reading.probe(path)
     if info is not None and info.frame_rate is not None:
         own = float(info.frame_rate)
-        if frame_rate is not None and exact_frame_rate(frame_rate) != exact_frame_rate(own):
+        if frame_rate is not None and files.exact_frame_rate(frame_rate) != files.exact_frame_rate(own):
             raise ValueError(
                 f"`frame_rate` is {frame_rate}, but {path!r} has {own:g} frames per second; leave it out, or convert the file"
             )
@@ -124,3 +81,200 @@ def read_source(
         audio = path
     sound = None if audio is None else read_waveform(audio, sampling_rate)
     return SourceClip(pixels, 24.0 if frame_rate is None else frame_rate, sound, path if whole else None)
+
+
+@dataclass(frozen=True)
+class WholeVideoCondition(Condition):
+    """A video that is given as a whole and handed over untouched, for which only sound is made.
+
+    Args:
+        clip: The video. Its last frame is repeated to the end of the clip that is generated.
+    """
+
+    clip: SourceClip
+    stream = "video"
+
+    @property
+    def holds(self) -> bool:
+        """Always."""
+        return True
+
+    def opened(self, studio: Studio, plan: ClipPlan) -> "OpenedVideo":
+        """Bring the video, which is read already, to the length of the clip."""
+        missing = plan.clip_frames - self.clip.num_frames
+        pixels = torch.cat([self.clip.pixels, self.clip.pixels[-1:].expand(missing, -1, -1, -1)])
+        return OpenedVideo(studio, pixels, Original("video", self.clip.pixels, self.clip.path))
+
+
+@dataclass(frozen=True)
+class OpenedVideo(Opened):
+    """A whole video.
+
+    Args:
+        studio: Encodes it.
+        pixels: Frames `[F, H, W, 3]` in [0, 255] of the clip.
+        original: The video as it was given.
+    """
+
+    studio: Studio
+    pixels: torch.Tensor
+    original: Original
+
+    @property
+    def places(self) -> list[str]:
+        """The whole video."""
+        return ["the video stream"]
+
+    def items(self, plan: ClipPlan) -> Streams:
+        """Encode the video at the stage's size."""
+        pixels = preprocess.normalize_pixels(
+            preprocess.fit_cover(self.pixels[plan.shown_frames], plan.height, plan.width)
+        )
+        return video_item(ConditionByWholeLatent(self.studio.encode_video(pixels)))
+
+
+@dataclass(frozen=True)
+class RetakeCondition(Condition):
+    """Keeps a clip outside a stretch of time.
+
+    Args:
+        start_s, end_s: The stretch that is made anew, in seconds.
+        pixels: Frames `[F, H, W, 3]` in [0, 255] of the clip; `None` leaves the video alone.
+        audio: Its sound; `None` leaves the audio alone.
+        region: Where the pictures are made anew during the stretch, a mask in [0, 1] `[H, W]` or one per frame
+            `[F, H, W]`, or an image; any size. A latent that holds any pixel of it is made anew. Default everywhere.
+    """
+
+    start_s: float
+    end_s: float
+    pixels: torch.Tensor | None = None
+    audio: Waveform | None = None
+    region: Mask | None = None
+
+    def opened(self, studio: Studio, plan: ClipPlan) -> "OpenedRetake":
+        """Check that the stretch lies within the clip."""
+        if not 0 <= self.start_s < self.end_s:
+            raise ValueError(f"`start_s` {self.start_s} and `end_s` {self.end_s} have to be 0 <= start_s < end_s")
+        if self.start_s >= plan.duration_s:
+            raise ValueError(
+                f"`start_s` {self.start_s} lies behind the end of the clip; it lasts {plan.duration_s:.3f} s"
+            )
+        # One audio latent (40 ms) of slack: a file rounds its duration to frames.
+        if self.end_s > plan.duration_s + 0.04:
+            raise ValueError(
+                f"`end_s` {self.end_s} lies behind the end of the clip; it lasts {plan.duration_s:.3f} s, use at most that"
+            )
+        return OpenedRetake(studio, plan, self)
+
+
+@dataclass(frozen=True)
+class OpenedRetake(Opened):
+    """A clip that is kept outside a stretch.
+
+    Args:
+        studio: Encodes it.
+        clip: Sizes of the finished clip.
+        given: The condition, whose clip is read already.
+    """
+
+    studio: Studio
+    clip: ClipPlan
+    given: RetakeCondition
+
+    @property
+    def places(self) -> list[str]:
+        """The streams that are kept in part."""
+        given = (("the video stream", self.given.pixels), ("the audio stream", self.given.audio))
+        return [stream for stream, value in given if value is not None]
+
+    def check(self, plan: ClipPlan) -> None:
+        """Raise `ValueError` if the region does not fit a stage, or leaves nothing of it to make anew."""
+        if self.given.pixels is None or self.given.region is None:
+            return
+        tools = plan.tools.video
+        marked = tools.patchifier.patchify(_region_mask(self.given.region, plan)[None].float())
+        if not (marked * tokens_in_time(*self._video_stretch, tools, marked.device)).any():
+            raise ValueError(
+                "`region` is empty during the stretch, so that nothing would be made anew; mark at least one pixel by 1"
+            )
+
+    def items(self, plan: ClipPlan) -> Streams:
+        """Encode the clip at the stage's size."""
+        video, audio = [], []
+        if self.given.pixels is not None:
+            pixels = preprocess.normalize_pixels(
+                preprocess.fit_cover(self.given.pixels[plan.shown_frames], plan.height, plan.width)
+            )
+            region = None if self.given.region is None else _region_mask(self.given.region, plan).float()
+            video = [ConditionOutsideRegion(self.studio.encode_video(pixels), *self._video_stretch, region)]
+        if self.given.audio is not None:
+            # The last latent may end before the video does, and stands for the rest.
+            last_s = plan.tools.audio.positions()[0, 0, -1].mean().item()
+            start_s = min(self.given.start_s, last_s)
+            audio = [ConditionOutsideRegion(self._audio_latent, start_s, self.given.end_s)]
+        return Streams(video, audio)
+
+    @property
+    def _video_stretch(self) -> tuple[float, float]:
+        """The stretch in the seconds in which the video's positions are counted."""
+        return self.given.start_s * self.clip.motion_speed, self.given.end_s * self.clip.motion_speed
+
+    @cached_property
+    def _audio_latent(self) -> torch.Tensor:
+        sound = self.given.audio
+        samples = sound.samples[..., : round(self.clip.duration_s * sound.rate)]
+        return conform_latent_length(self.studio.encode_audio(samples, sound.rate), self.clip.audio.frames)
+
+
+def _region_mask(region: Mask, plan: ClipPlan) -> torch.Tensor:
+    """The region as a mask of latents `[1, F', h, w]`."""
+    mask = torch.as_tensor(np.array(region.convert("L")) / 255 if isinstance(region, PIL.Image.Image) else region)
+    mask = mask[None] if mask.ndim == 2 else mask
+    if mask.ndim != 3 or len(mask) not in (1, plan.clip_frames):
+        raise ValueError(
+            f"`region` has to be a mask [H, W] or [{plan.clip_frames}, H, W] but has shape {tuple(mask.shape)}"
+        )
+    if mask.shape[1] < plan.video.height or mask.shape[2] < plan.video.width:
+        raise ValueError(
+            f"`region` has {mask.shape[1]} x {mask.shape[2]} pixels, too few for {plan.video.height} x "
+            f"{plan.video.width} latents; give it the size of the video"
+        )
+    marked = torch.nn.functional.adaptive_max_pool2d((mask > 0.5).float(), plan.video[3:])
+    if len(marked) == 1:
+        return marked.bool().expand(plan.video.frames, -1, -1)[None]
+    # A frame of a stage at a lower rate stands for those before it that the stage leaves out, too.
+    between = marked.tensor_split([frame + 1 for frame in plan.shown_frames[:-1]])
+    marked = torch.stack([frames.amax(0) for frames in between])
+    # The first latent frame holds one pixel frame, every other as many as the rest shares out evenly.
+    later = marked[1:].unflatten(0, (plan.video.frames - 1, -1)).amax(1)
+    return torch.cat([marked[:1], later]).bool()[None]
+
+
+def retake_conditions(
+    source: SourceClip, start_s: float, end_s: float, region: Mask | None, video: bool, audio: bool | None
+) -> list[Condition]:
+    """Conditions that keep a clip, each stream outside the stretch if it is made anew in it, or else as a whole.
+
+    Args:
+        source: The clip.
+        start_s, end_s, region: See [`RetakeCondition`].
+        video, audio: Whether pictures and sound are made anew; `None` makes the sound anew if there is one.
+    """
+    has_sound = source.audio is not None
+    audio = has_sound if audio is None else audio
+    if audio and not has_sound:
+        raise ValueError(
+            "`regenerate_audio` is True, but the clip has no sound to keep around the stretch; pass `audio`, or make sound "
+            "for the whole clip with LTX2VideoToAudioPipeline"
+        )
+    if not (video or audio):
+        raise ValueError("`regenerate_video` and `regenerate_audio` are both False; set at least one to True")
+    if region is not None and not video:
+        raise ValueError("`region` marks pictures, but `regenerate_video` is False; leave one of them out")
+    made = (source.pixels if video else None, source.audio if audio else None)
+    conditions: list[Condition] = [RetakeCondition(start_s, end_s, *made, region)]
+    if not video:
+        conditions.append(WholeVideoCondition(source))
+    if source.audio is not None and not audio:
+        conditions.append(AudioCondition(source.audio, fit="pad"))
+    return conditions

@@ -2,10 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from ..arguments import takes
-from ..conditions.source import Sound
-from ..output import LTX2PipelineOutput
-from ..staged import LTX2StagedPipeline
+from ..conditions import Sound
+from . import LTX2PipelineOutput, LTX2StagedPipeline, takes
 from .two_stage import TwoStageArguments, run_given
 
 

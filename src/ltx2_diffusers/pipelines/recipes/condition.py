@@ -2,22 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
-from ...models.audio_vae import AutoencoderKLLTX2Audio
-from ...models.connectors import LTX2TextConnectors
-from ...models.transformer import LTX2AVTransformer3DModel
-from ...models.video_vae import AutoencoderKLLTX2Video
-from ...models.vocoder import LTX2Vocoder, LTX2VocoderWithBWE
 from ...schedulers.scheduling_ltx2 import LTX2Scheduler
-from ..arguments import Arguments, Conditions, takes
-from ..conditions.condition import Condition, listed_conditions
-from ..engine import run
-from ..generation import LTX2GenerationPipeline
-from ..output import LTX2PipelineOutput
-from ..stages import stage_list
+from ..conditions import Condition, Conditions, listed_conditions
+from . import Arguments, LTX2GenerationPipeline, LTX2PipelineOutput, extends, run, stage_list, takes
 
 
 @dataclass(frozen=True)
@@ -60,32 +51,11 @@ class LTX2ConditionPipeline(LTX2GenerationPipeline):
 
     _optional_components = ["audio_scheduler", *LTX2GenerationPipeline._optional_components]  # noqa: RUF012
 
+    @extends(LTX2GenerationPipeline)
     def __init__(
-        self,
-        scheduler: LTX2Scheduler | FlowMatchEulerDiscreteScheduler,
-        vae: AutoencoderKLLTX2Video,
-        audio_vae: AutoencoderKLLTX2Audio,
-        text_encoder: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        connectors: LTX2TextConnectors,
-        transformer: LTX2AVTransformer3DModel,
-        vocoder: LTX2Vocoder | LTX2VocoderWithBWE,
-        audio_scheduler: LTX2Scheduler | FlowMatchEulerDiscreteScheduler | None = None,
-        processor: ProcessorMixin | None = None,
-        prompt_enhancer: PreTrainedModel | None = None,
+        self, *, audio_scheduler: LTX2Scheduler | FlowMatchEulerDiscreteScheduler | None = None, **components: Any
     ) -> None:
-        super().__init__(
-            scheduler,
-            vae,
-            audio_vae,
-            text_encoder,
-            tokenizer,
-            connectors,
-            transformer,
-            vocoder,
-            processor=processor,
-            prompt_enhancer=prompt_enhancer,
-        )
+        super().__init__(**components)
         self.register_modules(audio_scheduler=audio_scheduler)
 
     @takes(ConditionArguments)

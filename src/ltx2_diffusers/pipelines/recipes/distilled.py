@@ -7,10 +7,7 @@ from diffusers.utils import logging
 from ...checkpoints.versions import model_kind, model_version
 from ...guidance.presets import Preset, preset
 from ...guidance.scales import PRESET, AudioScale, check_negative_is_read
-from ...media.frames import Frames
-from ..arguments import takes
-from ..output import LTX2PipelineOutput
-from ..staged import LTX2StagedPipeline
+from . import Frames, LTX2PipelineOutput, LTX2StagedPipeline, takes
 from .two_stage import TwoStageArguments, run_given
 
 logger = logging.get_logger(__name__)

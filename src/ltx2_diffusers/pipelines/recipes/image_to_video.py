@@ -2,13 +2,8 @@
 
 from dataclasses import dataclass
 
-from ...media.frames import Frames
-from ..arguments import Arguments, takes
-from ..conditions.pictures import FirstFrameCondition
-from ..engine import run
-from ..generation import LTX2GenerationPipeline
-from ..output import LTX2PipelineOutput
-from ..stages import stage_list
+from ..conditions import FirstFrameCondition
+from . import Arguments, Frames, LTX2GenerationPipeline, LTX2PipelineOutput, run, stage_list, takes
 
 
 @dataclass(frozen=True)

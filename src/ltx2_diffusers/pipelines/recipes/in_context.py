@@ -4,10 +4,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ..arguments import Arguments, Conditions, Texts, takes
-from ..conditions.condition import listed_conditions
-from ..conditions.references import with_defaults
-from ..output import LTX2PipelineOutput
+from ..conditions import Conditions, listed_conditions, with_defaults
+from . import Arguments, LTX2PipelineOutput, Texts, takes
 from .condition import LTX2ConditionPipeline, run_conditioned
 
 

@@ -2,21 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Real
 
-import numpy as np
-import torch
-
-from ...conditioning.streams import Streams
-from ...media.frames import Frames
-from ..arguments import StagedArguments, takes
-from ..conditions.condition import Condition
-from ..conditions.pictures import LTX2VideoCondition
-from ..engine import run
-from ..output import LTX2PipelineOutput
-from ..plan import DEFAULT_SIZE
-from ..staged import LTX2StagedPipeline
-from ..stages import stage_list
+from ..conditions import keyframes
+from . import Frames, LTX2PipelineOutput, LTX2StagedPipeline, StagedArguments, Streams, run, stage_list, takes
 
 
 @dataclass(frozen=True)
@@ -65,28 +53,7 @@ class LTX2KeyframeInterpolationPipeline(LTX2StagedPipeline):
         Raises:
             ValueError: Before any computation, if an argument is out of range or contradicts another.
         """
-        keyframes = _keyframes(call.images, call.frame_indices, call.strengths, call.image_crf, call.num_frames)
+        pictures = keyframes(call.images, call.frame_indices, call.strengths, call.image_crf, call.num_frames)
         streams = Streams(True, call.generate_audio)
         stages = stage_list(self, call.sampling, streams=streams)
-        return run(self, *call.request(stages, keyframes, streams=streams))
-
-
-def _keyframes(
-    images: Sequence[Frames],
-    indices: Sequence[int] | None,
-    strengths: float | Sequence[float],
-    crf: int | None,
-    num_frames: int | None,
-) -> list[Condition]:
-    if not isinstance(images, (list, tuple, np.ndarray, torch.Tensor)) or not len(images):
-        raise ValueError(f"`images` has to be a list of at least one picture but is {images!r}; use [image]")
-    if indices is None:
-        indices = np.linspace(0, (num_frames or DEFAULT_SIZE[2]) - 1, len(images)).round().astype(int).tolist()
-    strengths = [strengths] * len(images) if isinstance(strengths, Real) else list(strengths)
-    for name, values in (("frame_indices", indices), ("strengths", strengths)):
-        if len(values) != len(images):
-            raise ValueError(f"`{name}` has {len(values)} entries for {len(images)} `images`; give one each")
-    return [
-        LTX2VideoCondition(image, frame=index, strength=strength, crf=crf, mode="append")
-        for image, index, strength in zip(images, indices, strengths)
-    ]
+        return run(self, *call.request(stages, pictures, streams=streams))

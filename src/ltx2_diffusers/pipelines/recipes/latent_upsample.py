@@ -10,24 +10,13 @@ import PIL.Image
 import torch
 from diffusers.utils import logging
 
-from ...checks import (
-    check_at_least_one,
-    check_choice,
-    check_float_tensors,
-    check_generator,
-    check_per_video,
-    check_positive,
-    check_size,
-    check_unit,
-)
+from ... import checks
 from ...media.frames import Frames, read_frames
-from ...models.latent_filters import adain_filter_latent, tone_map_latents
-from ...models.latent_upsampler import LTX2LatentUpsamplerModel
-from ...models.video_vae import AutoencoderKLLTX2Video
-from ..arguments import Delivery, Generators, takes
+from ...models import latent_filters, latent_upsampler, video_vae
+from ..arguments import Delivery, Generators
 from ..base import LTX2PipelineBase
-from ..decoding import OUTPUT_TYPES, decoded, with_decoder_noise
-from ..output import LTX2PipelineOutput
+from ..engine import OUTPUT_TYPES, decoded, with_decoder_noise
+from . import LTX2PipelineOutput, takes
 
 logger = logging.get_logger(__name__)
 
@@ -89,7 +78,9 @@ class LTX2LatentUpsamplePipeline(LTX2PipelineBase):
     model_cpu_offload_seq = "vae->latent_upsampler"
     _optional_components: list[str] = []  # noqa: RUF012 (diffusers reads a list)
 
-    def __init__(self, vae: AutoencoderKLLTX2Video, latent_upsampler: LTX2LatentUpsamplerModel) -> None:
+    def __init__(
+        self, vae: video_vae.AutoencoderKLLTX2Video, latent_upsampler: latent_upsampler.LTX2LatentUpsamplerModel
+    ) -> None:
         super().__init__()
         self._register(vae=vae, latent_upsampler=latent_upsampler)
 
@@ -117,7 +108,7 @@ class LTX2LatentUpsamplePipeline(LTX2PipelineBase):
         if call.output_type != "latent":
             delivery = Delivery(decode_timestep=call.decode_timestep, decode_noise_scale=call.decode_noise_scale)
             # Unlike elsewhere the noise goes onto un-normalised latents, as diffusers does it here.
-            result = decoded(self, *with_decoder_noise(self.vae, result, delivery, call.generator), call.output_type)
+            result = decoded(self, *with_decoder_noise(self, result, delivery, call.generator), call.output_type)
         self.maybe_free_model_hooks()
         if not call.return_dict:
             return (result,)
@@ -129,8 +120,8 @@ class LTX2LatentUpsamplePipeline(LTX2PipelineBase):
         latents = latents.to(self.latent_upsampler.dtype)
         result = self.latent_upsampler(latents)
         if adain_factor:
-            result = adain_filter_latent(result, latents, adain_factor)
-        return tone_map_latents(result, compression) if compression else result
+            result = latent_filters.adain_filter_latent(result, latents, adain_factor)
+        return latent_filters.tone_map_latents(result, compression) if compression else result
 
     def _encoded(self, video: Frames, height: int, width: int, generator: Generators) -> torch.Tensor:
         """Un-normalised float32 latents of a clip, sampled from the encoder's distribution."""
@@ -151,7 +142,7 @@ class LTX2LatentUpsamplePipeline(LTX2PipelineBase):
         self, latents: torch.Tensor, size: tuple[int, int, int], patch_size: int, patch_size_t: int
     ) -> torch.Tensor:
         """Check latents and bring packed ones to `[B, C, F, h, w]`, float32."""
-        check_at_least_one(spatial_patch_size=patch_size, temporal_patch_size=patch_size_t)
+        checks.check_at_least_one(spatial_patch_size=patch_size, temporal_patch_size=patch_size_t)
         if latents.ndim not in (3, 5):
             raise ValueError(
                 f"`latents` have to be [B, C, F, h, w] or packed [B, T, C] but are {tuple(latents.shape)}"
@@ -178,18 +169,18 @@ class LTX2LatentUpsamplePipeline(LTX2PipelineBase):
 
 
 def _check(call: UpsampleArguments, spatial_ratio: int) -> None:
-    check_size(call.height, call.width, spatial_ratio)
-    check_choice("output_type", call.output_type, OUTPUT_TYPES)
-    check_positive(frame_rate=call.frame_rate)
-    check_unit(tone_map_compression_ratio=call.tone_map_compression_ratio)
+    checks.check_size(call.height, call.width, spatial_ratio)
+    checks.check_choice("output_type", call.output_type, OUTPUT_TYPES)
+    checks.check_positive(frame_rate=call.frame_rate)
+    checks.check_unit(tone_map_compression_ratio=call.tone_map_compression_ratio)
     if not 0 <= call.adain_factor <= MAX_ADAIN_FACTOR:
         raise ValueError(
             f"`adain_factor` has to be between 0 and {MAX_ADAIN_FACTOR:g} but is {call.adain_factor}; use 1"
         )
     if (call.video is None) == (call.latents is None):
         raise ValueError("provide either `video` or `latents`, and not both")
-    check_float_tensors(latents=call.latents)
+    checks.check_float_tensors(latents=call.latents)
     batch_size = 1 if call.latents is None else len(call.latents)
-    check_generator(call.generator, batch_size)
-    check_per_video("decode_timestep", call.decode_timestep, batch_size)
-    check_per_video("decode_noise_scale", call.decode_noise_scale, batch_size)
+    checks.check_generator(call.generator, batch_size)
+    checks.check_per_video("decode_timestep", call.decode_timestep, batch_size)
+    checks.check_per_video("decode_noise_scale", call.decode_noise_scale, batch_size)

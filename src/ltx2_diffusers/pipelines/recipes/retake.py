@@ -2,19 +2,8 @@
 
 from dataclasses import dataclass
 
-from ...conditioning.streams import Streams
-from ...media.frames import Frames
-from ..arguments import Conditions, StagedArguments, takes
-from ..conditions.condition import Condition, held_streams, listed_conditions
-from ..conditions.pictures import WholeVideoCondition
-from ..conditions.regions import Mask, RetakeCondition
-from ..conditions.sounds import AudioCondition
-from ..conditions.source import Sound, SourceClip, read_source
-from ..engine import run
-from ..output import LTX2PipelineOutput
-from ..plan import Size
-from ..staged import LTX2StagedPipeline
-from ..stages import stage_list
+from ..conditions import Conditions, Mask, Sound, held_streams, listed_conditions, read_source, retake_conditions
+from . import Frames, LTX2PipelineOutput, LTX2StagedPipeline, StagedArguments, Streams, run, stage_list, takes
 
 
 @dataclass(frozen=True)
@@ -78,31 +67,11 @@ class LTX2RetakePipeline(LTX2StagedPipeline):
             ValueError: Before any computation, if an argument is out of range or contradicts another.
         """
         source = read_source(call.video, call.frame_rate, call.audio, call.sampling_rate, call.num_frames)
-        conditions = [*_kept(call, source), *listed_conditions("conditions", call.conditions)]
+        made = (call.regenerate_video, call.regenerate_audio)
+        conditions = retake_conditions(source, call.start_s, call.end_s, call.region, *made)
+        conditions += listed_conditions("conditions", call.conditions)
         streams = Streams(True, source.audio is not None)
         stages = stage_list(self, call.sampling, held_streams(conditions), streams)
         height, width = (given or own for given, own in zip((call.height, call.width), source.pixels.shape[1:3]))
-        size = Size(height, width, source.num_frames, source.frame_rate, call.motion_speed)
+        size = source.size(height, width, source.num_frames, call.motion_speed)
         return run(self, *call.request(stages, conditions, size, streams))
-
-
-def _kept(call: RetakeArguments, source: SourceClip) -> list[Condition]:
-    """Conditions that keep the clip, as a whole or outside the stretch."""
-    video, audio, has_sound = call.regenerate_video, call.regenerate_audio, source.audio is not None
-    audio = has_sound if audio is None else audio
-    if audio and not has_sound:
-        raise ValueError(
-            "`regenerate_audio` is True, but the clip has no sound to keep around the stretch; pass `audio`, or make sound "
-            "for the whole clip with LTX2VideoToAudioPipeline"
-        )
-    if not (video or audio):
-        raise ValueError("`regenerate_video` and `regenerate_audio` are both False; set at least one to True")
-    if call.region is not None and not video:
-        raise ValueError("`region` marks pictures, but `regenerate_video` is False; leave one of them out")
-    made = (source.pixels if video else None, source.audio if audio else None)
-    conditions: list[Condition] = [RetakeCondition(call.start_s, call.end_s, *made, call.region)]
-    if not video:
-        conditions.append(WholeVideoCondition(source))
-    if source.audio is not None and not audio:
-        conditions.append(AudioCondition(source.audio, fit="pad"))
-    return conditions

@@ -2,14 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from ...conditioning.streams import Streams
 from ...guidance.scales import sound_scales
-from ..arguments import SoundArguments, Texts, takes
-from ..engine import run
-from ..output import LTX2PipelineOutput
-from ..plan import Size
-from ..staged import LTX2StagedPipeline
-from ..stages import stage_list
+from . import LTX2PipelineOutput, LTX2StagedPipeline, Size, SoundArguments, Streams, Texts, run, stage_list, takes
 
 
 @dataclass(frozen=True)

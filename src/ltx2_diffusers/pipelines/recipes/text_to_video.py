@@ -1,10 +1,6 @@
 """Text to video with sound."""
 
-from ..arguments import Arguments, takes
-from ..engine import run
-from ..generation import LTX2GenerationPipeline
-from ..output import LTX2PipelineOutput
-from ..stages import stage_list
+from . import Arguments, LTX2GenerationPipeline, LTX2PipelineOutput, run, stage_list, takes
 
 
 class LTX2Pipeline(LTX2GenerationPipeline):

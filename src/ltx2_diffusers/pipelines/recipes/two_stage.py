@@ -2,15 +2,8 @@
 
 from dataclasses import dataclass
 
-from ...conditioning.streams import Streams
-from ..arguments import GivenArguments, StagedArguments, takes
-from ..conditions.condition import Condition, held_streams, listed_conditions
-from ..conditions.pictures import LTX2VideoCondition
-from ..conditions.sounds import AudioCondition
-from ..engine import run
-from ..output import LTX2PipelineOutput
-from ..staged import LTX2StagedPipeline
-from ..stages import stage_list
+from ..conditions import AudioCondition, Condition, LTX2VideoCondition, held_streams, listed_conditions
+from . import GivenArguments, LTX2PipelineOutput, LTX2StagedPipeline, StagedArguments, Streams, run, stage_list, takes
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,8 @@
 from dataclasses import dataclass
 
 from ...guidance.scales import sound_scales
-from ...media.frames import Frames
-from ..arguments import SoundArguments, takes
-from ..conditions.condition import held_streams
-from ..conditions.pictures import WholeVideoCondition
-from ..conditions.source import read_source
-from ..engine import run
-from ..output import LTX2PipelineOutput
-from ..plan import Size
-from ..staged import LTX2StagedPipeline
-from ..stages import stage_list
+from ..conditions import WholeVideoCondition, held_streams, read_source
+from . import Frames, LTX2PipelineOutput, LTX2StagedPipeline, SoundArguments, run, stage_list, takes
 
 
 @dataclass(frozen=True)
@@ -62,7 +54,7 @@ class LTX2VideoToAudioPipeline(LTX2StagedPipeline):
         multiple = self.vae_spatial_compression_ratio * (2 if call.two_stage else 1)
         height, width = (max(side // multiple, 1) * multiple for side in source.pixels.shape[1:3])
         num_frames = source.num_frames + -(source.num_frames - 1) % self.vae_temporal_compression_ratio
-        size = Size(call.height or height, call.width or width, num_frames, source.frame_rate, call.motion_speed)
+        size = source.size(call.height or height, call.width or width, num_frames, call.motion_speed)
         conditions = [WholeVideoCondition(source)]
         scales = sound_scales(self.preset, call.sampling.scales.video, call.guidance_options)
         stages = stage_list(self, call.sampling, held_streams(conditions), scales=scales)

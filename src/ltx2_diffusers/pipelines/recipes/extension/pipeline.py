@@ -1,10 +1,21 @@
-"""A clip made longer, segment by segment, by handing over latents."""
+"""A clip made longer: the call, and the way from its plan to the finished clip.
 
-from ...arguments import takes
-from ...output import LTX2PipelineOutput
-from ...staged import LTX2StagedPipeline
-from .assembly import extend
-from .plan import ExtendArguments, plan_extension
+Shapes: C channels, F latent frames, h and w latent rows and columns, L audio latents, M mel bins of a latent, N samples.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from ....media import streaming, waveforms
+from ...arguments import Delivery, Generators
+from ...engine import prepare, reads_negative
+from .. import LTX2PipelineOutput, LTX2StagedPipeline, Streams, stage_list, takes
+from . import segments as parts
+from .plan import ExtendArguments, Extension, plan_extension
 
 
 class LTX2ExtendPipeline(LTX2StagedPipeline):
@@ -32,3 +43,112 @@ class LTX2ExtendPipeline(LTX2StagedPipeline):
         """
         self.require("transformer")
         return extend(self, call, plan_extension(self.sizes, call))
+
+
+@torch.no_grad()
+def extend(pipeline: LTX2StagedPipeline, call: ExtendArguments, extension: Extension) -> LTX2PipelineOutput | tuple:
+    """Generate the segments of an extension and put the clip together, in memory or in a file."""
+    stages = stage_list(pipeline, call.sampling, streams=extension.streams)
+    if any(stage.temporal_scale != 1.0 for stage in stages):
+        raise ValueError("an extension cannot change the frame rate between `stages`; give all temporal_scale=1.0")
+    prompts, request = call.request(stages, size=extension.size, streams=extension.streams)
+    # The clip that is extended stands in no segment's way; segments begin from noise.
+    request = replace(request, start=replace(request.start, latents=None, audio_latents=None))
+    with_negative, delivery = reads_negative(pipeline, request), request.delivery
+    for prompt in dict.fromkeys(extension.prompts):
+        pipeline.prompt_reader.check(replace(prompts, prompt=prompt), with_negative, watched=delivery.wanted)
+    prepare(pipeline, request, batch_size=1)
+    writer = _writer(pipeline, call, extension)
+    segments = parts.generate_segments(pipeline, prompts, request, extension, parts.edge_latents(pipeline, extension))
+    result = _result(pipeline, extension, segments, delivery, call.generator, writer)
+    pipeline.maybe_free_model_hooks()
+    return result if delivery.return_dict else (result.frames, result.audio)
+
+
+def _pieces(
+    pipeline: LTX2StagedPipeline,
+    extension: Extension,
+    segments: Iterator[parts.Segment],
+    delivery: Delivery,
+    generator: Generators,
+    infos: list[dict[str, Any]],
+) -> Iterator[tuple[Any, torch.Tensor | None]]:
+    """Frames and samples of the finished clip in the order of time."""
+    backwards = extension.timeline.backwards
+    if not backwards:
+        yield from parts.source_pieces(pipeline, extension, delivery, generator)
+    # What comes before must be complete before its first frame can be shown; latents are small enough to wait.
+    for segment in reversed(list(segments)) if backwards else segments:
+        # In the order of making, as the prompts are.
+        infos.insert(0 if backwards else len(infos), segment.info)
+        yield parts.decode_segment(pipeline, segment, delivery, generator)
+    if backwards:
+        yield from parts.source_pieces(pipeline, extension, delivery, generator)
+
+
+def _result(
+    pipeline: LTX2StagedPipeline,
+    extension: Extension,
+    segments: Iterator[parts.Segment],
+    delivery: Delivery,
+    generator: Generators,
+    writer: streaming.ClipWriter | None,
+) -> LTX2PipelineOutput:
+    rate, infos = extension.size.frame_rate, []
+    sampling_rate = pipeline.vocoder.config.output_sampling_rate if extension.streams.audio else None
+    frames = audio = None
+    if delivery.output_type == "latent":
+        frames, audio = _joined(pipeline, extension, segments, infos)
+        num_frames = (frames.shape[2] - 1) * pipeline.vae_temporal_compression_ratio + 1
+    elif writer is not None:
+        with writer:
+            streamed = replace(delivery, output_type="uint8")
+            for clip, sound in _pieces(pipeline, extension, segments, streamed, generator, infos):
+                writer.write(clip[0], None if sound is None else sound[0])
+                # Otherwise this piece would live on while the next one is decoded.
+                del clip, sound
+        num_frames = writer.num_frames
+    else:
+        clips, sounds = zip(*_pieces(pipeline, extension, segments, delivery, generator, infos))
+        frames = _concatenated(clips)
+        num_frames = len(frames[0])
+        if extension.streams.audio:
+            device = sounds[-1].device
+            joined = torch.cat([sound.to(device, torch.float32) for sound in sounds], dim=-1)
+            audio = waveforms.fit_audio(joined, num_frames / rate, sampling_rate)
+    info = {"output_type": delivery.output_type, "segments": len(infos), "num_frames": num_frames}
+    info = (infos[0] if infos else {}) | info
+    texts = [text for segment_info in infos for text in segment_info.get("enhanced_prompt", [])]
+    info |= {"enhanced_prompt": texts} if texts else {}
+    if writer is not None:
+        info["path"] = str(writer.path)
+    return LTX2PipelineOutput(frames, audio, rate, sampling_rate, info)
+
+
+def _joined(
+    pipeline: LTX2StagedPipeline, extension: Extension, segments: Iterator[parts.Segment], infos: list[dict[str, Any]]
+) -> Streams:
+    """Un-normalised latents of the whole clip; given ones as they were given."""
+    pieces = [] if extension.source is None else [parts.given_latents(pipeline, extension)]
+    for segment in segments:
+        infos.append(segment.info)
+        video, audio = segment.new_latents()
+        audio = None if audio is None else pipeline.audio_vae.denormalize_latents(audio)
+        pieces.append(Streams(pipeline.vae.denormalize_latents(video), audio))
+    backwards = extension.timeline.backwards
+    return parts.join_latents(pieces[::-1] if backwards else pieces, backwards)
+
+
+def _writer(pipeline: LTX2StagedPipeline, call: ExtendArguments, extension: Extension) -> streaming.ClipWriter | None:
+    if call.save_path is None:
+        return None
+    if call.output_type == "latent":
+        raise ValueError('`save_path` is given, but output_type="latent" makes no frames; leave one of them out')
+    rate = pipeline.vocoder.config.output_sampling_rate if extension.streams.audio else None
+    return streaming.ClipWriter(call.save_path, extension.size.frame_rate, rate)
+
+
+def _concatenated(clips: Any) -> Any:
+    if isinstance(clips[0], list):
+        return [[image for clip in clips for image in clip[0]]]
+    return np.concatenate(clips, axis=1) if isinstance(clips[0], np.ndarray) else torch.cat(clips, dim=1)

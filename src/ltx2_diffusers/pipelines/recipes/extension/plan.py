@@ -7,20 +7,11 @@ from typing import Any
 
 import torch
 
-from ....checks import (
-    check_at_least_one,
-    check_choice,
-    check_float_tensors,
-    check_num_frames,
-    check_positive,
-    check_unit,
-)
-from ....conditioning.carry import carried_pixel_frames
-from ....conditioning.streams import Streams
-from ....media.frames import Frames
-from ...arguments import StagedArguments, Texts
-from ...conditions.source import Sound, SourceClip, read_source
-from ...plan import DEFAULT_SIZE, ModelSizes, Size
+from .... import checks
+from ....conditioning import carried_pixel_frames
+from ...conditions import Sound, SourceClip, read_source
+from ...plan import ModelSizes
+from .. import DEFAULT_SIZE, Frames, Size, StagedArguments, Streams, Texts
 
 
 @dataclass(frozen=True)
@@ -147,9 +138,9 @@ class Extension:
 
 def plan_extension(sizes: ModelSizes, call: ExtendArguments) -> Extension:
     """Check the arguments that only an extension has, and work out its sizes."""
-    check_choice("direction", call.direction, ("forward", "backward"))
-    check_unit(drift_control=call.drift_control)
-    check_at_least_one(num_segments=1 if call.num_segments is None else call.num_segments)
+    checks.check_choice("direction", call.direction, ("forward", "backward"))
+    checks.check_unit(drift_control=call.drift_control)
+    checks.check_at_least_one(num_segments=1 if call.num_segments is None else call.num_segments)
     prompts = _segment_prompts(call.prompt, call.num_segments)
     segment_frames = DEFAULT_SIZE[2] if call.num_frames is None else call.num_frames
     _check_overlap(call.overlap_frames, segment_frames, sizes.temporal_ratio)
@@ -189,7 +180,7 @@ def _segment_prompts(prompt: Any, count: int | None) -> list[str]:
 
 
 def _check_overlap(overlap: Any, segment_frames: int, ratio: int) -> None:
-    check_num_frames(segment_frames, ratio)
+    checks.check_num_frames(segment_frames, ratio)
     if segment_frames <= 2 * ratio:
         raise ValueError(
             f"`num_frames` is {segment_frames}, too few to share {ratio + 1} frames and add {ratio}; use {2 * ratio + 1}"
@@ -205,7 +196,7 @@ def _check_overlap(overlap: Any, segment_frames: int, ratio: int) -> None:
 
 def _source(sizes: ModelSizes, call: ExtendArguments) -> tuple[SourceClip | Streams | None, int, float]:
     """What is given to go on from, its pixel frames and its frame rate."""
-    check_positive(frame_rate=call.frame_rate)
+    checks.check_positive(frame_rate=call.frame_rate)
     if call.video is not None and call.latents is not None:
         raise ValueError("give either `video` or `latents`, not both")
     if call.video is not None:
@@ -225,7 +216,7 @@ def _source(sizes: ModelSizes, call: ExtendArguments) -> tuple[SourceClip | Stre
 
 
 def _check_latents(sizes: ModelSizes, latents: torch.Tensor, audio: torch.Tensor | None, rate: float) -> None:
-    check_float_tensors(latents=latents, audio_latents=audio)
+    checks.check_float_tensors(latents=latents, audio_latents=audio)
     if latents.ndim != 5 or latents.shape[:2] != (1, sizes.channels):
         raise ValueError(
             f"`latents` has to be un-normalised [1, {sizes.channels}, F, h, w] but has shape {tuple(latents.shape)}"

@@ -10,15 +10,16 @@ from typing import Any
 
 import torch
 
-from ....conditioning.carry import carried_pixel_frames
-from ....conditioning.streams import Streams
-from ....models.latent_filters import adain_filter_latent
-from ....prompts.encoding import Prompts
+from .... import conditioning
+from ....media import preprocess, waveforms
+from ....models import audio_vae, latent_filters, mel
+from ....prompts import Prompts
 from ...arguments import Delivery, Generators, Request
-from ...conditions.carried import CarriedLatents
-from ...decoding import decode_audio, decode_video
-from ...engine import generate, prepare, reads_negative
-from ...staged import LTX2StagedPipeline
+from ...conditions.condition import Condition, Opened, Studio
+from ...conditions.source import SourceClip
+from ...engine import decode_audio, decode_video, generate, original_frames, prepare, reads_negative
+from ...plan import ClipPlan
+from .. import LTX2StagedPipeline, Streams
 from .plan import Extension
 
 
@@ -55,7 +56,7 @@ class Segment:
         if reference is None or not factor:
             return self
         video, shared = self.latents.video, self.shared[0]
-        new = adain_filter_latent(self._new(video, shared), reference, factor)
+        new = latent_filters.adain_filter_latent(self._new(video, shared), reference, factor)
         parts = [new, video[:, :, new.shape[2] :]] if self.backwards else [video[:, :, :shared], new]
         return Segment(self.latents._replace(video=torch.cat(parts, dim=2)), self.shared, self.backwards, self.info)
 
@@ -107,7 +108,7 @@ def decode_segment(
     """The new frames and the new samples `[1, channels, N]` of a segment, decoded together with the shared ones."""
     video, audio = segment.latents
     frames = decode_video(pipeline, video.to(pipeline.transformer.dtype), delivery, generator)
-    shared = carried_pixel_frames(segment.shared[0]) if segment.shared[0] else 0
+    shared = conditioning.carried_pixel_frames(segment.shared[0]) if segment.shared[0] else 0
     frames = cut_frames(frames, shared, segment.backwards)
     if audio is None:
         return frames, None
@@ -136,3 +137,145 @@ def join_latents(pieces: Sequence[Streams], backwards: bool) -> Streams:
         parts = [part if index == 0 or not backwards else part[:, :, 1:] for index, part in enumerate(stream)]
         joined.append(torch.cat(parts, dim=2))
     return Streams(*joined)
+
+
+# Frames of a given clip that are converted at a time, so that a long one is never held as floats.
+_FRAMES_PER_PIECE = 64
+
+
+def given_latents(pipeline: LTX2StagedPipeline, extension: Extension) -> Streams:
+    """Given latents as they are, with as many of the sound as the video lasts."""
+    video, audio = (
+        None if latents is None else latents.to(pipeline._execution_device, torch.float32)
+        for latents in extension.source
+    )
+    if audio is None:
+        return Streams(video, None)
+    length = extension.timeline.audio_at(extension.num_frames)
+    if audio.shape[2] < length:
+        # Only normalised latents may be filled up with zeros.
+        filler = pipeline.audio_vae.denormalize_latents(torch.zeros_like(audio))
+        audio = torch.cat([audio, filler[:, :, : length - audio.shape[2]]], dim=2)
+    return Streams(video, audio[:, :, :length])
+
+
+def edge_latents(pipeline: LTX2StagedPipeline, extension: Extension) -> Streams | None:
+    """Normalised latents next to where the clip goes on; only these are encoded of a clip in pixels."""
+    source, timeline = extension.source, extension.timeline
+    if source is None:
+        return None
+    if not isinstance(source, SourceClip):
+        video, audio = given_latents(pipeline, extension)
+        audio = None if audio is None else pipeline.audio_vae.normalize_latents(audio)
+        return Streams(pipeline.vae.normalize_latents(video), audio)
+    count = conditioning.carried_pixel_frames(timeline.overlap)
+    pixels = source.pixels[:count] if timeline.backwards else source.pixels[-count:]
+    video = pipeline.encode_video(
+        preprocess.normalize_pixels(preprocess.fit_cover(pixels, extension.size.height, extension.size.width))
+    )
+    if source.audio is None:
+        return Streams(video, None)
+    latents = timeline.carried_audio(extension.num_frames)
+    rate = source.audio.rate
+    waveform = waveforms.fit_audio(source.audio.samples, extension.num_frames / source.frame_rate, rate)
+    # What these latents decode to at the start of a clip is cut from a segment, which goes on just behind it.
+    duration_s = pipeline.sizes.mel_frames(latents) * pipeline.audio_hop_length / pipeline.audio_sampling_rate
+    samples = min(round(duration_s * rate), waveform.shape[-1])
+    waveform = waveform[..., :samples] if timeline.backwards else waveform[..., waveform.shape[-1] - samples :]
+    return Streams(video, audio_vae.conform_latent_length(pipeline.encode_audio(waveform, rate), latents))
+
+
+def source_pieces(
+    pipeline: LTX2StagedPipeline, extension: Extension, delivery: Delivery, generator: Generators
+) -> Iterator[tuple[Any, torch.Tensor | None]]:
+    """The given clip in the wished type, piece by piece, its sound with the first: pixels as they are, latents decoded."""
+    source = extension.source
+    if source is None:
+        return
+    if not isinstance(source, SourceClip):
+        whole = Segment(edge_latents(pipeline, extension), (0, 0), False, {})
+        yield decode_segment(pipeline, whole, delivery, generator)
+        return
+    sound = None
+    if source.audio is not None:
+        own = pipeline.vocoder.config.output_sampling_rate
+        waveform = mel.resample(mel.conform_to_stereo(source.audio.samples.float()), source.audio.rate, own)
+        sound = waveforms.fit_audio(waveform, source.num_frames / source.frame_rate, own)
+    for part in source.pixels.split(_FRAMES_PER_PIECE):
+        pixels = preprocess.fit_cover(part, extension.size.height, extension.size.width)[0].movedim(0, -1)
+        yield original_frames(pipeline, pixels, 1, delivery.output_type), sound
+        sound = None if sound is None else sound[..., :0]
+
+
+@dataclass(frozen=True)
+class CarriedLatents(Condition):
+    """Latents of another clip that this one overlaps with, for extending it.
+
+    The first latent of a clip stands for a single frame. Carried to the end of this clip it would lie where latents
+    stand for eight; there it is shown as a keyframe at its pixel frame instead, and the first audio latent is left out.
+
+    Args:
+        video: Normalised latents `[1, C, K, h, w]` of the finished size.
+        audio: Normalised latents `[1, C, A, M]`, or `None`.
+        at_end: Whether the other clip follows this one; default `False`, it comes before.
+    """
+
+    video: torch.Tensor
+    audio: torch.Tensor | None = None
+    at_end: bool = False
+
+    def opened(self, studio: Studio, plan: ClipPlan) -> "OpenedLatents":  # noqa: ARG002 (latents need no encoder)
+        """Nothing has to be read."""
+        return OpenedLatents(self, plan.num_frames - 1 if self.at_end else 0)
+
+
+@dataclass(frozen=True)
+class OpenedLatents(Opened):
+    """Carried latents.
+
+    Args:
+        given: The condition.
+        frame: The pixel frame of the clip that they claim.
+    """
+
+    given: CarriedLatents
+    frame: int
+
+    @property
+    def places(self) -> list[str]:
+        """The start of the video, or its end."""
+        return [f"video frame {self.frame}"]
+
+    def check(self, plan: ClipPlan) -> None:
+        """Raise `ValueError` if more is carried than the stage is long."""
+        lengths = (("video", self.given.video, plan.video.frames), ("audio", self.given.audio, plan.audio.frames))
+        for name, latents, frames in lengths:
+            if latents is not None and latents.shape[2] >= frames:
+                raise ValueError(
+                    f"{latents.shape[2]} carried {name} latents leave nothing new in a clip of {frames}; carry fewer or "
+                    "make the clip longer"
+                )
+
+    def items(self, plan: ClipPlan) -> Streams:
+        """The latents, resized to the stage."""
+        audio = self.given.audio
+        video = conditioning.resize_latent(self.given.video, plan.video.height, plan.video.width)
+        if not self.given.at_end:
+            sounds = [] if audio is None else [conditioning.AudioConditionByLatentIndex(audio)]
+            return Streams([conditioning.VideoConditionByLatentIndex(video)], sounds)
+        first = (plan.video.frames - video.shape[2]) * plan.sizes.temporal_ratio
+        items = [conditioning.VideoConditionByKeyframeIndex(video[:, :, :1], first)]
+        return Streams(
+            _at_end(conditioning.VideoConditionByLatentIndex, video, plan.video.frames) + items,
+            [] if audio is None else _at_end(conditioning.AudioConditionByLatentIndex, audio, plan.audio.frames),
+        )
+
+
+def _at_end(
+    kind: type[conditioning.VideoConditionByLatentIndex] | type[conditioning.AudioConditionByLatentIndex],
+    latents: torch.Tensor,
+    frames: int,
+) -> list[conditioning.ConditionItem]:
+    """All latents but the first one as the last of a stream of so many frames."""
+    rest = latents[:, :, 1:]
+    return [kind(rest, latent_idx=frames - rest.shape[2])] if rest.shape[2] else []

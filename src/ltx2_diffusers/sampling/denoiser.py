@@ -20,6 +20,8 @@ from ..models.transformer import LTX2AVTransformer3DModel
 
 # What is predicted before the first pass, and by a pass that is not made.
 _NOTHING: Tensors = Streams(None, None)
+# Passes by name, and which attention each keeps `[4, blocks, B]`; `None` keeps all.
+KeepMasks = dict[str, torch.Tensor | None]
 
 
 class NeededPasses(NamedTuple):
@@ -127,10 +129,9 @@ class GuidedDenoiser:
         # The passes of the positive prompt differ in what they leave out, and share all blocks before the first such.
         masks = self._keep_masks(states, guiders, needed)
         shared = {**inputs, "negative_text": self.negative_text}
-        positive = self._forward(list(masks), shared, self.positive, self.positive_cache, list(masks.values()))
-        passes = dict(zip(masks, positive))
+        passes = self._forward(masks, shared, self.positive, self.positive_cache)
         if needed.negative and self.negative_context is not None:
-            (passes["negative"],) = self._forward(["negative"], inputs, self.negative_context, self.negative_cache)
+            passes |= self._forward({"negative": None}, inputs, self.negative_context, self.negative_cache)
         clean = {name: _to_clean(states, velocities, sigma) for name, velocities in passes.items()}
         if needed.negative:
             # A skipped stream's tokens did not move, so that its prediction of this pass means nothing.
@@ -139,14 +140,9 @@ class GuidedDenoiser:
         return [clean.get(name, _NOTHING) for name in ("conditional", "negative", "perturbed", "isolated")]
 
     def _forward(
-        self,
-        names: list[str],
-        inputs: dict[str, Any],
-        context: TextContext,
-        text_cache: TextCache | None,
-        masks: Sequence[torch.Tensor | None] = (None,),
-    ) -> list[Streams[Any]]:
-        """Velocities of passes that read the same text, one per mask."""
+        self, masks: KeepMasks, inputs: dict[str, Any], context: TextContext, text_cache: TextCache | None
+    ) -> dict[str, Streams[Any]]:
+        """Velocities of passes that read the same text."""
         call = partial(
             self.transformer,
             **inputs,
@@ -158,13 +154,14 @@ class GuidedDenoiser:
             return_dict=False,
         )
         if not self.transformer.is_cache_enabled:
-            return [Streams(*velocities) for velocities in call(perturbation_keep_masks=list(masks))]
-        results = []
-        for name, mask in zip(names, masks):
+            results = call(perturbation_keep_masks=list(masks.values()))
+            return {name: Streams(*velocities) for name, velocities in zip(masks, results)}
+        passes = {}
+        for name, mask in masks.items():
             # Hooks that cache between steps keep the passes of a step apart by this name.
             with self.transformer.cache_context(name):
-                results.append(Streams(*call(perturbation_keep_masks=mask)))
-        return results
+                passes[name] = Streams(*call(perturbation_keep_masks=mask))
+        return passes
 
     def _inputs(self, states: States, sigma: torch.Tensor, skipped: Streams[bool]) -> dict[str, Any]:
         """Arguments of the transformer which all passes share."""
@@ -196,11 +193,11 @@ class GuidedDenoiser:
 
     def _keep_masks(
         self, states: States, guiders: Streams[MultiModalGuider | None], needed: NeededPasses
-    ) -> dict[str, torch.Tensor | None]:
+    ) -> KeepMasks:
         """The passes of the positive prompt and which attention each keeps, `[4, blocks, B]` on the CPU."""
         batch_size = next(state for state in states if state is not None).latent.shape[0]
         num_layers = self.transformer.config.num_layers
-        masks: dict[str, torch.Tensor | None] = {"conditional": None}
+        masks: KeepMasks = {"conditional": None}
         if needed.perturbed:
             blocks = [g.params.stg_blocks if g and g.do_perturbed_generation() else () for g in guiders]
             masks["perturbed"] = stg_perturbations(batch_size, *blocks).keep_masks(num_layers)

@@ -187,12 +187,8 @@ class LTX2LatentUpsamplerModel(AtomicModelSaveMixin, ModelMixin, ConfigMixin, Or
         self.initial_conv = conv(in_channels, mid_channels, 3, padding=1)
         self.initial_norm = nn.GroupNorm(NORM_GROUPS, mid_channels)
         self.res_blocks = nn.ModuleList(ResBlock(mid_channels, conv) for _ in range(num_blocks_per_stage))
-        self.upsampler = build_upsampler(
-            mid_channels,
-            spatial_upsample,
-            temporal_upsample,
-            rational_spatial_scale if use_rational_resampler else None,
-        )
+        scale = rational_spatial_scale if use_rational_resampler else None
+        self.upsampler = build_upsampler(mid_channels, spatial_upsample, temporal_upsample, scale)
         self.post_upsample_res_blocks = nn.ModuleList(
             ResBlock(mid_channels, conv) for _ in range(num_blocks_per_stage)
         )

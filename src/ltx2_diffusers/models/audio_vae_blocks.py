@@ -235,13 +235,12 @@ class AudioEncoder(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, layout: CoderLayout) -> None:
         super().__init__()
-        levels = range(len(layout.ch_mult))
-        *inputs, width = layout.base_channels, *(layout.width(level) for level in levels)
+        widths = [layout.base_channels, *map(layout.width, range(len(layout.ch_mult)))]
         self.conv_in = CausalConv2d(in_channels, layout.base_channels, 3, layout.causality_axis)
-        self.down = nn.ModuleList(DownLevel(channels, level, layout) for level, channels in zip(levels, inputs))
-        self.mid = Middle(width, layout)
-        self.norm_out = make_norm(layout.norm_type, width)
-        self.conv_out = CausalConv2d(width, out_channels, 3, layout.causality_axis)
+        self.down = nn.ModuleList(DownLevel(width, level, layout) for level, width in enumerate(widths[:-1]))
+        self.mid = Middle(widths[-1], layout)
+        self.norm_out = make_norm(layout.norm_type, widths[-1])
+        self.conv_out = CausalConv2d(widths[-1], out_channels, 3, layout.causality_axis)
 
     def forward(self, mel: Tensor) -> Tensor:
         """Map log-mel `[B, C, T, M]` to moments `[B, 2Z, L, M/4]`."""

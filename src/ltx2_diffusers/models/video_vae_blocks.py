@@ -8,7 +8,7 @@ tensors of its size at a time: the skip, the convolution's padded input and its 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -58,10 +58,12 @@ def space_to_depth(x: torch.Tensor, stride: tuple[int, int, int]) -> torch.Tenso
     return x.permute(0, 1, 3, 5, 7, 2, 4, 6).flatten(1, 4)
 
 
-def depth_to_space(x: torch.Tensor, stride: tuple[int, int, int]) -> torch.Tensor:
-    """Inverse of [`space_to_depth`]."""
-    x = x.unflatten(1, (-1, *stride))
-    return x.permute(0, 1, 5, 2, 6, 3, 7, 4).flatten(6, 7).flatten(4, 5).flatten(2, 3)
+def depth_to_space(x: torch.Tensor, factors: Sequence[int]) -> torch.Tensor:
+    """Unfold channels to offsets along the axes behind them, any number of axes; inverse of [`space_to_depth`]."""
+    count = len(factors)
+    sizes = [size * factor for size, factor in zip(x.shape[2:], factors)]
+    interleaved = [axis for i in range(count) for axis in (2 + count + i, 2 + i)]
+    return x.unflatten(1, (-1, *factors)).permute(0, 1, *interleaved).reshape(x.shape[0], -1, *sizes)
 
 
 def channel_rms(x: torch.Tensor) -> torch.Tensor:

@@ -12,16 +12,16 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from diffusers.models.embeddings import TimestepEmbedding, get_timestep_embedding
+from diffusers.models.embeddings import TimestepEmbedding
 from diffusers.utils.torch_utils import randn_tensor
 from torch import nn
 from torch.nn import functional as F
 
+from .modulation import SINUSOID_DIM, timestep_sinusoid
 from .video_vae_config import STRIDES, DownStage, UpStage
 
 # Reference: `PixelNorm`; unrelated to the config key `resnet_norm_eps`.
 PIXEL_NORM_EPS = 1e-8
-TIME_SINUSOID_DIM = 256
 
 # Where a border of one position takes its values, as indices into the padded axis: (leading, trailing).
 _BORDER_SOURCES = {"reflect": (2, -3), "replicate": (1, -2), "circular": (-2, 1)}
@@ -170,12 +170,12 @@ class TimeEmbedder(nn.Module):
     def __init__(self, rows: int, channels: int) -> None:
         super().__init__()
         self.rows = rows
-        self.timestep_embedder = TimestepEmbedding(TIME_SINUSOID_DIM, rows * channels)
+        self.timestep_embedder = TimestepEmbedding(SINUSOID_DIM, rows * channels)
 
     def forward(self, timestep: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Embed `[B]` timesteps into `[B, rows, C, 1, 1, 1]` of `dtype`."""
-        sinusoid = get_timestep_embedding(timestep, TIME_SINUSOID_DIM, flip_sin_to_cos=True, downscale_freq_shift=0)
-        return self.timestep_embedder(sinusoid.to(dtype)).unflatten(1, (self.rows, -1))[..., None, None, None]
+        sinusoid = timestep_sinusoid(timestep).to(dtype)
+        return self.timestep_embedder(sinusoid).unflatten(1, (self.rows, -1))[..., None, None, None]
 
 
 class ResBlock(nn.Module):

@@ -169,7 +169,7 @@ class VideoLatentTools(LatentTools[VideoLatentShape]):
             shape.frames,
             shape.height,
             shape.width,
-            device,
+            device=device,
             fps=1.0,
             patch_size=self.patchifier.patch_size,
             scale_factors=self.scale_factors,

@@ -9,14 +9,7 @@ import torch
 from diffusers.models.embeddings import PixArtAlphaTextProjection
 from torch import nn
 
-from .modulation import (
-    AdaLayerNormSingle,
-    Modulation,
-    TokenLayout,
-    distinct_timesteps,
-    evaluate,
-    modulate,
-)
+from .modulation import AdaLayerNormSingle, Modulation, TokenLayout, distinct_timesteps, evaluate, modulate
 from .negative_text import NegativeContext, NegativeText
 from .rope import RotaryPositionEmbedding
 from .tensor_memo import TensorMemo, host_can_read

@@ -197,11 +197,7 @@ class ResBlock(nn.Module):
             self.scale_shift_table = nn.Parameter(torch.randn(4, in_channels) / in_channels**0.5)
 
     def forward(
-        self,
-        x: torch.Tensor,
-        temb: torch.Tensor | None = None,
-        generator: torch.Generator | None = None,
-        causal: bool = True,
+        self, x: torch.Tensor, temb: torch.Tensor | None, generator: torch.Generator | None, causal: bool
     ) -> torch.Tensor:
         """Map `[B, C, F, H, W]` to `[B, C_out, F, H, W]`; `temb` holds the block's `[B, 4, C, 1, 1, 1]` rows."""
         first = second = None
@@ -353,7 +349,7 @@ class UpBlock(ResBlocks):
     def enter(self, x: torch.Tensor, causal: bool) -> torch.Tensor:
         """Change the width of `[B, C, F, H, W]` if need be, and upsample."""
         if self.conv_in is not None:
-            x = self.conv_in(x, causal=causal)
+            x = self.conv_in(x, None, None, causal)
         return x if self.upsamplers is None else self.upsamplers[0](x, causal)
 
 

@@ -152,8 +152,8 @@ class EulerCFGPPSampler(EulerAncestralSampler):
 
         def move(state: LatentState, denoised: torch.Tensor, negative: torch.Tensor) -> LatentState:
             noise = self.noise_sampler(state.latent) if is_noisy else None
-            options = (sigma, sigma_next, noise, self.eta, self.s_noise)
-            latent = steppers.euler_cfg_pp_step(state.latent, denoised, negative, *options)
+            given, levels = (state.latent, denoised, negative), (sigma, sigma_next)
+            latent = steppers.euler_cfg_pp_step(*given, *levels, noise, eta=self.eta, s_noise=self.s_noise)
             return blended(state, latent) if is_noisy else with_latent(state, latent)
 
         negative = predict.negative() if self.negative is None else self.negative()

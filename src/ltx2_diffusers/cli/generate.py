@@ -70,6 +70,8 @@ def generate(given: Options) -> dict[str, Any]:
         mode = choose_mode(given)
         options = with_defaults(given, mode)
         _check_files(options)
+        if not -(2**63) <= options["seed"] < 2**64:
+            raise ValueError(f"--seed has to be a whole number of at most 64 bits but is {options['seed']}; use 10")
         hashes = input_hashes(options)
         call = call_arguments(mode, options)
         check_device(options["device"])

@@ -45,6 +45,7 @@ def run(options: argparse.Namespace) -> int:
 def describe_file(path: Path) -> dict[str, Any]:
     """Summary of an original file."""
     from ..checkpoints.class_names import class_name_for
+    from ..checkpoints.folder import is_distilled
     from ..checkpoints.original import OriginalCheckpoint
     from ..checkpoints.versions import model_version
 
@@ -60,7 +61,7 @@ def describe_file(path: Path) -> dict[str, Any]:
     return {
         "layout": "original",
         "version": checkpoint.metadata.get("model_version", version),
-        "kind": "distilled" if "distilled" in path.name else "dev",
+        "kind": "distilled" if is_distilled(path) else "dev",
         "components": parts,
     }
 

@@ -9,7 +9,7 @@ from typing import Any
 from .identities import checkpoint_identity, file_sha256
 from .loading import CHECKPOINT
 from .options import OPTIONS
-from .values import Options, flag, input_files, replaced_files
+from .values import Options, flag, flags, input_files, replaced_files
 
 # Raised whenever a reader of the former number would misread the file.
 SCHEMA = 1
@@ -86,6 +86,11 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{str(path)!r} has the schema {manifest['schema']}, this version reads {SCHEMA}; use the version of "
             f"ltx2-diffusers that wrote it"
+        )
+    if unknown := sorted(manifest["options"].keys() - OPTIONS):
+        raise ValueError(
+            f"{str(path)!r} has {flags(unknown, 'and')}, which this version does not know; use the version of "
+            "ltx2-diffusers that wrote it"
         )
     manifest["inputs"] = {Path(os.path.normpath(base / file)): name for file, name in manifest["inputs"].items()}
     return manifest

@@ -10,7 +10,8 @@ _WORD = re.compile(
     r"""(?<![\w=\[])(?:'[^']*'|"[^"]*")"""
     r"""|(?<![/\w])`?(?P<name>\w+)(?:=["']?(?P<value>[\w.]+|{})["']?)?`?(?![/\w]|\.\w)"""
 )
-# An object among arguments, whose own arguments are options too.
+# An object among arguments, whose own arguments are options too; no option gives its bins.
+_NO_OPTION = re.compile(r"(?: or `\w+`)? of `guidance_options`")
 _OBJECT = re.compile(r"\w+=[A-Z]\w+\(([^()]*)\)")
 
 
@@ -29,7 +30,7 @@ def in_options(message: str, given: Options) -> str:
             return _typed(word["name"], word["value"], given) or word[0]
         return word[0]
 
-    message = _OBJECT.sub(r"\1", message)
+    message = _OBJECT.sub(r"\1", _NO_OPTION.sub("", message))
     message = _WORD.sub(typed, message)
     if "--" not in message:
         for name, value in given.items():

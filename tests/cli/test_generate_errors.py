@@ -43,7 +43,10 @@ def test_options_that_contradict_each_other_are_named(pair):
         (["--extend", "1e308"], "--extend has to be more than 0 seconds and finite but is 1e+308"),
         (["--seed", str(2**64)], f"--seed has to be a whole number of at most 64 bits but is {2**64}; use 10"),
         (["--seed", str(-(2**63) - 1)], "--seed has to be a whole number of at most 64 bits"),
-        (["--no-audio", "--audio-skip-step", "1", *SMALL], "--audio-skip-step is given, but this call generates no audio;"),
+        (
+            ["--no-audio", "--audio-skip-step", "1", *SMALL],
+            "--audio-skip-step is given, but this call generates no audio;",
+        ),
         (["--extend", "1", "--overlap", "200"], "--overlap has to be less than --num-frames 121"),
         (["--extend", "99", "--prompt", "wind"], "give more prompts, or --num-frames 1201"),
         (["--image", "missing.png"], "--image: there is no file 'missing.png'"),

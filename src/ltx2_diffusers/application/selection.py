@@ -11,11 +11,8 @@ from ..conditioning.shapes import VIDEO_SCALE_FACTORS
 from ..pipelines.conditions.pictures import LTX2ReferenceCondition, LTX2VideoCondition
 from .chunks import Chunk, plan_chunks
 
-# What a call takes as the request has it.
-_SAME_NAMES = (
-    *("prompt", "negative_prompt", "height", "width", "num_frames", "frame_rate"),
-    *("num_inference_steps", "guidance_scale"),
-)
+# Fields of a request that are no argument of a call; all others are, under the same name.
+_NO_ARGUMENTS = ("timeline", "enhance_prompt", "seed", "device_type")
 
 
 @dataclass(frozen=True)
@@ -223,9 +220,8 @@ def _completed(request: GenerationRequest, defaults: ApplicationDefaults) -> tup
     """The request with every value set and checked, and notes on what was changed."""
     if not isinstance(request.prompt, str):
         raise ValueError(f"`prompt` has to be a text but is {request.prompt!r}")
-    names = CompleteRequest.__annotations__
-    filled = {name: getattr(defaults, name) for name in names if getattr(request, name) is None}
-    complete = CompleteRequest(**{**vars(request), **filled})
+    usual = {name: getattr(defaults, name) for name in CompleteRequest.__annotations__}
+    complete = CompleteRequest(**{name: usual.get(name) if v is None else v for name, v in vars(request).items()})
     check_at_least_one(width=complete.width, height=complete.height)
     check_num_frames(complete.num_frames, VIDEO_SCALE_FACTORS.time)
     check_positive(frame_rate=complete.frame_rate)
@@ -262,7 +258,7 @@ def _placed(item: TimelineItem, num_frames: int) -> TimelineItem:
 
 def _shared_arguments(request: CompleteRequest, usual: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments that all pipelines take; `usual` are those of a request that does not say."""
-    shared = {name: getattr(request, name) for name in _SAME_NAMES}
+    shared = {name: value for name, value in vars(request).items() if name not in _NO_ARGUMENTS}
     shared |= {name: value for name, value in usual.items() if shared[name] is None}
     return shared | {"enable_prompt_enhancement": request.enhance_prompt}
 

@@ -98,9 +98,8 @@ def segments(options: Options, _takes: Collection[str]) -> Arguments:
     stride = VIDEO_SCALE_FACTORS.time
     seconds, overlap = options["extend"], options.get("overlap", 25)
     longest = options.get("num_frames", DEFAULT_SIZE[2])
-    rate = options.get("frame_rate")
-    if rate is None:
-        rate = float(probe(options["video"]).frame_rate or 24.0) if "video" in options else 24.0
+    own_rate = probe(options["video"]).frame_rate if "video" in options else None
+    rate = options.get("frame_rate", float(own_rate or 24.0))
     check_positive(frame_rate=rate)
     if not 0 < seconds * rate < inf:
         limit = " and finite" if seconds > 0 else ""

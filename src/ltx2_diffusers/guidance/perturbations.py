@@ -101,9 +101,7 @@ class BatchedPerturbationConfig:
 
 
 def stg_perturbations(
-    batch_size: int,
-    video_blocks: Sequence[int] | None = (),
-    audio_blocks: Sequence[int] | None = (),
+    batch_size: int, video_blocks: Sequence[int] | None = (), audio_blocks: Sequence[int] | None = ()
 ) -> BatchedPerturbationConfig:
     """What spatio-temporal guidance leaves out: self-attention in some blocks of either stream.
 

@@ -240,13 +240,7 @@ class LTX2Attention(nn.Module, AttentionModuleMixin):
             `torch.Tensor`: `[B, T, D]`.
         """
         return self.processor(
-            self,
-            hidden_states,
-            encoder_hidden_states,
-            attention_mask,
-            query_rotary_emb,
-            key_rotary_emb,
-            **kwargs,
+            self, hidden_states, encoder_hidden_states, attention_mask, query_rotary_emb, key_rotary_emb, **kwargs
         )
 
 

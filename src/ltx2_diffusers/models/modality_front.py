@@ -46,10 +46,7 @@ class LTX2ModalityModel(nn.Module):
         self.cross_timestep_mode = cross_timestep_mode or ("gate" if modulates_text else "own")
 
     def forward(
-        self,
-        video: StreamLike | None,
-        audio: StreamLike | None,
-        perturbations: PerturbationsLike | None = None,
+        self, video: StreamLike | None, audio: StreamLike | None, perturbations: PerturbationsLike | None = None
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Predict velocities.
 

@@ -103,11 +103,7 @@ def _sample_mask(perturbation_mask: torch.Tensor | None, batch_size: int) -> tor
 
 
 def block_plans(
-    keeps: Sequence[torch.Tensor | None],
-    base: BlockPlan,
-    num_layers: int,
-    device: torch.device,
-    dtype: torch.dtype,
+    keeps: Sequence[torch.Tensor | None], base: BlockPlan, num_layers: int, device: torch.device, dtype: torch.dtype
 ) -> list[list[BlockPlan]]:
     """The plans of all blocks, once for each keep mask.
 

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Sequence
 
 import torch
-from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from diffusers.utils import logging
 
 from .scheduling_ltx2 import LTX2Scheduler

@@ -1,6 +1,15 @@
 """What a generation can be held to."""
 
-from .condition import Condition, Conditions, Opened, check_conflicts, check_heard, held_streams, listed_conditions
+from .condition import (
+    Condition,
+    Conditions,
+    Opened,
+    Studio,
+    check_conflicts,
+    check_heard,
+    held_streams,
+    listed_conditions,
+)
 from .pictures import FirstFrameCondition, LTX2ReferenceCondition, LTX2VideoCondition, keyframes, with_defaults
 from .sounds import AudioCondition, LTX2AudioReferenceCondition, Sound, Waveform
 from .source import Mask, SourceClip, WholeVideoCondition, read_source, retake_conditions
@@ -17,6 +26,7 @@ __all__ = [
     "Opened",
     "Sound",
     "SourceClip",
+    "Studio",
     "Waveform",
     "WholeVideoCondition",
     "check_conflicts",

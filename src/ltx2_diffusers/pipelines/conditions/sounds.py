@@ -14,29 +14,9 @@ from ...conditioning import AudioConditionByReferenceLatent, ConditionByWholeLat
 from ...media import reading, waveforms
 from ...models.audio_vae import conform_latent_length
 from ..plan import ClipPlan
-from .condition import Condition, Opened, Original, Streams, Studio, audio_item
+from .condition import Condition, Items, Opened, Studio, Waveform, audio_item
 
 Sound = torch.Tensor | str | os.PathLike
-
-
-@dataclass(frozen=True)
-class Waveform:
-    """A sound.
-
-    Args:
-        samples: Samples `[B, C, N]` in [-1, 1].
-        rate: Samples per second.
-        path: File whose sound, from its start, this is; `None` for one from elsewhere.
-    """
-
-    samples: torch.Tensor
-    rate: int
-    path: str | None = None
-
-    @property
-    def duration_s(self) -> float:
-        """Length in seconds."""
-        return self.samples.shape[-1] / self.rate
 
 
 def read_waveform(
@@ -113,8 +93,9 @@ class AudioCondition(Condition):
                 'frames, or audio_fit="pad" (silence at the end) or "stretch" (another tempo)'
             )
         # A sound that is only a hint, or played at another tempo, is not handed over.
-        original = Original("audio", sound, sound.path) if self.holds and self.fit != "stretch" else None
-        return OpenedSound(studio, plan, sound, self.noise_scale, self.fit == "stretch", original)
+        stretched = self.fit == "stretch"
+        original = sound if self.holds and not stretched else None
+        return OpenedSound(studio, plan, sound, self.noise_scale, stretched, original)
 
 
 @dataclass(frozen=True)
@@ -135,14 +116,14 @@ class OpenedSound(Opened):
     sound: Waveform
     noise_scale: float
     stretched: bool
-    original: Original | None
+    original: Waveform | None
 
     @property
     def places(self) -> list[str]:
         """The whole sound."""
         return ["the audio stream"]
 
-    def items(self, plan: ClipPlan) -> Streams:
+    def items(self, plan: ClipPlan) -> Items:
         """The encoded sound; every stage's is as long as the clip's."""
         return audio_item(ConditionByWholeLatent(self._latent, self.noise_scale))
 
@@ -192,7 +173,7 @@ class OpenedReferenceSound(Opened):
     sound: Waveform
     strength: float
 
-    def items(self, plan: ClipPlan) -> Streams:
+    def items(self, plan: ClipPlan) -> Items:
         """The encoded reference."""
         latent = self._latent[:, :, : plan.audio.frames]
         return audio_item(AudioConditionByReferenceLatent(latent, strength=self.strength))

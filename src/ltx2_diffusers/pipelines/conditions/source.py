@@ -15,37 +15,11 @@ from ...conditioning import ConditionByWholeLatent, ConditionOutsideRegion, toke
 from ...media import files, preprocess, reading
 from ...media.frames import Frames, read_frames
 from ...models.audio_vae import conform_latent_length
-from ..plan import ClipPlan, Size
-from .condition import Condition, Opened, Original, Streams, Studio, video_item
-from .sounds import AudioCondition, Sound, Waveform, read_waveform
+from ..plan import ClipPlan
+from .condition import Condition, Items, Opened, SourceClip, Streams, Studio, Waveform, video_item
+from .sounds import AudioCondition, Sound, read_waveform
 
 Mask = torch.Tensor | np.ndarray | PIL.Image.Image
-
-
-@dataclass(frozen=True)
-class SourceClip:
-    """A clip to work on.
-
-    Args:
-        pixels: Frames `[F, H, W, 3]` in [0, 255].
-        frame_rate: Frames per second.
-        audio: Its sound, or `None` for a silent clip.
-        path: File that holds exactly these frames; `None` for frames from elsewhere.
-    """
-
-    pixels: torch.Tensor
-    frame_rate: float
-    audio: Waveform | None
-    path: str | None
-
-    @property
-    def num_frames(self) -> int:
-        """Pixel frames."""
-        return len(self.pixels)
-
-    def size(self, height: int, width: int, num_frames: int, motion_speed: float) -> Size:
-        """The size of a clip made from it, at its frame rate."""
-        return Size(height, width, num_frames, self.frame_rate, motion_speed)
 
 
 def read_source(
@@ -103,7 +77,7 @@ class WholeVideoCondition(Condition):
         """Bring the video, which is read already, to the length of the clip."""
         missing = plan.clip_frames - self.clip.num_frames
         pixels = torch.cat([self.clip.pixels, self.clip.pixels[-1:].expand(missing, -1, -1, -1)])
-        return OpenedVideo(studio, pixels, Original("video", self.clip.pixels, self.clip.path))
+        return OpenedVideo(studio, pixels, self.clip)
 
 
 @dataclass(frozen=True)
@@ -118,14 +92,14 @@ class OpenedVideo(Opened):
 
     studio: Studio
     pixels: torch.Tensor
-    original: Original
+    original: SourceClip
 
     @property
     def places(self) -> list[str]:
         """The whole video."""
         return ["the video stream"]
 
-    def items(self, plan: ClipPlan) -> Streams:
+    def items(self, plan: ClipPlan) -> Items:
         """Encode the video at the stage's size."""
         pixels = preprocess.normalize_pixels(
             preprocess.fit_cover(self.pixels[plan.shown_frames], plan.height, plan.width)
@@ -198,7 +172,7 @@ class OpenedRetake(Opened):
                 "`region` is empty during the stretch, so that nothing would be made anew; mark at least one pixel by 1"
             )
 
-    def items(self, plan: ClipPlan) -> Streams:
+    def items(self, plan: ClipPlan) -> Items:
         """Encode the clip at the stage's size."""
         video, audio = [], []
         if self.given.pixels is not None:
@@ -207,7 +181,7 @@ class OpenedRetake(Opened):
             )
             region = None if self.given.region is None else _region_mask(self.given.region, plan).float()
             video = [ConditionOutsideRegion(self.studio.encode_video(pixels), *self._video_stretch, region)]
-        if self.given.audio is not None:
+        if self._audio_latent is not None:
             # The last latent may end before the video does, and stands for the rest.
             last_s = plan.tools.audio.positions()[0, 0, -1].mean().item()
             start_s = min(self.given.start_s, last_s)
@@ -220,8 +194,10 @@ class OpenedRetake(Opened):
         return self.given.start_s * self.clip.motion_speed, self.given.end_s * self.clip.motion_speed
 
     @cached_property
-    def _audio_latent(self) -> torch.Tensor:
+    def _audio_latent(self) -> torch.Tensor | None:
         sound = self.given.audio
+        if sound is None:
+            return None
         samples = sound.samples[..., : round(self.clip.duration_s * sound.rate)]
         return conform_latent_length(self.studio.encode_audio(samples, sound.rate), self.clip.audio.frames)
 

@@ -54,7 +54,7 @@ class LTX2InContextPipeline(LTX2ConditionPipeline):
     """
 
     @takes(InContextArguments)
-    def __call__(self, call: InContextArguments) -> LTX2PipelineOutput | tuple:
+    def __call__(self, call: InContextArguments) -> LTX2PipelineOutput | tuple:  # type: ignore[override]  # references come first
         """Generate videos with sound that follow reference videos.
 
         Returns:
@@ -65,9 +65,9 @@ class LTX2InContextPipeline(LTX2ConditionPipeline):
         """
         references = with_defaults(
             listed_conditions("reference_conditions", call.reference_conditions),
-            downscale_factor=call.reference_downscale_factor,
-            attention_strength=call.conditioning_attention_strength,
-            attention_mask=call.conditioning_attention_mask,
+            call.reference_downscale_factor,
+            call.conditioning_attention_strength,
+            call.conditioning_attention_mask,
         )
         # References stand after the keyframes in the sequence, as IC-LoRAs were trained.
         return run_conditioned(self, call, [*listed_conditions("conditions", call.conditions), *references])

@@ -105,10 +105,7 @@ def measure_time(version: str, side: int, repeats: int) -> dict[str, Any]:
     ours = AutoencoderKLLTX2Video(**reduced(CONFIGS[version])).eval()
     ours.load_state_dict(theirs.state_dict())
     latents = torch.randn(1, ours.config.latent_channels, (NUM_FRAMES - 1) // 8 + 1, side // 32, side // 32)
-    runs = {
-        "ours": lambda: ours.decode(latents).sample,
-        "diffusers": lambda: theirs.decode(latents).sample,
-    }
+    runs = {"ours": lambda: ours.decode(latents).sample, "diffusers": lambda: theirs.decode(latents).sample}
     difference = (runs["ours"]() - runs["diffusers"]()).abs().max().item()
     times = interleaved(runs, repeats)
     return {

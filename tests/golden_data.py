@@ -4,15 +4,23 @@ What `ltx2 doctor` checks on a user's machine lies in the package; the rest lies
 """
 
 import json
+import math
 import os
+from functools import cache
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 
 import ltx2_diffusers
+from ltx2_diffusers.checkpoints.tolerances import TOLERANCES
 
 GOLDEN_DIR = Path(os.environ.get("LTX2_GOLDEN_DIR", Path(__file__).parent / "golden"))
+# What two ways to one result may differ by on the same machine, through one model and through a pipeline.
+EQUAL_MODELS = TOLERANCES["equal models"].absolute
+EQUAL_PIPELINES = TOLERANCES["equal pipelines"].absolute
+# The relative error that no comparison may let pass.
+PLANTED = 1e-3
 PACKAGED_DIR = Path(ltx2_diffusers.__file__).parent / "resources" / "golden"
 
 
@@ -48,3 +56,39 @@ def load_metadata(path: Path | str) -> dict[str, str]:
 def load_json(path: Path | str) -> dict:
     """A JSON file of the golden folder."""
     return json.loads(golden_file(path).read_text())
+
+
+def assert_within(actual: torch.Tensor, expected: torch.Tensor, row: str, what: str = "") -> None:
+    """`actual` is `expected` as closely as this row of the package's table asks; `what` names it in the message."""
+    assert (actual.shape, actual.dtype) == (expected.shape, expected.dtype), what
+    difference, allowed = TOLERANCES[row].worst(actual, expected)
+    assert difference <= allowed, f"{what or row}: differs by {difference:.2e}, allowed {allowed:.2e} ({row})"
+
+
+@torch.no_grad()
+def plant_error(matrix: torch.nn.Parameter) -> None:
+    """Move a matrix by `PLANTED` times its norm, in a random direction."""
+    noise = torch.randn(matrix.shape, generator=torch.Generator().manual_seed(0))
+    matrix.add_(noise * (PLANTED * matrix.norm() / noise.norm()))
+
+
+@cache
+def golden_frequencies() -> torch.Tensor:
+    """The 128 frequencies of the golden timestep sinusoids, to the last bit.
+
+    `exp` may round them to either neighbour; the neighbour whose sinusoids are the recorded ones is the right one.
+    """
+    recorded = load_tensors("transformer/primitives.safetensors")
+    exponents = -math.log(10000.0) * (torch.arange(128, dtype=torch.float32) / 128)
+    nearest = exponents.double().exp().float()
+    candidates = torch.stack([nearest, *(torch.nextafter(nearest, torch.tensor(end)) for end in (0.0, 2.0))])
+    angles = recorded["timestep"][:, None, None] * candidates
+    errors = torch.cat([angles.cos(), angles.sin()], dim=-1) - recorded["timestep_sinusoid"][:, None]
+    choice = errors.unflatten(-1, (2, 128)).square().sum(dim=(0, 2)).argmin(dim=0)
+    return candidates.gather(0, choice[None])[0]
+
+
+def golden_sinusoid(timestep: torch.Tensor) -> torch.Tensor:
+    """What `modulation.timestep_sinusoid` computes, with the recorded frequencies."""
+    angles = timestep[:, None].float() * golden_frequencies()
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from benchmarks.travel import counts, holds, travels
+from benchmarks.travel import LIMITS, counts, holds, run, travels
 
 FRONT = """
 def start(call, other):
@@ -89,3 +89,13 @@ def test_where_a_value_is_looked_for():
         assert not holds(value, wanted)
     assert holds([["equal text"]], "".join(["equal ", "text"]))
     assert not holds([[wanted]], wanted, depth=1)
+
+
+@pytest.mark.slow
+def test_values_travel_no_further_than_they_need():
+    found = run()
+    counts = {label: {name: found["counts"][label][name] for name in most} for label, most in LIMITS.items()}
+    assert all(counts[label][name] <= most for label in LIMITS for name, most in LIMITS[label].items()), counts
+    # In two stages a picture is encoded at both sizes, a sound of unchanged length once.
+    opened = {"times the picture is opened": 1, "times the sound is opened": 1}
+    assert found["files"] == opened | {"times the picture is encoded": 2, "times the sound is encoded": 1}

@@ -65,12 +65,7 @@ def test_a_file_already_in_diffusers_names_passes_through(path, component):
 @pytest.mark.parametrize("path", KEY_MAPS, ids=lambda path: path.stem)
 @pytest.mark.parametrize(
     "component, prefixes",
-    [
-        ("transformer", ("", "diffusion_model.")),
-        ("vae", ("",)),
-        ("audio_vae", ("",)),
-        ("vocoder", ("",)),
-    ],
+    [("transformer", ("", "diffusion_model.")), ("vae", ("",)), ("audio_vae", ("",)), ("vocoder", ("",))],
 )
 def test_files_of_one_component_may_lack_its_prefix(path, component, prefixes):
     table = {key: place[1] for key, place in load_json(path).items() if place and place[0] == component}
@@ -137,10 +132,7 @@ def test_block_numbers_of_the_video_vae_by_hand():
             "decoder.up_blocks.0.time_embedder.timestep_embedder.linear_1.bias",
             "decoder.mid_block.time_embedder.timestep_embedder.linear_1.bias",
         ),
-        (
-            "decoder.up_blocks.2.res_blocks.0.scale_shift_table",
-            "decoder.up_blocks.0.resnets.0.scale_shift_table",
-        ),
+        ("decoder.up_blocks.2.res_blocks.0.scale_shift_table", "decoder.up_blocks.0.resnets.0.scale_shift_table"),
     ],
 )
 def test_names_of_a_timestep_conditioned_decoder(original, diffusers):

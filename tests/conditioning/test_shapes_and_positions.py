@@ -19,7 +19,7 @@ from ltx2_diffusers.conditioning import (
 )
 from ltx2_diffusers.conditioning.shapes import SpatioTemporalScaleFactors
 
-from ..golden_data import load_json, load_tensors
+from ..golden_data import assert_within, load_json, load_tensors
 from .tiny import randn, video_tools
 
 PATCHIFY = load_tensors("sampling/patchify.safetensors")
@@ -60,7 +60,7 @@ def test_video_positions(key: str):
     tools = video_tools(target_shape=VideoLatentShape(2, 4, frames, height, width), **changes)
     positions = tools.positions()
     assert positions.dtype == torch.float32
-    torch.testing.assert_close(positions, POSITIONS[key].expand(2, -1, -1, -1), rtol=2e-6, atol=2e-6)
+    assert_within(positions, POSITIONS[key].expand(2, -1, -1, -1), "sampling")
 
 
 @pytest.mark.parametrize("key", sorted(key for key in POSITIONS if key.startswith("audio/")))
@@ -69,7 +69,7 @@ def test_audio_positions(key: str):
     shift = int(key.split("shift")[1]) if "shift" in key else 0
     shape = AudioLatentShape(1, 8, frames, 16)
     tools = AudioLatentTools(AudioPatchifier(), shape, shift, causal_fix="noncausal" not in key)
-    torch.testing.assert_close(tools.positions(), POSITIONS[key], rtol=2e-6, atol=2e-6)
+    assert_within(tools.positions(), POSITIONS[key], "sampling")
 
 
 def test_positions_by_hand():

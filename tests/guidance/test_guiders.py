@@ -19,7 +19,7 @@ from ltx2_diffusers.guidance import (
 )
 from ltx2_diffusers.guidance.guiders import projection_coefficient
 
-from ..golden_data import load_json, load_metadata, load_tensors
+from ..golden_data import assert_within, load_json, load_metadata, load_tensors
 
 randn = partial(torch.randn, generator=torch.Generator().manual_seed(0))
 FILE = "sampling/guiders.safetensors"
@@ -36,7 +36,7 @@ def numbers(key: str) -> list[float]:
 
 
 def close(actual: torch.Tensor, expected: torch.Tensor) -> None:
-    torch.testing.assert_close(actual, expected, rtol=2e-6, atol=2e-6)
+    assert_within(actual, expected, "sampling")
 
 
 @pytest.mark.parametrize("key", keys("(cfg|cfg_star|stg)_delta/"))

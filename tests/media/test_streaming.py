@@ -77,8 +77,7 @@ def test_an_empty_piece_adds_nothing(tmp_path, frames, before):
 
 
 @pytest.mark.parametrize(
-    ("frames", "message"),
-    [(CLIP[..., :63], "needs even sides"), (torch.zeros(2, 4, 8, 8), "must have shape")],
+    ("frames", "message"), [(CLIP[..., :63], "needs even sides"), (torch.zeros(2, 4, 8, 8), "must have shape")]
 )
 def test_frames_that_no_file_can_hold(tmp_path, frames, message):
     with pytest.raises(ValueError, match=message), ClipWriter(tmp_path / "clip.mp4", 24) as writer:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from ltx2_diffusers.media import writing
 from ltx2_diffusers.media.muxing import replace_audio
 from ltx2_diffusers.media.reading import probe, read_audio, read_video
 from ltx2_diffusers.media.writing import write_audio, write_video
@@ -94,6 +95,13 @@ def test_equal_frames_make_equal_files_whatever_lies_in_memory(tmp_path):
         del remains[::2]
         files.add(write_video(tmp_path / "clip.mp4", frames, 24).read_bytes())
     assert len(files) == 1
+
+
+def test_equal_files_do_not_depend_on_the_kernels_that_torch_is_told_to_use(monkeypatch):
+    options = writing.repeatable_encoding()
+    assert options == ({"x264-params": "asm=avx2"} if torch.cpu._is_avx512_supported() else {})
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
+    assert writing.repeatable_encoding() == options
 
 
 def test_frames_are_made_in_the_calling_thread_while_earlier_ones_are_encoded(tmp_path):

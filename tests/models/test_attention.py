@@ -11,6 +11,7 @@ from diffusers.models.transformers.transformer_ltx2 import LTX2PerturbedAttnProc
 from ltx2_diffusers.models import attention
 from ltx2_diffusers.models.attention import FeedForward, GELUProjection, LTX2Attention, LTX2AttnProcessor
 from ltx2_diffusers.models.rope import ROPE_TYPES, rotary_tables
+from tests.golden_data import assert_within
 
 
 def make_pair(context_dim: int | None = None, **options):
@@ -31,7 +32,7 @@ def test_self_attention_equals_diffusers(rope_type, gated):
     ours, theirs = make_pair(rope_type=rope_type, apply_gated_attention=gated)
     x, mask = torch.randn(2, 5, 24), torch.randn(2, 5, 5)
     tables = rotary_tables(torch.rand(2, 5, 1), 32, 4, rope_type)
-    torch.testing.assert_close(ours(x, None, mask, tables), theirs(x, None, mask, tables), atol=1e-6, rtol=1e-5)
+    assert_within(ours(x, None, mask, tables), theirs(x, None, mask, tables), "equal layers")
 
 
 def test_cross_attention_equals_diffusers_and_takes_masks_of_any_rank():
@@ -39,8 +40,8 @@ def test_cross_attention_equals_diffusers_and_takes_masks_of_any_rank():
     x, context, mask = torch.randn(2, 5, 24), torch.randn(2, 3, 10), torch.randn(2, 1, 3)
     tables = [rotary_tables(torch.rand(2, n, 1), 32, 4) for n in (5, 3)]
     expected = theirs(x, context, mask, *tables)
-    torch.testing.assert_close(ours(x, context, mask, *tables), expected, atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(ours(x, context, mask[:, None], *tables), expected, atol=1e-6, rtol=1e-5)
+    assert_within(ours(x, context, mask, *tables), expected, "equal layers")
+    assert_within(ours(x, context, mask[:, None], *tables), expected, "equal layers")
 
 
 def test_perturbed_values_pass_through():
@@ -48,7 +49,7 @@ def test_perturbed_values_pass_through():
     x, keep = torch.randn(2, 5, 24), torch.tensor([0.0, 1.0])[:, None, None]
     expected = theirs(x, perturbation_mask=keep)
     mixed = ours(x, perturbation_mask=keep)
-    torch.testing.assert_close(mixed, expected, atol=1e-6, rtol=1e-5)
+    assert_within(mixed, expected, "equal layers")
     torch.testing.assert_close(mixed[1], ours(x)[1])
     torch.testing.assert_close(mixed[0], ours(x, all_perturbed=True)[0])
 
@@ -77,7 +78,7 @@ def test_fused_projections_give_the_same(context_dim):
         expected = layer(x, context)
         layer.fuse_projections()
         assert hasattr(layer, "to_qkv" if context is None else "to_kv")
-        torch.testing.assert_close(layer(x, context), expected, atol=1e-6, rtol=1e-5)
+        assert_within(layer(x, context), expected, "equal layers")
         layer.unfuse_projections()
         assert torch.equal(layer(x, context), expected)
 

@@ -10,9 +10,8 @@ from ltx2_diffusers.conditioning.shapes import AudioLatentShape
 from ltx2_diffusers.conditioning.tools import AudioLatentTools
 from ltx2_diffusers.models.audio_vae import AutoencoderKLLTX2Audio, conform_latent_length
 from ltx2_diffusers.models.mel import waveform_to_mel
-from tests.golden_data import GOLDEN_DIR, golden_cases, load_json, load_tensors
+from tests.golden_data import GOLDEN_DIR, assert_within, golden_cases, load_json, load_tensors
 
-TOLERANCE = {"atol": 1e-5, "rtol": 0}
 # Two levels of statistics: 2 latent channels x 4 bins = 8 base channels.
 TINY = {"base_channels": 8, "latent_channels": 2, "mel_bins": 16, "ch_mult": (1, 2, 3), "num_res_blocks": 1}
 STATISTICS = {
@@ -53,20 +52,20 @@ def vae_cases(pattern: str) -> list[str]:
 def test_golden_encode(case: str, golden_vae: dict) -> None:
     vae, tensors = golden_vae[case.split("/cases/")[0]], load_tensors(case)
     posterior = vae.encode(tensors["mel"]).latent_dist
-    assert_close(posterior.parameters, tensors["moments"], **TOLERANCE)
-    assert_close(vae.normalize_latents(posterior.mode()), tensors["latent_normalized"], **TOLERANCE)
+    assert_within(posterior.parameters, tensors["moments"], "audio VAE")
+    assert_within(vae.normalize_latents(posterior.mode()), tensors["latent_normalized"], "audio VAE")
 
 
 @pytest.mark.parametrize("case", vae_cases("decode_*.safetensors"))
 @torch.no_grad()
 def test_golden_decode(case: str, golden_vae: dict) -> None:
     vae, tensors = golden_vae[case.split("/cases/")[0]], load_tensors(case)
-    assert_close(vae.denormalize_latents(tensors["latent_normalized"]), tensors["latent"], **TOLERANCE)
+    assert_within(vae.denormalize_latents(tensors["latent_normalized"]), tensors["latent"], "audio VAE")
     tokens = AudioPatchifier().patchify(tensors["latent_normalized"])
-    assert_close(tokens, tensors["packed_normalized"], atol=0, rtol=0)
+    assert_within(tokens, tensors["packed_normalized"], "exact")
     packed = AudioPatchifier().patchify(tensors["latent"])
-    assert_close(vae.denormalize_latents(tokens), packed, **TOLERANCE)
-    assert_close(vae.decode(tensors["latent"]).sample, tensors["mel"], **TOLERANCE)
+    assert_within(vae.denormalize_latents(tokens), packed, "audio VAE")
+    assert_within(vae.decode(tensors["latent"]).sample, tensors["mel"], "audio VAE")
 
 
 def test_golden_latent_layout() -> None:
@@ -74,10 +73,10 @@ def test_golden_latent_layout() -> None:
     tensors = load_tensors("audio_vae/cases/patchifier.safetensors")
     latent, tokens = tensors["latent"], tensors["tokens"]
     shape = AudioLatentShape.from_torch_shape(latent.shape)
-    assert_close(AudioPatchifier().patchify(latent), tokens, atol=0, rtol=0)
-    assert_close(AudioPatchifier().unpatchify(tokens, shape), latent, atol=0, rtol=0)
+    assert_within(AudioPatchifier().patchify(latent), tokens, "exact")
+    assert_within(AudioPatchifier().unpatchify(tokens, shape), latent, "exact")
     times = AudioLatentTools(AudioPatchifier(), shape).positions()
-    assert_close(times, tensors["time_bounds_seconds"], atol=1e-6, rtol=0)
+    assert_within(times, tensors["time_bounds_seconds"], "sampling")
 
 
 @pytest.mark.parametrize("case", load_json("audio_vae/cases/latent_lengths.json"), ids=str)
@@ -106,17 +105,17 @@ def test_equals_diffusers(config: dict) -> None:
     ours = tiny(**config)
     ours.load_state_dict(theirs.state_dict())
     mel = torch.randn(2, ours.config.in_channels, 22, 16)
-    assert_close(ours.encode(mel).latent_dist.parameters, theirs.encode(mel).latent_dist.parameters, **TOLERANCE)
+    assert_within(ours.encode(mel).latent_dist.parameters, theirs.encode(mel).latent_dist.parameters, "equal models")
     latents = torch.randn(2, 2, 5, 4)
-    assert_close(ours.decode(latents).sample, theirs.decode(latents).sample, **TOLERANCE)
-    assert_close(ours.decode(latents, return_dict=False)[0], theirs.decode(latents).sample, **TOLERANCE)
+    assert_within(ours.decode(latents).sample, theirs.decode(latents).sample, "equal models")
+    assert_within(ours.decode(latents, return_dict=False)[0], theirs.decode(latents).sample, "equal models")
     if config == {"causality_axis": "height"}:
         draws = [
             model(mel, sample_posterior=True, generator=torch.Generator().manual_seed(1)).sample
             for model in (ours, theirs)
         ]
-        assert_close(*draws, **TOLERANCE)
-        assert_close(ours(mel, return_dict=False)[0], theirs(mel).sample, **TOLERANCE)
+        assert_within(*draws, "equal models")
+        assert_within(ours(mel, return_dict=False)[0], theirs(mel).sample, "equal models")
 
 
 def test_full_size_keys_and_defaults_are_those_of_diffusers() -> None:
@@ -134,12 +133,12 @@ def test_folders_move_between_diffusers_and_us(tmp_path) -> None:
     theirs, latents = tiny(diffusers.AutoencoderKLLTX2Audio), torch.randn(1, 2, 3, 4)
     theirs.save_pretrained(tmp_path / "theirs")
     ours = AutoencoderKLLTX2Audio.from_pretrained(tmp_path / "theirs")
-    assert_close(ours.decode(latents).sample, theirs.decode(latents).sample, **TOLERANCE)
+    assert_within(ours.decode(latents).sample, theirs.decode(latents).sample, "equal models")
     ours.save_pretrained(tmp_path / "ours")
     for cls in (AutoencoderKLLTX2Audio, diffusers.AutoencoderKLLTX2Audio):
         again = cls.from_pretrained(tmp_path / "ours")
         assert_close(again.latents_std, theirs.latents_std, atol=0, rtol=0)
-        assert_close(again.decode(latents).sample, theirs.decode(latents).sample, **TOLERANCE)
+        assert_within(again.decode(latents).sample, theirs.decode(latents).sample, "equal models")
 
 
 @pytest.mark.parametrize("frames", [1, 4, 5, 8, 9])
@@ -157,9 +156,9 @@ def test_no_mel_frame_sees_a_later_one() -> None:
     late = mel.clone()
     late[:, :, 17:] += 1
     latents, changed = (vae.encode(each).latent_dist.mode() for each in (mel, late))
-    assert_close(changed[:, :, :5], latents[:, :, :5], **TOLERANCE)
+    assert_within(changed[:, :, :5], latents[:, :, :5], "equal models")
     assert not torch.allclose(changed[:, :, 5:], latents[:, :, 5:])
-    assert_close(vae.decode(latents[:, :, :3]).sample, vae.decode(latents).sample[:, :, :9], **TOLERANCE)
+    assert_within(vae.decode(latents[:, :, :3]).sample, vae.decode(latents).sample[:, :, :9], "equal models")
 
 
 @torch.no_grad()
@@ -167,7 +166,7 @@ def test_slicing_changes_nothing() -> None:
     vae, mel = tiny(), torch.randn(3, 2, 9, 16)
     whole = vae(mel).sample
     vae.enable_slicing()
-    assert_close(vae(mel).sample, whole, **TOLERANCE)
+    assert_within(vae(mel).sample, whole, "equal models")
 
 
 def test_statistics_act_on_channel_major_features() -> None:
@@ -183,7 +182,7 @@ def test_statistics_act_on_channel_major_features() -> None:
 @pytest.mark.parametrize("shape", [(2, 2, 5, 4), (2, 5, 8)], ids=["latents", "tokens"])
 def test_normalization_inverts(shape: tuple) -> None:
     vae, latents = tiny(), torch.randn(shape)
-    assert_close(vae.denormalize_latents(vae.normalize_latents(latents)), latents, **TOLERANCE)
+    assert_within(vae.denormalize_latents(vae.normalize_latents(latents)), latents, "equal models")
     assert vae.normalize_latents(latents.bfloat16()).dtype == torch.bfloat16
 
 
@@ -198,7 +197,7 @@ def test_encode_waveform_is_front_end_then_encoder() -> None:
     vae, waveform = tiny(), 0.1 * torch.randn(1, 1, 4800)
     latents = vae.encode_waveform(waveform, 48000)
     mel = waveform_to_mel(waveform, 48000, mel_bins=16)
-    assert_close(latents, vae.encode(mel).latent_dist.mode(), **TOLERANCE)
+    assert_within(latents, vae.encode(mel).latent_dist.mode(), "equal models")
     # 1600 samples at 16 kHz: 11 mel frames, 3 latent steps.
     assert latents.shape == (1, 2, 3, 4)
 
@@ -210,7 +209,7 @@ def test_encoder_runs_in_float32_on_bfloat16_weights() -> None:
     exact.load_state_dict({key: value.float() for key, value in stored.state_dict().items()})
     latents = stored.encode_waveform(waveform.bfloat16(), 16000)
     assert latents.dtype == torch.float32
-    assert_close(latents, exact.encode_waveform(waveform.bfloat16(), 16000), **TOLERANCE)
+    assert_within(latents, exact.encode_waveform(waveform.bfloat16(), 16000), "equal models")
     assert stored.decode(latents.bfloat16()).sample.dtype == torch.bfloat16
     assert stored.dtype == torch.bfloat16
 

@@ -10,6 +10,7 @@ from diffusers.hooks.context_parallel import apply_context_parallel
 from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput, ParallelConfig
 
 from ltx2_diffusers.models.transformer import LTX2AVTransformer3DModel
+from tests.golden_data import EQUAL_MODELS
 from tests.models.transformer_tools import (
     LAYOUTS,
     TEXT_TOKENS,
@@ -99,4 +100,4 @@ def test_two_ranks_give_what_one_gives(tmp_path):
     for rank in range(RANKS):
         lines = results.with_suffix(f".{rank}").read_text().splitlines()
         assert len(lines) == 4 * len(LAYOUTS)
-        assert all(float(line.split()[0]) <= 1e-5 for line in lines), lines
+        assert all(float(line.split()[0]) <= EQUAL_MODELS for line in lines), lines

@@ -13,7 +13,7 @@ from ltx2_diffusers.models.latent_upsampler import (
     fold_frames,
     unfold_frames,
 )
-from tests.golden_data import GOLDEN_DIR, golden_cases, load_json, load_tensors
+from tests.golden_data import GOLDEN_DIR, assert_within, golden_cases, load_json, load_tensors
 
 CASES = [
     path.relative_to(GOLDEN_DIR)
@@ -35,11 +35,11 @@ def test_golden_vectors(case):
     data = load_tensors(case)
     model = golden_model(case.parent.parent)
     upsampled = model(data["latent"])
-    torch.testing.assert_close(upsampled, data["upsampled"], rtol=0, atol=1e-5)
+    assert_within(upsampled, data["upsampled"], "latent upsampler")
     mean, std = data["latents_mean"].view(-1, 1, 1, 1), data["latents_std"].view(-1, 1, 1, 1)
     if "upsampled_normalized" in data:
         normalized = (model(data["latent_normalized"] * std + mean) - mean) / std
-        torch.testing.assert_close(normalized, data["upsampled_normalized"], rtol=0, atol=1e-5)
+        assert_within(normalized, data["upsampled_normalized"], "latent upsampler")
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_diffusers_folders_load_both_ways_with_equal_results(tmp_path, options):
         key: value for key, value in theirs.config.items() if not key.startswith("_")
     }
     latent = torch.randn(2, 4, 3, 5, 4)
-    torch.testing.assert_close(ours(latent), theirs(latent), rtol=0, atol=1e-5)
+    assert_within(ours(latent), theirs(latent), "equal models")
     ours.save_pretrained(tmp_path / "ours")
     assert json.loads((tmp_path / "ours/config.json").read_text())["_class_name"] == "LTX2LatentUpsamplerModel"
     again = DiffusersUpsampler.from_pretrained(tmp_path / "ours")
@@ -89,7 +89,7 @@ def test_batch_equals_singles():
     model = LTX2LatentUpsamplerModel(**TINY)
     latents = torch.randn(3, 4, 2, 4, 5)
     singles = torch.cat([model(latent[None]) for latent in latents])
-    torch.testing.assert_close(model(latents), singles, rtol=0, atol=1e-5)
+    assert_within(model(latents), singles, "equal models")
 
 
 def test_kernel_is_the_fifth_binomial_row_and_may_be_absent_from_a_file():

@@ -16,13 +16,20 @@ from ltx2_diffusers.models.modulation import (
     modulate,
     timestep_sinusoid,
 )
-from tests.golden_data import load_tensors
+from tests.golden_data import assert_within, golden_sinusoid, load_tensors
 
 
 def test_sinusoid_equals_golden_vectors():
     primitives = load_tensors("transformer/primitives.safetensors")
     sinusoid = timestep_sinusoid(primitives["timestep"])
-    torch.testing.assert_close(sinusoid, primitives["timestep_sinusoid"], atol=1e-4, rtol=0)
+    assert_within(sinusoid, primitives["timestep_sinusoid"], "timestep sinusoid")
+
+
+def test_recorded_frequencies_give_the_recorded_sinusoids_and_are_neighbours_of_our_own():
+    primitives = load_tensors("transformer/primitives.safetensors")
+    assert_within(golden_sinusoid(primitives["timestep"]), primitives["timestep_sinusoid"], "sampling")
+    own, recorded = timestep_sinusoid(torch.ones(1)), golden_sinusoid(torch.ones(1))
+    torch.testing.assert_close(own, recorded, atol=3e-7, rtol=0)
 
 
 def test_sinusoid_by_hand():

@@ -7,6 +7,7 @@ import pickle
 import pytest
 import torch
 
+from ltx2_diffusers.models import rope as rope_module
 from ltx2_diffusers.models.rope import (
     ROPE_TYPES,
     RotaryPositionEmbedding,
@@ -19,6 +20,7 @@ from ltx2_diffusers.models.rope import (
 )
 from ltx2_diffusers.models.tensor_memo import TensorMemo
 from tests.golden_data import load_tensors
+from tests.models.transformer_tools import assert_same_rotation
 
 PRIMITIVES = load_tensors("transformer/primitives.safetensors")
 TABLES = sorted(
@@ -62,9 +64,16 @@ def test_tables_equal_golden_vectors(name):
     _, kind, rope_type, precision = name.split(".")
     axes = (20, 2048, 2048) if kind == "video" else (20,)
     spec = RotarySpec(4096 if kind == "video" else 2048, 32, axes, rope_type, double_precision=precision == "float64")
-    cos, sin = RotaryPositionEmbedding(spec)(PRIMITIVES[f"{name}.coords"])
-    assert torch.equal(cos, PRIMITIVES[f"{name}.cos"])
-    assert torch.equal(sin, PRIMITIVES[f"{name}.sin"])
+    tables = RotaryPositionEmbedding(spec)(PRIMITIVES[f"{name}.coords"])
+    assert_same_rotation(tables, (PRIMITIVES[f"{name}.cos"], PRIMITIVES[f"{name}.sin"]), spec)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_of_wrong_frequencies_are_noticed(name, monkeypatch):
+    right = rope_module.rotary_frequencies
+    monkeypatch.setattr(rope_module, "rotary_frequencies", lambda *arguments: right(*arguments) * (1 + 1e-5))
+    with pytest.raises(AssertionError, match="rotary"):
+        test_tables_equal_golden_vectors(name)
 
 
 def test_frequencies_span_theta():

@@ -9,6 +9,7 @@ from peft import LoraConfig
 
 from ltx2_diffusers.models.text_cache import TextCache
 from ltx2_diffusers.models.transformer import LTX2AVTransformer3DModel
+from tests.golden_data import EQUAL_MODELS
 from tests.models.transformer_tools import (
     AUDIO_TOKENS,
     LAYOUTS,
@@ -20,7 +21,6 @@ from tests.models.transformer_tools import (
     tiny_transformer,
 )
 
-TOLERANCE = 2e-6
 LAYERS = TINY["num_layers"]
 
 
@@ -82,7 +82,7 @@ def test_a_batch_gives_what_its_samples_give():
             name: value[index : index + 1] if isinstance(value, torch.Tensor) else value
             for name, value in inputs.items()
         }
-        assert max_difference(model(**single), tuple(output[index : index + 1] for output in together)) <= TOLERANCE
+        assert max_difference(model(**single), tuple(output[index : index + 1] for output in together)) <= EQUAL_MODELS
 
 
 @torch.no_grad()
@@ -149,7 +149,7 @@ def test_skipping_every_branch_of_a_kind_equals_zeroing_its_output():
         layer = getattr(zeroed.transformer_blocks[1], attention).to_out[0]
         torch.nn.init.zeros_(layer.weight)
         torch.nn.init.zeros_(layer.bias)
-        assert max_difference(outputs, zeroed(**inputs)) <= TOLERANCE
+        assert max_difference(outputs, zeroed(**inputs)) <= EQUAL_MODELS
         assert max_difference(outputs, model(**inputs)) > 1e-3
 
 
@@ -163,8 +163,8 @@ def test_samples_are_perturbed_one_by_one(mode):
     mixed = model(**inputs, perturbation_keep_masks=keep_masks(2, **kinds), perturbation_mode=mode)
     everyone = model(**inputs, perturbation_keep_masks=keep_masks(1, **kinds), perturbation_mode=mode)
     for stream in range(2):
-        torch.testing.assert_close(mixed[stream][0], plain[stream][0], atol=TOLERANCE, rtol=0)
-        torch.testing.assert_close(mixed[stream][1], everyone[stream][1], atol=TOLERANCE, rtol=0)
+        torch.testing.assert_close(mixed[stream][0], plain[stream][0], atol=EQUAL_MODELS, rtol=0)
+        torch.testing.assert_close(mixed[stream][1], everyone[stream][1], atol=EQUAL_MODELS, rtol=0)
         assert (mixed[stream][1] - plain[stream][1]).abs().max() > 1e-3
 
 
@@ -248,7 +248,7 @@ def test_fractional_strengths_multiply_attention_weights():
     assert max_difference(weak[:1], none[:1]) > 1e-4
     # The common factor of a row cancels.
     even = model(**inputs, video_self_attention_mask=torch.full_like(strengths, 0.5))
-    assert max_difference(even, model(**inputs)) <= TOLERANCE
+    assert max_difference(even, model(**inputs)) <= EQUAL_MODELS
 
 
 @torch.no_grad()
@@ -364,7 +364,7 @@ def test_adapters_are_added_scaled_and_switched_off():
             torch.nn.init.normal_(parameter)
     full, none, half = (model(**inputs, attention_kwargs={"scale": scale}) for scale in (1.0, 0.0, 0.5))
     assert max_difference(full, plain) > 1e-3 and max_difference(half, full) > 1e-4
-    assert max_difference(none, plain) <= TOLERANCE
+    assert max_difference(none, plain) <= EQUAL_MODELS
     assert max_difference(model(**inputs), full) == 0
     model.disable_adapters()
     assert max_difference(model(**inputs), plain) == 0
@@ -385,7 +385,7 @@ def test_first_block_cache_reuses_both_streams():
         first, second = model(**inputs), model(**inputs)
     assert len(calls) == 1
     assert max_difference(first, expected) == 0
-    assert max_difference(second, expected) <= TOLERANCE
+    assert max_difference(second, expected) <= EQUAL_MODELS
     with pytest.raises(ValueError, match="FirstBlockCacheConfig decides by the video stream"):
         model(**{**inputs, "hidden_states": None})
     model.disable_cache()
@@ -405,7 +405,7 @@ def test_pyramid_attention_broadcast_reuses_attention():
     with model.cache_context("test"):
         first, second = model(**inputs), model(**inputs)
     assert len(calls) == 1
-    assert max_difference(first, second) <= TOLERANCE
+    assert max_difference(first, second) <= EQUAL_MODELS
 
 
 @torch.no_grad()
@@ -414,13 +414,13 @@ def test_fused_projections_and_attention_backends_change_no_numbers():
     inputs = tiny_inputs(model)
     expected = model(**inputs)
     model.fuse_qkv_projections()
-    assert max_difference(model(**inputs), expected) <= TOLERANCE
+    assert max_difference(model(**inputs), expected) <= EQUAL_MODELS
     model.unfuse_qkv_projections()
     try:
         model.set_attention_backend("_native_math")
         backends = {processor._attention_backend.value for processor in model.attn_processors.values()}
         assert backends == {"_native_math"}
-        assert max_difference(model(**inputs), expected) <= TOLERANCE
+        assert max_difference(model(**inputs), expected) <= EQUAL_MODELS
     finally:
         model.set_attention_backend("native")
         model.set_attention_backend("auto")
@@ -451,7 +451,7 @@ def test_blocks_compile_whole():
     inputs["spatio_temporal_guidance_blocks"] = [0]
     expected = model(**inputs)
     model.compile_repeated_blocks(fullgraph=True, backend="eager")
-    assert max_difference(model(**inputs), expected) <= TOLERANCE
+    assert max_difference(model(**inputs), expected) <= EQUAL_MODELS
 
 
 def test_models_are_copied_with_empty_memories():

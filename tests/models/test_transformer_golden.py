@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from ltx2_diffusers.models.transformer import LTX2AVTransformer3DModel
-from tests.golden_data import GOLDEN_DIR, golden_cases, load_json, load_tensors
+from tests.golden_data import GOLDEN_DIR, assert_within, golden_cases, load_json, load_tensors
+from tests.models.transformer_tools import assert_same_rotation
+
+pytestmark = pytest.mark.usefixtures("golden_sinusoid")
 
 CASES = [path.relative_to(GOLDEN_DIR) for path in golden_cases("transformer", "*/cases/*.safetensors")]
-# Outputs are of magnitude 4 to 10.
-TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
 INPUTS = (
     "hidden_states",
     "audio_hidden_states",
@@ -34,6 +35,10 @@ def golden_model(folder: Path) -> LTX2AVTransformer3DModel:
     model = LTX2AVTransformer3DModel.from_config(load_json(folder / "config.json")).eval()
     model.load_state_dict(load_tensors(folder / "diffusers.safetensors"))
     return model
+
+
+def row_of(model: LTX2AVTransformer3DModel) -> str:
+    return "transformer" if model.config.rope_double_precision else "transformer with its own angles"
 
 
 def variants(case: Path, tensors: dict) -> dict[str, dict]:
@@ -79,7 +84,7 @@ def test_golden_case(case):
         for stream, output in zip(("video", "audio"), outputs):
             name = pattern.format(stream)
             if name in tensors:
-                torch.testing.assert_close(output, tensors[name], **TOLERANCE)
+                assert_within(output, tensors[name], row_of(model), name)
                 checked.add(name)
     # Fractional masks are where this model follows the reference and not diffusers.
     expected = {name for name in tensors if name.startswith(("expected_", "reference_"))}
@@ -100,7 +105,7 @@ def test_diffusers_stg_arguments(case):
         return_dict=False,
     )
     for stream, output in zip(("video", "audio"), outputs):
-        torch.testing.assert_close(output, tensors[f"expected_{stream}_{mode}"], **TOLERANCE)
+        assert_within(output, tensors[f"expected_{stream}_{mode}"], row_of(model))
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.stem == "t2v_intermediates"], ids=str)
@@ -124,8 +129,13 @@ def test_every_module_on_the_way(case):
     model(**{name: tensors[name] for name in INPUTS if name in tensors})
     for hook in hooks:
         hook.remove()
+    tables = {key[:-2] for key in expected if "rope" in key}
+    for name in sorted(tables):
+        pairs = ((values.pop(f"{name}.0"), values.pop(f"{name}.1")) for values in (seen, expected))
+        assert_same_rotation(*pairs, model.get_submodule(name).spec)
+    assert len(tables) == 4
     for key, value in expected.items():
-        torch.testing.assert_close(seen[key], value, msg=lambda text, key=key: f"{key}: {text}", **TOLERANCE)
+        assert_within(seen[key], value, row_of(model), key)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.stem == "t2v"], ids=str)
@@ -136,4 +146,14 @@ def test_positions_from_the_grid(case):
     grid = {"num_frames": 3, "height": 2, "width": 3, "fps": 25.0, "audio_num_frames": 7}
     outputs = model(**inputs, **grid, return_dict=False)
     for stream, output in zip(("video", "audio"), outputs):
-        torch.testing.assert_close(output, tensors[f"expected_{stream}"], **TOLERANCE)
+        assert_within(output, tensors[f"expected_{stream}"], row_of(model))
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.stem == "two_sigmas_per_token"], ids=str)
+@torch.no_grad()
+def test_own_sinusoids_change_little(case, monkeypatch):
+    monkeypatch.undo()
+    tensors, model = load_tensors(case), golden_model(case.parent.parent)
+    outputs = model(**{name: tensors[name] for name in INPUTS if name in tensors}, return_dict=False)
+    for stream, output in zip(("video", "audio"), outputs):
+        assert_within(output, tensors[f"expected_{stream}"], "transformer with its own angles")

@@ -5,6 +5,7 @@ import torch
 from diffusers import LTX2VideoTransformer3DModel
 
 from ltx2_diffusers.models.transformer import LTX2AVTransformer3DModel
+from tests.golden_data import EQUAL_MODELS
 from tests.models.transformer_tools import (
     AUDIO_TOKENS,
     LAYOUTS,
@@ -15,8 +16,6 @@ from tests.models.transformer_tools import (
     tiny_inputs,
     tiny_transformer,
 )
-
-TOLERANCE = 1e-5
 
 
 def pair(layout: str, **overrides):
@@ -73,7 +72,7 @@ def test_equals_diffusers(layout, batch_size):
     for name, arguments in ARGUMENTS.items():
         changed = {**inputs, **arguments(batch_size)}
         differences[name] = max_difference(ours(**changed), theirs(**changed))
-    assert max(differences.values()) <= TOLERANCE, differences
+    assert max(differences.values()) <= EQUAL_MODELS, differences
 
 
 @pytest.mark.parametrize("layout", ["2.0", "2.3"])
@@ -85,7 +84,7 @@ def test_stg_equals_diffusers_where_values_pass_through(layout):
     for mask in (None, torch.tensor([0.0, 1.0]), torch.tensor([0.25, 0.0])[:, None, None]):
         arguments = {"spatio_temporal_guidance_blocks": [0, 2], "perturbation_mask": mask}
         outputs = ours(**inputs, **arguments)
-        assert max_difference(outputs, theirs(**inputs, **arguments)) <= TOLERANCE
+        assert max_difference(outputs, theirs(**inputs, **arguments)) <= EQUAL_MODELS
         assert max_difference(outputs, plain) > 1e-2
 
 
@@ -100,7 +99,7 @@ def test_stg_on_2_0_weights_is_a_perturbation_here_and_none_in_diffusers():
     for name in ("attn1", "audio_attn1"):
         for parameter in getattr(ours.transformer_blocks[1], name).to_out.parameters():
             parameter.zero_()
-    assert max_difference(ours(**inputs), perturbed) <= TOLERANCE
+    assert max_difference(ours(**inputs), perturbed) <= EQUAL_MODELS
 
 
 @torch.no_grad()
@@ -108,7 +107,7 @@ def test_layouts_of_2_5_equal_diffusers():
     ours, theirs = pair("2.3", ff_bias=False, use_keyframes_abs_pos_embedding=True, use_prompt_adaln_single=False)
     inputs = tiny_inputs(ours)
     inputs["video_keyframes_mask"] = (torch.arange(VIDEO_TOKENS) < 4).float()[None, :, None]
-    assert max_difference(ours(**inputs), theirs(**inputs)) <= TOLERANCE
+    assert max_difference(ours(**inputs), theirs(**inputs)) <= EQUAL_MODELS
 
 
 @torch.no_grad()
@@ -129,7 +128,7 @@ def test_uncommon_settings_equal_diffusers():
     inputs = tiny_inputs(ours)
     inputs["video_coords"] = ours.rope.prepare_video_coords(1, 3, 4, 4, "cpu")
     assert torch.equal(inputs["video_coords"], theirs.rope.prepare_video_coords(1, 3, 4, 4, "cpu"))
-    assert max_difference(ours(**inputs), theirs(**inputs)) <= TOLERANCE
+    assert max_difference(ours(**inputs), theirs(**inputs)) <= EQUAL_MODELS
 
 
 @torch.no_grad()
@@ -148,10 +147,10 @@ def test_folders_are_exchanged_with_diffusers(tmp_path):
     inputs = tiny_inputs(ours)
     theirs.save_pretrained(tmp_path / "theirs")
     loaded = LTX2AVTransformer3DModel.from_pretrained(tmp_path / "theirs")
-    assert max_difference(loaded(**inputs), ours(**inputs)) <= TOLERANCE
+    assert max_difference(loaded(**inputs), ours(**inputs)) <= EQUAL_MODELS
     ours.save_pretrained(tmp_path / "ours")
     loaded = LTX2VideoTransformer3DModel.from_pretrained(tmp_path / "ours")
-    assert max_difference(loaded(**inputs), theirs(**inputs)) <= TOLERANCE
+    assert max_difference(loaded(**inputs), theirs(**inputs)) <= EQUAL_MODELS
 
 
 @pytest.mark.parametrize("layout", ["2.0", "2.3"])

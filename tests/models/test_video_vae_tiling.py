@@ -22,10 +22,9 @@ from ltx2_diffusers.models.video_vae_tiling import (
     trapezoid_mask,
 )
 from ltx2_diffusers.models.video_vae_tiling_config import SpatialTilingConfig, TemporalTilingConfig, TilingConfig
-from tests.golden_data import load_json, load_metadata, load_tensors
+from tests.golden_data import EQUAL_MODELS, assert_within, load_json, load_metadata, load_tensors
 from tests.models.video_vae_tools import TINY, TINY_23, TINY_CONDITIONED, max_difference, pair
 
-TOLERANCE = 1e-5
 # Relative difference of tiled and whole for networks that hardly look beyond a position, see `_near_sighted`.
 SEAM_BOUND = 0.05
 
@@ -89,7 +88,7 @@ def test_masks_are_the_reference_s():
             mask = rectangle_mask(p["length"], p["left"], p["right"])
         else:
             mask = trapezoid_mask(p["length"], p["ramp_left"], p["ramp_right"], p["left_starts_from_0"])
-        assert max_difference(mask, masks[name]) <= 1e-6
+        assert_within(mask, masks[name], "equal layers")
 
 
 def test_trapezoid_by_hand():
@@ -124,7 +123,7 @@ def test_weights_sum_to_one_everywhere(shape, config):
             total = torch.zeros(size)
             for span in axis:
                 total[span.target] += span.weight
-            assert max_difference(total, torch.ones(size)) <= 1e-6
+            assert_within(total, torch.ones(size), "equal layers")
 
 
 def test_blend_by_hand():
@@ -151,9 +150,9 @@ def test_blended_tiles_as_diffusers(config, space, time):
         if space:
             vae.enable_tiling(**BLENDED)
         vae.use_framewise_decoding = time
-    assert max_difference(ours.decode(latents).sample, theirs.decode(latents).sample) <= TOLERANCE
+    assert max_difference(ours.decode(latents).sample, theirs.decode(latents).sample) <= EQUAL_MODELS
     expected = theirs.encode(video).latent_dist.parameters
-    assert max_difference(ours.encode(video).latent_dist.parameters, expected) <= TOLERANCE
+    assert max_difference(ours.encode(video).latent_dist.parameters, expected) <= EQUAL_MODELS
 
 
 @torch.no_grad()
@@ -162,7 +161,7 @@ def test_blended_tiles_with_a_one_wide_last_tile_where_diffusers_can():
     latents = _latents(1, 4, 1, 5, 5)
     for vae in (ours, theirs):
         vae.enable_tiling(**BLENDED)
-    assert max_difference(ours.decode(latents).sample, theirs.decode(latents).sample) <= TOLERANCE
+    assert max_difference(ours.decode(latents).sample, theirs.decode(latents).sample) <= EQUAL_MODELS
 
 
 @pytest.mark.parametrize("sides", [(5, 5), (4, 7), (5, 2)])
@@ -252,7 +251,7 @@ def test_tiles_of_a_local_decoder_are_exactly_the_whole(config):
     latents = _latents(1, 2, 9, 5, 7)
     plan = plan_decode(latents.shape[2:], config, (32, 8), 2)
     tiled = torch.cat(list(stream_weighted(latents, _repeat_latents, plan)), dim=2)
-    assert max_difference(tiled, _repeat_latents(latents)) <= 1e-5
+    assert max_difference(tiled, _repeat_latents(latents)) <= EQUAL_MODELS
 
 
 @pytest.mark.parametrize("config", [TINY, TINY_23])
@@ -293,7 +292,7 @@ def test_chunks_are_the_sum_over_all_tiles():
                 tile = ours.decode(latents[:, :, t.source, h.source, w.source]).sample
                 mask = t.weight[:, None, None] * h.weight[:, None] * w.weight
                 total[:, :, t.target, h.target, w.target] += mask * tile
-    assert max_difference(torch.cat(chunks, dim=2), total) <= TOLERANCE
+    assert max_difference(torch.cat(chunks, dim=2), total) <= EQUAL_MODELS
     starts = [t.target.start for t in plan.time] + [41]
     assert [c.shape[2] for c in chunks] == [b - a for a, b in pairwise(starts) if b > a]
 

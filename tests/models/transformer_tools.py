@@ -4,7 +4,9 @@ from typing import Any
 
 import torch
 
+from ltx2_diffusers.models.rope import RotarySpec, RotaryTables, rotary_frequencies
 from ltx2_diffusers.models.transformer import LTX2AVTransformer3DModel
+from tests.golden_data import assert_within
 
 TINY = {
     "in_channels": 8,
@@ -87,3 +89,21 @@ def per_token(timestep: torch.Tensor, num_tokens: int, values: tuple[float, ...]
 def max_difference(outputs: tuple, expected: tuple) -> float:
     """Largest absolute difference over both streams."""
     return max(float((a - b).abs().max()) for a, b in zip(outputs, expected))
+
+
+def assert_same_rotation(tables: RotaryTables, expected: RotaryTables, spec: RotarySpec) -> None:
+    """Two pairs of cosines and sines turn by equal angles, as exactly as the grid of their frequencies is known."""
+    if spec.double_precision:
+        for table, recorded in zip(tables, expected):
+            assert_within(table, recorded, "rotary table")
+        return
+    (cos, sin), (recorded_cos, recorded_sin) = (
+        [table[..., ::2] if spec.rope_type == "interleaved" else table.transpose(1, 2).flatten(2) for table in pair]
+        for pair in (tables, expected)
+    )
+    turn = torch.atan2(sin * recorded_cos - cos * recorded_sin, cos * recorded_cos + sin * recorded_sin)
+    axes = len(spec.max_positions)
+    frequencies = rotary_frequencies(spec.dim // (2 * axes), spec.theta).repeat_interleave(axes)
+    unused = spec.dim // 2 - len(frequencies)
+    turn_per_frequency = turn / torch.nn.functional.pad(frequencies, (unused, 0), value=1.0)
+    assert_within(turn_per_frequency, torch.zeros_like(turn), "rotary angle of a float32 grid")

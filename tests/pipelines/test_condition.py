@@ -15,6 +15,7 @@ from ltx2_diffusers.media.writing import write_video
 from ltx2_diffusers.pipelines.conditions.pictures import LTX2VideoCondition
 from ltx2_diffusers.pipelines.recipes.condition import LTX2ConditionPipeline
 from ltx2_diffusers.schedulers.scheduling_ltx2 import LTX2Scheduler
+from tests.golden_data import EQUAL_PIPELINES
 from tests.pipelines.recipes import encoded
 from tests.pipelines.tiny import (
     ALL_GUIDANCE,
@@ -29,7 +30,6 @@ from tests.pipelines.tiny import (
     with_token_sigmas,
 )
 
-TOLERANCE = 1e-4
 # The one known difference: diffusers takes the whole stream's noise level for tokens that are partly held.
 DiffusersPipeline = with_token_sigmas(DiffusersOriginal)
 CLIP = np.random.default_rng(0).integers(0, 256, (17, 48, 80, 3), dtype=np.uint8)
@@ -86,7 +86,7 @@ def encoded_picture(picture=PICTURE, crf=33):
 
 @pytest.mark.parametrize("places", PLACES.values(), ids=PLACES.keys())
 def test_same_latents_as_diffusers(places):
-    assert compare(places) <= TOLERANCE
+    assert compare(places) <= EQUAL_PIPELINES
 
 
 @pytest.mark.parametrize("name", ["ltx2-tiny", "ltx2.3-tiny"])
@@ -94,7 +94,7 @@ def test_same_latents_as_diffusers(places):
 def test_same_guided_latents_as_diffusers(name, guidance):
     if name == "ltx2-tiny":
         guidance = {**guidance, "stg_scale": 0.0, "audio_stg_scale": 0.0}
-    assert compare([FIRST, LAST], name, **guidance) <= TOLERANCE
+    assert compare([FIRST, LAST], name, **guidance) <= EQUAL_PIPELINES
 
 
 @pytest.mark.parametrize(
@@ -111,14 +111,14 @@ def test_same_guided_latents_as_diffusers(name, guidance):
     ids=lambda arguments: next(iter(arguments)),
 )
 def test_arguments_mean_what_they_mean_in_diffusers(arguments):
-    assert compare([FIRST, (OTHER, 1, 0.7)], **arguments) <= TOLERANCE
+    assert compare([FIRST, (OTHER, 1, 0.7)], **arguments) <= EQUAL_PIPELINES
 
 
 @pytest.mark.parametrize("noise", [{"noise_scale": 0.4}, {"sigmas": [0.8, 0.4]}, {}], ids=str)
 def test_given_latents(noise):
     video = torch.randn(1, ours().transformer.config.in_channels, 3, 2, 3, generator=seeded(8))
     audio = generate().audio
-    assert compare([(PICTURE, 0, 0.6), LAST], latents=video, audio_latents=audio, **noise) <= TOLERANCE
+    assert compare([(PICTURE, 0, 0.6), LAST], latents=video, audio_latents=audio, **noise) <= EQUAL_PIPELINES
 
 
 def test_same_arguments_in_the_same_order():
@@ -135,7 +135,7 @@ def test_unchanged_diffusers_agrees_where_conditions_hold_fully(guidance):
     their_conditions = [DiffusersCondition(PICTURE), DiffusersCondition(OTHER, -1)]
     theirs = sibling("ltx2-tiny", DiffusersOriginal)
     expected = theirs(their_conditions, **BASE | guidance, generator=seeded(0))
-    assert max_difference(actual, expected) <= TOLERANCE
+    assert max_difference(actual, expected) <= EQUAL_PIPELINES
 
 
 # --- behaviour ---

@@ -1,12 +1,17 @@
 """The distilled recipe: eight steps, three more at full size, one forward each."""
 
+import inspect
+
 import pytest
 
+from ltx2_diffusers import LTX2ConditionPipeline, LTX2Pipeline, LTX2TextToAudioPipeline
 from ltx2_diffusers.guidance.presets import preset
+from ltx2_diffusers.pipelines.generation import LTX2GenerationPipeline
 from ltx2_diffusers.pipelines.recipes.distilled import LTX2DistilledPipeline
 from ltx2_diffusers.pipelines.recipes.two_stage import LTX2TwoStagePipeline
+from tests.golden_data import EQUAL_MODELS
 from tests.pipelines.recipes import CALL, add_lora, recipe, stage_sigmas, staged, watched
-from tests.pipelines.tiny import load, max_difference, seeded
+from tests.pipelines.tiny import EXPLICIT, PROMPT, load, max_difference, seeded
 
 ARGUMENTS = {name: value for name, value in CALL.items() if name != "num_inference_steps"}
 DISTILLED_LEVELS = [1.0, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875, 0.0]
@@ -63,10 +68,12 @@ def test_the_preset_of_2_5_draws_fresh_noise_in_the_first_stage_only(monkeypatch
         return pipe(**ARGUMENTS, **call, generator=seeded(1))
 
     alone = {"two_stage": False}
-    assert max_difference(run(**alone), run(**alone, sampler="euler_ancestral")) <= 1e-5
+    assert max_difference(run(**alone), run(**alone, sampler="euler_ancestral")) <= EQUAL_MODELS
     assert max_difference(run(**alone), run(**alone, sampler="euler")) > 1e-3
     # One step to the end is the same for both samplers, so that only the first stage tells them apart.
-    assert max_difference(run(stage_2_sigmas=[0.9]), run(stage_2_sigmas=[0.9], sampler="euler_ancestral")) <= 1e-5
+    assert (
+        max_difference(run(stage_2_sigmas=[0.9]), run(stage_2_sigmas=[0.9], sampler="euler_ancestral")) <= EQUAL_MODELS
+    )
     assert max_difference(run(), run(sampler="euler_ancestral")) > 1e-3
 
 
@@ -78,3 +85,18 @@ def test_a_dev_scheduler_without_a_lora_is_worth_a_warning(is_distilled, warned,
     monkeypatch.setattr("ltx2_diffusers.pipelines.recipes.distilled.logger.warning", warnings.append)
     pipe(**ARGUMENTS, two_stage=False, sigmas=[1.0], generator=seeded(1))
     assert len(warnings) == warned
+
+
+@pytest.mark.parametrize("pipeline_class", [LTX2Pipeline, LTX2ConditionPipeline, LTX2TextToAudioPipeline])
+def test_the_sampler_of_the_preset_holds_in_every_pipeline(pipeline_class, monkeypatch):
+    """Text to video on a distilled 2.5 checkpoint samples as the distilled recipe does in its first stage."""
+    pipe = load(pipeline_class=pipeline_class)
+    monkeypatch.setattr(LTX2GenerationPipeline, "preset", preset("2.5", "distilled"))
+    call = {**EXPLICIT, "prompt": PROMPT, "sigmas": [1.0, 0.7, 0.4]}
+    call = {name: call[name] for name in inspect.signature(pipeline_class.__call__).parameters if name in call}
+
+    def audio(**sampler):
+        return pipe(**call, **sampler, generator=seeded(1)).audio
+
+    assert (audio() - audio(sampler="euler_ancestral")).abs().max() <= EQUAL_MODELS
+    assert (audio() - audio(sampler="euler")).abs().max() > 1e-3

@@ -8,10 +8,10 @@ from diffusers import LTX2ImageToVideoPipeline as DiffusersPipeline
 
 from ltx2_diffusers.media.preprocess import h264_round_trip
 from ltx2_diffusers.pipelines.recipes.image_to_video import LTX2ImageToVideoPipeline
+from tests.golden_data import EQUAL_MODELS, EQUAL_PIPELINES
 from tests.pipelines.recipes import encoded
 from tests.pipelines.tiny import ALL_GUIDANCE, CFG, EXPLICIT, NO_GUIDANCE, PROMPT, max_difference, seeded, sibling
 
-TOLERANCE = 1e-4
 UNRESCALED = {"guidance_rescale": 0.0, "audio_guidance_rescale": 0.0}
 # In the size of the video, so that cropping (ours) and stretching (diffusers) agree.
 PICTURE = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8))
@@ -46,11 +46,11 @@ def encoded_picture(pipe: LTX2ImageToVideoPipeline) -> torch.Tensor:
 @pytest.mark.parametrize("name", ["ltx2-tiny", "ltx2.3-tiny"])
 @pytest.mark.parametrize("guidance", [NO_GUIDANCE, CFG], ids=["unguided", "cfg"])
 def test_same_latents_as_diffusers(name, guidance):
-    assert compare(name, image=PICTURE, **guidance) <= TOLERANCE
+    assert compare(name, image=PICTURE, **guidance) <= EQUAL_PIPELINES
 
 
 def test_all_guidance_terms():
-    assert compare("ltx2.3-tiny", image=PICTURE, **ALL_GUIDANCE | UNRESCALED) <= TOLERANCE
+    assert compare("ltx2.3-tiny", image=PICTURE, **ALL_GUIDANCE | UNRESCALED) <= EQUAL_PIPELINES
 
 
 @pytest.mark.parametrize(
@@ -68,17 +68,17 @@ def test_all_guidance_terms():
     ids=lambda arguments: next(iter(arguments)),
 )
 def test_arguments_mean_what_they_mean_in_diffusers(arguments):
-    assert compare(image=PICTURE, **arguments) <= TOLERANCE
+    assert compare(image=PICTURE, **arguments) <= EQUAL_PIPELINES
 
 
 def test_one_picture_per_prompt():
-    assert compare(image=[PICTURE, OTHER], prompt=[PROMPT, "Waves."], image_crf=0) <= TOLERANCE
+    assert compare(image=[PICTURE, OTHER], prompt=[PROMPT, "Waves."], image_crf=0) <= EQUAL_PIPELINES
 
 
 def test_floats_between_0_and_1():
     floats = torch.from_numpy(np.array(PICTURE)).permute(2, 0, 1)[None] / 255
-    assert compare(image=floats, image_crf=0) <= TOLERANCE
-    assert max_difference(generate(image=floats, image_crf=0), generate(image=PICTURE, image_crf=0)) <= 1e-5
+    assert compare(image=floats, image_crf=0) <= EQUAL_PIPELINES
+    assert max_difference(generate(image=floats, image_crf=0), generate(image=PICTURE, image_crf=0)) <= EQUAL_MODELS
 
 
 @pytest.mark.parametrize("noise_scale", [0.0, 0.4])
@@ -86,14 +86,14 @@ def test_given_latents_keep_their_first_frame_without_a_picture(noise_scale):
     video = torch.randn(1, ours().transformer.config.in_channels, 2, 2, 3, generator=seeded(8))
     audio = generate(image=PICTURE).audio
     given = {"image": None, "latents": video, "audio_latents": audio, "noise_scale": noise_scale}
-    assert compare(**given) <= TOLERANCE
+    assert compare(**given) <= EQUAL_PIPELINES
     torch.testing.assert_close(generate(**given).frames[:, :, 0], video[:, :, 0])
 
 
 def test_packed_latents_mean_their_normalised_twin():
     video = torch.randn(1, ours().transformer.config.in_channels, 2, 2, 3, generator=seeded(8))
     packed = ours().vae.normalize_latents(video).flatten(2).transpose(1, 2)
-    assert max_difference(generate(latents=packed), generate(latents=video)) <= 1e-5
+    assert max_difference(generate(latents=packed), generate(latents=video)) <= EQUAL_MODELS
 
 
 # --- behaviour ---
@@ -133,7 +133,7 @@ def test_a_row_of_a_batch_equals_its_own_call():
     call = {**BASE, **NO_GUIDANCE}
     both = ours()(**call | {"prompt": [PROMPT, "Waves."]}, image=[PICTURE, OTHER], generator=seeded(3, 4))
     alone = ours()(**call | {"prompt": "Waves."}, image=OTHER, generator=seeded(4))
-    torch.testing.assert_close(both.frames[1:], alone.frames, atol=1e-5, rtol=0)
+    torch.testing.assert_close(both.frames[1:], alone.frames, atol=EQUAL_MODELS, rtol=0)
 
 
 def test_one_picture_serves_all_prompts():

@@ -13,12 +13,10 @@ from ltx2_diffusers import AutoencoderKLLTX2Video, LTX2LatentUpsamplerModel
 from ltx2_diffusers.media.reading import probe
 from ltx2_diffusers.media.writing import write_video
 from ltx2_diffusers.pipelines.recipes.latent_upsample import LTX2LatentUpsamplePipeline
-from tests.golden_data import golden_cases, load_json, load_metadata, load_tensors
+from tests.golden_data import EQUAL_PIPELINES, assert_within, golden_cases, load_json, load_metadata, load_tensors
 from tests.models.video_vae_tools import golden_vae
 from tests.pipelines.tiny import load, ours, seeded, theirs
 
-TOLERANCE = 1e-4
-GOLDEN_TOLERANCE = 5e-5
 PIXELS = np.random.default_rng(0).integers(0, 256, (9, 64, 96, 3), dtype=np.uint8)
 IMAGES = [PIL.Image.fromarray(frame) for frame in PIXELS]
 FLOATS = PIXELS.astype(np.float32) / 255
@@ -65,7 +63,7 @@ def test_recorded_call(case):
         call["generator"] = seeded(call.pop("generator_seed"))
     given = {"video": list(data["video"].numpy())} if "video" in data else {"latents": data["latents"]}
     frames = torch.as_tensor(pipe(**given, **call).frames)
-    torch.testing.assert_close(frames, data["output"], atol=GOLDEN_TOLERANCE, rtol=0)
+    assert_within(frames, data["output"], "latent upsampling pipeline")
 
 
 # --- parity with diffusers ---
@@ -86,13 +84,13 @@ def test_recorded_call(case):
 )
 def test_same_result_as_diffusers_for_latents(upsampler, reference, arguments):
     call = {**LATENT, "latents": video_latents(2), **arguments}
-    assert difference(upsampler(**call), reference(**call)) <= TOLERANCE
+    assert difference(upsampler(**call), reference(**call)) <= EQUAL_PIPELINES
 
 
 def test_same_result_as_diffusers_for_packed_latents(upsampler, reference):
     tokens = video_latents().flatten(2).transpose(1, 2)
     call = {**LATENT, "latents": tokens, "num_frames": 9}
-    assert difference(upsampler(**call), reference(**call)) <= TOLERANCE
+    assert difference(upsampler(**call), reference(**call)) <= EQUAL_PIPELINES
 
 
 def test_packed_patches_are_put_together_again(upsampler):
@@ -112,12 +110,12 @@ def test_packed_patches_are_put_together_again(upsampler):
 )
 def test_same_result_as_diffusers_for_a_clip(upsampler, reference, video):
     results = [pipe(video, **LATENT, generator=seeded(3)) for pipe in (upsampler, reference)]
-    assert difference(*results) <= TOLERANCE
+    assert difference(*results) <= EQUAL_PIPELINES
 
 
 def test_a_clip_is_cut_to_what_can_be_encoded(upsampler, reference):
     results = [pipe(IMAGES + IMAGES[:2], **LATENT, generator=seeded(3)) for pipe in (upsampler, reference)]
-    assert difference(*results) <= TOLERANCE
+    assert difference(*results) <= EQUAL_PIPELINES
     # diffusers asks for a ninth frame of eight, and cannot encode them.
     assert upsampler(IMAGES[:8], **LATENT).frames.shape[2] == 1
 
@@ -132,7 +130,7 @@ def test_a_decoder_with_timestep_conditioning(upsampler, reference, tmp_path):
     for arguments in ({"decode_timestep": 0.05}, {"decode_timestep": [0.05], "decode_noise_scale": 0.1}):
         call = {"latents": video_latents(), **SIZE, **arguments, "output_type": "np"}
         results = [pipe(**call, generator=seeded(4)) for pipe in (mine, theirs_)]
-        assert difference(*results) <= TOLERANCE
+        assert difference(*results) <= EQUAL_PIPELINES
 
 
 # --- behaviour ---
@@ -150,7 +148,7 @@ def test_what_is_saved_loads_in_both_libraries(upsampler, tmp_path):
     call = {**LATENT, "latents": video_latents()}
     expected = upsampler(**call)
     for kind in (LTX2LatentUpsamplePipeline, DiffusersPipeline):
-        assert difference(load(tmp_path, kind)(**call), expected) <= TOLERANCE
+        assert difference(load(tmp_path, kind)(**call), expected) <= EQUAL_PIPELINES
 
 
 def test_both_sides_are_doubled(upsampler):

@@ -15,7 +15,7 @@ from ltx2_diffusers.adapters.active import adapter_layers, added_adapters, uncha
 from ltx2_diffusers.models.connectors import LTX2TextConnectors
 from ltx2_diffusers.models.transformer import LTX2AVTransformer3DModel
 from tests.checkpoints.tiny import V20, expected_folder
-from tests.golden_data import GOLDEN_DIR, golden_cases, load_metadata, load_tensors
+from tests.golden_data import GOLDEN_DIR, assert_within, golden_cases, load_metadata, load_tensors
 from tests.pipelines.tiny import EXPLICIT, NO_GUIDANCE, PROMPT, seeded
 
 LORAS = GOLDEN_DIR / "checkpoint" / "lora"
@@ -24,6 +24,7 @@ VECTORS = load_tensors("checkpoint/lora/expected/forward_fp32.safetensors")
 FUSED = golden_cases("checkpoint/lora/expected", "fused_*.safetensors")
 OUTPUTS = ("sample", "audio_sample", "connectors.video", "connectors.audio")
 Q = "transformer_blocks.0.attn1.to_q"
+recorded_numbers = pytest.mark.usefixtures("golden_sinusoid")
 
 
 def build(dtype: torch.dtype = torch.float32, **components) -> LTX2Pipeline:
@@ -66,7 +67,7 @@ def assert_golden(found: dict[str, torch.Tensor], name: str) -> None:
     expected = {key: VECTORS[f"expected.{name}.{key}"] for key in OUTPUTS if f"expected.{name}.{key}" in VECTORS}
     assert expected
     for key, tensor in expected.items():
-        torch.testing.assert_close(found[key], tensor, atol=1e-5, rtol=0)
+        assert_within(found[key], tensor, "checkpoint", f"{name}, {key}")
 
 
 def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
@@ -95,6 +96,7 @@ def pipe() -> LTX2Pipeline:
 
 
 # That all layouts hold the same factors is tested with the reader.
+@recorded_numbers
 @pytest.mark.parametrize("layout", ["original", "kohya_underscored", "peft"])
 def test_a_lora_of_any_layout_gives_the_golden_outputs(pipe, layout):
     pipe.load_lora_weights(LORAS / f"{layout}.safetensors")
@@ -102,6 +104,7 @@ def test_a_lora_of_any_layout_gives_the_golden_outputs(pipe, layout):
     assert pipe.get_active_adapters() == ["default_0"]
 
 
+@recorded_numbers
 def test_strengths_and_sets_give_the_golden_outputs(pipe):
     base = outputs(pipe)
     assert_golden(base, "base")
@@ -116,7 +119,7 @@ def test_strengths_and_sets_give_the_golden_outputs(pipe):
     found = outputs(pipe)
     assert_golden(found, "wide_full")
     for key in OUTPUTS[:2]:
-        torch.testing.assert_close(found[key], VECTORS[f"expected.wide.{key}"], atol=1e-5, rtol=0)
+        assert_within(found[key], VECTORS[f"expected.wide.{key}"], "checkpoint")
     pipe.set_adapters([])
     assert_equal(outputs(pipe), base)
     pipe.unload_lora_weights()
@@ -124,6 +127,7 @@ def test_strengths_and_sets_give_the_golden_outputs(pipe):
     assert adapter_layers(pipe) == []
 
 
+@recorded_numbers
 def test_the_text_projection_alone_is_what_diffusers_applies(pipe):
     tensors = {key: tensor for key, tensor in load_tensors(WIDE).items() if "_connector." not in key}
     pipe.load_lora_weights(tensors)
@@ -150,7 +154,7 @@ def test_fused_weights_are_the_golden_ones(path):
     for key, expected in load_tensors(path).items():
         found = weights[key.removeprefix("model.diffusion_model.")]
         assert found.dtype == expected.dtype
-        torch.testing.assert_close(found.float(), expected.float(), atol=4e-3, rtol=0)
+        assert_within(found.float(), expected.float(), "fused LoRA")
 
 
 def test_fusing_equals_the_adapter_and_unfusing_takes_it_back(pipe):
@@ -160,12 +164,12 @@ def test_fusing_equals_the_adapter_and_unfusing_takes_it_back(pipe):
     pipe.fuse_lora(components=["transformer", "connectors"])
     fused = outputs(pipe)
     for key in OUTPUTS:
-        torch.testing.assert_close(fused[key], active[key], atol=2e-5, rtol=0)
+        assert_within(fused[key], active[key], "fused LoRA, float32")
     pipe.unfuse_lora(components=["transformer", "connectors"])
     pipe.set_adapters([])
     unfused = outputs(pipe)
     for key in OUTPUTS:
-        torch.testing.assert_close(unfused[key], base[key], atol=2e-5, rtol=0)
+        assert_within(unfused[key], base[key], "fused LoRA, float32")
 
 
 # --- diffusers' pipeline and files ---
@@ -179,7 +183,7 @@ def test_the_same_file_does_the_same_in_diffusers(pipe, path):
         one.set_adapters("style", {"transformer": 0.7})
     ours, theirs = outputs(pipe), outputs(reference)
     for key in OUTPUTS:
-        torch.testing.assert_close(ours[key], theirs[key], atol=1e-5, rtol=0)
+        assert_within(ours[key], theirs[key], "equal models")
 
 
 def trained(pipe, alpha: int = 3) -> dict:
@@ -206,7 +210,7 @@ def test_saved_adapters_load_in_both_libraries(pipe, tmp_path, saver, layout):
     for one in (fresh, in_diffusers(fresh)):
         one.load_lora_weights(str(tmp_path))
         for key, tensor in outputs(one).items():
-            torch.testing.assert_close(tensor, expected[key], atol=1e-5, rtol=0)
+            assert_within(tensor, expected[key], "equal models")
     if layout:
         assert fresh.lora_metadata["default_0"].reference_downscale_factor == 2
 
@@ -243,6 +247,7 @@ def test_saving_options(pipe, tmp_path):
         pipe.save_lora_weights(tmp_path, layers, safe_serialization=False, metadata={"a": "b"})
 
 
+@recorded_numbers
 def test_a_read_state_dict_carries_alpha_once():
     path = LORAS / "kohya_dotted.safetensors"
     folded = LTX2Pipeline.lora_state_dict(path)
@@ -292,6 +297,7 @@ def test_a_scaled_pass_inside_a_guarded_block_leaves_no_trace(pipe):
 # --- switching ---
 
 
+@recorded_numbers
 def test_switching_restores_everything_even_after_an_exception(pipe):
     base = outputs(pipe)
     pipe.load_lora_weights(ORIGINAL, adapter_name="original")
@@ -314,6 +320,7 @@ def test_switching_restores_everything_even_after_an_exception(pipe):
     assert all(torch.equal(tensor, weights[key]) for key, tensor in pipe.transformer.state_dict().items())
 
 
+@recorded_numbers
 def test_switching_turns_disabled_adapters_on_and_off_again(pipe):
     pipe.load_lora_weights(ORIGINAL, adapter_name="original")
     pipe.disable_lora()
@@ -324,6 +331,7 @@ def test_switching_turns_disabled_adapters_on_and_off_again(pipe):
     assert_golden(outputs(pipe), "base")
 
 
+@recorded_numbers
 def test_switching_to_an_adapter_on_fused_layers_is_refused(pipe):
     pipe.load_lora_weights(ORIGINAL, adapter_name="original")
     pipe.load_lora_weights(SECOND, adapter_name="second")
@@ -334,9 +342,10 @@ def test_switching_to_an_adapter_on_fused_layers_is_refused(pipe):
         pass
     with added_adapters(pipe, {"original": 0.0}):
         # What is fused belongs to the weights.
-        torch.testing.assert_close(outputs(pipe)["sample"], VECTORS["expected.1.0.sample"], atol=2e-5, rtol=0)
+        assert_within(outputs(pipe)["sample"], VECTORS["expected.1.0.sample"], "fused LoRA, float32")
 
 
+@recorded_numbers
 def test_loading_does_not_take_fused_adapters_out_of_the_weights(pipe):
     pipe.load_lora_weights(ORIGINAL)
     pipe.fuse_lora()
@@ -345,14 +354,16 @@ def test_loading_does_not_take_fused_adapters_out_of_the_weights(pipe):
     pipe.unload_lora_weights()
     pipe.load_lora_weights(SECOND)
     pipe.set_adapters([])
-    torch.testing.assert_close(outputs(pipe)["sample"], VECTORS["expected.1.0.sample"], atol=2e-5, rtol=0)
+    assert_within(outputs(pipe)["sample"], VECTORS["expected.1.0.sample"], "fused LoRA, float32")
 
 
+@recorded_numbers
 def test_a_pipeline_without_adapters_can_be_switched_to_none(pipe):
     with added_adapters(pipe, {}):
         assert_golden(outputs(pipe), "base")
 
 
+@recorded_numbers
 def test_a_component_keeps_no_old_adapter_when_a_new_one_leaves_it_alone(pipe):
     pipe.load_lora_weights(WIDE, adapter_name="wide")
     pipe.load_lora_weights(ORIGINAL, adapter_name="original")
@@ -433,6 +444,7 @@ def test_an_absent_component_is_left_out_with_a_warning(caplog, monkeypatch):
         pipe.load_lora_weights(only)
 
 
+@recorded_numbers
 def test_hotswapping_puts_new_factors_in_place(pipe):
     pipe.load_lora_weights(ORIGINAL, adapter_name="style")
     doubled = {key: tensor * 2 if "lora_B" in key else tensor for key, tensor in load_tensors(ORIGINAL).items()}

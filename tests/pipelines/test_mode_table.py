@@ -177,9 +177,7 @@ MODES = {
         refused=NO_SUCH_ARGUMENT,
     ),
     "retake": Mode(
-        LTX2RetakePipeline,
-        with_sound(video=CLIP[:FRAMES], start_s=0.2, end_s=FRAMES / 24),
-        before_the_stretch,
+        LTX2RetakePipeline, with_sound(video=CLIP[:FRAMES], start_s=0.2, end_s=FRAMES / 24), before_the_stretch
     ),
     "extend": Mode(
         LTX2ExtendPipeline,

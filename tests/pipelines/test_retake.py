@@ -19,13 +19,7 @@ RATE = 24000
 SOUND = tone(17 / 24, RATE)
 # Latent frames of 17 frames at 24 per second: 0 to 1/24 s, to 9/24 s, to 17/24 s.
 MIDDLE = (0.1, 0.3)
-CALL = {
-    "prompt": PROMPT,
-    "num_inference_steps": 2,
-    "max_sequence_length": 64,
-    "output_type": "latent",
-    **NO_GUIDANCE,
-}
+CALL = {"prompt": PROMPT, "num_inference_steps": 2, "max_sequence_length": 64, "output_type": "latent", **NO_GUIDANCE}
 WITH_SOUND = {"audio": SOUND, "sampling_rate": RATE}
 TWO_STAGES = {"two_stage": True, "stage_2_adapters": {}, "stage_2_sigmas": [0.9, 0.4, 0.0]}
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ltx2_diffusers.sampling import steppers
-from tests.golden_data import load_json, load_tensors
+from tests.golden_data import assert_within, load_json, load_tensors
 
 STEPS = load_tensors("sampling/steps.safetensors")
 NEWEST = load_tensors("sampling/steps_newest.safetensors")
@@ -16,7 +16,7 @@ DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 
 
 def close(result: torch.Tensor, expected: torch.Tensor) -> None:
-    torch.testing.assert_close(result, expected, rtol=2e-6, atol=2e-6)
+    assert_within(result, expected, "sampling")
 
 
 def number(key: str, name: str, default: float | None = None) -> float | None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ltx2_diffusers.schedulers import sigmas as schedules
-from tests.golden_data import load_tensors
+from tests.golden_data import assert_within, load_tensors
 
 GOLDEN = load_tensors("sampling/schedules.safetensors")
 LEGACY = load_tensors("sampling/legacy_ltx_video.safetensors")
@@ -16,6 +16,10 @@ LEGACY = load_tensors("sampling/legacy_ltx_video.safetensors")
 def number(key: str, name: str, kind: type = float, default: float | None = None) -> float | None:
     found = re.search(rf"{name}(\d+(?:\.\d+)?)", key)
     return kind(found.group(1)) if found else default
+
+
+def row_of(key: str) -> str:
+    return "schedule of more than 8000 tokens" if number(key, "tokens", int, 0) > 8000 else "sampling"
 
 
 def schedule_of_key(key: str) -> torch.Tensor:
@@ -42,8 +46,7 @@ def schedule_of_key(key: str) -> torch.Tensor:
 
 @pytest.mark.parametrize("key", sorted(GOLDEN))
 def test_schedules_match_the_golden_vectors(key):
-    tolerance = 1e-5 if number(key, "tokens", int, 0) > 8000 else 2e-6
-    torch.testing.assert_close(schedule_of_key(key), GOLDEN[key], rtol=tolerance, atol=tolerance)
+    assert_within(schedule_of_key(key), GOLDEN[key], row_of(key))
 
 
 @pytest.mark.parametrize("key", sorted(key for key in LEGACY if key.startswith(("linear_quadratic", "uniform_sd3"))))
@@ -53,8 +56,7 @@ def test_schedules_match_those_of_ltx_video(key):
         sigmas = schedules.linear_quadratic_sigmas(steps)
     else:
         sigmas = schedules.ltx2_sigmas(steps, number(key, "tokens", int), stretch="noterminal" not in key)
-    tolerance = 1e-5 if number(key, "tokens", int, 0) > 8000 else 2e-6
-    torch.testing.assert_close(sigmas[:-1], LEGACY[key], rtol=tolerance, atol=tolerance)
+    assert_within(sigmas[:-1], LEGACY[key], row_of(key))
 
 
 def test_eight_linear_quadratic_steps_are_the_distilled_schedule_bit_for_bit():

@@ -31,7 +31,6 @@ def convert_lora(
     entries = _in_layout(file, layout, dtype)
     # Its alphas are folded into the factors now.
     metadata = {name: value for name, value in file.metadata.items() if name != ADAPTER_METADATA}
-    Path(output).parent.mkdir(parents=True, exist_ok=True)
     write_file(Path(output), entries, {"format": "pt", **metadata}, on_tensor)
 
 

@@ -57,10 +57,9 @@ def token_strength(
             f"attention_strength must be a number or have shape [{num_new}] or [{batch}, {num_new}], "
             f"got {list(values.shape)}."
         )
-    if values.amin() < 0 or values.amax() > 1:
-        raise ValueError(
-            f"attention_strength must lie in [0, 1], got values from {values.amin():g} to {values.amax():g}."
-        )
+    low, high = values.aminmax()
+    if low < 0 or high > 1:
+        raise ValueError(f"attention_strength must lie in [0, 1], got values from {low:g} to {high:g}.")
     return values.expand(batch, num_new)
 
 

@@ -169,7 +169,7 @@ class VideoLatentTools(LatentTools[VideoLatentShape]):
             shape.frames,
             shape.height,
             shape.width,
-            device,
+            device=device,
             fps=1.0,
             patch_size=self.patchifier.patch_size,
             scale_factors=self.scale_factors,
@@ -213,7 +213,5 @@ class AudioLatentTools(LatentTools[AudioLatentShape]):
 
     def positions_of(self, num_latents: int, device: torch.device | str | None = None) -> torch.Tensor:
         """Positions `[B, 1, L, 2]` in seconds of another number of latents, counted from the same start."""
-        causal_offset = 1 if self.causal_fix else AUDIO_DOWNSAMPLE_FACTOR
-        return prepare_audio_coords(
-            self.target_shape.batch, num_latents, device, self.shift, causal_offset=causal_offset
-        )
+        offset = 1 if self.causal_fix else AUDIO_DOWNSAMPLE_FACTOR
+        return prepare_audio_coords(self.target_shape.batch, num_latents, device, self.shift, causal_offset=offset)

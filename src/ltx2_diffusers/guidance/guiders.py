@@ -11,6 +11,8 @@ from typing import ClassVar, TypeVar
 
 import torch
 
+from ..checks import check_share
+
 Binned = TypeVar("Binned")
 
 # Keeps a projection on an all-zero prediction finite (value of the reference).
@@ -183,8 +185,7 @@ class MultiModalGuiderParams:
     skip_step: int = 0
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.rescale_scale <= 1.0:
-            raise ValueError(f"rescale_scale must lie in [0, 1], got {self.rescale_scale}.")
+        check_share(rescale_scale=self.rescale_scale)
         if self.skip_step < 0:
             raise ValueError(f"skip_step must not be negative, got {self.skip_step}; use 0.")
 

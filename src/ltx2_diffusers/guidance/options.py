@@ -1,19 +1,16 @@
 """Ways of guiding beyond the scales: what is skipped, which formula is used, and a negative prompt without a pass."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
+from ..checks import check_choice
 from ..models.negative_text import NAG_ALPHA, NAG_TAU, NagWeights
 from .guiders import CFGGuider, CFGStarRescalingGuider, Guider, LtxAPGGuider, MultiModalGuiderParams, StatefulAPGGuider
 
-CFG_METHODS = ("cfg", "cfg_star", "apg", "apg_momentum")
-# Options that a formula does not read.
-_UNREAD = {
-    "cfg": ("apg_eta", "apg_norm_threshold", "apg_momentum"),
-    "cfg_star": ("apg_eta", "apg_norm_threshold", "apg_momentum"),
-    "apg": ("apg_momentum",),
-    "apg_momentum": (),
-}
+_APG_OPTIONS = ("apg_eta", "apg_norm_threshold", "apg_momentum")
+# Formulas of classifier-free guidance, and the options that each does not read.
+_UNREAD = {"cfg": _APG_OPTIONS, "cfg_star": _APG_OPTIONS, "apg": ("apg_momentum",), "apg_momentum": ()}
+CFG_METHODS = tuple(_UNREAD)
 
 SigmaBins = Mapping[float, MultiModalGuiderParams]
 
@@ -80,11 +77,8 @@ class GuidanceOptions:
 
     def _check_method(self) -> None:
         method = self.cfg_method
-        if method not in CFG_METHODS:
-            raise ValueError(f"`cfg_method` has to be one of {', '.join(map(repr, CFG_METHODS))} but is {method!r}")
-        defaults = {field.name: field.default for field in fields(self)}
-        unread = [name for name in _UNREAD[method] if getattr(self, name) != defaults[name]]
-        if unread:
+        check_choice("cfg_method", method, CFG_METHODS)
+        if unread := [name for name in _UNREAD[method] if getattr(self, name) != getattr(GuidanceOptions, name)]:
             raise ValueError(f"cfg_method={method!r} does not read {unread}; leave them out, or use 'apg_momentum'")
         if method == "apg_momentum" and self.apg_momentum == 0:
             raise ValueError("`apg_momentum` is 0.0, which is cfg_method='apg'; use that, or -0.5 for example")
@@ -153,6 +147,5 @@ def _check_bins(name: str, bins: SigmaBins | None) -> None:
             f"`{name}` has to map upper bounds of sigma to MultiModalGuiderParams but is {bins!r}; use "
             "{1.0: MultiModalGuiderParams(cfg_scale=3.0)} for example"
         )
-    wrong = [bound for bound in bins if not 0 < bound <= 1]
-    if wrong:
+    if wrong := [bound for bound in bins if not 0 < bound <= 1]:
         raise ValueError(f"the bounds of `{name}` have to be above 0 and at most 1 but {wrong} are not; use 1.0")

@@ -85,14 +85,11 @@ class BatchedPerturbationConfig:
             device: Where the mask is made, default CPU, which is where the transformer reads it without waiting.
             dtype: Of the mask.
         """
-        for config in self.perturbations:
-            for perturbation in config.perturbations:
-                beyond = [block for block in perturbation.blocks or () if block >= num_layers]
-                if beyond:
-                    raise ValueError(
-                        f"blocks must lie in [0, {num_layers - 1}], got {beyond} for {perturbation.type.name}; "
-                        f"use {num_layers - 1}."
-                    )
+        last = num_layers - 1
+        for perturbation in (one for config in self.perturbations for one in config.perturbations):
+            if beyond := [block for block in perturbation.blocks or () if block > last]:
+                kind = perturbation.type.name
+                raise ValueError(f"blocks must lie in [0, {last}], got {beyond} for {kind}; use {last}.")
         keep = [
             [[not config.touches(kind, block) for config in self.perturbations] for block in range(num_layers)]
             for kind in PerturbationType
@@ -110,18 +107,14 @@ def stg_perturbations(
         video_blocks: Blocks without video self-attention; None means all, default none.
         audio_blocks: Blocks without audio self-attention; None means all, default none.
     """
-    wanted = (
-        (PerturbationType.SKIP_VIDEO_SELF_ATTN, video_blocks),
-        (PerturbationType.SKIP_AUDIO_SELF_ATTN, audio_blocks),
-    )
-    config = PerturbationConfig(
-        tuple(Perturbation(kind, blocks) for kind, blocks in wanted if blocks is None or len(blocks) > 0)
-    )
-    return BatchedPerturbationConfig([config] * batch_size)
+    kinds = (PerturbationType.SKIP_VIDEO_SELF_ATTN, PerturbationType.SKIP_AUDIO_SELF_ATTN)
+    wanted = zip(kinds, (video_blocks, audio_blocks))
+    left_out = tuple(Perturbation(kind, blocks) for kind, blocks in wanted if blocks is None or len(blocks) > 0)
+    return BatchedPerturbationConfig([PerturbationConfig(left_out)] * batch_size)
 
 
 def isolating_perturbations(batch_size: int) -> BatchedPerturbationConfig:
     """What modality guidance leaves out: attention between the streams in every block."""
     kinds = (PerturbationType.SKIP_A2V_CROSS_ATTN, PerturbationType.SKIP_V2A_CROSS_ATTN)
-    config = PerturbationConfig(tuple(Perturbation(kind) for kind in kinds))
-    return BatchedPerturbationConfig([config] * batch_size)
+    left_out = tuple(Perturbation(kind) for kind in kinds)
+    return BatchedPerturbationConfig([PerturbationConfig(left_out)] * batch_size)

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 
-from ..conditioning.streams import Streams
+from ..conditioning.streams import Streams, on_streams
 from .guiders import BinnedGuider, MultiModalGuider, MultiModalGuiderParams, params_at_sigma
 from .options import GuidanceOptions, completed_bins
 from .presets import NEUTRAL, Preset
@@ -15,6 +15,10 @@ PRESET = "preset"
 """Value of an audio guidance argument that asks for the preset of the checkpoint."""
 
 AudioScale = float | str | None
+Scales = Streams[MultiModalGuiderParams]
+Guiders = Streams[MultiModalGuider | BinnedGuider | None]
+# Before the names of options that belong to a stream.
+_PREFIXES = Streams("", "audio_")
 
 
 @dataclass(frozen=True)
@@ -29,11 +33,13 @@ class GivenScales:
     rescale_scale: AudioScale = None
     modality_scale: AudioScale = None
 
+    @property
+    def has_number(self) -> bool:
+        """Whether any of them is given."""
+        return any(scale not in (None, PRESET) for scale in vars(self).values())
 
-_SCALES = tuple(GivenScales.__dataclass_fields__)
 
-
-def call_scales(preset: Preset, given: Streams, options: GuidanceOptions | None) -> Streams:
+def call_scales(preset: Preset, given: Streams[GivenScales], options: GuidanceOptions | None) -> Scales:
     """Guidance scales of both streams as [`MultiModalGuiderParams`].
 
     Args:
@@ -41,60 +47,59 @@ def call_scales(preset: Preset, given: Streams, options: GuidanceOptions | None)
         given: [`GivenScales`] per stream.
         options: Options of the call.
     """
-    return _with_bins(_resolved(preset, *map(_values, given)), given, options)
+    return _with_bins(_resolved(preset, *given), given, options)
 
 
-def sound_scales(preset: Preset, given: GivenScales, options: GuidanceOptions | None) -> Streams:
+def sound_scales(preset: Preset, given: GivenScales, options: GuidanceOptions | None) -> Scales:
     """Guidance scales of a call that makes only sound: its plain arguments belong to the audio, with the audio's preset."""
-    scales = _resolved(replace(preset, video=preset.audio), _values(given), [None] * len(_SCALES))
+    scales = _resolved(replace(preset, video=preset.audio), given, GivenScales())
     return Streams(NEUTRAL, _with_bins(scales, Streams(GivenScales(), given), options).audio)
 
 
-def _with_bins(scales: Streams, given: Streams, options: GuidanceOptions | None) -> Streams:
+def _with_bins(scales: Scales, given: Streams[GivenScales], options: GuidanceOptions | None) -> Scales:
     """Scales in which streams with bins have those of the highest noise level, with which a call begins."""
-    if options is None:
+    if not _are_options(options):
         return scales
-    _check_type(options)
     results = []
-    for stream, prefix, arguments in zip(scales, ("", "audio_"), given):
+    for stream, prefix, arguments in zip(scales, _PREFIXES, given):
         bins = options.of_stream(prefix)[1]
-        if bins is not None and any(argument not in (None, PRESET) for argument in _values(arguments)):
+        if bins is not None and arguments.has_number:
             raise ValueError(
                 f"`{prefix}bins` of `guidance_options` take the place of the guidance arguments of the stream, but "
-                f"{_values(arguments)} are given too; leave one of them out"
+                f"{list(vars(arguments).values())} are given too; leave one of them out"
             )
         results.append(stream if bins is None else params_at_sigma(bins, 1.0))
     return Streams(*results)
 
 
-def _resolved(preset: Preset, video: Sequence[Any], audio: Sequence[Any]) -> Streams:
+def _resolved(preset: Preset, video: GivenScales, audio: GivenScales) -> Scales:
     # A lone guidance_scale=1.0 is how users switch guidance off; other terms stay only if asked for.
-    switched_off = (
-        video[0] == 1.0 and all(v is None for v in video[1:]) and all(a is None or a == PRESET for a in audio)
-    )
-    defaults = (NEUTRAL, NEUTRAL) if switched_off else (preset.video, preset.audio)
-    video_scales = [default if v is None else v for v, default in zip(video, _values(defaults[0]))]
-    audio_scales = [
-        default if a == PRESET else same if a is None else a
-        for a, same, default in zip(audio, video_scales, _values(defaults[1]))
-    ]
-    wrong = [value for value in (*video_scales, *audio_scales) if isinstance(value, str)]
-    if wrong:
-        raise ValueError(f"a guidance argument is {wrong[0]!r}; give a number, None or, for audio, {PRESET!r}")
-    return Streams(*(MultiModalGuiderParams(**dict(zip(_SCALES, scales))) for scales in (video_scales, audio_scales)))
+    switched_off = video == GivenScales(1.0) and not audio.has_number
+    video_default, audio_default = (NEUTRAL, NEUTRAL) if switched_off else (preset.video, preset.audio)
+    video_scales = _filled(video, video_default)
+    return Streams(video_scales, _filled(audio, video_scales, audio_default))
 
 
-def _values(scales: GivenScales | MultiModalGuiderParams) -> list[Any]:
-    return [getattr(scales, name) for name in _SCALES]
+def _filled(
+    given: GivenScales, unsaid: MultiModalGuiderParams, preset: MultiModalGuiderParams | None = None
+) -> MultiModalGuiderParams:
+    """The scales of a stream: those of `unsaid` where `None` is given, and of `preset` where [`PRESET`] is."""
+    values: dict[str, Any] = {}
+    for name, scale in vars(given).items():
+        source = unsaid if scale is None else preset if scale == PRESET else None
+        values[name] = scale if source is None else getattr(source, name)
+        if isinstance(values[name], str):
+            raise ValueError(f"a guidance argument is {scale!r}; give a number, None or, for audio, {PRESET!r}")
+    return MultiModalGuiderParams(**values)
 
 
 def build_guiders(
-    scales: Streams,
+    scales: Streams[MultiModalGuiderParams | None],
     stg_blocks: Sequence[int] | None,
     preset: Preset,
     num_layers: int,
     options: GuidanceOptions | None = None,
-) -> Streams:
+) -> Guiders:
     """A fresh guider per stream; a guider keeps state, so that every run needs its own.
 
     Args:
@@ -105,12 +110,10 @@ def build_guiders(
         options: Skipped steps, the formula of classifier-free guidance, and scales by noise level, which take the place
             of `scales`.
     """
-    options = GuidanceOptions() if options is None else options
-    _check_type(options)
+    options = options if _are_options(options) else GuidanceOptions()
     blocks = preset.stg_blocks(num_layers) if stg_blocks is None else list(stg_blocks)
     is_alone = None in scales
-    streams = zip(scales, ("", "audio_"))
-    guiders = Streams(*(s and _guider(s, blocks, options, prefix, is_alone) for s, prefix in streams))
+    guiders = on_streams(lambda s, prefix: _guider(s, blocks, options, prefix, is_alone), scales, _PREFIXES)
     _check_stg_blocks(guiders, preset, num_layers)
     if options.cfg_method != "cfg" and not any(g is not None and g.do_unconditional_generation() for g in guiders):
         raise ValueError(
@@ -129,7 +132,7 @@ def _guider(
     return guiders[1.0] if bins is None else BinnedGuider(guiders)
 
 
-def _check_stg_blocks(guiders: Streams, preset: Preset, num_layers: int) -> None:
+def _check_stg_blocks(guiders: Guiders, preset: Preset, num_layers: int) -> None:
     for guider in (guider for stream in guiders if stream is not None for guider in stream.parts()):
         blocks = guider.params.stg_blocks
         if guider.do_perturbed_generation() and blocks is not None and not len(blocks):
@@ -137,8 +140,7 @@ def _check_stg_blocks(guiders: Streams, preset: Preset, num_layers: int) -> None
                 "spatio-temporal guidance is on but `spatio_temporal_guidance_blocks` is empty; name at least one block "
                 f"(this checkpoint's is {preset.stg_blocks(num_layers)}) or set `stg_scale` and `audio_stg_scale` to 0"
             )
-        wrong = [block for block in blocks or () if not 0 <= block < num_layers]
-        if wrong:
+        if wrong := [block for block in blocks or () if not 0 <= block < num_layers]:
             raise ValueError(
                 f"`spatio_temporal_guidance_blocks` contains {wrong}, but the transformer has blocks 0 to {num_layers - 1}"
             )
@@ -157,23 +159,22 @@ def check_negative_is_read(
         )
 
 
-def always_negative(guiders: Streams, sigmas: Sequence[float]) -> bool:
+def always_negative(guiders: Guiders, sigmas: Sequence[float]) -> bool:
     """Whether the pass with the negative prompt is made at every noise level."""
     present = [guider for guider in guiders if guider is not None]
     return all(any(g.at_sigma(sigma).do_unconditional_generation() for g in present) for sigma in sigmas)
 
 
-def check_options(options: GuidanceOptions | None, guided: Streams) -> None:
+def check_options(options: GuidanceOptions | None, guided: Streams[bool]) -> None:
     """Refuse options of a stream that takes no guidance, because it is absent or given as a whole.
 
     Args:
         options: Options of a stage.
         guided: Whether each stream is generated.
     """
-    if options is None:
+    if not _are_options(options):
         return
-    _check_type(options)
-    for name, prefix, is_guided in zip(guided._fields, ("", "audio_"), guided):
+    for name, prefix, is_guided in zip(guided._fields, _PREFIXES, guided):
         skip_step, bins = options.of_stream(prefix)
         if not is_guided and (skip_step or bins is not None):
             raise ValueError(
@@ -182,9 +183,11 @@ def check_options(options: GuidanceOptions | None, guided: Streams) -> None:
             )
 
 
-def _check_type(options: Any) -> None:
-    if not isinstance(options, GuidanceOptions):
+def _are_options(options: GuidanceOptions | None) -> TypeGuard[GuidanceOptions]:
+    """Whether options are given; `ValueError` for anything else."""
+    if options is not None and not isinstance(options, GuidanceOptions):
         raise ValueError(f"`guidance_options` has to be a GuidanceOptions but is {options!r}")
+    return options is not None
 
 
 def cross_timestep_mode(use_cross_timestep: bool | None, preset: Preset) -> str:

@@ -69,7 +69,8 @@ def probe(path: str | os.PathLike) -> MediaInfo:
         height, width = (0, 0) if video is None else _displayed_size(container, video)
         return MediaInfo(
             frame_rate=None if video is None else video.average_rate,
-            num_frames=0 if video is None else video.frames or _count_packets(container, video),
+            # Not every header tells the number of frames; one packet holds one.
+            num_frames=0 if video is None else video.frames or sum(p.size > 0 for p in container.demux(video)),
             height=height,
             width=width,
             duration_s=_duration_s(container, longest),
@@ -139,9 +140,7 @@ def iterate_video(
             yield _upright(frame)
             count += 1
         if count == 0:
-            raise ValueError(
-                f"{str(path)!r} has no video frames between {start_s} s and {'its end' if end_s is None else f'{end_s} s'}"
-            )
+            raise ValueError(f"{str(path)!r} has no video frames {_window(start_s, end_s)}")
 
 
 def read_video(
@@ -190,9 +189,7 @@ def read_audio(
             frame.pts = None
             pieces += [out.to_ndarray() for out in resampler.resample(frame)]
     if first_s is None or not pieces:
-        raise ValueError(
-            f"{str(path)!r} has no sound between {start_s} s and {'its end' if end_s is None else f'{end_s} s'}"
-        )
+        raise ValueError(f"{str(path)!r} has no sound {_window(start_s, end_s)}")
     samples = torch.from_numpy(np.concatenate(pieces, axis=1))
     samples = torch.nn.functional.pad(samples, (round((first_s - start_s) * rate), 0))
     if end_s is not None:
@@ -236,15 +233,14 @@ def _displayed_size(container: InputContainer, stream: VideoStream) -> tuple[int
     return size[::-1] if round(frame.rotation / 90) % 2 else size
 
 
-def _count_packets(container: InputContainer, stream: Stream) -> int:
-    """Count frames of a format whose header does not tell their number; one packet holds one frame."""
-    return sum(packet.size > 0 for packet in container.demux(stream))
-
-
 def _duration_s(container: InputContainer, stream: Stream) -> float:
     if container.duration is not None:
         return container.duration / av.time_base
     return 0.0 if stream.duration is None or stream.time_base is None else float(stream.duration * stream.time_base)
+
+
+def _window(start_s: float, end_s: float | None) -> str:
+    return f"between {start_s} s and {'its end' if end_s is None else f'{end_s} s'}"
 
 
 def _check_window(start_s: float, end_s: float | None) -> None:

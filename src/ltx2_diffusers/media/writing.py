@@ -158,7 +158,8 @@ def repeatable_encoding() -> dict[str, str]:
     Its AVX-512 code for macroblock trees reads memory it never wrote wherever the width is no multiple of 128, so the
     same frames gave other files from run to run. AVX2 code is as fast here and has no such fault.
     """
-    return {"x264-params": "asm=avx2"} if torch.backends.cpu.get_cpu_capability() == "AVX512" else {}
+    # What the processor can, which is what x264 goes by; the capability that torch reports may be set lower by a user.
+    return {"x264-params": "asm=avx2"} if torch.cpu._is_avx512_supported() else {}
 
 
 def open_output(path: Path) -> OutputContainer:

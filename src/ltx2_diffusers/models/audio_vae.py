@@ -4,6 +4,9 @@ Shape legend: B batch, C mel planes, T mel frames (10 ms), M mel bins, N samples
 L latent steps (40 ms), m latent bins (M / 4). Tokens `[B, L, Z*m]` hold the channel slowest.
 """
 
+# The constructor's arguments are read back from `self.config`, where `register_to_config` puts them.
+# ruff: noqa: ARG002
+
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.autoencoders.vae import AutoencoderMixin, DecoderOutput, DiagonalGaussianDistribution
@@ -13,7 +16,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
 from torch.nn import functional as F
 
-from .audio_vae_blocks import CAUSALITY_AXES, COMPRESSION_RATIO, AudioDecoder, AudioEncoder, BlockOptions, CoderLayout
+from .audio_vae_blocks import CAUSALITY_AXES, COMPRESSION_RATIO, AudioDecoder, AudioEncoder, CoderLayout
 from .mel import waveform_to_mel
 from .saving import AtomicModelSaveMixin, OriginalCheckpointMixin
 
@@ -68,23 +71,15 @@ class AutoencoderKLLTX2Audio(AtomicModelSaveMixin, ModelMixin, AutoencoderMixin,
         causality_axis: str = "height",
         dropout: float = 0.0,
         mid_block_add_attention: bool = False,
-        sample_rate: int = 16000,  # noqa: ARG002 - read from the config
-        mel_hop_length: int = 160,  # noqa: ARG002 - read from the config
-        is_causal: bool = True,  # noqa: ARG002 - read from the config
+        sample_rate: int = 16000,
+        mel_hop_length: int = 160,
+        is_causal: bool = True,
         mel_bins: int | None = 64,
         double_z: bool = True,
     ) -> None:
         super().__init__()
         _check_config(norm_type, causality_axis, double_z)
-        layout = CoderLayout(
-            base_channels=base_channels,
-            ch_mult=tuple(ch_mult),
-            num_res_blocks=num_res_blocks,
-            attn_resolutions=frozenset(attn_resolutions or ()),
-            resolution=resolution,
-            mid_attention=mid_block_add_attention,
-            options=BlockOptions(norm_type, causality_axis, dropout),
-        )
+        layout = CoderLayout(*(self.config[name] for name in CoderLayout._fields))
         self.encoder = AudioEncoder(in_channels, 2 * latent_channels, layout)
         self.decoder = AudioDecoder(latent_channels, output_channels, mel_bins, layout)
         self.register_buffer("latents_mean", torch.zeros(base_channels))

@@ -4,8 +4,9 @@ Shape legend: B batch, C channels, T mel frames ("height" axis), M mel bins ("wi
 Attribute names follow the published checkpoints.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -27,42 +28,30 @@ _DOWNSAMPLE_PADDING = {
 CAUSALITY_AXES = tuple(_DOWNSAMPLE_PADDING)
 
 
-@dataclass(frozen=True)
-class BlockOptions:
-    """What all blocks of one audio VAE share.
-
-    Args:
-        norm_type: "pixel" or "group".
-        causality_axis: one of `CAUSALITY_AXES`.
-        dropout: probability inside residual blocks.
-    """
-
-    norm_type: str
-    causality_axis: str
-    dropout: float
-
-
-@dataclass(frozen=True)
-class CoderLayout:
-    """Widths and attention places of an encoder or decoder; names follow the config of the audio VAE.
+class CoderLayout(NamedTuple):
+    """Widths, attention places and layers of an encoder or decoder, named as in the config of the audio VAE.
 
     Args:
         base_channels: channels at the finest level.
         ch_mult: width factor of each level, finest first.
         num_res_blocks: residual blocks per encoder level (a decoder level has one more).
-        attn_resolutions: resolutions with attention after each residual block.
+        attn_resolutions: resolutions with attention after each residual block, or None.
         resolution: nominal resolution of the finest level, halved per level.
-        mid_attention: attention between the two middle blocks.
-        options: what all blocks share.
+        mid_block_add_attention: attention between the two middle blocks.
+        norm_type: "pixel" or "group".
+        causality_axis: one of `CAUSALITY_AXES`.
+        dropout: probability inside residual blocks.
     """
 
     base_channels: int
-    ch_mult: tuple[int, ...]
+    ch_mult: Sequence[int]
     num_res_blocks: int
-    attn_resolutions: frozenset[int]
+    attn_resolutions: Sequence[int] | None
     resolution: int
-    mid_attention: bool
-    options: BlockOptions
+    mid_block_add_attention: bool
+    norm_type: str
+    causality_axis: str
+    dropout: float
 
     def width(self, level: int) -> int:
         """Channels of a level."""
@@ -70,7 +59,7 @@ class CoderLayout:
 
     def has_attention(self, level: int) -> bool:
         """Whether a level's residual blocks are followed by attention."""
-        return self.resolution // 2**level in self.attn_resolutions
+        return self.resolution // 2**level in (self.attn_resolutions or ())
 
 
 class PixelNorm(nn.Module):
@@ -108,13 +97,13 @@ class CausalConv2d(nn.Module):
 class ResidualBlock(nn.Module):
     """Two normalised, activated 3x3 convolutions around a shortcut."""
 
-    def __init__(self, in_channels: int, out_channels: int, options: BlockOptions) -> None:
+    def __init__(self, in_channels: int, out_channels: int, layout: CoderLayout) -> None:
         super().__init__()
-        axis = options.causality_axis
-        self.norm1 = make_norm(options.norm_type, in_channels)
+        axis = layout.causality_axis
+        self.norm1 = make_norm(layout.norm_type, in_channels)
         self.conv1 = CausalConv2d(in_channels, out_channels, 3, axis)
-        self.norm2 = make_norm(options.norm_type, out_channels)
-        self.dropout = nn.Dropout(options.dropout)
+        self.norm2 = make_norm(layout.norm_type, out_channels)
+        self.dropout = nn.Dropout(layout.dropout)
         self.conv2 = CausalConv2d(out_channels, out_channels, 3, axis)
         self.nin_shortcut: nn.Module = nn.Identity()
         if in_channels != out_channels:
@@ -180,11 +169,11 @@ class Level(nn.Module):
 
     def __init__(self, in_channels: int, level: int, num_blocks: int, layout: CoderLayout) -> None:
         super().__init__()
-        width, options = layout.width(level), layout.options
+        width = layout.width(level)
         widths = [in_channels] + [width] * num_blocks
-        self.block = nn.ModuleList(ResidualBlock(*pair, options) for pair in pairwise(widths))
+        self.block = nn.ModuleList(ResidualBlock(*pair, layout) for pair in pairwise(widths))
         count = num_blocks if layout.has_attention(level) else 0
-        self.attn = nn.ModuleList(AttentionBlock(width, options.norm_type) for _ in range(count))
+        self.attn = nn.ModuleList(AttentionBlock(width, layout.norm_type) for _ in range(count))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[B, C_in, T, M]` to `[B, C_out, T, M]`."""
@@ -201,8 +190,7 @@ class DownLevel(Level):
     def __init__(self, in_channels: int, level: int, layout: CoderLayout) -> None:
         super().__init__(in_channels, level, layout.num_res_blocks, layout)
         is_last = level == len(layout.ch_mult) - 1
-        axis = layout.options.causality_axis
-        self.downsample = nn.Identity() if is_last else Downsample(layout.width(level), axis)
+        self.downsample = nn.Identity() if is_last else Downsample(layout.width(level), layout.causality_axis)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[B, C_in, T, M]` to the next level."""
@@ -214,8 +202,7 @@ class UpLevel(Level):
 
     def __init__(self, in_channels: int, level: int, layout: CoderLayout) -> None:
         super().__init__(in_channels, level, layout.num_res_blocks + 1, layout)
-        axis = layout.options.causality_axis
-        self.upsample = Upsample(layout.width(level), axis) if level > 0 else nn.Identity()
+        self.upsample = Upsample(layout.width(level), layout.causality_axis) if level > 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[B, C_in, T, M]` to the next level."""
@@ -227,10 +214,10 @@ class Middle(nn.Module):
 
     def __init__(self, channels: int, layout: CoderLayout) -> None:
         super().__init__()
-        options = layout.options
-        self.block_1 = ResidualBlock(channels, channels, options)
-        self.attn_1 = AttentionBlock(channels, options.norm_type) if layout.mid_attention else nn.Identity()
-        self.block_2 = ResidualBlock(channels, channels, options)
+        self.block_1 = ResidualBlock(channels, channels, layout)
+        has_attention = layout.mid_block_add_attention
+        self.attn_1 = AttentionBlock(channels, layout.norm_type) if has_attention else nn.Identity()
+        self.block_2 = ResidualBlock(channels, channels, layout)
 
     def forward(self, x: Tensor) -> Tensor:
         """Refine `[B, C, T, M]`."""
@@ -248,16 +235,12 @@ class AudioEncoder(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, layout: CoderLayout) -> None:
         super().__init__()
-        axis = layout.options.causality_axis
-        self.conv_in = CausalConv2d(in_channels, layout.base_channels, 3, axis)
-        self.down = nn.ModuleList()
-        width = layout.base_channels
-        for index in range(len(layout.ch_mult)):
-            self.down.append(DownLevel(width, index, layout))
-            width = layout.width(index)
-        self.mid = Middle(width, layout)
-        self.norm_out = make_norm(layout.options.norm_type, width)
-        self.conv_out = CausalConv2d(width, out_channels, 3, axis)
+        widths = [layout.base_channels, *map(layout.width, range(len(layout.ch_mult)))]
+        self.conv_in = CausalConv2d(in_channels, layout.base_channels, 3, layout.causality_axis)
+        self.down = nn.ModuleList(DownLevel(width, level, layout) for level, width in enumerate(widths[:-1]))
+        self.mid = Middle(widths[-1], layout)
+        self.norm_out = make_norm(layout.norm_type, widths[-1])
+        self.conv_out = CausalConv2d(widths[-1], out_channels, 3, layout.causality_axis)
 
     def forward(self, mel: Tensor) -> Tensor:
         """Map log-mel `[B, C, T, M]` to moments `[B, 2Z, L, M/4]`."""
@@ -279,19 +262,15 @@ class AudioDecoder(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, mel_bins: int | None, layout: CoderLayout) -> None:
         super().__init__()
-        axis, last = layout.options.causality_axis, len(layout.ch_mult) - 1
         self.mel_bins = mel_bins
-        width = layout.width(last)
-        self.conv_in = CausalConv2d(in_channels, width, 3, axis)
-        self.mid = Middle(width, layout)
+        coarsest = len(layout.ch_mult) - 1
+        self.conv_in = CausalConv2d(in_channels, layout.width(coarsest), 3, layout.causality_axis)
+        self.mid = Middle(layout.width(coarsest), layout)
         # Built from coarse to fine, but stored by level: index 0 is the finest.
-        levels: list[UpLevel] = []
-        for index in range(last, -1, -1):
-            levels.insert(0, UpLevel(width, index, layout))
-            width = layout.width(index)
-        self.up = nn.ModuleList(levels)
-        self.norm_out = make_norm(layout.options.norm_type, width)
-        self.conv_out = CausalConv2d(width, out_channels, 3, axis)
+        levels = [UpLevel(layout.width(min(level + 1, coarsest)), level, layout) for level in range(coarsest, -1, -1)]
+        self.up = nn.ModuleList(reversed(levels))
+        self.norm_out = make_norm(layout.norm_type, layout.width(0))
+        self.conv_out = CausalConv2d(layout.width(0), out_channels, 3, layout.causality_axis)
 
     def forward(self, latents: Tensor) -> Tensor:
         """Map latents `[B, Z, L, M/4]` to log-mel `[B, C, 4L - 3, M]`."""

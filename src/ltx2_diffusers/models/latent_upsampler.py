@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .saving import AtomicModelSaveMixin, OriginalCheckpointMixin
+from .video_vae_blocks import depth_to_space
 
 NORM_GROUPS = 32
 
@@ -43,10 +44,7 @@ class PixelShuffle(nn.Module):
         self.factors = factors
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        count = len(self.factors)
-        sizes = [size * factor for size, factor in zip(x.shape[2:], self.factors)]
-        interleaved = [axis for i in range(count) for axis in (2 + count + i, 2 + i)]
-        return x.unflatten(1, (-1, *self.factors)).permute(0, 1, *interleaved).reshape(x.shape[0], -1, *sizes)
+        return depth_to_space(x, self.factors)
 
     def extra_repr(self) -> str:
         return f"factors={self.factors}"
@@ -187,12 +185,8 @@ class LTX2LatentUpsamplerModel(AtomicModelSaveMixin, ModelMixin, ConfigMixin, Or
         self.initial_conv = conv(in_channels, mid_channels, 3, padding=1)
         self.initial_norm = nn.GroupNorm(NORM_GROUPS, mid_channels)
         self.res_blocks = nn.ModuleList(ResBlock(mid_channels, conv) for _ in range(num_blocks_per_stage))
-        self.upsampler = build_upsampler(
-            mid_channels,
-            spatial_upsample,
-            temporal_upsample,
-            rational_spatial_scale if use_rational_resampler else None,
-        )
+        scale = rational_spatial_scale if use_rational_resampler else None
+        self.upsampler = build_upsampler(mid_channels, spatial_upsample, temporal_upsample, scale)
         self.post_upsample_res_blocks = nn.ModuleList(
             ResBlock(mid_channels, conv) for _ in range(num_blocks_per_stage)
         )

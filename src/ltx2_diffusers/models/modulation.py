@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import torch
+from diffusers.models.embeddings import TimestepEmbedding
 from torch import nn
 
 from .tensor_memo import host_can_read
@@ -33,23 +34,6 @@ def timestep_sinusoid(timestep: torch.Tensor) -> torch.Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
-class TimestepMLP(nn.Module):
-    """Two linear layers around a SiLU, from the sinusoid to the width of a stream.
-
-    Args:
-        dim (`int`): Output width D.
-    """
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.linear_1 = nn.Linear(SINUSOID_DIM, dim)
-        self.linear_2 = nn.Linear(dim, dim)
-
-    def forward(self, sinusoid: torch.Tensor) -> torch.Tensor:
-        """`[N, 256]` to `[N, D]`."""
-        return self.linear_2(nn.functional.silu(self.linear_1(sinusoid)))
-
-
 class AdaLayerNormSingle(nn.Module):
     """Computes the modulation values that all blocks share from timesteps.
 
@@ -61,7 +45,7 @@ class AdaLayerNormSingle(nn.Module):
     def __init__(self, dim: int, num_values: int) -> None:
         super().__init__()
         self.num_values = num_values
-        self.emb = nn.ModuleDict({"timestep_embedder": TimestepMLP(dim)})
+        self.emb = nn.ModuleDict({"timestep_embedder": TimestepEmbedding(SINUSOID_DIM, dim)})
         self.linear = nn.Linear(dim, num_values * dim)
 
     def forward(
@@ -79,24 +63,6 @@ class AdaLayerNormSingle(nn.Module):
         sinusoid = timestep_sinusoid(timestep).to(hidden_dtype or torch.float32)
         embedded = self.emb["timestep_embedder"](sinusoid)
         return self.linear(nn.functional.silu(embedded)), embedded
-
-
-class TextProjection(nn.Module):
-    """Projects text features to the width of a stream: linear, tanh-GELU, linear.
-
-    Args:
-        in_features (`int`): Width of the text features.
-        dim (`int`): Width D of the stream.
-    """
-
-    def __init__(self, in_features: int, dim: int) -> None:
-        super().__init__()
-        self.linear_1 = nn.Linear(in_features, dim)
-        self.linear_2 = nn.Linear(dim, dim)
-
-    def forward(self, caption: torch.Tensor) -> torch.Tensor:
-        """`[B, S, in_features]` to `[B, S, D]`."""
-        return self.linear_2(nn.functional.gelu(self.linear_1(caption), approximate="tanh"))
 
 
 class TokenLayout(NamedTuple):

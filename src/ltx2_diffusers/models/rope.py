@@ -26,9 +26,9 @@ def prepare_video_coords(
     num_frames: int,
     height: int,
     width: int,
+    *,
     device: torch.device | str | None = None,
     fps: float = 24.0,
-    *,
     patch_size: int = 1,
     patch_size_t: int = 1,
     scale_factors: Sequence[int] = (8, 32, 32),
@@ -270,7 +270,7 @@ class VideoRotaryPositionEmbedding(RotaryPositionEmbedding):
         fps: float = 24.0,
     ) -> torch.Tensor:
         """[`prepare_video_coords`] with the grid constants of this model, `[B, 3, T, 2]`."""
-        return prepare_video_coords(batch_size, num_frames, height, width, device, fps, **self.grid)
+        return prepare_video_coords(batch_size, num_frames, height, width, device=device, fps=fps, **self.grid)
 
 
 class AudioRotaryPositionEmbedding(RotaryPositionEmbedding):

@@ -17,12 +17,13 @@ from diffusers.hooks import PyramidAttentionBroadcastConfig
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.attention import AttentionMixin
 from diffusers.models.cache_utils import CacheMixin
+from diffusers.models.embeddings import PixArtAlphaTextProjection
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput, apply_lora_scale
 from torch import nn
 
 from .context_parallel import SplitPoint, context_parallel_plan
-from .modulation import AdaLayerNormSingle, Modulation, TextProjection, evaluate
+from .modulation import AdaLayerNormSingle, Modulation, evaluate
 from .negative_text import NegativeText
 from .perturbation import PERTURBATION_MODES, BlockPlan, block_plans, keep_masks
 from .rope import AudioRotaryPositionEmbedding, RotaryPositionEmbedding, RotarySpec, VideoRotaryPositionEmbedding
@@ -221,7 +222,7 @@ class LTX2AVTransformer3DModel(
         out_channels = config[f"{prefix}out_channels"] or in_channels
         self.add_module(f"{prefix}proj_in", nn.Linear(in_channels, dim))
         if config.use_prompt_embeddings:
-            self.add_module(f"{prefix}caption_projection", TextProjection(config.caption_channels, dim))
+            self.add_module(f"{prefix}caption_projection", PixArtAlphaTextProjection(config.caption_channels, dim))
         self.add_module(f"{prefix}time_embed", AdaLayerNormSingle(dim, sizes.num_values))
         if (sizes.modulates_text or other.modulates_text) and config.use_prompt_adaln_single:
             self.add_module(f"{prefix}prompt_adaln", AdaLayerNormSingle(dim, 2))

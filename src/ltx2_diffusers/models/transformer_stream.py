@@ -6,17 +6,10 @@ Shapes: B batch, S tokens of the stream, T text tokens, D width, R distinct time
 from typing import Any, NamedTuple
 
 import torch
+from diffusers.models.embeddings import PixArtAlphaTextProjection
 from torch import nn
 
-from .modulation import (
-    AdaLayerNormSingle,
-    Modulation,
-    TextProjection,
-    TokenLayout,
-    distinct_timesteps,
-    evaluate,
-    modulate,
-)
+from .modulation import AdaLayerNormSingle, Modulation, TokenLayout, distinct_timesteps, evaluate, modulate
 from .negative_text import NegativeContext, NegativeText
 from .rope import RotaryPositionEmbedding
 from .tensor_memo import TensorMemo, host_can_read
@@ -157,7 +150,7 @@ class ModelStream:
         self.gate_factor = config.cross_attn_timestep_scale_multiplier / config.timestep_scale_multiplier
         gate = "audio_v2a" if prefix else "video_a2v"
         self.proj_in: nn.Linear = getattr(model, f"{prefix}proj_in")
-        self.caption_projection: TextProjection | None = getattr(model, f"{prefix}caption_projection", None)
+        self.caption_projection: PixArtAlphaTextProjection | None = getattr(model, f"{prefix}caption_projection", None)
         self.time_embed: AdaLayerNormSingle = getattr(model, f"{prefix}time_embed")
         self.prompt_adaln: AdaLayerNormSingle | None = getattr(model, f"{prefix}prompt_adaln", None)
         self.rope: RotaryPositionEmbedding = getattr(model, f"{prefix}rope")

@@ -8,20 +8,20 @@ tensors of its size at a time: the skip, the convolution's padded input and its 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from diffusers.models.embeddings import TimestepEmbedding, get_timestep_embedding
+from diffusers.models.embeddings import TimestepEmbedding
 from diffusers.utils.torch_utils import randn_tensor
 from torch import nn
 from torch.nn import functional as F
 
+from .modulation import SINUSOID_DIM, timestep_sinusoid
 from .video_vae_config import STRIDES, DownStage, UpStage
 
 # Reference: `PixelNorm`; unrelated to the config key `resnet_norm_eps`.
 PIXEL_NORM_EPS = 1e-8
-TIME_SINUSOID_DIM = 256
 
 # Where a border of one position takes its values, as indices into the padded axis: (leading, trailing).
 _BORDER_SOURCES = {"reflect": (2, -3), "replicate": (1, -2), "circular": (-2, 1)}
@@ -58,10 +58,12 @@ def space_to_depth(x: torch.Tensor, stride: tuple[int, int, int]) -> torch.Tenso
     return x.permute(0, 1, 3, 5, 7, 2, 4, 6).flatten(1, 4)
 
 
-def depth_to_space(x: torch.Tensor, stride: tuple[int, int, int]) -> torch.Tensor:
-    """Inverse of [`space_to_depth`]."""
-    x = x.unflatten(1, (-1, *stride))
-    return x.permute(0, 1, 5, 2, 6, 3, 7, 4).flatten(6, 7).flatten(4, 5).flatten(2, 3)
+def depth_to_space(x: torch.Tensor, factors: Sequence[int]) -> torch.Tensor:
+    """Unfold channels to offsets along the axes behind them, any number of axes; inverse of [`space_to_depth`]."""
+    count = len(factors)
+    sizes = [size * factor for size, factor in zip(x.shape[2:], factors)]
+    interleaved = [axis for i in range(count) for axis in (2 + count + i, 2 + i)]
+    return x.unflatten(1, (-1, *factors)).permute(0, 1, *interleaved).reshape(x.shape[0], -1, *sizes)
 
 
 def channel_rms(x: torch.Tensor) -> torch.Tensor:
@@ -168,12 +170,12 @@ class TimeEmbedder(nn.Module):
     def __init__(self, rows: int, channels: int) -> None:
         super().__init__()
         self.rows = rows
-        self.timestep_embedder = TimestepEmbedding(TIME_SINUSOID_DIM, rows * channels)
+        self.timestep_embedder = TimestepEmbedding(SINUSOID_DIM, rows * channels)
 
     def forward(self, timestep: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Embed `[B]` timesteps into `[B, rows, C, 1, 1, 1]` of `dtype`."""
-        sinusoid = get_timestep_embedding(timestep, TIME_SINUSOID_DIM, flip_sin_to_cos=True, downscale_freq_shift=0)
-        return self.timestep_embedder(sinusoid.to(dtype)).unflatten(1, (self.rows, -1))[..., None, None, None]
+        sinusoid = timestep_sinusoid(timestep).to(dtype)
+        return self.timestep_embedder(sinusoid).unflatten(1, (self.rows, -1))[..., None, None, None]
 
 
 class ResBlock(nn.Module):
@@ -195,11 +197,7 @@ class ResBlock(nn.Module):
             self.scale_shift_table = nn.Parameter(torch.randn(4, in_channels) / in_channels**0.5)
 
     def forward(
-        self,
-        x: torch.Tensor,
-        temb: torch.Tensor | None = None,
-        generator: torch.Generator | None = None,
-        causal: bool = True,
+        self, x: torch.Tensor, temb: torch.Tensor | None, generator: torch.Generator | None, causal: bool
     ) -> torch.Tensor:
         """Map `[B, C, F, H, W]` to `[B, C_out, F, H, W]`; `temb` holds the block's `[B, 4, C, 1, 1, 1]` rows."""
         first = second = None
@@ -351,7 +349,7 @@ class UpBlock(ResBlocks):
     def enter(self, x: torch.Tensor, causal: bool) -> torch.Tensor:
         """Change the width of `[B, C, F, H, W]` if need be, and upsample."""
         if self.conv_in is not None:
-            x = self.conv_in(x, causal=causal)
+            x = self.conv_in(x, None, None, causal)
         return x if self.upsamplers is None else self.upsamplers[0](x, causal)
 
 

@@ -10,16 +10,18 @@ from typing import Any, NamedTuple
 import torch
 
 from ..conditioning.state import LatentState
-from ..conditioning.streams import States, Streams, Tensors, TextContext
-from ..guidance.guiders import BinnedGuider, MultiModalGuider
+from ..conditioning.streams import States, Streams, Tensors, TextContext, on_streams
+from ..guidance.guiders import MultiModalGuider
 from ..guidance.perturbations import isolating_perturbations, stg_perturbations
+from ..guidance.scales import Guiders
 from ..models.negative_text import NagWeights, NegativeText
 from ..models.text_cache import TextCache
 from ..models.transformer import LTX2AVTransformer3DModel
 
-Guiders = Streams[MultiModalGuider | BinnedGuider | None]
-# What a pass predicts that is not made.
+# What is predicted before the first pass, and by a pass that is not made.
 _NOTHING: Tensors = Streams(None, None)
+# Passes by name, and which attention each keeps `[4, blocks, B]`; `None` keeps all.
+KeepMasks = dict[str, torch.Tensor | None]
 
 
 class NeededPasses(NamedTuple):
@@ -77,8 +79,7 @@ class GuidedDenoiser:
         if nag is not None and negative is not None:
             # The pass with the negative prompt, if there is one, reads the same keys and values.
             self.negative_text = NegativeText(negative.video, negative.audio, nag, self.negative_cache)
-        self.previous: Tensors = Streams(None, None)
-        self.negative: Tensors = Streams(None, None)
+        self.previous = self.negative = _NOTHING
         self._uniform: dict[int, tuple[torch.Tensor, bool]] = {}
 
     @property
@@ -104,13 +105,9 @@ class GuidedDenoiser:
             step: Index of the step, which decides what guiders skip.
         """
         level = sigma.item()
-        guiders = Streams(*(None if guider is None else guider.at_sigma(level) for guider in self.guiders))
-        skipped = Streams(
-            *(
-                guider is not None and before is not None and guider.should_skip_step(step)
-                for guider, before in zip(guiders, self.previous)
-            )
-        )
+        guiders = on_streams(lambda guider: guider.at_sigma(level), self.guiders)
+        pairs = zip(guiders, self.previous)
+        skipped = Streams(*(g is not None and before is not None and g.should_skip_step(step) for g, before in pairs))
         if any(state is not None and not skip for state, skip in zip(states, skipped)):
             passes = self._passes(states, sigma, skipped, guiders)
             streams = zip(states, guiders, skipped, self.previous, *passes)
@@ -131,30 +128,21 @@ class GuidedDenoiser:
         needed = self._needs([guider for guider, skip in zip(guiders, skipped) if guider is not None and not skip])
         # The passes of the positive prompt differ in what they leave out, and share all blocks before the first such.
         masks = self._keep_masks(states, guiders, needed)
-        inputs_positive = {**inputs, "negative_text": self.negative_text}
-        positive = self._forward(
-            list(masks), inputs_positive, self.positive, self.positive_cache, list(masks.values())
-        )
-        passes = dict(zip(masks, positive))
+        shared = {**inputs, "negative_text": self.negative_text}
+        passes = self._forward(masks, shared, self.positive, self.positive_cache)
         if needed.negative and self.negative_context is not None:
-            (passes["negative"],) = self._forward(["negative"], inputs, self.negative_context, self.negative_cache)
+            passes |= self._forward({"negative": None}, inputs, self.negative_context, self.negative_cache)
         clean = {name: _to_clean(states, velocities, sigma) for name, velocities in passes.items()}
         if needed.negative:
             # A skipped stream's tokens did not move, so that its prediction of this pass means nothing.
-            self.negative = Streams(
-                *(old if skip else new for old, new, skip in zip(self.negative, clean["negative"], skipped))
-            )
+            streams = zip(self.negative, clean["negative"], skipped)
+            self.negative = Streams(*(old if skip else new for old, new, skip in streams))
         return [clean.get(name, _NOTHING) for name in ("conditional", "negative", "perturbed", "isolated")]
 
     def _forward(
-        self,
-        names: list[str],
-        inputs: dict[str, Any],
-        context: TextContext,
-        text_cache: TextCache | None,
-        masks: Sequence[torch.Tensor | None] = (None,),
-    ) -> list[Streams[Any]]:
-        """Velocities of passes that read the same text, one per mask."""
+        self, masks: KeepMasks, inputs: dict[str, Any], context: TextContext, text_cache: TextCache | None
+    ) -> dict[str, Streams[Any]]:
+        """Velocities of passes that read the same text."""
         call = partial(
             self.transformer,
             **inputs,
@@ -166,13 +154,14 @@ class GuidedDenoiser:
             return_dict=False,
         )
         if not self.transformer.is_cache_enabled:
-            return [Streams(*velocities) for velocities in call(perturbation_keep_masks=list(masks))]
-        results = []
-        for name, mask in zip(names, masks):
+            results = call(perturbation_keep_masks=list(masks.values()))
+            return {name: Streams(*velocities) for name, velocities in zip(masks, results)}
+        passes = {}
+        for name, mask in masks.items():
             # Hooks that cache between steps keep the passes of a step apart by this name.
             with self.transformer.cache_context(name):
-                results.append(Streams(*call(perturbation_keep_masks=mask)))
-        return results
+                passes[name] = Streams(*call(perturbation_keep_masks=mask))
+        return passes
 
     def _inputs(self, states: States, sigma: torch.Tensor, skipped: Streams[bool]) -> dict[str, Any]:
         """Arguments of the transformer which all passes share."""
@@ -204,16 +193,13 @@ class GuidedDenoiser:
 
     def _keep_masks(
         self, states: States, guiders: Streams[MultiModalGuider | None], needed: NeededPasses
-    ) -> dict[str, torch.Tensor | None]:
+    ) -> KeepMasks:
         """The passes of the positive prompt and which attention each keeps, `[4, blocks, B]` on the CPU."""
         batch_size = next(state for state in states if state is not None).latent.shape[0]
         num_layers = self.transformer.config.num_layers
-        masks: dict[str, torch.Tensor | None] = {"conditional": None}
+        masks: KeepMasks = {"conditional": None}
         if needed.perturbed:
-            blocks = (
-                guider.params.stg_blocks if guider is not None and guider.do_perturbed_generation() else ()
-                for guider in guiders
-            )
+            blocks = [g.params.stg_blocks if g and g.do_perturbed_generation() else () for g in guiders]
             masks["perturbed"] = stg_perturbations(batch_size, *blocks).keep_masks(num_layers)
         if needed.isolated:
             masks["isolated"] = isolating_perturbations(batch_size).keep_masks(num_layers)
@@ -222,11 +208,8 @@ class GuidedDenoiser:
 
 def _to_clean(states: States, velocities: Streams[Any], sigma: torch.Tensor) -> Tensors:
     """Clean tokens from velocities, in float32 and at each token's own noise level."""
-    return Streams(
-        *(
-            None
-            if state is None
-            else state.latent.float() - sigma.to(state.latent.device) * state.denoise_mask * velocity.float()
-            for state, velocity in zip(states, velocities)
-        )
-    )
+
+    def clean(state: LatentState, velocity: torch.Tensor) -> torch.Tensor:
+        return state.latent.float() - sigma.to(state.latent.device) * state.denoise_mask * velocity.float()
+
+    return on_streams(clean, states, velocities)

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ..conditioning.streams import States, Streams, Tensors
+from ..conditioning.state import LatentState
+from ..conditioning.streams import States, Streams, Tensors, on_streams
 from .contract import Sampler
 from .denoiser import GuidedDenoiser
 from .steppers import post_process
@@ -66,14 +67,11 @@ class StepPredictor:
 
 def blend(predictions: Tensors, states: States) -> Tensors:
     """Hold predictions to the clean tokens as far as the denoise masks ask."""
-    return Streams(
-        *(
-            None
-            if prediction is None or state is None
-            else post_process(prediction, state.denoise_mask, state.clean_latent)
-            for prediction, state in zip(predictions, states)
-        )
-    )
+
+    def blended(prediction: torch.Tensor, state: LatentState) -> torch.Tensor:
+        return post_process(prediction, state.denoise_mask, state.clean_latent)
+
+    return on_streams(blended, predictions, states)
 
 
 def with_latents(states: States, latents: Tensors) -> States:

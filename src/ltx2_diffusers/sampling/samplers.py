@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
+from ..checks import check_share
 from ..conditioning.state import LatentState
 from ..conditioning.streams import States, Streams, Tensors, on_streams
 from . import steppers
@@ -102,22 +103,22 @@ class EulerAncestralSampler:
     predictions_per_step = 1
 
     def __init__(self, noise_sampler: NoiseSampler, eta: float = 1.0, s_noise: float = 1.0) -> None:
+        check_share(eta=eta)
         self.noise_sampler = noise_sampler
-        self.eta = _fraction("eta", eta)
+        self.eta = eta
         self.s_noise = s_noise
 
     def step(self, predict: Predict, states: States, sigmas: torch.Tensor, step: int) -> tuple[States, Tensors]:
         """See [`Sampler.step`]."""
         sigma, sigma_next = sigmas[step : step + 2].tolist()
         prediction = predict(states, sigmas[step])
+        is_noisy = self.eta > 0.0 and sigma_next > 0.0
 
         def move(state: LatentState, denoised: torch.Tensor) -> LatentState:
-            if self.eta == 0.0 or sigma_next == 0.0:
-                latent = steppers.euler_ancestral_step(state.latent, denoised, sigma, sigma_next, eta=0.0)
-                return with_latent(state, latent)
-            noise = self.noise_sampler(state.latent)
+            noise = self.noise_sampler(state.latent) if is_noisy else None
             options = (sigma, sigma_next, noise, self.eta, self.s_noise)
-            return blended(state, steppers.euler_ancestral_step(state.latent, denoised, *options))
+            latent = steppers.euler_ancestral_step(state.latent, denoised, *options)
+            return blended(state, latent) if is_noisy else with_latent(state, latent)
 
         return on_streams(move, states, prediction), prediction
 
@@ -151,8 +152,8 @@ class EulerCFGPPSampler(EulerAncestralSampler):
 
         def move(state: LatentState, denoised: torch.Tensor, negative: torch.Tensor) -> LatentState:
             noise = self.noise_sampler(state.latent) if is_noisy else None
-            options = (sigma, sigma_next, noise, self.eta, self.s_noise)
-            latent = steppers.euler_cfg_pp_step(state.latent, denoised, negative, *options)
+            given, levels = (state.latent, denoised, negative), (sigma, sigma_next)
+            latent = steppers.euler_cfg_pp_step(*given, *levels, noise, eta=self.eta, s_noise=self.s_noise)
             return blended(state, latent) if is_noisy else with_latent(state, latent)
 
         negative = predict.negative() if self.negative is None else self.negative()
@@ -181,9 +182,10 @@ class Res2sSampler:
         refine_anchor: bool = True,
         per_token: bool = False,
     ) -> None:
+        check_share(eta=eta)
         self.noise_sampler = noise_sampler
         self.substep_noise_sampler = substep_noise_sampler or noise_sampler
-        self.eta = _fraction("eta", eta)
+        self.eta = eta
         self.refine_anchor = refine_anchor
         self.per_token = per_token
 
@@ -247,12 +249,6 @@ class Res2sSampler:
 def _wide(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor in float64, or in float32 on devices that have nothing wider."""
     return tensor.to(torch.float32 if tensor.device.type == "mps" else torch.float64)
-
-
-def _fraction(name: str, value: float) -> float:
-    if not 0.0 <= value <= 1.0:
-        raise ValueError(f"{name} must lie in [0, 1], got {value}; use {min(max(value, 0.0), 1.0)}.")
-    return value
 
 
 # Name -> how to build the sampler from the generator of the run and further options.

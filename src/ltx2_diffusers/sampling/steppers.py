@@ -128,6 +128,7 @@ def euler_cfg_pp_step(
     sigma: float,
     sigma_next: float,
     noise: torch.Tensor | None = None,
+    *,
     eta: float = 1.0,
     s_noise: float = 1.0,
 ) -> torch.Tensor:

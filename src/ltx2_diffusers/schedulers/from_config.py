@@ -36,14 +36,18 @@ def check_config(config: Any) -> None:
         raise ValueError(f"shift_tokens must be 'fixed', 'actual' or a number of tokens, got {tokens!r}.")
 
 
+def shift_at(config: Any, num_tokens: int) -> float:
+    """The shift (mu) of a latent of `num_tokens` tokens on the line between the config's anchors."""
+    anchors = (config.base_shift, config.max_shift, config.base_image_seq_len, config.max_image_seq_len)
+    return schedules.shift_for_tokens(num_tokens, *anchors)
+
+
 def dynamic_shift(config: Any, num_tokens: int | None) -> float:
     """The shift (mu) for a video latent of `num_tokens` tokens, as `shift_tokens` counts them."""
     tokens = {"fixed": FIXED_TOKENS, "actual": num_tokens}.get(config.shift_tokens, config.shift_tokens)
     if tokens is None:
         raise ValueError("shift_tokens='actual' needs num_tokens (or mu) in set_timesteps, got neither.")
-    return schedules.shift_for_tokens(
-        tokens, config.base_shift, config.max_shift, config.base_image_seq_len, config.max_image_seq_len
-    )
+    return shift_at(config, tokens)
 
 
 def shifted(config: Any, sigmas: np.ndarray, mu: float | None) -> np.ndarray:

@@ -2,19 +2,23 @@
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from diffusers.utils import logging
 
+from .from_config import shift_at
 from .scheduling_ltx2 import LTX2Scheduler
-from .sigmas import MAX_SHIFT, check_sigmas, linear_grid, shift_for_tokens
+from .sigmas import MAX_SHIFT, check_sigmas, linear_grid
 
+Scheduler = LTX2Scheduler | FlowMatchEulerDiscreteScheduler
 logger = logging.get_logger(__name__)
 
 
 def noise_levels(
-    scheduler: LTX2Scheduler | FlowMatchEulerDiscreteScheduler,
+    scheduler: Scheduler,
     num_tokens: int,
     num_inference_steps: int | None = None,
     sigmas: Sequence[float] | None = None,
@@ -36,28 +40,24 @@ def noise_levels(
     if sigmas is not None and timesteps is not None:
         raise ValueError("give either `sigmas` or `timesteps`, not both")
     if sigmas is None and timesteps is None and num_inference_steps is None:
-        sigmas, num_inference_steps = default_sigmas, default_steps
-    scheduler = copy.deepcopy(scheduler)
-    if timesteps is not None or isinstance(scheduler, LTX2Scheduler):
-        own = scheduler if isinstance(scheduler, LTX2Scheduler) else LTX2Scheduler()
-        steps = num_inference_steps if sigmas is None and timesteps is None else None
-        own.set_timesteps(steps, sigmas=sigmas, timesteps=timesteps, num_tokens=num_tokens)
-        return own.sigmas.float().cpu()
-    return _flow_match_levels(scheduler, num_tokens, linear_grid(num_inference_steps) if sigmas is None else sigmas)
+        sigmas = default_sigmas
+    steps = default_steps if num_inference_steps is None else num_inference_steps
+    if timesteps is None and not isinstance(scheduler, LTX2Scheduler):
+        return _flow_match_levels(scheduler, num_tokens, linear_grid(steps) if sigmas is None else sigmas)
+    own = copy.deepcopy(scheduler) if isinstance(scheduler, LTX2Scheduler) else LTX2Scheduler()
+    is_listed = sigmas is not None or timesteps is not None
+    own.set_timesteps(None if is_listed else steps, sigmas=sigmas, timesteps=timesteps, num_tokens=num_tokens)
+    return own.sigmas.float().cpu()
 
 
-def _flow_match_levels(
-    scheduler: FlowMatchEulerDiscreteScheduler, num_tokens: int, sigmas: Sequence[float]
-) -> torch.Tensor:
-    """The levels that diffusers' LTX-2 pipelines take from their scheduler."""
-    config = scheduler.config
+def _flow_match_levels(scheduler: Scheduler, num_tokens: int, sigmas: Sequence[float] | np.ndarray) -> torch.Tensor:
+    """The levels that diffusers' LTX-2 pipelines take from their FlowMatchEuler scheduler."""
+    config: Any = scheduler.config  # A dict whose keys are attributes too, which its type does not say.
     if config.get("stochastic_sampling") or config.get("invert_sigmas"):
         raise ValueError(
             "the scheduler's `stochastic_sampling` and `invert_sigmas` are not supported; build it with both off"
         )
-    mu = shift_for_tokens(
-        num_tokens, config.base_shift, config.max_shift, config.base_image_seq_len, config.max_image_seq_len
-    )
+    mu = shift_at(config, num_tokens)
     if config.get("use_dynamic_shifting") and mu > MAX_SHIFT:
         logger.warning(
             f"{num_tokens} video tokens shift the noise schedule by {mu:.2f}, beyond the {MAX_SHIFT} that the model "
@@ -69,5 +69,6 @@ def _flow_match_levels(
             f"the scheduler stretches its noise levels to end at `shift_terminal` {config.shift_terminal}, which one "
             "level of 1.0 cannot do; use `num_inference_steps=2` or more, or `timesteps=[1000.0]`"
         )
-    scheduler.set_timesteps(sigmas=levels, mu=mu)
-    return scheduler.sigmas.float().cpu()
+    own = copy.deepcopy(scheduler)
+    own.set_timesteps(sigmas=levels, mu=mu)
+    return own.sigmas.float().cpu()

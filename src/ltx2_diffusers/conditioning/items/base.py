@@ -97,7 +97,7 @@ def append_latent(
     """
     tokens = pack_like(latent, state, tools)
     batch, count = tokens.shape[:2]
-    attention = token_strength(attention_strength, batch, count, tokens.device)
+    seen = token_strength(attention_strength, batch, count, tokens.device)
     positions = positions.to(state.positions).expand(batch, -1, -1, -1)
     mask = state.denoise_mask.new_full((batch, count, 1), 1.0 - strength)
     keyframes = state.keyframes_mask
@@ -107,8 +107,6 @@ def append_latent(
         clean_latent=torch.cat([state.clean_latent, tokens], dim=1),
         denoise_mask=torch.cat([state.denoise_mask, mask], dim=1),
         positions=torch.cat([state.positions, positions], dim=2),
-        attention_mask=extend_attention_mask(
-            state.attention_mask, tools.num_tokens, state.num_tokens, count, attention
-        ),
+        attention_mask=extend_attention_mask(state.attention_mask, tools.num_tokens, state.num_tokens, count, seen),
         keyframes_mask=None if keyframes is None else torch.cat([keyframes, torch.zeros_like(mask)], dim=1),
     )

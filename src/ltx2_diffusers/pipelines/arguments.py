@@ -14,8 +14,8 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import torch
 
 from ..conditioning import Streams
-from ..guidance import GuidanceOptions, MultiModalGuiderParams, Preset
-from ..guidance.scales import PRESET, AudioScale, GivenScales, call_scales, sound_scales
+from ..guidance import GuidanceOptions, Preset
+from ..guidance.scales import PRESET, AudioScale, GivenScales, Scales, call_scales, sound_scales
 from ..media.frames import Frames
 from ..prompts import Enhancement, Prompts
 from .conditions import Condition, Conditions, Sound
@@ -23,7 +23,6 @@ from .plan import Size
 
 Callback = Callable[..., dict[str, Any] | None]
 Generators = torch.Generator | list[torch.Generator] | None
-Scales = Streams[MultiModalGuiderParams | None]
 BOTH = Streams(True, True)
 
 P = ParamSpec("P")

@@ -15,11 +15,10 @@ from ..checks import check_choice, check_float_tensors, check_generator, check_p
 from ..conditioning import GaussianNoiser, LatentState, LatentTools, TextContext, on_streams
 from ..conditioning.streams import States, Streams, Tensors
 from ..guidance import NEUTRAL, GuidanceOptions
-from ..guidance.scales import always_negative, build_guiders, check_options, cross_timestep_mode
+from ..guidance.scales import Guiders, always_negative, build_guiders, check_options, cross_timestep_mode
 from ..media import pixels, preprocess, waveforms
 from ..prompts import Contexts, Prompts, ReadPrompts
 from ..sampling import GuidedDenoiser, Sampler, denoise, get_sampler, with_latents
-from ..sampling.denoiser import Guiders
 from ..schedulers.levels import noise_levels
 from .arguments import BOTH, Callback, Delivery, Request, Sampling, Stage, Start
 from .base import LTX2PipelineBase

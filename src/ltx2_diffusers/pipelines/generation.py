@@ -5,7 +5,6 @@ from typing import Any
 
 import PIL.Image
 import torch
-from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from .. import prompts as texts
@@ -15,14 +14,13 @@ from ..checks import check_at_least_one
 from ..conditioning import Streams
 from ..guidance import NEUTRAL, Preset, preset
 from ..models import audio_vae, connectors, latent_upsampler, transformer, video_vae, vocoder
-from ..schedulers.scheduling_ltx2 import LTX2Scheduler
+from ..schedulers.levels import FlowMatchEulerDiscreteScheduler, LTX2Scheduler, Scheduler
 from .arguments import Generators, Scales
 from .base import LTX2PipelineBase, extends
 from .plan import ClipPlan, ModelSizes
 
 AudioVAE = audio_vae.AutoencoderKLLTX2Audio
 Connectors = connectors.LTX2TextConnectors
-Scheduler = LTX2Scheduler | FlowMatchEulerDiscreteScheduler
 Transformer = transformer.LTX2AVTransformer3DModel
 Upsampler = latent_upsampler.LTX2LatentUpsamplerModel
 Vocoder = vocoder.LTX2Vocoder | vocoder.LTX2VocoderWithBWE

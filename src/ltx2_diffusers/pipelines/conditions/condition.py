@@ -141,7 +141,7 @@ Conditions = Condition | Sequence[Condition] | None
 """What arguments take that hold one condition or several."""
 
 
-def listed_conditions(name: str, given: object) -> list[Condition]:
+def as_conditions(name: str, given: object) -> list[Condition]:
     """The conditions of an argument that takes one, a list, or `None`."""
     conditions = []
     for condition in () if given is None else given if isinstance(given, (list, tuple)) else (given,):

@@ -13,8 +13,7 @@ import numpy as np
 import PIL.Image
 import torch
 
-from ... import conditioning
-from ...checks import check_at_least_one, check_choice, check_unit
+from ... import checks, conditioning
 from ...media.frames import Frames, as_image, as_video_frames, check_crf, read_frames
 from ...media.preprocess import fit_cover, normalize_pixels, subsampled_frames
 from ..plan import DEFAULT_SIZE, ClipPlan
@@ -55,8 +54,8 @@ class LTX2VideoCondition(Condition):
 
     def opened(self, studio: Studio, plan: ClipPlan) -> "OpenedPictures":
         """Check the place and read the frames that the clip can show."""
-        check_unit(strength=self.strength)
-        check_choice("mode", self.mode, ("auto", "replace", "append"))
+        checks.check_unit(strength=self.strength)
+        checks.check_choice("mode", self.mode, ("auto", "replace", "append"))
         start, stride = self._start(plan), plan.sizes.temporal_ratio
         replaces = self.mode == "replace" or (self.mode == "auto" and start == 0)
         if replaces and start and (start - 1) % stride:
@@ -240,7 +239,7 @@ class LTX2ReferenceCondition(Condition):
 
     def opened(self, studio: Studio, plan: ClipPlan) -> "OpenedReference":
         """Check the strengths and read as many frames as the clip is long."""
-        check_unit(strength=self.strength, attention_strength=self.attention_strength)
+        checks.check_unit(strength=self.strength, attention_strength=self.attention_strength)
         return OpenedReference(studio, self, read_frames(self.frames, plan.clip_frames, float_range=1.0))
 
     def factors(self, studio: Studio) -> tuple[int, int]:
@@ -253,7 +252,7 @@ class LTX2ReferenceCondition(Condition):
         ):
             given = getattr(self, name)
             if given is not None:
-                check_at_least_one(**{name: given})
+                checks.check_at_least_one(**{name: given})
                 if asked not in (1, given):
                     raise ValueError(
                         f"the reference's `{name}` is {given}, but the active LoRA was trained with {asked}; use {asked} "
@@ -370,5 +369,5 @@ def _check_mask(mask: torch.Tensor, num_frames: int) -> None:
     if mask.shape[2] != num_frames:
         raise ValueError(f"the attention mask has {mask.shape[2]} frames, the reference {num_frames}")
     low, high = (bound.item() for bound in mask.aminmax())
-    check_unit(attention_mask=low)
-    check_unit(attention_mask=high)
+    checks.check_unit(attention_mask=low)
+    checks.check_unit(attention_mask=high)

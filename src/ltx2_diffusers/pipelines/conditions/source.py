@@ -12,8 +12,7 @@ import PIL.Image
 import torch
 
 from ...conditioning import ConditionByWholeLatent, ConditionOutsideRegion, tokens_in_time
-from ...media import files, preprocess, reading
-from ...media.frames import Frames, read_frames
+from ...media import files, frames, preprocess, reading
 from ...models.audio_vae import conform_latent_length
 from ..plan import ClipPlan
 from .condition import Condition, Items, Opened, SourceClip, Streams, Studio, Waveform, video_item
@@ -23,7 +22,7 @@ Mask = torch.Tensor | np.ndarray | PIL.Image.Image
 
 
 def read_source(
-    video: Frames,
+    video: frames.Frames,
     frame_rate: float | None = None,
     audio: Sound | None = None,
     sampling_rate: int | None = None,
@@ -47,7 +46,7 @@ def read_source(
                 f"`frame_rate` is {frame_rate}, but {path!r} has {own:g} frames per second; leave it out, or convert the file"
             )
         frame_rate = own
-    pixels = read_frames(video, num_frames, name="video")
+    pixels = frames.read_frames(video, num_frames, name="video")
     if num_frames is not None and len(pixels) < num_frames:
         raise ValueError(f"`num_frames` is {num_frames}, but the video has {len(pixels)} frames; use {len(pixels)}")
     whole = info is not None and len(pixels) == info.num_frames
@@ -220,7 +219,7 @@ def _region_mask(region: Mask, plan: ClipPlan) -> torch.Tensor:
         return marked.bool().expand(plan.video.frames, -1, -1)[None]
     # A frame of a stage at a lower rate stands for those before it that the stage leaves out, too.
     between = marked.tensor_split([frame + 1 for frame in plan.shown_frames[:-1]])
-    marked = torch.stack([frames.amax(0) for frames in between])
+    marked = torch.stack([part.amax(0) for part in between])
     # The first latent frame holds one pixel frame, every other as many as the rest shares out evenly.
     later = marked[1:].unflatten(0, (plan.video.frames - 1, -1)).amax(1)
     return torch.cat([marked[:1], later]).bool()[None]

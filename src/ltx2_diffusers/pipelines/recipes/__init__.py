@@ -5,7 +5,7 @@ from ...media.frames import Frames
 from ..arguments import Arguments, Delivery, GivenArguments, Request, SoundArguments, StagedArguments, Texts, takes
 from ..base import extends
 from ..engine import run, stage_list
-from ..generation import LTX2GenerationPipeline, LTX2StagedPipeline, Scheduler
+from ..generation import LTX2GenerationPipeline, LTX2StagedPipeline, Scheduler, Upsampler
 from ..output import Decoded, Info, LTX2PipelineOutput
 from ..plan import DEFAULT_SIZE, ClipPlan, ModelSizes, Size
 
@@ -29,6 +29,7 @@ __all__ = [
     "StagedArguments",
     "Streams",
     "Texts",
+    "Upsampler",
     "extends",
     "run",
     "stage_list",

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..conditions import Condition, Conditions, listed_conditions
+from ..conditions import Condition, Conditions, as_conditions
 from . import Arguments, LTX2GenerationPipeline, LTX2PipelineOutput, Scheduler, extends, run, stage_list, takes
 
 
@@ -65,7 +65,7 @@ class LTX2ConditionPipeline(LTX2GenerationPipeline):
         Raises:
             ValueError: Before any computation, if an argument is out of range or contradicts another.
         """
-        return run_conditioned(self, call, listed_conditions("conditions", call.conditions))
+        return run_conditioned(self, call, as_conditions("conditions", call.conditions))
 
 
 def run_conditioned(

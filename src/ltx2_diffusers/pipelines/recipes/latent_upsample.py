@@ -4,7 +4,6 @@ Shapes: B videos of the batch, C channels, F latent frames, h and w latent rows 
 columns of pixels.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -12,13 +11,11 @@ from diffusers.utils import logging
 
 from ... import checks
 from ...media.frames import Frames, as_image, read_frames
-from ...models import latent_filters
-from ...models.latent_upsampler import LTX2LatentUpsamplerModel
-from ...models.video_vae import AutoencoderKLLTX2Video
+from ...models import latent_filters, video_vae
 from ..arguments import Generators
 from ..base import LTX2PipelineBase
 from ..engine import OUTPUT_TYPES, decoded, with_decoder_noise
-from . import Decoded, Delivery, LTX2PipelineOutput, takes
+from . import Decoded, Delivery, LTX2PipelineOutput, Upsampler, takes
 
 logger = logging.get_logger(__name__)
 
@@ -80,9 +77,9 @@ class LTX2LatentUpsamplePipeline(LTX2PipelineBase):
     model_cpu_offload_seq = "vae->latent_upsampler"
     _optional_components: list[str] = []  # noqa: RUF012 (diffusers reads a list)
 
-    latent_upsampler: LTX2LatentUpsamplerModel
+    latent_upsampler: Upsampler
 
-    def __init__(self, vae: AutoencoderKLLTX2Video, latent_upsampler: LTX2LatentUpsamplerModel) -> None:
+    def __init__(self, vae: video_vae.AutoencoderKLLTX2Video, latent_upsampler: Upsampler) -> None:
         super().__init__()
         self._register(vae=vae, latent_upsampler=latent_upsampler)
 
@@ -150,10 +147,10 @@ class LTX2LatentUpsamplePipeline(LTX2PipelineBase):
             frames = (call.num_frames - 1) // self.vae_temporal_compression_ratio + 1
             patches = (patch_size_t, patch_size, patch_size)
             grid = [side // p for side, p in zip((frames, call.height // ratio, call.width // ratio), patches)]
-            if latents.shape[1] != math.prod(grid) or latents.shape[2] % math.prod(patches):
+            if latents.shape[1] != torch.Size(grid).numel() or latents.shape[2] % torch.Size(patches).numel():
                 raise ValueError(
                     f"packed `latents` have shape {tuple(latents.shape)}, but {call.num_frames} frames of {call.height} x "
-                    f"{call.width} pixels need {math.prod(grid)} tokens; give the `height`, `width` and `num_frames` "
+                    f"{call.width} pixels need {torch.Size(grid).numel()} tokens; give the `height`, `width` and `num_frames` "
                     "they were made with"
                 )
             # [B, F/pt, h/p, w/p, C, pt, p, p] -> [B, C, F/pt, pt, h/p, p, w/p, p]

@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from .... import checks
-from ....conditioning import carried_pixel_frames
+from .... import checks, conditioning
 from ...conditions import Sound, SourceClip, read_source
 from .. import DEFAULT_SIZE, Frames, ModelSizes, Size, StagedArguments, Streams, Texts
 
@@ -100,7 +99,7 @@ class Timeline:
     @property
     def new_frames(self) -> int:
         """Pixel frames that a segment adds."""
-        return self.segment_frames - carried_pixel_frames(self.overlap)
+        return self.segment_frames - conditioning.carried_pixel_frames(self.overlap)
 
     def carried_audio(self, num_frames: int) -> int:
         """Audio latents that the segment after `num_frames` pixel frames shares with what is there."""

@@ -38,23 +38,19 @@ class StepCallback:
     """A caller's function to run after each step, as in all diffusers pipelines.
 
     Args:
+        pipeline: What the function sees as its first argument.
         function: Called as `function(pipeline, step, timestep, tensors)`; may return replacements in a dict.
         names: Tensors it wants to see.
         constants: Tensors that do not change during the call, by name.
     """
 
+    pipeline: LTX2GenerationPipeline
     function: Callback | None
     names: Sequence[str]
     constants: dict[str, torch.Tensor | None]
 
     def __call__(
-        self,
-        pipeline: LTX2GenerationPipeline,
-        step: int,
-        timestep: torch.Tensor,
-        states: States,
-        prediction: Tensors,
-        tools: LatentTools,
+        self, step: int, timestep: torch.Tensor, states: States, prediction: Tensors, tools: LatentTools
     ) -> States:
         """Show the new states and the prediction they come from to the function; return the states to go on with."""
         if self.function is None:
@@ -63,7 +59,7 @@ class StepCallback:
         known = {**self.constants, **dict(zip(_REPLACEABLE, latents))}
         if "denoised" in self.names:
             known["denoised"] = None if prediction.video is None else _target(prediction.video, tools)
-        returned = self.function(pipeline, step, timestep, {name: known[name] for name in self.names}) or {}
+        returned = self.function(self.pipeline, step, timestep, {name: known[name] for name in self.names}) or {}
         ignored = [name for name in returned if name not in _REPLACEABLE and returned[name] is not known.get(name)]
         if ignored:
             raise ValueError(f"the step callback returned {ignored}; only {list(_REPLACEABLE)} can be replaced")
@@ -262,7 +258,7 @@ def generate(
 ) -> Generated:
     """Run the stages one after the other."""
     pipeline.reset(runs[0].stage.scales or Streams(NEUTRAL, NEUTRAL), request.attention_kwargs)
-    callback = StepCallback(request.delivery.callback, request.delivery.callback_inputs, texts.embeds)
+    callback = StepCallback(pipeline, request.delivery.callback, request.delivery.callback_inputs, texts.embeds)
     latents = first_latents(pipeline, request.start, runs[0].plan)
     sounds, sigmas, forwards = [], [], []
     for index, one in enumerate(runs):
@@ -341,7 +337,7 @@ def run_stage(
     with pipeline.progress_bar(total=len(timesteps)) as progress:
 
         def on_step(step: int, new_states: States, prediction: Tensors) -> States:
-            new_states = callback(pipeline, step, timesteps[step], new_states, prediction, tools.video)
+            new_states = callback(step, timesteps[step], new_states, prediction, tools.video)
             progress.update()
             pipeline._current_timestep = timesteps[min(step + 1, len(timesteps) - 1)]
             return new_states

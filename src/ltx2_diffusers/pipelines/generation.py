@@ -112,15 +112,8 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
         """
         from ..checkpoints.pipeline_file import load_pipeline_components
 
-        components = load_pipeline_components(
-            cls,
-            pretrained_model_link_or_path,
-            text_encoder=text_encoder,
-            tokenizer=tokenizer,
-            torch_dtype=torch_dtype,
-            **kwargs,
-        )
-        return cls(**components)
+        path, options = pretrained_model_link_or_path, {"tokenizer": tokenizer, "torch_dtype": torch_dtype, **kwargs}
+        return cls(**load_pipeline_components(cls, path, text_encoder=text_encoder, **options))
 
     def reset(self, scales: Scales, attention_kwargs: dict[str, Any] | None) -> None:
         """Show what a call begins with; called by the engine."""

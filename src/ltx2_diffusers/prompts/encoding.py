@@ -133,7 +133,7 @@ class TextEncoder:
             return None
         if mask is None:
             raise ValueError(
-                "given states need their attention mask; pass the one that `encode_prompt` returned with them"
+                "given states need their attention mask; pass that which `encode_prompt` returned with them"
             )
         layers = 49 if "connectors" in self.absent else self.connectors.config.text_proj_in_factor
         return TextStates(embeds.unflatten(2, (-1, layers)) if embeds.ndim == 3 else embeds, mask)

@@ -128,6 +128,15 @@ def test_an_empty_output_cannot_be_saved(tmp_path):
         LTX2PipelineOutput().save(tmp_path / "clip.mp4")
 
 
+@pytest.mark.parametrize("rate", ["frame_rate", "sampling_rate"])
+def test_an_output_without_a_rate_cannot_be_saved(tmp_path, rate):
+    result = output()
+    result[rate] = None
+    with pytest.raises(ValueError, match=f"does not say its `{rate}`"):
+        result.save(tmp_path / "clip.mp4")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_wrong_suffix_leaves_no_file(tmp_path):
     with pytest.raises(ValueError, match=r"\.txt"):
         output().save(tmp_path / "clip.txt")

@@ -32,6 +32,12 @@ def test_both_prompts_share_one_call_without_padding():
     assert calls[0]["attention_mask"].sum(1).tolist() == lengths
 
 
+def test_given_states_need_their_mask():
+    embeds, *_ = ours().encode_prompt(PROMPT, None, False, max_sequence_length=16)
+    with pytest.raises(ValueError, match="attention mask"):
+        ours().encode_prompt(None, prompt_embeds=embeds)
+
+
 def test_the_negative_prompt_is_not_encoded_without_its_pass():
     calls = recorded(ours().text_encoder, lambda: ours()(**CALL | NO_GUIDANCE))
     assert [len(call["input_ids"]) for call in calls] == [1]

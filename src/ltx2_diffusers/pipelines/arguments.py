@@ -5,7 +5,7 @@ A recipe's `__call__` works on such an object; [`takes`] makes of it the call th
 
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import wraps
@@ -14,8 +14,8 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import torch
 
 from ..conditioning import Streams
-from ..guidance import GuidanceOptions
-from ..guidance.scales import PRESET, AudioScale, GivenScales
+from ..guidance import GuidanceOptions, Preset
+from ..guidance.scales import PRESET, AudioScale, GivenScales, Scales, call_scales, sound_scales
 from ..media.frames import Frames
 from ..prompts import Enhancement, Prompts
 from .conditions import Condition, Conditions, Sound
@@ -24,9 +24,11 @@ from .plan import Size
 Callback = Callable[..., dict[str, Any] | None]
 Generators = torch.Generator | list[torch.Generator] | None
 BOTH = Streams(True, True)
-_UNSAID = Streams(GivenScales(), GivenScales())
 
-P, S, A, R = ParamSpec("P"), TypeVar("S"), TypeVar("A"), TypeVar("R")
+P = ParamSpec("P")
+S = TypeVar("S")
+A = TypeVar("A")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Stage:
     num_inference_steps: int | None = None
     sigmas: Sequence[float] | None = None
     timesteps: Sequence[float] | None = None
-    scales: Streams | None = None
+    scales: Scales | None = None
     stg_blocks: Sequence[int] | None = None
     guidance_options: GuidanceOptions | None = None
     sampler: str | None = None
@@ -66,26 +68,21 @@ class Stage:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a call wants its stages to run; the fields are arguments of the calls.
+    """How a call wants its stages to run.
 
     Args:
-        scales: [`GivenScales`] per stream.
-        two_stage, stages, stage_2_sigmas, stage_1_adapters, stage_2_adapters: Of recipes in stages.
+        first: The first stage at the size of the clip, and without its guidance scales.
+        scales: Those that the call gives, for a checkpoint with these reference values.
+        two_stage, stages, stage_2_sigmas, stage_1_adapters, stage_2_adapters: As in the calls of recipes in stages.
     """
 
-    num_inference_steps: int | None = None
-    sigmas: Sequence[float] | None = None
-    timesteps: Sequence[float] | None = None
-    noise_scale: float | None = None
-    scales: Streams = _UNSAID
-    stg_blocks: Sequence[int] | None = None
-    sampler: str | None = None
-    guidance_options: GuidanceOptions | None = None
-    two_stage: bool = False
-    stages: Sequence[Stage] | None = None
-    stage_2_sigmas: Sequence[float] | None = None
-    stage_1_adapters: Mapping[str, float] | None = None
-    stage_2_adapters: Mapping[str, float] | None = None
+    first: Stage
+    scales: Callable[[Preset], Scales]
+    two_stage: bool
+    stages: Sequence[Stage] | None
+    stage_2_sigmas: Sequence[float] | None
+    stage_1_adapters: Mapping[str, float] | None
+    stage_2_adapters: Mapping[str, float] | None
 
 
 @dataclass(frozen=True)
@@ -114,8 +111,10 @@ class Delivery:
     """In which form the result is handed over, and who watches on the way.
 
     Args:
-        output_type, return_dict, decode_timestep, decode_noise_scale: As in the pipelines' calls.
+        output_type, return_dict: As in the pipelines' calls.
         callback, callback_inputs: Step function and the tensors it sees.
+        decode_timestep, decode_noise_scale: As in the pipelines' calls.
+        generator: Source of the decoder's noise, or one per video.
     """
 
     output_type: str = "pil"
@@ -124,6 +123,7 @@ class Delivery:
     callback_inputs: Sequence[str] = ("latents",)
     decode_timestep: float | list[float] = 0.0
     decode_noise_scale: float | list[float] | None = None
+    generator: Generators = None
 
     @property
     def wanted(self) -> Sequence[str]:
@@ -150,7 +150,7 @@ class Request:
     start: Start = Start()
     delivery: Delivery = Delivery()
     conditions: Sequence[Condition] = ()
-    streams: Streams = BOTH
+    streams: Streams[bool] = BOTH
     audio_stage: int = -1
     use_cross_timestep: bool | None = None
     attention_kwargs: dict[str, Any] | None = None
@@ -283,7 +283,7 @@ class Arguments(Texts):
         stages: Sequence[Stage],
         conditions: Sequence[Condition] = (),
         size: Size | None = None,
-        streams: Streams = BOTH,
+        streams: Streams[bool] = BOTH,
         **noise: bool,
     ) -> tuple[Prompts, Request]:
         """The call in two parts: its text, and everything else.
@@ -300,67 +300,47 @@ class Arguments(Texts):
                 f"`min_seconds` ({self.min_seconds}) and `max_seconds` ({self.max_seconds}) bound an automatic duration, which "
                 "needs a duration head; this pipeline has none, so give `num_frames`"
             )
-        enhancement = Enhancement(
-            self.enable_prompt_enhancement,
-            self.system_prompt,
-            self.prompt_max_new_tokens,
-            self.prompt_enhancement_kwargs,
-            self.prompt_enhancement_seed,
-        )
-        prompts = Prompts(
-            self.prompt,
-            self.negative_prompt,
-            (self.prompt_embeds, self.negative_prompt_embeds),
-            (self.prompt_attention_mask, self.negative_prompt_attention_mask),
-            self.num_videos_per_prompt,
-            self.max_sequence_length,
-            enhancement,
-        )
+        asked = (self.enable_prompt_enhancement, self.system_prompt, self.prompt_max_new_tokens)
+        enhancement = Enhancement(*asked, self.prompt_enhancement_kwargs, self.prompt_enhancement_seed)
+        embeds = (self.prompt_embeds, self.negative_prompt_embeds)
+        masks = (self.prompt_attention_mask, self.negative_prompt_attention_mask)
+        texts = (self.prompt, self.negative_prompt, embeds, masks, self.num_videos_per_prompt)
         if size is None:
             rate = 24.0 if self.frame_rate is None else self.frame_rate
             size = Size(self.height, self.width, self.num_frames, rate, self.motion_speed)
-        delivery = Delivery(
-            self.output_type,
-            self.return_dict,
-            self.callback_on_step_end,
-            self.callback_on_step_end_tensor_inputs,
-            self.decode_timestep,
-            self.decode_noise_scale,
-        )
-        return prompts, Request(
-            size,
-            stages,
-            Start(self.generator, self.latents, self.audio_latents, **noise),
-            delivery,
-            conditions,
-            streams,
-            self.audio_stage,
-            self.use_cross_timestep,
-            self.attention_kwargs,
-        )
+        start = Start(self.generator, self.latents, self.audio_latents, **noise)
+        form = (self.output_type, self.return_dict, self.callback_on_step_end, self.callback_on_step_end_tensor_inputs)
+        delivery = Delivery(*form, self.decode_timestep, self.decode_noise_scale, self.generator)
+        rest = (self.audio_stage, self.use_cross_timestep, self.attention_kwargs)
+        request = Request(size, stages, start, delivery, conditions, streams, *rest)
+        return Prompts(*texts, self.max_sequence_length, enhancement), request
 
     @property
     def sampling(self) -> Sampling:
         """How the stages run."""
-        video = GivenScales(self.guidance_scale, self.stg_scale, self.guidance_rescale, self.modality_scale)
+        first = Stage(
+            num_inference_steps=self.num_inference_steps,
+            sigmas=self.sigmas,
+            timesteps=self.timesteps,
+            stg_blocks=self.spatio_temporal_guidance_blocks,
+            guidance_options=self.guidance_options,
+            sampler=self.sampler,
+            noise_scale=self.noise_scale,
+        )
+        adapters = (self.stage_1_adapters, self.stage_2_adapters)
+        return Sampling(first, self.scales, self.two_stage, self.stages, self.stage_2_sigmas, *adapters)
+
+    @property
+    def video_scales(self) -> GivenScales:
+        """Guidance scales without a prefix."""
+        return GivenScales(self.guidance_scale, self.stg_scale, self.guidance_rescale, self.modality_scale)
+
+    def scales(self, preset: Preset) -> Scales:
+        """Guidance scales of both streams on a checkpoint with these reference values."""
         audio = GivenScales(
             self.audio_guidance_scale, self.audio_stg_scale, self.audio_guidance_rescale, self.audio_modality_scale
         )
-        return Sampling(
-            self.num_inference_steps,
-            self.sigmas,
-            self.timesteps,
-            self.noise_scale,
-            Streams(video, audio),
-            self.spatio_temporal_guidance_blocks,
-            self.sampler,
-            self.guidance_options,
-            self.two_stage,
-            self.stages,
-            self.stage_2_sigmas,
-            self.stage_1_adapters,
-            self.stage_2_adapters,
-        )
+        return call_scales(preset, Streams(self.video_scales, audio), self.guidance_options)
 
 
 @dataclass(frozen=True)
@@ -414,6 +394,10 @@ class SoundArguments(StagedArguments):
     decode_noise_scale: float | list[float] | None = field(init=False, default=None)
     two_stage: bool = False
 
+    def scales(self, preset: Preset) -> Scales:
+        """Those without a prefix belong to the sound."""
+        return sound_scales(preset, self.video_scales, self.guidance_options)
+
 
 @dataclass(frozen=True)
 class GivenArguments(Texts):
@@ -457,7 +441,7 @@ def takes(arguments: Callable[P, A]) -> Callable[[Callable[[S, A], R]], Callable
 
     def decorate(method: Callable[[S, A], R]) -> Callable[Concatenate[S, P], R]:
         @wraps(method)
-        def call(self: S, *args: P.args, **kwargs: P.kwargs) -> R:
+        def call(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
             try:
                 signature.bind(self, *args, **kwargs)
             except TypeError as error:
@@ -465,14 +449,14 @@ def takes(arguments: Callable[P, A]) -> Callable[[Callable[[S, A], R]], Callable
                 raise TypeError(f"{type(self).__name__}.__call__() {_explained(str(error), kwargs, known)}") from None
             return method(self, arguments(*args, **kwargs))
 
-        call.__signature__ = signature
+        call.__dict__["__signature__"] = signature
         call.__doc__ = _documented(method.__doc__ or "", arguments, [parameter.name for parameter in fields])
         return call
 
     return decorate
 
 
-def _explained(error: str, given: Mapping[str, Any], known: list[str]) -> str:
+def _explained(error: str, given: Iterable[str], known: list[str]) -> str:
     """What is wrong with the names of a call, and what it takes."""
     wrong = next((name for name in given if name not in known), None)
     meant = get_close_matches(wrong or "", known, n=1)
@@ -487,6 +471,6 @@ def _documented(text: str, arguments: Any, names: list[str]) -> str:
         entries = inspect.cleandoc(kind.__doc__ or "").partition("Args:\n")[2]
         for entry in re.split(r"\n(?=    \w)", entries):
             described |= dict.fromkeys(entry.partition(":")[0].strip().split(", "), entry.rstrip())
-    entries = dict.fromkeys(described[name] for name in names if name in described)
+    read = dict.fromkeys(described[name] for name in names if name in described)
     head, returns, tail = inspect.cleandoc(text).partition("Returns:")
-    return f"{head}Args:\n{chr(10).join(entries)}\n\n{returns}{tail}"
+    return f"{head}Args:\n{chr(10).join(read)}\n\n{returns}{tail}"

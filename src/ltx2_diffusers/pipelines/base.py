@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.video_processor import VideoProcessor
 from huggingface_hub import snapshot_download
 
 from ..checkpoints.class_names import PACKAGE, model_pair, to_ours, to_portable
 from ..checks import check_loaded
-from ..models.saving import AtomicSaveMixin
+from ..models import saving, video_vae
 
 
 def extends(base: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -25,18 +25,18 @@ def extends(base: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """
 
     def decorate(init: Callable[..., None]) -> Callable[..., None]:
-        own = [p for p in inspect.signature(init).parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY]
-        shared = list(inspect.signature(base.__init__).parameters.values())
-        required = [parameter for parameter in shared if parameter.default is inspect.Parameter.empty]
-        own = [parameter.replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD) for parameter in own]
-        signature = inspect.Signature([*required, *own, *shared[len(required) :]])
+        first, *others = inspect.signature(init).parameters.values()
+        own = [p.replace(kind=p.POSITIONAL_OR_KEYWORD) for p in others if p.kind is p.KEYWORD_ONLY]
+        shared = list(inspect.signature(base).parameters.values())
+        required = [parameter for parameter in shared if parameter.default is parameter.empty]
+        signature = inspect.Signature([first, *required, *own, *shared[len(required) :]])
 
         @wraps(init)
         def constructor(self: Any, *args: Any, **kwargs: Any) -> None:
             components = signature.bind(self, *args, **kwargs).arguments
             init(**components)
 
-        constructor.__signature__ = signature
+        constructor.__dict__["__signature__"] = signature
         # diffusers reads the types of components from here.
         constructor.__annotations__ = {p.name: p.annotation for p in own + shared if p.annotation is not p.empty}
         return constructor
@@ -44,22 +44,23 @@ def extends(base: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
     return decorate
 
 
-class LTX2PipelineBase(AtomicSaveMixin, DiffusionPipeline):
+class LTX2PipelineBase(saving.AtomicSaveMixin, DiffusionPipeline):
     """Loading, saving and run-time state of every LTX-2 pipeline.
 
     Folders saved by diffusers load into this package's classes. What is saved here names diffusers' classes wherever
     diffusers has them, so that it loads there too.
     """
 
-    model_cpu_offload_seq = "prompt_enhancer->text_encoder->connectors->transformer->vae->audio_vae->vocoder"
+    # diffusers declares `None`.
+    model_cpu_offload_seq: Any = "prompt_enhancer->text_encoder->connectors->transformer->vae->audio_vae->vocoder"
     _optional_components = ["processor", "prompt_enhancer"]  # noqa: RUF012 (diffusers reads a list)
-    _callback_tensor_inputs = [  # noqa: RUF012
-        "latents",
-        "audio_latents",
-        "prompt_embeds",
-        "negative_prompt_embeds",
-        "denoised",
-    ]
+    _callback_tensor_inputs = ["latents", "audio_latents", "prompt_embeds", "negative_prompt_embeds", "denoised"]  # noqa: RUF012
+
+    vae: video_vae.AutoencoderKLLTX2Video
+    _num_timesteps: int
+    _current_timestep: torch.Tensor | None
+    _attention_kwargs: dict[str, Any] | None
+    _interrupt: bool
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
@@ -117,13 +118,13 @@ class LTX2PipelineBase(AtomicSaveMixin, DiffusionPipeline):
         return new
 
     @classmethod
-    def load_config(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
+    def load_config(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
         """Read `model_index.json`, recognising what it does not say.
 
         A scheduler that was saved under its portable name is ours again, and components that this class takes load
         from their sub-folders even if the index leaves them out, as it does the upsamplers of published repositories.
         """
-        config = super().load_config(pretrained_model_name_or_path, **kwargs)
+        config = super().load_config(pretrained_model_name_or_path, *args, **kwargs)
         index = config[0] if isinstance(config, tuple) else config
         folder = Path(pretrained_model_name_or_path)
         for name in ("scheduler", "audio_scheduler"):

@@ -3,29 +3,28 @@
 A recipe says what it wants in a [`~ltx2_diffusers.pipelines.arguments.Request`] and never writes a loop of its own.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import PIL.Image
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
 from ..adapters.active import DISTILLED_ADAPTER, added_adapters, check_adapters_loaded
 from ..checks import check_choice, check_float_tensors, check_generator, check_per_video, check_unit
-from ..conditioning import GaussianNoiser, LatentState, LatentTools, Streams, TextContext, on_streams
+from ..conditioning import GaussianNoiser, LatentState, LatentTools, TextContext, on_streams
+from ..conditioning.streams import States, Streams, Tensors
 from ..guidance import NEUTRAL, GuidanceOptions
-from ..guidance.scales import always_negative, build_guiders, call_scales, check_options, cross_timestep_mode
+from ..guidance.scales import Guiders, always_negative, build_guiders, check_options, cross_timestep_mode
 from ..media import pixels, preprocess, waveforms
-from ..prompts import Prompts, ReadPrompts
+from ..prompts import Contexts, Prompts, ReadPrompts
 from ..sampling import GuidedDenoiser, Sampler, denoise, get_sampler, with_latents
 from ..schedulers.levels import noise_levels
-from .arguments import BOTH, Callback, Delivery, Generators, Request, Sampling, Stage, Start
+from .arguments import BOTH, Callback, Delivery, Request, Sampling, Stage, Start
 from .base import LTX2PipelineBase
-from .conditions import Opened, check_conflicts, check_heard, held_streams
-from .conditions.condition import Original
+from .conditions import Opened, SourceClip, Waveform, check_conflicts, check_heard, held_streams
 from .generation import LTX2GenerationPipeline
-from .output import LTX2PipelineOutput
+from .output import Decoded, Info, LTX2PipelineOutput
 from .plan import ClipPlan, check_decodable_size, plan_clip
 
 OUTPUT_TYPES = ("pil", "np", "pt", "uint8", "latent")
@@ -39,28 +38,28 @@ class StepCallback:
     """A caller's function to run after each step, as in all diffusers pipelines.
 
     Args:
+        pipeline: What the function sees as its first argument.
         function: Called as `function(pipeline, step, timestep, tensors)`; may return replacements in a dict.
         names: Tensors it wants to see.
         constants: Tensors that do not change during the call, by name.
-        target: From the video tokens of the running stage to its latents `[B, C, F, h, w]`.
     """
 
+    pipeline: LTX2GenerationPipeline
     function: Callback | None
     names: Sequence[str]
     constants: dict[str, torch.Tensor | None]
-    target: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     def __call__(
-        self, pipeline: LTX2GenerationPipeline, step: int, timestep: torch.Tensor, states: Streams, prediction: Streams
-    ) -> Streams:
+        self, step: int, timestep: torch.Tensor, states: States, prediction: Tensors, tools: LatentTools
+    ) -> States:
         """Show the new states and the prediction they come from to the function; return the states to go on with."""
         if self.function is None:
             return states
-        latents = Streams(*(None if state is None else state.latent for state in states))
-        known = {**self.constants, "latents": latents.video, "audio_latents": latents.audio}
+        latents = (None if state is None else state.latent for state in states)
+        known = {**self.constants, **dict(zip(_REPLACEABLE, latents))}
         if "denoised" in self.names:
-            known["denoised"] = None if prediction.video is None else self.target(prediction.video)
-        returned = self.function(pipeline, step, timestep, {name: known[name] for name in self.names}) or {}
+            known["denoised"] = None if prediction.video is None else _target(prediction.video, tools)
+        returned = self.function(self.pipeline, step, timestep, {name: known[name] for name in self.names}) or {}
         ignored = [name for name in returned if name not in _REPLACEABLE and returned[name] is not known.get(name)]
         if ignored:
             raise ValueError(f"the step callback returned {ignored}; only {list(_REPLACEABLE)} can be replaced")
@@ -84,10 +83,17 @@ class StageRun:
     stage: Stage
     plan: ClipPlan
     sigmas: torch.Tensor
-    guiders: Streams
+    guiders: Guiders
     sampler: Sampler
     conditions: Sequence[Opened]
     cross_timestep: str
+
+
+class Originals(NamedTuple):
+    """What is handed over as it was given, of each stream."""
+
+    video: SourceClip | None = None
+    audio: Waveform | None = None
 
 
 class Prepared(NamedTuple):
@@ -97,31 +103,23 @@ class Prepared(NamedTuple):
     conditions: list[Opened]
 
     @property
-    def picture(self) -> PIL.Image.Image | None:
-        """The first picture that is shown."""
-        return next((c.picture for c in self.conditions if c.picture is not None), None)
-
-    @property
-    def originals(self) -> Streams:
-        """What is handed over as it was given, of each stream."""
-        found = {c.original.stream: c.original for c in self.conditions if c.original is not None}
-        return Streams(found.get("video"), found.get("audio"))
+    def originals(self) -> Originals:
+        """What is handed over as it was given."""
+        found = [condition.original for condition in self.conditions]
+        video = next((original for original in found if isinstance(original, SourceClip)), None)
+        return Originals(video, next((original for original in found if isinstance(original, Waveform)), None))
 
 
 class Generated(NamedTuple):
     """Normalised latents, their sizes (after an interrupt those of the stage that was running), and how they were made."""
 
-    latents: Streams
+    latents: Tensors
     plan: ClipPlan
-    info: dict[str, Any]
+    info: Info
 
 
 def stage_list(
-    pipeline: LTX2GenerationPipeline,
-    sampling: Sampling,
-    held: Streams = _NONE,
-    streams: Streams = BOTH,
-    scales: Streams | None = None,
+    pipeline: LTX2GenerationPipeline, sampling: Sampling, held: Streams[bool] = _NONE, streams: Streams[bool] = BOTH
 ) -> list[Stage]:
     """The stages of a call.
 
@@ -130,13 +128,11 @@ def stage_list(
         sampling: What the call says.
         held: Which streams are given as a whole; they take no guidance.
         streams: Which streams are generated.
-        scales: Guidance scales of the first stage, default those of the call.
     """
     if sampling.stages is not None:
         return _checked(sampling.stages)
-    if scales is None:
-        scales = call_scales(pipeline.preset, sampling.scales, sampling.guidance_options)
-    first = _guided_stage(sampling, Streams(*(NEUTRAL if given else s for given, s in zip(held, scales))))
+    scales = Streams(*(NEUTRAL if given else s for given, s in zip(held, sampling.scales(pipeline.preset))))
+    first = replace(sampling.first, scales=scales)
     if not sampling.two_stage:
         return [first]
     adapters = stage_adapters(pipeline, sampling.stage_1_adapters, sampling.stage_2_adapters)
@@ -145,28 +141,15 @@ def stage_list(
     return [first, refining_stage(pipeline, sampling, adapters[1], UPSAMPLER if makes_video else None)]
 
 
-def _guided_stage(sampling: Sampling, scales: Streams) -> Stage:
-    return Stage(
-        num_inference_steps=sampling.num_inference_steps,
-        sigmas=sampling.sigmas,
-        timesteps=sampling.timesteps,
-        scales=scales,
-        stg_blocks=sampling.stg_blocks,
-        guidance_options=sampling.guidance_options,
-        sampler=sampling.sampler,
-        noise_scale=sampling.noise_scale,
-    )
-
-
 def refining_stage(
     pipeline: LTX2GenerationPipeline, sampling: Sampling, adapters: Mapping[str, float] | None, upsampler: str | None
 ) -> Stage:
     """The second stage of the reference recipes: few fixed noise levels, no guidance, no reference videos."""
-    options = sampling.guidance_options
+    options = sampling.first.guidance_options
     return Stage(
         sigmas=sampling.stage_2_sigmas or pipeline.preset.stage_2_sigmas,
         # CFG++ follows a negative prediction, which a run without guidance does not make.
-        sampler=None if sampling.sampler == "euler_cfg_pp" else sampling.sampler,
+        sampler=None if sampling.first.sampler == "euler_cfg_pp" else sampling.first.sampler,
         upsampler=upsampler,
         adapters=adapters,
         guidance_options=options and options.refining(),
@@ -202,7 +185,7 @@ def stage_adapters(
     return own | dict(stage_1 or {}) or None, dict(stage_2) or None
 
 
-def _checked(stages: Any) -> list[Stage]:
+def _checked(stages: Sequence[Stage]) -> list[Stage]:
     stages = list(stages)
     if not stages or not all(isinstance(stage, Stage) for stage in stages):
         raise ValueError(f"`stages` has to be a list of at least one Stage but is {stages!r}")
@@ -224,15 +207,16 @@ def _checked(stages: Any) -> list[Stage]:
 @torch.no_grad()
 def run(pipeline: LTX2GenerationPipeline, prompts: Prompts, request: Request) -> LTX2PipelineOutput | tuple:
     """Check everything, generate and hand over."""
-    reader, delivery, generator = pipeline.prompt_reader, request.delivery, request.start.generator
+    reader, watched = pipeline.prompt_reader, request.delivery.wanted
     with_negative = reads_negative(pipeline, request)
     shows_picture = any(condition.shows_picture for condition in request.conditions)
-    batch_size = reader.check(prompts, with_negative, shows_picture, delivery.wanted)
+    batch_size = reader.check(prompts, with_negative, shows_picture, watched)
     prepared = prepare(pipeline, request, batch_size)
-    picture = prepared.picture if prompts.enhancement.enabled else None
-    texts = reader.read(prompts, with_negative, generator, picture, delivery.wanted)
+    pictures = (c.picture for c in prepared.conditions) if prompts.enhancement.enabled else ()
+    picture = next((picture for picture in pictures if picture is not None), None)
+    texts = reader.read(prompts, with_negative, request.start.generator, picture, watched)
     made = generate(pipeline, request, prepared.runs, texts)
-    return deliver(pipeline, made.latents, made.plan, delivery, generator, prepared.originals, made.info)
+    return deliver(pipeline, made, request.delivery, prepared.originals)
 
 
 def prepare(pipeline: LTX2GenerationPipeline, request: Request, batch_size: int) -> Prepared:
@@ -274,7 +258,7 @@ def generate(
 ) -> Generated:
     """Run the stages one after the other."""
     pipeline.reset(runs[0].stage.scales or Streams(NEUTRAL, NEUTRAL), request.attention_kwargs)
-    callback = StepCallback(request.delivery.callback, request.delivery.callback_inputs, texts.embeds)
+    callback = StepCallback(pipeline, request.delivery.callback, request.delivery.callback_inputs, texts.embeds)
     latents = first_latents(pipeline, request.start, runs[0].plan)
     sounds, sigmas, forwards = [], [], []
     for index, one in enumerate(runs):
@@ -301,7 +285,7 @@ def generate(
     return Generated(latents, runs[len(forwards) - 1].plan, info)
 
 
-def first_latents(pipeline: LTX2GenerationPipeline, start: Start, plan: ClipPlan) -> Streams:
+def first_latents(pipeline: LTX2GenerationPipeline, start: Start, plan: ClipPlan) -> Tensors:
     """The caller's latents, normalised and unpacked; `None` where a stream starts from noise."""
     video, audio = start.latents, start.audio_latents
     if audio is not None:
@@ -314,72 +298,59 @@ def first_latents(pipeline: LTX2GenerationPipeline, start: Start, plan: ClipPlan
 def run_stage(
     pipeline: LTX2GenerationPipeline,
     run: StageRun,
-    contexts: tuple[TextContext, TextContext | None],
-    latents: Streams,
+    contexts: Contexts,
+    latents: Tensors,
     start: Start,
     callback: StepCallback,
-) -> tuple[Streams, torch.Tensor]:
+) -> tuple[Tensors, torch.Tensor]:
     """Latents in, denoised latents and the noise levels of the way out.
 
     Latents are normalised and unpacked, `None` for an absent stream.
     """
-    tools = run.plan.tools
-    states = Streams(
+    tools, stage, device = run.plan.tools, run.stage, pipeline._execution_device
+    states: States = Streams(
         *(
-            None if guider is None else tool.create_initial_state(pipeline._execution_device, initial_latent=latent)
+            None if guider is None else tool.create_initial_state(device, initial_latent=latent)
             for tool, latent, guider in zip(tools, latents, run.guiders)
         )
     )
     for condition in run.conditions:
-        states = _applied(condition.items(run.plan), states, tools)
+        states = _held_to(condition, run.plan, states)
     sigmas = run.sigmas
     if states.video is not None and states.video.num_tokens != run.plan.num_video_tokens:
         # Some schedules shift by the length of the sequence, which appended conditions make longer.
-        sigmas = _levels(pipeline, run.stage, states.video.num_tokens)
-    noise_scale = sigmas[0].item() if run.stage.noise_scale is None else run.stage.noise_scale
+        sigmas = _levels(pipeline, stage, states.video.num_tokens)
+    noise_scale = sigmas[0].item() if stage.noise_scale is None else stage.noise_scale
     given = Streams(*(latent is not None for latent in latents))
     states = _noised(start, states, tools, given, noise_scale)
     denoiser = GuidedDenoiser(
-        getattr(pipeline, run.stage.transformer),
+        getattr(pipeline, stage.transformer),
         *_read_by(states, contexts),
         run.guiders,
         run.cross_timestep,
         pipeline.attention_kwargs,
-        nag=run.stage.guidance_options and run.stage.guidance_options.nag,
+        nag=None if stage.guidance_options is None else stage.guidance_options.nag,
     )
-    callback = replace(callback, target=lambda tokens: _target(tokens, tools.video))
-    states = _denoised(pipeline, denoiser, states, sigmas, run.sampler, callback)
-    return on_streams(lambda state, tool: _target(state.latent, tool), states, tools), sigmas
-
-
-def _denoised(
-    pipeline: LTX2GenerationPipeline,
-    denoiser: GuidedDenoiser,
-    states: Streams,
-    sigmas: torch.Tensor,
-    sampler: Sampler,
-    callback: StepCallback,
-) -> Streams:
-    """Run the denoising loop while the pipeline shows how far it is."""
     timesteps = sigmas[:-1] * 1000
     pipeline._num_timesteps = len(timesteps)
-    pipeline._forwards_per_step = denoiser.forwards_per_prediction * sampler.predictions_per_step
+    pipeline._forwards_per_step = denoiser.forwards_per_prediction * run.sampler.predictions_per_step
     with pipeline.progress_bar(total=len(timesteps)) as progress:
 
-        def on_step(step: int, new_states: Streams, prediction: Streams) -> Streams:
-            new_states = callback(pipeline, step, timesteps[step], new_states, prediction)
+        def on_step(step: int, new_states: States, prediction: Tensors) -> States:
+            new_states = callback(step, timesteps[step], new_states, prediction, tools.video)
             progress.update()
             pipeline._current_timestep = timesteps[min(step + 1, len(timesteps) - 1)]
             return new_states
 
         pipeline._current_timestep = timesteps[0]
         try:
-            return denoise(denoiser, states, sigmas, sampler, on_step, lambda: pipeline._interrupt)
+            states = denoise(denoiser, states, sigmas, run.sampler, on_step, lambda: pipeline._interrupt)
         finally:
             pipeline._current_timestep = None
+    return on_streams(lambda state, tool: _target(state.latent, tool), states, tools), sigmas
 
 
-def stage_guiders(pipeline: LTX2GenerationPipeline, stage: Stage, streams: Streams) -> Streams:
+def stage_guiders(pipeline: LTX2GenerationPipeline, stage: Stage, streams: Streams[bool]) -> Guiders:
     """A fresh guider for each stream of a stage, `None` for an absent one."""
     scales = Streams(*(s if here else None for s, here in zip(stage.scales or (NEUTRAL, NEUTRAL), streams)))
     num_layers = pipeline.transformer.config.num_layers
@@ -387,7 +358,7 @@ def stage_guiders(pipeline: LTX2GenerationPipeline, stage: Stage, streams: Strea
 
 
 def _prepared_stage(
-    pipeline: LTX2GenerationPipeline, request: Request, plan: ClipPlan, held: Streams, index: int
+    pipeline: LTX2GenerationPipeline, request: Request, plan: ClipPlan, held: Streams[bool], index: int
 ) -> StageRun:
     """A stage before its conditions are known."""
     stage, preset = request.stages[index], pipeline.preset
@@ -471,15 +442,16 @@ def _levels(pipeline: LTX2GenerationPipeline, stage: Stage, num_tokens: int) -> 
     )
 
 
-def _enlarged(pipeline: LTX2GenerationPipeline, latents: Streams, run: StageRun) -> Streams:
+def _enlarged(pipeline: LTX2GenerationPipeline, latents: Tensors, run: StageRun) -> Tensors:
     """The video of the stage before at the size of this one; the upsampler works on un-normalised latents."""
-    if run.stage.upsampler is None:
-        fits = latents.video is None or latents.video.shape == run.plan.video
+    video = latents.video
+    if video is None or run.stage.upsampler is None:
+        fits = video is None or tuple(video.shape) == run.plan.video
         # Another size without an upsampler is only allowed for a video that is given anew in every stage.
         return latents if fits else latents._replace(video=None)
     upsampler = getattr(pipeline, run.stage.upsampler)
-    video = pipeline.vae.denormalize_latents(latents.video).to(upsampler.dtype)
-    return latents._replace(video=pipeline.vae.normalize_latents(upsampler(video).float()))
+    video = upsampler(pipeline.vae.denormalize_latents(video).to(upsampler.dtype))
+    return latents._replace(video=pipeline.vae.normalize_latents(video.float()))
 
 
 def _components(request: Request) -> list[str]:
@@ -491,17 +463,20 @@ def _components(request: Request) -> list[str]:
     return names
 
 
-def _applied(items: Streams, states: Streams, tools: Streams) -> Streams:
-    """The states with the condition items of each stream."""
+def _held_to(condition: Opened, plan: ClipPlan, states: States) -> States:
+    """The states with what a condition puts on each stream."""
     results = []
-    for stream_items, state, tool in zip(items, states, tools):
-        for item in stream_items if state is not None else ():
-            state = item.apply_to(state, tool)
+    for items, state, tool in zip(condition.items(plan), states, plan.tools):
+        if state is not None:
+            for item in items:
+                state = item.apply_to(state, tool)
         results.append(state)
     return Streams(*results)
 
 
-def _noised(start: Start, states: Streams, tools: Streams, given: Streams, noise_scale: float) -> Streams:
+def _noised(
+    start: Start, states: States, tools: Streams[LatentTools], given: Streams[bool], noise_scale: float
+) -> States:
     """Put noise on the states, video first."""
     noiser = GaussianNoiser(start.generator)
 
@@ -522,9 +497,7 @@ def _noised(start: Start, states: Streams, tools: Streams, given: Streams, noise
     return on_streams(noised, states, tools, given)
 
 
-def _read_by(
-    states: Streams, contexts: tuple[TextContext, TextContext | None]
-) -> tuple[TextContext, TextContext | None]:
+def _read_by(states: States, contexts: Contexts) -> Contexts:
     """What the streams read: one that is given as a whole takes no guidance, so it never reads the negative prompt."""
     positive, negative = contexts
     if negative is None:
@@ -541,88 +514,62 @@ def _target(tokens: torch.Tensor, tools: LatentTools) -> torch.Tensor:
 
 
 def deliver(
-    pipeline: LTX2GenerationPipeline,
-    latents: Streams,
-    plan: ClipPlan,
-    delivery: Delivery,
-    generator: Generators,
-    originals: Streams,
-    info: dict[str, Any],
+    pipeline: LTX2GenerationPipeline, made: Generated, delivery: Delivery, originals: Originals
 ) -> LTX2PipelineOutput | tuple:
-    """Decode finished latents, free offloaded models and wrap up.
-
-    Args:
-        pipeline: The pipeline.
-        latents: Normalised latents, `None` for a stream that is absent.
-        plan: Sizes of the clip.
-        delivery: The form in which it is handed over.
-        generator: Source of the decoder's noise.
-        originals: [`Original`] of each stream that is handed over as it was given, or `None`.
-        info: How the latents were made.
-    """
-    kept = originals if delivery.output_type != "latent" else Streams(None, None)
-    frames = _delivered_video(pipeline, latents.video, plan, delivery, generator, kept.video)
-    audio, rate = _delivered_audio(pipeline, latents.audio, plan, delivery, kept)
+    """Decode finished latents, free offloaded models and wrap up."""
+    kept = originals if delivery.output_type != "latent" else Originals()
+    frames = _delivered_video(pipeline, made, delivery, kept.video)
+    audio, rate = _delivered_audio(pipeline, made, delivery, kept)
     pipeline.maybe_free_model_hooks()
     if not delivery.return_dict:
         return frames, audio
-    frame_rate = None if frames is None else plan.frame_rate
-    sources = (None if original is None else original.source for original in originals)
-    return LTX2PipelineOutput(frames, audio, frame_rate, rate, {**info, "output_type": delivery.output_type}, *sources)
+    frame_rate = None if frames is None else made.plan.frame_rate
+    sources = (None if original is None else original.path for original in originals)
+    info = {**made.info, "output_type": delivery.output_type}
+    return LTX2PipelineOutput(frames, audio, frame_rate, rate, info, *sources)
 
 
 def _delivered_video(
-    pipeline: LTX2GenerationPipeline,
-    latents: torch.Tensor | None,
-    plan: ClipPlan,
-    delivery: Delivery,
-    generator: Generators,
-    original: Original | None,
-) -> Any:
+    pipeline: LTX2GenerationPipeline, made: Generated, delivery: Delivery, original: SourceClip | None
+) -> Decoded | None:
     if original is not None:
-        return original_frames(pipeline, original.content, plan.batch_size, delivery.output_type)
+        return original_frames(pipeline, original.pixels, made.plan.batch_size, delivery.output_type)
+    latents = made.latents.video
     if latents is None:
         return None
     # Latents are handed over as exact as they are; decoding starts in the transformer's type, as in diffusers.
     dtype = latents.dtype if delivery.output_type == "latent" else pipeline.transformer.dtype
-    return decode_video(pipeline, latents.to(dtype), delivery, generator)
+    return decode_video(pipeline, latents.to(dtype), delivery)
 
 
 def _delivered_audio(
-    pipeline: LTX2GenerationPipeline,
-    latents: torch.Tensor | None,
-    plan: ClipPlan,
-    delivery: Delivery,
-    originals: Streams,
+    pipeline: LTX2GenerationPipeline, made: Generated, delivery: Delivery, originals: Originals
 ) -> tuple[torch.Tensor | None, int | None]:
     """Waveform and its rate."""
-    if originals.audio is not None:
-        sound = originals.audio.content
-        return waveforms.fit_audio(sound.samples, plan.duration_s, sound.rate).expand(
-            plan.batch_size, -1, -1
-        ), sound.rate
-    if latents is None:
+    plan, sound = made.plan, originals.audio
+    if sound is not None:
+        samples = waveforms.fit_audio(sound.samples, plan.duration_s, sound.rate)
+        return samples.expand(plan.batch_size, -1, -1), sound.rate
+    if made.latents.audio is None:
         return None, None
-    audio = decode_audio(pipeline, pipeline.audio_vae.denormalize_latents(latents), delivery.output_type)
-    rate = pipeline.vocoder.config.output_sampling_rate if pipeline.vocoder is not None else None
-    if originals.video is not None:
+    audio = decode_audio(pipeline, made.latents.audio, delivery.output_type)
+    rate = pipeline.vocoder.config.output_sampling_rate if pipeline.has("vocoder") else None
+    if originals.video is not None and rate is not None:
         # A given video may be shorter than the clip that the network saw, which needs 8 k + 1 frames.
-        audio = audio[..., : round(len(originals.video.content) / plan.frame_rate * rate)]
+        audio = audio[..., : round(originals.video.num_frames / plan.frame_rate * rate)]
     return audio, rate
 
 
-def decode_video(
-    pipeline: LTX2GenerationPipeline, latents: torch.Tensor, delivery: Delivery, generator: Generators = None
-) -> Any:
+def decode_video(pipeline: LTX2GenerationPipeline, latents: torch.Tensor, delivery: Delivery) -> Decoded:
     """Turn normalised video latents `[B, C, F, h, w]` into frames of the wished type."""
     if delivery.output_type == "latent":
         return pipeline.vae.denormalize_latents(latents)
-    latents, timestep = with_decoder_noise(pipeline, latents, delivery, generator)
+    latents, timestep = with_decoder_noise(pipeline, latents, delivery)
     return decoded(pipeline, pipeline.vae.denormalize_latents(latents), timestep, delivery.output_type)
 
 
 def with_decoder_noise(
-    pipeline: LTX2PipelineBase, latents: torch.Tensor, delivery: Delivery, generator: Generators
+    pipeline: LTX2PipelineBase, latents: torch.Tensor, delivery: Delivery
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Latents and timestep as a decoder with timestep conditioning wants them; unchanged and `None` without."""
     if not pipeline.vae.config.timestep_conditioning:
@@ -630,31 +577,34 @@ def with_decoder_noise(
     timestep = _per_sample(delivery.decode_timestep, latents)
     scale = timestep if delivery.decode_noise_scale is None else _per_sample(delivery.decode_noise_scale, latents)
     scale = scale.view(-1, 1, 1, 1, 1)
-    noise = randn_tensor(latents.shape, generator, latents.device, latents.dtype)
+    noise = randn_tensor(latents.shape, delivery.generator, latents.device, latents.dtype)
     return (1 - scale) * latents + scale * noise, timestep
 
 
-def decoded(pipeline: LTX2PipelineBase, latents: torch.Tensor, timestep: torch.Tensor | None, output_type: str) -> Any:
+def decoded(
+    pipeline: LTX2PipelineBase, latents: torch.Tensor, timestep: torch.Tensor | None, output_type: str
+) -> Decoded:
     """Turn un-normalised video latents into frames."""
     video = pipeline.vae.decode(latents.to(pipeline.vae.dtype), timestep, return_dict=False)[0]
     return video_as(pipeline, video, output_type)
 
 
-def video_as(pipeline: LTX2PipelineBase, video: torch.Tensor, output_type: str) -> Any:
+def video_as(pipeline: LTX2PipelineBase, video: torch.Tensor, output_type: str) -> Decoded:
     """Pixels `[B, 3, F, H, W]` in [-1, 1] in the wished type."""
     if output_type == "uint8":
         return torch.stack([torch.cat(list(pixels.decoded_frames(item))) for item in video])
     return pipeline.video_processor.postprocess_video(video, output_type=output_type)
 
 
-def original_frames(pipeline: LTX2PipelineBase, given: torch.Tensor, batch_size: int, output_type: str) -> Any:
+def original_frames(pipeline: LTX2PipelineBase, given: torch.Tensor, batch_size: int, output_type: str) -> Decoded:
     """Given pixels `[F, H, W, 3]` in [0, 255] in the wished type, one clip for the whole batch."""
     clip = preprocess.normalize_pixels(given.movedim(-1, 0).float()).expand(batch_size, -1, -1, -1, -1)
     return video_as(pipeline, clip, output_type)
 
 
 def decode_audio(pipeline: LTX2GenerationPipeline, latents: torch.Tensor, output_type: str) -> torch.Tensor:
-    """Turn un-normalised audio latents `[B, C, L, M]` into a waveform `[B, channels, samples]`."""
+    """Turn normalised audio latents `[B, C, L, M]` into a waveform `[B, channels, samples]`, or un-normalised latents."""
+    latents = pipeline.audio_vae.denormalize_latents(latents)
     if output_type == "latent":
         return latents
     spectrogram = pipeline.audio_vae.decode(latents.to(pipeline.audio_vae.dtype), return_dict=False)[0]

@@ -5,7 +5,6 @@ from typing import Any
 
 import PIL.Image
 import torch
-from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from .. import prompts as texts
@@ -15,10 +14,21 @@ from ..checks import check_at_least_one
 from ..conditioning import Streams
 from ..guidance import NEUTRAL, Preset, preset
 from ..models import audio_vae, connectors, latent_upsampler, transformer, video_vae, vocoder
-from ..schedulers.scheduling_ltx2 import LTX2Scheduler
-from .arguments import Generators
+from ..schedulers.levels import FlowMatchEulerDiscreteScheduler, LTX2Scheduler, Scheduler
+from .arguments import Generators, Scales
 from .base import LTX2PipelineBase, extends
 from .plan import ClipPlan, ModelSizes
+
+AudioVAE = audio_vae.AutoencoderKLLTX2Audio
+Connectors = connectors.LTX2TextConnectors
+Transformer = transformer.LTX2AVTransformer3DModel
+Upsampler = latent_upsampler.LTX2LatentUpsamplerModel
+Vocoder = vocoder.LTX2Vocoder | vocoder.LTX2VocoderWithBWE
+
+
+def _scale(stream: str, name: str, meaning: str) -> property:
+    """A guidance scale of the running or last call."""
+    return property(lambda pipeline: getattr(getattr(pipeline._scales, stream), name), doc=meaning)
 
 
 class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
@@ -38,18 +48,30 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
         prompt_enhancer: Separate language model for prompt enhancement.
     """
 
+    kind: str | None = None
+    """Kind of checkpoint whose reference settings hold; default what the scheduler says."""
+    audio_vae: AudioVAE
+    text_encoder: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    connectors: Connectors
+    transformer: Transformer
+    vocoder: Vocoder
+    scheduler: Scheduler
+    processor: ProcessorMixin
+    prompt_enhancer: PreTrainedModel
     _prompt_cache: texts.PromptCache | None = None
+    _forwards_per_step: int
 
     def __init__(
         self,
-        scheduler: LTX2Scheduler | FlowMatchEulerDiscreteScheduler,
+        scheduler: Scheduler,
         vae: video_vae.AutoencoderKLLTX2Video,
-        audio_vae: audio_vae.AutoencoderKLLTX2Audio,
+        audio_vae: AudioVAE,
         text_encoder: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        connectors: connectors.LTX2TextConnectors,
-        transformer: transformer.LTX2AVTransformer3DModel,
-        vocoder: vocoder.LTX2Vocoder | vocoder.LTX2VocoderWithBWE,
+        connectors: Connectors,
+        transformer: Transformer,
+        vocoder: Vocoder,
         processor: ProcessorMixin | None = None,
         prompt_enhancer: PreTrainedModel | None = None,
     ) -> None:
@@ -90,19 +112,12 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
         """
         from ..checkpoints.pipeline_file import load_pipeline_components
 
-        components = load_pipeline_components(
-            cls,
-            pretrained_model_link_or_path,
-            text_encoder=text_encoder,
-            tokenizer=tokenizer,
-            torch_dtype=torch_dtype,
-            **kwargs,
-        )
-        return cls(**components)
+        path, options = pretrained_model_link_or_path, {"tokenizer": tokenizer, "torch_dtype": torch_dtype, **kwargs}
+        return cls(**load_pipeline_components(cls, path, text_encoder=text_encoder, **options))
 
-    def reset(self, scales: Streams, attention_kwargs: dict[str, Any] | None) -> None:
+    def reset(self, scales: Scales, attention_kwargs: dict[str, Any] | None) -> None:
         """Show what a call begins with; called by the engine."""
-        self._scales = scales
+        self._scales = Streams(*(NEUTRAL if one is None else one for one in scales))
         self._attention_kwargs = attention_kwargs
         self._interrupt = False
         self._current_timestep = None
@@ -113,7 +128,7 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
     def preset(self) -> Preset:
         """Reference settings of the loaded checkpoint, by its version and kind."""
         self.require("transformer", "scheduler")
-        return preset(model_version(self.transformer.config), model_kind(self.scheduler.config))
+        return preset(model_version(self.transformer.config), self.kind or model_kind(self.scheduler.config))
 
     @property
     def image_crf(self) -> int:
@@ -187,10 +202,8 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
             `(prompt_embeds, prompt_attention_mask, negative_prompt_embeds, negative_prompt_attention_mask)`; the last
             two are `None` without guidance. Positions in front of a prompt hold zeros: nothing reads them.
         """
-        embeds, masks = (
-            (prompt_embeds, negative_prompt_embeds),
-            (prompt_attention_mask, negative_prompt_attention_mask),
-        )
+        embeds = (prompt_embeds, negative_prompt_embeds)
+        masks = (prompt_attention_mask, negative_prompt_attention_mask)
         prompts = texts.Prompts(prompt, negative_prompt, embeds, masks, num_videos_per_prompt, max_sequence_length)
         return texts.encode_prompt(self._text_encoder(device), prompts, do_classifier_free_guidance, dtype)
 
@@ -270,60 +283,31 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
         device = device or self._execution_device
         return texts.TextEncoder(self.tokenizer, self.text_encoder, self.connectors, device)
 
-    @property
-    def guidance_scale(self) -> float:
-        """Classifier-free guidance scale of the video in the running or last call."""
-        return self._scales.video.cfg_scale
-
-    @property
-    def stg_scale(self) -> float:
-        """Spatio-temporal guidance scale of the video."""
-        return self._scales.video.stg_scale
-
-    @property
-    def modality_scale(self) -> float:
-        """Modality guidance scale of the video."""
-        return self._scales.video.modality_scale
-
-    @property
-    def guidance_rescale(self) -> float:
-        """Guidance rescale factor of the video."""
-        return self._scales.video.rescale_scale
-
-    @property
-    def audio_guidance_scale(self) -> float:
-        """Classifier-free guidance scale of the audio."""
-        return self._scales.audio.cfg_scale
-
-    @property
-    def audio_stg_scale(self) -> float:
-        """Spatio-temporal guidance scale of the audio."""
-        return self._scales.audio.stg_scale
-
-    @property
-    def audio_modality_scale(self) -> float:
-        """Modality guidance scale of the audio."""
-        return self._scales.audio.modality_scale
-
-    @property
-    def audio_guidance_rescale(self) -> float:
-        """Guidance rescale factor of the audio."""
-        return self._scales.audio.rescale_scale
+    guidance_scale = _scale(
+        "video", "cfg_scale", "Classifier-free guidance scale of the video in the running or last call."
+    )
+    stg_scale = _scale("video", "stg_scale", "Spatio-temporal guidance scale of the video.")
+    modality_scale = _scale("video", "modality_scale", "Modality guidance scale of the video.")
+    guidance_rescale = _scale("video", "rescale_scale", "Guidance rescale factor of the video.")
+    audio_guidance_scale = _scale("audio", "cfg_scale", "Classifier-free guidance scale of the audio.")
+    audio_stg_scale = _scale("audio", "stg_scale", "Spatio-temporal guidance scale of the audio.")
+    audio_modality_scale = _scale("audio", "modality_scale", "Modality guidance scale of the audio.")
+    audio_guidance_rescale = _scale("audio", "rescale_scale", "Guidance rescale factor of the audio.")
 
     @property
     def do_classifier_free_guidance(self) -> bool:
         """Whether the call makes a pass with the negative prompt."""
-        return any(scales is not None and scales.cfg_scale != 1.0 for scales in self._scales)
+        return any(scales.cfg_scale != 1.0 for scales in self._scales)
 
     @property
     def do_spatio_temporal_guidance(self) -> bool:
         """Whether the call makes a perturbed pass."""
-        return any(scales is not None and scales.stg_scale != 0.0 for scales in self._scales)
+        return any(scales.stg_scale != 0.0 for scales in self._scales)
 
     @property
     def do_modality_isolation_guidance(self) -> bool:
         """Whether the call makes a pass without exchange between the streams."""
-        return any(scales is not None and scales.modality_scale != 1.0 for scales in self._scales)
+        return any(scales.modality_scale != 1.0 for scales in self._scales)
 
 
 class LTX2StagedPipeline(LTX2GenerationPipeline):
@@ -338,7 +322,7 @@ class LTX2StagedPipeline(LTX2GenerationPipeline):
         stage_2_transformer: Transformer of the refining stage, in place of a distilled LoRA on `transformer`.
     """
 
-    model_cpu_offload_seq = (
+    model_cpu_offload_seq: Any = (
         "prompt_enhancer->text_encoder->connectors->transformer->latent_upsampler->temporal_upsampler"
         "->stage_2_transformer->vae->audio_vae->vocoder"
     )
@@ -348,14 +332,17 @@ class LTX2StagedPipeline(LTX2GenerationPipeline):
         "temporal_upsampler",
         "stage_2_transformer",
     ]
+    latent_upsampler: Upsampler
+    temporal_upsampler: Upsampler
+    stage_2_transformer: Transformer
 
     @extends(LTX2GenerationPipeline)
     def __init__(
         self,
         *,
-        latent_upsampler: latent_upsampler.LTX2LatentUpsamplerModel | None = None,
-        temporal_upsampler: latent_upsampler.LTX2LatentUpsamplerModel | None = None,
-        stage_2_transformer: transformer.LTX2AVTransformer3DModel | None = None,
+        latent_upsampler: Upsampler | None = None,
+        temporal_upsampler: Upsampler | None = None,
+        stage_2_transformer: Transformer | None = None,
         **components: Any,
     ) -> None:
         if isinstance(components["scheduler"], FlowMatchEulerDiscreteScheduler):

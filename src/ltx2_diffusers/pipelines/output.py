@@ -2,7 +2,7 @@
 
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import PIL.Image
@@ -11,6 +11,10 @@ from diffusers.utils import BaseOutput
 
 from ..media import audio_tracks, muxing, waveforms, writing
 from ..models import mel
+
+Decoded = list[list[PIL.Image.Image]] | np.ndarray | torch.Tensor
+Info = dict[str, Any]
+Rate = TypeVar("Rate", int, float)
 
 
 @dataclass
@@ -32,11 +36,11 @@ class LTX2PipelineOutput(BaseOutput):
         audio_source: File whose sound, from its start, is `audio`, and which `save` copies if an MP4 file can hold it.
     """
 
-    frames: list[list[PIL.Image.Image]] | np.ndarray | torch.Tensor | None = None
+    frames: Decoded | None = None
     audio: torch.Tensor | None = None
     frame_rate: float | None = None
     sampling_rate: int | None = None
-    info: dict[str, Any] | None = None
+    info: Info | None = None
     video_source: str | None = None
     audio_source: str | None = None
 
@@ -55,52 +59,58 @@ class LTX2PipelineOutput(BaseOutput):
             ValueError: If the output holds latents instead of frames and samples, or nothing.
         """
         self._check_decoded()
-        batch_size = len(self.frames if self.frames is not None else self.audio)
+        batch_size = max(len(part) for part in (self.frames, self.audio) if part is not None)
         stem, suffix = os.path.splitext(os.fspath(path))
         paths = [os.fspath(path)] if batch_size == 1 else [f"{stem}-{i}{suffix}" for i in range(batch_size)]
         for index, item_path in enumerate(paths):
-            audio = None if self.audio is None else self.audio[index]
-            self._write(item_path, None if self.frames is None else self.frames[index], audio, encoder_options)
+            self._write(item_path, index, encoder_options)
         return paths
 
-    def _write(self, path: str, frames: Any, audio: torch.Tensor | None, encoder_options: dict[str, Any]) -> None:
+    def _write(self, path: str, index: int, encoder_options: dict[str, Any]) -> None:
         """Write one item; given pictures and sound are copied unless they are asked to be encoded anew."""
-
-        rate = self.sampling_rate
-        if frames is None:
-            writing.write_audio(path, audio, rate)
+        audio, rate = None, 0
+        if self.audio is not None:
+            audio, rate = self.audio[index], _known("sampling_rate", self.sampling_rate)
+        if self.frames is None:
+            if audio is not None:
+                writing.write_audio(path, audio, rate)
             return
-        audio = None if audio is None else waveforms.fit_audio(audio, len(frames) / self.frame_rate, rate)
-        if self.video_source is not None and audio is not None and not encoder_options:
-            muxing.replace_audio(self.video_source, path, audio, rate)
-            return
+        frames, frame_rate = self.frames[index], _known("frame_rate", self.frame_rate)
+        if audio is not None:
+            audio = waveforms.fit_audio(audio, len(frames) / frame_rate, rate)
+            if self.video_source is not None and not encoder_options:
+                muxing.replace_audio(self.video_source, path, audio, rate)
+                return
+        sound: dict[str, Any] = {}
         if self.audio_source is not None and audio_tracks.can_copy_audio(self.audio_source):
             sound = {"audio_source": self.audio_source}
-        else:
-            audio, rate = (audio, rate) if audio is None else _encodable(audio, rate)
+        elif audio is not None:
+            audio, rate = _encodable(audio, rate)
             sound = {"audio": audio, "sampling_rate": rate}
-        writing.write_video(path, frames, frame_rate=self.frame_rate, **sound, **encoder_options)
+        writing.write_video(path, frames, frame_rate=frame_rate, **sound, **encoder_options)
 
     def _check_decoded(self) -> None:
         if self.frames is None and self.audio is None:
             raise ValueError("the output holds neither frames nor audio; there is nothing to save")
         # Shapes alone cannot tell the latents of 17 frames [B, C, 3, h, w] from frames [B, F, 3, H, W].
         is_latent = (self.info or {}).get("output_type") == "latent"
-        is_tensor = isinstance(self.frames, torch.Tensor)
-        if (
-            is_latent
-            or (is_tensor and 3 not in (self.frames.shape[2], self.frames.shape[-1]))
-            or (self.audio is not None and self.audio.ndim != 3)
-        ):
+        if isinstance(self.frames, torch.Tensor):
+            is_latent |= 3 not in (self.frames.shape[2], self.frames.shape[-1])
+        if is_latent or (self.audio is not None and self.audio.ndim != 3):
             raise ValueError(
                 'the output holds latents, which cannot be written to a media file; call the pipeline with output_type="pil", '
                 '"np", "pt" or "uint8"'
             )
 
 
+def _known(name: str, rate: Rate | None) -> Rate:
+    if rate is None:
+        raise ValueError(f"the output does not say its `{name}`; set it, since a media file needs it")
+    return rate
+
+
 def _encodable(audio: torch.Tensor, sampling_rate: int) -> tuple[torch.Tensor, int]:
     """A waveform `[channels, samples]` and its rate as AAC takes them; given sound may have any layout and rate."""
-
     rate = audio_tracks.encodable_rate(sampling_rate)
     stereo = audio if audio.shape[0] <= 2 else mel.conform_to_stereo(audio[None])[0]
     return mel.resample(stereo[None], sampling_rate, rate)[0], rate

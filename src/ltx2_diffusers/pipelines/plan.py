@@ -11,9 +11,8 @@ from fractions import Fraction
 
 import torch
 
-from .. import conditioning
-from ..checks import check_num_frames, check_positive, check_size
-from ..conditioning import AudioLatentShape, Streams, VideoLatentShape
+from .. import checks, conditioning
+from ..conditioning import AudioLatentShape, LatentTools, Streams, VideoLatentShape
 
 DEFAULT_SIZE = (512, 768, 121)
 """Height, width and frames of the reference recipes."""
@@ -70,15 +69,8 @@ class ModelSizes:
 
     def audio_shape(self, batch_size: int, duration_s: float) -> AudioLatentShape:
         """Shape of the audio latents that last as long."""
-        return AudioLatentShape.from_duration(
-            batch_size,
-            duration_s,
-            self.audio_channels,
-            self.audio_mel_bins,
-            self.sample_rate,
-            self.hop_length,
-            self.audio_ratio,
-        )
+        latent, mel = (self.audio_channels, self.audio_mel_bins), (self.sample_rate, self.hop_length)
+        return AudioLatentShape.from_duration(batch_size, duration_s, *latent, *mel, self.audio_ratio)
 
 
 @dataclass(frozen=True)
@@ -127,7 +119,7 @@ class ClipPlan:
         )
 
     @property
-    def tools(self) -> Streams:
+    def tools(self) -> Streams[LatentTools]:
         """Tools that make, pack and unpack the states of both streams."""
         patchifier = conditioning.VideoLatentPatchifier(self.sizes.patch_size)
         rate = self.frame_rate / self.motion_speed
@@ -182,9 +174,9 @@ def plan_clip(
     spatial, temporal = sizes.spatial_ratio, sizes.temporal_ratio
     height, width, num_frames = _inferred_size(sizes, wished, latents)
     # A stage at half the size needs the finished sides to be multiples of twice the stride.
-    check_size(height, width, spatial * _common_denominator(space for space, _ in scales))
-    check_num_frames(num_frames, temporal * _common_denominator(time for _, time in scales))
-    check_positive(frame_rate=wished.frame_rate, motion_speed=wished.motion_speed)
+    checks.check_size(height, width, spatial * _common_denominator(space for space, _ in scales))
+    checks.check_num_frames(num_frames, temporal * _common_denominator(time for _, time in scales))
+    checks.check_positive(frame_rate=wished.frame_rate, motion_speed=wished.motion_speed)
     frames = (num_frames - 1) // temporal + 1
     video = VideoLatentShape(batch_size, sizes.channels, frames, height // spatial, width // spatial)
     audio = sizes.audio_shape(batch_size, num_frames / wished.frame_rate)
@@ -215,7 +207,7 @@ def _common_denominator(scales: Iterable[float]) -> int:
     return math.lcm(*(Fraction(scale).limit_denominator(64).denominator for scale in scales))
 
 
-def _check_latents(name: str, latents: torch.Tensor | None, tools: conditioning.LatentTools) -> None:
+def _check_latents(name: str, latents: torch.Tensor | None, tools: LatentTools) -> None:
     """Given latents must have the shape of the first stage, unpacked or packed."""
     shape = tuple(tools.target_shape)
     packed = tuple(tools.patchifier.patchify(torch.empty(shape, device="meta")).shape)

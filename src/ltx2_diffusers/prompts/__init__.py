@@ -2,7 +2,7 @@
 
 from .cache import PromptCache
 from .chat import DEDICATED_ENHANCER, OWN_ENCODER, ChatModel
-from .encoding import Enhancement, Prompts, TextEncoder, encode_prompt
+from .encoding import Contexts, Enhancement, Prompts, TextEncoder, encode_prompt
 from .enhancement import enhance
 from .reading import PromptReader, ReadPrompts
 
@@ -10,6 +10,7 @@ __all__ = [
     "DEDICATED_ENHANCER",
     "OWN_ENCODER",
     "ChatModel",
+    "Contexts",
     "Enhancement",
     "PromptCache",
     "PromptReader",

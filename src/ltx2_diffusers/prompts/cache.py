@@ -117,10 +117,7 @@ class PromptCache:
         """Write an entry under its final name only when complete, then remove what exceeds the size."""
         path = self._path(by, key)
         tensors = {name: getattr(context, name).detach().cpu().contiguous() for name in _STREAMS}
-        entries = {
-            name: Entry(tensor.dtype, tuple(tensor.shape), lambda tensor=tensor: tensor)
-            for name, tensor in tensors.items()
-        }
+        entries = {name: Entry.of(tensor) for name, tensor in tensors.items()}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if _recorded_in(path.parent) != by:

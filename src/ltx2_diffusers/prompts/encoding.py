@@ -15,6 +15,10 @@ from ..checks import check_at_least_one, check_loaded
 from ..conditioning.streams import TextContext
 from ..models.connectors import LTX2TextConnectors
 
+Contexts = tuple[TextContext, TextContext | None]
+"""What the streams attend to, of the positive and the negative prompts."""
+EMBEDS = ("prompt_embeds", "negative_prompt_embeds")
+
 
 @dataclass(frozen=True)
 class Enhancement:
@@ -52,6 +56,21 @@ class Prompts:
     max_sequence_length: int = 1024
     enhancement: Enhancement = Enhancement()
 
+    @property
+    def as_states(self) -> bool:
+        """Whether any are given as states."""
+        return any(embeds is not None for embeds in self.embeds)
+
+    @property
+    def texts(self) -> list[str]:
+        """The texts, if no states are given instead."""
+        return [self.prompt] if isinstance(self.prompt, str) else list(self.prompt or ())
+
+    def negative_texts(self, count: int) -> list[str]:
+        """As many texts to steer away from."""
+        given = self.negative_prompt or ""
+        return [given] * count if isinstance(given, str) else list(given)
+
 
 @dataclass(frozen=True)
 class TextStates:
@@ -60,16 +79,21 @@ class TextStates:
     hidden: torch.Tensor
     mask: torch.Tensor
 
+    @property
+    def length(self) -> int:
+        """Text positions N."""
+        return self.mask.shape[1]
+
     def padded(self, length: int) -> "TextStates":
         """The states with zeros in front, up to `length` positions."""
-        missing = length - self.mask.shape[1]
+        missing = length - self.length
         hidden = torch.nn.functional.pad(self.hidden, (0, 0, 0, 0, missing, 0))
         return TextStates(hidden, torch.nn.functional.pad(self.mask, (missing, 0)))
 
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """The parts that turn texts into contexts; `None` for one that is not loaded.
+    """The parts that turn texts into contexts; those that are not loaded are `None`, and `absent` names them.
 
     Args:
         tokenizer: Tokenizer of the language model.
@@ -78,9 +102,9 @@ class TextEncoder:
         device: Where to compute.
     """
 
-    tokenizer: PreTrainedTokenizerBase | None
-    model: PreTrainedModel | None
-    connectors: LTX2TextConnectors | None
+    tokenizer: PreTrainedTokenizerBase
+    model: PreTrainedModel
+    connectors: LTX2TextConnectors
     device: torch.device
 
     def states(
@@ -88,31 +112,30 @@ class TextEncoder:
     ) -> tuple[TextStates, TextStates | None]:
         """States of the positive and (if wanted) negative prompts; what is not given is encoded in one batch."""
         positive, negative = map(self._stacked, prompts.embeds, prompts.masks)
-        texts: list[str] = []
-        if positive is None:
-            texts += [prompts.prompt] if isinstance(prompts.prompt, str) else prompts.prompt
-        count = len(texts) or len(positive.mask)
-        if with_negative and negative is None:
-            other = prompts.negative_prompt or ""
-            texts += [other] * count if isinstance(other, str) else other
-        if texts:
+        texts = prompts.texts if positive is None else []
+        count = len(texts) if positive is None else len(positive.mask)
+        others = prompts.negative_texts(count) if with_negative and negative is None else []
+        if positive is None or others:
             self.require("tokenizer", "text_encoder")
-            length = prompts.max_sequence_length
-            tokens = self.tokenizer(
-                [text.strip() for text in texts], truncation=True, max_length=length, add_special_tokens=True
-            )
+            length, stripped = prompts.max_sequence_length, [text.strip() for text in texts + others]
+            tokens = self.tokenizer(stripped, truncation=True, max_length=length, add_special_tokens=True)
             states = self._run(tokens.input_ids, length, dtype)
-            if positive is None:
-                positive = TextStates(states.hidden[:count], states.mask[:count])
-            if with_negative and negative is None:
-                negative = TextStates(states.hidden[-count:], states.mask[-count:])
+            hidden, masks = (part.split([len(texts), len(others)]) for part in (states.hidden, states.mask))
+        if positive is None:
+            positive = TextStates(hidden[0], masks[0])
+        if others:
+            negative = TextStates(hidden[1], masks[1])
         return positive, negative if with_negative else None
 
     def _stacked(self, embeds: torch.Tensor | None, mask: torch.Tensor | None) -> TextStates | None:
         """States that a caller gives, flat or stacked."""
         if embeds is None:
             return None
-        layers = 49 if self.connectors is None else self.connectors.config.text_proj_in_factor
+        if mask is None:
+            raise ValueError(
+                "given states need their attention mask; pass that which `encode_prompt` returned with them"
+            )
+        layers = 49 if "connectors" in self.absent else self.connectors.config.text_proj_in_factor
         return TextStates(embeds.unflatten(2, (-1, layers)) if embeds.ndim == 3 else embeds, mask)
 
     def _run(self, tokens: Sequence[list[int]], max_sequence_length: int, dtype: torch.dtype | None) -> TextStates:
@@ -142,9 +165,7 @@ class TextEncoder:
         hidden = torch.stack(outputs.hidden_states, dim=-1).masked_fill(mask[:, :, None, None] == 0, 0)
         return TextStates(hidden.to(dtype or self.model.dtype), mask)
 
-    def contexts(
-        self, states: tuple[TextStates, TextStates | None], length: int
-    ) -> tuple[TextContext, TextContext | None]:
+    def contexts(self, states: tuple[TextStates, TextStates | None], length: int) -> Contexts:
         """Contexts of the positive and negative prompts, both in one batch.
 
         Args:
@@ -152,8 +173,7 @@ class TextEncoder:
             length: Text positions which the streams attend to.
         """
         present = [part for part in states if part is not None]
-        width = max(part.mask.shape[1] for part in present)
-        padded = [part.padded(width) for part in present]
+        padded = [part.padded(max(part.length for part in present)) for part in present]
         video, audio, _ = self.connectors(
             torch.cat([part.hidden for part in padded]).to(self.connectors.dtype),
             torch.cat([part.mask for part in padded]),
@@ -178,22 +198,20 @@ def encode_prompt(
     encoder: TextEncoder, prompts: Prompts, with_negative: bool, dtype: torch.dtype | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """States and masks of the positive and the negative prompts, in the form that callers can hand over again."""
-    results: list[torch.Tensor | None] = []
-    for states in encoder.states(prompts, with_negative, dtype):
-        if states is None:
-            results += [None, None]
-            continue
-        states = states.padded(max(prompts.max_sequence_length, states.mask.shape[1]))
-        for part in (states.hidden.flatten(2), states.mask):
-            results.append(part.repeat_interleave(prompts.num_videos_per_prompt, 0))
-    return results[0], results[1], results[2], results[3]
+
+    def repeated(states: TextStates) -> tuple[torch.Tensor, torch.Tensor]:
+        states, times = states.padded(max(prompts.max_sequence_length, states.length)), prompts.num_videos_per_prompt
+        return states.hidden.flatten(2).repeat_interleave(times, 0), states.mask.repeat_interleave(times, 0)
+
+    positive, negative = encoder.states(prompts, with_negative, dtype)
+    embeds, mask = repeated(positive)
+    return embeds, mask, *(repeated(negative) if negative is not None else (None, None))
 
 
 def check_prompts(prompts: Prompts) -> int:
     """Check texts and precomputed states against each other and return the number of prompts."""
-    texts = {"prompt": prompts.prompt, "negative_prompt": prompts.negative_prompt}
-    counts = {}
-    for (name, given), embeds, mask in zip(texts.items(), prompts.embeds, prompts.masks):
+    counts, given_texts = {}, (prompts.prompt, prompts.negative_prompt)
+    for name, given, embeds, mask in zip(("prompt", "negative_prompt"), given_texts, prompts.embeds, prompts.masks):
         if name == "prompt" and (given is None) == (embeds is None):
             raise ValueError("provide either `prompt` or `prompt_embeds`, and not both")
         if given is not None and embeds is not None:
@@ -255,7 +273,7 @@ def _check_together(
 
 def check_text_width(width: int, embeds: Sequence[torch.Tensor | None]) -> None:
     """Given text-encoder states must have the width that the connectors take, flat or stacked."""
-    for name, tensor in zip(("prompt_embeds", "negative_prompt_embeds"), embeds):
+    for name, tensor in zip(EMBEDS, embeds):
         if tensor is not None and tensor.shape[2:].numel() != width:
             raise ValueError(
                 f"`{name}` has {tensor.shape[2:].numel()} values per token, but this checkpoint's connectors take {width}; "

@@ -1,6 +1,6 @@
 """What a generation can be held to."""
 
-from .condition import Condition, Conditions, Opened, check_conflicts, check_heard, held_streams, listed_conditions
+from .condition import Condition, Conditions, Opened, Studio, as_conditions, check_conflicts, check_heard, held_streams
 from .pictures import FirstFrameCondition, LTX2ReferenceCondition, LTX2VideoCondition, keyframes, with_defaults
 from .sounds import AudioCondition, LTX2AudioReferenceCondition, Sound, Waveform
 from .source import Mask, SourceClip, WholeVideoCondition, read_source, retake_conditions
@@ -17,13 +17,14 @@ __all__ = [
     "Opened",
     "Sound",
     "SourceClip",
+    "Studio",
     "Waveform",
     "WholeVideoCondition",
+    "as_conditions",
     "check_conflicts",
     "check_heard",
     "held_streams",
     "keyframes",
-    "listed_conditions",
     "read_source",
     "retake_conditions",
     "with_defaults",

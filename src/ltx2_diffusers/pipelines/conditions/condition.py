@@ -7,14 +7,17 @@ checked them against the clip, once; then it is encoded for every stage, at that
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import PIL.Image
 import torch
 
 from ...adapters.mixin import ReferenceFactors
-from ...conditioning import Streams
-from ..plan import ClipPlan
+from ...conditioning import ConditionItem, Streams
+from ..plan import ClipPlan, Size
+
+Items = Streams[Sequence[ConditionItem]]
+"""What holds each stream at the sizes of a stage."""
 
 
 class Studio(Protocol):
@@ -38,25 +41,56 @@ class Studio(Protocol):
 
 
 @dataclass(frozen=True)
-class Original:
-    """What is handed over in the place of a decoded stream.
+class Waveform:
+    """A sound.
 
     Args:
-        stream: `"video"` or `"audio"`.
-        content: Pixels `[F, H, W, 3]` in [0, 255], or a [`~ltx2_diffusers.pipelines.conditions.sounds.Waveform`].
-        source: File that holds exactly this, whose packets are copied when the result is saved; `None` without.
+        samples: Samples `[B, C, N]` in [-1, 1].
+        rate: Samples per second.
+        path: File whose sound, from its start, this is; `None` for one from elsewhere.
     """
 
-    stream: str
-    content: Any
-    source: str | None = None
+    samples: torch.Tensor
+    rate: int
+    path: str | None = None
+
+    @property
+    def duration_s(self) -> float:
+        """Length in seconds."""
+        return self.samples.shape[-1] / self.rate
+
+
+@dataclass(frozen=True)
+class SourceClip:
+    """A clip to work on.
+
+    Args:
+        pixels: Frames `[F, H, W, 3]` in [0, 255].
+        frame_rate: Frames per second.
+        audio: Its sound, or `None` for a silent clip.
+        path: File that holds exactly these frames; `None` for frames from elsewhere.
+    """
+
+    pixels: torch.Tensor
+    frame_rate: float
+    audio: Waveform | None
+    path: str | None
+
+    @property
+    def num_frames(self) -> int:
+        """Pixel frames."""
+        return len(self.pixels)
+
+    def size(self, height: int, width: int, num_frames: int, motion_speed: float) -> Size:
+        """The size of a clip made from it, at its frame rate."""
+        return Size(height, width, num_frames, self.frame_rate, motion_speed)
 
 
 class Opened(ABC):
     """A condition whose files are read and checked."""
 
-    original: Original | None = None
-    """What is handed over untouched instead of the stream that the condition holds."""
+    original: SourceClip | Waveform | None = None
+    """What is handed over untouched instead of the stream that the condition holds; saving copies its packets."""
 
     @property
     def picture(self) -> PIL.Image.Image | None:
@@ -72,7 +106,7 @@ class Opened(ABC):
         """Raise `ValueError` if it does not fit a stage of these sizes, with the stage's adapters active."""
 
     @abstractmethod
-    def items(self, plan: ClipPlan) -> Streams:
+    def items(self, plan: ClipPlan) -> Items:
         """Condition items for each stream at the sizes of a stage."""
 
 
@@ -107,25 +141,26 @@ Conditions = Condition | Sequence[Condition] | None
 """What arguments take that hold one condition or several."""
 
 
-def listed_conditions(name: str, given: Any) -> list[Condition]:
+def as_conditions(name: str, given: object) -> list[Condition]:
     """The conditions of an argument that takes one, a list, or `None`."""
-    conditions = [] if given is None else list(given) if isinstance(given, (list, tuple)) else [given]
-    for condition in conditions:
+    conditions = []
+    for condition in () if given is None else given if isinstance(given, (list, tuple)) else (given,):
         if not isinstance(condition, Condition):
             raise ValueError(
                 f"`{name}` has to hold conditions of this package but holds {type(condition)}; for a picture or clip "
                 "use LTX2VideoCondition(frames=...)"
             )
+        conditions.append(condition)
     return conditions
 
 
-def held_streams(conditions: Sequence[Condition]) -> Streams:
+def held_streams(conditions: Sequence[Condition]) -> Streams[bool]:
     """Which streams are given as a whole and kept exactly."""
     held = {condition.stream for condition in conditions if condition.holds}
     return Streams("video" in held, "audio" in held)
 
 
-def check_heard(conditions: Sequence[Condition], streams: Streams) -> None:
+def check_heard(conditions: Sequence[Condition], streams: Streams[bool]) -> None:
     """A condition on the sound needs a sound that is generated."""
     silent = [condition for condition in conditions if condition.stream == "audio" and not streams.audio]
     if silent:
@@ -143,11 +178,11 @@ def check_conflicts(conditions: Sequence[Opened]) -> None:
         claimed.add(place)
 
 
-def video_item(item: Any) -> Streams:
+def video_item(item: ConditionItem) -> Items:
     """One condition item of the video."""
     return Streams([item], [])
 
 
-def audio_item(item: Any) -> Streams:
+def audio_item(item: ConditionItem) -> Items:
     """One condition item of the sound."""
     return Streams([], [item])

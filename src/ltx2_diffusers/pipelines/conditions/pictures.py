@@ -5,21 +5,19 @@ latent rows and columns.
 """
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral, Real
-from typing import Any
+from numbers import Integral
 
 import numpy as np
 import PIL.Image
 import torch
 
-from ... import conditioning
-from ...checks import check_at_least_one, check_choice, check_unit
+from ... import checks, conditioning
 from ...media.frames import Frames, as_image, as_video_frames, check_crf, read_frames
 from ...media.preprocess import fit_cover, normalize_pixels, subsampled_frames
 from ..plan import DEFAULT_SIZE, ClipPlan
-from .condition import Condition, Opened, Streams, Studio, video_item
+from .condition import Condition, Items, Opened, Studio, video_item
 
 
 @dataclass(frozen=True)
@@ -56,8 +54,8 @@ class LTX2VideoCondition(Condition):
 
     def opened(self, studio: Studio, plan: ClipPlan) -> "OpenedPictures":
         """Check the place and read the frames that the clip can show."""
-        check_unit(strength=self.strength)
-        check_choice("mode", self.mode, ("auto", "replace", "append"))
+        checks.check_unit(strength=self.strength)
+        checks.check_choice("mode", self.mode, ("auto", "replace", "append"))
         start, stride = self._start(plan), plan.sizes.temporal_ratio
         replaces = self.mode == "replace" or (self.mode == "auto" and start == 0)
         if replaces and start and (start - 1) % stride:
@@ -119,7 +117,7 @@ class OpenedPictures(Opened):
             places += [f"latent frame {i} of the video" for i in range(first, first + (count + stride - 1) // stride)]
         return places
 
-    def items(self, plan: ClipPlan) -> Streams:
+    def items(self, plan: ClipPlan) -> Items:
         """Encode the frames at the stage's size."""
         pixels = as_video_frames(self.pixels, self.crf)[self._shown(plan)]
         latent = self.studio.encode_video(normalize_pixels(fit_cover(pixels, plan.height, plan.width)))
@@ -190,7 +188,7 @@ class OpenedFirstFrames(Opened):
     """
 
     studio: Studio
-    pictures: list[torch.Tensor] | None = None
+    pictures: Sequence[torch.Tensor] = ()
     crf: int = 0
     latents: torch.Tensor | None = None
 
@@ -202,14 +200,13 @@ class OpenedFirstFrames(Opened):
     @property
     def picture(self) -> PIL.Image.Image | None:
         """The first picture; `None` if the video continues latents."""
-        return None if self.pictures is None else as_image(self.pictures[0][0])
+        return as_image(self.pictures[0][0]) if self.pictures else None
 
-    def items(self, plan: ClipPlan) -> Streams:
+    def items(self, plan: ClipPlan) -> Items:
         """Encode the pictures at the stage's size."""
-        if self.pictures is None:
-            return video_item(
-                conditioning.VideoConditionByLatentIndex(self.studio.normalized_video(self.latents, plan)[:, :, :1])
-            )
+        if self.latents is not None:
+            latents = self.studio.normalized_video(self.latents, plan)
+            return video_item(conditioning.VideoConditionByLatentIndex(latents[:, :, :1]))
         clips = [fit_cover(as_video_frames(p, self.crf), plan.height, plan.width) for p in self.pictures]
         latent = torch.cat([self.studio.encode_video(normalize_pixels(clip)) for clip in clips])
         latent = latent if len(latent) == 1 else latent.repeat_interleave(plan.batch_size // len(latent), 0)
@@ -242,7 +239,7 @@ class LTX2ReferenceCondition(Condition):
 
     def opened(self, studio: Studio, plan: ClipPlan) -> "OpenedReference":
         """Check the strengths and read as many frames as the clip is long."""
-        check_unit(strength=self.strength, attention_strength=self.attention_strength)
+        checks.check_unit(strength=self.strength, attention_strength=self.attention_strength)
         return OpenedReference(studio, self, read_frames(self.frames, plan.clip_frames, float_range=1.0))
 
     def factors(self, studio: Studio) -> tuple[int, int]:
@@ -255,7 +252,7 @@ class LTX2ReferenceCondition(Condition):
         ):
             given = getattr(self, name)
             if given is not None:
-                check_at_least_one(**{name: given})
+                checks.check_at_least_one(**{name: given})
                 if asked not in (1, given):
                     raise ValueError(
                         f"the reference's `{name}` is {given}, but the active LoRA was trained with {asked}; use {asked} "
@@ -291,7 +288,7 @@ class OpenedReference(Opened):
         if self.given.attention_mask is not None:
             _check_mask(self.given.attention_mask, len(self._kept(plan, scale)))
 
-    def items(self, plan: ClipPlan) -> Streams:
+    def items(self, plan: ClipPlan) -> Items:
         """Encode the reference at its share of the stage's size."""
         factor, scale = self.given.factors(self.studio)
         pixels = fit_cover(self.pixels[self._kept(plan, scale)], plan.height // factor, plan.width // factor)
@@ -317,13 +314,20 @@ class OpenedReference(Opened):
         )
 
 
-def with_defaults(conditions: Sequence[Condition], **defaults: Any) -> list[Condition]:
+def with_defaults(
+    conditions: Sequence[Condition], downscale_factor: int | None, strength: float, mask: torch.Tensor | None
+) -> list[Condition]:
     """The conditions, in which reference conditions take the given fields where they do not say themselves."""
     return [
-        replace(c, **{name: value for name, value in defaults.items() if getattr(c, name) is None})
-        if isinstance(c, LTX2ReferenceCondition)
-        else c
-        for c in conditions
+        replace(
+            condition,
+            downscale_factor=downscale_factor if condition.downscale_factor is None else condition.downscale_factor,
+            attention_strength=strength if condition.attention_strength is None else condition.attention_strength,
+            attention_mask=mask if condition.attention_mask is None else condition.attention_mask,
+        )
+        if isinstance(condition, LTX2ReferenceCondition)
+        else condition
+        for condition in conditions
     ]
 
 
@@ -339,7 +343,7 @@ def keyframes(
         raise ValueError(f"`images` has to be a list of at least one picture but is {images!r}; use [image]")
     if indices is None:
         indices = np.linspace(0, (num_frames or DEFAULT_SIZE[2]) - 1, len(images)).round().astype(int).tolist()
-    strengths = [strengths] * len(images) if isinstance(strengths, Real) else list(strengths)
+    strengths = list(strengths) if isinstance(strengths, Iterable) else [strengths] * len(images)
     for name, values in (("frame_indices", indices), ("strengths", strengths)):
         if len(values) != len(images):
             raise ValueError(f"`{name}` has {len(values)} entries for {len(images)} `images`; give one each")
@@ -365,5 +369,5 @@ def _check_mask(mask: torch.Tensor, num_frames: int) -> None:
     if mask.shape[2] != num_frames:
         raise ValueError(f"the attention mask has {mask.shape[2]} frames, the reference {num_frames}")
     low, high = (bound.item() for bound in mask.aminmax())
-    check_unit(attention_mask=low)
-    check_unit(attention_mask=high)
+    checks.check_unit(attention_mask=low)
+    checks.check_unit(attention_mask=high)

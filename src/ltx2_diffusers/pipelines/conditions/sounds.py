@@ -9,34 +9,13 @@ from functools import cached_property
 
 import torch
 
-from ...checks import check_choice, check_float_tensors, check_from_zero, check_positive, check_unit
-from ...conditioning import AudioConditionByReferenceLatent, ConditionByWholeLatent, stretch_audio_latent
+from ... import checks, conditioning
 from ...media import reading, waveforms
 from ...models.audio_vae import conform_latent_length
 from ..plan import ClipPlan
-from .condition import Condition, Opened, Original, Streams, Studio, audio_item
+from .condition import Condition, Items, Opened, Studio, Waveform, audio_item
 
 Sound = torch.Tensor | str | os.PathLike
-
-
-@dataclass(frozen=True)
-class Waveform:
-    """A sound.
-
-    Args:
-        samples: Samples `[B, C, N]` in [-1, 1].
-        rate: Samples per second.
-        path: File whose sound, from its start, this is; `None` for one from elsewhere.
-    """
-
-    samples: torch.Tensor
-    rate: int
-    path: str | None = None
-
-    @property
-    def duration_s(self) -> float:
-        """Length in seconds."""
-        return self.samples.shape[-1] / self.rate
 
 
 def read_waveform(
@@ -50,17 +29,17 @@ def read_waveform(
         start_s: Where in it the sound begins, in seconds.
         length_s: Most seconds to read; default all.
     """
-    check_from_zero(audio_start_s=start_s)
+    checks.check_from_zero(audio_start_s=start_s)
     if not isinstance(audio, torch.Tensor):
         path = os.fspath(audio)
         read = reading.read_audio(audio, start_s, None if length_s is None else start_s + length_s)
         if read is None:
             raise ValueError(f"{path!r} has no sound")
         return Waveform(*read, None if start_s else path)
-    check_float_tensors(audio=audio)
+    checks.check_float_tensors(audio=audio)
     if sampling_rate is None:
         raise ValueError("an audio waveform needs its `sampling_rate`")
-    check_positive(sampling_rate=sampling_rate)
+    checks.check_positive(sampling_rate=sampling_rate)
     samples = audio if audio.ndim == 3 else audio[None]
     if samples.ndim != 3:
         raise ValueError(f"`audio` has to be [C, N] or [B, C, N] but has shape {tuple(audio.shape)}")
@@ -99,8 +78,8 @@ class AudioCondition(Condition):
 
     def opened(self, studio: Studio, plan: ClipPlan) -> "OpenedSound":
         """Read as much of the sound as the clip is long, or all of it to be stretched."""
-        check_unit(audio_cond_noise_scale=self.noise_scale)
-        check_choice("audio_fit", self.fit, ("crop", "pad", "stretch"))
+        checks.check_unit(audio_cond_noise_scale=self.noise_scale)
+        checks.check_choice("audio_fit", self.fit, ("crop", "pad", "stretch"))
         sound = self.audio
         if not isinstance(sound, Waveform):
             length_s = None if self.fit == "stretch" else plan.duration_s
@@ -113,8 +92,9 @@ class AudioCondition(Condition):
                 'frames, or audio_fit="pad" (silence at the end) or "stretch" (another tempo)'
             )
         # A sound that is only a hint, or played at another tempo, is not handed over.
-        original = Original("audio", sound, sound.path) if self.holds and self.fit != "stretch" else None
-        return OpenedSound(studio, plan, sound, self.noise_scale, self.fit == "stretch", original)
+        stretched = self.fit == "stretch"
+        original = sound if self.holds and not stretched else None
+        return OpenedSound(studio, plan, sound, self.noise_scale, stretched, original)
 
 
 @dataclass(frozen=True)
@@ -135,22 +115,22 @@ class OpenedSound(Opened):
     sound: Waveform
     noise_scale: float
     stretched: bool
-    original: Original | None
+    original: Waveform | None
 
     @property
     def places(self) -> list[str]:
         """The whole sound."""
         return ["the audio stream"]
 
-    def items(self, plan: ClipPlan) -> Streams:
+    def items(self, plan: ClipPlan) -> Items:
         """The encoded sound; every stage's is as long as the clip's."""
-        return audio_item(ConditionByWholeLatent(self._latent, self.noise_scale))
+        return audio_item(conditioning.ConditionByWholeLatent(self._latent, self.noise_scale))
 
     @cached_property
     def _latent(self) -> torch.Tensor:
         samples, rate, frames = self.sound.samples, self.sound.rate, self.clip.audio.frames
         if self.stretched:
-            latent = stretch_audio_latent(self.studio.encode_audio(samples, rate), frames)
+            latent = conditioning.stretch_audio_latent(self.studio.encode_audio(samples, rate), frames)
         else:
             latent = self.studio.encode_audio(waveforms.fit_audio(samples, self.clip.duration_s, rate), rate)
         return conform_latent_length(latent, frames)
@@ -177,8 +157,8 @@ class LTX2AudioReferenceCondition(Condition):
 
     def opened(self, studio: Studio, plan: ClipPlan) -> "OpenedReferenceSound":
         """Read at most as much of the sound as the clip is long."""
-        check_unit(strength=self.strength)
-        check_from_zero(start_s=self.start_s)
+        checks.check_unit(strength=self.strength)
+        checks.check_from_zero(start_s=self.start_s)
         sound = read_waveform(self.audio, self.sampling_rate, self.start_s, plan.duration_s)
         check_batch(sound, plan)
         return OpenedReferenceSound(studio, sound, self.strength)
@@ -192,10 +172,10 @@ class OpenedReferenceSound(Opened):
     sound: Waveform
     strength: float
 
-    def items(self, plan: ClipPlan) -> Streams:
+    def items(self, plan: ClipPlan) -> Items:
         """The encoded reference."""
         latent = self._latent[:, :, : plan.audio.frames]
-        return audio_item(AudioConditionByReferenceLatent(latent, strength=self.strength))
+        return audio_item(conditioning.AudioConditionByReferenceLatent(latent, strength=self.strength))
 
     @cached_property
     def _latent(self) -> torch.Tensor:

@@ -12,44 +12,17 @@ import PIL.Image
 import torch
 
 from ...conditioning import ConditionByWholeLatent, ConditionOutsideRegion, tokens_in_time
-from ...media import files, preprocess, reading
-from ...media.frames import Frames, read_frames
+from ...media import files, frames, preprocess, reading
 from ...models.audio_vae import conform_latent_length
-from ..plan import ClipPlan, Size
-from .condition import Condition, Opened, Original, Streams, Studio, video_item
-from .sounds import AudioCondition, Sound, Waveform, read_waveform
+from ..plan import ClipPlan
+from .condition import Condition, Items, Opened, SourceClip, Streams, Studio, Waveform, video_item
+from .sounds import AudioCondition, Sound, read_waveform
 
 Mask = torch.Tensor | np.ndarray | PIL.Image.Image
 
 
-@dataclass(frozen=True)
-class SourceClip:
-    """A clip to work on.
-
-    Args:
-        pixels: Frames `[F, H, W, 3]` in [0, 255].
-        frame_rate: Frames per second.
-        audio: Its sound, or `None` for a silent clip.
-        path: File that holds exactly these frames; `None` for frames from elsewhere.
-    """
-
-    pixels: torch.Tensor
-    frame_rate: float
-    audio: Waveform | None
-    path: str | None
-
-    @property
-    def num_frames(self) -> int:
-        """Pixel frames."""
-        return len(self.pixels)
-
-    def size(self, height: int, width: int, num_frames: int, motion_speed: float) -> Size:
-        """The size of a clip made from it, at its frame rate."""
-        return Size(height, width, num_frames, self.frame_rate, motion_speed)
-
-
 def read_source(
-    video: Frames,
+    video: frames.Frames,
     frame_rate: float | None = None,
     audio: Sound | None = None,
     sampling_rate: int | None = None,
@@ -73,7 +46,7 @@ def read_source(
                 f"`frame_rate` is {frame_rate}, but {path!r} has {own:g} frames per second; leave it out, or convert the file"
             )
         frame_rate = own
-    pixels = read_frames(video, num_frames, name="video")
+    pixels = frames.read_frames(video, num_frames, name="video")
     if num_frames is not None and len(pixels) < num_frames:
         raise ValueError(f"`num_frames` is {num_frames}, but the video has {len(pixels)} frames; use {len(pixels)}")
     whole = info is not None and len(pixels) == info.num_frames
@@ -103,7 +76,7 @@ class WholeVideoCondition(Condition):
         """Bring the video, which is read already, to the length of the clip."""
         missing = plan.clip_frames - self.clip.num_frames
         pixels = torch.cat([self.clip.pixels, self.clip.pixels[-1:].expand(missing, -1, -1, -1)])
-        return OpenedVideo(studio, pixels, Original("video", self.clip.pixels, self.clip.path))
+        return OpenedVideo(studio, pixels, self.clip)
 
 
 @dataclass(frozen=True)
@@ -118,14 +91,14 @@ class OpenedVideo(Opened):
 
     studio: Studio
     pixels: torch.Tensor
-    original: Original
+    original: SourceClip
 
     @property
     def places(self) -> list[str]:
         """The whole video."""
         return ["the video stream"]
 
-    def items(self, plan: ClipPlan) -> Streams:
+    def items(self, plan: ClipPlan) -> Items:
         """Encode the video at the stage's size."""
         pixels = preprocess.normalize_pixels(
             preprocess.fit_cover(self.pixels[plan.shown_frames], plan.height, plan.width)
@@ -198,7 +171,7 @@ class OpenedRetake(Opened):
                 "`region` is empty during the stretch, so that nothing would be made anew; mark at least one pixel by 1"
             )
 
-    def items(self, plan: ClipPlan) -> Streams:
+    def items(self, plan: ClipPlan) -> Items:
         """Encode the clip at the stage's size."""
         video, audio = [], []
         if self.given.pixels is not None:
@@ -207,7 +180,7 @@ class OpenedRetake(Opened):
             )
             region = None if self.given.region is None else _region_mask(self.given.region, plan).float()
             video = [ConditionOutsideRegion(self.studio.encode_video(pixels), *self._video_stretch, region)]
-        if self.given.audio is not None:
+        if self._audio_latent is not None:
             # The last latent may end before the video does, and stands for the rest.
             last_s = plan.tools.audio.positions()[0, 0, -1].mean().item()
             start_s = min(self.given.start_s, last_s)
@@ -220,8 +193,10 @@ class OpenedRetake(Opened):
         return self.given.start_s * self.clip.motion_speed, self.given.end_s * self.clip.motion_speed
 
     @cached_property
-    def _audio_latent(self) -> torch.Tensor:
+    def _audio_latent(self) -> torch.Tensor | None:
         sound = self.given.audio
+        if sound is None:
+            return None
         samples = sound.samples[..., : round(self.clip.duration_s * sound.rate)]
         return conform_latent_length(self.studio.encode_audio(samples, sound.rate), self.clip.audio.frames)
 
@@ -244,7 +219,7 @@ def _region_mask(region: Mask, plan: ClipPlan) -> torch.Tensor:
         return marked.bool().expand(plan.video.frames, -1, -1)[None]
     # A frame of a stage at a lower rate stands for those before it that the stage leaves out, too.
     between = marked.tensor_split([frame + 1 for frame in plan.shown_frames[:-1]])
-    marked = torch.stack([frames.amax(0) for frames in between])
+    marked = torch.stack([part.amax(0) for part in between])
     # The first latent frame holds one pixel frame, every other as many as the rest shares out evenly.
     later = marked[1:].unflatten(0, (plan.video.frames - 1, -1)).amax(1)
     return torch.cat([marked[:1], later]).bool()[None]

@@ -4,11 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
-
-from ...schedulers.scheduling_ltx2 import LTX2Scheduler
-from ..conditions import Condition, Conditions, listed_conditions
-from . import Arguments, LTX2GenerationPipeline, LTX2PipelineOutput, extends, run, stage_list, takes
+from ..conditions import Condition, Conditions, as_conditions
+from . import Arguments, LTX2GenerationPipeline, LTX2PipelineOutput, Scheduler, extends, run, stage_list, takes
 
 
 @dataclass(frozen=True)
@@ -51,10 +48,10 @@ class LTX2ConditionPipeline(LTX2GenerationPipeline):
 
     _optional_components = ["audio_scheduler", *LTX2GenerationPipeline._optional_components]  # noqa: RUF012
 
+    audio_scheduler: Scheduler
+
     @extends(LTX2GenerationPipeline)
-    def __init__(
-        self, *, audio_scheduler: LTX2Scheduler | FlowMatchEulerDiscreteScheduler | None = None, **components: Any
-    ) -> None:
+    def __init__(self, *, audio_scheduler: Scheduler | None = None, **components: Any) -> None:
         super().__init__(**components)
         self.register_modules(audio_scheduler=audio_scheduler)
 
@@ -68,7 +65,7 @@ class LTX2ConditionPipeline(LTX2GenerationPipeline):
         Raises:
             ValueError: Before any computation, if an argument is out of range or contradicts another.
         """
-        return run_conditioned(self, call, listed_conditions("conditions", call.conditions))
+        return run_conditioned(self, call, as_conditions("conditions", call.conditions))
 
 
 def run_conditioned(
@@ -76,16 +73,15 @@ def run_conditioned(
 ) -> LTX2PipelineOutput | tuple:
     """Generate in one stage; noise is drawn for the whole sequence, appended conditions included."""
     _check_audio_scheduler(pipeline)
-    sampling = call.sampling
-    if sampling.noise_scale is None and sampling.sigmas is not None and len(sampling.sigmas):
+    if call.noise_scale is None and call.sigmas is not None and len(call.sigmas):
         # diffusers starts from the level as given, even where the scheduler shifts it.
-        sampling = replace(sampling, noise_scale=float(sampling.sigmas[0]))
-    return run(pipeline, *call.request(stage_list(pipeline, sampling), conditions, packed_noise=True))
+        call = replace(call, noise_scale=float(call.sigmas[0]))
+    return run(pipeline, *call.request(stage_list(pipeline, call.sampling), conditions, packed_noise=True))
 
 
 def _check_audio_scheduler(pipeline: LTX2ConditionPipeline) -> None:
     """Two schedulers that walk down different noise levels cannot share a loop."""
-    if pipeline.audio_scheduler is None:
+    if not pipeline.has("audio_scheduler"):
         return
     video, audio = (
         {name: value for name, value in scheduler.config.items() if not name.startswith("_")}

@@ -4,8 +4,7 @@ from dataclasses import dataclass, field
 
 from diffusers.utils import logging
 
-from ...checkpoints.versions import model_kind, model_version
-from ...guidance.presets import Preset, preset
+from ...checkpoints.versions import model_kind
 from ...guidance.scales import PRESET, AudioScale, check_negative_is_read
 from . import Frames, LTX2PipelineOutput, LTX2StagedPipeline, takes
 from .two_stage import TwoStageArguments, run_given
@@ -57,11 +56,7 @@ class LTX2DistilledPipeline(LTX2StagedPipeline):
     kind, whatever the scheduler's config says; one of the dev kind without any LoRA is worth a warning.
     """
 
-    @property
-    def preset(self) -> Preset:
-        """Reference settings of the distilled kind for the loaded checkpoint's version."""
-        self.require("transformer")
-        return preset(model_version(self.transformer.config), "distilled")
+    kind = "distilled"
 
     @takes(DistilledArguments)
     def __call__(self, call: DistilledArguments) -> LTX2PipelineOutput | tuple:

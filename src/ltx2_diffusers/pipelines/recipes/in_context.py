@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ..conditions import Conditions, listed_conditions, with_defaults
+from ..conditions import Conditions, as_conditions, with_defaults
 from . import Arguments, LTX2PipelineOutput, Texts, takes
 from .condition import LTX2ConditionPipeline, run_conditioned
 
@@ -54,7 +54,7 @@ class LTX2InContextPipeline(LTX2ConditionPipeline):
     """
 
     @takes(InContextArguments)
-    def __call__(self, call: InContextArguments) -> LTX2PipelineOutput | tuple:
+    def __call__(self, call: InContextArguments) -> LTX2PipelineOutput | tuple:  # type: ignore[override]  # references come first
         """Generate videos with sound that follow reference videos.
 
         Returns:
@@ -64,10 +64,10 @@ class LTX2InContextPipeline(LTX2ConditionPipeline):
             ValueError: Before any computation, if an argument is out of range or contradicts another.
         """
         references = with_defaults(
-            listed_conditions("reference_conditions", call.reference_conditions),
-            downscale_factor=call.reference_downscale_factor,
-            attention_strength=call.conditioning_attention_strength,
-            attention_mask=call.conditioning_attention_mask,
+            as_conditions("reference_conditions", call.reference_conditions),
+            call.reference_downscale_factor,
+            call.conditioning_attention_strength,
+            call.conditioning_attention_mask,
         )
         # References stand after the keyframes in the sequence, as IC-LoRAs were trained.
-        return run_conditioned(self, call, [*listed_conditions("conditions", call.conditions), *references])
+        return run_conditioned(self, call, [*as_conditions("conditions", call.conditions), *references])

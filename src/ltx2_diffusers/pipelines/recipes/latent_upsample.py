@@ -6,17 +6,16 @@ columns of pixels.
 
 from dataclasses import dataclass
 
-import PIL.Image
 import torch
 from diffusers.utils import logging
 
 from ... import checks
-from ...media.frames import Frames, read_frames
-from ...models import latent_filters, latent_upsampler, video_vae
-from ..arguments import Delivery, Generators
+from ...media.frames import Frames, as_image, read_frames
+from ...models import latent_filters, video_vae
+from ..arguments import Generators
 from ..base import LTX2PipelineBase
 from ..engine import OUTPUT_TYPES, decoded, with_decoder_noise
-from . import LTX2PipelineOutput, takes
+from . import Decoded, Delivery, LTX2PipelineOutput, Upsampler, takes
 
 logger = logging.get_logger(__name__)
 
@@ -78,9 +77,9 @@ class LTX2LatentUpsamplePipeline(LTX2PipelineBase):
     model_cpu_offload_seq = "vae->latent_upsampler"
     _optional_components: list[str] = []  # noqa: RUF012 (diffusers reads a list)
 
-    def __init__(
-        self, vae: video_vae.AutoencoderKLLTX2Video, latent_upsampler: latent_upsampler.LTX2LatentUpsamplerModel
-    ) -> None:
+    latent_upsampler: Upsampler
+
+    def __init__(self, vae: video_vae.AutoencoderKLLTX2Video, latent_upsampler: Upsampler) -> None:
         super().__init__()
         self._register(vae=vae, latent_upsampler=latent_upsampler)
 
@@ -97,33 +96,29 @@ class LTX2LatentUpsamplePipeline(LTX2PipelineBase):
         """
         self.require("vae", "latent_upsampler")
         _check(call, self.vae_spatial_compression_ratio)
-        if call.latents is None:
-            latents = self._encoded(call.video, call.height, call.width, call.generator)
-        else:
-            size = (call.num_frames, call.height, call.width)
-            latents = self._unpacked(call.latents, size, call.spatial_patch_size, call.temporal_patch_size)
-            if call.latents_normalized:
-                latents = self.vae.denormalize_latents(latents)
-        result = self._enlarged(latents, call.adain_factor, call.tone_map_compression_ratio)
+        if call.video is not None:
+            latents = self._encoded(call.video, call)
+        elif call.latents is not None:
+            latents = self._given(call.latents, call)
+        latents = latents.to(self.latent_upsampler.dtype)
+        enlarged = self.latent_upsampler(latents)
+        if call.adain_factor:
+            enlarged = latent_filters.adain_filter_latent(enlarged, latents, call.adain_factor)
+        if call.tone_map_compression_ratio:
+            enlarged = latent_filters.tone_map_latents(enlarged, call.tone_map_compression_ratio)
+        result: Decoded = enlarged
         if call.output_type != "latent":
-            delivery = Delivery(decode_timestep=call.decode_timestep, decode_noise_scale=call.decode_noise_scale)
+            decoding = (call.decode_timestep, call.decode_noise_scale, call.generator)
+            delivery = Delivery(call.output_type, call.return_dict, None, (), *decoding)
             # Unlike elsewhere the noise goes onto un-normalised latents, as diffusers does it here.
-            result = decoded(self, *with_decoder_noise(self, result, delivery, call.generator), call.output_type)
+            result = decoded(self, *with_decoder_noise(self, enlarged, delivery), call.output_type)
         self.maybe_free_model_hooks()
         if not call.return_dict:
             return (result,)
         speed = 2.0 if self.latent_upsampler.config.temporal_upsample else 1.0
         return LTX2PipelineOutput(result, None, call.frame_rate * speed, info={"output_type": call.output_type})
 
-    def _enlarged(self, latents: torch.Tensor, adain_factor: float, compression: float) -> torch.Tensor:
-        """Enlarge and filter un-normalised latents `[B, C, F, h, w]`."""
-        latents = latents.to(self.latent_upsampler.dtype)
-        result = self.latent_upsampler(latents)
-        if adain_factor:
-            result = latent_filters.adain_filter_latent(result, latents, adain_factor)
-        return latent_filters.tone_map_latents(result, compression) if compression else result
-
-    def _encoded(self, video: Frames, height: int, width: int, generator: Generators) -> torch.Tensor:
+    def _encoded(self, video: Frames, call: UpsampleArguments) -> torch.Tensor:
         """Un-normalised float32 latents of a clip, sampled from the encoder's distribution."""
         pixels = read_frames(video, float_range=1.0, name="video")
         usable = (len(pixels) - 1) // self.vae_temporal_compression_ratio * self.vae_temporal_compression_ratio + 1
@@ -132,16 +127,15 @@ class LTX2LatentUpsamplePipeline(LTX2PipelineBase):
         pixels = pixels[:usable]
         # The video processor resamples images well, but only repeats or skips the values of a tensor.
         images = pixels.dtype == torch.uint8
-        frames = [PIL.Image.fromarray(frame) for frame in pixels.numpy()] if images else pixels.movedim(-1, 1) / 255
-        clip = self.video_processor.preprocess_video(frames, height=height, width=width)
+        frames = [as_image(frame) for frame in pixels] if images else pixels.movedim(-1, 1) / 255
+        clip = self.video_processor.preprocess_video(frames, height=call.height, width=call.width)
         clip = clip.to(self._execution_device, self.vae.dtype)
-        generator = generator[0] if isinstance(generator, list) else generator
+        generator = call.generator[0] if isinstance(call.generator, list) else call.generator
         return self.vae.encode(clip).latent_dist.sample(generator).float()
 
-    def _unpacked(
-        self, latents: torch.Tensor, size: tuple[int, int, int], patch_size: int, patch_size_t: int
-    ) -> torch.Tensor:
-        """Check latents and bring packed ones to `[B, C, F, h, w]`, float32."""
+    def _given(self, latents: torch.Tensor, call: UpsampleArguments) -> torch.Tensor:
+        """Check latents and bring them to un-normalised ones `[B, C, F, h, w]`, float32."""
+        patch_size, patch_size_t = call.spatial_patch_size, call.temporal_patch_size
         checks.check_at_least_one(spatial_patch_size=patch_size, temporal_patch_size=patch_size_t)
         if latents.ndim not in (3, 5):
             raise ValueError(
@@ -150,13 +144,13 @@ class LTX2LatentUpsamplePipeline(LTX2PipelineBase):
         latents = latents.to(self._execution_device, torch.float32)
         if latents.ndim == 3:
             ratio = self.vae_spatial_compression_ratio
-            frames = (size[0] - 1) // self.vae_temporal_compression_ratio + 1
+            frames = (call.num_frames - 1) // self.vae_temporal_compression_ratio + 1
             patches = (patch_size_t, patch_size, patch_size)
-            grid = [side // p for side, p in zip((frames, size[1] // ratio, size[2] // ratio), patches)]
-            if latents.shape[1] != grid[0] * grid[1] * grid[2] or latents.shape[2] % (patch_size_t * patch_size**2):
+            grid = [side // p for side, p in zip((frames, call.height // ratio, call.width // ratio), patches)]
+            if latents.shape[1] != torch.Size(grid).numel() or latents.shape[2] % torch.Size(patches).numel():
                 raise ValueError(
-                    f"packed `latents` have shape {tuple(latents.shape)}, but {size[0]} frames of {size[1]} x {size[2]} "
-                    f"pixels need {grid[0] * grid[1] * grid[2]} tokens; give the `height`, `width` and `num_frames` "
+                    f"packed `latents` have shape {tuple(latents.shape)}, but {call.num_frames} frames of {call.height} x "
+                    f"{call.width} pixels need {torch.Size(grid).numel()} tokens; give the `height`, `width` and `num_frames` "
                     "they were made with"
                 )
             # [B, F/pt, h/p, w/p, C, pt, p, p] -> [B, C, F/pt, pt, h/p, p, w/p, p]
@@ -165,7 +159,7 @@ class LTX2LatentUpsamplePipeline(LTX2PipelineBase):
         channels = self.latent_upsampler.config.in_channels
         if latents.shape[1] != channels:
             raise ValueError(f"`latents` have {latents.shape[1]} channels, the upsampler takes {channels}")
-        return latents
+        return self.vae.denormalize_latents(latents) if call.latents_normalized else latents
 
 
 def _check(call: UpsampleArguments, spatial_ratio: int) -> None:

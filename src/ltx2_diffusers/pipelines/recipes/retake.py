@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ..conditions import Conditions, Mask, Sound, held_streams, listed_conditions, read_source, retake_conditions
+from ..conditions import Conditions, Mask, Sound, as_conditions, held_streams, read_source, retake_conditions
 from . import Frames, LTX2PipelineOutput, LTX2StagedPipeline, StagedArguments, Streams, run, stage_list, takes
 
 
@@ -69,7 +69,7 @@ class LTX2RetakePipeline(LTX2StagedPipeline):
         source = read_source(call.video, call.frame_rate, call.audio, call.sampling_rate, call.num_frames)
         made = (call.regenerate_video, call.regenerate_audio)
         conditions = retake_conditions(source, call.start_s, call.end_s, call.region, *made)
-        conditions += listed_conditions("conditions", call.conditions)
+        conditions += as_conditions("conditions", call.conditions)
         streams = Streams(True, source.audio is not None)
         stages = stage_list(self, call.sampling, held_streams(conditions), streams)
         height, width = (given or own for given, own in zip((call.height, call.width), source.pixels.shape[1:3]))

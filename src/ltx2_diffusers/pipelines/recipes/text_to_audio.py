@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field
 
-from ...guidance.scales import sound_scales
 from . import LTX2PipelineOutput, LTX2StagedPipeline, Size, SoundArguments, Streams, Texts, run, stage_list, takes
 
 
@@ -56,6 +55,5 @@ class LTX2TextToAudioPipeline(LTX2StagedPipeline):
         # The length of the sound follows from a clip of one frame that lasts as long; no video is made.
         size = Size(num_frames=1, frame_rate=1 / call.duration_s)
         streams = Streams(False, True)
-        scales = sound_scales(self.preset, call.sampling.scales.video, call.guidance_options)
-        stages = stage_list(self, call.sampling, streams=streams, scales=scales)
+        stages = stage_list(self, call.sampling, streams=streams)
         return run(self, *call.request(stages, size=size, streams=streams))

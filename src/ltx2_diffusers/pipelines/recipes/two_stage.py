@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ..conditions import AudioCondition, Condition, LTX2VideoCondition, held_streams, listed_conditions
+from ..conditions import AudioCondition, Condition, LTX2VideoCondition, as_conditions, held_streams
 from . import GivenArguments, LTX2PipelineOutput, LTX2StagedPipeline, StagedArguments, Streams, run, stage_list, takes
 
 
@@ -42,9 +42,9 @@ class LTX2TwoStagePipeline(LTX2StagedPipeline):
 def run_given(pipeline: LTX2StagedPipeline, call: TwoStageArguments) -> LTX2PipelineOutput | tuple:
     """Generate from text and whatever pictures, references and sound a call gives."""
     conditions: list[Condition] = [] if call.image is None else [LTX2VideoCondition(call.image)]
-    conditions += listed_conditions("conditions", call.conditions)
+    conditions += as_conditions("conditions", call.conditions)
     # References stand after the keyframes in the sequence, as IC-LoRAs were trained.
-    conditions += listed_conditions("reference_conditions", call.reference_conditions)
+    conditions += as_conditions("reference_conditions", call.reference_conditions)
     if call.audio is not None:
         if not call.generate_audio:
             raise ValueError("`audio` is given but `generate_audio` is False; leave one of them out")

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from ...guidance.scales import sound_scales
 from ..conditions import WholeVideoCondition, held_streams, read_source
 from . import Frames, LTX2PipelineOutput, LTX2StagedPipeline, SoundArguments, run, stage_list, takes
 
@@ -56,6 +55,5 @@ class LTX2VideoToAudioPipeline(LTX2StagedPipeline):
         num_frames = source.num_frames + -(source.num_frames - 1) % self.vae_temporal_compression_ratio
         size = source.size(call.height or height, call.width or width, num_frames, call.motion_speed)
         conditions = [WholeVideoCondition(source)]
-        scales = sound_scales(self.preset, call.sampling.scales.video, call.guidance_options)
-        stages = stage_list(self, call.sampling, held_streams(conditions), scales=scales)
+        stages = stage_list(self, call.sampling, held_streams(conditions))
         return run(self, *call.request(stages, conditions, size))

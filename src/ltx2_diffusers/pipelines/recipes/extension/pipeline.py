@@ -3,19 +3,17 @@
 Shapes: C channels, F latent frames, h and w latent rows and columns, L audio latents, M mel bins of a latent, N samples.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
 
 from ....media import streaming, waveforms
-from ...arguments import Delivery, Generators
 from ...engine import prepare, reads_negative
-from .. import LTX2PipelineOutput, LTX2StagedPipeline, Streams, stage_list, takes
+from .. import Decoded, Delivery, Info, LTX2PipelineOutput, LTX2StagedPipeline, stage_list, takes
 from . import segments as parts
-from .plan import ExtendArguments, Extension, plan_extension
+from .plan import ClipLatents, ExtendArguments, Extension, plan_extension
 
 
 class LTX2ExtendPipeline(LTX2StagedPipeline):
@@ -60,7 +58,7 @@ def extend(pipeline: LTX2StagedPipeline, call: ExtendArguments, extension: Exten
     prepare(pipeline, request, batch_size=1)
     writer = _writer(pipeline, call, extension)
     segments = parts.generate_segments(pipeline, prompts, request, extension, parts.edge_latents(pipeline, extension))
-    result = _result(pipeline, extension, segments, delivery, call.generator, writer)
+    result = _result(pipeline, extension, segments, delivery, writer)
     pipeline.maybe_free_model_hooks()
     return result if delivery.return_dict else (result.frames, result.audio)
 
@@ -70,20 +68,19 @@ def _pieces(
     extension: Extension,
     segments: Iterator[parts.Segment],
     delivery: Delivery,
-    generator: Generators,
-    infos: list[dict[str, Any]],
-) -> Iterator[tuple[Any, torch.Tensor | None]]:
+    infos: list[Info],
+) -> Iterator[tuple[Decoded, torch.Tensor | None]]:
     """Frames and samples of the finished clip in the order of time."""
     backwards = extension.timeline.backwards
     if not backwards:
-        yield from parts.source_pieces(pipeline, extension, delivery, generator)
+        yield from parts.source_pieces(pipeline, extension, delivery)
     # What comes before must be complete before its first frame can be shown; latents are small enough to wait.
     for segment in reversed(list(segments)) if backwards else segments:
         # In the order of making, as the prompts are.
         infos.insert(0 if backwards else len(infos), segment.info)
-        yield parts.decode_segment(pipeline, segment, delivery, generator)
+        yield parts.decode_segment(pipeline, segment, delivery)
     if backwards:
-        yield from parts.source_pieces(pipeline, extension, delivery, generator)
+        yield from parts.source_pieces(pipeline, extension, delivery)
 
 
 def _result(
@@ -91,28 +88,28 @@ def _result(
     extension: Extension,
     segments: Iterator[parts.Segment],
     delivery: Delivery,
-    generator: Generators,
     writer: streaming.ClipWriter | None,
 ) -> LTX2PipelineOutput:
-    rate, infos = extension.size.frame_rate, []
-    sampling_rate = pipeline.vocoder.config.output_sampling_rate if extension.streams.audio else None
-    frames = audio = None
+    rate, sampling_rate = extension.size.frame_rate, _sampling_rate(pipeline, extension)
+    infos: list[Info] = []
+    frames: Decoded | None = None
+    audio = None
     if delivery.output_type == "latent":
-        frames, audio = _joined(pipeline, extension, segments, infos)
-        num_frames = (frames.shape[2] - 1) * pipeline.vae_temporal_compression_ratio + 1
+        latents, audio = _joined(pipeline, extension, segments, infos)
+        frames, num_frames = latents, pipeline.sizes.pixel_frames(latents.shape[2])
     elif writer is not None:
         with writer:
             streamed = replace(delivery, output_type="uint8")
-            for clip, sound in _pieces(pipeline, extension, segments, streamed, generator, infos):
+            for clip, sound in _pieces(pipeline, extension, segments, streamed, infos):
                 writer.write(clip[0], None if sound is None else sound[0])
                 # Otherwise this piece would live on while the next one is decoded.
                 del clip, sound
         num_frames = writer.num_frames
     else:
-        clips, sounds = zip(*_pieces(pipeline, extension, segments, delivery, generator, infos))
+        clips, sounds = zip(*_pieces(pipeline, extension, segments, delivery, infos))
         frames = _concatenated(clips)
         num_frames = len(frames[0])
-        if extension.streams.audio:
+        if sampling_rate is not None:
             device = sounds[-1].device
             joined = torch.cat([sound.to(device, torch.float32) for sound in sounds], dim=-1)
             audio = waveforms.fit_audio(joined, num_frames / rate, sampling_rate)
@@ -126,17 +123,19 @@ def _result(
 
 
 def _joined(
-    pipeline: LTX2StagedPipeline, extension: Extension, segments: Iterator[parts.Segment], infos: list[dict[str, Any]]
-) -> Streams:
+    pipeline: LTX2StagedPipeline, extension: Extension, segments: Iterator[parts.Segment], infos: list[Info]
+) -> ClipLatents:
     """Un-normalised latents of the whole clip; given ones as they were given."""
-    pieces = [] if extension.source is None else [parts.given_latents(pipeline, extension)]
+    given, backwards = extension.source, extension.timeline.backwards
+    pieces = [parts.given_latents(pipeline, extension, given)] if isinstance(given, ClipLatents) else []
     for segment in segments:
         infos.append(segment.info)
         video, audio = segment.new_latents()
         audio = None if audio is None else pipeline.audio_vae.denormalize_latents(audio)
-        pieces.append(Streams(pipeline.vae.denormalize_latents(video), audio))
-    backwards = extension.timeline.backwards
-    return parts.join_latents(pieces[::-1] if backwards else pieces, backwards)
+        pieces.append(ClipLatents(pipeline.vae.denormalize_latents(video), audio))
+    sounds = [piece.audio for piece in pieces if piece.audio is not None]
+    joined = parts.join_latents([piece.video for piece in pieces], backwards)
+    return ClipLatents(joined, parts.join_latents(sounds, backwards) if sounds else None)
 
 
 def _writer(pipeline: LTX2StagedPipeline, call: ExtendArguments, extension: Extension) -> streaming.ClipWriter | None:
@@ -144,11 +143,16 @@ def _writer(pipeline: LTX2StagedPipeline, call: ExtendArguments, extension: Exte
         return None
     if call.output_type == "latent":
         raise ValueError('`save_path` is given, but output_type="latent" makes no frames; leave one of them out')
-    rate = pipeline.vocoder.config.output_sampling_rate if extension.streams.audio else None
-    return streaming.ClipWriter(call.save_path, extension.size.frame_rate, rate)
+    return streaming.ClipWriter(call.save_path, extension.size.frame_rate, _sampling_rate(pipeline, extension))
 
 
-def _concatenated(clips: Any) -> Any:
-    if isinstance(clips[0], list):
-        return [[image for clip in clips for image in clip[0]]]
-    return np.concatenate(clips, axis=1) if isinstance(clips[0], np.ndarray) else torch.cat(clips, dim=1)
+def _sampling_rate(pipeline: LTX2StagedPipeline, extension: Extension) -> int | None:
+    return pipeline.vocoder.config.output_sampling_rate if extension.streams.audio else None
+
+
+def _concatenated(clips: Sequence[Decoded]) -> Decoded:
+    images = [image for clip in clips if isinstance(clip, list) for image in clip[0]]
+    arrays = [clip for clip in clips if isinstance(clip, np.ndarray)]
+    if images or arrays:
+        return [images] if images else np.concatenate(arrays, axis=1)
+    return torch.cat([clip for clip in clips if isinstance(clip, torch.Tensor)], dim=1)

@@ -1,17 +1,15 @@
 """What an extension is to be: its segments, how they lie in time, and what it goes on from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
-from typing import Any
+from typing import NamedTuple
 
 import torch
 
-from .... import checks
-from ....conditioning import carried_pixel_frames
+from .... import checks, conditioning
 from ...conditions import Sound, SourceClip, read_source
-from ...plan import ModelSizes
-from .. import DEFAULT_SIZE, Frames, Size, StagedArguments, Streams, Texts
+from .. import DEFAULT_SIZE, Frames, ModelSizes, Size, StagedArguments, Streams, Texts
 
 
 @dataclass(frozen=True)
@@ -101,7 +99,7 @@ class Timeline:
     @property
     def new_frames(self) -> int:
         """Pixel frames that a segment adds."""
-        return self.segment_frames - carried_pixel_frames(self.overlap)
+        return self.segment_frames - conditioning.carried_pixel_frames(self.overlap)
 
     def carried_audio(self, num_frames: int) -> int:
         """Audio latents that the segment after `num_frames` pixel frames shares with what is there."""
@@ -113,6 +111,13 @@ class Timeline:
         return latents[:, :, :count] if self.backwards else latents[:, :, latents.shape[2] - count :]
 
 
+class ClipLatents(NamedTuple):
+    """Latents of a clip, `[1, C, F, h, w]` and, unless it is silent, `[1, C, L, M]`."""
+
+    video: torch.Tensor
+    audio: torch.Tensor | None
+
+
 @dataclass(frozen=True)
 class Extension:
     """A checked extension.
@@ -120,6 +125,7 @@ class Extension:
     Args:
         prompts: One text per segment.
         size: Size of a segment.
+        sides: Its height and width.
         timeline: How segments lie in time.
         source: Clip or un-normalised latents to go on from, or `None`.
         num_frames: Pixel frames of the source.
@@ -129,10 +135,11 @@ class Extension:
 
     prompts: list[str]
     size: Size
+    sides: tuple[int, int]
     timeline: Timeline
-    source: SourceClip | Streams | None
+    source: SourceClip | ClipLatents | None
     num_frames: int
-    streams: Streams
+    streams: Streams[bool]
     drift_control: float
 
 
@@ -165,12 +172,13 @@ def plan_extension(sizes: ModelSizes, call: ExtendArguments) -> Extension:
     )
     if has_sound:
         _check_carried_audio(timeline, num_frames, len(prompts), rate)
-    size = Size(*_sides(sizes, (call.height, call.width), source), segment_frames, rate, call.motion_speed)
+    sides = _sides(sizes, (call.height, call.width), source)
+    size = Size(*sides, segment_frames, rate, call.motion_speed)
     streams = Streams(True, has_sound)
-    return Extension(prompts, size, timeline, source, num_frames, streams, call.drift_control)
+    return Extension(prompts, size, sides, timeline, source, num_frames, streams, call.drift_control)
 
 
-def _segment_prompts(prompt: Any, count: int | None) -> list[str]:
+def _segment_prompts(prompt: str | Sequence[str] | None, count: int | None) -> list[str]:
     texts = [prompt] * (1 if count is None else count) if isinstance(prompt, str) else list(prompt or [])
     if not texts or not all(isinstance(text, str) for text in texts):
         raise ValueError(f"`prompt` has to be a text, or a list of one text per segment, but is {prompt!r}")
@@ -179,7 +187,7 @@ def _segment_prompts(prompt: Any, count: int | None) -> list[str]:
     return texts
 
 
-def _check_overlap(overlap: Any, segment_frames: int, ratio: int) -> None:
+def _check_overlap(overlap: int, segment_frames: int, ratio: int) -> None:
     checks.check_num_frames(segment_frames, ratio)
     if segment_frames <= 2 * ratio:
         raise ValueError(
@@ -194,7 +202,7 @@ def _check_overlap(overlap: Any, segment_frames: int, ratio: int) -> None:
         )
 
 
-def _source(sizes: ModelSizes, call: ExtendArguments) -> tuple[SourceClip | Streams | None, int, float]:
+def _source(sizes: ModelSizes, call: ExtendArguments) -> tuple[SourceClip | ClipLatents | None, int, float]:
     """What is given to go on from, its pixel frames and its frame rate."""
     checks.check_positive(frame_rate=call.frame_rate)
     if call.video is not None and call.latents is not None:
@@ -212,7 +220,7 @@ def _source(sizes: ModelSizes, call: ExtendArguments) -> tuple[SourceClip | Stre
     if call.latents is None:
         return None, 0, rate
     _check_latents(sizes, call.latents, call.audio_latents, rate)
-    return Streams(call.latents, call.audio_latents), sizes.pixel_frames(call.latents.shape[2]), rate
+    return ClipLatents(call.latents, call.audio_latents), sizes.pixel_frames(call.latents.shape[2]), rate
 
 
 def _check_latents(sizes: ModelSizes, latents: torch.Tensor, audio: torch.Tensor | None, rate: float) -> None:
@@ -233,12 +241,11 @@ def _check_latents(sizes: ModelSizes, latents: torch.Tensor, audio: torch.Tensor
 
 
 def _sides(
-    sizes: ModelSizes, wished: tuple[int | None, int | None], source: SourceClip | Streams | None
-) -> tuple[int | None, int | None]:
-    if source is None:
-        return wished
-    if isinstance(source, SourceClip):
-        height, width = (side or own for side, own in zip(wished, source.pixels.shape[1:3]))
+    sizes: ModelSizes, wished: tuple[int | None, int | None], source: SourceClip | ClipLatents | None
+) -> tuple[int, int]:
+    if not isinstance(source, ClipLatents):
+        own = DEFAULT_SIZE[:2] if source is None else source.pixels.shape[1:3]
+        height, width = (side if given is None else given for given, side in zip(wished, own))
         return height, width
     height, width = (side * sizes.spatial_ratio for side in source.video.shape[3:])
     if any(side not in (None, given) for side, given in zip(wished, (height, width))):

@@ -6,7 +6,6 @@ A segment of F latent frames that shares K of them with its neighbour adds 8 (F 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
@@ -14,13 +13,10 @@ from .... import conditioning
 from ....media import preprocess, waveforms
 from ....models import audio_vae, latent_filters, mel
 from ....prompts import Prompts
-from ...arguments import Delivery, Generators, Request
-from ...conditions.condition import Condition, Opened, Studio
-from ...conditions.source import SourceClip
+from ...conditions import Condition, Opened, SourceClip, Studio
 from ...engine import decode_audio, decode_video, generate, original_frames, prepare, reads_negative
-from ...plan import ClipPlan
-from .. import LTX2StagedPipeline, Streams
-from .plan import Extension
+from .. import ClipPlan, Decoded, Delivery, Info, LTX2StagedPipeline, Request, Streams
+from .plan import ClipLatents, Extension
 
 
 @dataclass(frozen=True)
@@ -34,20 +30,21 @@ class Segment:
         info: How it was made.
     """
 
-    latents: Streams
+    latents: ClipLatents
     shared: tuple[int, int]
     backwards: bool
-    info: dict[str, Any]
+    info: Info
 
-    def new_latents(self) -> Streams:
+    def new_latents(self) -> ClipLatents:
         """What the segment adds to joined latents.
 
         Before a clip, the last new latent takes the place of the clip's first one, which stands for a single frame.
         """
-        return Streams(*map(self._new, self.latents, self.shared))
+        (video, audio), shared = self.latents, self.shared
+        return ClipLatents(self._new(video, shared[0]), None if audio is None else self._new(audio, shared[1]))
 
-    def _new(self, latents: torch.Tensor | None, shared: int) -> torch.Tensor | None:
-        if latents is None or not shared:
+    def _new(self, latents: torch.Tensor, shared: int) -> torch.Tensor:
+        if not shared:
             return latents
         return latents[:, :, : latents.shape[2] - shared + 1] if self.backwards else latents[:, :, shared:]
 
@@ -55,14 +52,14 @@ class Segment:
         """The segment with the channel statistics of its new video latents moved towards those of a reference."""
         if reference is None or not factor:
             return self
-        video, shared = self.latents.video, self.shared[0]
-        new = latent_filters.adain_filter_latent(self._new(video, shared), reference, factor)
-        parts = [new, video[:, :, new.shape[2] :]] if self.backwards else [video[:, :, :shared], new]
-        return Segment(self.latents._replace(video=torch.cat(parts, dim=2)), self.shared, self.backwards, self.info)
+        video, new = self.latents.video, self.new_latents().video
+        moved, count = latent_filters.adain_filter_latent(new, reference, factor), new.shape[2]
+        parts = [moved, video[:, :, count:]] if self.backwards else [video[:, :, : video.shape[2] - count], moved]
+        return replace(self, latents=self.latents._replace(video=torch.cat(parts, dim=2)))
 
 
 def generate_segments(
-    pipeline: LTX2StagedPipeline, prompts: Prompts, request: Request, extension: Extension, given: Streams | None
+    pipeline: LTX2StagedPipeline, prompts: Prompts, request: Request, extension: Extension, given: ClipLatents | None
 ) -> Iterator[Segment]:
     """Generate one segment after the other, holding no more of them than what the next one shares.
 
@@ -77,22 +74,23 @@ def generate_segments(
     timeline, num_frames = extension.timeline, extension.num_frames
     reference = None if given is None else given.video
     reader, with_negative = pipeline.prompt_reader, reads_negative(pipeline, request)
-    read = texts = None
+    read, texts = None, None
     for prompt in extension.prompts:
         # Segments that follow each other often share their prompt.
-        if prompt != read:
+        if texts is None or prompt != read:
             one, watched = replace(prompts, prompt=prompt), request.delivery.wanted
             read, texts = prompt, reader.read(one, with_negative, request.start.generator, watched=watched)
         conditions, shared = [], (0, 0)
         if given is not None:
             shared = (timeline.overlap, timeline.carried_audio(num_frames) if given.audio is not None else 0)
-            edges = [None if one is None else timeline.edge(one, count) for one, count in zip(given, shared)]
-            conditions = [CarriedLatents(*edges, at_end=timeline.backwards)]
+            edge = None if given.audio is None else timeline.edge(given.audio, shared[1])
+            conditions = [CarriedLatents(timeline.edge(given.video, shared[0]), edge, timeline.backwards)]
         request = replace(request, conditions=conditions)
         made = generate(pipeline, request, prepare(pipeline, request, 1).runs, texts)
-        if pipeline._interrupt and given is not None:
+        video, audio = made.latents
+        if video is None or (pipeline._interrupt and given is not None):
             return
-        segment = Segment(made.latents, shared, timeline.backwards, made.info)
+        segment = Segment(ClipLatents(video, audio), shared, timeline.backwards, made.info)
         segment = segment.matched(reference, extension.drift_control)
         num_frames += timeline.segment_frames if given is None else timeline.new_frames
         reference = segment.latents.video if reference is None else reference
@@ -103,98 +101,88 @@ def generate_segments(
 
 
 def decode_segment(
-    pipeline: LTX2StagedPipeline, segment: Segment, delivery: Delivery, generator: Generators = None
-) -> tuple[Any, torch.Tensor | None]:
+    pipeline: LTX2StagedPipeline, segment: Segment, delivery: Delivery
+) -> tuple[Decoded, torch.Tensor | None]:
     """The new frames and the new samples `[1, channels, N]` of a segment, decoded together with the shared ones."""
     video, audio = segment.latents
-    frames = decode_video(pipeline, video.to(pipeline.transformer.dtype), delivery, generator)
+    frames = decode_video(pipeline, video.to(pipeline.transformer.dtype), delivery)
     shared = conditioning.carried_pixel_frames(segment.shared[0]) if segment.shared[0] else 0
     frames = cut_frames(frames, shared, segment.backwards)
     if audio is None:
         return frames, None
-    waveform = decode_audio(pipeline, pipeline.audio_vae.denormalize_latents(audio), delivery.output_type)
+    waveform = decode_audio(pipeline, audio, delivery.output_type)
     trimmed = pipeline.sizes.mel_frames(segment.shared[1]) if segment.shared[1] else 0
     samples = round(trimmed * waveform.shape[-1] / pipeline.sizes.mel_frames(audio.shape[2]))
     end = waveform.shape[-1] - samples
     return frames, waveform[..., :end] if segment.backwards else waveform[..., samples:]
 
 
-def cut_frames(frames: Any, count: int, at_end: bool) -> Any:
+def cut_frames(frames: Decoded, count: int, at_end: bool) -> Decoded:
     """Decoded clips without `count` frames at their start or end."""
     if isinstance(frames, list):
         return [clip[: len(clip) - count] if at_end else clip[count:] for clip in frames]
     return frames[:, : frames.shape[1] - count] if at_end else frames[:, count:]
 
 
-def join_latents(pieces: Sequence[Streams], backwards: bool) -> Streams:
-    """Latents of consecutive pieces as those of one clip; each piece but the first added to is only its new part."""
-    joined = []
-    for stream in zip(*pieces):
-        if stream[0] is None:
-            joined.append(None)
-            continue
+def join_latents(pieces: Sequence[torch.Tensor], backwards: bool) -> torch.Tensor:
+    """Latents of pieces, of which each but the first one made is only its new part, as those of one clip."""
+    if backwards:
         # A segment before a clip brings that clip's first latent along.
-        parts = [part if index == 0 or not backwards else part[:, :, 1:] for index, part in enumerate(stream)]
-        joined.append(torch.cat(parts, dim=2))
-    return Streams(*joined)
+        pieces = [pieces[-1], *(piece[:, :, 1:] for piece in pieces[-2::-1])]
+    return torch.cat(list(pieces), dim=2)
 
 
 # Frames of a given clip that are converted at a time, so that a long one is never held as floats.
 _FRAMES_PER_PIECE = 64
 
 
-def given_latents(pipeline: LTX2StagedPipeline, extension: Extension) -> Streams:
+def given_latents(pipeline: LTX2StagedPipeline, extension: Extension, given: ClipLatents) -> ClipLatents:
     """Given latents as they are, with as many of the sound as the video lasts."""
-    video, audio = (
-        None if latents is None else latents.to(pipeline._execution_device, torch.float32)
-        for latents in extension.source
-    )
+    video, audio = given.video.to(pipeline._execution_device, torch.float32), given.audio
     if audio is None:
-        return Streams(video, None)
+        return ClipLatents(video, None)
+    audio = audio.to(video.device, torch.float32)
     length = extension.timeline.audio_at(extension.num_frames)
     if audio.shape[2] < length:
         # Only normalised latents may be filled up with zeros.
         filler = pipeline.audio_vae.denormalize_latents(torch.zeros_like(audio))
         audio = torch.cat([audio, filler[:, :, : length - audio.shape[2]]], dim=2)
-    return Streams(video, audio[:, :, :length])
+    return ClipLatents(video, audio[:, :, :length])
 
 
-def edge_latents(pipeline: LTX2StagedPipeline, extension: Extension) -> Streams | None:
+def edge_latents(pipeline: LTX2StagedPipeline, extension: Extension) -> ClipLatents | None:
     """Normalised latents next to where the clip goes on; only these are encoded of a clip in pixels."""
     source, timeline = extension.source, extension.timeline
     if source is None:
         return None
     if not isinstance(source, SourceClip):
-        video, audio = given_latents(pipeline, extension)
+        latents, audio = given_latents(pipeline, extension, source)
         audio = None if audio is None else pipeline.audio_vae.normalize_latents(audio)
-        return Streams(pipeline.vae.normalize_latents(video), audio)
+        return ClipLatents(pipeline.vae.normalize_latents(latents), audio)
     count = conditioning.carried_pixel_frames(timeline.overlap)
     pixels = source.pixels[:count] if timeline.backwards else source.pixels[-count:]
-    video = pipeline.encode_video(
-        preprocess.normalize_pixels(preprocess.fit_cover(pixels, extension.size.height, extension.size.width))
-    )
+    video = pipeline.encode_video(preprocess.normalize_pixels(preprocess.fit_cover(pixels, *extension.sides)))
     if source.audio is None:
-        return Streams(video, None)
-    latents = timeline.carried_audio(extension.num_frames)
+        return ClipLatents(video, None)
+    num_latents = timeline.carried_audio(extension.num_frames)
     rate = source.audio.rate
     waveform = waveforms.fit_audio(source.audio.samples, extension.num_frames / source.frame_rate, rate)
     # What these latents decode to at the start of a clip is cut from a segment, which goes on just behind it.
-    duration_s = pipeline.sizes.mel_frames(latents) * pipeline.audio_hop_length / pipeline.audio_sampling_rate
+    duration_s = pipeline.sizes.mel_frames(num_latents) * pipeline.audio_hop_length / pipeline.audio_sampling_rate
     samples = min(round(duration_s * rate), waveform.shape[-1])
     waveform = waveform[..., :samples] if timeline.backwards else waveform[..., waveform.shape[-1] - samples :]
-    return Streams(video, audio_vae.conform_latent_length(pipeline.encode_audio(waveform, rate), latents))
+    return ClipLatents(video, audio_vae.conform_latent_length(pipeline.encode_audio(waveform, rate), num_latents))
 
 
 def source_pieces(
-    pipeline: LTX2StagedPipeline, extension: Extension, delivery: Delivery, generator: Generators
-) -> Iterator[tuple[Any, torch.Tensor | None]]:
+    pipeline: LTX2StagedPipeline, extension: Extension, delivery: Delivery
+) -> Iterator[tuple[Decoded, torch.Tensor | None]]:
     """The given clip in the wished type, piece by piece, its sound with the first: pixels as they are, latents decoded."""
     source = extension.source
-    if source is None:
-        return
     if not isinstance(source, SourceClip):
-        whole = Segment(edge_latents(pipeline, extension), (0, 0), False, {})
-        yield decode_segment(pipeline, whole, delivery, generator)
+        latents = edge_latents(pipeline, extension)
+        if latents is not None:
+            yield decode_segment(pipeline, Segment(latents, (0, 0), False, {}), delivery)
         return
     sound = None
     if source.audio is not None:
@@ -202,7 +190,7 @@ def source_pieces(
         waveform = mel.resample(mel.conform_to_stereo(source.audio.samples.float()), source.audio.rate, own)
         sound = waveforms.fit_audio(waveform, source.num_frames / source.frame_rate, own)
     for part in source.pixels.split(_FRAMES_PER_PIECE):
-        pixels = preprocess.fit_cover(part, extension.size.height, extension.size.width)[0].movedim(0, -1)
+        pixels = preprocess.fit_cover(part, *extension.sides)[0].movedim(0, -1)
         yield original_frames(pipeline, pixels, 1, delivery.output_type), sound
         sound = None if sound is None else sound[..., :0]
 
@@ -256,7 +244,7 @@ class OpenedLatents(Opened):
                     "make the clip longer"
                 )
 
-    def items(self, plan: ClipPlan) -> Streams:
+    def items(self, plan: ClipPlan) -> Streams[Sequence[conditioning.ConditionItem]]:
         """The latents, resized to the stage."""
         audio = self.given.audio
         video = conditioning.resize_latent(self.given.video, plan.video.height, plan.video.width)
@@ -264,7 +252,7 @@ class OpenedLatents(Opened):
             sounds = [] if audio is None else [conditioning.AudioConditionByLatentIndex(audio)]
             return Streams([conditioning.VideoConditionByLatentIndex(video)], sounds)
         first = (plan.video.frames - video.shape[2]) * plan.sizes.temporal_ratio
-        items = [conditioning.VideoConditionByKeyframeIndex(video[:, :, :1], first)]
+        items: list[conditioning.ConditionItem] = [conditioning.VideoConditionByKeyframeIndex(video[:, :, :1], first)]
         return Streams(
             _at_end(conditioning.VideoConditionByLatentIndex, video, plan.video.frames) + items,
             [] if audio is None else _at_end(conditioning.AudioConditionByLatentIndex, audio, plan.audio.frames),

@@ -41,6 +41,10 @@ def test_options_that_contradict_each_other_are_named(pair):
         (["--extend", "0"], "--extend has to be more than 0"),
         (["--extend", "inf"], "--extend has to be more than 0 seconds and finite but is inf; use 1.0"),
         (["--extend", "1e308"], "--extend has to be more than 0 seconds and finite but is 1e+308"),
+        (
+            ["--extend", "1", "--frame-rate", "inf"],
+            "--frame-rate must be a positive number of frames per second, got inf",
+        ),
         (["--seed", str(2**64)], f"--seed has to be a whole number of at most 64 bits but is {2**64}; use 10"),
         (["--seed", str(-(2**63) - 1)], "--seed has to be a whole number of at most 64 bits"),
         (

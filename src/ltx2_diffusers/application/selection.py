@@ -198,10 +198,9 @@ def _chained(selection: Selection, defaults: ApplicationDefaults) -> Selection:
     ]
     shared = {**selection.arguments, "num_frames": length}
     opening = {**shared, "conditions": [_picture(item) for item in shown]} if shown else None
-    count = len(chunks) - (opening is not None)
-    arguments = {**shared, "num_segments": count, "overlap_frames": defaults.overlap_frames, "two_stage": True}
-    notes = (*selection.notes, *late)
-    return replace(selection, arguments=arguments, opening=opening, chunks=chunks, notes=notes)
+    arguments = {**shared, "num_segments": len(chunks) - bool(shown), "overlap_frames": defaults.overlap_frames}
+    arguments["two_stage"] = True
+    return replace(selection, arguments=arguments, opening=opening, chunks=chunks, notes=(*selection.notes, *late))
 
 
 def _rule(request: CompleteRequest, defaults: ApplicationDefaults) -> tuple[str, str]:

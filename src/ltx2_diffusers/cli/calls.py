@@ -92,6 +92,7 @@ def segments(options: Options, _takes: Collection[str]) -> Arguments:
     """
     from ..application.chunks import fewest_parts, shortest_part
     from ..conditioning.shapes import VIDEO_SCALE_FACTORS
+    from ..media.files import exact_frame_rate
     from ..media.reading import probe
     from ..pipelines.plan import DEFAULT_SIZE
 
@@ -101,6 +102,7 @@ def segments(options: Options, _takes: Collection[str]) -> Arguments:
     own_rate = probe(options["video"]).frame_rate if "video" in options else None
     rate = options.get("frame_rate", float(own_rate or 24.0))
     check_positive(frame_rate=rate)
+    exact_frame_rate(rate)
     if not 0 < seconds * rate < inf:
         limit = " and finite" if seconds > 0 else ""
         raise ValueError(f"--extend has to be more than 0 seconds{limit} but is {seconds}; use 1.0")

@@ -1,6 +1,7 @@
 """`ltx2 info` describes checkpoints of both layouts without loading them."""
 
 import json
+import shutil
 
 import pytest
 
@@ -40,6 +41,12 @@ def test_an_original_file(capsys, version):
     vocoder = summary["components"]["vocoder"]["class"]
     assert vocoder == ("LTX2Vocoder" if version == "2.0" else "LTX2VocoderWithBWE")
     assert summary["components"]["transformer"]["dtypes"] == ["bfloat16"]
+
+
+def test_the_name_of_an_original_file_says_in_any_case_that_it_is_distilled(capsys, tmp_path):
+    path = tmp_path / "LTX-2-Distilled.safetensors"
+    shutil.copy(GOLDEN_DIR / "checkpoint" / f"{ORIGINALS['2.0']}.safetensors", path)
+    assert described(capsys, str(path))["kind"] == "distilled"
 
 
 def test_the_table_lists_components_and_sizes(capsys):

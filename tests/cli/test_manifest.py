@@ -209,6 +209,13 @@ def test_a_manifest_of_a_later_version(tmp_path, capsys):
     assert "has the schema 2, this version reads 1" in complaint(capsys, "replay")
 
 
+def test_options_that_this_version_does_not_know_are_named(tmp_path, capsys):
+    written = {"kind": "ltx2 manifest", "schema": 1, "inputs": {}, "options": {"prompt": ["a"], "zoom": 2, "pan": 1}}
+    (tmp_path / "x.json").write_text(json.dumps(written))
+    assert replay(tmp_path / "x.json") == 2
+    assert "has --pan and --zoom, which this version does not know" in complaint(capsys, "replay")
+
+
 def test_a_missing_manifest(tmp_path, capsys):
     assert replay(tmp_path / "none.json") == 2
     assert "none.json" in complaint(capsys, "replay")

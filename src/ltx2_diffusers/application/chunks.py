@@ -41,12 +41,9 @@ def plan_chunks(num_frames: int, chunk_frames: int = 121, overlap_frames: int = 
         chunk_frames: Most frames of a part, 8 k + 1. Default 121, the reference length.
         overlap_frames: Frames that a part takes over from the one before, 8 k + 1. Default 25.
     """
-    for name, value in {
-        "num_frames": num_frames,
-        "chunk_frames": chunk_frames,
-        "overlap_frames": overlap_frames,
-    }.items():
-        check_num_frames(value, _STRIDE, name)
+    check_num_frames(num_frames, _STRIDE)
+    check_num_frames(chunk_frames, _STRIDE, "chunk_frames")
+    check_num_frames(overlap_frames, _STRIDE, "overlap_frames")
     if overlap_frames >= chunk_frames:
         raise ValueError(
             f"`overlap_frames` ({overlap_frames}) leaves nothing new in parts of {chunk_frames} frames; use "

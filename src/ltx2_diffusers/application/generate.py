@@ -59,7 +59,10 @@ def generate(
     if on_progress is not None:
         common["callback_on_step_end"] = step_callback(on_progress)
     common |= overrides
-    output = _in_parts(selection, pipeline, common) if selection.chunks else _whole(selection, pipeline, common)
+    if selection.chunks:
+        output = _in_parts(selection, pipeline, common)
+    else:
+        output = _as(selection.pipeline_class, pipeline)(**{**selection.arguments, **common})
     return _noted(output, rule=selection.rule, notes=list(selection.notes))
 
 
@@ -73,18 +76,13 @@ def step_callback(on_progress: Callable[[int, int], None]) -> Callable[..., dict
     return on_step_end
 
 
-def _whole(selection: Selection, pipeline: Any, common: dict[str, Any]) -> LTX2PipelineOutput:
-    return _as(selection.pipeline_class, pipeline)(**{**selection.arguments, **common})
-
-
 def _in_parts(selection: Selection, pipeline: Any, common: dict[str, Any]) -> LTX2PipelineOutput:
     """The clip made part by part, cut to the length that was asked for."""
     arguments = {**selection.arguments, **common}
     facts: dict[str, Any] = {}
     prompts: list[str] = []
     if selection.opening is not None:
-        call = {**selection.opening, **common, "output_type": "latent"}
-        first = _as(LTX2TwoStagePipeline, pipeline)(**call)
+        first = _as(LTX2TwoStagePipeline, pipeline)(**{**selection.opening, **common, "output_type": "latent"})
         prompts = first.info.get("enhanced_prompt", [])
         arguments |= {"latents": first.frames, "audio_latents": first.audio}
     if arguments.pop("enable_prompt_enhancement"):

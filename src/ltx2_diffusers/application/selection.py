@@ -1,15 +1,18 @@
 """Which pipeline serves what an application asks for: pure decisions, no model is touched."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import inf
+from math import inf, prod
 from typing import Any
 
 from ..checks import check_at_least_one, check_choice, check_num_frames, check_positive, check_unit
 from ..conditioning.shapes import VIDEO_SCALE_FACTORS
 from ..pipelines.conditions.pictures import LTX2ReferenceCondition, LTX2VideoCondition
 from .chunks import Chunk, plan_chunks
+
+# Fields of a request that are no argument of a call; all others are, under the same name.
+_NO_ARGUMENTS = ("timeline", "enhance_prompt", "seed", "device_type")
 
 
 @dataclass(frozen=True)
@@ -162,7 +165,9 @@ def select_pipeline(
     check_choice("kind", kind, ("dev", "distilled"))
     complete, notes = _completed(request, defaults)
     rule, pipeline_name = _rule(complete, defaults)
-    arguments = _shared_arguments(complete, kind, defaults, rule == "chained")
+    guidance = defaults.chained_guidance_scale if rule == "chained" else defaults.guidance_scale
+    reference = {"num_inference_steps": defaults.num_inference_steps, "guidance_scale": guidance}
+    arguments = _shared_arguments(complete, reference if kind == "dev" else {})
     if rule == "in_context":
         notes += [
             f"the place of {os.fspath(item.path)!r} (frame {item.frame_index}) is not read; an IC-LoRA follows a clip "
@@ -170,11 +175,11 @@ def select_pipeline(
             for item in _items(complete, "video")
             if item.frame_index
         ]
-    if rule != "chained":
-        arguments |= _timeline_arguments(rule, complete)
     tiled = complete.device_type in defaults.tiled_devices
     selection = Selection(rule, pipeline_name, arguments, complete, tile_video=tiled, notes=tuple(notes))
-    return _chained(selection, defaults) if rule == "chained" else selection
+    if rule == "chained":
+        return _chained(selection, defaults)
+    return replace(selection, arguments=arguments | _timeline_arguments(rule, complete))
 
 
 def _chained(selection: Selection, defaults: ApplicationDefaults) -> Selection:
@@ -215,9 +220,8 @@ def _completed(request: GenerationRequest, defaults: ApplicationDefaults) -> tup
     """The request with every value set and checked, and notes on what was changed."""
     if not isinstance(request.prompt, str):
         raise ValueError(f"`prompt` has to be a text but is {request.prompt!r}")
-    names = ("width", "height", "num_frames", "frame_rate", "enhance_prompt")
-    filled = {name: getattr(defaults, name) for name in names if getattr(request, name) is None}
-    complete = CompleteRequest(**{**vars(request), **filled})
+    usual = {name: getattr(defaults, name) for name in CompleteRequest.__annotations__}
+    complete = CompleteRequest(**{name: usual.get(name) if v is None else v for name, v in vars(request).items()})
     check_at_least_one(width=complete.width, height=complete.height)
     check_num_frames(complete.num_frames, VIDEO_SCALE_FACTORS.time)
     check_positive(frame_rate=complete.frame_rate)
@@ -230,16 +234,15 @@ def _completed(request: GenerationRequest, defaults: ApplicationDefaults) -> tup
 
 def _rounded_size(request: CompleteRequest, defaults: ApplicationDefaults) -> tuple[int, int, list[str]]:
     limit, multiple = defaults.max_pixels.get(request.device_type, inf), defaults.size_multiple
-    scale = min(1.0, (limit / (request.width * request.height)) ** 0.5)
-
-    def fitted(side: int, rounding: float) -> int:
-        return max(1, int(side * scale / multiple + rounding)) * multiple
-
-    width, height = fitted(request.width, 0.5), fitted(request.height, 0.5)
-    if width * height > limit:
-        width, height = fitted(request.width, 0), fitted(request.height, 0)
-    same = (width, height) == (request.width, request.height)
-    return width, height, [] if same else [f"the size {request.width} x {request.height} became {width} x {height}"]
+    size = request.width, request.height
+    scale = min(1.0, (limit / prod(size)) ** 0.5)
+    # To the nearest multiple, or down if that is too large.
+    for rounding in (0.5, 0):
+        width, height = (max(1, int(side * scale / multiple + rounding)) * multiple for side in size)
+        if width * height <= limit:
+            break
+    notes = [f"the size {size[0]} x {size[1]} became {width} x {height}"] if (width, height) != size else []
+    return width, height, notes
 
 
 def _placed(item: TimelineItem, num_frames: int) -> TimelineItem:
@@ -253,25 +256,11 @@ def _placed(item: TimelineItem, num_frames: int) -> TimelineItem:
     return replace(item, frame_index=item.frame_index % num_frames)
 
 
-def _shared_arguments(
-    request: CompleteRequest, kind: str, defaults: ApplicationDefaults, chained: bool
-) -> dict[str, Any]:
-    steps, guidance = request.num_inference_steps, request.guidance_scale
-    if kind == "dev":
-        steps = defaults.num_inference_steps if steps is None else steps
-        usual = defaults.chained_guidance_scale if chained else defaults.guidance_scale
-        guidance = usual if guidance is None else guidance
-    return {
-        "prompt": request.prompt,
-        "negative_prompt": request.negative_prompt,
-        "height": request.height,
-        "width": request.width,
-        "num_frames": request.num_frames,
-        "frame_rate": request.frame_rate,
-        "num_inference_steps": steps,
-        "guidance_scale": guidance,
-        "enable_prompt_enhancement": request.enhance_prompt,
-    }
+def _shared_arguments(request: CompleteRequest, usual: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments that all pipelines take; `usual` are those of a request that does not say."""
+    shared = {name: value for name, value in vars(request).items() if name not in _NO_ARGUMENTS}
+    shared |= {name: value for name, value in usual.items() if shared[name] is None}
+    return shared | {"enable_prompt_enhancement": request.enhance_prompt}
 
 
 def _timeline_arguments(rule: str, request: CompleteRequest) -> dict[str, Any]:

@@ -41,9 +41,9 @@ class Field:
     is_read: bool = True
 
 
-def same_names(**defaults: Any) -> dict[str, Field]:
+def same_names(is_optional: bool = False, **defaults: Any) -> dict[str, Field]:
     """Fields that have the same name in both layouts, from their defaults."""
-    return {name: Field(name, default) for name, default in defaults.items()}
+    return {name: Field(name, default, is_optional=is_optional) for name, default in defaults.items()}
 
 
 def check_fields(section: str, table: Table, fields: Mapping[str, Any]) -> None:

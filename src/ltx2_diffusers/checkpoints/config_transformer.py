@@ -20,24 +20,16 @@ _CONSTANTS = {
     "causal_temporal_positioning": Note(True),
     "use_embeddings_connector": Note(True),
     "dropout": 0.0,
-    "attention_bias": True,
     "num_vector_embeds": None,
     "activation_fn": "gelu-approximate",
     "num_embeds_ada_norm": 1000,
-    "use_linear_projection": False,
-    "only_cross_attention": False,
-    "cross_attention_norm": True,
-    "double_self_attention": False,
-    "upcast_attention": False,
     "standardization_norm": "rms_norm",
-    "norm_elementwise_affine": False,
     "qk_norm": "rms_norm",
     "positional_embedding_type": "rope",
-    "use_audio_video_cross_attention": True,
-    "share_ff": False,
-    "av_cross_ada_norm": True,
-    "use_middle_indices_grid": True,
-    "connector_norm_output": True,
+    **dict.fromkeys(("attention_bias", "cross_attention_norm", "use_audio_video_cross_attention"), True),
+    **dict.fromkeys(("av_cross_ada_norm", "use_middle_indices_grid", "connector_norm_output"), True),
+    **dict.fromkeys(("use_linear_projection", "only_cross_attention", "double_self_attention"), False),
+    **dict.fromkeys(("upcast_attention", "norm_elementwise_affine", "share_ff"), False),
 }
 # Read by both components.
 _SHARED = {
@@ -53,10 +45,8 @@ _SHARED = {
 }
 # Introduced with 2.5; written to the metadata only where they differ.
 _NEWER = {
-    "ff_bias": Field("ff_bias", True, is_optional=True),
-    "audio_ff_bias": Field("audio_ff_bias", True, is_optional=True),
-    "use_prompt_adaln_single": Field("use_prompt_adaln_single", True, is_optional=True),
-    "use_keyframes_abs_pos_embedding": Field("use_keyframes_abs_pos_embedding", False, is_optional=True),
+    **same_names(is_optional=True, ff_bias=True, audio_ff_bias=True, use_prompt_adaln_single=True),
+    **same_names(is_optional=True, use_keyframes_abs_pos_embedding=False),
 }
 _TRANSFORMER = {
     **same_names(in_channels=128, out_channels=128, num_attention_heads=32, attention_head_dim=128),
@@ -74,19 +64,14 @@ _TRANSFORMER = {
 }
 # What diffusers' config says of every LTX-2 model, and the metadata do not.
 _TRANSFORMER_CONSTANTS = {
-    "patch_size": 1,
-    "patch_size_t": 1,
-    "audio_patch_size": 1,
-    "audio_patch_size_t": 1,
+    **dict.fromkeys(("patch_size", "patch_size_t", "audio_patch_size", "audio_patch_size_t", "causal_offset"), 1),
+    **dict.fromkeys(("attention_bias", "attention_out_bias"), True),
     "vae_scale_factors": [8, 32, 32],
     "audio_scale_factor": 4,
     "audio_sampling_rate": 16000,
     "audio_hop_length": 160,
     "qk_norm": "rms_norm_across_heads",
     "norm_elementwise_affine": False,
-    "attention_bias": True,
-    "attention_out_bias": True,
-    "causal_offset": 1,
 }
 _CONNECTORS = {
     **_SHARED,

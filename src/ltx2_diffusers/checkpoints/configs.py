@@ -11,14 +11,18 @@ from .safetensors_io import Entry
 
 logger = logging.get_logger(__name__)
 
-# Component -> section of the metadata; an upscaler's config is flat.
-_SECTIONS = {
-    "transformer": "transformer",
-    "connectors": "transformer",
-    "vae": "vae",
-    "audio_vae": "audio_vae",
-    "vocoder": "vocoder",
-    "latent_upsampler": None,
+# What tells that the metadata describe a component, where it is no section of that name; an upscaler's config is flat.
+_SECTIONS = {"connectors": "transformer", "latent_upsampler": "mid_channels"}
+# Components whose section has their name, and who reads and writes it.
+_READERS = {
+    "transformer": config_transformer.transformer_to_diffusers,
+    "audio_vae": config_audio.audio_vae_to_diffusers,
+    "vocoder": config_audio.vocoder_to_diffusers,
+}
+_WRITERS = {
+    "vae": config_video.vae_to_original,
+    "audio_vae": config_audio.audio_vae_to_original,
+    "vocoder": config_audio.vocoder_to_original,
 }
 # Gemma 3 12B: the embedding and 48 layers.
 _NUM_TEXT_STATES = 49
@@ -36,8 +40,7 @@ _RUNTIME_SWITCHES = {"perturbed_attn"}
 
 def has_config(component: str, metadata_config: Mapping[str, Any]) -> bool:
     """Whether the metadata describe `component`."""
-    section = _SECTIONS[component]
-    return bool(metadata_config.get(section) if section else metadata_config.get("mid_channels"))
+    return bool(metadata_config.get(_SECTIONS.get(component, component)))
 
 
 def to_diffusers(
@@ -51,20 +54,15 @@ def to_diffusers(
         entries: The component's tensors under diffusers names; they tell what the metadata leave open. Without them
             the published model's number of text states and no timestep-conditioned decoder are assumed.
     """
-    section = _SECTIONS[component]
-    fields = metadata_config[section] if section else metadata_config
-    if component == "transformer":
-        return config_transformer.transformer_to_diffusers(fields)
+    if component == "latent_upsampler":
+        return config_video.upsampler_to_diffusers(metadata_config)
+    fields = metadata_config[_SECTIONS.get(component, component)]
     if component == "connectors":
-        return config_transformer.connectors_to_diffusers(fields, _num_text_states(fields, entries))
+        return config_transformer.connectors_to_diffusers(fields, _num_text_states(fields, entries or {}))
     if component == "vae":
         conditioned = "decoder.timestep_scale_multiplier" in (entries or {})
         return config_video.vae_to_diffusers(fields, timestep_conditioning=conditioned)
-    if component == "audio_vae":
-        return config_audio.audio_vae_to_diffusers(fields)
-    if component == "vocoder":
-        return config_audio.vocoder_to_diffusers(fields)
-    return config_video.upsampler_to_diffusers(fields)
+    return _READERS[component](fields)
 
 
 def to_original(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -90,16 +88,10 @@ def to_original(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 def _sections(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     if "latent_upsampler" in configs:
         return config_video.upsampler_to_original(configs["latent_upsampler"])
-    metadata: dict[str, Any] = {"scheduler": dict(_SCHEDULER)}
+    metadata: dict[str, Any] = {"scheduler": _SCHEDULER}
     if "transformer" in configs or "connectors" in configs:
         metadata["transformer"] = config_transformer.to_original(configs.get("transformer"), configs.get("connectors"))
-    if "vae" in configs:
-        metadata["vae"] = config_video.vae_to_original(configs["vae"])
-    if "audio_vae" in configs:
-        metadata["audio_vae"] = config_audio.audio_vae_to_original(configs["audio_vae"])
-    if "vocoder" in configs:
-        metadata["vocoder"] = config_audio.vocoder_to_original(configs["vocoder"])
-    return metadata
+    return metadata | {name: write(configs[name]) for name, write in _WRITERS.items() if name in configs}
 
 
 def _check_expressed(component: str, config: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
@@ -125,16 +117,14 @@ def same_value(one: Any, other: Any) -> bool:
     return one == other
 
 
-def _num_text_states(fields: Mapping[str, Any], entries: Mapping[str, Entry] | None) -> int:
-    for name in ("text_proj_in.weight", "video_text_proj_in.weight"):
-        if entries and name in entries:
-            columns, caption_channels = entries[name].shape[1], fields.get("caption_channels", 3840)
-            if columns % caption_channels:
-                raise ValueError(
-                    f"{name} has {columns} columns, which is no multiple of caption_channels={caption_channels}"
-                )
-            return columns // caption_channels
-    return _NUM_TEXT_STATES
+def _num_text_states(fields: Mapping[str, Any], entries: Mapping[str, Entry]) -> int:
+    name = next((name for name in ("text_proj_in.weight", "video_text_proj_in.weight") if name in entries), None)
+    if name is None:
+        return _NUM_TEXT_STATES
+    columns, caption_channels = entries[name].shape[1], fields.get("caption_channels", 3840)
+    if columns % caption_channels:
+        raise ValueError(f"{name} has {columns} columns, which is no multiple of caption_channels={caption_channels}")
+    return columns // caption_channels
 
 
 def upsampler_config_from_shapes(entries: Mapping[str, Entry]) -> dict[str, Any]:

@@ -66,7 +66,8 @@ def convert_to_diffusers(
             distilled = layout.is_distilled(source) if distilled is None else distilled
             layout.write_scheduler(root / "scheduler", distilled)
             pairs = {name: layout.portable_pair(name, parts[name][1]) for name in PIPELINE_COMPONENTS}
-            pairs |= layout.copy_text_models(root, _path(text_encoder), _path(tokenizer))
+            given = (None if path is None else Path(path) for path in (text_encoder, tokenizer))
+            pairs |= layout.copy_text_models(root, *given)
             layout.write_model_index(root, pairs)
 
 
@@ -116,10 +117,9 @@ def differences(original: str | os.PathLike, folder: str | os.PathLike, dtype: t
     for component in sorted(set(ours) & set(theirs)):
         (entries, config), (other_entries, other_config) = ours[component], theirs[component]
         for name, value in config.items():
-            if name in other_config and not configs.same_value(value, other_config[name]):
-                found.append(
-                    f"{component}: config {name} is {value!r} in the file, {other_config[name]!r} in the folder"
-                )
+            other = other_config.get(name, value)
+            if not configs.same_value(value, other):
+                found.append(f"{component}: config {name} is {value!r} in the file, {other!r} in the folder")
         found += [f"{component}.{line}" for line in tensor_differences(entries, other_entries)]
     return found
 
@@ -149,9 +149,8 @@ def folder_components(
     root = Path(path)
     if not root.is_dir():
         raise FileNotFoundError(f"there is no folder {str(root)!r}")
-    places = [root / name for name in PIPELINE_COMPONENTS if (root / name / "config.json").is_file()]
-    if (root / "config.json").is_file():
-        places = [root]
+    folders = [root] if (root / "config.json").is_file() else [root / name for name in PIPELINE_COMPONENTS]
+    places = [folder for folder in folders if (folder / "config.json").is_file()]
     if not places:
         raise ValueError(f"{str(root)!r} is no folder in diffusers' layout: it has no LTX-2 component")
     result = {}
@@ -197,7 +196,3 @@ def _merged(template: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str
         both_nested = isinstance(value, Mapping) and isinstance(result.get(name), Mapping)
         result[name] = _merged(result[name], value) if both_nested else value
     return result
-
-
-def _path(path: str | os.PathLike | None) -> Path | None:
-    return None if path is None else Path(path)

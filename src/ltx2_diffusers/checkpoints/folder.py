@@ -10,43 +10,19 @@ from typing import Any
 from diffusers import __version__ as diffusers_version
 
 from ..atomic import write_json
-from ..schedulers import sigmas
+from ..schedulers.scheduling_ltx2 import OWN_KEYS, LTX2Scheduler
 from .class_names import PACKAGE, class_name_for, to_portable
 from .safetensors_io import Entry, write_sharded
 
 # Components that LTX2Pipeline knows and an original checkpoint never has.
 _ABSENT = ("duration_head", "processor", "prompt_enhancer", "text_encoder", "tokenizer")
-# scheduler_config.json of the published dev repositories; diffusers' FlowMatchEulerDiscreteScheduler reads it.
-_SCHEDULER = {
-    "base_image_seq_len": sigmas.BASE_TOKENS,
-    "base_shift": sigmas.BASE_SHIFT,
-    "invert_sigmas": False,
-    "max_image_seq_len": sigmas.MAX_TOKENS,
-    "max_shift": sigmas.MAX_SHIFT,
-    "num_train_timesteps": 1000,
-    "shift": 1.0,
-    "shift_terminal": sigmas.TERMINAL_SIGMA,
-    "stochastic_sampling": False,
-    "time_shift_type": "exponential",
-    "use_beta_sigmas": False,
-    "use_dynamic_shifting": True,
-    "use_exponential_sigmas": False,
-    "use_karras_sigmas": False,
-}
-# A distilled model runs fixed sigmas, which must be used as they are.
-DISTILLED_SCHEDULER: dict[str, Any] = {"use_dynamic_shifting": False, "shift_terminal": None}
-
 _MODEL_FILES = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index*.json")
 _TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.json",
-    "chat_template.jinja",
+    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("chat_template.json", "chat_template.jinja"),
 )
-_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", *_TOKENIZER_FILES)
+_PROCESSOR_CONFIG = "preprocessor_config.json"
+_PROCESSOR_FILES = (_PROCESSOR_CONFIG, "processor_config.json", *_TOKENIZER_FILES)
 
 
 def write_component(
@@ -74,12 +50,23 @@ def is_distilled(checkpoint: str | os.PathLike) -> bool:
     return "distilled" in Path(checkpoint).name.lower()
 
 
+def new_scheduler(distilled: bool) -> LTX2Scheduler:
+    """The scheduler of a dev model, or of a distilled one, whose fixed sigmas must be used as they are."""
+    return LTX2Scheduler(use_dynamic_shifting=False, shift_terminal=None) if distilled else LTX2Scheduler()
+
+
 def write_scheduler(folder: Path, distilled: bool) -> None:
     """Writes `scheduler_config.json` of a dev or a distilled model."""
     folder.mkdir(parents=True, exist_ok=True)
     class_name = to_portable(PACKAGE, "LTX2Scheduler")[1]
-    config = {"_class_name": class_name, "_diffusers_version": diffusers_version, **_SCHEDULER}
-    write_json(folder / "scheduler_config.json", config | (DISTILLED_SCHEDULER if distilled else {}))
+    # As published: without the keys that diffusers' scheduler of that name lacks.
+    config = {
+        name: value
+        for name, value in new_scheduler(distilled).config.items()
+        if name not in (*OWN_KEYS, "_use_default_values")
+    }
+    config |= {"_class_name": class_name, "_diffusers_version": diffusers_version}
+    write_json(folder / "scheduler_config.json", config)
 
 
 def write_model_index(folder: Path, components: Mapping[str, tuple[str, str]]) -> None:
@@ -91,9 +78,7 @@ def write_model_index(folder: Path, components: Mapping[str, tuple[str, str]]) -
     write_json(folder / "model_index.json", index)
 
 
-def copy_text_models(
-    folder: Path, text_encoder: Path | None, tokenizer: Path | None = None
-) -> dict[str, tuple[str, str]]:
+def copy_text_models(folder: Path, text_encoder: Path | None, tokenizer: Path | None) -> dict[str, tuple[str, str]]:
     """Copies a Gemma folder's files into `text_encoder`, `tokenizer` and, if there is one, `processor`.
 
     Args:
@@ -109,18 +94,15 @@ def copy_text_models(
         if (text_encoder / "text_encoder").is_dir():
             text_encoder = text_encoder / "text_encoder"
         tokenizer = tokenizer or _tokenizer_near(text_encoder)
-        config = _read_config(text_encoder, "config.json", "text_encoder")
-        _copy(text_encoder, folder / "text_encoder", _MODEL_FILES)
+        config = _copy(text_encoder, "text_encoder", "config.json", folder / "text_encoder", _MODEL_FILES)
         if not any((folder / "text_encoder").glob("model*.safetensors")):
             raise ValueError(f"text_encoder={str(text_encoder)!r} has no model*.safetensors")
         pairs["text_encoder"] = ("transformers", config["architectures"][0])
     if tokenizer is not None:
-        config = _read_config(tokenizer, "tokenizer_config.json", "tokenizer")
-        _copy(tokenizer, folder / "tokenizer", _TOKENIZER_FILES)
+        config = _copy(tokenizer, "tokenizer", "tokenizer_config.json", folder / "tokenizer", _TOKENIZER_FILES)
         pairs["tokenizer"] = ("transformers", config.get("tokenizer_class", "GemmaTokenizer"))
-    if text_encoder is not None and (text_encoder / "preprocessor_config.json").is_file():
-        config = _read_config(text_encoder, "preprocessor_config.json", "text_encoder")
-        _copy(text_encoder, folder / "processor", _PROCESSOR_FILES)
+    if text_encoder is not None and (text_encoder / _PROCESSOR_CONFIG).is_file():
+        config = _copy(text_encoder, "text_encoder", _PROCESSOR_CONFIG, folder / "processor", _PROCESSOR_FILES)
         pairs["processor"] = ("transformers", config.get("processor_class", "Gemma3Processor"))
     return pairs
 
@@ -134,14 +116,12 @@ def _tokenizer_near(text_encoder: Path) -> Path:
     )
 
 
-def _read_config(folder: Path, name: str, argument: str) -> dict[str, Any]:
-    if not (folder / name).is_file():
-        raise ValueError(f"{argument}={str(folder)!r} has no {name}; give a folder in transformers' layout")
-    return json.loads((folder / name).read_text(encoding="utf-8"))
-
-
-def _copy(source: Path, target: Path, patterns: Iterable[str]) -> None:
+def _copy(source: Path, argument: str, config_name: str, target: Path, patterns: Iterable[str]) -> dict[str, Any]:
+    """Copies the files of a folder given as `argument`, and returns the one that says what it holds."""
+    config = source / config_name
+    if not config.is_file():
+        raise ValueError(f"{argument}={str(source)!r} has no {config_name}; give a folder in transformers' layout")
     target.mkdir(parents=True, exist_ok=True)
-    for pattern in patterns:
-        for path in sorted(source.glob(pattern)):
-            shutil.copyfile(path, target / path.name)
+    for path in (path for pattern in patterns for path in source.glob(pattern)):
+        shutil.copyfile(path, target / path.name)
+    return json.loads(config.read_text(encoding="utf-8"))

@@ -30,9 +30,9 @@ TRANSFORMER_PARTS = {
     "q_norm": "norm_q",
     "k_norm": "norm_k",
 }
+_CONNECTOR_NAMES = {"video_embeddings_connector": "video_connector", "audio_embeddings_connector": "audio_connector"}
 CONNECTOR_PARTS = {
-    "video_embeddings_connector": "video_connector",
-    "audio_embeddings_connector": "audio_connector",
+    **_CONNECTOR_NAMES,
     "transformer_1d_blocks": "transformer_blocks",
     "q_norm": "norm_q",
     "k_norm": "norm_k",
@@ -62,19 +62,12 @@ _IGNORED = re.compile(r"per_channel_statistics\.(channel|mean-of-stds(_over_std-
 _PREFIXES = {
     "transformer": ("model.diffusion_model.", "diffusion_model.", "transformer.", ""),
     "connectors": ("model.diffusion_model.", "diffusion_model.", "connectors.", ""),
-    "vae": ("vae.", ""),
-    "audio_vae": ("audio_vae.", ""),
-    "vocoder": ("vocoder.", ""),
-    "latent_upsampler": ("latent_upsampler.", ""),
+    **{component: (f"{component}.", "") for component in ("vae", "audio_vae", "vocoder", "latent_upsampler")},
 }
 _PROJECTION_PREFIX = "text_embedding_projection."
-CONNECTOR_ROOTS = (
-    "video_embeddings_connector",
-    "audio_embeddings_connector",
-    "embeddings_connector",
-    "video_connector",
-    "audio_connector",
-)
+# Older video-only files know one connector, without the stream's name.
+_UNNAMED_CONNECTOR = "embeddings_connector"
+CONNECTOR_ROOTS = (*(name for pair in _CONNECTOR_NAMES.items() for name in pair), _UNNAMED_CONNECTOR)
 _PROJECTION_ROOTS = "|".join([*PROJECTION_PARTS, *PROJECTION_PARTS.values()])
 # Names by which a component is recognised once its prefix is removed.
 _MARKS = {
@@ -85,10 +78,8 @@ _MARKS = {
     "vocoder": re.compile(r"((vocoder|bwe_generator)\.)?(conv_pre|conv_in|ups|upsamplers|resblocks)\."),
     "latent_upsampler": re.compile(r"(initial_conv|post_upsample_res_blocks|upsampler)\."),
 }
-_OWN_ROOTS = {
-    "vae": re.compile(r"(encoder|decoder|per_channel_statistics)\.|latents_(mean|std)$"),
-    "audio_vae": re.compile(r"(encoder|decoder|per_channel_statistics)\.|latents_(mean|std)$"),
-}
+_VAES = ("vae", "audio_vae")
+_VAE_ROOTS = re.compile(r"(encoder|decoder|per_channel_statistics)\.|latents_(mean|std)$")
 _FOREIGN = re.compile(r"(vae|audio_vae|vocoder|text_embedding_projection|duration_head|model|diffusion_model)\.")
 
 
@@ -123,7 +114,7 @@ def _belongs(component: str, prefix: str, name: str) -> bool:
         return False
     if prefix:
         return True
-    return not _FOREIGN.match(name) and (component not in _OWN_ROOTS or _OWN_ROOTS[component].match(name) is not None)
+    return not _FOREIGN.match(name) and (component not in _VAES or _VAE_ROOTS.match(name) is not None)
 
 
 def found_components(keys: Iterable[str]) -> list[str]:
@@ -154,22 +145,18 @@ def rename(component: str, names: Iterable[str], to: Layout) -> dict[str, str]:
         return {name: statistics.get(name, name) for name in names}
     if component == "vocoder":
         return {name: _rename_vocoder(name, to) for name in names}
-    tables = {
-        "transformer": TRANSFORMER_PARTS,
-        "connectors": CONNECTOR_PARTS | PROJECTION_PARTS,
-        "latent_upsampler": {},
-    }
-    renamed = {name: _map_parts(name, _direction(tables[component], to)) for name in names}
+    tables = {"transformer": TRANSFORMER_PARTS, "connectors": CONNECTOR_PARTS | PROJECTION_PARTS}
+    renamed = {name: _map_parts(name, _direction(tables.get(component, {}), to)) for name in names}
     if component == "connectors" and to == "diffusers":
-        # Older video-only files know one connector, without the stream's name.
-        return {name: re.sub(r"^embeddings_connector\.", "video_connector.", new) for name, new in renamed.items()}
+        unnamed = re.compile(rf"^{_UNNAMED_CONNECTOR}\.")
+        return {name: unnamed.sub("video_connector.", new) for name, new in renamed.items()}
     return renamed
 
 
 def is_diffusers_layout(component: str, names: Iterable[str]) -> bool:
     """Whether names without prefix are in diffusers' layout already (only the VAEs' tables make a difference)."""
     parts = {part for name in names for part in name.split(".")}
-    return component in ("vae", "audio_vae") and bool(parts & {"latents_mean", "mid_block", "resnets"})
+    return component in _VAES and bool(parts & {"latents_mean", "mid_block", "resnets"})
 
 
 def original_prefix(component: str, name: str) -> str:

@@ -118,17 +118,11 @@ def _entry_of(name: str, tensor: torch.Tensor) -> Entry:
 
 def _real_weights(entries: Mapping[str, Entry], dtype: torch.dtype | None) -> dict[str, Entry]:
     """Gives fp8 weights, scaled or plain, `dtype` or else that of the component's other weights, rounding once."""
-    compressed = {
-        name for name, entry in entries.items() if entry.dtype.itemsize == 1 and entry.dtype.is_floating_point
-    }
-    plain = [
-        entry.dtype
-        for name, entry in entries.items()
-        if name not in compressed and entry.dtype.is_floating_point and not name.endswith("_scale")
-    ]
+    floating = {name: entry.dtype for name, entry in entries.items() if entry.dtype.is_floating_point}
+    compressed = {name for name, stored in floating.items() if stored.itemsize == 1}
+    plain = [stored for name, stored in floating.items() if name not in compressed and not name.endswith("_scale")]
     target = dtype or max(set(plain), key=plain.count, default=torch.bfloat16)
-    result = dequantized(entries)
-    return {name: entry.to(target) if name in compressed else entry for name, entry in result.items()}
+    return {n: entry.to(target) if n in compressed else entry for n, entry in dequantized(entries).items()}
 
 
 def cast_floating(entries: Mapping[str, Entry], dtype: torch.dtype | None) -> dict[str, Entry]:

@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 
-from ..schedulers.scheduling_ltx2 import LTX2Scheduler
 from .class_names import PIPELINE_COMPONENTS, class_name_for
-from .folder import DISTILLED_SCHEDULER, is_distilled
+from .folder import is_distilled, new_scheduler
 from .hub_files import local_file
 from .original import OriginalCheckpoint
 from .single_file import load_component
 
+_TEXT_MODELS = ("text_encoder", "tokenizer")
 _HUB_OPTIONS = ("revision", "cache_dir", "local_files_only", "token", "force_download")
 
 
@@ -39,9 +39,7 @@ def load_pipeline_components(
 
     dtype = torch_dtype if dtype is None else dtype
     hub = {name: given.pop(name) for name in _HUB_OPTIONS if name in given}
-    known = [
-        name for name in inspect.signature(pipeline_class).parameters if name not in ("text_encoder", "tokenizer")
-    ]
+    known = [name for name in inspect.signature(pipeline_class).parameters if name not in _TEXT_MODELS]
     if unknown := sorted(set(given) - set(known)):
         raise ValueError(
             f"{pipeline_class.__name__}.from_single_file does not know {unknown}; besides `text_encoder`, `tokenizer` and "
@@ -49,21 +47,18 @@ def load_pipeline_components(
         )
     path = local_file(path_or_link, **hub)
     checkpoint = OriginalCheckpoint(path)
-    components = dict(given)
-    missing = [name for name in PIPELINE_COMPONENTS if name not in components and name not in checkpoint.components()]
-    if missing:
+    needed = [name for name in PIPELINE_COMPONENTS if name not in given]
+    if missing := [name for name in needed if name not in checkpoint.components()]:
         raise ValueError(
             f"{checkpoint.name} holds {', '.join(checkpoint.components()) or 'no LTX-2 component'}, but a pipeline also "
             f"needs {', '.join(missing)}; pass them as arguments"
         )
     text_encoder, tokenizer = _load_text_encoder(text_encoder, tokenizer, dtype, hub)
-    for name in PIPELINE_COMPONENTS:
-        if name not in components:
-            class_name = class_name_for(name, checkpoint.config(name))
-            components[name] = load_component(getattr(ltx2_diffusers, class_name), path, dtype=dtype)
-    if "scheduler" not in components:
-        components["scheduler"] = LTX2Scheduler(**(DISTILLED_SCHEDULER if is_distilled(path) else {}))
-    return {**components, "text_encoder": text_encoder, "tokenizer": tokenizer}
+    components = {"text_encoder": text_encoder, "tokenizer": tokenizer, **given}
+    for name in needed:
+        model_class = getattr(ltx2_diffusers, class_name_for(name, checkpoint.config(name)))
+        components[name] = load_component(model_class, path, dtype=dtype)
+    return {"scheduler": new_scheduler(is_distilled(path)), **components}
 
 
 def _load_text_encoder(
@@ -76,11 +71,9 @@ def _load_text_encoder(
     from transformers import AutoModelForImageTextToText, AutoTokenizer
 
     source = os.fspath(text_encoder)
-    inside = {
-        name: {"subfolder": name} if os.path.isdir(os.path.join(source, name)) else {}
-        for name in ("text_encoder", "tokenizer")
-    }
+    # Both take an empty name for the folder itself.
+    inside = {name: name if os.path.isdir(os.path.join(source, name)) else "" for name in _TEXT_MODELS}
     if tokenizer is None:
-        tokenizer = AutoTokenizer.from_pretrained(source, **inside["tokenizer"], **hub)
-    options = inside["text_encoder"] | hub
+        tokenizer = AutoTokenizer.from_pretrained(source, subfolder=inside["tokenizer"], **hub)
+    options = {"subfolder": inside["text_encoder"], **hub}
     return AutoModelForImageTextToText.from_pretrained(source, dtype=dtype or "auto", **options), tokenizer

@@ -13,6 +13,8 @@ from .safetensors_io import Entry
 VERSIONS = ("2.0", "2.3", "2.5")
 # What sets LTX-2.5's transformer apart from 2.3's.
 _CHANGES_OF_2_5 = {"ff_bias": False, "use_keyframes_abs_pos_embedding": True}
+# How language-model states become text features tells the connectors' version.
+_PROJECTIONS = {"text_proj_in": "2.0", "video_text_proj_in": "2.3"}
 
 
 def reference_config(version: str) -> dict[str, Any]:
@@ -35,13 +37,10 @@ def guess_version(component: str, entries: Mapping[str, Entry]) -> str | None:
             return "2.3" if "transformer_blocks.0.ff.net.0.proj.bias" in entries else "2.5"
         return "2.0" if "caption_projection" in roots else None
     if component == "connectors":
-        return {"text_proj_in": "2.0", "video_text_proj_in": "2.3"}.get(next(iter(roots & _PROJECTIONS), ""))
+        return next((version for root, version in _PROJECTIONS.items() if root in roots), None)
     if component == "vae":
         # 2.3 has one upsampling stage more.
         return "2.3" if any(name.startswith("decoder.up_blocks.3.") for name in entries) else "2.0"
     if component == "vocoder":
         return "2.3" if "bwe_generator" in roots else "2.0"
     return "2.0"
-
-
-_PROJECTIONS = {"text_proj_in", "video_text_proj_in"}

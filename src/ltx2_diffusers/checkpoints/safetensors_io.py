@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import safe_open
@@ -152,8 +153,8 @@ def _foreign_file(path: Path, start: bytes) -> str:
 
 
 def _as_bytes(tensor: torch.Tensor) -> Any:
-    """The memory of a contiguous tensor as a flat array of bytes."""
-    return tensor.reshape(-1).view(torch.uint8).numpy()
+    """The values of a tensor as a flat array of bytes, which shares its memory if it is contiguous."""
+    return tensor.contiguous().view(-1).view(torch.uint8).numpy()
 
 
 def write_file(
@@ -173,12 +174,11 @@ def write_file(
     # The order of the safetensors library: widest elements first, so that every tensor is aligned, then by name.
     order = sorted(entries, key=lambda name: (-entries[name].dtype.itemsize, name))
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    offset = 0
+    end = 0
     for name in order:
-        end = offset + entries[name].num_bytes
-        dtype_name = _DTYPE_NAMES[entries[name].dtype]
-        header[name] = {"dtype": dtype_name, "shape": list(entries[name].shape), "data_offsets": [offset, end]}
-        offset = end
+        entry, start = entries[name], end
+        end += entry.num_bytes
+        header[name] = {"dtype": _DTYPE_NAMES[entry.dtype], "shape": entry.shape, "data_offsets": [start, end]}
     raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     raw += b" " * (-len(raw) % 8)
     with complete_file(Path(path)) as temporary, temporary.open("wb") as file:
@@ -193,21 +193,17 @@ def _checked(name: str, entry: Entry) -> torch.Tensor:
     tensor = entry.load()
     if tensor.dtype != entry.dtype or tuple(tensor.shape) != entry.shape:
         raise ValueError(f"tensor {name!r} is {tensor.dtype} {tuple(tensor.shape)}, not {entry.dtype} {entry.shape}")
-    return tensor.detach().cpu().contiguous()
+    return tensor.detach().cpu()
 
 
 def parse_size(size: int | str, name: str = "max_shard_size") -> int:
     """A number of bytes, given as such or as a string like "5GB", "500MB" or "2GiB"."""
-    if isinstance(size, int):
-        number = size
-    else:
-        text = size.strip().upper()
-        unit = next((unit for unit in _UNITS if text.endswith(unit)), None)
-        digits = text.removesuffix(unit) if unit else text
-        try:
-            number = int(float(digits) * (_UNITS[unit] if unit else 1))
-        except ValueError:
-            raise ValueError(f"{name} must be a number of bytes or like '5GB', got {size!r}") from None
+    text = str(size).strip().upper()
+    unit = next((unit for unit in _UNITS if text.endswith(unit)), "")
+    try:
+        number = size if isinstance(size, int) else int(float(text.removesuffix(unit)) * _UNITS.get(unit, 1))
+    except ValueError:
+        raise ValueError(f"{name} must be a number of bytes or like '5GB', got {size!r}") from None
     if number <= 0:
         raise ValueError(f"{name} must be positive, got {size!r}")
     return number
@@ -262,11 +258,7 @@ def tensor_differences(entries: Mapping[str, Entry], others: Mapping[str, Entry]
         one, other = entries[name], others[name]
         if one.dtype != other.dtype or one.shape != other.shape:
             found.append(f"{name}: {one.dtype} {list(one.shape)} and {other.dtype} {list(other.shape)}")
-        elif not _same_bytes(one.load(), other.load()):
+        # Byte by byte, so that NaN equals itself and the two zeros differ.
+        elif not np.array_equal(_as_bytes(one.load()), _as_bytes(other.load())):
             found.append(f"{name}: different values")
     return sorted(found)
-
-
-def _same_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
-    # Byte by byte, so that NaN equals itself and the two zeros differ.
-    return torch.equal(one.contiguous().view(-1).view(torch.uint8), other.contiguous().view(-1).view(torch.uint8))

@@ -8,23 +8,7 @@ from .safetensors_io import Entry
 
 _SCALES = ("weight_scale", "input_scale")
 # Endings that belong to other quantised formats (per-channel or block scales, packed integers).
-_UNSUPPORTED = (
-    ".pre_quant_scale",
-    ".weight_scale_2",
-    ".weight_zero_point",
-    ".absmax",
-    ".scale_weight",
-    ".comfy_quant",
-)
-
-
-def scaled_layers(entries: Mapping[str, Entry]) -> list[str]:
-    """Names of the layers stored as scaled fp8, told by the weight's dtype and the scale beside it."""
-    return [
-        name.removesuffix(".weight")
-        for name, entry in entries.items()
-        if entry.dtype == torch.float8_e4m3fn and f"{name}_scale" in entries
-    ]
+_FOREIGN = (".pre_quant_scale", ".weight_scale_2", ".weight_zero_point", ".absmax", ".scale_weight", ".comfy_quant")
 
 
 def dequantized(entries: Mapping[str, Entry]) -> dict[str, Entry]:
@@ -33,21 +17,18 @@ def dequantized(entries: Mapping[str, Entry]) -> dict[str, Entry]:
     Raises:
         ValueError: If the tensors are of another quantised format.
     """
-    other = [name for name in entries if name.endswith(_UNSUPPORTED)]
-    layers = scaled_layers(entries)
-    other += [f"{layer}.weight_scale" for layer in layers if entries[f"{layer}.weight_scale"].shape not in ((), (1,))]
+    fp8 = [name for name, entry in entries.items() if entry.dtype == torch.float8_e4m3fn]
+    scales = {name: f"{name}_scale" for name in fp8 if f"{name}_scale" in entries}
+    other = [name for name in entries if name.endswith(_FOREIGN)]
+    other += [scale for scale in scales.values() if entries[scale].shape not in ((), (1,))]
     if other:
         raise ValueError(
             f"the checkpoint is quantised in a format that is not supported (tensor {other[0]!r}); supported are "
             "float8_e4m3fn weights with one scale each; use the bfloat16 file instead"
         )
-    result = dict(entries)
-    for layer in layers:
-        weight, scale = entries[f"{layer}.weight"], entries[f"{layer}.weight_scale"]
-        result[f"{layer}.weight"] = _scaled(weight, scale)
-        for name in _SCALES:
-            result.pop(f"{layer}.{name}", None)
-    return result
+    unused = {name.removesuffix("weight") + scale for name in scales for scale in _SCALES}
+    kept = {name: entry for name, entry in entries.items() if name not in unused}
+    return kept | {name: _scaled(entries[name], entries[scale]) for name, scale in scales.items()}
 
 
 def _scaled(weight: Entry, scale: Entry) -> Entry:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from ..schedulers.scheduling_ltx2 import LTX2Scheduler
 from .tolerances import TOLERANCES, Tolerance
 
 GOLDEN = Path(__file__).parents[1] / "resources" / "golden"
@@ -106,19 +107,20 @@ def run_checks(device: str | torch.device = "cpu", dtype: torch.dtype = torch.fl
         raise ValueError(f"`dtype` has to be one of {', '.join(map(str, dtypes))} but is {dtype}")
     for check in CHECKS:
         try:
-            actual, expected = _run(check, torch.device(device), dtype)
             tolerance = REDUCED.get(dtype, TOLERANCES[check.row])
-            yield CheckResult(check.name, check.case, *_relative(tolerance, actual, expected))
+            yield _judged(check.name, check.case, tolerance, *_run(check, torch.device(device), dtype))
         except (RuntimeError, ValueError, OSError, TypeError, NotImplementedError) as failure:
             reason = str(failure).splitlines()[0] if str(failure) else type(failure).__name__
             yield CheckResult(check.name, check.case, failure=reason)
-    yield _schedule_check()
+    schedule = load_file(GOLDEN / "sampling" / "schedules.safetensors")["ltx2/default/steps40"]
+    yield _judged("scheduler", "ltx2, 40 steps", TOLERANCES["sampling"], LTX2Scheduler.execute(40), schedule)
 
 
-def _relative(tolerance: Tolerance, actual: torch.Tensor, expected: torch.Tensor) -> list[float]:
+def _judged(name: str, case: str, tolerance: Tolerance, actual: torch.Tensor, expected: torch.Tensor) -> CheckResult:
     """The worst element's difference and what is allowed there, in units of the largest expected value."""
+    error, allowed = tolerance.worst(actual, expected)
     peak = expected.abs().max().item()
-    return [value / peak for value in tolerance.worst(actual, expected)]
+    return CheckResult(name, case, error / peak, allowed / peak)
 
 
 def _run(check: Check, device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
@@ -147,12 +149,3 @@ def _load_model(class_name: str, folder: Path, device: torch.device, dtype: torc
     weights = load_file(folder / "diffusers.safetensors")
     model.load_state_dict({name: value.to(dtype) for name, value in weights.items()}, assign=True)
     return model.to(device).eval()
-
-
-def _schedule_check() -> CheckResult:
-    from ..schedulers.scheduling_ltx2 import LTX2Scheduler
-
-    expected = load_file(GOLDEN / "sampling" / "schedules.safetensors")["ltx2/default/steps40"]
-    return CheckResult(
-        "scheduler", "ltx2, 40 steps", *_relative(TOLERANCES["sampling"], LTX2Scheduler.execute(40), expected)
-    )

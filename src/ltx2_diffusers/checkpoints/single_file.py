@@ -18,6 +18,11 @@ from .safetensors_io import Entry
 ModelClass = type[Any]
 
 _MAX_LISTED = 10
+_UNSUPPORTED = {
+    "quantization_config": "cannot be applied to an original file; convert it with conversion/convert_to_diffusers.py and "
+    "pass quantization_config to from_pretrained",
+    "proxies": "is not supported by the Hub client; set the environment variable HTTPS_PROXY",
+}
 
 
 def load_component(
@@ -68,7 +73,10 @@ def load_component(
     Returns:
         The model, in evaluation mode.
     """
-    _check_options(cls, config, original_config, quantization_config, proxies, config_overrides)
+    _check_options(cls, config, original_config, config_overrides)
+    for name, value in (("quantization_config", quantization_config), ("proxies", proxies)):
+        if value is not None:
+            raise ValueError(f"{name} {_UNSUPPORTED[name]}")
     target = _target_device(device, device_map)
     component = class_names.component_of(cls)
     hub_options = {"cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
@@ -79,9 +87,10 @@ def load_component(
     if config is None:
         model_config = checkpoint.config(component)
     else:
-        model_config = _given_config(cls, component, config, subfolder, config_revision, hub_options)
+        model_config = _given_config(cls, component, config, subfolder, revision=config_revision, **hub_options)
     model_config = {**model_config, **config_overrides}
-    _check_vocoder(cls, component, entries, checkpoint.name)
+    if component == "vocoder":
+        _check_stages(cls, entries, checkpoint.name)
     with nullcontext() if low_cpu_mem_usage is False else init_empty_weights():
         model = cls.from_config(model_config)
     is_guess = config is None and not checkpoint.has_config(component)
@@ -93,25 +102,10 @@ def load_component(
     return model.to(target).eval()
 
 
-def _check_options(
-    cls: ModelClass,
-    config: object,
-    original_config: object,
-    quantization_config: object,
-    proxies: object,
-    overrides: Mapping[str, Any],
-) -> None:
+def _check_options(cls: ModelClass, config: object, original_config: object, overrides: Mapping[str, Any]) -> None:
     if config is not None and original_config is not None:
         raise ValueError("config and original_config exclude each other; give one of them")
-    if quantization_config is not None:
-        raise ValueError(
-            "quantization_config cannot be applied to an original file; convert it with "
-            "conversion/convert_to_diffusers.py and pass quantization_config to from_pretrained"
-        )
-    if proxies is not None:
-        raise ValueError("proxies is not supported by the Hub client; set the environment variable HTTPS_PROXY")
-    known = inspect.signature(cls).parameters
-    if unknown := sorted(set(overrides) - set(known)):
+    if unknown := sorted(set(overrides) - set(inspect.signature(cls).parameters)):
         raise TypeError(f"from_single_file got unknown arguments: {', '.join(unknown)}")
 
 
@@ -132,24 +126,15 @@ def _target_device(device: str | torch.device | None, device_map: Any) -> torch.
     return torch.device("cpu" if device is None else device)
 
 
-def _given_config(
-    cls: ModelClass,
-    component: str,
-    config: Any,
-    subfolder: str | None,
-    revision: str | None,
-    hub_options: dict[str, Any],
-) -> dict[str, Any]:
+def _given_config(cls: ModelClass, component: str, config: Any, subfolder: str | None, **hub: Any) -> dict[str, Any]:
     if isinstance(config, Mapping):
         return dict(config)
     if subfolder is None and not os.path.isfile(os.path.join(config, "config.json")):
         subfolder = component
-    return cls.load_config(os.fspath(config), subfolder=subfolder, revision=revision, **hub_options)
+    return cls.load_config(os.fspath(config), subfolder=subfolder, **hub)
 
 
-def _check_vocoder(cls: ModelClass, component: str, entries: Mapping[str, Entry], name: str) -> None:
-    if component != "vocoder":
-        return
+def _check_stages(cls: ModelClass, entries: Mapping[str, Entry], name: str) -> None:
     has_two_stages = any(key.startswith("bwe_generator.") for key in entries)
     is_two_stage_class = any(base.__name__ == "LTX2VocoderWithBWE" for base in cls.__mro__)
     if has_two_stages != is_two_stage_class:
@@ -167,16 +152,10 @@ def _check_fit(model: torch.nn.Module, component: str, entries: Mapping[str, Ent
         for key in entries
         if key in own and entries[key].shape != tuple(own[key].shape)
     ]
-    problems = [
-        f"{label}: {_listed(found)}"
-        for label, found in (("missing", missing), ("unexpected", unexpected), ("of another shape", wrong))
-        if found
-    ]
-    if problems:
+    found = {"missing": missing, "unexpected": unexpected, "of another shape": wrong}
+    if problems := "; ".join(f"{label}: {_listed(names)}" for label, names in found.items() if names):
         raise ValueError(
-            f"the {component} tensors of {name} do not fit {type(model).__name__} in this configuration; "
-            + "; ".join(problems)
-            + hint
+            f"the {component} tensors of {name} do not fit {type(model).__name__} in this configuration; {problems}{hint}"
         )
 
 

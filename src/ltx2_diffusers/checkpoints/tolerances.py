@@ -1,9 +1,10 @@
 """How far computed numbers may lie from the expected ones, and why: one table for the tests and for `ltx2 doctor`.
 
-The values are those that stand beside the golden vectors, stated before anybody knew what a certain machine computes.
-A processor's maths library adds the same products in another order and rounds `exp` to the other neighbour, which
-moves results by a few units in the last place; the table leaves room for that and for nothing else. A relative error
-of 1e-3 exceeds every row, except where values of 16 bits hide it; tests plant such errors to prove it.
+The values are those that stand beside the golden vectors, stated before anybody knew what a certain machine computes;
+where none stands there, or it supposes equal angles, the row derives its own. A processor's maths library adds the
+same products in another order and rounds `exp` to the other neighbour, which moves results by a few units in the last
+place; the table leaves room for that and for nothing else. A relative error of 1e-3 exceeds every row, except where
+values of 16 bits hide it; tests plant such errors to prove it.
 """
 
 from dataclasses import dataclass

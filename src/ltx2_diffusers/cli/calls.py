@@ -5,7 +5,7 @@ Each function takes all options and the arguments that the call takes, and retur
 
 from collections.abc import Callable, Collection
 from dataclasses import fields
-from math import ceil
+from math import ceil, inf
 from typing import Any
 
 from ..checks import check_positive
@@ -98,12 +98,12 @@ def segments(options: Options, _takes: Collection[str]) -> Arguments:
     stride = VIDEO_SCALE_FACTORS.time
     seconds, overlap = options["extend"], options.get("overlap", 25)
     longest = options.get("num_frames", DEFAULT_SIZE[2])
-    rate = options.get("frame_rate")
-    if rate is None:
-        rate = float(probe(options["video"]).frame_rate or 24.0) if "video" in options else 24.0
+    own_rate = probe(options["video"]).frame_rate if "video" in options else None
+    rate = options.get("frame_rate", float(own_rate or 24.0))
     check_positive(frame_rate=rate)
-    if not seconds > 0:
-        raise ValueError(f"--extend has to be more than 0 seconds but is {seconds}; use 1.0")
+    if not 0 < seconds * rate < inf:
+        limit = " and finite" if seconds > 0 else ""
+        raise ValueError(f"--extend has to be more than 0 seconds{limit} but is {seconds}; use 1.0")
     if not 0 < overlap < longest:
         raise ValueError(f"--overlap has to be less than --num-frames {longest} but is {overlap}; use 9")
     frames = stride * ceil(seconds * rate / stride) + (overlap if "video" in options else 1)

@@ -52,8 +52,7 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Generate and write the file."""
-    given = {name: value for name, value in vars(options).items() if value is not None}
-    generate({name: value for name, value in given.items() if name not in ("run", "command")})
+    generate({name: value for name, value in vars(options).items() if name in OPTIONS and value is not None})
     return 0
 
 
@@ -69,7 +68,7 @@ def generate(given: Options) -> dict[str, Any]:
     try:
         mode = choose_mode(given)
         options = with_defaults(given, mode)
-        _check_files(options)
+        _check(options)
         hashes = input_hashes(options)
         call = call_arguments(mode, options)
         check_device(options["device"])
@@ -121,10 +120,8 @@ def _run_arguments(options: Options) -> dict[str, Any]:
     """Arguments of the call that say where noise comes from and where the result goes."""
     import torch
 
-    arguments: dict[str, Any] = {
-        "generator": torch.Generator("cpu").manual_seed(options["seed"]),
-        "output_type": "uint8",
-    }
+    generator = torch.Generator("cpu").manual_seed(options["seed"])
+    arguments: dict[str, Any] = {"generator": generator, "output_type": "uint8"}
     if "extend" in options:
         # A long clip is written while it is made.
         arguments["save_path"] = options["output"]
@@ -134,11 +131,13 @@ def _run_arguments(options: Options) -> dict[str, Any]:
     return arguments
 
 
-def _check_files(options: Options) -> None:
-    """Names of files that are written: right suffixes, and no input among them."""
+def _check(options: Options) -> None:
+    """What no pipeline checks: the seed, and names of files that are written: right suffixes, and no input among them."""
     from ..media.files import check_suffix
     from ..media.writing import VIDEO_SUFFIXES
 
+    if not -(2**63) <= options["seed"] < 2**64:
+        raise ValueError(f"--seed has to be a whole number of at most 64 bits but is {options['seed']}; use 10")
     output = Path(options["output"])
     if "audio_only" in options:
         check_suffix(output, (".wav",), "--output of --audio-only")
@@ -149,12 +148,10 @@ def _check_files(options: Options) -> None:
         written[check_suffix(_preview_path(options), _PREVIEW_SUFFIXES, "--preview")] = "--preview"
         if options["preview_every"] < 1:
             raise ValueError(f"--preview-every has to be at least 1 but is {options['preview_every']}; use 5")
-    inputs = {path.absolute(): option for path, option in input_files(options).items()}
+    inputs = {path.absolute(): flag(option) for path, option in input_files(options).items()}
     for path, what in written.items():
-        if path.absolute() in inputs:
-            raise ValueError(
-                f"{what} would overwrite {flag(inputs[path.absolute()])} {str(path)!r}; choose another name"
-            )
+        if option := inputs.get(path.absolute()):
+            raise ValueError(f"{what} would overwrite {option} {str(path)!r}; choose another name")
 
 
 def _preview_path(options: Options) -> Path:

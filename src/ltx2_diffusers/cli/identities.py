@@ -1,7 +1,6 @@
 """Names for the content of files: inputs as a whole, checkpoints by samples, and clips by what they decode to."""
 
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +29,8 @@ def checkpoint_identity(name: str) -> dict[str, str]:
         name: A folder, a file, a Hub id or the name of a packaged checkpoint. Empty for what is not on this machine.
     """
     path = packaged_checkpoint(name) if name in PACKAGED else Path(name)
-    if path.is_dir():
-        return {"sha256": folder_fingerprint(path)}
-    if path.is_file():
-        return {"sha256": _sampled(path).hexdigest()}
+    if path.exists():
+        return {"sha256": folder_fingerprint(path) if path.is_dir() else _sampled(path).hexdigest()}
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -72,8 +69,7 @@ def content_identity(path: Path) -> dict[str, Any]:
             count += 1
         size = {"frames": count, "width": info.width, "height": info.height, "frame_rate": str(info.frame_rate)}
         content["video"] = {**size, "sha256": digest.hexdigest()}
-    sound = read_audio(path)
-    if sound is not None:
+    if (sound := read_audio(path)) is not None:
         waveform, rate = sound
         name = hashlib.sha256(waveform.contiguous().numpy().data).hexdigest()
         content["audio"] = {"samples": waveform.shape[-1], "sampling_rate": rate, "sha256": name}
@@ -85,15 +81,10 @@ def _sampled(path: Path) -> Any:
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())
     with path.open("rb") as file:
-        for start, length in _spread(size):
-            file.seek(start)
-            digest.update(file.read(length))
+        if size <= _WHOLE_BYTES:
+            digest.update(file.read())
+        else:
+            for index in range(_BLOCKS):
+                file.seek((size - _BLOCK_BYTES) * index // (_BLOCKS - 1))
+                digest.update(file.read(_BLOCK_BYTES))
     return digest
-
-
-def _spread(size: int) -> Iterator[tuple[int, int]]:
-    if size <= _WHOLE_BYTES:
-        yield 0, size
-        return
-    for index in range(_BLOCKS):
-        yield (size - _BLOCK_BYTES) * index // (_BLOCKS - 1), _BLOCK_BYTES

@@ -5,6 +5,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+# Names of weights, as diffusers and as transformers write them.
+_STEMS = ("diffusion_pytorch_model", "model")
+
 
 def add_parser(commands: Any) -> None:
     """Add the subcommand to the parser."""
@@ -30,21 +33,24 @@ def run(options: argparse.Namespace) -> int:
             f"{options.checkpoint} is neither a file, a folder nor a packaged name ({', '.join(PACKAGED)}); download a "
             "Hub repository first"
         )
-    summary = describe_folder(path) if path.is_dir() else describe_file(path)
+    version, kind, parts = describe_folder(path) if path.is_dir() else describe_file(path)
+    layout = "diffusers" if path.is_dir() else "original"
     if options.json:
+        summary = {"layout": layout, "version": version, "kind": kind, "components": parts}
         print(json.dumps(summary, indent=2))
         return 0
-    print(f"{options.checkpoint}: {summary['layout']} layout, LTX-{summary['version']} {summary['kind']}")
+    print(f"{options.checkpoint}: {layout} layout, LTX-{version} {kind}")
     print(f"{'component':<18}{'class':<38}{'tensors':>9}{'parameters':>13}{'size':>11}  dtypes")
-    for name, part in summary["components"].items():
+    for name, part in parts.items():
         numbers = f"{part['tensors']:>9}{_short(part['parameters']):>13}{_short(part['bytes'], 'B'):>11}"
         print(f"{name:<18}{part['class']:<38}{numbers if part['tensors'] else '':<33}  {', '.join(part['dtypes'])}")
     return 0
 
 
-def describe_file(path: Path) -> dict[str, Any]:
-    """Summary of an original file."""
+def describe_file(path: Path) -> tuple[str, str, dict[str, Any]]:
+    """Version, kind and components of an original file."""
     from ..checkpoints.class_names import class_name_for
+    from ..checkpoints.folder import is_distilled
     from ..checkpoints.original import OriginalCheckpoint
     from ..checkpoints.versions import model_version
 
@@ -57,16 +63,11 @@ def describe_file(path: Path) -> dict[str, Any]:
         for name in names
     }
     version = model_version(checkpoint.config("transformer")) if "transformer" in names else "unknown"
-    return {
-        "layout": "original",
-        "version": checkpoint.metadata.get("model_version", version),
-        "kind": "distilled" if "distilled" in path.name else "dev",
-        "components": parts,
-    }
+    return checkpoint.metadata.get("model_version", version), "distilled" if is_distilled(path) else "dev", parts
 
 
-def describe_folder(path: Path) -> dict[str, Any]:
-    """Summary of a folder in diffusers layout."""
+def describe_folder(path: Path) -> tuple[str, str, dict[str, Any]]:
+    """Version, kind and components of a folder in diffusers layout."""
     from ..checkpoints.safetensors_io import read_folder
     from ..checkpoints.versions import model_kind, model_version
 
@@ -77,21 +78,11 @@ def describe_folder(path: Path) -> dict[str, Any]:
     for name, entry in json.loads(index.read_text()).items():
         if not isinstance(entry, list) or not entry[0]:
             continue
-        stem = next(
-            (s for s in ("diffusion_pytorch_model", "model") if list((path / name).glob(f"{s}*.safetensors"))), None
-        )
+        stem = next((stem for stem in _STEMS if any((path / name).glob(f"{stem}*.safetensors"))), None)
         parts[name] = _part(entry[1], read_folder(path / name, stem) if stem else {})
-    configs = {
-        name: json.loads((path / name / file).read_text())
-        for name, file in (("transformer", "config.json"), ("scheduler", "scheduler_config.json"))
-        if (path / name / file).is_file()
-    }
-    return {
-        "layout": "diffusers",
-        "version": model_version(configs.get("transformer", {})) if "transformer" in configs else "unknown",
-        "kind": model_kind(configs.get("scheduler", {})),
-        "components": parts,
-    }
+    transformer, scheduler = path / "transformer" / "config.json", path / "scheduler" / "scheduler_config.json"
+    version = model_version(json.loads(transformer.read_text())) if transformer.is_file() else "unknown"
+    return version, model_kind(json.loads(scheduler.read_text()) if scheduler.is_file() else {}), parts
 
 
 def _part(class_name: str, entries: dict[str, Any]) -> dict[str, Any]:

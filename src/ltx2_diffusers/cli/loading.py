@@ -59,8 +59,7 @@ def load_pipeline(options: Options, pipeline_class: Any) -> Any:
         pipeline.enable_prompt_cache(options["prompt_cache"])
     if options["offload"] == "none":
         return pipeline.to(options["device"])
-    enable = {"model": "enable_model_cpu_offload", "sequential": "enable_sequential_cpu_offload"}[options["offload"]]
-    getattr(pipeline, enable)(device=options["device"])
+    getattr(pipeline, f"enable_{options['offload']}_cpu_offload")(device=options["device"])
     return pipeline
 
 
@@ -72,8 +71,8 @@ def _from_checkpoint(options: Options, pipeline_class: Any) -> Any:
     if Path(checkpoint).suffix in _SINGLE_FILES:
         if "text_encoder" not in options:
             raise ValueError(f"{checkpoint} holds no text encoder; name a Gemma folder or Hub id with --text-encoder")
-        text_encoder = options["text_encoder"]
-        return pipeline_class.from_single_file(checkpoint, text_encoder=text_encoder, dtype=dtype, **components)
+        components["text_encoder"] = options["text_encoder"]
+        return pipeline_class.from_single_file(checkpoint, dtype=dtype, **components)
     if "text_encoder" in options:
         raise ValueError(f"--text-encoder belongs to original files; {checkpoint} brings its own, so leave it out")
     if options.get("no_text_encoder"):
@@ -85,9 +84,8 @@ def _from_checkpoint(options: Options, pipeline_class: Any) -> Any:
 def _upsampler(path: Path, dtype: Any) -> Any:
     from ..models.latent_upsampler import LTX2LatentUpsamplerModel
 
-    if path.is_dir():
-        return LTX2LatentUpsamplerModel.from_pretrained(path, dtype=dtype)
-    return LTX2LatentUpsamplerModel.from_single_file(path, dtype=dtype)
+    load = LTX2LatentUpsamplerModel.from_pretrained if path.is_dir() else LTX2LatentUpsamplerModel.from_single_file
+    return load(path, dtype=dtype)
 
 
 def _check_kind(pipeline: Any, options: Options) -> None:
@@ -111,14 +109,11 @@ def _load_loras(pipeline: Any, options: Options) -> None:
     """Load LoRAs and make them active, but for one that belongs to the refining stage alone."""
     from ..adapters.active import DISTILLED_ADAPTER
 
-    active = {}
-    for index, (file, weight) in enumerate(options.get("lora", [])):
-        pipeline.load_lora_weights(str(file), adapter_name=f"lora_{index}")
-        active[f"lora_{index}"] = weight
+    loras = {f"lora_{index}": lora for index, lora in enumerate(options.get("lora", []))}
     if "distilled_lora" in options:
-        file, weight = options["distilled_lora"]
-        pipeline.load_lora_weights(str(file), adapter_name=DISTILLED_ADAPTER)
-        if "distilled" in options:
-            active[DISTILLED_ADAPTER] = weight
-    if active or "distilled_lora" in options:
-        pipeline.set_adapters(list(active), list(active.values()))
+        loras[DISTILLED_ADAPTER] = options["distilled_lora"]
+    for name, (file, _) in loras.items():
+        pipeline.load_lora_weights(str(file), adapter_name=name)
+    active = [name for name in loras if name != DISTILLED_ADAPTER or "distilled" in options]
+    if loras:
+        pipeline.set_adapters(active, [loras[name][1] for name in active])

@@ -9,7 +9,7 @@ from typing import Any
 from .identities import checkpoint_identity, file_sha256
 from .loading import CHECKPOINT
 from .options import OPTIONS
-from .values import Options, flag, input_files, replaced_files
+from .values import Options, flag, flags, input_files, replaced_files
 
 # Raised whenever a reader of the former number would misread the file.
 SCHEMA = 1
@@ -35,7 +35,7 @@ def input_hashes(options: Options) -> dict[Path, str]:
     return hashes
 
 
-def write_manifest(output: Path, options: Options, hashes: Mapping[Path, str], facts: Mapping[str, Any]) -> Path:
+def write_manifest(output: Path, options: Options, hashes: Mapping[Path, str], facts: Mapping[str, Any]) -> None:
     """Write the manifest of an output, never half of it.
 
     Args:
@@ -49,20 +49,16 @@ def write_manifest(output: Path, options: Options, hashes: Mapping[Path, str], f
     base = output.parent.absolute()
     kept = {name: value for name, value in options.items() if OPTIONS[name].record != "nothing"}
     kept |= {name: _place(value) for name, value in kept.items() if OPTIONS[name].record in ("place", "checkpoint")}
-    identities = {name: checkpoint_identity(kept[name]) for name in kept if OPTIONS[name].record == "checkpoint"}
+    written = {n: replaced_files(value, lambda path: {"file": _stored(path, base)}) for n, value in kept.items()}
     manifest = {
         "kind": _KIND,
         "schema": SCHEMA,
-        "options": {
-            name: replaced_files(value, lambda path: {"file": _stored(path, base)}) for name, value in kept.items()
-        },
+        "options": written,
         "inputs": {_stored(path, base): name for path, name in hashes.items()},
-        "checkpoints": identities,
+        "checkpoints": {n: checkpoint_identity(kept[n]) for n in kept if OPTIONS[n].record == "checkpoint"},
         **facts,
     }
-    path = manifest_path(output)
-    write_json(path, manifest)
-    return path
+    write_json(manifest_path(output), manifest)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -82,11 +78,11 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise ValueError(f"{str(path)!r} cannot be read as a manifest: {error}") from error
     if not isinstance(manifest, dict) or manifest.get("kind") != _KIND:
         raise ValueError(f"{str(path)!r} is not a manifest; it is the .json file that `ltx2 generate` writes")
+    writer = "use the version of ltx2-diffusers that wrote it"
     if manifest["schema"] != SCHEMA:
-        raise ValueError(
-            f"{str(path)!r} has the schema {manifest['schema']}, this version reads {SCHEMA}; use the version of "
-            f"ltx2-diffusers that wrote it"
-        )
+        raise ValueError(f"{str(path)!r} has the schema {manifest['schema']}, this version reads {SCHEMA}; {writer}")
+    if unknown := sorted(manifest["options"].keys() - OPTIONS):
+        raise ValueError(f"{str(path)!r} has {flags(unknown, 'and')}, which this version does not know; {writer}")
     manifest["inputs"] = {Path(os.path.normpath(base / file)): name for file, name in manifest["inputs"].items()}
     return manifest
 

@@ -10,7 +10,8 @@ _WORD = re.compile(
     r"""(?<![\w=\[])(?:'[^']*'|"[^"]*")"""
     r"""|(?<![/\w])`?(?P<name>\w+)(?:=["']?(?P<value>[\w.]+|{})["']?)?`?(?![/\w]|\.\w)"""
 )
-# An object among arguments, whose own arguments are options too.
+# An object among arguments, whose own arguments are options too; no option gives its bins.
+_NO_OPTION = re.compile(r"(?: or `\w+`)? of `guidance_options`")
 _OBJECT = re.compile(r"\w+=[A-Z]\w+\(([^()]*)\)")
 
 
@@ -29,13 +30,10 @@ def in_options(message: str, given: Options) -> str:
             return _typed(word["name"], word["value"], given) or word[0]
         return word[0]
 
-    message = _OBJECT.sub(r"\1", message)
+    message = _OBJECT.sub(r"\1", _NO_OPTION.sub("", message))
     message = _WORD.sub(typed, message)
-    if "--" not in message:
-        for name, value in given.items():
-            if any(repr(str(part)) in message for part in parts_of(value)):
-                return f"{flag(name)}: {message}"
-    return message
+    quoted = [name for name, value in given.items() if any(repr(str(part)) in message for part in parts_of(value))]
+    return message if "--" in message or not quoted else f"{flag(quoted[0])}: {message}"
 
 
 def _typed(name: str, value: str | None, given: Options) -> str | None:
@@ -43,9 +41,8 @@ def _typed(name: str, value: str | None, given: Options) -> str | None:
     options = [option for option in OPTIONS.values() if name in option.names]
     if not options:
         return None
-    for option in options:
-        if option.value is None and value == str(option.gives):
-            return flag(option.name)
+    if switch := next((o for o in options if o.value is None and value == str(o.gives)), None):
+        return flag(switch.name)
     part = f"the {name} of " if name in options[0].parts else ""
     text = flags([o.name for o in options if o.name in given] or [o.name for o in options])
     return f"{part}{text}" if value is None else f"{part}{text} {value}"

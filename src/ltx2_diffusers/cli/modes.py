@@ -66,13 +66,11 @@ def choose_mode(options: Options) -> Mode:
     """
     given = [option for name, option in OPTIONS.items() if name in options]
     for option in given:
-        if option.needs and not any(other in options for other in option.needs):
+        if option.needs and options.keys().isdisjoint(option.needs):
             raise ValueError(f"{flag(option.name)} needs {flags(option.needs)}")
-    for option in given:
-        for other in option.excludes:
-            if other in options:
-                raise ValueError(f"{flags((option.name, other), 'and')} contradict each other; leave one of them out")
-    mode = next(mode for mode in MODES if not mode.chosen_by or any(option in options for option in mode.chosen_by))
+    if pairs := [(option.name, other) for option in given for other in option.excludes if other in options]:
+        raise ValueError(f"{flags(pairs[0], 'and')} contradict each other; leave one of them out")
+    mode = next(mode for mode in MODES if not mode.chosen_by or not options.keys().isdisjoint(mode.chosen_by))
     if "preview" in options and not mode.makes_video:
         raise ValueError(f"--preview shows pictures as they are made, but {_chosen(mode, options)} makes none")
     return mode

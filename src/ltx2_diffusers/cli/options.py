@@ -93,169 +93,159 @@ _REPEATED = {"action": "append"}
 _SEVERAL = {"nargs": "+"}
 _STRENGTH = ("strength",)
 
+_GUIDANCE = "guidance (default: the reference values of the checkpoint)"
 # fmt: off
-_TEXT = (
-    Option("prompt", "TEXT", becomes=calls.prompts, parsing={**_REPEATED, "required": True},
-        help="what to see and hear; repeat it for several clips, or for the parts of --extend"),
-    _same("negative_prompt", "TEXT", help="what to stay away from"),
-    Option("enhance_prompt", None, "enable_prompt_enhancement", excludes=("no_text_encoder",),
-        help="have the language model write out the prompt first"),
-    _same("system_prompt", "TEXT", needs=("enhance_prompt",), help="your instructions for --enhance-prompt"),
-    Option("enhance_tokens", "N", "prompt_max_new_tokens", needs=("enhance_prompt",),
-        help="of --enhance-prompt: longest text; default 512"),
-    Option("prompt_cache", "DIR", record="place",
-        help="keep encoded prompts in this folder, and take them from there"),
-    Option("no_text_encoder", needs=("prompt_cache",),
-        help="do without the language model; every prompt has to be in --prompt-cache"),
-    _same("max_sequence_length", "TOKENS", help="longer prompts are cut; default 1024"),
-)
-_PICTURES = (
-    Option("image", "FILE", becomes=calls.pictures, help="the first frame"),
-    Option("image_at", "", becomes=calls.pictures, called=("images", "frame"), parts=_STRENGTH,
-        parsing={"nargs": 2, "action": AppendPlaced, "metavar": ("N", "FILE[:STRENGTH]")},
-        help="a picture or clip at frame N, negative from the end, shown with a strength from 0 to 1; repeatable"),
-    Option("image_crf", "CRF", called=("crf",), needs=("image", "image_at"),
-        help="H.264 quality that pictures are given; 0 for none"),
-    Option("reference", "FILE[:STRENGTH]", becomes=calls.references, parts=_STRENGTH, parsing=_REPEATED,
-        help="a clip that an IC-LoRA (see --lora) translates; repeatable"),
-    Option("reference_audio", "FILE[:STRENGTH]", becomes=calls.references, parts=_STRENGTH, parsing=_REPEATED,
-        help="a sound, such as a voice, that a LoRA follows; repeatable"),
-    _same("audio", "FILE", help="the sound of the clip"),
-    _same("audio_fit", ("crop", "pad", "stretch"), needs=("audio",),
-        help="what happens to sound shorter than the clip: crop (default) is an error, pad adds silence, stretch changes "
-        "the tempo"),
-    Option("audio_start", "SECONDS", "audio_start_s", needs=("audio",), help="where in --audio the clip begins"),
-    _same("audio_cond_noise_scale", "SCALE", needs=("audio",),
-        help="0 (default) keeps the sound exactly, more makes a new one after it, 1 ignores it"),
-)
-_EDITING = (
-    _same("video", "FILE", needs=("retake", "extend", "add_sound"), help="the clip to work on"),
-    Option("retake", "FROM:TO", becomes=calls.retake, called=("start_s", "end_s"), needs=("video",),
-        help="make these seconds of --video anew"),
-    Option("region", "MASK", becomes=calls.region, needs=("retake",),
-        help="of --retake: where, a picture that is white there"),
-    Option("keep_video", becomes=calls.sound_alone, called=("regenerate_video",), needs=("retake",),
-        excludes=("keep_audio", "region"), help="of --retake: leave the pictures alone"),
-    Option("keep_audio", None, "regenerate_audio", gives=False, needs=("retake",),
-        help="of --retake: leave the sound alone"),
-    Option("extend", "SECONDS", becomes=calls.segments, called=("num_segments",),
-        help="make --video so much longer, part by part, or make a clip of this length from nothing; rounded up to parts "
-        "of 8 frames"),
-    Option("backwards", None, "direction", gives="backward", needs=("extend",),
-        help="of --extend: at the start of the clip"),
-    Option("overlap", "N", "overlap_frames", needs=("extend",),
-        help="of --extend: frames that parts share; default 25"),
-    _same("drift_control", "SHARE", needs=("extend",), help="of --extend: hold the colours to the start, 0 to 1"),
-    Option("add_sound", needs=("video",), help="make the sound of --video"),
-)
-_RECIPE = (
-    Option("two_stage", None, "two_stage", help="start at half the size with guidance, then refine at full size"),
-    Option("distilled", help="a distilled checkpoint's 8 + 3 steps without guidance, in two stages"),
-    Option("one_stage", None, "two_stage", gives=False, needs=("distilled",), excludes=("two_stage", "stage_2_sigmas"),
-        help="of --distilled: 8 steps at full size"),
-    Option("interpolate", needs=("image", "image_at"),
-        help="move between the pictures of --image and --image-at, which guide without pinning"),
-    Option("no_audio", None, "generate_audio", gives=False, help="make a silent clip"),
-    Option("audio_only", help="make sound alone, a .wav file"),
-)
-_SIZE = (
-    _same("width", "PIXELS", help="a multiple of 32; 64 in two stages; default 768"),
-    _same("height", "PIXELS", help="the same; default 512"),
-    _same("num_frames", "N", help="8 k + 1; of --extend: those of a part; default 121"),
-    _same("frame_rate", "FPS", help="23.976 and the like are exact; default 24; miniatures: see below"),
-    Option("duration", "SECONDS", "duration_s", needs=("audio_only",), default=5.0, help="of --audio-only; default 5"),
-    _same("motion_speed", "SPEED", help="how fast things move, against real time; default 1"),
-    Option("num_videos", "N", "num_videos_per_prompt", help="clips per prompt; default 1"),
-)
-_SAMPLING = (
-    Option("seed", "N", default=10, help="equal seeds give equal clips; default 10"),
-    Option("steps", "N", "num_inference_steps", excludes=("sigmas",), help="denoising steps"),
-    _same("sigmas", "SIGMA", parsing=_SEVERAL, help="noise levels instead of --steps"),
-    _same("stage_2_sigmas", "SIGMA", called=("sigmas",), needs=("two_stage", "distilled"), parsing=_SEVERAL,
-        help="noise levels of the refining stage"),
-    _same("sampler", "NAME", help="euler (default), gradient_estimating, euler_ancestral, euler_cfg_pp or res_2s"),
-    _same("decode_timestep", "T", help="of video VAEs that take one; default 0"),
-    _same("decode_noise_scale", "SCALE", help="default that of --decode-timestep"),
-)
-_GUIDANCE = (
-    _same("guidance_scale", "SCALE", help="classifier-free guidance of the video, off at 1"),
-    _same("stg_scale", "SCALE", help="spatio-temporal guidance of the video, off at 0"),
-    _same("modality_scale", "SCALE", help="modality guidance of the video, off at 1"),
-    _same("guidance_rescale", "SHARE", called=("rescale_scale",), help="rescaling of the guided video, 0 to 1"),
-    _same("audio_guidance_scale", "SCALE", help="classifier-free guidance of the sound, off at 1"),
-    _same("audio_stg_scale", "SCALE", help="spatio-temporal guidance of the sound, off at 0"),
-    _same("audio_modality_scale", "SCALE", help="modality guidance of the sound, off at 1"),
-    _same("audio_guidance_rescale", "SHARE", called=("rescale_scale",), help="rescaling of the guided sound, 0 to 1"),
-    Option("stg_blocks", "BLOCK", "spatio_temporal_guidance_blocks", parsing=_SEVERAL,
-        help="blocks that spatio-temporal guidance perturbs"),
-    _guided("skip_step", "N", help="steps after each guided one that reuse the video's result"),
-    _guided("audio_skip_step", "N", help="the same for the sound"),
-    _guided("cfg_method", ("cfg", "cfg_star", "apg", "apg_momentum"),
-        help="formula of classifier-free guidance: plain (default), rescaled, or projected without and with momentum"),
-    _guided("apg_eta", "SHARE", needs=("cfg_method",),
-        help="of apg: share along the prediction that is kept; default 0"),
-    _guided("apg_norm_threshold", "NORM", needs=("cfg_method",), help="of apg: longest guidance; default 0, any"),
-    _guided("apg_momentum", "SHARE", needs=("cfg_method",), help="of apg_momentum: share of earlier guidance"),
-    _guided("nag_scale", "SCALE", needs=("negative_prompt",),
-        help="have --negative-prompt act within the attention to the text, at no more forwards; off at 1"),
-    _guided("nag_tau", "NORM", needs=("nag_scale",), help="of --nag-scale: longest guided values; default 2.5"),
-    _guided("nag_alpha", "SHARE", needs=("nag_scale",),
-        help="of --nag-scale: share of the guided values; default 0.25"),
-)
-# Besides the result, a manifest is written: FILE.json, for `ltx2 replay`. Files that are written are no `Path`.
-_OUTPUT = (
-    Option("output", "FILE", short=("-o",), record="nothing", parsing={"required": True, "type": str},
-        help="file to write, .mp4, .mov or (--audio-only) .wav; FILE.json beside it says how it was made; several clips "
-        "are numbered"),
-    Option("preview", "FILE", record="nothing", parsing={"nargs": "?", "const": "", "type": str},
-        help="keep a contact sheet of what is being made, a .png or .jpg file; default beside the output"),
-    Option("preview_every", "N", needs=("preview",), default=5, record="nothing",
-        help="steps from one --preview to the next; default 5"),
-)
-_LOADING = (
-    Option("checkpoint", "NAME", default=CHECKPOINT, record="checkpoint", called=("pretrained_model_name_or_path",),
-        help="folder or Hub id in diffusers layout, an original .safetensors file, or the name of a packaged miniature "
-        "(ltx2-tiny, the default, or ltx2.3-tiny: random weights, for trying things out)"),
-    Option("text_encoder", "NAME", excludes=("no_text_encoder",), record="checkpoint",
-        help="Gemma folder or Hub id; needed with an original file"),
-    Option("upsampler", "PATH", needs=("two_stage", "distilled"),
-        help="file or folder of the upsampler, if --checkpoint has none"),
-    Option("lora", "FILE[:WEIGHT]", parsing=_REPEATED, help="a LoRA to apply; repeatable"),
-    Option("distilled_lora", "FILE[:WEIGHT]", becomes=calls.refining_lora, called=("stage_2_adapters",),
-        needs=("two_stage", "distilled"), excludes=("refine_with_same_weights",),
-        help="the LoRA with which a dev checkpoint refines (--two-stage) or runs throughout (--distilled)"),
-    Option("refine_with_same_weights", None, "stage_2_adapters", gives={}, needs=("two_stage",),
-        help="refine without --distilled-lora, as the packaged miniatures do"),
-    Option("device", "NAME", help="cpu, cuda, cuda:1, mps; default the best present"),
-    Option("dtype", DTYPES, help="default bfloat16 on a GPU, float32 on a CPU"),
-    Option("offload", ("none", "model", "sequential"), default="none",
-        help="keep components on the CPU until they run"),
-    Option("tiling", help="decode large pictures in tiles, to save memory"),
-)
-# fmt: on
-
-_GROUPS: tuple[tuple[str, str | None, tuple[Option, ...]], ...] = (
-    ("text", None, _TEXT),
-    ("pictures, clips and sound to follow", None, _PICTURES),
-    ("working on a clip", None, _EDITING),
-    ("recipe", None, _RECIPE),
-    ("size (default with --video: the clip's)", None, _SIZE),
-    ("sampling (default: the reference values of the checkpoint)", None, _SAMPLING),
-    (
-        "guidance (default: the reference values of the checkpoint)",
-        "--guidance-scale 1 alone switches all guidance off. Where only sound is made, the options without 'audio' belong "
-        "to it.",
-        _GUIDANCE,
+_GROUPS: dict[str, tuple[Option, ...]] = {
+    "text": (
+        Option("prompt", "TEXT", becomes=calls.prompts, parsing={**_REPEATED, "required": True},
+            help="what to see and hear; repeat it for several clips, or for the parts of --extend"),
+        _same("negative_prompt", "TEXT", help="what to stay away from"),
+        Option("enhance_prompt", None, "enable_prompt_enhancement", excludes=("no_text_encoder",),
+            help="have the language model write out the prompt first"),
+        _same("system_prompt", "TEXT", needs=("enhance_prompt",), help="your instructions for --enhance-prompt"),
+        Option("enhance_tokens", "N", "prompt_max_new_tokens", needs=("enhance_prompt",),
+            help="of --enhance-prompt: longest text; default 512"),
+        Option("prompt_cache", "DIR", record="place",
+            help="keep encoded prompts in this folder, and take them from there"),
+        Option("no_text_encoder", needs=("prompt_cache",),
+            help="do without the language model; every prompt has to be in --prompt-cache"),
+        _same("max_sequence_length", "TOKENS", help="longer prompts are cut; default 1024"),
     ),
-    ("output", None, _OUTPUT),
-    ("checkpoint and LoRA", None, _LOADING),
-)
-OPTIONS = {option.name: option for _, _, options in _GROUPS for option in options}
+    "pictures, clips and sound to follow": (
+        Option("image", "FILE", becomes=calls.pictures, help="the first frame"),
+        Option("image_at", "", becomes=calls.pictures, called=("images", "frame"), parts=_STRENGTH,
+            parsing={"nargs": 2, "action": AppendPlaced, "metavar": ("N", "FILE[:STRENGTH]")},
+            help="a picture or clip at frame N, negative from the end, shown with a strength from 0 to 1; repeatable"),
+        Option("image_crf", "CRF", called=("crf",), needs=("image", "image_at"),
+            help="H.264 quality that pictures are given; 0 for none"),
+        Option("reference", "FILE[:STRENGTH]", becomes=calls.references, parts=_STRENGTH, parsing=_REPEATED,
+            help="a clip that an IC-LoRA (see --lora) translates; repeatable"),
+        Option("reference_audio", "FILE[:STRENGTH]", becomes=calls.references, parts=_STRENGTH, parsing=_REPEATED,
+            help="a sound, such as a voice, that a LoRA follows; repeatable"),
+        _same("audio", "FILE", help="the sound of the clip"),
+        _same("audio_fit", ("crop", "pad", "stretch"), needs=("audio",),
+            help="what happens to sound shorter than the clip: crop (default) is an error, pad adds silence, stretch changes "
+            "the tempo"),
+        Option("audio_start", "SECONDS", "audio_start_s", needs=("audio",), help="where in --audio the clip begins"),
+        _same("audio_cond_noise_scale", "SCALE", needs=("audio",),
+            help="0 (default) keeps the sound exactly, more makes a new one after it, 1 ignores it"),
+    ),
+    "working on a clip": (
+        _same("video", "FILE", needs=("retake", "extend", "add_sound"), help="the clip to work on"),
+        Option("retake", "FROM:TO", becomes=calls.retake, called=("start_s", "end_s"), needs=("video",),
+            help="make these seconds of --video anew"),
+        Option("region", "MASK", becomes=calls.region, needs=("retake",),
+            help="of --retake: where, a picture that is white there"),
+        Option("keep_video", becomes=calls.sound_alone, called=("regenerate_video",), needs=("retake",),
+            excludes=("keep_audio", "region"), help="of --retake: leave the pictures alone"),
+        Option("keep_audio", None, "regenerate_audio", gives=False, needs=("retake",),
+            help="of --retake: leave the sound alone"),
+        Option("extend", "SECONDS", becomes=calls.segments, called=("num_segments",),
+            help="make --video so much longer, part by part, or make a clip of this length from nothing; rounded up to parts "
+            "of 8 frames"),
+        Option("backwards", None, "direction", gives="backward", needs=("extend",),
+            help="of --extend: at the start of the clip"),
+        Option("overlap", "N", "overlap_frames", needs=("extend",),
+            help="of --extend: frames that parts share; default 25"),
+        _same("drift_control", "SHARE", needs=("extend",), help="of --extend: hold the colours to the start, 0 to 1"),
+        Option("add_sound", needs=("video",), help="make the sound of --video"),
+    ),
+    "recipe": (
+        Option("two_stage", None, "two_stage", help="start at half the size with guidance, then refine at full size"),
+        Option("distilled", help="a distilled checkpoint's 8 + 3 steps without guidance, in two stages"),
+        Option("one_stage", None, "two_stage", gives=False, needs=("distilled",), excludes=("two_stage", "stage_2_sigmas"),
+            help="of --distilled: 8 steps at full size"),
+        Option("interpolate", needs=("image", "image_at"),
+            help="move between the pictures of --image and --image-at, which guide without pinning"),
+        Option("no_audio", None, "generate_audio", gives=False, help="make a silent clip"),
+        Option("audio_only", help="make sound alone, a .wav file"),
+    ),
+    "size (default with --video: the clip's)": (
+        _same("width", "PIXELS", help="a multiple of 32; 64 in two stages; default 768"),
+        _same("height", "PIXELS", help="the same; default 512"),
+        _same("num_frames", "N", help="8 k + 1; of --extend: those of a part; default 121"),
+        _same("frame_rate", "FPS", help="23.976 and the like are exact; default 24; miniatures: see below"),
+        Option("duration", "SECONDS", "duration_s", needs=("audio_only",), default=5.0, help="of --audio-only; default 5"),
+        _same("motion_speed", "SPEED", help="how fast things move, against real time; default 1"),
+        Option("num_videos", "N", "num_videos_per_prompt", help="clips per prompt; default 1"),
+    ),
+    "sampling (default: the reference values of the checkpoint)": (
+        Option("seed", "N", default=10, help="equal seeds give equal clips; default 10"),
+        Option("steps", "N", "num_inference_steps", excludes=("sigmas",), help="denoising steps"),
+        _same("sigmas", "SIGMA", parsing=_SEVERAL, help="noise levels instead of --steps"),
+        _same("stage_2_sigmas", "SIGMA", called=("sigmas",), needs=("two_stage", "distilled"), parsing=_SEVERAL,
+            help="noise levels of the refining stage"),
+        _same("sampler", "NAME", help="euler (default), gradient_estimating, euler_ancestral, euler_cfg_pp or res_2s"),
+        _same("decode_timestep", "T", help="of video VAEs that take one; default 0"),
+        _same("decode_noise_scale", "SCALE", help="default that of --decode-timestep"),
+    ),
+    _GUIDANCE: (
+        _same("guidance_scale", "SCALE", help="classifier-free guidance of the video, off at 1"),
+        _same("stg_scale", "SCALE", help="spatio-temporal guidance of the video, off at 0"),
+        _same("modality_scale", "SCALE", help="modality guidance of the video, off at 1"),
+        _same("guidance_rescale", "SHARE", called=("rescale_scale",), help="rescaling of the guided video, 0 to 1"),
+        _same("audio_guidance_scale", "SCALE", help="classifier-free guidance of the sound, off at 1"),
+        _same("audio_stg_scale", "SCALE", help="spatio-temporal guidance of the sound, off at 0"),
+        _same("audio_modality_scale", "SCALE", help="modality guidance of the sound, off at 1"),
+        _same("audio_guidance_rescale", "SHARE", called=("rescale_scale",), help="rescaling of the guided sound, 0 to 1"),
+        Option("stg_blocks", "BLOCK", "spatio_temporal_guidance_blocks", parsing=_SEVERAL,
+            help="blocks that spatio-temporal guidance perturbs"),
+        _guided("skip_step", "N", help="steps after each guided one that reuse the video's result"),
+        _guided("audio_skip_step", "N", help="the same for the sound"),
+        _guided("cfg_method", ("cfg", "cfg_star", "apg", "apg_momentum"),
+            help="formula of classifier-free guidance: plain (default), rescaled, or projected without and with momentum"),
+        _guided("apg_eta", "SHARE", needs=("cfg_method",),
+            help="of apg: share along the prediction that is kept; default 0"),
+        _guided("apg_norm_threshold", "NORM", needs=("cfg_method",), help="of apg: longest guidance; default 0, any"),
+        _guided("apg_momentum", "SHARE", needs=("cfg_method",), help="of apg_momentum: share of earlier guidance"),
+        _guided("nag_scale", "SCALE", needs=("negative_prompt",),
+            help="have --negative-prompt act within the attention to the text, at no more forwards; off at 1"),
+        _guided("nag_tau", "NORM", needs=("nag_scale",), help="of --nag-scale: longest guided values; default 2.5"),
+        _guided("nag_alpha", "SHARE", needs=("nag_scale",),
+            help="of --nag-scale: share of the guided values; default 0.25"),
+    ),
+    # Besides the result, a manifest is written: FILE.json, for `ltx2 replay`. Files that are written are no `Path`.
+    "output": (
+        Option("output", "FILE", short=("-o",), record="nothing", parsing={"required": True, "type": str},
+            help="file to write, .mp4, .mov or (--audio-only) .wav; FILE.json beside it says how it was made; several clips "
+            "are numbered"),
+        Option("preview", "FILE", record="nothing", parsing={"nargs": "?", "const": "", "type": str},
+            help="keep a contact sheet of what is being made, a .png or .jpg file; default beside the output"),
+        Option("preview_every", "N", needs=("preview",), default=5, record="nothing",
+            help="steps from one --preview to the next; default 5"),
+    ),
+    "checkpoint and LoRA": (
+        Option("checkpoint", "NAME", default=CHECKPOINT, record="checkpoint", called=("pretrained_model_name_or_path",),
+            help="folder or Hub id in diffusers layout, an original .safetensors file, or the name of a packaged miniature "
+            "(ltx2-tiny, the default, or ltx2.3-tiny: random weights, for trying things out)"),
+        Option("text_encoder", "NAME", excludes=("no_text_encoder",), record="checkpoint",
+            help="Gemma folder or Hub id; needed with an original file"),
+        Option("upsampler", "PATH", needs=("two_stage", "distilled"),
+            help="file or folder of the upsampler, if --checkpoint has none"),
+        Option("lora", "FILE[:WEIGHT]", parsing=_REPEATED, help="a LoRA to apply; repeatable"),
+        Option("distilled_lora", "FILE[:WEIGHT]", becomes=calls.refining_lora, called=("stage_2_adapters",),
+            needs=("two_stage", "distilled"), excludes=("refine_with_same_weights",),
+            help="the LoRA with which a dev checkpoint refines (--two-stage) or runs throughout (--distilled)"),
+        Option("refine_with_same_weights", None, "stage_2_adapters", gives={}, needs=("two_stage",),
+            help="refine without --distilled-lora, as the packaged miniatures do"),
+        Option("device", "NAME", help="cpu, cuda, cuda:1, mps; default the best present"),
+        Option("dtype", DTYPES, help="default bfloat16 on a GPU, float32 on a CPU"),
+        Option("offload", ("none", "model", "sequential"), default="none",
+            help="keep components on the CPU until they run"),
+        Option("tiling", help="decode large pictures in tiles, to save memory"),
+    ),
+}
+# fmt: on
+_NOTES = {
+    _GUIDANCE: "--guidance-scale 1 alone switches all guidance off. Where only sound is made, the options without 'audio' "
+    "belong to it."
+}
+OPTIONS = {option.name: option for options in _GROUPS.values() for option in options}
 
 
 def add_options(parser: Any) -> None:
     """Add all options of a generation, in groups."""
-    for title, description, options in _GROUPS:
-        group = parser.add_argument_group(title, description)
+    for title, options in _GROUPS.items():
+        group = parser.add_argument_group(title, _NOTES.get(title))
         for option in options:
             option.add_to(group)

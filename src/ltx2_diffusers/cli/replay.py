@@ -52,12 +52,9 @@ def _options(manifest: dict[str, Any], options: argparse.Namespace) -> dict[str,
     """The options of the manifest, with the texts that a language model made of the prompts."""
     name = Path(options.manifest.stem)
     again = {**manifest["options"], "output": str(options.manifest.with_name(f"{name.stem}-replay{name.suffix}"))}
-    if options.output is not None:
-        again["output"] = options.output
-    if options.device is not None:
-        again["device"] = options.device
+    again |= {name: vars(options)[name] for name in ("output", "device") if vars(options)[name] is not None}
     written = manifest["result"].get("enhanced_prompt")
-    if written is not None:
-        asked = {name for name, option in OPTIONS.items() if "enhance_prompt" in (name, *option.needs)}
-        again = {name: value for name, value in again.items() if name not in asked} | {"prompt": written}
-    return again
+    if written is None:
+        return again
+    asked = {name for name, option in OPTIONS.items() if "enhance_prompt" in (name, *option.needs)}
+    return {name: value for name, value in again.items() if name not in asked} | {"prompt": written}

@@ -1,7 +1,7 @@
 """Values of options: how they are read, how options are named, and which of their values are input files."""
 
 import argparse
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +61,9 @@ def replaced_files(value: Any, change: Callable[[Path], Any]) -> Any:
     return [replaced_files(part, change) for part in value] if isinstance(value, list) else value
 
 
-def parts_of(value: Any) -> Iterator[Any]:
+def parts_of(value: Any) -> list[Any]:
     """A value of an option, or all that a list of them holds."""
-    if isinstance(value, list):
-        for part in value:
-            yield from parts_of(part)
-    else:
-        yield value
+    return [part for item in value for part in parts_of(item)] if isinstance(value, list) else [value]
 
 
 def input_files(options: Options) -> dict[Path, str]:

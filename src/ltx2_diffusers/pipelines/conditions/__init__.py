@@ -4,28 +4,3 @@ from .condition import Condition, Conditions, Opened, Studio, as_conditions, che
 from .pictures import FirstFrameCondition, LTX2ReferenceCondition, LTX2VideoCondition, keyframes, with_defaults
 from .sounds import AudioCondition, LTX2AudioReferenceCondition, Sound, Waveform
 from .source import Mask, SourceClip, WholeVideoCondition, read_source, retake_conditions
-
-__all__ = [
-    "AudioCondition",
-    "Condition",
-    "Conditions",
-    "FirstFrameCondition",
-    "LTX2AudioReferenceCondition",
-    "LTX2ReferenceCondition",
-    "LTX2VideoCondition",
-    "Mask",
-    "Opened",
-    "Sound",
-    "SourceClip",
-    "Studio",
-    "Waveform",
-    "WholeVideoCondition",
-    "as_conditions",
-    "check_conflicts",
-    "check_heard",
-    "held_streams",
-    "keyframes",
-    "read_source",
-    "retake_conditions",
-    "with_defaults",
-]

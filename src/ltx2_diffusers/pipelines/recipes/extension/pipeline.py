@@ -10,17 +10,8 @@ import numpy as np
 import torch
 
 from ....media import streaming, waveforms
-from .. import (
-    Decoded,
-    Delivery,
-    Info,
-    LTX2PipelineOutput,
-    LTX2StagedPipeline,
-    prepare,
-    reads_negative,
-    stage_list,
-    takes,
-)
+from ...engine import prepare, reads_negative
+from .. import Decoded, Delivery, Info, LTX2PipelineOutput, LTX2StagedPipeline, stage_list, takes
 from . import segments as parts
 from .plan import ClipLatents, ExtendArguments, Extension, plan_extension
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
@@ -335,12 +335,13 @@ class Arguments(Texts):
         """Guidance scales without a prefix."""
         return GivenScales(self.guidance_scale, self.stg_scale, self.guidance_rescale, self.modality_scale)
 
-    def scales(self, preset: Preset) -> Scales:
-        """Guidance scales of both streams on a checkpoint with these reference values."""
+    @property
+    def scales(self) -> Callable[[Preset], Scales]:
+        """From the reference values of a checkpoint to the guidance scales of both streams."""
         audio = GivenScales(
             self.audio_guidance_scale, self.audio_stg_scale, self.audio_guidance_rescale, self.audio_modality_scale
         )
-        return call_scales(preset, Streams(self.video_scales, audio), self.guidance_options)
+        return partial(call_scales, given=Streams(self.video_scales, audio), options=self.guidance_options)
 
 
 @dataclass(frozen=True)
@@ -394,9 +395,10 @@ class SoundArguments(StagedArguments):
     decode_noise_scale: float | list[float] | None = field(init=False, default=None)
     two_stage: bool = False
 
-    def scales(self, preset: Preset) -> Scales:
-        """Those without a prefix belong to the sound."""
-        return sound_scales(preset, self.video_scales, self.guidance_options)
+    @property
+    def scales(self) -> Callable[[Preset], Scales]:
+        """The same; those without a prefix belong to the sound."""
+        return partial(sound_scales, given=self.video_scales, options=self.guidance_options)
 
 
 @dataclass(frozen=True)

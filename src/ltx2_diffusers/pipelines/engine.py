@@ -308,11 +308,8 @@ def run_stage(
     Latents are normalised and unpacked, `None` for an absent stream.
     """
     tools, stage, device = run.plan.tools, run.stage, pipeline._execution_device
-    states: States = Streams(
-        *(
-            None if guider is None else tool.create_initial_state(device, initial_latent=latent)
-            for tool, latent, guider in zip(tools, latents, run.guiders)
-        )
+    states: States = on_streams(
+        lambda _, tool, latent: tool.create_initial_state(device, initial_latent=latent), run.guiders, tools, latents
     )
     for condition in run.conditions:
         states = _held_to(condition, run.plan, states)
@@ -323,14 +320,9 @@ def run_stage(
     noise_scale = sigmas[0].item() if stage.noise_scale is None else stage.noise_scale
     given = Streams(*(latent is not None for latent in latents))
     states = _noised(start, states, tools, given, noise_scale)
-    denoiser = GuidedDenoiser(
-        getattr(pipeline, stage.transformer),
-        *_read_by(states, contexts),
-        run.guiders,
-        run.cross_timestep,
-        pipeline.attention_kwargs,
-        nag=None if stage.guidance_options is None else stage.guidance_options.nag,
-    )
+    nag = None if stage.guidance_options is None else stage.guidance_options.nag
+    network, texts = getattr(pipeline, stage.transformer), _read_by(states, contexts)
+    denoiser = GuidedDenoiser(network, *texts, run.guiders, run.cross_timestep, pipeline.attention_kwargs, nag=nag)
     timesteps = sigmas[:-1] * 1000
     pipeline._num_timesteps = len(timesteps)
     pipeline._forwards_per_step = denoiser.forwards_per_prediction * run.sampler.predictions_per_step
@@ -431,15 +423,10 @@ def _check_upsampler(pipeline: LTX2GenerationPipeline, request: Request, index: 
 
 def _levels(pipeline: LTX2GenerationPipeline, stage: Stage, num_tokens: int) -> torch.Tensor:
     """Noise levels of a stage with so many video tokens."""
-    return noise_levels(
-        pipeline.scheduler,
-        num_tokens,
-        stage.num_inference_steps,
-        stage.sigmas,
-        stage.timesteps,
-        default_steps=pipeline.preset.num_inference_steps,
-        default_sigmas=pipeline.preset.sigmas,
-    )
+    scheduler, preset = pipeline.scheduler, pipeline.preset
+    wished = (stage.num_inference_steps, stage.sigmas, stage.timesteps)
+    default_steps, default_sigmas = preset.num_inference_steps, preset.sigmas
+    return noise_levels(scheduler, num_tokens, *wished, default_steps=default_steps, default_sigmas=default_sigmas)
 
 
 def _enlarged(pipeline: LTX2GenerationPipeline, latents: Tensors, run: StageRun) -> Tensors:

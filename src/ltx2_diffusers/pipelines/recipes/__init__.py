@@ -3,8 +3,8 @@
 from ...conditioning import Streams
 from ...media.frames import Frames
 from ..arguments import Arguments, Delivery, GivenArguments, Request, SoundArguments, StagedArguments, Texts, takes
-from ..base import extends
+from ..base import LTX2PipelineBase, extends
 from ..engine import run, stage_list
-from ..generation import LTX2GenerationPipeline, LTX2StagedPipeline, Scheduler, Upsampler
+from ..generation import Generators, LTX2GenerationPipeline, LTX2StagedPipeline, Scheduler, Upsampler
 from ..output import Decoded, Info, LTX2PipelineOutput
 from ..plan import DEFAULT_SIZE, ClipPlan, ModelSizes, Size

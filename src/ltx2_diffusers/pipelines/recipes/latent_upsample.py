@@ -12,10 +12,8 @@ from diffusers.utils import logging
 from ... import checks
 from ...media.frames import Frames, as_image, read_frames
 from ...models import latent_filters, video_vae
-from ..arguments import Generators
-from ..base import LTX2PipelineBase
 from ..engine import OUTPUT_TYPES, decoded, with_decoder_noise
-from . import Decoded, Delivery, LTX2PipelineOutput, Upsampler, takes
+from . import Decoded, Delivery, Generators, LTX2PipelineBase, LTX2PipelineOutput, Upsampler, takes
 
 logger = logging.get_logger(__name__)
 

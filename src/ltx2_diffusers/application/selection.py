@@ -219,8 +219,9 @@ def _completed(request: GenerationRequest, defaults: ApplicationDefaults) -> tup
     """The request with every value set and checked, and notes on what was changed."""
     if not isinstance(request.prompt, str):
         raise ValueError(f"`prompt` has to be a text but is {request.prompt!r}")
-    usual = {name: getattr(defaults, name) for name in CompleteRequest.__annotations__}
-    complete = CompleteRequest(**{name: usual.get(name) if v is None else v for name, v in vars(request).items()})
+    names = CompleteRequest.__annotations__
+    filled = {name: getattr(defaults, name) for name in names if getattr(request, name) is None}
+    complete = CompleteRequest(**{**vars(request), **filled})
     check_at_least_one(width=complete.width, height=complete.height)
     check_num_frames(complete.num_frames, VIDEO_SCALE_FACTORS.time)
     check_positive(frame_rate=complete.frame_rate)

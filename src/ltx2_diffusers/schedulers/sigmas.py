@@ -142,7 +142,7 @@ def beta_quantiles(probabilities: np.ndarray, alpha: float, beta: float) -> np.n
     if not (alpha > 0.0 and beta > 0.0):
         raise ValueError(f"alpha and beta must be positive, got alpha={alpha}, beta={beta}; the default is 0.6.")
     # Imported here because scipy takes long to load and only these schedules need it.
-    from scipy.stats import beta as beta_distribution  # type: ignore[import-untyped]
+    from scipy.stats import beta as beta_distribution
 
     return beta_distribution.ppf(probabilities, alpha, beta)
 

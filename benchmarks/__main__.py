@@ -15,7 +15,7 @@ from typing import Any
 
 from .common import RESULTS_DIR, print_table
 
-BENCHMARKS = ("transformer_forward", "vae_decode", "export_video", "import_time")
+BENCHMARKS = ("transformer_forward", "guided_call", "vae_decode", "export_video", "import_time")
 
 
 def measured(name: str, quick: bool, results: Path) -> dict[str, Any]:
@@ -33,6 +33,9 @@ def ratios(name: str, payload: dict[str, Any]) -> Iterator[tuple[str, float, flo
         for case in payload["cases"]:
             label = f"transformer forward, {case['case']}, {case['tokens']} video tokens: speed"
             yield label, case["ratio paired"], 0.97, True
+    elif name == "guided_call":
+        for case in payload["cases"]:
+            yield f"guided call, given embeddings of {case['text positions']} positions: speed", case["paired"], 1.0, True
     elif name == "vae_decode":
         for case in payload["time"]:
             label = f"VAE decode, {case['structure']}, {case['width']} px: speed"

@@ -30,9 +30,9 @@ CONNECTORS = {
 }
 LENGTHS = (128, 256, 512, 1024)
 CALL = {
-    "height": 128,
-    "width": 128,
-    "num_frames": 17,
+    "height": 256,
+    "width": 384,
+    "num_frames": 33,
     "frame_rate": 24.0,
     "num_inference_steps": 2,
     "guidance_scale": 3.0,

@@ -307,7 +307,7 @@ def run_stage(
 
     Latents are normalised and unpacked, `None` for an absent stream.
     """
-    tools, stage, device = run.plan.tools, run.stage, pipeline._execution_device
+    tools, stage, device = run.plan.tools, run.stage, contexts[0].video.device
     states: States = on_streams(
         lambda _, tool, latent: tool.create_initial_state(device, initial_latent=latent), run.guiders, tools, latents
     )

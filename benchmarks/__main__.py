@@ -35,7 +35,12 @@ def ratios(name: str, payload: dict[str, Any]) -> Iterator[tuple[str, float, flo
             yield label, case["ratio paired"], 0.97, True
     elif name == "guided_call":
         for case in payload["cases"]:
-            yield f"guided call, given embeddings of {case['text positions']} positions: speed", case["paired"], 1.0, True
+            yield (
+                f"guided call, given embeddings of {case['text positions']} positions: speed",
+                case["paired"],
+                1.0,
+                True,
+            )
     elif name == "vae_decode":
         for case in payload["time"]:
             label = f"VAE decode, {case['structure']}, {case['width']} px: speed"

@@ -15,6 +15,7 @@ BLOCKS = re.findall(r"```(python|bash)\n(.*?)```", README, flags=re.DOTALL)
 COMMANDS = [
     line for kind, block in BLOCKS if kind == "bash" for line in block.splitlines() if line.startswith("ltx2 ")
 ]
+PLACES = re.findall(r"^\| Where .*\? \| (.*) \|$", README, flags=re.MULTILINE)
 MODES = re.findall(r"^\| .* \| `(LTX2\w+Pipeline)`: `(.*)` \|$", README, flags=re.MULTILINE)
 
 
@@ -46,6 +47,16 @@ def test_a_line_of_the_mode_table_fits_its_call(pipeline, line):
 def arguments_of(pipeline: str) -> list[str]:
     """Names of the arguments of a pipeline's call."""
     return list(inspect.signature(getattr(ltx2_diffusers, pipeline).__call__).parameters)[1:]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_places_that_are_named_exist(place):
+    """Rooms and files, and the names that are said to stand in a file."""
+    files = [Path(ltx2_diffusers.__file__).parent / name for name in re.findall(r"`([a-z_]+[/\w]*(?:/|\.py))`", place)]
+    assert files and all(file.exists() for file in files)
+    text = "".join(file.read_text() for file in files if file.is_file())
+    named = [name.rpartition(".")[2] for name in re.findall(r"`([\w.]+)`", place) if not name.endswith(".py")]
+    assert [name for name in named if not re.search(rf"^ *(def |class )?{name}\b", text, flags=re.MULTILINE)] == []
 
 
 @pytest.mark.parametrize("command", COMMANDS)

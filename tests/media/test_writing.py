@@ -30,7 +30,9 @@ def test_clip_with_sound_reads_back(tmp_path):
     info = probe(path)
     assert (info.num_frames, info.height, info.width) == (12, 48, 64)
     assert str(info.frame_rate) == "24000/1001"
-    assert (info.sampling_rate, info.audio_channels, info.num_audio_streams) == (24000, 2, 1)
+    assert info.sampling_rate == 24000
+    with av.open(str(path)) as container:
+        assert [stream.channels for stream in container.streams.audio] == [2]
     assert (read_video(path).float() / 255 - clip.movedim(1, -1)).abs().mean() < 0.01
     audio, rate = read_audio(path)
     assert rate == 24000

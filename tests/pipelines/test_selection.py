@@ -164,7 +164,7 @@ def test_parts_make_every_frame_once_and_few_too_many(num_frames, length, overla
     chunks = plan_chunks(num_frames, length, overlap)
     made = [chunk.start + i for chunk in chunks for i in range(chunk.carried, chunk.num_frames)]
     assert made == list(range(len(made))) and num_frames <= len(made) < num_frames + 8 * len(chunks)
-    assert sum(chunk.new_frames for chunk in chunks) == len(made)
+    assert sum(chunk.num_frames - chunk.carried for chunk in chunks) == len(made)
     (shared,) = {chunk.num_frames for chunk in chunks}
     assert (shared - 1) % 8 == 0 and shared <= length
     # The count that the document gives.

@@ -25,11 +25,6 @@ class Chunk:
     num_frames: int
     carried: int
 
-    @property
-    def new_frames(self) -> int:
-        """Frames that the part adds to the video."""
-        return self.num_frames - self.carried
-
 
 def plan_chunks(num_frames: int, chunk_frames: int = 121, overlap_frames: int = 25) -> tuple[Chunk, ...]:
     """The fewest parts that make a video of `num_frames` frames, all of one length and that as short as it may be.

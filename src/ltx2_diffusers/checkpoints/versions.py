@@ -1,8 +1,4 @@
-"""Reference settings per model version and kind: what a call uses when the caller does not say.
-
-Values of the dev kind are those of the reference pipelines for LTX-2.0, 2.3 and 2.5; the distilled kind runs its fixed
-sigma list without guidance.
-"""
+"""Which generation and kind of model a configuration belongs to."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -16,9 +16,7 @@ def device_name(device: str) -> str:
     """A device as people know it."""
     import torch
 
-    if torch.device(device).type == "cuda":
-        return f"{device} ({torch.cuda.get_device_name(device)})"
-    return device
+    return f"{device} ({torch.cuda.get_device_name(device)})" if torch.device(device).type == "cuda" else device
 
 
 def environment(device: str) -> dict[str, Any]:

@@ -175,7 +175,7 @@ _GROUPS: dict[str, tuple[Option, ...]] = {
         _same("sigmas", "SIGMA", parsing=_SEVERAL, help="noise levels instead of --steps"),
         _same("stage_2_sigmas", "SIGMA", called=("sigmas",), needs=("two_stage", "distilled"), parsing=_SEVERAL,
             help="noise levels of the refining stage"),
-        _same("sampler", "NAME", help="euler (default), gradient_estimating, euler_ancestral, euler_cfg_pp or res_2s"),
+        _same("sampler", "NAME", help="default the checkpoint's; euler, gradient_estimating, euler_ancestral, euler_cfg_pp or res_2s"),
         _same("decode_timestep", "T", help="of video VAEs that take one; default 0"),
         _same("decode_noise_scale", "SCALE", help="default that of --decode-timestep"),
     ),

@@ -39,8 +39,6 @@ class ContactSheet:
 
     def _frames(self, pipeline: Any, latents: Any) -> Any:
         """Bytes `[K, H, W, 3]` of some frames of normalised latents `[1, C, F, h, w]`."""
-        import torch
-
         from ..pipelines.arguments import Delivery
         from ..pipelines.engine import decode_video
 
@@ -48,7 +46,8 @@ class ContactSheet:
         shown = min(_FRAMES, count)
         places = [round(index * (count - 1) / max(1, shown - 1)) for index in range(shown)]
         singles = latents[0, :, places].movedim(1, 0)[:, :, None].to(pipeline.transformer.dtype)
-        return torch.as_tensor(decode_video(pipeline, singles, Delivery(output_type="uint8")))[:, 0]
+        frames: Any = decode_video(pipeline, singles, Delivery(output_type="uint8"))
+        return frames[:, 0]
 
     def _write(self, frames: Any, caption: str) -> None:
         import PIL.Image

@@ -53,6 +53,9 @@ def _options(manifest: dict[str, Any], options: argparse.Namespace) -> dict[str,
     name = Path(options.manifest.stem)
     again = {**manifest["options"], "output": str(options.manifest.with_name(f"{name.stem}-replay{name.suffix}"))}
     again |= {name: vars(options)[name] for name in ("output", "device") if vars(options)[name] is not None}
+    if "sampler" not in manifest["result"] and "distilled" not in again:
+        # Written when only the distilled recipe took its preset's sampler.
+        again.setdefault("sampler", "euler")
     written = manifest["result"].get("enhanced_prompt")
     if written is None:
         return again

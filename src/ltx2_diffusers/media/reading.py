@@ -39,8 +39,6 @@ class MediaInfo:
         width: Columns of the video as displayed; 0 without video.
         duration_s: Duration in seconds of the longest stream.
         sampling_rate: Samples per second of the first audio stream; `None` without audio.
-        audio_channels: Channels of the first audio stream; 0 without audio.
-        num_audio_streams: Number of audio streams.
     """
 
     frame_rate: Fraction | None
@@ -49,8 +47,6 @@ class MediaInfo:
     width: int
     duration_s: float
     sampling_rate: int | None
-    audio_channels: int
-    num_audio_streams: int
 
 
 def probe(path: str | os.PathLike) -> MediaInfo:
@@ -75,8 +71,6 @@ def probe(path: str | os.PathLike) -> MediaInfo:
             width=width,
             duration_s=_duration_s(container, longest),
             sampling_rate=None if audio is None else audio.rate,
-            audio_channels=0 if audio is None else audio.channels,
-            num_audio_streams=len(container.streams.audio),
         )
 
 

@@ -135,16 +135,12 @@ def evaluate(
 
 def modulate(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
     """`x * (1 + scale) + shift`: tokens `[B, T, D]`, values `[B, R, D]`."""
-    return _by_token(_scale_and_shift, layout, (x,), (1 + scale, shift))
+    return _by_token(lambda x, factor, shift: torch.addcmul(shift, x, factor), layout, (x,), (1 + scale, shift))
 
 
 def add_gated(x: torch.Tensor, update: torch.Tensor, gate: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
     """`x + gate * update`: tokens `[B, T, D]`, values `[B, R, D]`."""
     return _by_token(torch.addcmul, layout, (x, update), (gate,))
-
-
-def _scale_and_shift(x: torch.Tensor, factor: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    return torch.addcmul(shift, x, factor)
 
 
 def _by_token(

@@ -66,11 +66,6 @@ def depth_to_space(x: torch.Tensor, factors: Sequence[int]) -> torch.Tensor:
     return x.unflatten(1, (-1, *factors)).permute(0, 1, *interleaved).reshape(x.shape[0], -1, *sizes)
 
 
-def channel_rms(x: torch.Tensor) -> torch.Tensor:
-    """Root mean square of each position's channels: `[B, C, F, H, W]` to `[B, 1, F, H, W]`."""
-    return ((x * x).mean(dim=1, keepdim=True) + PIXEL_NORM_EPS).sqrt()
-
-
 class CausalConv3d(nn.Module):
     """A 3x3x3 convolution that repeats the border frames in time; the caller chooses causality.
 
@@ -119,7 +114,7 @@ class CausalConv3d(nn.Module):
             overwrite: Whether the caller needs `x` no more, so that its memory may be used.
         """
         may_overwrite = _may_overwrite()
-        rms = channel_rms(x)
+        rms = ((x * x).mean(dim=1, keepdim=True) + PIXEL_NORM_EPS).sqrt()
         x = x.div_(rms) if overwrite and may_overwrite else x / rms
         if modulation is not None:
             shift, scale = modulation

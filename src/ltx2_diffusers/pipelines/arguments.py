@@ -208,7 +208,7 @@ class Arguments(Texts):
             (`True`) or its own (`False`). All agree in plain text to video.
         enable_prompt_enhancement: Whether a language model rewrites the prompt before it is encoded; the text is
             returned in `info`. The other arguments are those of `enhance_prompt`.
-        system_prompt, prompt_max_new_tokens, prompt_enhancement_kwargs, prompt_enhancement_seed: See there.
+        system_prompt, prompt_max_new_tokens, prompt_enhancement_kwargs, prompt_enhancement_seed: See `enhance_prompt`.
         image_crf: H.264 quality of the round trip that pictures take, 0 (none) to 51. Default the preset's: 33, or 18
             for 2.5. Floats cannot take it.
         output_type: `"pil"`, `"np"`, `"pt"`, `"uint8"` or `"latent"`; see [`LTX2PipelineOutput`].
@@ -232,6 +232,8 @@ class Arguments(Texts):
     max_seconds: float = 20.0
     frame_rate: float | None = 24.0
     motion_speed: float = 1.0
+    # What only some calls take is no argument here; they make it one, in its place.
+    two_stage: bool = field(init=False, default=False)
     num_inference_steps: int | None = None
     sigmas: Sequence[float] | None = None
     timesteps: Sequence[float] | None = None
@@ -244,6 +246,11 @@ class Arguments(Texts):
     audio_modality_scale: AudioScale = PRESET
     audio_guidance_rescale: AudioScale = PRESET
     spatio_temporal_guidance_blocks: list[int] | None = None
+    stage_2_sigmas: Sequence[float] | None = field(init=False, default=None)
+    stage_1_adapters: Mapping[str, float] | None = field(init=False, default=None)
+    stage_2_adapters: Mapping[str, float] | None = field(init=False, default=None)
+    stages: Sequence[Stage] | None = field(init=False, default=None)
+    audio_stage: int = field(init=False, default=-1)
     noise_scale: float | None = 0.0
     num_videos_per_prompt: int = 1
     generator: Generators = None
@@ -261,7 +268,6 @@ class Arguments(Texts):
     prompt_max_new_tokens: int | None = None
     prompt_enhancement_kwargs: dict[str, Any] | None = None
     prompt_enhancement_seed: int = 10
-    # What only some calls take is no argument here; they make it one, in its place.
     image_crf: int | None = field(init=False, default=None)
     output_type: str = "pil"
     return_dict: bool = True
@@ -271,12 +277,6 @@ class Arguments(Texts):
     max_sequence_length: int = 1024
     sampler: str | None = None
     guidance_options: GuidanceOptions | None = None
-    two_stage: bool = field(init=False, default=False)
-    stage_2_sigmas: Sequence[float] | None = field(init=False, default=None)
-    stage_1_adapters: Mapping[str, float] | None = field(init=False, default=None)
-    stage_2_adapters: Mapping[str, float] | None = field(init=False, default=None)
-    stages: Sequence[Stage] | None = field(init=False, default=None)
-    audio_stage: int = field(init=False, default=-1)
 
     def request(
         self,
@@ -349,6 +349,7 @@ class StagedArguments(Arguments):
     """What recipes in several stages take. Height and width are multiples of 64 with two stages.
 
     Args:
+        num_inference_steps: Denoising steps. Not read when `sigmas` are given.
         two_stage: Whether to start at half the size and refine at full size.
         stage_2_sigmas: Noise levels of the second stage, in (0, 1] and falling; default the preset's.
         stage_1_adapters, stage_2_adapters: LoRA strengths by adapter name that a stage adds to the active adapters, or
@@ -428,6 +429,7 @@ class GivenArguments(Texts):
     audio_fit: str = "crop"
     audio_start_s: float = 0.0
     generate_audio: bool = True
+    two_stage: bool = True
 
 
 def takes(arguments: Callable[P, A]) -> Callable[[Callable[[S, A], R]], Callable[Concatenate[S, P], R]]:
@@ -439,9 +441,11 @@ def takes(arguments: Callable[P, A]) -> Callable[[Callable[[S, A], R]], Callable
         arguments: The dataclass.
     """
     fields = list(inspect.signature(arguments).parameters.values())
-    signature = inspect.Signature([inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD), *fields])
 
     def decorate(method: Callable[[S, A], R]) -> Callable[Concatenate[S, P], R]:
+        own = inspect.signature(method)
+        signature = own.replace(parameters=[own.parameters["self"], *fields])
+
         @wraps(method)
         def call(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
             try:
@@ -452,6 +456,7 @@ def takes(arguments: Callable[P, A]) -> Callable[[Callable[[S, A], R]], Callable
             return method(self, arguments(*args, **kwargs))
 
         call.__dict__["__signature__"] = signature
+        call.__annotations__ = {one.name: one.annotation for one in fields} | {"return": own.return_annotation}
         call.__doc__ = _documented(method.__doc__ or "", arguments, [parameter.name for parameter in fields])
         return call
 
@@ -461,7 +466,7 @@ def takes(arguments: Callable[P, A]) -> Callable[[Callable[[S, A], R]], Callable
 def _explained(error: str, given: Iterable[str], known: list[str]) -> str:
     """What is wrong with the names of a call, and what it takes."""
     wrong = next((name for name in given if name not in known), None)
-    meant = get_close_matches(wrong or "", known, n=1)
+    meant = get_close_matches(wrong or "", known, n=1, cutoff=0.8)
     hint = f"; did you mean `{meant[0]}`?" if meant else "."
     return f"{error}{hint} It takes {', '.join(known)}"
 

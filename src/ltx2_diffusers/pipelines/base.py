@@ -12,6 +12,7 @@ import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.video_processor import VideoProcessor
 from huggingface_hub import snapshot_download
+from typing_extensions import Self
 
 from ..checkpoints.class_names import PACKAGE, model_pair, to_ours, to_portable
 from ..checks import check_loaded
@@ -63,7 +64,7 @@ class LTX2PipelineBase(saving.AtomicSaveMixin, DiffusionPipeline):
     _interrupt: bool
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Self:
         """Load a pipeline from a folder in diffusers' layout or from the Hub.
 
         Takes the arguments of diffusers' method; components given by name replace those of the folder.
@@ -99,7 +100,7 @@ class LTX2PipelineBase(saving.AtomicSaveMixin, DiffusionPipeline):
         return str(folder)
 
     @classmethod
-    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Any:
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Self:
         """Build this pipeline on the components of another one, sharing its prompt cache.
 
         Takes the arguments of diffusers' method. Without `dtype`, components keep their data types; diffusers would cast

@@ -14,7 +14,7 @@ from ..adapters.active import DISTILLED_ADAPTER, added_adapters, check_adapters_
 from ..checks import check_choice, check_float_tensors, check_generator, check_per_video, check_unit
 from ..conditioning import GaussianNoiser, LatentState, LatentTools, TextContext, on_streams
 from ..conditioning.streams import States, Streams, Tensors
-from ..guidance import NEUTRAL, GuidanceOptions
+from ..guidance import NEUTRAL, GuidanceOptions, MultiModalGuiderParams
 from ..guidance.scales import Guiders, always_negative, build_guiders, check_options, cross_timestep_mode
 from ..media import pixels, preprocess, waveforms
 from ..prompts import Contexts, Prompts, ReadPrompts
@@ -24,7 +24,7 @@ from .arguments import BOTH, Callback, Delivery, Request, Sampling, Stage, Start
 from .base import LTX2PipelineBase
 from .conditions import Opened, SourceClip, Waveform, check_conflicts, check_heard, held_streams
 from .generation import LTX2GenerationPipeline
-from .output import Decoded, Info, LTX2PipelineOutput
+from .output import Decoded, Info, LTX2PipelineOutput, Result
 from .plan import ClipPlan, check_decodable_size, plan_clip
 
 OUTPUT_TYPES = ("pil", "np", "pt", "uint8", "latent")
@@ -190,6 +190,9 @@ def _checked(stages: Sequence[Stage]) -> list[Stage]:
     if not stages or not all(isinstance(stage, Stage) for stage in stages):
         raise ValueError(f"`stages` has to be a list of at least one Stage but is {stages!r}")
     for stage in stages:
+        scales = (NEUTRAL, NEUTRAL) if stage.scales is None else stage.scales
+        if not isinstance(scales, tuple | list) or [type(one) for one in scales] != [MultiModalGuiderParams] * 2:
+            raise ValueError(f"`scales` of a stage has to be a pair of MultiModalGuiderParams but is {scales!r}")
         for name in ("spatial_scale", "temporal_scale"):
             if not 0 < getattr(stage, name) <= 1:
                 raise ValueError(
@@ -205,7 +208,7 @@ def _checked(stages: Sequence[Stage]) -> list[Stage]:
 
 
 @torch.no_grad()
-def run(pipeline: LTX2GenerationPipeline, prompts: Prompts, request: Request) -> LTX2PipelineOutput | tuple:
+def run(pipeline: LTX2GenerationPipeline, prompts: Prompts, request: Request) -> Result:
     """Check everything, generate and hand over."""
     reader, watched = pipeline.prompt_reader, request.delivery.wanted
     with_negative = reads_negative(pipeline, request)
@@ -279,6 +282,7 @@ def generate(
     info = {
         "preset": f"{pipeline.preset.version} {pipeline.preset.kind}",
         "sigmas": sigmas[0] if single else sigmas,
+        "sampler": runs[0].stage.sampler if single else [one.stage.sampler for one in runs],
         "forwards_per_step": forwards[0] if single else forwards,
         **({} if texts.enhanced is None else {"enhanced_prompt": texts.enhanced}),
     }
@@ -361,14 +365,15 @@ def _prepared_stage(
     check_options(stage.guidance_options, Streams(*(here and not given for here, given in zip(request.streams, held))))
     guiders = stage_guiders(pipeline, stage, request.streams)
     sigmas = _levels(pipeline, stage, plan.num_video_tokens)
-    sampler = stage.sampler or ("euler" if index else preset.sampler)
-    if sampler == "euler_cfg_pp" and not always_negative(guiders, sigmas[:-1].tolist()):
+    name = stage.sampler or ("euler" if index else preset.sampler)
+    if name == "euler_cfg_pp" and not always_negative(guiders, sigmas[:-1].tolist()):
         raise ValueError(
             'the sampler "euler_cfg_pp" follows the negative prediction, which this run does not make in every step; give '
             "a guidance scale other than 1, or another sampler"
         )
     cross_timestep = cross_timestep_mode(request.use_cross_timestep, preset)
-    return StageRun(stage, plan, sigmas, guiders, get_sampler(sampler, request.start.generator), (), cross_timestep)
+    stage, sampler = replace(stage, sampler=name), get_sampler(name, request.start.generator)
+    return StageRun(stage, plan, sigmas, guiders, sampler, (), cross_timestep)
 
 
 def _check_values(request: Request, batch_size: int, watchable: Sequence[str]) -> None:
@@ -500,9 +505,7 @@ def _target(tokens: torch.Tensor, tools: LatentTools) -> torch.Tensor:
     return tools.patchifier.unpatchify(tokens[:, : tools.num_tokens], tools.target_shape)
 
 
-def deliver(
-    pipeline: LTX2GenerationPipeline, made: Generated, delivery: Delivery, originals: Originals
-) -> LTX2PipelineOutput | tuple:
+def deliver(pipeline: LTX2GenerationPipeline, made: Generated, delivery: Delivery, originals: Originals) -> Result:
     """Decode finished latents, free offloaded models and wrap up."""
     kept = originals if delivery.output_type != "latent" else Originals()
     frames = _delivered_video(pipeline, made, delivery, kept.video)

@@ -6,6 +6,7 @@ from typing import Any
 import PIL.Image
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from typing_extensions import Self
 
 from .. import prompts as texts
 from ..adapters.mixin import LTX2LoraMixin
@@ -29,6 +30,13 @@ Vocoder = vocoder.LTX2Vocoder | vocoder.LTX2VocoderWithBWE
 def _scale(stream: str, name: str, meaning: str) -> property:
     """A guidance scale of the running or last call."""
     return property(lambda pipeline: getattr(getattr(pipeline._scales, stream), name), doc=meaning)
+
+
+def _makes(name: str, meaning: str) -> property:
+    """Whether a scale of any stream is not neutral, so that the call makes its pass."""
+    return property(
+        lambda pipeline: any(getattr(s, name) != getattr(NEUTRAL, name) for s in pipeline._scales), doc=meaning
+    )
 
 
 class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
@@ -99,7 +107,7 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
         tokenizer: PreTrainedTokenizerBase | None = None,
         torch_dtype: torch.dtype | None = None,
         **kwargs: Any,
-    ) -> "LTX2GenerationPipeline":
+    ) -> Self:
         """Load a pipeline from an original Lightricks checkpoint file, which holds everything but the text encoder.
 
         Args:
@@ -283,9 +291,8 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
         device = device or self._execution_device
         return texts.TextEncoder(self.tokenizer, self.text_encoder, self.connectors, device)
 
-    guidance_scale = _scale(
-        "video", "cfg_scale", "Classifier-free guidance scale of the video in the running or last call."
-    )
+    # Of the running call, or of the last one.
+    guidance_scale = _scale("video", "cfg_scale", "Classifier-free guidance scale of the video.")
     stg_scale = _scale("video", "stg_scale", "Spatio-temporal guidance scale of the video.")
     modality_scale = _scale("video", "modality_scale", "Modality guidance scale of the video.")
     guidance_rescale = _scale("video", "rescale_scale", "Guidance rescale factor of the video.")
@@ -294,20 +301,9 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
     audio_modality_scale = _scale("audio", "modality_scale", "Modality guidance scale of the audio.")
     audio_guidance_rescale = _scale("audio", "rescale_scale", "Guidance rescale factor of the audio.")
 
-    @property
-    def do_classifier_free_guidance(self) -> bool:
-        """Whether the call makes a pass with the negative prompt."""
-        return any(scales.cfg_scale != 1.0 for scales in self._scales)
-
-    @property
-    def do_spatio_temporal_guidance(self) -> bool:
-        """Whether the call makes a perturbed pass."""
-        return any(scales.stg_scale != 0.0 for scales in self._scales)
-
-    @property
-    def do_modality_isolation_guidance(self) -> bool:
-        """Whether the call makes a pass without exchange between the streams."""
-        return any(scales.modality_scale != 1.0 for scales in self._scales)
+    do_classifier_free_guidance = _makes("cfg_scale", "Whether the call makes a pass with the negative prompt.")
+    do_spatio_temporal_guidance = _makes("stg_scale", "Whether the call makes a perturbed pass.")
+    do_modality_isolation_guidance = _makes("modality_scale", "Whether the streams are kept apart in a pass.")
 
 
 class LTX2StagedPipeline(LTX2GenerationPipeline):

@@ -109,6 +109,10 @@ def _known(name: str, rate: Rate | None) -> Rate:
     return rate
 
 
+Result = LTX2PipelineOutput | Any
+"""What a call returns: this, or with `return_dict=False` the tuple `(frames, audio)`."""
+
+
 def _encodable(audio: torch.Tensor, sampling_rate: int) -> tuple[torch.Tensor, int]:
     """A waveform `[channels, samples]` and its rate as AAC takes them; given sound may have any layout and rate."""
     rate = audio_tracks.encodable_rate(sampling_rate)

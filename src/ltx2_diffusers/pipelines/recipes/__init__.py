@@ -6,5 +6,5 @@ from ..arguments import Arguments, Delivery, GivenArguments, Request, SoundArgum
 from ..base import LTX2PipelineBase, extends
 from ..engine import run, stage_list
 from ..generation import Generators, LTX2GenerationPipeline, LTX2StagedPipeline, Scheduler, Upsampler
-from ..output import Decoded, Info, LTX2PipelineOutput
+from ..output import Decoded, Info, LTX2PipelineOutput, Result
 from ..plan import DEFAULT_SIZE, ClipPlan, ModelSizes, Size

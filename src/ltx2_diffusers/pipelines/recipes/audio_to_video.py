@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from ..conditions import Sound
-from . import LTX2PipelineOutput, LTX2StagedPipeline, takes
+from . import LTX2StagedPipeline, Result, Texts, takes
 from .two_stage import TwoStageArguments, run_given
 
 
@@ -15,7 +15,17 @@ class _Audio:
 
 
 @dataclass(frozen=True)
-class AudioToVideoArguments(TwoStageArguments, _Audio):
+class _Sound(Texts):
+    """What comes after the texts."""
+
+    sampling_rate: int | None = None
+    audio_start_s: float = 0.0
+    audio_cond_noise_scale: float = 0.0
+    audio_fit: str = "crop"
+
+
+@dataclass(frozen=True)
+class AudioToVideoArguments(TwoStageArguments, _Sound, _Audio):
     """What the call takes.
 
     Args:
@@ -34,7 +44,7 @@ class LTX2AudioToVideoPipeline(LTX2StagedPipeline):
     """Generates a video to a sound, which is returned untouched and copied into the saved file where its codec allows."""
 
     @takes(AudioToVideoArguments)
-    def __call__(self, call: AudioToVideoArguments) -> LTX2PipelineOutput | tuple:
+    def __call__(self, call: AudioToVideoArguments) -> Result:
         """Generate videos to a sound, which is held in every stage and takes no guidance.
 
         Returns:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..conditions import Condition, Conditions, as_conditions
-from . import Arguments, LTX2GenerationPipeline, LTX2PipelineOutput, Scheduler, extends, run, stage_list, takes
+from . import Arguments, LTX2GenerationPipeline, Result, Scheduler, extends, run, stage_list, takes
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class LTX2ConditionPipeline(LTX2GenerationPipeline):
         self.register_modules(audio_scheduler=audio_scheduler)
 
     @takes(ConditionArguments)
-    def __call__(self, call: ConditionArguments) -> LTX2PipelineOutput | tuple:
+    def __call__(self, call: ConditionArguments) -> Result:
         """Generate videos with sound that are held to conditions.
 
         Returns:
@@ -68,9 +68,7 @@ class LTX2ConditionPipeline(LTX2GenerationPipeline):
         return run_conditioned(self, call, as_conditions("conditions", call.conditions))
 
 
-def run_conditioned(
-    pipeline: LTX2ConditionPipeline, call: Arguments, conditions: Sequence[Condition]
-) -> LTX2PipelineOutput | tuple:
+def run_conditioned(pipeline: LTX2ConditionPipeline, call: Arguments, conditions: Sequence[Condition]) -> Result:
     """Generate in one stage; noise is drawn for the whole sequence, appended conditions included."""
     _check_audio_scheduler(pipeline)
     if call.noise_scale is None and call.sigmas is not None and len(call.sigmas):

@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass, field
 
+import torch
 from diffusers.utils import logging
 
 from ...checkpoints.versions import model_kind
 from ...guidance.scales import PRESET, AudioScale, check_negative_is_read
-from . import Frames, LTX2PipelineOutput, LTX2StagedPipeline, takes
+from . import Frames, LTX2StagedPipeline, Result, takes
 from .two_stage import TwoStageArguments, run_given
 
 logger = logging.get_logger(__name__)
@@ -36,6 +37,9 @@ class DistilledArguments(TwoStageArguments, _PromptAndImage):
         negative_prompt: What to steer away from in both stages; refused where nothing reads it. Default the empty text.
     """
 
+    negative_prompt: str | list[str] | None = field(default=None, kw_only=True)
+    negative_prompt_embeds: torch.Tensor | None = field(default=None, kw_only=True)
+    negative_prompt_attention_mask: torch.Tensor | None = field(default=None, kw_only=True)
     num_inference_steps: None = field(init=False, default=None)
     guidance_scale: None = field(init=False, default=None)
     stg_scale: None = field(init=False, default=None)
@@ -59,7 +63,7 @@ class LTX2DistilledPipeline(LTX2StagedPipeline):
     kind = "distilled"
 
     @takes(DistilledArguments)
-    def __call__(self, call: DistilledArguments) -> LTX2PipelineOutput | tuple:
+    def __call__(self, call: DistilledArguments) -> Result:
         """Generate videos with sound, one forward of the network per step.
 
         There is no classifier-free guidance, so there are no guidance scales. A negative prompt acts through normalized

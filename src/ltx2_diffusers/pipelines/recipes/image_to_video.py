@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from ..conditions import FirstFrameCondition
-from . import Arguments, Frames, LTX2GenerationPipeline, LTX2PipelineOutput, run, stage_list, takes
+from . import Arguments, Frames, LTX2GenerationPipeline, Result, run, stage_list, takes
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class LTX2ImageToVideoPipeline(LTX2GenerationPipeline):
     """
 
     @takes(ImageToVideoArguments)
-    def __call__(self, call: ImageToVideoArguments) -> LTX2PipelineOutput | tuple:
+    def __call__(self, call: ImageToVideoArguments) -> Result:
         """Generate videos with sound whose first frame is a picture.
 
         The picture is scaled to cover the frame and cropped to its centre, so that it keeps its aspect ratio.

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 
 from ..conditions import Conditions, as_conditions, with_defaults
-from . import Arguments, LTX2PipelineOutput, Texts, takes
+from . import Arguments, Result, Texts, takes
 from .condition import LTX2ConditionPipeline, run_conditioned
 
 
@@ -54,7 +54,7 @@ class LTX2InContextPipeline(LTX2ConditionPipeline):
     """
 
     @takes(InContextArguments)
-    def __call__(self, call: InContextArguments) -> LTX2PipelineOutput | tuple:  # type: ignore[override]  # references come first
+    def __call__(self, call: InContextArguments) -> Result:  # type: ignore[override]  # references come first
         """Generate videos with sound that follow reference videos.
 
         Returns:

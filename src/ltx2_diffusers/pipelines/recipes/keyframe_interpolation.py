@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..conditions import keyframes
-from . import Frames, LTX2PipelineOutput, LTX2StagedPipeline, StagedArguments, Streams, run, stage_list, takes
+from . import Frames, LTX2StagedPipeline, Result, StagedArguments, Streams, Texts, run, stage_list, takes
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,18 @@ class _Images:
 
 
 @dataclass(frozen=True)
-class KeyframeArguments(StagedArguments, _Images):
+class _Shown(Texts):
+    """What comes after the texts."""
+
+    frame_indices: Sequence[int] | None = None
+    strengths: float | Sequence[float] = 1.0
+    image_crf: int | None = None
+    generate_audio: bool = True
+    two_stage: bool = True
+
+
+@dataclass(frozen=True)
+class KeyframeArguments(StagedArguments, _Shown, _Images):
     """What the call takes.
 
     Args:
@@ -32,9 +43,6 @@ class KeyframeArguments(StagedArguments, _Images):
     """
 
     image_crf: int | None = None
-    frame_indices: Sequence[int] | None = None
-    strengths: float | Sequence[float] = 1.0
-    generate_audio: bool = True
 
 
 class LTX2KeyframeInterpolationPipeline(LTX2StagedPipeline):
@@ -44,7 +52,7 @@ class LTX2KeyframeInterpolationPipeline(LTX2StagedPipeline):
     """
 
     @takes(KeyframeArguments)
-    def __call__(self, call: KeyframeArguments) -> LTX2PipelineOutput | tuple:
+    def __call__(self, call: KeyframeArguments) -> Result:
         """Generate videos between pictures.
 
         Returns:

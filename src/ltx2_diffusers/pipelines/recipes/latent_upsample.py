@@ -13,7 +13,7 @@ from ... import checks
 from ...media.frames import Frames, as_image, read_frames
 from ...models import latent_filters, video_vae
 from ..engine import OUTPUT_TYPES, decoded, with_decoder_noise
-from . import Decoded, Delivery, Generators, LTX2PipelineBase, LTX2PipelineOutput, Upsampler, takes
+from . import Decoded, Delivery, Generators, LTX2PipelineBase, LTX2PipelineOutput, Result, Upsampler, takes
 
 logger = logging.get_logger(__name__)
 
@@ -83,7 +83,7 @@ class LTX2LatentUpsamplePipeline(LTX2PipelineBase):
 
     @takes(UpsampleArguments)
     @torch.no_grad()
-    def __call__(self, call: UpsampleArguments) -> LTX2PipelineOutput | tuple:
+    def __call__(self, call: UpsampleArguments) -> Result:
         """Enlarge a video, or latents such as a pipeline returns with `output_type="latent"`.
 
         Returns:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from ..conditions import Conditions, Mask, Sound, as_conditions, held_streams, read_source, retake_conditions
-from . import Frames, LTX2PipelineOutput, LTX2StagedPipeline, StagedArguments, Streams, run, stage_list, takes
+from . import Frames, LTX2StagedPipeline, Result, StagedArguments, Streams, Texts, run, stage_list, takes
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,20 @@ class _Stretch:
 
 
 @dataclass(frozen=True)
-class RetakeArguments(StagedArguments, _Stretch):
+class _Made(Texts):
+    """What comes after the texts."""
+
+    region: Mask | None = None
+    regenerate_video: bool = True
+    regenerate_audio: bool | None = None
+    audio: Sound | None = None
+    sampling_rate: int | None = None
+    conditions: Conditions = None
+    frame_rate: float | None = None
+
+
+@dataclass(frozen=True)
+class RetakeArguments(StagedArguments, _Made, _Stretch):
     """What the call takes.
 
     Args:
@@ -41,19 +54,13 @@ class RetakeArguments(StagedArguments, _Stretch):
 
     frame_rate: float | None = None
     two_stage: bool = False
-    region: Mask | None = None
-    regenerate_video: bool = True
-    regenerate_audio: bool | None = None
-    audio: Sound | None = None
-    sampling_rate: int | None = None
-    conditions: Conditions = None
 
 
 class LTX2RetakePipeline(LTX2StagedPipeline):
     """Makes a stretch of time of a clip anew, in its pictures, its sound or both; all other latents are kept exactly."""
 
     @takes(RetakeArguments)
-    def __call__(self, call: RetakeArguments) -> LTX2PipelineOutput | tuple:
+    def __call__(self, call: RetakeArguments) -> Result:
         """Make a stretch of a clip anew.
 
         A latent frame holds 8 pixel frames (the first one 1) and an audio latent 40 ms; those that overlap the stretch are

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from . import LTX2PipelineOutput, LTX2StagedPipeline, Size, SoundArguments, Streams, Texts, run, stage_list, takes
+from . import LTX2StagedPipeline, Result, Size, SoundArguments, Streams, Texts, run, stage_list, takes
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class LTX2TextToAudioPipeline(LTX2StagedPipeline):
     """Generates sound alone; `output.save("sound.wav")` writes it."""
 
     @takes(TextToAudioArguments)
-    def __call__(self, call: TextToAudioArguments) -> LTX2PipelineOutput | tuple:
+    def __call__(self, call: TextToAudioArguments) -> Result:
         """Generate sounds from text.
 
         Without a video there is nothing for modality guidance to isolate the sound from.

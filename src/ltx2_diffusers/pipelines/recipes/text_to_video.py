@@ -1,6 +1,6 @@
 """Text to video with sound."""
 
-from . import Arguments, LTX2GenerationPipeline, LTX2PipelineOutput, run, stage_list, takes
+from . import Arguments, LTX2GenerationPipeline, Result, run, stage_list, takes
 
 
 class LTX2Pipeline(LTX2GenerationPipeline):
@@ -10,7 +10,7 @@ class LTX2Pipeline(LTX2GenerationPipeline):
     """
 
     @takes(Arguments)
-    def __call__(self, call: Arguments) -> LTX2PipelineOutput | tuple:
+    def __call__(self, call: Arguments) -> Result:
         """Generate videos with sound.
 
         `None` (or `"preset"`) stands for the reference value of the checkpoint's version and kind. Shapes: B videos of the

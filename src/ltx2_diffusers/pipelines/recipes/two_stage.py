@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from ..conditions import AudioCondition, Condition, LTX2VideoCondition, as_conditions, held_streams
-from . import GivenArguments, LTX2PipelineOutput, LTX2StagedPipeline, StagedArguments, Streams, run, stage_list, takes
+from . import GivenArguments, LTX2StagedPipeline, Result, StagedArguments, Streams, run, stage_list, takes
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class LTX2TwoStagePipeline(LTX2StagedPipeline):
     """
 
     @takes(TwoStageArguments)
-    def __call__(self, call: TwoStageArguments) -> LTX2PipelineOutput | tuple:
+    def __call__(self, call: TwoStageArguments) -> Result:
         """Generate videos with sound in two stages.
 
         Steps and guidance belong to the first stage; a checkpoint of the distilled kind runs both stages without guidance.
@@ -39,7 +39,7 @@ class LTX2TwoStagePipeline(LTX2StagedPipeline):
         return run_given(self, call)
 
 
-def run_given(pipeline: LTX2StagedPipeline, call: TwoStageArguments) -> LTX2PipelineOutput | tuple:
+def run_given(pipeline: LTX2StagedPipeline, call: TwoStageArguments) -> Result:
     """Generate from text and whatever pictures, references and sound a call gives."""
     conditions: list[Condition] = [] if call.image is None else [LTX2VideoCondition(call.image)]
     conditions += as_conditions("conditions", call.conditions)

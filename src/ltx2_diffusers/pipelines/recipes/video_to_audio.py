@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from ..conditions import WholeVideoCondition, held_streams, read_source
-from . import Frames, LTX2PipelineOutput, LTX2StagedPipeline, SoundArguments, run, stage_list, takes
+from . import Frames, LTX2StagedPipeline, Result, SoundArguments, Texts, run, stage_list, takes
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,14 @@ class _Video:
 
 
 @dataclass(frozen=True)
-class VideoToAudioArguments(SoundArguments, _Video):
+class _Rate(Texts):
+    """What comes after the texts."""
+
+    frame_rate: float | None = None
+
+
+@dataclass(frozen=True)
+class VideoToAudioArguments(SoundArguments, _Rate, _Video):
     """What the call takes.
 
     Args:
@@ -38,7 +45,7 @@ class LTX2VideoToAudioPipeline(LTX2StagedPipeline):
     """Generates the sound of a video, whose pictures are returned untouched; saving copies the packets of a video file."""
 
     @takes(VideoToAudioArguments)
-    def __call__(self, call: VideoToAudioArguments) -> LTX2PipelineOutput | tuple:
+    def __call__(self, call: VideoToAudioArguments) -> Result:
         """Generate sounds for a video.
 
         Steps and guidance arguments belong to the sound, the only stream that is generated, and take its presets.

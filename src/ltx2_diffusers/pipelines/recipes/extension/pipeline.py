@@ -11,7 +11,7 @@ import torch
 
 from ....media import streaming, waveforms
 from ...engine import prepare, reads_negative
-from .. import Decoded, Delivery, Info, LTX2PipelineOutput, LTX2StagedPipeline, stage_list, takes
+from .. import Decoded, Delivery, Info, LTX2PipelineOutput, LTX2StagedPipeline, Result, stage_list, takes
 from . import segments as parts
 from .plan import ClipLatents, ExtendArguments, Extension, plan_extension
 
@@ -25,7 +25,7 @@ class LTX2ExtendPipeline(LTX2StagedPipeline):
     """
 
     @takes(ExtendArguments)
-    def __call__(self, call: ExtendArguments) -> LTX2PipelineOutput | tuple:
+    def __call__(self, call: ExtendArguments) -> Result:
         """Extend a clip.
 
         Steps, guidance and adapters hold for every segment; one clip is made per call.
@@ -44,7 +44,7 @@ class LTX2ExtendPipeline(LTX2StagedPipeline):
 
 
 @torch.no_grad()
-def extend(pipeline: LTX2StagedPipeline, call: ExtendArguments, extension: Extension) -> LTX2PipelineOutput | tuple:
+def extend(pipeline: LTX2StagedPipeline, call: ExtendArguments, extension: Extension) -> Result:
     """Generate the segments of an extension and put the clip together, in memory or in a file."""
     stages = stage_list(pipeline, call.sampling, streams=extension.streams)
     if any(stage.temporal_scale != 1.0 for stage in stages):

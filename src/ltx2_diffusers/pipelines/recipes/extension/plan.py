@@ -30,6 +30,13 @@ class _Clip(Texts):
     sampling_rate: int | None = None
     latents: torch.Tensor | None = None
     audio_latents: torch.Tensor | None = None
+    num_segments: int | None = None
+    overlap_frames: int = 25
+    direction: str = "forward"
+    drift_control: float = 0.0
+    save_path: str | PathLike | None = None
+    generate_audio: bool | None = None
+    two_stage: bool = False
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,7 @@ class ExtendArguments(StagedArguments, _Clip):
 
     Args:
         prompt: Text for all segments, or a list with one text per segment, in the order in which they are made.
+        negative_prompt: Text to steer away from, one for all segments. Default the empty text.
         latents, audio_latents: Clip to extend as un-normalised latents `[1, C, F, h, w]` and `[1, C, L, M]`, which a call
             with `output_type="latent"` returns.
         num_segments: Segments to make; default one, or one per prompt.
@@ -70,12 +78,6 @@ class ExtendArguments(StagedArguments, _Clip):
     negative_prompt_embeds: None = field(init=False, default=None)
     negative_prompt_attention_mask: None = field(init=False, default=None)
     two_stage: bool = False
-    num_segments: int | None = None
-    overlap_frames: int = 25
-    direction: str = "forward"
-    drift_control: float = 0.0
-    save_path: str | PathLike | None = None
-    generate_audio: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,50 @@
+"""Types of the public names; the module itself imports each on first use."""
+
+from .application.director import PromptDirector as PromptDirector
+from .application.generate import generate as generate
+from .application.selection import ApplicationDefaults as ApplicationDefaults
+from .application.selection import GenerationRequest as GenerationRequest
+from .application.selection import Selection as Selection
+from .application.selection import TimelineItem as TimelineItem
+from .application.selection import select_pipeline as select_pipeline
+from .checkpoints.packaged import packaged_checkpoint as packaged_checkpoint
+from .guidance import GuidanceOptions as GuidanceOptions
+from .guidance import MultiModalGuiderParams as MultiModalGuiderParams
+from .models.audio_vae import AutoencoderKLLTX2Audio as AutoencoderKLLTX2Audio
+from .models.connectors import LTX2TextConnectors as LTX2TextConnectors
+from .models.latent_upsampler import LTX2LatentUpsamplerModel as LTX2LatentUpsamplerModel
+from .models.modality_front import LTX2ModalityModel as LTX2ModalityModel
+from .models.text_cache import TextCache as TextCache
+from .models.transformer import AudioVisualModelOutput as AudioVisualModelOutput
+from .models.transformer import LTX2AVTransformer3DModel as LTX2AVTransformer3DModel
+from .models.video_vae import AutoencoderKLLTX2Video as AutoencoderKLLTX2Video
+from .models.video_vae_tiling_config import SpatialTilingConfig as SpatialTilingConfig
+from .models.video_vae_tiling_config import TemporalTilingConfig as TemporalTilingConfig
+from .models.video_vae_tiling_config import TilingConfig as TilingConfig
+from .models.vocoder import LTX2Vocoder as LTX2Vocoder
+from .models.vocoder import LTX2VocoderWithBWE as LTX2VocoderWithBWE
+from .pipelines.arguments import Stage as Stage
+from .pipelines.conditions import LTX2AudioReferenceCondition as LTX2AudioReferenceCondition
+from .pipelines.conditions import LTX2ReferenceCondition as LTX2ReferenceCondition
+from .pipelines.conditions import LTX2VideoCondition as LTX2VideoCondition
+from .pipelines.output import LTX2PipelineOutput as LTX2PipelineOutput
+from .pipelines.recipes.audio_to_video import LTX2AudioToVideoPipeline as LTX2AudioToVideoPipeline
+from .pipelines.recipes.condition import LTX2ConditionPipeline as LTX2ConditionPipeline
+from .pipelines.recipes.distilled import LTX2DistilledPipeline as LTX2DistilledPipeline
+from .pipelines.recipes.extension.pipeline import LTX2ExtendPipeline as LTX2ExtendPipeline
+from .pipelines.recipes.image_to_video import LTX2ImageToVideoPipeline as LTX2ImageToVideoPipeline
+from .pipelines.recipes.in_context import LTX2InContextPipeline as LTX2InContextPipeline
+from .pipelines.recipes.keyframe_interpolation import (
+    LTX2KeyframeInterpolationPipeline as LTX2KeyframeInterpolationPipeline,
+)
+from .pipelines.recipes.latent_upsample import LTX2LatentUpsamplePipeline as LTX2LatentUpsamplePipeline
+from .pipelines.recipes.retake import LTX2RetakePipeline as LTX2RetakePipeline
+from .pipelines.recipes.text_to_audio import LTX2TextToAudioPipeline as LTX2TextToAudioPipeline
+from .pipelines.recipes.text_to_video import LTX2Pipeline as LTX2Pipeline
+from .pipelines.recipes.two_stage import LTX2TwoStagePipeline as LTX2TwoStagePipeline
+from .pipelines.recipes.video_to_audio import LTX2VideoToAudioPipeline as LTX2VideoToAudioPipeline
+from .prompts.cache import PromptCache as PromptCache
+from .schedulers.scheduling_ltx2 import LTX2Scheduler as LTX2Scheduler
+
+__version__: str
+__all__: list[str]

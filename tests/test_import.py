@@ -1,8 +1,11 @@
 """Importing the package is cheap: it loads on demand and touches no device, file, network or setting."""
 
+import ast
+import importlib
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -88,6 +91,17 @@ def test_every_public_name_resolves_and_is_documented():
     for name in ltx2_diffusers.__all__:
         assert getattr(ltx2_diffusers, name).__doc__, name
     assert set(ltx2_diffusers.__all__) <= set(dir(ltx2_diffusers))
+
+
+def test_type_checkers_find_the_names_where_they_are():
+    stub = ast.parse(Path(ltx2_diffusers.__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
+    found = {
+        alias.asname: getattr(importlib.import_module(f".{node.module}", "ltx2_diffusers"), alias.name)
+        for node in stub.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert found == {name: getattr(ltx2_diffusers, name) for name in ltx2_diffusers.__all__}
 
 
 def test_an_unknown_name_is_an_attribute_error():

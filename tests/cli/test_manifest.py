@@ -10,7 +10,9 @@ import torch
 from ltx2_diffusers.checkpoints.packaged import packaged_checkpoint
 from ltx2_diffusers.cli import identities as fingerprints
 from ltx2_diffusers.cli.main import main
+from ltx2_diffusers.guidance import preset
 from ltx2_diffusers.media.reading import read_audio, read_video
+from ltx2_diffusers.pipelines.generation import LTX2GenerationPipeline
 from tests.cli.running import QUICK, SMALL, STAGED, complaint, generate, manifest
 
 
@@ -57,6 +59,27 @@ def test_other_modes_are_made_again_exactly(tmp_path, media, name):
     assert generate(out, *options, *QUICK, "--seed", "3") == 0
     assert replay(f"{out}.json") == 0
     assert manifest(out.with_stem("out-replay"))["options"] == manifest(out)["options"]
+    assert manifest(out)["result"]["sampler"] == ("res_2s" if name == "lora" else "euler")
+
+
+def test_a_clip_of_before_samplers_were_named_is_made_again_exactly(tmp_path, monkeypatch):
+    # Only the distilled recipe took the sampler of its preset then; the others used "euler".
+    monkeypatch.setattr(LTX2GenerationPipeline, "preset", preset("2.5", "distilled"))
+    out = tmp_path / "out.mp4"
+    assert generate(out, "--sampler", "euler", *SMALL, *QUICK) == 0
+    written = manifest(out)
+    del written["result"]["sampler"], written["options"]["sampler"]
+    changed(tmp_path / "out.mp4.json", **written)
+    assert replay(f"{out}.json") == 0
+    assert manifest(tmp_path / "out-replay.mp4")["result"]["sampler"] == "euler"
+
+
+def test_a_clip_keeps_the_sampler_of_its_preset(tmp_path, monkeypatch):
+    monkeypatch.setattr(LTX2GenerationPipeline, "preset", preset("2.5", "distilled"))
+    out = tmp_path / "out.mp4"
+    assert generate(out, *SMALL, *QUICK) == 0
+    assert replay(f"{out}.json") == 0
+    assert manifest(tmp_path / "out-replay.mp4")["result"]["sampler"] == "euler_ancestral"
 
 
 def test_a_manifest_says_how_the_clip_was_made(inputs):

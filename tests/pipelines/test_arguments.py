@@ -1,8 +1,12 @@
 """Wrong arguments raise before any computation, and say what would be right."""
 
+import inspect
+
 import pytest
 import torch
+from diffusers.pipelines import ltx2 as upstream
 
+import ltx2_diffusers
 from tests.pipelines.tiny import CFG, EXPLICIT, PROMPT, ours, seeded
 
 CALL = {**EXPLICIT, **CFG, "prompt": PROMPT}
@@ -117,8 +121,48 @@ def test_wrong_arguments_raise_before_compute(name):
 
 
 def test_an_argument_that_does_not_exist():
-    with pytest.raises(TypeError, match="guidence_scale"):
+    with pytest.raises(TypeError, match=r"guidence_scale.*; did you mean `guidance_scale`"):
         ours()(PROMPT, guidence_scale=3.0)
+
+
+def test_an_argument_that_resembles_no_other():
+    with pytest.raises(TypeError, match=r"'wobble'\. It takes prompt, negative_prompt, height"):
+        ours()(PROMPT, wobble=3.0)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "LTX2Pipeline",
+        "LTX2ImageToVideoPipeline",
+        "LTX2ConditionPipeline",
+        "LTX2InContextPipeline",
+        "LTX2LatentUpsamplePipeline",
+    ],
+)
+def test_arguments_without_names_mean_what_they_do_in_diffusers(name):
+    theirs, here = (
+        list(inspect.signature(getattr(of, name).__call__).parameters) for of in (upstream, ltx2_diffusers)
+    )
+    assert here[: len(theirs)] == theirs
+
+
+@pytest.mark.parametrize(
+    ("name", "first"),
+    {
+        "LTX2TwoStagePipeline": "prompt negative_prompt image conditions reference_conditions audio sampling_rate",
+        "LTX2DistilledPipeline": "prompt image conditions reference_conditions audio sampling_rate",
+        "LTX2KeyframeInterpolationPipeline": "images prompt negative_prompt frame_indices strengths image_crf",
+        "LTX2AudioToVideoPipeline": "audio prompt negative_prompt sampling_rate audio_start_s",
+        "LTX2VideoToAudioPipeline": "video prompt negative_prompt frame_rate height width",
+        "LTX2TextToAudioPipeline": "prompt negative_prompt duration_s two_stage num_inference_steps",
+        "LTX2RetakePipeline": "video start_s end_s prompt negative_prompt region regenerate_video",
+        "LTX2ExtendPipeline": "prompt negative_prompt video audio sampling_rate latents audio_latents num_segments",
+    }.items(),
+)
+def test_arguments_of_our_own_calls_keep_their_places(name, first):
+    _, *places = inspect.signature(getattr(ltx2_diffusers, name).__call__).parameters
+    assert places[: len(first.split())] == first.split()
 
 
 def test_the_size_follows_given_latents_and_must_fit_them():

@@ -83,6 +83,11 @@ def generate(pipe, **kwargs):
             {"stages": [Stage(temporal_scale=0.5), Stage(upsampler="temporal_upsampler")]},
             r"16 \* k \+ 1 .* use 1 or 17",
         ),
+        (
+            {"stages": [Stage(scales=(3.0, 7.0))]},
+            r"`scales` of a stage .* MultiModalGuiderParams but is \(3\.0, 7\.0\)",
+        ),
+        ({"stages": [Stage(scales=3.0)]}, "`scales` of a stage .* but is 3.0"),
         ({"stages": [Stage(references=False)], "reference_conditions": REFERENCE}, "no stage takes references"),
         ({"stages": [Stage(noise_scale=1.5)]}, "`noise_scale`"),
         ({"stages": [Stage(sampler="heun")]}, "heun"),

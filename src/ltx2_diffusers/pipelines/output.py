@@ -30,8 +30,9 @@ class LTX2PipelineOutput(BaseOutput):
             `output_type="latent"`. `None` if the call generated no audio.
         frame_rate: Frames per second.
         sampling_rate: Samples per second of `audio`.
-        info: How the result was made: `preset` (version and kind), `sigmas`, `forwards_per_step` (most passes of the
-            transformer in a step, lists with an entry per stage), `output_type`, and what a recipe adds to it.
+        info: How the result was made: `preset` (version and kind), `sigmas`, `sampler` and `forwards_per_step` (most
+            passes of the transformer in a step), all three lists with an entry per stage if there are several,
+            `output_type`, and what a recipe adds to it.
         video_source: File that holds exactly `frames`, whose packets `save` copies; `None` where they were generated.
         audio_source: File whose sound, from its start, is `audio`, and which `save` copies if an MP4 file can hold it.
     """

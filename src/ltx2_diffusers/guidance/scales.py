@@ -16,6 +16,7 @@ PRESET = "preset"
 
 AudioScale = float | str | None
 Scales = Streams[MultiModalGuiderParams]
+UNGUIDED = Streams(NEUTRAL, NEUTRAL)
 Guiders = Streams[MultiModalGuider | BinnedGuider | None]
 # Before the names of options that belong to a stream.
 _PREFIXES = Streams("", "audio_")
@@ -75,7 +76,7 @@ def _with_bins(scales: Scales, given: Streams[GivenScales], options: GuidanceOpt
 def _resolved(preset: Preset, video: GivenScales, audio: GivenScales) -> Scales:
     # A lone guidance_scale=1.0 is how users switch guidance off; other terms stay only if asked for.
     switched_off = video == GivenScales(1.0) and not audio.has_number
-    video_default, audio_default = (NEUTRAL, NEUTRAL) if switched_off else (preset.video, preset.audio)
+    video_default, audio_default = UNGUIDED if switched_off else (preset.video, preset.audio)
     video_scales = _filled(video, video_default)
     return Streams(video_scales, _filled(audio, video_scales, audio_default))
 

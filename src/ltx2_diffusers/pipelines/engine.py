@@ -14,8 +14,8 @@ from ..adapters.active import DISTILLED_ADAPTER, added_adapters, check_adapters_
 from ..checks import check_choice, check_float_tensors, check_generator, check_per_video, check_unit
 from ..conditioning import GaussianNoiser, LatentState, LatentTools, TextContext, on_streams
 from ..conditioning.streams import States, Streams, Tensors
-from ..guidance import NEUTRAL, GuidanceOptions, MultiModalGuiderParams
-from ..guidance.scales import Guiders, always_negative, build_guiders, check_options, cross_timestep_mode
+from ..guidance import NEUTRAL, MultiModalGuiderParams
+from ..guidance.scales import UNGUIDED, Guiders, always_negative, build_guiders, check_options, cross_timestep_mode
 from ..media import pixels, preprocess, waveforms
 from ..prompts import Contexts, Prompts, ReadPrompts
 from ..sampling import GuidedDenoiser, Sampler, denoise, get_sampler, with_latents
@@ -190,7 +190,7 @@ def _checked(stages: Sequence[Stage]) -> list[Stage]:
     if not stages or not all(isinstance(stage, Stage) for stage in stages):
         raise ValueError(f"`stages` has to be a list of at least one Stage but is {stages!r}")
     for stage in stages:
-        scales = (NEUTRAL, NEUTRAL) if stage.scales is None else stage.scales
+        scales = UNGUIDED if stage.scales is None else stage.scales
         if not isinstance(scales, tuple | list) or [type(one) for one in scales] != [MultiModalGuiderParams] * 2:
             raise ValueError(f"`scales` of a stage has to be a pair of MultiModalGuiderParams but is {scales!r}")
         for name in ("spatial_scale", "temporal_scale"):
@@ -251,16 +251,15 @@ def reads_negative(pipeline: LTX2GenerationPipeline, request: Request) -> bool:
     pipeline.require(*_components(request))
     guiders = (g for stage in request.stages for g in stage_guiders(pipeline, stage, request.streams) if g is not None)
     options = (stage.guidance_options for stage in request.stages)
-    return any(guider.do_unconditional_generation() for guider in guiders) or any(
-        isinstance(o, GuidanceOptions) and o.nag is not None for o in options
-    )
+    # Building the guiders has refused what are no options.
+    return any(g.do_unconditional_generation() for g in guiders) or any(o is not None and o.nag for o in options)
 
 
 def generate(
     pipeline: LTX2GenerationPipeline, request: Request, runs: Sequence[StageRun], texts: ReadPrompts
 ) -> Generated:
     """Run the stages one after the other."""
-    pipeline.reset(runs[0].stage.scales or Streams(NEUTRAL, NEUTRAL), request.attention_kwargs)
+    pipeline.reset(runs[0].stage.scales or UNGUIDED, request.attention_kwargs)
     callback = StepCallback(pipeline, request.delivery.callback, request.delivery.callback_inputs, texts.embeds)
     latents = first_latents(pipeline, request.start, runs[0].plan)
     sounds, sigmas, forwards = [], [], []
@@ -348,7 +347,7 @@ def run_stage(
 
 def stage_guiders(pipeline: LTX2GenerationPipeline, stage: Stage, streams: Streams[bool]) -> Guiders:
     """A fresh guider for each stream of a stage, `None` for an absent one."""
-    scales = Streams(*(s if here else None for s, here in zip(stage.scales or (NEUTRAL, NEUTRAL), streams)))
+    scales = Streams(*(s if here else None for s, here in zip(stage.scales or UNGUIDED, streams)))
     num_layers = pipeline.transformer.config.num_layers
     return build_guiders(scales, stage.stg_blocks, pipeline.preset, num_layers, stage.guidance_options)
 

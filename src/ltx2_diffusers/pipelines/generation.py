@@ -125,7 +125,7 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
 
     def reset(self, scales: Scales, attention_kwargs: dict[str, Any] | None) -> None:
         """Show what a call begins with; called by the engine."""
-        self._scales = Streams(*(NEUTRAL if one is None else one for one in scales))
+        self._scales = Streams(*scales)
         self._attention_kwargs = attention_kwargs
         self._interrupt = False
         self._current_timestep = None

@@ -3,6 +3,7 @@
 import os
 from fractions import Fraction
 
+from av import AudioFrame, VideoFrame
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.stream import Disposition
@@ -33,12 +34,14 @@ def zero_s(path: str | os.PathLike) -> Fraction:
         ValueError: If the file is damaged, or neither picture nor sound can be decoded.
     """
     with open_media(path) as container:
-        stream = main_video(container) or main_audio(container)
-        if stream is None:
-            raise ValueError(f"{str(path)!r} holds neither video nor audio")
-        frame = next(container.decode(stream), None)
+        video, audio = main_video(container), main_audio(container)
+        frame: VideoFrame | AudioFrame | None = None
+        if video is not None:
+            frame = next(container.decode(video), None)
+        elif audio is not None:
+            frame = next(container.decode(audio), None)
         if frame is None:
-            raise ValueError(f"{str(path)!r} has a {stream.type} stream without frames; it is empty or damaged")
+            raise ValueError(f"{str(path)!r} holds neither video nor audio that can be decoded")
         # Some containers, such as AVI, tell only when a packet is to be decoded.
         time = frame.dts if frame.pts is None else frame.pts
         return Fraction(0) if time is None or frame.time_base is None else time * frame.time_base

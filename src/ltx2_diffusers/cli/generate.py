@@ -1,7 +1,9 @@
 """`ltx2 generate`: from options to a file, and a manifest beside it."""
 
 import argparse
+import sys
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -65,6 +67,8 @@ def generate(given: Options) -> dict[str, Any]:
     Raises:
         ValueError: If options contradict each other or a value is not valid; the message names options.
     """
+    from ..media.copying import EncodedAnewWarning
+
     try:
         mode = choose_mode(given)
         options = with_defaults(given, mode)
@@ -72,13 +76,17 @@ def generate(given: Options) -> dict[str, Any]:
         hashes = input_hashes(options)
         call = call_arguments(mode, options)
         check_device(options["device"])
+        _announce_encoding(options)
         started = time.perf_counter()
         pipeline = load_pipeline(options, mode.pipeline_class)
-        output = pipeline(**call, **_run_arguments(options))
+        with warnings.catch_warnings():
+            # What is encoded anew is said already, of the file that is written.
+            warnings.simplefilter("ignore", EncodedAnewWarning)
+            output = pipeline(**call, **_run_arguments(options))
+            path = Path(options["output"])
+            paths = [output.info["path"]] if "path" in output.info else output.save(path)
     except ValueError as error:
         raise ValueError(in_options(str(error), given)) from error
-    path = Path(options["output"])
-    paths = [output.info["path"]] if "path" in output.info else output.save(path)
     facts: dict[str, Any] = {
         "mode": mode.name,
         "pipeline": mode.pipeline,
@@ -152,6 +160,26 @@ def _check(options: Options) -> None:
     for path, what in written.items():
         if option := inputs.get(path.absolute()):
             raise ValueError(f"{what} would overwrite {option} {str(path)!r}; choose another name")
+
+
+def _announce_encoding(options: Options) -> None:
+    """Say which given pictures and sound the file to be written cannot hold as they are."""
+    from ..media.copying import encoding_notice
+    from ..media.reading import probe
+
+    given = {"video": None, "audio": options.get("audio")}
+    if options.keys() & {"add_sound", "keep_video"}:
+        given["video"] = options["video"]
+    if "retake" in options:
+        given["audio"] = options.get("audio", options["video"]) if "keep_audio" in options else None
+        if given["audio"] is not None and probe(given["audio"]).sampling_rate is None:
+            given["audio"] = None
+    # A window of a sound, another tempo of it or a new one after it has no packets to copy.
+    if options.get("audio_start") or options.get("audio_cond_noise_scale") or options.get("audio_fit") == "stretch":
+        given["audio"] = None
+    for kind, file in given.items():
+        if file is not None and (notice := encoding_notice(file, kind, Path(options["output"]).suffix.lower())):
+            print(f"warning: {notice}", file=sys.stderr)
 
 
 def _preview_path(options: Options) -> Path:

@@ -4,8 +4,6 @@ Shapes: N samples.
 """
 
 import os
-from collections.abc import Iterator
-from contextlib import ExitStack
 from typing import Any
 
 import av
@@ -13,12 +11,13 @@ import numpy as np
 from av.container import OutputContainer
 from av.packet import Packet
 
+from .copying import MP4_SOUND, CopiedPackets, copy_obstacle
 from .files import open_media
 
 # Samples of one AAC frame (ISO/IEC 14496-3).
 _AAC_FRAME_SAMPLES = 1024
-# Codecs that every MP4 player can be expected to know; others, such as the PCM of WAV files, are encoded anew.
-_MP4_CODECS = ("aac", "mp3", "ac3", "eac3", "alac")
+# Others, such as the PCM of WAV files, are encoded anew.
+_MP4_CODECS = MP4_SOUND
 
 
 class NoAudio:
@@ -100,50 +99,54 @@ class EncodedAudio(NoAudio):
 
 
 class CopiedAudio(NoAudio):
-    """The audio packets of another file, unchanged.
+    """The audio packets of another file, unchanged; its zero, from which they are counted, becomes the video's start.
 
     Args:
         container: File being written.
-        source: Media file with an audio stream.
+        source: Media file whose sound can be copied.
     """
 
     def __init__(self, container: OutputContainer, source: str | os.PathLike):
         self.container = container
-        self._resources = ExitStack()
-        source_container = self._resources.enter_context(open_media(source))
-        source_stream = source_container.streams.audio[0]
-        self.stream = container.add_stream_from_template(source_stream)
-        self.packets: Iterator[Packet] = source_container.demux(source_stream)
-        self.held: Packet | None = None
+        self.copied = CopiedPackets(container, source, "audio")
+        self.packets = iter(self.copied)
+        self.held: tuple[Packet, float] | None = None
 
     def __exit__(self, *error: Any) -> None:
-        self._resources.close()
+        self.copied.__exit__(*error)
 
     def write_until(self, seconds: float) -> None:
-        while (packet := self.held or next(self.packets, None)) is not None:
-            self.held = packet
-            if packet.dts is not None and packet.dts * packet.time_base >= seconds:
+        while (timed := self.held or next(self.packets, None)) is not None:
+            self.held = timed
+            packet, decoded_s = timed
+            if decoded_s >= seconds:
                 return
             self.held = None
-            # A packet without time only marks the end of the source.
-            if packet.dts is not None:
-                packet.stream = self.stream
-                self.container.mux_one(packet)
+            self.container.mux_one(packet)
 
 
-def check_audio_source(source: str | os.PathLike) -> None:
-    """Raise `ValueError` if a file has no sound that could be copied."""
+def check_audio_source(source: str | os.PathLike, suffix: str) -> None:
+    """Raise `ValueError` if a file has no sound that could be copied into one of a suffix."""
     with open_media(source) as container:
         if not container.streams.audio:
             raise ValueError(
                 f"audio_source {str(source)!r} has no audio stream; pass audio=None to write a silent video"
             )
+    if (obstacle := copy_obstacle(source, "audio", suffix)) is not None:
+        raise ValueError(f"audio_source cannot be used: {obstacle}, or pass its samples as audio")
 
 
-def can_copy_audio(source: str | os.PathLike) -> bool:
-    """Whether the sound of a file is of a kind that MP4 files hold, so that its packets can be copied."""
+def can_copy_audio(source: str | os.PathLike, suffix: str = ".mp4") -> bool:
+    """Whether the sound of a file is of a kind that files of a suffix hold, so that its packets can be copied.
+
+    Args:
+        source: Media file.
+        suffix: `".mp4"` (default) or `".mov"`.
+    """
     with open_media(source) as container:
-        return bool(container.streams.audio) and container.streams.audio[0].codec_context.name in _MP4_CODECS
+        if not container.streams.audio:
+            return False
+    return copy_obstacle(source, "audio", suffix) is None
 
 
 def encodable_rate(sampling_rate: int) -> int:

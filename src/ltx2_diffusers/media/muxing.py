@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from av.container import InputContainer, OutputContainer
 
 from ..atomic import complete_file
 from .audio_tracks import EncodedAudio
+from .clock import main_video
+from .copying import CopiedPackets, copy_description, copy_obstacle
 from .files import check_suffix, open_media
 from .waveforms import stereo_samples
 from .writing import VIDEO_SUFFIXES, open_output
@@ -19,6 +20,10 @@ def replace_audio(
 ) -> Path:
     """Write the video packets of `source` unchanged, together with new sound, and return the path.
 
+    The new sound begins with the first picture that is displayed, at time 0 of the new file, and the pictures keep the
+    distances of their times. Of several video streams the first one that is no cover picture is written; other streams
+    (sound, subtitles, data, cover pictures) are left out. Title, time of creation and chapters stay.
+
     Args:
         source: Media file with a video stream.
         path: File name ending in `.mp4` or `.mov`; may be `source` itself. Missing folders are created; the file
@@ -27,29 +32,26 @@ def replace_audio(
         sampling_rate: Samples per second, one that AAC knows.
 
     Raises:
-        ValueError: If the source has no video, the sound is not valid, or the file name has another suffix.
+        ValueError: If the source has no video or its packets cannot be copied into such a file, the sound is not valid,
+            or the file name has another suffix.
     """
     path = check_suffix(path, VIDEO_SUFFIXES, "video")
     EncodedAudio.check_rate(sampling_rate)
     samples = stereo_samples(audio, sampling_rate)
-    with open_media(source) as source_container:
-        if not source_container.streams.video:
+    with open_media(source) as container:
+        if main_video(container) is None:
             raise ValueError(f"source {str(source)!r} has no video stream, so its sound cannot be replaced")
-        with complete_file(path) as partial, open_output(partial) as container:
-            _copy_with_sound(source_container, container, samples, sampling_rate)
+    if (obstacle := copy_obstacle(source, "video", path.suffix.lower())) is not None:
+        raise ValueError(f"source cannot be used: {obstacle}, or write its frames anew with `write_video`")
+    with (
+        complete_file(path) as partial,
+        open_output(partial) as target,
+        CopiedPackets(target, source, "video") as pictures,
+    ):
+        sound = EncodedAudio(target, samples, sampling_rate)
+        copy_description(pictures.source, target, pictures.zero_s)
+        for packet, seconds in pictures:
+            target.mux_one(packet)
+            sound.write_until(seconds)
+        sound.finish()
     return path
-
-
-def _copy_with_sound(source: InputContainer, target: OutputContainer, samples: np.ndarray, rate: int) -> None:
-    source_stream = source.streams.video[0]
-    stream = target.add_stream_from_template(source_stream)
-    sound = EncodedAudio(target, samples, rate)
-    for packet in source.demux(source_stream):
-        # A packet without time only marks the end of the source.
-        if packet.dts is None:
-            continue
-        seconds = float(packet.dts * packet.time_base)
-        packet.stream = stream
-        target.mux_one(packet)
-        sound.write_until(seconds)
-    sound.finish()

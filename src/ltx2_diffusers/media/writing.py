@@ -31,6 +31,8 @@ _PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "s
 _MAX_CRF = 51
 # Code of BT.709 for primaries and transfer curve (ITU-T H.273).
 _BT709 = 1
+# A second in units of a file's clock.
+_TIME_SCALE = 90000
 
 Frames = torch.Tensor | np.ndarray | Iterable[torch.Tensor | np.ndarray | PIL.Image.Image]
 
@@ -57,17 +59,25 @@ def write_video(
         frame_rate: Frames per second; decimals stand for exact rates, 23.976 for 24000/1001.
         audio: Waveform `[C, N]` or `[N, C]` in [-1, 1], one or two channels; `None` for a silent file.
         sampling_rate: Samples per second of `audio`, one that AAC knows; required with `audio`.
-        audio_source: Media file whose sound is copied unchanged, up to the end of the video, instead of `audio`.
+        audio_source: Media file whose sound is copied unchanged, up to the end of the video, instead of `audio`. Its
+            first picture, if it has any, stands for the first frame: sound keeps its distance from it.
         crf: Constant rate factor of x264, 0 (lossless) to 51; default 19, as the reference writes.
         preset: Speed of x264; default `"veryfast"`, as the reference writes.
 
     Raises:
-        ValueError: If an argument is not valid, or there are no frames.
+        ValueError: If an argument is not valid, the sound of `audio_source` cannot be copied into such a file, or there
+            are no frames.
     """
     path = check_suffix(path, VIDEO_SUFFIXES, "video")
     rate = exact_frame_rate(frame_rate)
     check_encoder_options(crf, preset)
-    samples = check_audio(audio, sampling_rate, audio_source)
+    samples = check_audio(audio, sampling_rate)
+    if audio_source is not None:
+        if audio is not None:
+            raise ValueError(
+                "audio and audio_source are both given; pass the sound to encode or the file to copy it from"
+            )
+        check_audio_source(audio_source, path.suffix.lower())
     chunks = byte_frames(frames)
     first = next((chunk for chunk in chunks if len(chunk)), None)
     if first is None:
@@ -163,20 +173,13 @@ def repeatable_encoding() -> dict[str, str]:
 
 
 def open_output(path: Path) -> OutputContainer:
-    # With the index in front a browser can start playing before it has the whole file.
-    return av.open(str(path), mode="w", options={"movflags": "+faststart"})
+    # With the index in front a browser can start playing before it has the whole file. The times at which streams begin
+    # are rounded to the time scale, by default to milliseconds.
+    return av.open(str(path), mode="w", options={"movflags": "+faststart", "movie_timescale": str(_TIME_SCALE)})
 
 
-def check_audio(
-    audio: torch.Tensor | np.ndarray | None, sampling_rate: int | None, audio_source: str | os.PathLike | None
-) -> np.ndarray | None:
-    """Check the three arguments about sound; return the samples `[2, N]` to encode, if any."""
-    if audio_source is not None:
-        if audio is not None:
-            raise ValueError(
-                "audio and audio_source are both given; pass the sound to encode or the file to copy it from"
-            )
-        check_audio_source(audio_source)
+def check_audio(audio: torch.Tensor | np.ndarray | None, sampling_rate: int | None) -> np.ndarray | None:
+    """Check sound to encode; return its samples `[2, N]`, if any."""
     if audio is None:
         return None
     EncodedAudio.check_rate(sampling_rate)

@@ -24,7 +24,7 @@ from .arguments import BOTH, Callback, Delivery, Request, Sampling, Stage, Start
 from .base import LTX2PipelineBase
 from .conditions import Opened, SourceClip, Waveform, check_conflicts, check_heard, held_streams
 from .generation import LTX2GenerationPipeline
-from .output import Decoded, Info, LTX2PipelineOutput, Result
+from .output import Decoded, Info, LTX2PipelineOutput, Result, announce_encoding
 from .plan import ClipPlan, check_decodable_size, plan_clip
 
 OUTPUT_TYPES = ("pil", "np", "pt", "uint8", "latent")
@@ -94,6 +94,11 @@ class Originals(NamedTuple):
 
     video: SourceClip | None = None
     audio: Waveform | None = None
+
+    @property
+    def paths(self) -> list[str | None]:
+        """The files that they are from."""
+        return [None if original is None else original.path for original in self]
 
 
 class Prepared(NamedTuple):
@@ -215,6 +220,8 @@ def run(pipeline: LTX2GenerationPipeline, prompts: Prompts, request: Request) ->
     shows_picture = any(condition.shows_picture for condition in request.conditions)
     batch_size = reader.check(prompts, with_negative, shows_picture, watched)
     prepared = prepare(pipeline, request, batch_size)
+    if request.delivery.output_type != "latent":
+        announce_encoding(prepared.originals.paths)
     pictures = (c.picture for c in prepared.conditions) if prompts.enhancement.enabled else ()
     picture = next((picture for picture in pictures if picture is not None), None)
     texts = reader.read(prompts, with_negative, request.start.generator, picture, watched)
@@ -513,9 +520,8 @@ def deliver(pipeline: LTX2GenerationPipeline, made: Generated, delivery: Deliver
     if not delivery.return_dict:
         return frames, audio
     frame_rate = None if frames is None else made.plan.frame_rate
-    sources = (None if original is None else original.path for original in originals)
     info = {**made.info, "output_type": delivery.output_type}
-    return LTX2PipelineOutput(frames, audio, frame_rate, rate, info, *sources)
+    return LTX2PipelineOutput(frames, audio, frame_rate, rate, info, *originals.paths)
 
 
 def _delivered_video(

@@ -1,6 +1,8 @@
 """What a pipeline call returns, and how it becomes a file."""
 
 import os
+import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -9,7 +11,7 @@ import PIL.Image
 import torch
 from diffusers.utils import BaseOutput
 
-from ..media import audio_tracks, muxing, waveforms, writing
+from ..media import audio_tracks, copying, files, muxing, pixels, waveforms, writing
 from ..models import mel
 
 Decoded = list[list[PIL.Image.Image]] | np.ndarray | torch.Tensor
@@ -34,7 +36,7 @@ class LTX2PipelineOutput(BaseOutput):
             passes of the transformer in a step), all three lists with an entry per stage if there are several,
             `output_type`, and what a recipe adds to it.
         video_source: File that holds exactly `frames`, whose packets `save` copies; `None` where they were generated.
-        audio_source: File whose sound, from its start, is `audio`, and which `save` copies if an MP4 file can hold it.
+        audio_source: File whose sound, from its start, is `audio`, and whose packets `save` copies.
     """
 
     frames: Decoded | None = None
@@ -51,6 +53,10 @@ class LTX2PipelineOutput(BaseOutput):
         A batch of one is written to `path`; item `i` of a larger batch to `<stem>-<i><suffix>`. Frames are converted
         to bytes on the device that holds them, a few at a time. The sound is cut or padded with silence to the
         duration of the video, from which it differs by less than one audio latent (40 ms).
+
+        Packets of `video_source` and `audio_source` are copied, with their times, where a file of this suffix can hold them;
+        else the frames are encoded anew as H.264 (without the last row or column of an odd side) and the sound as AAC. The
+        call has warned of it if an MP4 file cannot hold them. Pictures are also encoded anew to obey `encoder_options`.
 
         Args:
             path: File name. Missing folders are created; a file appears under its name only when complete.
@@ -77,17 +83,22 @@ class LTX2PipelineOutput(BaseOutput):
                 writing.write_audio(path, audio, rate)
             return
         frames, frame_rate = self.frames[index], _known("frame_rate", self.frame_rate)
+        suffix = files.check_suffix(path, writing.VIDEO_SUFFIXES, "video").suffix.lower()
         if audio is not None:
             audio = waveforms.fit_audio(audio, len(frames) / frame_rate, rate)
-            if self.video_source is not None and not encoder_options:
-                muxing.replace_audio(self.video_source, path, audio, rate)
+            pictures = None if encoder_options else _copied_file(self.video_source, "video", suffix)
+            if pictures is not None:
+                muxing.replace_audio(pictures, path, audio, rate)
                 return
         sound: dict[str, Any] = {}
-        if self.audio_source is not None and audio_tracks.can_copy_audio(self.audio_source):
-            sound = {"audio_source": self.audio_source}
+        if (source := _copied_file(self.audio_source, "audio", suffix)) is not None:
+            sound = {"audio_source": source}
         elif audio is not None:
             audio, rate = _encodable(audio, rate)
             sound = {"audio": audio, "sampling_rate": rate}
+        if self.video_source is not None:
+            # A given video may have odd sides, which H.264 cannot have.
+            frames = (chunk[:, : len(chunk[0]) & ~1, : len(chunk[0, 0]) & ~1] for chunk in pixels.byte_frames(frames))
         writing.write_video(path, frames, frame_rate=frame_rate, **sound, **encoder_options)
 
     def _check_decoded(self) -> None:
@@ -108,6 +119,36 @@ def _known(name: str, rate: Rate | None) -> Rate:
     if rate is None:
         raise ValueError(f"the output does not say its `{name}`; set it, since a media file needs it")
     return rate
+
+
+def announce_encoding(sources: Iterable[str | None], suffix: str = ".mp4") -> None:
+    """Warn, before anything is computed, if given pictures or sound cannot be copied into a file of a suffix.
+
+    Args:
+        sources: Files of the pictures and of the sound that are handed over as they are; `None` for each that is not.
+        suffix: `".mp4"` (default) or `".mov"`.
+    """
+    for kind, source in zip(("video", "audio"), sources):
+        if source is not None:
+            copying.warn_of_encoding(source, kind, suffix)
+
+
+def _copied_file(source: str | None, kind: str, suffix: str) -> str | None:
+    """The file whose packets are copied; `None` if there is none, or if what was read of it is encoded anew.
+
+    A call knows no name and speaks of MP4 files; what is true of others alone is said here.
+    """
+    if source is None:
+        return None
+    try:
+        if copying.copy_obstacle(source, kind, suffix) is None:
+            return source
+        if suffix != ".mp4":
+            copying.warn_of_encoding(source, kind, suffix)
+    except (OSError, ValueError) as error:
+        # What was computed is worth more than the packets of a file that is gone.
+        warnings.warn(f"{source!r} cannot be read any more and is encoded anew: {error}", stacklevel=4)
+    return None
 
 
 Result = LTX2PipelineOutput | Any

@@ -5,6 +5,7 @@ import pytest
 from ltx2_diffusers.cli.modes import choose_mode
 from ltx2_diffusers.cli.options import OPTIONS
 from tests.cli.running import QUICK, SMALL, STAGED, complaint, generate, located
+from tests.media.sources import Track, write_source
 
 NEEDS = {name: option.needs for name, option in OPTIONS.items() if option.needs}
 CONFLICTS = [(name, other) for name, option in OPTIONS.items() for other in option.excludes]
@@ -125,3 +126,40 @@ def test_values_of_another_form(capsys, tmp_path, option):
     with pytest.raises(SystemExit, match="2"):
         generate(tmp_path / "out.mp4", *option.split())
     assert f"argument {option.split()[0]}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "notice"),
+    [
+        (["--video", "CLIP.MOV", "--add-sound"], "out.mp4", "the pictures will be encoded anew as H.264"),
+        (
+            ["--video", "CLIP.MOV", "--retake", "0:0.2", "--keep-video"],
+            "out.mp4",
+            "the pictures will be encoded anew as H.264",
+        ),
+        (
+            ["--video", "CLIP.MOV", "--retake", "0:0.2", "--keep-audio"],
+            "out.mp4",
+            "the sound will be encoded anew as AAC",
+        ),
+        (["--audio", "CLIP.MOV"], "out.mp4", "the sound will be encoded anew as AAC"),
+        (["--video", "CLIP.MOV", "--add-sound"], "out.mov", None),
+        (["--video", "CLIP.MOV", "--retake", "0:0.2", "--keep-audio"], "out.mov", None),
+        (["--audio", "CLIP.MOV", "--audio-start", "0.1"], "out.mp4", None),
+        (["--video", "CLIP.MOV", "--retake", "0:0.2"], "out.mp4", None),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else value,
+)
+def test_what_the_file_cannot_hold_is_said_before_anything_is_loaded(
+    tmp_path, capsys, monkeypatch, options, name, notice
+):
+    write_source(tmp_path / "clip.mov", Track("prores_ks"), Track("pcm_s16le"))
+
+    def no_loading(*_):
+        raise ValueError("would be loaded now")
+
+    monkeypatch.setattr("ltx2_diffusers.cli.generate.load_pipeline", no_loading)
+    assert generate(tmp_path / name, *located(options, tmp_path)) == 2
+    said = capsys.readouterr().err
+    assert "would be loaded now" in said
+    assert (f"warning: {notice}" in said and "use .mov" in said) if notice else "warning" not in said

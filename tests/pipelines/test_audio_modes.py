@@ -1,10 +1,13 @@
 """Sound to video, video to sound, and sound alone: what is given comes back untouched, what is made has its length."""
 
+import warnings
+
 import av
 import numpy as np
 import pytest
 import torch
 
+from ltx2_diffusers.media.copying import EncodedAnewWarning
 from ltx2_diffusers.media.reading import probe, read_audio, read_video
 from ltx2_diffusers.media.writing import write_audio, write_video
 from ltx2_diffusers.pipelines.arguments import Stage
@@ -14,6 +17,7 @@ from ltx2_diffusers.pipelines.recipes.two_stage import LTX2TwoStagePipeline
 from ltx2_diffusers.pipelines.recipes.video_to_audio import LTX2VideoToAudioPipeline
 from tests.golden_data import EQUAL_MODELS
 from tests.media.clips import gradient_clip, tone
+from tests.media.sources import Track, write_source
 from tests.pipelines.recipes import (
     CALL,
     CLIP,
@@ -195,6 +199,22 @@ def test_a_file_without_sound_is_named(to_video, tmp_path):
         to_video(**QUICK, audio=tmp_path / "silent.mp4")
 
 
+def test_sound_that_an_mp4_file_cannot_hold_is_announced_before_any_computation(to_video, tmp_path):
+    source = write_source(tmp_path / "a.mkv", None, Track("mp2"))
+    with (
+        no_computation(to_video),
+        warnings.catch_warnings(),
+        pytest.raises(EncodedAnewWarning, match=r"as AAC.*\(mp2\)"),
+    ):
+        warnings.simplefilter("error", EncodedAnewWarning)
+        to_video(**QUICK, audio=source)
+
+
+def test_a_window_of_a_sound_has_no_packets_and_is_not_announced(to_video, tmp_path, recwarn):
+    to_video(**QUICK, audio=write_audio(tmp_path / "sound.wav", tone(1.0, RATE), RATE), audio_start_s=0.2)
+    assert [w for w in recwarn if w.category is EncodedAnewWarning] == []
+
+
 # --- video to sound ---
 
 
@@ -311,6 +331,13 @@ def test_damaged_videos_are_named(to_sound, tmp_path, content):
     (tmp_path / "clip.mp4").write_bytes(content)
     with no_computation(to_sound), pytest.raises(ValueError, match=r"clip\.mp4"):
         to_sound(tmp_path / "clip.mp4", CALL["prompt"])
+
+
+def test_pictures_that_an_mp4_file_cannot_hold_are_announced_before_any_computation(to_sound, tmp_path):
+    source = write_source(tmp_path / "clip.mov", Track("prores_ks"))
+    with no_computation(to_sound), warnings.catch_warnings(), pytest.raises(EncodedAnewWarning, match=r"use \.mov"):
+        warnings.simplefilter("error", EncodedAnewWarning)
+        to_sound(source, CALL["prompt"])
 
 
 # --- sound alone ---

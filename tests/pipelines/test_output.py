@@ -10,6 +10,9 @@ import pytest
 import torch
 
 from ltx2_diffusers import LTX2PipelineOutput
+from ltx2_diffusers.media.copying import EncodedAnewWarning
+from tests.media.sources import Track, onset_s, packets_of, starts, write_source
+from tests.media.sources import pictures as source_pictures
 from tests.pipelines.tiny import CFG, EXPLICIT, PROMPT, ours, seeded
 
 SIZE = (32, 64)
@@ -159,3 +162,72 @@ def test_an_output_is_also_a_mapping_and_a_tuple():
     result = output()
     assert result["frames"] is result.frames
     assert result.to_tuple()[:2] == (result.frames, result.audio)
+
+
+# --- given pictures and sound ---
+
+
+def handed_over(source: Path, kind: str, **changes) -> LTX2PipelineOutput:
+    """What a call returns that was given a file and hands over its pictures or sound."""
+    frames = torch.from_numpy(np.stack(source_pictures()))[None] if kind == "video" else pixels()
+    seconds = frames.shape[1] / 24
+    audio = torch.zeros(1, 1, round(seconds * 48000))
+    return LTX2PipelineOutput(frames, audio, 24.0, 48000, **{f"{kind}_source": str(source)}, **changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "suffix", "copied"),
+    [
+        ("a.mkv", "libx264", ".mp4", True),
+        ("a.mov", "prores_ks", ".mov", True),
+        ("a.mov", "prores_ks", ".mp4", False),
+        ("a.mkv", "libsvtav1", ".MP4", True),
+        ("a.avi", "libx264", ".mp4", False),
+    ],
+)
+def test_given_pictures_are_copied_or_encoded_anew_by_the_rule(tmp_path, recwarn, name, codec, suffix, copied):
+    source = write_source(tmp_path / name, Track(codec, 0.0 if name.endswith(".avi") else 0.5))
+    (path,) = handed_over(source, "video").save(tmp_path / f"new{suffix}")
+    assert (packets_of(path, "video") == packets_of(source, "video")) is copied
+    assert len(read(path)[0]) == 25
+    assert starts(path) == (0.0, 0.0)
+    # The call has said what is true of MP4 files.
+    assert [str(w.message) for w in recwarn if w.category is EncodedAnewWarning] == []
+
+
+def test_what_only_a_mov_file_cannot_hold_is_said_when_it_is_written(tmp_path):
+    source = write_source(tmp_path / "a.mp4", Track("libsvtav1"))
+    with pytest.warns(EncodedAnewWarning, match=r"a\.mp4' \(av1\) cannot be copied into a \.mov file; use \.mp4"):
+        (path,) = handed_over(source, "video").save(tmp_path / "new.mov")
+    assert len(read(path)[0]) == 25
+
+
+def test_odd_sides_are_cut_where_pictures_are_encoded_anew(tmp_path):
+    odd = source_pictures(9, 33, 65)
+    source = write_source(tmp_path / "a.mov", Track("png"), frames=odd)
+    output = LTX2PipelineOutput([[PIL.Image.fromarray(f) for f in odd]], None, 24.0, video_source=str(source))
+    (path,) = output.save(tmp_path / "new.mp4")
+    assert [frame.shape for frame in read(path)[0]] == [(32, 64, 3)] * 9
+
+
+@pytest.mark.parametrize(("kind", "track"), [("video", "libx264"), ("audio", "aac")])
+def test_a_source_that_is_gone_does_not_cost_the_result(tmp_path, kind, track):
+    source = write_source(tmp_path / "a.mp4", **{kind: Track(track)})
+    output = handed_over(source, kind)
+    source.unlink()
+    with pytest.warns(UserWarning, match=r"a\.mp4' cannot be read any more and is encoded anew"):
+        (path,) = output.save(tmp_path / "new.mp4")
+    assert len(read(path)[0]) == output.frames.shape[1]
+
+
+@pytest.mark.parametrize(
+    ("codec", "suffix", "copied"), [("aac", ".mp4", True), ("pcm_s16le", ".mov", True), ("pcm_s16le", ".mp4", False)]
+)
+def test_given_sound_keeps_its_distance_from_the_first_picture(tmp_path, codec, suffix, copied):
+    source = write_source(tmp_path / "a.mov", Track("libx264", 0.1), Track(codec))
+    output = handed_over(source, "audio")
+    output.audio[..., round(0.15 * 48000) : round(0.17 * 48000)] = torch.ones(round(0.02 * 48000))
+    (path,) = output.save(tmp_path / f"new{suffix}")
+    found, original = packets_of(path, "audio"), packets_of(source, "audio")
+    assert (found == original[: len(found)]) is copied
+    assert onset_s(path) == pytest.approx(0.15, abs=1e-3 if copied else 5e-3)

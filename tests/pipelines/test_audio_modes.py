@@ -207,11 +207,15 @@ def test_sound_that_an_mp4_file_cannot_hold_is_announced_before_any_computation(
         pytest.raises(EncodedAnewWarning, match=r"as AAC.*\(mp2\)"),
     ):
         warnings.simplefilter("error", EncodedAnewWarning)
-        to_video(**QUICK, audio=source)
+        to_video(**QUICK | {"output_type": "uint8"}, audio=source)
 
 
 def test_a_window_of_a_sound_has_no_packets_and_is_not_announced(to_video, tmp_path, recwarn):
-    to_video(**QUICK, audio=write_audio(tmp_path / "sound.wav", tone(1.0, RATE), RATE), audio_start_s=0.2)
+    to_video(
+        **QUICK | {"output_type": "uint8"},
+        audio=write_audio(tmp_path / "sound.wav", tone(1.0, RATE), RATE),
+        audio_start_s=0.2,
+    )
     assert [w for w in recwarn if w.category is EncodedAnewWarning] == []
 
 

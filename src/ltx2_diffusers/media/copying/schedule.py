@@ -84,8 +84,8 @@ def opened_stream(path: str | os.PathLike, kind: str) -> Iterator[Opened]:
     """
     with open_media(path) as container:
         stream = main_video(container) if kind == "video" else main_audio(container)
-        if stream is None:
-            raise ValueError(f"{os.fspath(path)!r} has no {kind} stream")
+        if stream is None or stream.codec_context is None:
+            raise ValueError(f"{os.fspath(path)!r} has no {kind} stream that can be decoded")
         yield container, stream
 
 

@@ -44,6 +44,7 @@ def assert_same_pictures(source, result):
         ("b-frames.mkv", ".mp4", "mpeg4"),
         ("b-frames.avi", ".mov", "mpeg4"),
         ("b-frames.mkv", ".mp4", "mpeg2video"),
+        ("b-frames.flv", ".mp4", "libx264"),
         ("modern.mkv", ".mp4", "libsvtav1"),
         ("modern.mp4", ".mp4", "libsvtav1"),
         ("modern.webm", ".mp4", "libvpx-vp9"),
@@ -61,6 +62,10 @@ def test_new_sound_keeps_every_packet_picture_and_time(tmp_path, name, suffix, c
     assert after[0] == before[0]
     assert np.abs(after[1] - before[1]).max() <= MS
     assert starts(result) == (0.0, 0.0)
+    # Some files do not tell how long the last picture lasts; it must not end at once.
+    with av.open(str(result)) as file:
+        stream = file.streams.video[0]
+        assert float(stream.duration * stream.time_base) == pytest.approx(25 / 24, abs=2 * MS)
     # What MPEG-TS puts before each packet is no part of it.
     if not name.endswith(".ts"):
         assert packets_of(result, "video") == packets_of(source, "video")

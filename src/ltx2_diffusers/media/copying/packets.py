@@ -36,6 +36,7 @@ class CopiedPackets:
         self._resources = ExitStack()
         self.source, self._from = self._resources.enter_context(opened_stream(source, kind))
         self._times, self._time_base = schedule.times(), schedule.time_base
+        self._last_duration = schedule.last_duration()
         self.zero_s = schedule.zero * schedule.time_base
         # The decoder stands for the codec, so that no encoder is needed.
         self.stream = container.add_stream_from_template(self._from, opaque=True)
@@ -60,6 +61,8 @@ class CopiedPackets:
         packets = (packet for packet in self.source.demux(self._from) if packet.size)
         for packet, (pts, dts) in zip(packets, self._times):
             packet.pts, packet.dts, packet.stream = pts, dts, self.stream
+            # Of all but the last one the times of its neighbours tell.
+            packet.duration = packet.duration or self._last_duration
             yield packet, float(dts * self._time_base)
 
 

@@ -24,6 +24,7 @@ _ORDERED_BY_CONTAINER = ("h264", "hevc")
 _GENERATE_TIMES = 1  # AVFMT_FLAG_GENPTS
 # Matroska rounds times to milliseconds.
 _ROUNDING_S = Fraction(1, 1000)
+_LONE_PICTURE_S = Fraction(1, 24)
 _TIMELESS = "the file does not say when they are shown"
 
 Opened = tuple[InputContainer, VideoStream | AudioStream]
@@ -72,6 +73,11 @@ class Schedule:
         ordered = sorted(shown)
         delay = max((turn - pts for turn, pts in zip(ordered, shown)), default=0)
         return [(pts, turn - delay) for pts, turn in zip(shown, ordered)]
+
+    def last_duration(self) -> int:
+        """How long the last packet lasts if the file does not say: as long as the one before it."""
+        shown = sorted(stamp.pts for stamp in self.stamps if stamp.pts is not None and not stamp.hidden)
+        return shown[-1] - shown[-2] if len(shown) > 1 else round(_LONE_PICTURE_S / self.time_base)
 
 
 @contextmanager

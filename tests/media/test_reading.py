@@ -8,7 +8,7 @@ import PIL.ImageCms
 import pytest
 import torch
 
-from ltx2_diffusers.media.reading import _timed_frames, iterate_video, probe, read_audio, read_image, read_video
+from ltx2_diffusers.media.reading import iterate_video, probe, read_audio, read_image, read_video
 from ltx2_diffusers.media.writing import write_audio, write_video
 
 from .clips import gradient_clip, tone

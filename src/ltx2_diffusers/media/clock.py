@@ -79,19 +79,30 @@ def zero_s(path: str | os.PathLike) -> Fraction:
 
 def first_of(container: InputContainer, stream: VideoStream | AudioStream) -> Timed:
     """The first frame of a stream of a file that was just opened."""
-    for timed in timed_frames(container, stream):
-        return timed
+    for frame in timed(container, stream, decoded(container, stream)):
+        return frame
     raise ValueError(f"{container.name!r} has a {stream.type} stream without frames; it is empty or damaged")
 
 
-def timed_frames(container: InputContainer, stream: VideoStream | AudioStream) -> Iterator[Timed]:
-    """Decode a stream; times are those of the file itself and never fall.
+def decoded(container: InputContainer, stream: VideoStream | AudioStream) -> Iterator[av.VideoFrame | av.AudioFrame]:
+    """The frames of a stream."""
+    for packet in container.demux(stream):
+        # An empty packet with a time says that the picture before it stays, which the times of its neighbours say, too.
+        # One without a time marks the end of the file.
+        if packet.size or packet.dts is None:
+            yield from stream.decode(packet)
+
+
+def timed(
+    container: InputContainer, stream: VideoStream | AudioStream, frames: Iterable[av.VideoFrame | av.AudioFrame]
+) -> Iterator[Timed]:
+    """The decoded frames of a stream with times, which are those of the file itself and never fall.
 
     A frame without a time, or with one before that of the frame before it, follows that frame at once.
     """
     before: Fraction | None = None
     follows, usual = Fraction(0), _usual_duration_s(stream)
-    for frame in _decoded(container, stream):
+    for frame in frames:
         time = _told_s(frame, container)
         if time is None or (before is not None and time < before):
             time = follows
@@ -207,14 +218,6 @@ def _has_few_gaps(times: Sequence[Fraction], rate: Fraction) -> bool:
 def _nearest(place: Fraction) -> int:
     """The nearest whole number, the larger one of two."""
     return floor(place + Fraction(1, 2))
-
-
-def _decoded(container: InputContainer, stream: VideoStream | AudioStream) -> Iterator[av.VideoFrame | av.AudioFrame]:
-    for packet in container.demux(stream):
-        # An empty packet with a time says that the picture before it stays, which the times of its neighbours say, too.
-        # One without a time marks the end of the file.
-        if packet.size or packet.dts is None:
-            yield from stream.decode(packet)
 
 
 def _told_s(part: Part, container: InputContainer) -> Fraction | None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, dropwhile, islice
 from math import ceil
+from typing import NamedTuple
 
 import av
 import numpy as np
@@ -136,12 +137,12 @@ def iterate_video(
     if max_frames is not None and max_frames < 1:
         raise ValueError(f"max_frames must be at least 1, got {max_frames}; pass None to read all frames")
     rate = None if frame_rate is None else exact_frame_rate(frame_rate)
-    count, before, pixels = 0, None, np.empty(0)
     window = (Fraction(start_s), None if end_s is None else Fraction(end_s))
-    for frame in islice(_window_frames(path, *window, rate), max_frames):
-        # A repeated frame is converted once.
-        if frame is not before:
-            before, pixels = frame, _upright(frame)
+    count, before, pixels = 0, None, np.empty(0)
+    for picture in islice(_window_pictures(path, *window, rate), max_frames):
+        # A repeated picture is converted once.
+        if picture is not before:
+            before, pixels = picture, _upright(picture.frame)
         yield pixels
         count += 1
     if count == 0:
@@ -160,11 +161,6 @@ def read_video(
     first = next(frames)
     pixels = np.empty((0, *first.shape), np.uint8)
     for count, frame in enumerate(chain([first], frames), start=1):
-        if frame.shape != first.shape:
-            raise ValueError(
-                f"the pictures of {str(path)!r} change from {first.shape[:2]} to {frame.shape[:2]} rows and columns; cut the "
-                "file there, or scale it to one size"
-            )
         if count > len(pixels):
             # Memory that grows in place: frames are never held twice.
             pixels.resize((len(pixels) + _GROWTH_FRAMES, *first.shape), refcheck=False)
@@ -204,7 +200,9 @@ def read_audio(
         zero = None if clock.main_video(container) is None else clock.zero_s(path)
         start = round(start_s * rate)
         end = None if end_s is None else start + round((end_s - start_s) * rate)
-        pieces = list(_sound_pieces(clock.timed_frames(container, stream), stream, zero, start, end))
+        pieces = list(
+            _sound_pieces(clock.timed(container, stream, clock.decoded(container, stream)), stream, zero, start, end)
+        )
     if not pieces:
         raise ValueError(f"{str(path)!r} has no sound {_window(start_s, end_s)}")
     last = max(place + piece.shape[1] for place, piece in pieces)
@@ -239,55 +237,63 @@ def _sound_pieces(
             place += out.samples
 
 
-def _window_frames(
+class _Picture(NamedTuple):
+    """A decoded frame, and the stream that it comes from."""
+
+    frame: av.VideoFrame
+    stream: VideoStream
+
+
+def _window_pictures(
     path: str | os.PathLike, start_s: Fraction, end_s: Fraction | None, rate: Fraction | None
-) -> Iterator[av.VideoFrame]:
-    """The frames of a window one by one, or at a rate."""
+) -> Iterator[_Picture]:
+    """The pictures of a window one by one, or at a rate."""
     if rate is not None:
         shown = clock.at_rate(_pictures(path, start_s), rate, start_s)
         # Less than a thousandth of a frame at the end comes from rounding.
         yield from shown if end_s is None else islice(shown, ceil((end_s - start_s) * rate - Fraction(1, 1000)))
         return
-    for frame, time_s, duration_s in _pictures(path, start_s):
+    for picture, time_s, duration_s in _pictures(path, start_s):
         # Timestamps are rounded to the time base of the file, which must not move a frame over an edge.
-        slack_s = min(frame.time_base or Fraction(0), duration_s / 10)
+        slack_s = min(picture.stream.time_base or Fraction(0), duration_s / 10)
         if end_s is not None and time_s >= end_s - slack_s:
             return
         if time_s >= start_s - slack_s:
-            yield frame
+            yield picture
 
 
-def _pictures(path: str | os.PathLike, start_s: Fraction) -> Iterator[clock.Timed[av.VideoFrame]]:
-    """Frames of a video with their times since its first one, among them all that are shown from `start_s` on."""
+def _pictures(path: str | os.PathLike, start_s: Fraction) -> Iterator[clock.Timed[_Picture]]:
+    """Pictures of a video with their times since its first one, among them all that are shown from `start_s` on."""
     if start_s > _FAR_S:
         zero_s = clock.zero_s(path)
         with open_media(path) as container:
-            if (sought := _sought(container, _video_stream(container), zero_s + start_s)) is not None:
+            if (sought := _sought(container, zero_s + start_s)) is not None:
                 yield from clock.since(zero_s, sought)
                 return
     with open_media(path) as container:
-        yield from clock.since(None, clock.timed_frames(container, _video_stream(container)))
+        yield from clock.since(None, _all_pictures(container))
 
 
-def _video_stream(container: InputContainer) -> VideoStream:
+def _sought(container: InputContainer, time_s: Fraction) -> Iterator[clock.Timed[_Picture]] | None:
+    """Pictures from a key frame on that is shown before a time; `None` in a file whose index does not lead there."""
+    stream = clock.main_video(container)
+    if container.format.name.split(",")[0] not in _INDEXED or stream is None or stream.time_base is None:
+        return None
+    container.seek(int((time_s - _LEAD_S) / stream.time_base), stream=stream)
+    # Pictures that are shown before the key frame may refer to what was not read.
+    pictures = dropwhile(lambda picture: not picture.content.frame.key_frame, _all_pictures(container))
+    first = next(pictures, None)
+    return None if first is None or first.time_s > time_s else chain([first], pictures)
+
+
+def _all_pictures(container: InputContainer) -> Iterator[clock.Timed[_Picture]]:
+    """Pictures from where the file is read, with their times on its own clock."""
     stream = clock.main_video(container)
     if stream is None:
         raise ValueError(f"{container.name!r} has no video stream")
     stream.thread_type = "AUTO"
-    return stream
-
-
-def _sought(
-    container: InputContainer, stream: VideoStream, time_s: Fraction
-) -> Iterator[clock.Timed[av.VideoFrame]] | None:
-    """Frames from a key frame on that is shown before a time; `None` in a file whose index does not lead there."""
-    if container.format.name.split(",")[0] not in _INDEXED or stream.time_base is None:
-        return None
-    container.seek(int((time_s - _LEAD_S) / stream.time_base), stream=stream)
-    # Frames that are shown before the key frame may refer to what was not read.
-    frames = dropwhile(lambda timed: not timed.content.key_frame, clock.timed_frames(container, stream))
-    first = next(frames, None)
-    return None if first is None or first.time_s > time_s else chain([first], frames)
+    for timed in clock.timed(container, stream, clock.decoded(container, stream)):
+        yield timed._replace(content=_Picture(timed.content, stream))
 
 
 def _upright(frame: av.VideoFrame) -> np.ndarray:

@@ -4,9 +4,9 @@ Shapes: F frames, H and W rows and columns of pixels, h and w latent rows and co
 """
 
 import os
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
-from math import inf
 
 import numpy as np
 import PIL.Image
@@ -48,16 +48,22 @@ def read_source(
         info = reading.probe(path)
         own = float(info.frame_rate or 24)
         rate = own if frame_rate is None else frame_rate
+        if frame_rate is None and not info.constant_rate:
+            warnings.warn(
+                f"the frame rate of {path!r} varies; its frames are taken by their times at {own:g} per second, the average, "
+                "which leaves some out and repeats others; give `frame_rate` for another rate",
+                stacklevel=2,
+            )
         comes_so = info.constant_rate and files.exact_frame_rate(rate) == files.exact_frame_rate(own)
     # One frame more tells whether these are all.
-    limit = None if num_frames is None else num_frames + 1
+    limit = None if num_frames is None else max(num_frames, 1) + 1
     pixels = frames.read_frames(video, limit, name="video", frame_rate=None if comes_so else rate)
     if num_frames is not None and len(pixels) < num_frames:
         raise ValueError(f"`num_frames` is {num_frames}, but the video has {len(pixels)} frames; use {len(pixels)}")
     if audio is None and info is not None and info.sampling_rate is not None:
         audio = path
     sound = None if audio is None else read_waveform(audio, sampling_rate)
-    if info is None or len(pixels) > (num_frames or inf):
+    if info is None or (num_frames is not None and len(pixels) > num_frames):
         return SourceClip(pixels[:num_frames], rate, sound, None)
     return SourceClip(pixels, rate, sound, path, None if comes_so else info.duration_s)
 

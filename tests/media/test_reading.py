@@ -1,4 +1,5 @@
 import io
+import tracemalloc
 
 import av
 import numpy as np
@@ -34,6 +35,18 @@ def test_frames_are_taken_from_a_time_window(numbered_clip):
     assert numbers(read_video(numbered_clip, start_s=0.5, end_s=1.0)) == [6, 7, 8, 9, 10, 11]
     assert numbers(read_video(numbered_clip, start_s=1.75)) == [21, 22, 23]
     assert numbers(read_video(numbered_clip, max_frames=2, start_s=1 / 12)) == [1, 2]
+
+
+def test_a_video_is_read_without_holding_it_twice(tmp_path):
+    path = write_video(tmp_path / "clip.mp4", torch.zeros(100, 3, 128, 128), 24)
+    tracemalloc.start()
+    try:
+        frames = read_video(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert frames.shape == (100, 128, 128, 3)
+    assert peak < 1.5 * frames.numel()
 
 
 def test_windows_that_hold_nothing_are_refused(numbered_clip):

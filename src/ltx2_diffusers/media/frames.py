@@ -6,15 +6,16 @@ Shapes: F frames, H and W rows and columns of pixels.
 import os
 import warnings
 from collections.abc import Sequence
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 import PIL.Image
 import torch
 
 from .. import checks
+from .files import exact_frame_rate
 from .preprocess import h264_round_trip
-from .reading import probe, read_image, read_video
+from .reading import MediaInfo, probe, read_image, read_video
 
 Frames = PIL.Image.Image | Sequence[Any] | np.ndarray | torch.Tensor | str | os.PathLike
 READABLE_VIDEO = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
@@ -69,6 +70,38 @@ def is_video_file(frames: Any) -> TypeGuard[str | os.PathLike]:
     return isinstance(frames, (str, os.PathLike)) and os.fspath(frames).lower().endswith(READABLE_VIDEO)
 
 
+class SourceRate(NamedTuple):
+    """The frame rate of a clip that is worked on.
+
+    Args:
+        rate: Frames per second of the clip.
+        read_at: Frames per second to read of its file; `None` for one by one.
+        info: What the file holds; `None` for frames from elsewhere.
+    """
+
+    rate: float
+    read_at: float | None = None
+    info: MediaInfo | None = None
+
+
+def source_rate(video: Frames, frame_rate: float | None) -> SourceRate:
+    """The rate of a clip: the wished one, or else that of its file, or 24.0."""
+    checks.check_positive(frame_rate=frame_rate)
+    if not is_video_file(video):
+        return SourceRate(24.0 if frame_rate is None else frame_rate)
+    info = probe(video)
+    own = float(info.frame_rate or 24)
+    if frame_rate is None and not info.constant_rate:
+        warnings.warn(
+            f"the frame rate of {os.fspath(video)!r} varies; its frames are taken by their times at {own:g} per second, the "
+            "average, which leaves some out and repeats others; give `frame_rate` for another rate",
+            stacklevel=3,
+        )
+    rate = own if frame_rate is None else frame_rate
+    comes_so = info.constant_rate and exact_frame_rate(rate) == exact_frame_rate(own)
+    return SourceRate(rate, None if comes_so else rate, info)
+
+
 def rate_to_read(frame_rate: float | str | None, frames: Frames, clip_rate: float) -> float | None:
     """The rate at which to read frames for a clip, `None` for one by one.
 
@@ -79,10 +112,10 @@ def rate_to_read(frame_rate: float | str | None, frames: Frames, clip_rate: floa
     """
     if frame_rate is None:
         return clip_rate
-    files = [part for part in (frames if isinstance(frames, (list, tuple)) else [frames]) if is_video_file(part)]
     if frame_rate == "source":
-        for file in files:
-            _tell_speed(file, clip_rate)
+        for part in frames if isinstance(frames, (list, tuple)) else [frames]:
+            if is_video_file(part):
+                _tell_speed(part, clip_rate)
         return None
     if isinstance(frame_rate, (str, bool)):
         raise ValueError(
@@ -90,7 +123,7 @@ def rate_to_read(frame_rate: float | str | None, frames: Frames, clip_rate: floa
             "the frames of a file one by one"
         )
     checks.check_positive(frame_rate=frame_rate)
-    if not files:
+    if not any(map(is_video_file, frames if isinstance(frames, (list, tuple)) else [frames])):
         raise ValueError(
             f"`frame_rate` is {frame_rate}, but only video files have a rate, and `frames` names none; leave it out"
         )

@@ -4,7 +4,6 @@ Shapes: F frames, H and W rows and columns of pixels, h and w latent rows and co
 """
 
 import os
-import warnings
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,9 +11,8 @@ import numpy as np
 import PIL.Image
 import torch
 
-from ... import checks
 from ...conditioning import ConditionByWholeLatent, ConditionOutsideRegion, tokens_in_time
-from ...media import files, frames, preprocess, reading
+from ...media import frames, preprocess
 from ...models.audio_vae import conform_latent_length
 from ..plan import ClipPlan
 from .condition import Condition, Items, Opened, SourceClip, Streams, Studio, Waveform, video_item
@@ -40,24 +38,11 @@ def read_source(
         sampling_rate: Samples per second of a waveform.
         num_frames: Frames to use from the start; default all.
     """
-    checks.check_positive(frame_rate=frame_rate)
+    rate, read_at, info = frames.source_rate(video, frame_rate)
     path = os.fspath(video) if frames.is_video_file(video) else None
-    if path is None:
-        info, rate, comes_so = None, 24.0 if frame_rate is None else frame_rate, True
-    else:
-        info = reading.probe(path)
-        own = float(info.frame_rate or 24)
-        rate = own if frame_rate is None else frame_rate
-        if frame_rate is None and not info.constant_rate:
-            warnings.warn(
-                f"the frame rate of {path!r} varies; its frames are taken by their times at {own:g} per second, the average, "
-                "which leaves some out and repeats others; give `frame_rate` for another rate",
-                stacklevel=2,
-            )
-        comes_so = info.constant_rate and files.exact_frame_rate(rate) == files.exact_frame_rate(own)
     # One frame more tells whether these are all.
     limit = None if num_frames is None else max(num_frames, 1) + 1
-    pixels = frames.read_frames(video, limit, name="video", frame_rate=None if comes_so else rate)
+    pixels = frames.read_frames(video, limit, name="video", frame_rate=read_at)
     if num_frames is not None and len(pixels) < num_frames:
         raise ValueError(f"`num_frames` is {num_frames}, but the video has {len(pixels)} frames; use {len(pixels)}")
     if audio is None and info is not None and info.sampling_rate is not None:
@@ -65,7 +50,7 @@ def read_source(
     sound = None if audio is None else read_waveform(audio, sampling_rate)
     if info is None or (num_frames is not None and len(pixels) > num_frames):
         return SourceClip(pixels[:num_frames], rate, sound, None)
-    return SourceClip(pixels, rate, sound, path, None if comes_so else info.duration_s)
+    return SourceClip(pixels, rate, sound, path, None if read_at is None else info.duration_s)
 
 
 @dataclass(frozen=True)

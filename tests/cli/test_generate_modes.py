@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from ltx2_diffusers.cli.main import main
 from ltx2_diffusers.cli.modes import MODES, call_arguments
@@ -9,6 +10,7 @@ from ltx2_diffusers.cli.values import weighted_file
 from ltx2_diffusers.media.reading import probe, read_audio, read_video
 from tests.cli.running import QUICK, SMALL, STAGED, generate, located, manifest
 from tests.golden_data import GOLDEN_DIR
+from tests.media.clips import write_timed
 
 CHECKPOINTS = GOLDEN_DIR / "checkpoint"
 
@@ -151,6 +153,17 @@ def test_what_is_kept_of_a_clip_is_copied(tmp_path, media):
     kept = tmp_path / "out.mp4"
     assert generate(kept, "--video", media / "silent.mp4", "--add-sound", *QUICK) == 0
     assert (read_video(kept) == read_video(media / "silent.mp4")).all()
+
+
+def test_given_clips_keep_their_speed_or_their_frames(tmp_path):
+    path = write_timed(tmp_path / "fast.mp4", [i / 60 for i in range(30)])
+    clips = []
+    for options in ((), ("--frame-by-frame",), ("--frame-by-frame", "--frame-rate", "60"), ("--frame-rate", "60")):
+        clips.append(tmp_path / f"{len(clips)}.mp4")
+        assert generate(clips[-1], "--image-at", "0", path, *options, *SMALL, *QUICK) == 0
+    by_time, one_by_one, *own_rate = (read_video(clip) for clip in clips)
+    assert not torch.equal(by_time, one_by_one)
+    assert torch.equal(*own_rate)
 
 
 def test_a_lora_changes_the_clip_by_its_weight(tmp_path, media):

@@ -28,6 +28,7 @@ WRONG = {
     "image_at": (["--image-at", "9", "RED.PNG", *SMALL], "--image-at 9 lies outside the clip"),
     "image_crf": (["--image-at", "0", "RED.PNG", "--image-crf", "99", *SMALL], "--image-crf has to be between 0"),
     "reference": (["--reference", "CLIP.MP4:3", *SMALL], "the strength of --reference has to be between 0 and 1"),
+    "frame_by_frame": (["--image", "RED.PNG", "--frame-by-frame"], "--frame-by-frame needs --image-at or --reference"),
     "reference_audio": (
         ["--reference-audio", "TONE.WAV:3", *SMALL],
         "the strength of --reference-audio has to be between 0 and 1",

@@ -1,5 +1,11 @@
 """Small synthetic clips and sounds."""
 
+import os
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+
+import av
+import numpy as np
 import torch
 
 
@@ -16,3 +22,54 @@ def tone(duration_s: float = 0.5, sampling_rate: int = 24000, frequency: float =
     """A stereo sine `[2, N]` of amplitude 0.5; the right channel is half as loud."""
     phase = torch.arange(round(duration_s * sampling_rate)) / sampling_rate * frequency * 2 * torch.pi
     return torch.stack([torch.sin(phase) * 0.5, torch.sin(phase) * 0.25])
+
+
+def write_timed(
+    path: str | os.PathLike,
+    times: Sequence[float],
+    sound: torch.Tensor | None = None,
+    sound_at_s: float = 0.0,
+    codecs: tuple[str, str] = ("libx264", "pcm_s16le"),
+    **options: str,
+) -> str:
+    """Write grey frames whose brightness tells their number, each at its own time, and a sound `[C, N]` of 24 kHz.
+
+    Args:
+        path: File; its suffix says the container.
+        times: When each frame is shown, in seconds on the clock of the file.
+        sound: Its sound, if it has one.
+        sound_at_s: When the sound begins.
+        codecs: Encoders of video and audio.
+        options: Options of the video encoder.
+    """
+    with av.open(os.fspath(path), "w") as container:
+        # The last frame lasts as long as the one before it.
+        rate = Fraction(1 / (times[-1] - times[-2])).limit_denominator(1001)
+        video = container.add_stream(codecs[0], rate=rate, options={"qp": "0", "threads": "1", **options})
+        video.width = video.height = 32
+        video.pix_fmt, video.time_base = "yuv420p", Fraction(1, 90000)
+        video.codec_context.time_base = Fraction(1, 90000)
+        audio = (
+            None
+            if sound is None
+            else container.add_stream(codecs[1], rate=24000, layout=("mono", "stereo")[len(sound) - 1])
+        )
+        for number, time in enumerate(times):
+            planes = np.repeat(np.uint8([16 + 2 * number, 128]), [32 * 32, 16 * 32]).reshape(48, 32)
+            frame = av.VideoFrame.from_ndarray(planes, format="yuv420p")
+            frame.pts, frame.time_base = round(time * 90000), Fraction(1, 90000)
+            container.mux(video.encode(frame))
+        container.mux(video.encode())
+        if audio is not None:
+            for start in range(0, sound.shape[1], 1024):
+                piece = np.ascontiguousarray(sound[:, start : start + 1024].numpy().astype(np.float32))
+                frame = av.AudioFrame.from_ndarray(piece, format="fltp", layout=audio.layout.name)
+                frame.sample_rate, frame.pts = 24000, round(sound_at_s * 24000) + start
+                container.mux(audio.encode(frame))
+            container.mux(audio.encode())
+    return os.fspath(path)
+
+
+def numbers(frames: Iterable[np.ndarray] | torch.Tensor) -> list[int]:
+    """Which frames of `write_timed` these are."""
+    return [round((float(np.asarray(frame).mean()) / 255 * 219) / 2) for frame in frames]

@@ -3,7 +3,14 @@ import pytest
 import torch
 from diffusers.pipelines.ltx2.utils import apply_image_conditioning_crf
 
-from ltx2_diffusers.media.preprocess import fit_cover, h264_round_trip, normalize_pixels, subsampled_frames
+from ltx2_diffusers.media import preprocess
+from ltx2_diffusers.media.preprocess import (
+    fit_cover,
+    fitted_frames,
+    h264_round_trip,
+    normalize_pixels,
+    subsampled_frames,
+)
 from tests.golden_data import assert_within, load_tensors
 
 from .clips import gradient_clip
@@ -21,6 +28,17 @@ def golden_fits(file, group):
 def test_cover_and_crop_match_the_reference():
     for pixels, (height, width), expected in golden_fits("resize_crop", "crop/"):
         assert_within(fit_cover(pixels, height, width), expected, "sampling")
+
+
+@pytest.mark.parametrize("size", [(20, 30), (48, 64), (96, 100)])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_frames_fitted_a_few_at_a_time_are_those_fitted_at_once(monkeypatch, size, dtype):
+    pixels = (gradient_clip(9).movedim(1, -1) * 255).to(dtype)
+    shown = [0, 1, 3, 4, 8, 8, 8]
+    expected = normalize_pixels(fit_cover(pixels[shown], *size))
+    for values in (2**24, 2 * 96 * 100 * 3, 1):
+        monkeypatch.setattr(preprocess, "_SCRATCH_VALUES", values)
+        assert torch.equal(fitted_frames(pixels, shown, *size), expected)
 
 
 @pytest.mark.parametrize("stride", [2, 3, 4])

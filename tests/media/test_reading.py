@@ -1,5 +1,5 @@
 import io
-from types import SimpleNamespace
+import tracemalloc
 
 import av
 import numpy as np
@@ -8,7 +8,7 @@ import PIL.ImageCms
 import pytest
 import torch
 
-from ltx2_diffusers.media.reading import _timed_frames, iterate_video, probe, read_audio, read_image, read_video
+from ltx2_diffusers.media.reading import iterate_video, probe, read_audio, read_image, read_video
 from ltx2_diffusers.media.writing import write_audio, write_video
 
 from .clips import gradient_clip, tone
@@ -37,13 +37,16 @@ def test_frames_are_taken_from_a_time_window(numbered_clip):
     assert numbers(read_video(numbered_clip, max_frames=2, start_s=1 / 12)) == [1, 2]
 
 
-def test_frames_without_times_are_counted_by_the_frame_rate_or_refused():
-    container = SimpleNamespace(name="clip.raw", start_time=None)
-    frames = [SimpleNamespace(pts=None)] * 3
-    counted = _timed_frames(container, SimpleNamespace(average_rate=10), frames, 0.0)
-    assert [time_s for _, time_s in counted] == [0.0, 0.1, 0.2]
-    with pytest.raises(ValueError, match=r"clip\.raw.* neither the times of its frames nor a frame rate"):
-        list(_timed_frames(container, SimpleNamespace(average_rate=None), frames, 0.0))
+def test_a_video_is_read_without_holding_it_twice(tmp_path):
+    path = write_video(tmp_path / "clip.mp4", torch.zeros(100, 3, 128, 128), 24)
+    tracemalloc.start()
+    try:
+        frames = read_video(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert frames.shape == (100, 128, 128, 3)
+    assert peak < 1.5 * frames.numel()
 
 
 def test_windows_that_hold_nothing_are_refused(numbered_clip):
@@ -189,3 +192,59 @@ def test_broken_profile_is_ignored_with_a_warning():
     image.save(buffer, "PNG", icc_profile=b"no profile")
     with pytest.warns(UserWarning, match="colour profile"):
         assert np.asarray(read_image(buffer.getvalue()))[0, 0].tolist() == [10, 120, 230]
+
+
+def write_sound(path, codec, sound, layout="mono"):
+    """Write a waveform `[C, N]` at 48 kHz by an encoder."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=48000, layout=layout, options={"strict": "experimental"})
+        stream.bit_rate = 128000
+        stream.codec_context.format = sample_format = stream.codec_context.codec.audio_formats[0]
+        resampler = av.AudioResampler(format=sample_format, layout=layout, rate=48000)
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(sound.numpy()), format="fltp", layout=layout)
+        frame.sample_rate, frame.pts = 48000, 0
+        for part in [*resampler.resample(frame), *resampler.resample(None)]:
+            container.mux(stream.encode(part))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [
+        *(
+            ("sound.wav", "pcm_s16le"),
+            ("sound.wav", "adpcm_ima_wav"),
+            ("sound.wav", "adpcm_ms"),
+            ("sound.flac", "flac"),
+        ),
+        *(("sound.mp3", "libmp3lame"), ("sound.m4a", "aac"), ("sound.ogg", "libopus"), ("sound.oga", "vorbis")),
+        *(("sound.mkv", "aac"), ("sound.webm", "libopus"), ("sound.ts", "aac"), ("sound.avi", "libmp3lame")),
+        *(("sound.ac3", "ac3"), ("sound.aac", "aac"), ("sound.mp2", "mp2"), ("sound.wma", "wmav2")),
+    ],
+)
+def test_a_window_holds_the_samples_of_the_whole(tmp_path, name, codec):
+    noise = torch.from_numpy(np.random.default_rng(0).uniform(-0.5, 0.5, (2, 96000)).astype(np.float32))
+    path = write_sound(tmp_path / name, codec, noise, "stereo")
+    whole, rate = read_audio(path)
+    assert whole[..., :480].abs().max() > 0.01
+    for start_s in (0.001, 0.01, 0.02, 0.1, 0.49, 1 / 3, 1.0, 1.37, 1.9):
+        window, _ = read_audio(path, start_s, start_s + 0.2)
+        first = round(start_s * rate)
+        assert torch.equal(window, whole[..., first : first + round(0.2 * rate)]), start_s
+        assert torch.equal(read_audio(path, start_s)[0], whole[..., first:]), start_s
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [("sound.mp3", "libmp3lame"), ("sound.m4a", "aac"), ("sound.ogg", "libopus"), ("sound.flac", "flac")],
+)
+def test_what_an_encoder_puts_before_the_sound_is_left_out(tmp_path, name, codec):
+    phase = torch.arange(96000) / 48000
+    sweep = 0.5 * torch.sin(2 * torch.pi * (200 + 400 * phase) * phase)[None]
+    audio, rate = read_audio(write_sound(tmp_path / name, codec, sweep))
+    length = min(audio.shape[-1], 48000)
+    errors = [(audio[0, :, 4800:length] - sweep[:, 4800 + d : length + d]).abs().mean().item() for d in range(-40, 41)]
+    assert rate == 48000
+    assert abs(errors.index(min(errors)) - 40) <= 1
+    assert min(errors) < 0.02

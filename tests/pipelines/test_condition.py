@@ -1,6 +1,7 @@
 """`LTX2ConditionPipeline` computes what diffusers' pipeline of that name computes, and shows what it is given."""
 
 import inspect
+import warnings
 
 import numpy as np
 import PIL.Image
@@ -11,11 +12,13 @@ from diffusers.pipelines.ltx2.pipeline_ltx2_condition import LTX2VideoCondition 
 from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
 
 from ltx2_diffusers.media.preprocess import fit_cover, h264_round_trip, normalize_pixels
+from ltx2_diffusers.media.reading import read_video
 from ltx2_diffusers.media.writing import write_video
 from ltx2_diffusers.pipelines.conditions.pictures import LTX2VideoCondition
 from ltx2_diffusers.pipelines.recipes.condition import LTX2ConditionPipeline
 from ltx2_diffusers.schedulers.scheduling_ltx2 import LTX2Scheduler
 from tests.golden_data import EQUAL_PIPELINES
+from tests.media.clips import write_timed
 from tests.pipelines.recipes import encoded
 from tests.pipelines.tiny import (
     ALL_GUIDANCE,
@@ -199,6 +202,33 @@ def test_files_hold_what_their_pixels_hold(tmp_path):
     assert not torch.equal(frames, generate().frames)
 
 
+@pytest.mark.parametrize("rate", [12, 24, 48, 60])
+def test_a_clip_from_a_file_keeps_its_speed(tmp_path, rate):
+    times = [i / rate for i in range(rate)]
+    path = write_timed(tmp_path / "clip.mp4", times)
+    shown = read_video(path, 17, frame_rate=24)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        by_time = generate(LTX2VideoCondition(path)).frames
+    assert torch.equal(by_time, generate(LTX2VideoCondition(shown.movedim(-1, 1))).frames)
+    one_by_one = generate(LTX2VideoCondition(read_video(path, 17).movedim(-1, 1))).frames
+    assert torch.equal(by_time, one_by_one) == (rate == 24)
+    assert torch.equal(generate(LTX2VideoCondition(path, frame_rate=float(rate))).frames, one_by_one)
+
+
+def test_the_frames_of_a_file_one_by_one_are_warned_of_where_their_speed_changes(tmp_path):
+    path = write_timed(tmp_path / "clip.mp4", [i / 60 for i in range(20)])
+    with pytest.warns(
+        UserWarning, match=r"clip\.mp4' has 60 frames per second and the clip 24.* at 0\.4 times its speed"
+    ):
+        frames = generate(LTX2VideoCondition(path, frame_rate="source")).frames
+    assert torch.equal(frames, generate(LTX2VideoCondition(read_video(path, 17).movedim(-1, 1))).frames)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        generate(LTX2VideoCondition(path, frame_rate="source"), frame_rate=60.0)
+        generate(LTX2VideoCondition(IMAGES, frame_rate="source"))
+
+
 def test_one_condition_needs_no_list():
     single = ours()(LTX2VideoCondition(PICTURE), **BASE, generator=seeded(0)).frames
     assert torch.equal(single, generate(LTX2VideoCondition(PICTURE)).frames)
@@ -253,6 +283,12 @@ def test_an_audio_scheduler_with_other_noise_levels_is_refused():
         ([LTX2VideoCondition(PICTURE, strength=1.5)], "`strength` has to be between 0 and 1 but is 1.5"),
         ([LTX2VideoCondition(PICTURE, mode="blend")], "`mode` has to be one of"),
         ([LTX2VideoCondition(PICTURE, crf=60)], "`crf` .* is 60"),
+        (
+            [LTX2VideoCondition("clip.mp4", frame_rate="file")],
+            "`frame_rate` has to be a number .* is 'file'; use \"source\"",
+        ),
+        ([LTX2VideoCondition("clip.mp4", frame_rate=-1)], "`frame_rate` has to be greater than 0 but is -1"),
+        ([LTX2VideoCondition(IMAGES, frame_rate=12)], "`frame_rate` is 12, but only video files have a rate"),
         ([LTX2VideoCondition(CLIP[:1].astype(np.float32))], "needs bytes but got floats"),
         ([LTX2VideoCondition(CLIP.astype(np.int64))], "bytes or floats"),
         ([LTX2VideoCondition(7)], "has to be an image"),

@@ -222,6 +222,14 @@ def test_a_clip_from_a_file_keeps_its_rate_and_sound(pipe, tmp_path):
     assert torch.equal(output.audio[..., :length], sound[..., :length])
 
 
+def test_a_clip_from_a_file_is_brought_to_the_wished_rate(pipe, tmp_path):
+    write_video(tmp_path / "clip.mp4", FRAMES, 12.0, tone(17 / 12, RATE), RATE)
+    output = extend(pipe, video=tmp_path / "clip.mp4", frame_rate=24.0, output_type="uint8", height=None, width=None)
+    assert torch.equal(output.frames[0, :34], read_video(tmp_path / "clip.mp4").repeat_interleave(2, 0))
+    assert output.frame_rate == 24.0
+    assert output.audio.shape[-1] / output.sampling_rate == pytest.approx(output.frames.shape[1] / 24, abs=0.04)
+
+
 def test_a_clip_of_another_size_is_fitted(pipe):
     output = extend(pipe, video=FRAMES.repeat_interleave(2, 2).repeat_interleave(2, 3), output_type="uint8")
     assert output.frames.shape == (1, 25, 64, 64, 3)

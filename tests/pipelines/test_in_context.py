@@ -10,9 +10,11 @@ from diffusers import LTX2InContextPipeline as DiffusersOriginal
 from diffusers.pipelines.ltx2.pipeline_ltx2_condition import LTX2VideoCondition as DiffusersCondition
 from diffusers.pipelines.ltx2.pipeline_ltx2_ic_lora import LTX2ReferenceCondition as DiffusersReference
 
+from ltx2_diffusers.media.reading import read_video
 from ltx2_diffusers.pipelines.conditions.pictures import LTX2ReferenceCondition, LTX2VideoCondition
 from ltx2_diffusers.pipelines.recipes.in_context import LTX2InContextPipeline
 from tests.golden_data import EQUAL_MODELS, EQUAL_PIPELINES
+from tests.media.clips import write_timed
 from tests.pipelines.tiny import (
     ALL_GUIDANCE,
     CFG,
@@ -161,6 +163,16 @@ def test_a_reference_with_fewer_frames_per_second():
 
 
 # --- the LoRA's metadata ---
+
+
+def test_a_reference_from_a_file_keeps_its_speed(tmp_path):
+    path = write_timed(tmp_path / "clip.mp4", [i / 60 for i in range(30)])
+    by_time, one_by_one = (read_video(path, 9, frame_rate=rate).numpy() for rate in (24, None))
+    seen = [generate(LTX2ReferenceCondition(frames)).frames for frames in (path, by_time, one_by_one)]
+    assert torch.equal(seen[0], seen[1])
+    assert not torch.equal(seen[0], seen[2])
+    with pytest.warns(UserWarning, match="times its speed"):
+        assert torch.equal(generate(LTX2ReferenceCondition(path, frame_rate="source")).frames, seen[2])
 
 
 def with_lora(folder, **metadata: str) -> LTX2InContextPipeline:

@@ -175,7 +175,7 @@ def test_a_temporal_upsampler_doubles_the_frame_rate(upsampler):
 
 def test_a_file_becomes_a_larger_file(upsampler, tmp_path):
     write_video(tmp_path / "small.mp4", IMAGES, frame_rate=12)
-    output = upsampler(tmp_path / "small.mp4", **SIZE, frame_rate=12.0, generator=seeded(0))
+    output = upsampler(tmp_path / "small.mp4", **SIZE, generator=seeded(0))
     output.save(tmp_path / "large.mp4")
     info = probe(tmp_path / "large.mp4")
     assert (info.num_frames, info.height, info.width, info.frame_rate) == (9, 128, 192, 12)

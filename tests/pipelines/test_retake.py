@@ -5,12 +5,12 @@ import PIL.Image
 import pytest
 import torch
 
-from ltx2_diffusers.media.reading import read_audio, read_video
+from ltx2_diffusers.media.reading import probe, read_audio, read_video
 from ltx2_diffusers.media.writing import write_video
 from ltx2_diffusers.pipelines.arguments import Stage
 from ltx2_diffusers.pipelines.conditions.pictures import LTX2VideoCondition
 from ltx2_diffusers.pipelines.recipes.retake import LTX2RetakePipeline
-from tests.media.clips import gradient_clip, tone
+from tests.media.clips import gradient_clip, tone, write_timed
 from tests.pipelines.tiny import NO_GUIDANCE, PROMPT, load, seeded
 from tests.pipelines.watching import no_forward, packets
 
@@ -182,6 +182,38 @@ def test_frames_are_taken_from_the_start_of_a_file(pipe, source_file, tmp_path):
     assert copied == packets(source_file, "audio")[: len(copied)]
 
 
+def test_a_file_is_brought_to_the_wished_rate_by_its_times(pipe, source_file):
+    """17 frames at 24 per second are 34 at 48, each twice, and 8.5 at 12."""
+    for rate, count in ((48.0, 33), (12.0, 9)):
+        output = retake(pipe, source_file, frame_rate=rate, num_frames=count, regenerate_audio=False)
+        expected = read_video(source_file, count, frame_rate=rate).movedim(-1, 1)
+        frames, _ = encoded(pipe, expected)
+        assert output.frame_rate == rate
+        assert changed(output.frames, frames) == changed(retake(pipe, expected, frame_rate=rate).frames, frames)
+    with no_forward(pipe), pytest.raises(ValueError, match="`num_frames` is 17, but the video has 9 frames"):
+        retake(pipe, source_file, frame_rate=12.0, num_frames=17)
+
+
+def test_a_varying_rate_becomes_the_average_one_with_a_warning(pipe, tmp_path):
+    # 9 frames per second and then 36; on average 17 in 1.111 s.
+    times = [i / 9 for i in range(7)] + [7 / 9 + i / 36 for i in range(10)]
+    path = write_timed(tmp_path / "phone.mp4", times, SOUND[:1, :RATE], bf="0")
+    with pytest.warns(UserWarning, match=r"the frame rate of .*phone\.mp4' varies"):
+        output = retake(pipe, path, regenerate_audio=False, output_type="uint8", height=64, width=64)
+    rate = probe(path).frame_rate
+    assert output.frame_rate == pytest.approx(float(rate))
+    assert output.frames.shape[1] == 17
+    (saved,) = output.save(tmp_path / "out.mp4")
+    assert probe(saved).duration_s == pytest.approx(times[-1] + 1 / 36, abs=0.5 / float(rate))
+
+
+def test_a_clip_whose_pictures_start_late_keeps_its_sound_in_step(pipe, tmp_path):
+    times = [0.5 + i / 24 for i in range(17)]
+    path = write_timed(tmp_path / "late.mov", times, tone(1.3, RATE)[:1], bf="0")
+    output = retake(pipe, path, regenerate_audio=False, output_type="uint8", height=64, width=64)
+    assert torch.allclose(output.audio[0, 0], tone(1.3, RATE)[0, RATE // 2 :][: round(17 / 24 * RATE)], atol=1e-4)
+
+
 # --- other arguments ---
 
 
@@ -252,11 +284,6 @@ def test_bad_input_is_refused_before_anything_is_computed(pipe, change, message)
         change = {**change, "video": FRAMES.repeat(1, 1, 1, 2)[..., :96]}
     with no_forward(pipe), pytest.raises(ValueError, match=message):
         retake(pipe, **change)
-
-
-def test_the_frame_rate_of_a_file_cannot_be_changed(pipe, source_file):
-    with no_forward(pipe), pytest.raises(ValueError, match="has 24 frames per second"):
-        retake(pipe, source_file, frame_rate=25.0)
 
 
 def test_a_damaged_file_is_named(pipe, tmp_path):

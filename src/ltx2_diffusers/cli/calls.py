@@ -33,16 +33,24 @@ def pictures(options: Options, takes: Collection[str]) -> Arguments:
         return {"images": images, "frame_indices": frames, "strengths": strengths, "image_crf": crf}
     if "image" in takes and "conditions" not in takes:
         return {"image": options["image"], "image_crf": crf}
-    return {"conditions": [LTX2VideoCondition(file, frame=n, strength=share, crf=crf) for n, file, share in placed]}
+    rate = _read_at(options)
+    conditions = [LTX2VideoCondition(f, frame=n, strength=s, crf=crf, frame_rate=rate) for n, f, s in placed]
+    return {"conditions": conditions}
 
 
 def references(options: Options, _takes: Collection[str]) -> Arguments:
     """Clips and sounds that the result follows."""
     from .. import LTX2AudioReferenceCondition, LTX2ReferenceCondition
 
-    clips = [LTX2ReferenceCondition(*given) for given in options.get("reference", [])]
+    rate = _read_at(options)
+    clips = [LTX2ReferenceCondition(f, strength=s, frame_rate=rate) for f, s in options.get("reference", [])]
     sounds = [LTX2AudioReferenceCondition(file, strength=s) for file, s in options.get("reference_audio", [])]
     return {"reference_conditions": [*clips, *sounds]}
+
+
+def _read_at(options: Options) -> str | None:
+    """The rate at which given clips are read: their own, frame by frame, or that of what is made."""
+    return "source" if "frame_by_frame" in options else None
 
 
 def guidance(options: Options, _takes: Collection[str]) -> Arguments:

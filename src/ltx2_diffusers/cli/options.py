@@ -120,6 +120,9 @@ _GROUPS: dict[str, tuple[Option, ...]] = {
             help="H.264 quality that pictures are given; 0 for none"),
         Option("reference", "FILE[:STRENGTH]", becomes=calls.references, parts=_STRENGTH, parsing=_REPEATED,
             help="a clip that an IC-LoRA (see --lora) translates; repeatable"),
+        Option("frame_by_frame", needs=("image_at", "reference"), excludes=("interpolate",),
+            help="take every frame of the clips of --image-at and --reference, at another speed if their rate is another; by "
+            "default frames are left out or repeated by their times"),
         Option("reference_audio", "FILE[:STRENGTH]", becomes=calls.references, parts=_STRENGTH, parsing=_REPEATED,
             help="a sound, such as a voice, that a LoRA follows; repeatable"),
         _same("audio", "FILE", help="the sound of the clip"),
@@ -164,7 +167,8 @@ _GROUPS: dict[str, tuple[Option, ...]] = {
         _same("width", "PIXELS", help="a multiple of 32; 64 in two stages; default 768"),
         _same("height", "PIXELS", help="the same; default 512"),
         _same("num_frames", "N", help="8 k + 1; of --extend: those of a part; default 121"),
-        _same("frame_rate", "FPS", help="23.976 and the like are exact; default 24; miniatures: see below"),
+        _same("frame_rate", "FPS", help="23.976 and the like are exact; clips of another rate are brought to it by the times of their frames; default 24; "
+            "miniatures: see below"),
         Option("duration", "SECONDS", "duration_s", needs=("audio_only",), default=5.0, help="of --audio-only; default 5"),
         _same("motion_speed", "SPEED", help="how fast things move, against real time; default 1"),
         Option("num_videos", "N", "num_videos_per_prompt", help="clips per prompt; default 1"),

@@ -4,22 +4,31 @@ Shapes: F frames, H and W rows and columns of pixels.
 """
 
 import os
+import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 import PIL.Image
 import torch
 
+from .. import checks
+from .files import exact_frame_rate
 from .preprocess import h264_round_trip
-from .reading import read_image, read_video
+from .reading import MediaInfo, probe, read_image, read_video
 
 Frames = PIL.Image.Image | Sequence[Any] | np.ndarray | torch.Tensor | str | os.PathLike
 READABLE_VIDEO = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
+# Rates that differ by no more play at the same speed, such as 23.976 and 24.
+_SAME_RATE = 1e-3
 
 
 def read_frames(
-    frames: Frames, max_frames: int | None = None, float_range: float = 255.0, name: str = "frames"
+    frames: Frames,
+    max_frames: int | None = None,
+    float_range: float = 255.0,
+    name: str = "frames",
+    frame_rate: float | None = None,
 ) -> torch.Tensor:
     """Pixels `[F, H, W, 3]` in [0, 255] of a picture or clip, bytes unless they were given as floats.
 
@@ -29,13 +38,15 @@ def read_frames(
         max_frames: Most frames to read, default all.
         float_range: What white is in an array or tensor of floats, default 255.
         name: Argument to name in messages.
+        frame_rate: Frames per second to read of video files, as in [`~ltx2_diffusers.media.reading.iterate_video`];
+            default theirs one by one. Other frames have no rate.
     """
-    if isinstance(frames, (str, os.PathLike)) and os.fspath(frames).lower().endswith(READABLE_VIDEO):
-        return read_video(frames, max_frames)
+    if is_video_file(frames):
+        return read_video(frames, max_frames, frame_rate=frame_rate)
     if isinstance(frames, (str, os.PathLike, PIL.Image.Image)):
         return torch.from_numpy(np.array(read_image(frames)))[None]
     if isinstance(frames, (list, tuple)) and frames:
-        parts = [read_frames(part, max_frames, float_range, name) for part in frames[:max_frames]]
+        parts = [read_frames(part, max_frames, float_range, name, frame_rate) for part in frames[:max_frames]]
         sizes = sorted({tuple(part.shape[1:3]) for part in parts})
         if len(sizes) > 1:
             raise ValueError(f"`{name}` has to hold frames of one size but holds (rows, columns) {sizes}")
@@ -52,6 +63,82 @@ def read_frames(
     if pixels.ndim != 4 or pixels.shape[-1] != 3 or 0 in pixels.shape:
         raise ValueError(f"`{name}` has to hold RGB frames but has shape {tuple(frames.shape)}")
     return _in_bytes(pixels[:max_frames], float_range, name)
+
+
+def is_video_file(frames: Any) -> TypeGuard[str | os.PathLike]:
+    """Whether frames are given as the name of a video file, which has a frame rate."""
+    return isinstance(frames, (str, os.PathLike)) and os.fspath(frames).lower().endswith(READABLE_VIDEO)
+
+
+class SourceRate(NamedTuple):
+    """The frame rate of a clip that is worked on.
+
+    Args:
+        rate: Frames per second of the clip.
+        read_at: Frames per second to read of its file; `None` for one by one.
+        info: What the file holds; `None` for frames from elsewhere.
+    """
+
+    rate: float
+    read_at: float | None = None
+    info: MediaInfo | None = None
+
+
+def source_rate(video: Frames, frame_rate: float | None) -> SourceRate:
+    """The rate of a clip: the wished one, or else that of its file, or 24.0."""
+    checks.check_positive(frame_rate=frame_rate)
+    if not is_video_file(video):
+        return SourceRate(24.0 if frame_rate is None else frame_rate)
+    info = probe(video)
+    own = float(info.frame_rate or 24)
+    if frame_rate is None and not info.constant_rate:
+        warnings.warn(
+            f"the frame rate of {os.fspath(video)!r} varies; its frames are taken by their times at {own:g} per second, the "
+            "average, which leaves some out and repeats others; give `frame_rate` for another rate",
+            stacklevel=3,
+        )
+    rate = own if frame_rate is None else frame_rate
+    comes_so = info.constant_rate and exact_frame_rate(rate) == exact_frame_rate(own)
+    return SourceRate(rate, None if comes_so else rate, info)
+
+
+def rate_to_read(frame_rate: float | str | None, frames: Frames, clip_rate: float) -> float | None:
+    """The rate at which to read frames for a clip, `None` for one by one.
+
+    Args:
+        frame_rate: What a caller asks for: frames per second, `"source"` for one by one, or `None` for the clip's rate.
+        frames: The frames.
+        clip_rate: Frames per second of the clip.
+    """
+    if frame_rate is None:
+        return clip_rate
+    if frame_rate == "source":
+        for part in frames if isinstance(frames, (list, tuple)) else [frames]:
+            if is_video_file(part):
+                _tell_speed(part, clip_rate)
+        return None
+    if isinstance(frame_rate, (str, bool)):
+        raise ValueError(
+            f'`frame_rate` has to be a number of frames per second, "source" or None but is {frame_rate!r}; use "source" for '
+            "the frames of a file one by one"
+        )
+    checks.check_positive(frame_rate=frame_rate)
+    if not any(map(is_video_file, frames if isinstance(frames, (list, tuple)) else [frames])):
+        raise ValueError(
+            f"`frame_rate` is {frame_rate}, but only video files have a rate, and `frames` names none; leave it out"
+        )
+    return frame_rate
+
+
+def _tell_speed(file: str | os.PathLike, clip_rate: float) -> None:
+    """Warn if a file's frames, taken one by one, do not keep their speed."""
+    own = float(probe(file).frame_rate or clip_rate)
+    if abs(own - clip_rate) > _SAME_RATE * clip_rate:
+        warnings.warn(
+            f'{os.fspath(file)!r} has {own:g} frames per second and the clip {clip_rate:g}, so that frame_rate="source" '
+            f"plays it at {clip_rate / own:.3g} times its speed; leave `frame_rate` out to keep the speed",
+            stacklevel=3,
+        )
 
 
 def check_crf(name: str, crf: int, pixels: torch.Tensor) -> None:

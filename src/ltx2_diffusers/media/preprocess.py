@@ -5,6 +5,7 @@ Shapes: F frames, H and W rows and columns of the source, h and w those of the t
 
 import io
 import math
+from collections.abc import Sequence
 
 import av
 import numpy as np
@@ -16,6 +17,10 @@ from .files import exact_frame_rate
 # H.264 constant rate factor of the frames that the image-to-video models were trained to continue (Lightricks
 # reference; 18 for version 2.5).
 DEFAULT_IMAGE_CRF = 33
+
+
+# Values of frames that are floats at a time, 64 MiB: a whole clip at the size of its file is never held as floats.
+_SCRATCH_VALUES = 2**24
 
 
 def normalize_pixels(pixels: torch.Tensor) -> torch.Tensor:
@@ -50,6 +55,26 @@ def fit_cover(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
     images = functional.interpolate(images, size=size, mode="bilinear", align_corners=False)
     top, left = (size[0] - height) // 2, (size[1] - width) // 2
     return images[..., top : top + height, left : left + width].transpose(0, 1)[None]
+
+
+def fitted_frames(pixels: torch.Tensor, frames: Sequence[int], height: int, width: int) -> torch.Tensor:
+    """Bring frames of a clip to the size and range of the video encoder, a few at a time.
+
+    Args:
+        pixels: `[F, H, W, 3]` in [0, 255].
+        frames: Numbers of the frames to take.
+        height: Target rows.
+        width: Target columns.
+
+    Returns:
+        float32 `[1, 3, f, h, w]` in [-1, 1].
+    """
+    count = max(1, _SCRATCH_VALUES // max(pixels[0].numel(), height * width * 3))
+    fitted = torch.empty(1, 3, len(frames), height, width)
+    for start in range(0, len(frames), count):
+        piece = pixels[list(frames[start : start + count])]
+        fitted[:, :, start : start + count] = normalize_pixels(fit_cover(piece, height, width))
+    return fitted
 
 
 def subsampled_frames(num_frames: int, stride: int) -> list[int]:

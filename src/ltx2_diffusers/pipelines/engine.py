@@ -3,10 +3,12 @@
 A recipe says what it wants in a [`~ltx2_diffusers.pipelines.arguments.Request`] and never writes a loop of its own.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from itertools import chain
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
@@ -31,6 +33,8 @@ OUTPUT_TYPES = ("pil", "np", "pt", "uint8", "latent")
 UPSAMPLER = "latent_upsampler"
 _NONE = Streams(False, False)
 _REPLACEABLE = ("latents", "audio_latents")
+# Frames of a given clip that are converted at a time, so that a long one is never held as floats beside what is wished.
+_FRAMES_PER_PIECE = 16
 
 
 @dataclass(frozen=True)
@@ -528,6 +532,9 @@ def _delivered_video(
     pipeline: LTX2GenerationPipeline, made: Generated, delivery: Delivery, original: SourceClip | None
 ) -> Decoded | None:
     if original is not None:
+        if original.path is not None and delivery.output_type == "uint8" and made.plan.batch_size == 1:
+            # Nobody else has what was read of a file, so that it need not be copied.
+            return original.pixels[None]
         return original_frames(pipeline, original.pixels, made.plan.batch_size, delivery.output_type)
     latents = made.latents.video
     if latents is None:
@@ -551,7 +558,7 @@ def _delivered_audio(
     rate = pipeline.vocoder.config.output_sampling_rate if pipeline.has("vocoder") else None
     if originals.video is not None and rate is not None:
         # A given video may be shorter than the clip that the network saw, which needs 8 k + 1 frames.
-        audio = audio[..., : round(originals.video.num_frames / plan.frame_rate * rate)]
+        audio = audio[..., : round(originals.video.duration_s * rate)]
     return audio, rate
 
 
@@ -592,9 +599,29 @@ def video_as(pipeline: LTX2PipelineBase, video: torch.Tensor, output_type: str) 
 
 
 def original_frames(pipeline: LTX2PipelineBase, given: torch.Tensor, batch_size: int, output_type: str) -> Decoded:
-    """Given pixels `[F, H, W, 3]` in [0, 255] in the wished type, one clip for the whole batch."""
-    clip = preprocess.normalize_pixels(given.movedim(-1, 0).float()).expand(batch_size, -1, -1, -1, -1)
-    return video_as(pipeline, clip, output_type)
+    """Given pixels `[F, H, W, 3]` in [0, 255] in the wished type, a few at a time, one clip for the whole batch."""
+    if output_type == "uint8" and given.dtype == torch.uint8:
+        return given.repeat(batch_size, 1, 1, 1, 1)
+    pieces = (
+        video_as(pipeline, preprocess.normalize_pixels(piece.movedim(-1, 0).float())[None], output_type)[0]
+        for piece in given.split(_FRAMES_PER_PIECE)
+    )
+    if output_type == "pil":
+        images = [image for piece in pieces for image in piece]
+        return [images.copy() for _ in range(batch_size)]
+    return _joined(pieces, len(given), batch_size)
+
+
+def _joined(pieces: Iterator[Any], num_frames: int, batch_size: int) -> Decoded:
+    """Pieces `[f, ...]` of a clip as a batch of the same clip, in memory that is taken once."""
+    first = next(pieces)
+    shape = (batch_size, num_frames, *first.shape[1:])
+    frames = first.new_empty(shape) if isinstance(first, torch.Tensor) else np.empty(shape, first.dtype)
+    start = 0
+    for piece in chain([first], pieces):
+        frames[:, start : start + len(piece)] = piece
+        start += len(piece)
+    return frames
 
 
 def decode_audio(pipeline: LTX2GenerationPipeline, latents: torch.Tensor, output_type: str) -> torch.Tensor:

@@ -35,7 +35,8 @@ class LTX2PipelineOutput(BaseOutput):
         info: How the result was made: `preset` (version and kind), `sigmas`, `sampler` and `forwards_per_step` (most
             passes of the transformer in a step), all three lists with an entry per stage if there are several,
             `output_type`, and what a recipe adds to it.
-        video_source: File that holds exactly `frames`, whose packets `save` copies; `None` where they were generated.
+        video_source: File whose pictures, all of them, `frames` are, at the file's own rate or another, and whose packets
+            `save` copies; `None` where they were generated.
         audio_source: File whose sound, from its start, is `audio`, and whose packets `save` copies.
     """
 
@@ -85,7 +86,7 @@ class LTX2PipelineOutput(BaseOutput):
         frames, frame_rate = self.frames[index], _known("frame_rate", self.frame_rate)
         suffix = files.check_suffix(path, writing.VIDEO_SUFFIXES, "video").suffix.lower()
         if audio is not None:
-            audio = waveforms.fit_audio(audio, len(frames) / frame_rate, rate)
+            audio = waveforms.fit_audio(audio, self._duration_s(len(frames), audio.shape[-1]), rate)
             pictures = None if encoder_options else _copied_file(self.video_source, "video", suffix)
             if pictures is not None:
                 muxing.replace_audio(pictures, path, audio, rate)
@@ -100,6 +101,14 @@ class LTX2PipelineOutput(BaseOutput):
             # A given video may have odd sides, which H.264 cannot have.
             frames = (chunk[:, : len(chunk[0]) & ~1, : len(chunk[0, 0]) & ~1] for chunk in pixels.byte_frames(frames))
         writing.write_video(path, frames, frame_rate=frame_rate, **sound, **encoder_options)
+
+    def _duration_s(self, num_frames: int, num_samples: int) -> float:
+        """Length of a file in seconds; a given one may last half a frame longer than its frames at another rate."""
+        frame_rate = _known("frame_rate", self.frame_rate)
+        if self.video_source is None:
+            return num_frames / frame_rate
+        sound_s = num_samples / _known("sampling_rate", self.sampling_rate)
+        return max(num_frames / frame_rate, min(sound_s, (num_frames + 0.5) / frame_rate))
 
     def _check_decoded(self) -> None:
         if self.frames is None and self.audio is None:

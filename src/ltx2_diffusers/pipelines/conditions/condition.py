@@ -68,18 +68,25 @@ class SourceClip:
         pixels: Frames `[F, H, W, 3]` in [0, 255].
         frame_rate: Frames per second.
         audio: Its sound, or `None` for a silent clip.
-        path: File that holds exactly these frames; `None` for frames from elsewhere.
+        path: File whose pictures, all of them, these are; `None` for frames from elsewhere.
+        file_duration_s: Length of the file in seconds, if its pictures come at another rate, or at none.
     """
 
     pixels: torch.Tensor
     frame_rate: float
     audio: Waveform | None
     path: str | None
+    file_duration_s: float | None = None
 
     @property
     def num_frames(self) -> int:
         """Pixel frames."""
         return len(self.pixels)
+
+    @property
+    def duration_s(self) -> float:
+        """Length in seconds of the pictures that are handed over, which are those of the file, if there is one."""
+        return self.num_frames / self.frame_rate if self.file_duration_s is None else self.file_duration_s
 
     def size(self, height: int, width: int, num_frames: int, motion_speed: float) -> Size:
         """The size of a clip made from it, at its frame rate."""

@@ -14,8 +14,8 @@ import PIL.Image
 import torch
 
 from ... import checks, conditioning
-from ...media.frames import Frames, as_image, as_video_frames, check_crf, read_frames
-from ...media.preprocess import fit_cover, normalize_pixels, subsampled_frames
+from ...media.frames import Frames, as_image, as_video_frames, check_crf, rate_to_read, read_frames
+from ...media.preprocess import fitted_frames, subsampled_frames
 from ..plan import DEFAULT_SIZE, ClipPlan
 from .condition import Condition, Items, Opened, Studio, video_item
 
@@ -35,6 +35,9 @@ class LTX2VideoCondition(Condition):
         frame: Pixel frame of the finished video where it goes, instead of `index`; negative ones count from the end.
         mode: `"replace"` writes it into the video's own latents, which needs a place that begins a latent frame;
             `"append"` shows it beside them. Default `"auto"`: replace at the start, append elsewhere.
+        frame_rate: Frames per second that are read of a video file. Default `None`, the rate of the generated video, so
+            that the clip keeps its speed: frames are left out or repeated by their times. `"source"` takes the file's
+            frames one by one.
 
     A stage at a lower frame rate shows the frames of a clip that it has, cut to 8 k + 1 again, and a picture that falls
     between two of its frames at the later one; it appends what cannot be replaced there.
@@ -46,6 +49,7 @@ class LTX2VideoCondition(Condition):
     crf: int | None = None
     frame: int | None = None
     mode: str = "auto"
+    frame_rate: float | str | None = None
 
     @property
     def shows_picture(self) -> bool:
@@ -65,7 +69,8 @@ class LTX2VideoCondition(Condition):
                 f'{nearest + stride}, or mode="append"'
             )
         # Two frames tell a clip from a picture, even where only one of them fits.
-        pixels = read_frames(self.frames, max(2, plan.clip_frames - start))
+        rate = rate_to_read(self.frame_rate, self.frames, plan.frame_rate)
+        pixels = read_frames(self.frames, max(2, plan.clip_frames - start), frame_rate=rate)
         crf = studio.image_crf if self.crf is None else self.crf
         check_crf("crf", crf, pixels)
         return OpenedPictures(studio, plan, pixels, start, replaces, self.strength, crf)
@@ -119,8 +124,8 @@ class OpenedPictures(Opened):
 
     def items(self, plan: ClipPlan) -> Items:
         """Encode the frames at the stage's size."""
-        pixels = as_video_frames(self.pixels, self.crf)[self._shown(plan)]
-        latent = self.studio.encode_video(normalize_pixels(fit_cover(pixels, plan.height, plan.width)))
+        pixels = as_video_frames(self.pixels, self.crf)
+        latent = self.studio.encode_video(fitted_frames(pixels, self._shown(plan), plan.height, plan.width))
         first, stride = bisect_left(plan.shown_frames, self.start), plan.sizes.temporal_ratio
         if self.replaces and (first == 0 or first % stride == 1):
             return video_item(
@@ -207,8 +212,8 @@ class OpenedFirstFrames(Opened):
         if self.latents is not None:
             latents = self.studio.normalized_video(self.latents, plan)
             return video_item(conditioning.VideoConditionByLatentIndex(latents[:, :, :1]))
-        clips = [fit_cover(as_video_frames(p, self.crf), plan.height, plan.width) for p in self.pictures]
-        latent = torch.cat([self.studio.encode_video(normalize_pixels(clip)) for clip in clips])
+        clips = [fitted_frames(as_video_frames(p, self.crf), [0], plan.height, plan.width) for p in self.pictures]
+        latent = torch.cat([self.studio.encode_video(clip) for clip in clips])
         latent = latent if len(latent) == 1 else latent.repeat_interleave(plan.batch_size // len(latent), 0)
         return video_item(conditioning.VideoConditionByLatentIndex(latent))
 
@@ -227,6 +232,7 @@ class LTX2ReferenceCondition(Condition):
         attention_strength: How far video and reference see each other, 0 to 1; default `None` (fully).
         attention_mask: Where they see each other: pixels `[1, 1, F, H, W]` in [0, 1] of any height and width and as
             many frames as the reference keeps, multiplied by `attention_strength`; default `None` (everywhere).
+        frame_rate: As in [`~ltx2_diffusers.pipelines.conditions.pictures.LTX2VideoCondition`].
     """
 
     frames: Frames
@@ -235,12 +241,15 @@ class LTX2ReferenceCondition(Condition):
     temporal_scale_factor: int | None = None
     attention_strength: float | None = None
     attention_mask: torch.Tensor | None = None
+    frame_rate: float | str | None = None
     is_reference = True
 
     def opened(self, studio: Studio, plan: ClipPlan) -> "OpenedReference":
         """Check the strengths and read as many frames as the clip is long."""
         checks.check_unit(strength=self.strength, attention_strength=self.attention_strength)
-        return OpenedReference(studio, self, read_frames(self.frames, plan.clip_frames, float_range=1.0))
+        rate = rate_to_read(self.frame_rate, self.frames, plan.frame_rate)
+        pixels = read_frames(self.frames, plan.clip_frames, float_range=1.0, frame_rate=rate)
+        return OpenedReference(studio, self, pixels)
 
     def factors(self, studio: Studio) -> tuple[int, int]:
         """Downscale and temporal factor: what is given, else what the active LoRAs ask for."""
@@ -291,8 +300,8 @@ class OpenedReference(Opened):
     def items(self, plan: ClipPlan) -> Items:
         """Encode the reference at its share of the stage's size."""
         factor, scale = self.given.factors(self.studio)
-        pixels = fit_cover(self.pixels[self._kept(plan, scale)], plan.height // factor, plan.width // factor)
-        latent = self.studio.encode_video(normalize_pixels(pixels))
+        sides = (plan.height // factor, plan.width // factor)
+        latent = self.studio.encode_video(fitted_frames(self.pixels, self._kept(plan, scale), *sides))
         strength = self._token_strength(latent)
         return video_item(
             conditioning.VideoConditionByReferenceLatent(latent, factor, self.given.strength, scale, strength)

@@ -12,7 +12,7 @@ import PIL.Image
 import torch
 
 from ...conditioning import ConditionByWholeLatent, ConditionOutsideRegion, tokens_in_time
-from ...media import files, frames, preprocess, reading
+from ...media import frames, preprocess
 from ...models.audio_vae import conform_latent_length
 from ..plan import ClipPlan
 from .condition import Condition, Items, Opened, SourceClip, Streams, Studio, Waveform, video_item
@@ -32,28 +32,25 @@ def read_source(
 
     Args:
         video: Frames as in [`~ltx2_diffusers.pipelines.conditions.pictures.LTX2VideoCondition`], or the name of a video file.
-        frame_rate: Frames per second; that of the file, or 24.0 for frames.
+        frame_rate: Frames per second; that of the file, or 24.0 for frames. A file of another rate, or of a rate that
+            varies, is brought to it by the times of its frames.
         audio: Waveform or file name; default the sound of the video file.
         sampling_rate: Samples per second of a waveform.
         num_frames: Frames to use from the start; default all.
     """
-    path = os.fspath(video) if isinstance(video, (str, os.PathLike)) else None
-    info = None if path is None else reading.probe(path)
-    if info is not None and info.frame_rate is not None:
-        own = float(info.frame_rate)
-        if frame_rate is not None and files.exact_frame_rate(frame_rate) != files.exact_frame_rate(own):
-            raise ValueError(
-                f"`frame_rate` is {frame_rate}, but {path!r} has {own:g} frames per second; leave it out, or convert the file"
-            )
-        frame_rate = own
-    pixels = frames.read_frames(video, num_frames, name="video")
+    rate, read_at, info = frames.source_rate(video, frame_rate)
+    path = os.fspath(video) if frames.is_video_file(video) else None
+    # One frame more tells whether these are all.
+    limit = None if num_frames is None else max(num_frames, 1) + 1
+    pixels = frames.read_frames(video, limit, name="video", frame_rate=read_at)
     if num_frames is not None and len(pixels) < num_frames:
         raise ValueError(f"`num_frames` is {num_frames}, but the video has {len(pixels)} frames; use {len(pixels)}")
-    whole = info is not None and len(pixels) == info.num_frames
     if audio is None and info is not None and info.sampling_rate is not None:
         audio = path
     sound = None if audio is None else read_waveform(audio, sampling_rate)
-    return SourceClip(pixels, 24.0 if frame_rate is None else frame_rate, sound, path if whole else None)
+    if info is None or (num_frames is not None and len(pixels) > num_frames):
+        return SourceClip(pixels[:num_frames], rate, sound, None)
+    return SourceClip(pixels, rate, sound, path, None if read_at is None else info.duration_s)
 
 
 @dataclass(frozen=True)
@@ -73,10 +70,8 @@ class WholeVideoCondition(Condition):
         return True
 
     def opened(self, studio: Studio, plan: ClipPlan) -> "OpenedVideo":
-        """Bring the video, which is read already, to the length of the clip."""
-        missing = plan.clip_frames - self.clip.num_frames
-        pixels = torch.cat([self.clip.pixels, self.clip.pixels[-1:].expand(missing, -1, -1, -1)])
-        return OpenedVideo(studio, pixels, self.clip)
+        """The video is read already."""
+        return OpenedVideo(studio, self.clip)
 
 
 @dataclass(frozen=True)
@@ -85,12 +80,10 @@ class OpenedVideo(Opened):
 
     Args:
         studio: Encodes it.
-        pixels: Frames `[F, H, W, 3]` in [0, 255] of the clip.
         original: The video as it was given.
     """
 
     studio: Studio
-    pixels: torch.Tensor
     original: SourceClip
 
     @property
@@ -99,10 +92,10 @@ class OpenedVideo(Opened):
         return ["the video stream"]
 
     def items(self, plan: ClipPlan) -> Items:
-        """Encode the video at the stage's size."""
-        pixels = preprocess.normalize_pixels(
-            preprocess.fit_cover(self.pixels[plan.shown_frames], plan.height, plan.width)
-        )
+        """Encode the video at the stage's size, its last frame repeated to the end of the clip."""
+        last = self.original.num_frames - 1
+        shown = [min(frame, last) for frame in plan.shown_frames]
+        pixels = preprocess.fitted_frames(self.original.pixels, shown, plan.height, plan.width)
         return video_item(ConditionByWholeLatent(self.studio.encode_video(pixels)))
 
 
@@ -175,9 +168,8 @@ class OpenedRetake(Opened):
         """Encode the clip at the stage's size."""
         video, audio = [], []
         if self.given.pixels is not None:
-            pixels = preprocess.normalize_pixels(
-                preprocess.fit_cover(self.given.pixels[plan.shown_frames], plan.height, plan.width)
-            )
+            shown = plan.shown_frames
+            pixels = preprocess.fitted_frames(self.given.pixels, shown, plan.height, plan.width)
             region = None if self.given.region is None else _region_mask(self.given.region, plan).float()
             video = [ConditionOutsideRegion(self.studio.encode_video(pixels), *self._video_stretch, region)]
         if self._audio_latent is not None:

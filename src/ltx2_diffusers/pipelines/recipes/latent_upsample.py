@@ -10,7 +10,7 @@ import torch
 from diffusers.utils import logging
 
 from ... import checks
-from ...media.frames import Frames, as_image, read_frames
+from ...media.frames import Frames, SourceRate, as_image, read_frames, source_rate
 from ...models import latent_filters, video_vae
 from ..engine import OUTPUT_TYPES, decoded, with_decoder_noise
 from . import Decoded, Delivery, Generators, LTX2PipelineBase, LTX2PipelineOutput, Result, Upsampler, takes
@@ -41,7 +41,9 @@ class UpsampleArguments:
         generator: Source of the encoder's and the decoder's noise, or one per video.
         output_type: `"pil"`, `"np"`, `"pt"`, `"uint8"` or `"latent"` (un-normalised).
         return_dict: Whether to return an [`LTX2PipelineOutput`] instead of the tuple `(frames,)`.
-        frame_rate: Frames per second of the input, noted in the output for saving it. Default 24.0.
+        frame_rate: Frames per second of the input, noted in the output for saving it; default that of a file, the average
+            one if it varies, or 24.0 for frames and latents. Frames of a file of another rate are left out or repeated by
+            their times.
     """
 
     video: Frames | None = None
@@ -59,7 +61,7 @@ class UpsampleArguments:
     generator: Generators = None
     output_type: str = "pil"
     return_dict: bool = True
-    frame_rate: float = 24.0
+    frame_rate: float | None = None
 
 
 class LTX2LatentUpsamplePipeline(LTX2PipelineBase):
@@ -94,8 +96,10 @@ class LTX2LatentUpsamplePipeline(LTX2PipelineBase):
         """
         self.require("vae", "latent_upsampler")
         _check(call, self.vae_spatial_compression_ratio)
+        rate = SourceRate(24.0 if call.frame_rate is None else call.frame_rate)
         if call.video is not None:
-            latents = self._encoded(call.video, call)
+            rate = source_rate(call.video, call.frame_rate)
+            latents = self._encoded(read_frames(call.video, None, 1.0, "video", rate.read_at), call)
         elif call.latents is not None:
             latents = self._given(call.latents, call)
         latents = latents.to(self.latent_upsampler.dtype)
@@ -114,11 +118,10 @@ class LTX2LatentUpsamplePipeline(LTX2PipelineBase):
         if not call.return_dict:
             return (result,)
         speed = 2.0 if self.latent_upsampler.config.temporal_upsample else 1.0
-        return LTX2PipelineOutput(result, None, call.frame_rate * speed, info={"output_type": call.output_type})
+        return LTX2PipelineOutput(result, None, rate.rate * speed, info={"output_type": call.output_type})
 
-    def _encoded(self, video: Frames, call: UpsampleArguments) -> torch.Tensor:
-        """Un-normalised float32 latents of a clip, sampled from the encoder's distribution."""
-        pixels = read_frames(video, float_range=1.0, name="video")
+    def _encoded(self, pixels: torch.Tensor, call: UpsampleArguments) -> torch.Tensor:
+        """Un-normalised float32 latents of a clip `[F, H, W, 3]`, sampled from the encoder's distribution."""
         usable = (len(pixels) - 1) // self.vae_temporal_compression_ratio * self.vae_temporal_compression_ratio + 1
         if usable < len(pixels):
             logger.warning(f"the video has {len(pixels)} frames; its first {usable} are used (8 * k + 1)")

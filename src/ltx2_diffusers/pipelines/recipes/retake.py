@@ -13,7 +13,7 @@ class _Stretch:
     Args:
         video: The clip: the name of a file, or frames as in
             [`~ltx2_diffusers.pipelines.conditions.pictures.LTX2VideoCondition`].
-        start_s, end_s: The stretch, in seconds.
+        start_s, end_s: The stretch, in seconds from the first picture.
     """
 
     video: Frames
@@ -46,7 +46,8 @@ class RetakeArguments(StagedArguments, _Made, _Stretch):
         audio: Sound of the clip, a waveform `[C, N]` or `[B, C, N]` in [-1, 1] or a file name; default that of the file.
         sampling_rate: Samples per second of a waveform.
         conditions: Pictures and clips to show within the stretch, appended keyframes for example.
-        frame_rate: Frames per second; default the file's, or 24.0 for frames.
+        frame_rate: Frames per second; default the file's, the average one if it varies, or 24.0 for frames. Frames of a file
+            of another rate are left out or repeated by their times.
         height, width, num_frames: Size of the result; default the clip's own, which has to be valid: multiples of 32 (64
             with two stages) and 8 k + 1 frames.
         two_stage: Whether to start at half the size and refine at full size; default `False`.

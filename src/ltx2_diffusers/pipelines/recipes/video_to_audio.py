@@ -30,7 +30,8 @@ class VideoToAudioArguments(SoundArguments, _Rate, _Video):
     """What the call takes.
 
     Args:
-        frame_rate: Frames per second; default the file's, or 24.0 for frames.
+        frame_rate: Frames per second that the network sees; default the file's, the average one if it varies, or 24.0 for
+            frames. Frames of a file of another rate are left out or repeated by their times; saving copies the file as it is.
         height, width: Size in pixels at which the network sees the video, multiples of 32 (64 with two stages); default
             the video's own, reduced to the next multiples. The returned pictures keep their size.
         num_frames: Frames to use from the start; default all. The network sees 8 k + 1 of them, the last one repeated

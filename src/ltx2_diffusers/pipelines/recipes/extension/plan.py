@@ -61,7 +61,8 @@ class ExtendArguments(StagedArguments, _Clip):
         generate_audio: Whether the clip has sound; default as the given clip, or yes.
         height, width: Size in pixels; default the given clip's, which has to be valid.
         num_frames: Pixel frames of a segment, overlap included. Default 121.
-        frame_rate: Frames per second; default the file's, or 24.0.
+        frame_rate: Frames per second; default the file's, the average one if it varies, or 24.0. Frames of a file of another
+            rate are left out or repeated by their times.
         two_stage: Whether each segment starts at half the size and is refined at full size; default `False`.
         generator: Source of noise, drawn on its device, the CPU by default.
     """

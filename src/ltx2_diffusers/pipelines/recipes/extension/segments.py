@@ -133,7 +133,7 @@ def join_latents(pieces: Sequence[torch.Tensor], backwards: bool) -> torch.Tenso
 
 
 # Frames of a given clip that are converted at a time, so that a long one is never held as floats.
-_FRAMES_PER_PIECE = 64
+_FRAMES_PER_PIECE = 16
 
 
 def given_latents(pipeline: LTX2StagedPipeline, extension: Extension, given: ClipLatents) -> ClipLatents:
@@ -160,8 +160,9 @@ def edge_latents(pipeline: LTX2StagedPipeline, extension: Extension) -> ClipLate
         audio = None if audio is None else pipeline.audio_vae.normalize_latents(audio)
         return ClipLatents(pipeline.vae.normalize_latents(latents), audio)
     count = conditioning.carried_pixel_frames(timeline.overlap)
-    pixels = source.pixels[:count] if timeline.backwards else source.pixels[-count:]
-    video = pipeline.encode_video(preprocess.normalize_pixels(preprocess.fit_cover(pixels, *extension.sides)))
+    first = 0 if timeline.backwards else source.num_frames - count
+    shared = range(first, first + count)
+    video = pipeline.encode_video(preprocess.fitted_frames(source.pixels, shared, *extension.sides))
     if source.audio is None:
         return ClipLatents(video, None)
     num_latents = timeline.carried_audio(extension.num_frames)

@@ -11,11 +11,11 @@ import numpy as np
 import PIL.Image
 import torch
 
+from .images import is_clip, read_image
 from .preprocess import h264_round_trip
-from .reading import read_image, read_video
+from .reading import read_video
 
 Frames = PIL.Image.Image | Sequence[Any] | np.ndarray | torch.Tensor | str | os.PathLike
-READABLE_VIDEO = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
 
 
 def read_frames(
@@ -30,7 +30,7 @@ def read_frames(
         float_range: What white is in an array or tensor of floats, default 255.
         name: Argument to name in messages.
     """
-    if isinstance(frames, (str, os.PathLike)) and os.fspath(frames).lower().endswith(READABLE_VIDEO):
+    if isinstance(frames, (str, os.PathLike)) and is_clip(frames):
         return read_video(frames, max_frames)
     if isinstance(frames, (str, os.PathLike, PIL.Image.Image)):
         return torch.from_numpy(np.array(read_image(frames)))[None]

@@ -3,9 +3,7 @@
 Shapes: F frames, H and W rows and columns of pixels, C channels, N samples.
 """
 
-import io
 import os
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -14,16 +12,17 @@ from typing import TypeVar
 
 import av
 import numpy as np
-import PIL.Image
-import PIL.ImageCms
-import PIL.ImageOps
 import torch
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.stream import Stream
 from av.video.stream import VideoStream
 
-from .files import open_media
+from .colours import decoded_frames, displayed_pixels, displayed_size
+from .files import file_of, open_media
+from .images import read_image
+
+__all__ = ["MediaInfo", "iterate_video", "probe", "read_audio", "read_image", "read_video"]
 
 _Frame = TypeVar("_Frame", av.VideoFrame, av.AudioFrame)
 
@@ -74,32 +73,6 @@ def probe(path: str | os.PathLike) -> MediaInfo:
         )
 
 
-def read_image(source: str | os.PathLike | bytes | PIL.Image.Image) -> PIL.Image.Image:
-    """Read an image as it is meant to be seen: turned by its EXIF orientation, in sRGB, without alpha.
-
-    Args:
-        source: File name, the bytes of a file, or an open image. An embedded ICC profile is converted to sRGB; one
-            that cannot be is ignored with a warning.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is not an image or is damaged.
-    """
-    name = "the image" if isinstance(source, bytes | PIL.Image.Image) else repr(os.fspath(source))
-    try:
-        if isinstance(source, PIL.Image.Image):
-            image = source
-        else:
-            image = PIL.Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
-        return _to_srgb(PIL.ImageOps.exif_transpose(image), name)
-    except FileNotFoundError:
-        raise
-    except (OSError, SyntaxError) as error:
-        raise ValueError(
-            f"{name} cannot be read as an image ({error}); it is empty, damaged or of another kind"
-        ) from error
-
-
 def iterate_video(
     path: str | os.PathLike, max_frames: int | None = None, start_s: float = 0.0, end_s: float | None = None
 ) -> Iterator[np.ndarray]:
@@ -126,12 +99,12 @@ def iterate_video(
         count = 0
         # Timestamps are rounded to the time base of the file, which must not move a frame over an edge.
         slack_s = float(stream.time_base or 0) / 2
-        for frame, time_s in _timed_frames(container, stream, container.decode(stream), start_s):
+        for frame, time_s in _timed_frames(container, stream, decoded_frames(container, stream), start_s):
             if time_s < start_s - slack_s:
                 continue
             if count == max_frames or time_s >= (inf if end_s is None else end_s) - slack_s:
                 break
-            yield _upright(frame)
+            yield displayed_pixels(frame, stream)
             count += 1
         if count == 0:
             raise ValueError(f"{str(path)!r} has no video frames {_window(start_s, end_s)}")
@@ -207,24 +180,17 @@ def _timed_frames(
             yield frame, float(index / stream.average_rate)
         else:
             raise ValueError(
-                f"{container.name!r} tells neither the times of its frames nor a frame rate; convert it to another format"
+                f"{file_of(container)!r} tells neither the times of its frames nor a frame rate; convert it to another format"
             )
 
 
-def _upright(frame: av.VideoFrame) -> np.ndarray:
-    """The bytes `[H, W, 3]` of a frame, turned by the rotation that phones record beside it."""
-    quarter_turns = round(frame.rotation / 90) % 4
-    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), quarter_turns))
-
-
 def _displayed_size(container: InputContainer, stream: VideoStream) -> tuple[int, int]:
-    """Rows and columns of the video after its rotation, which only a decoded frame tells."""
+    """Rows and columns of the video as it is to be seen, which only a decoded frame tells."""
     frame = next(container.decode(stream), None)
     if frame is None:
-        raise ValueError(f"{container.name!r} has a video stream without frames; it is empty or damaged")
+        raise ValueError(f"{file_of(container)!r} has a video stream without frames; it is empty or damaged")
     container.seek(0)
-    size = (frame.height, frame.width)
-    return size[::-1] if round(frame.rotation / 90) % 2 else size
+    return displayed_size(frame, stream)
 
 
 def _duration_s(container: InputContainer, stream: Stream) -> float:
@@ -242,20 +208,3 @@ def _check_window(start_s: float, end_s: float | None) -> None:
         raise ValueError(f"start_s must not be negative, got {start_s}; use 0.0")
     if end_s is not None and end_s <= start_s:
         raise ValueError(f"end_s must be larger than start_s, got {end_s} after {start_s}")
-
-
-def _to_srgb(image: PIL.Image.Image, name: str) -> PIL.Image.Image:
-    """Drop alpha and convert colours to 8-bit sRGB."""
-    profile = image.info.get("icc_profile")
-    if image.mode in ("LA", "PA", "La"):
-        image = image.convert("RGBA" if image.mode == "PA" else "L")
-    if profile is not None:
-        try:
-            source = PIL.ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            target = PIL.ImageCms.createProfile("sRGB")
-            mode_image = image.convert("RGB") if image.mode in ("RGBA", "RGBX", "P") else image
-            converted = PIL.ImageCms.profileToProfile(mode_image, source, target, outputMode="RGB")
-            return converted  # type: ignore[return-value]  # `None` is what it returns where it works in place
-        except (PIL.ImageCms.PyCMSError, OSError, ValueError) as error:
-            warnings.warn(f"the colour profile of {name} cannot be used and is ignored ({error})", stacklevel=3)
-    return image.convert("RGB")

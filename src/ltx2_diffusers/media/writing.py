@@ -19,7 +19,7 @@ from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
 from ..atomic import complete_file
 from .audio_tracks import CopiedAudio, EncodedAudio, NoAudio, check_audio_source
-from .files import check_suffix, exact_frame_rate
+from .files import check_suffix, exact_frame_rate, local_name
 from .pixels import byte_frames
 from .waveforms import stereo_samples, write_audio
 
@@ -164,7 +164,7 @@ def repeatable_encoding() -> dict[str, str]:
 
 def open_output(path: Path) -> OutputContainer:
     # With the index in front a browser can start playing before it has the whole file.
-    return av.open(str(path), mode="w", options={"movflags": "+faststart"})
+    return av.open(local_name(path), mode="w", options={"movflags": "+faststart"})
 
 
 def check_audio(

@@ -1,0 +1,209 @@
+"""Still pictures and animated ones as they are meant to be seen: upright, in 8-bit sRGB, on black.
+
+Shapes: H and W rows and columns of pixels.
+"""
+
+import importlib
+import importlib.util
+import io
+import os
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from typing import cast
+
+import av
+import numpy as np
+import PIL.Image
+import PIL.ImageCms
+import PIL.ImageOps
+
+from .kinds import check_kind, is_heif
+
+# Formats of Pillow whose files hold one picture after the other in time.
+_ANIMATED = ("GIF", "PNG", "WEBP", "AVIF")
+# Files that Pillow recognises but FFmpeg reads.
+_VIDEOS_TO_PILLOW = ("MPEG", "FLI")
+# What the readers of Pillow raise on damaged files.
+_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error)
+# Delays that no browser keeps, and what they take instead.
+_SHORTEST_DELAY_MS, _USUAL_DELAY_MS = 20, 100
+
+
+def read_image(source: str | os.PathLike | bytes | PIL.Image.Image) -> PIL.Image.Image:
+    """Read an image as it is meant to be seen: turned by its EXIF orientation, in 8-bit sRGB, transparency on black.
+
+    16 bits per sample are scaled to 8. Of pictures that move the first one is taken, with a warning.
+
+    Args:
+        source: File name, the bytes of a file, or an open image. An embedded ICC profile is converted to sRGB; one
+            that cannot be is ignored with a warning. Floats have to lie in [0, 1], or in [0, 255]. 32-bit integers of
+            a file have 16 bits that count; those of an image made in memory have to lie in [0, 255].
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is not an image, or is damaged, larger than Pillow's limit, or of a kind that cannot be
+            shown.
+    """
+    if isinstance(source, PIL.Image.Image):
+        return _as_seen(source, "the image")
+    name = "the image" if isinstance(source, bytes) else repr(os.fspath(source))
+    with _identified(source, name) as image:
+        if count := _count_in_time(image, name):
+            warnings.warn(f"{name} holds {count} pictures that follow each other; the first is taken", stacklevel=2)
+        return _as_seen(image, name)
+
+
+def is_clip(path: str | os.PathLike) -> bool:
+    """Whether a file holds moving pictures, or is of no kind that `read_image` knows.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is a damaged image, too large, or of a kind that cannot be shown.
+    """
+    name = repr(os.fspath(path))
+    image = _opened(path, name)
+    if image is None:
+        return True
+    with image:
+        return image.format in _VIDEOS_TO_PILLOW or _count_in_time(image, name) > 0
+
+
+def animation_as_video(path: str | os.PathLike) -> io.BytesIO:
+    """An animated picture as a lossless video file in memory, for kinds that FFmpeg shows only the first frame of."""
+    name = repr(os.fspath(path))
+    file = io.BytesIO()
+    time_ms = 0
+    with _identified(path, name) as image, av.open(file, "w", format="matroska") as container:
+        stream = container.add_stream("ffv1", rate=1000)
+        stream.width, stream.height, stream.pix_fmt = *image.size, "gbrp"
+        for index in range(_count_in_time(image, name) or 1):
+            with _naming(name):
+                image.seek(index)
+            frame = av.VideoFrame.from_image(_as_seen(image, name)).reformat(format="gbrp")
+            delay_ms = round(image.info.get("duration") or 0)
+            frame.duration = delay_ms if delay_ms >= _SHORTEST_DELAY_MS else _USUAL_DELAY_MS
+            frame.pts, frame.time_base = time_ms, Fraction(1, 1000)
+            time_ms += frame.duration
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    file.seek(0)
+    return file
+
+
+def on_background(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Bytes `[H, W, 3]` seen through their transparency, bytes `[H, W]`, on black."""
+    return ((pixels.astype(np.uint16) * alpha[..., None] + 127) // 255).astype(np.uint8)
+
+
+def _identified(source: str | os.PathLike | bytes, name: str) -> PIL.Image.Image:
+    """Open an image file, or raise `ValueError` if it is none."""
+    image = _opened(source, name)
+    if image is None or image.format in _VIDEOS_TO_PILLOW:
+        raise ValueError(f"{name} cannot be read as an image; it is empty, damaged or of another kind")
+    return image
+
+
+def _opened(source: str | os.PathLike | bytes, name: str) -> PIL.Image.Image | None:
+    """Open an image file; `None` if Pillow does not know its kind."""
+    head = source[:64] if isinstance(source, bytes) else check_kind(source)
+    if is_heif(head):
+        if importlib.util.find_spec("pillow_heif") is None:
+            raise ValueError(f"{name} is HEIC; install pillow-heif, or convert it to JPEG or PNG")
+        importlib.import_module("pillow_heif").register_heif_opener()
+    with _naming(name), warnings.catch_warnings():
+        warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
+        try:
+            return PIL.Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        except PIL.UnidentifiedImageError:
+            return None
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Turn whatever Pillow raises on a file into a `ValueError` that names it."""
+    try:
+        yield
+    except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
+        sizes = str(error).split(", could")[0]
+        raise ValueError(
+            f"{name} is too large: {sizes}; shrink it, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
+        ) from error
+    except _DAMAGED as error:
+        raise ValueError(
+            f"{name} cannot be read as an image ({error}); it is empty, damaged or of another kind"
+        ) from error
+
+
+def _count_in_time(image: PIL.Image.Image, name: str) -> int:
+    """How many pictures of a file follow each other in time; 0 for a single one, and for the pages of a TIFF."""
+    with _naming(name):
+        count = getattr(image, "n_frames", 1) if image.format in _ANIMATED else 1
+    return count if count > 1 else 0
+
+
+def _as_seen(image: PIL.Image.Image, name: str) -> PIL.Image.Image:
+    """Turn an image upright, convert it to 8-bit sRGB and show it on black."""
+    of_file = image.format is not None
+    with _naming(name):
+        image.load()
+        image = PIL.ImageOps.exif_transpose(image)
+    image = _in_bytes(image, of_file, name)
+    with _naming(name):
+        return _to_srgb(image, name)
+
+
+def _in_bytes(image: PIL.Image.Image, of_file: bool, name: str) -> PIL.Image.Image:
+    """An image of 16 or 32 bits per sample as one of 8; others as they are."""
+    if image.mode not in ("F", "I") and not image.mode.startswith("I;16"):
+        return image
+    values = np.asarray(image, dtype=np.float64)
+    low, high = float(values.min()), float(values.max())
+    if image.mode == "F":
+        white, limits = 1.0 if high <= 1 else 255.0, "[0, 1] or [0, 255]"
+    elif image.mode == "I" and not of_file:
+        white, limits = 255.0, '[0, 255]; convert it to 8 bits, or to mode "I;16"'
+    else:
+        white, limits = 65535.0, "[0, 65535]"
+    # Not a number compares as false.
+    if not 0 <= low <= high <= white:
+        raise ValueError(f"{name} has values from {low:g} to {high:g}, which have to lie in {limits}")
+    scaled = PIL.Image.fromarray(np.rint(values * (255 / white)).astype(np.uint8))
+    if "icc_profile" in image.info:
+        scaled.info["icc_profile"] = image.info["icc_profile"]
+    if (hidden := image.info.get("transparency")) is not None:
+        scaled.putalpha(PIL.Image.fromarray(np.where(values == hidden, 0, 255).astype(np.uint8)))
+    return scaled
+
+
+def _to_srgb(image: PIL.Image.Image, name: str) -> PIL.Image.Image:
+    """Convert 8-bit colours to sRGB and show them on black."""
+    profile = image.info.get("icc_profile")
+    alpha = None
+    if image.has_transparency_data:
+        if image.mode in ("La", "RGBa"):
+            image = image.convert(image.mode.upper())
+        shown = image.convert("RGBA")
+        alpha = np.asarray(shown.getchannel("A"))
+        # A profile of grey values takes grey values.
+        image = image.convert("L") if image.mode in ("L", "LA") else shown.convert("RGB")
+    picture = None if profile is None else _by_profile(image, profile, name)
+    picture = image.convert("RGB") if picture is None else picture
+    if alpha is None or alpha.min() == 255:
+        return picture
+    return PIL.Image.fromarray(on_background(np.asarray(picture), alpha))
+
+
+def _by_profile(image: PIL.Image.Image, profile: bytes, name: str) -> PIL.Image.Image | None:
+    """The image converted by its ICC profile, or `None`, with a warning, if that cannot be."""
+    try:
+        source = PIL.ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        target = PIL.ImageCms.createProfile("sRGB")
+        given = image.convert("RGB") if image.mode in ("RGBX", "P") else image
+        return cast(PIL.Image.Image, PIL.ImageCms.profileToProfile(given, source, target, outputMode="RGB"))
+    except (PIL.ImageCms.PyCMSError, OSError, ValueError) as error:
+        warnings.warn(f"the colour profile of {name} cannot be used and is ignored ({error})", stacklevel=3)
+        return None

@@ -9,7 +9,9 @@ Shapes: H and W rows and columns of pixels.
 import warnings
 from collections import deque
 from collections.abc import Iterator
+from fractions import Fraction
 from functools import cache
+from typing import cast
 
 import av
 import numpy as np
@@ -42,7 +44,7 @@ _HD_HEIGHT, _HD_WIDTH = 720, 1280
 # Luminance of white in HDR videos that becomes white in others (ITU-R BT.2408), and the peak of a usual HLG display.
 _WHITE_NITS, _HLG_NITS = 203.0, 1000.0
 # Up to here the tone curve leaves linear light as it is; what is brighter comes ever closer to 1.
-_KNEE = 0.8
+_KNEE = 0.85
 # Gamma of a display of standard range (ITU-R BT.1886).
 _GAMMA = 2.4
 # Decoders that see the transparency of VP8 and VP9, which FFmpeg's own ignore.
@@ -82,7 +84,7 @@ def displayed_pixels(frame: av.VideoFrame, stream: VideoStream) -> np.ndarray:
     wide = _is_wide(frame, stream)
     transparent = frame.format.has_palette or any(part.is_alpha for part in frame.format.components)
     height, width = _square_size(frame, stream)
-    pixels = frame.reformat(
+    pixels: np.ndarray = frame.reformat(
         width=width,
         height=height,
         format=("rgba64le" if wide else "rgba") if transparent else ("rgb48le" if wide else "rgb24"),
@@ -108,9 +110,9 @@ def displayed_size(frame: av.VideoFrame, stream: VideoStream) -> tuple[int, int]
 
 def _complete(container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
     """Decode to the end, and raise `ValueError` if frames are missing there that the packets of the file hold."""
-    decoder = None
+    decoder: av.VideoCodecContext | None = None
     if stream.metadata.get("alpha_mode") == "1" and stream.codec_context.name in _ALPHA_DECODERS:
-        decoder = av.VideoCodecContext.create(_ALPHA_DECODERS[stream.codec_context.name], "r")
+        decoder = cast(av.VideoCodecContext, av.CodecContext.create(_ALPHA_DECODERS[stream.codec_context.name], "r"))
     promised = shown = -1
     count = 0
     for packet in container.demux(stream):
@@ -143,17 +145,17 @@ def _deinterlaced(frames: Iterator[av.VideoFrame], name: str) -> Iterator[av.Vid
             warnings.warn(f"{name} is interlaced; it is deinterlaced, one picture for two fields", stacklevel=2)
             graph = _deinterlacer(frame)
         waiting.append(frame)
-        graph.push(frame)
+        graph.vpush(frame)
         yield from _filtered(graph, waiting)
     if graph is not None:
-        graph.push(None)
+        graph.vpush(None)
         yield from _filtered(graph, waiting)
 
 
 def _deinterlacer(frame: av.VideoFrame) -> Graph:
     graph = Graph()
     filters = (
-        graph.add_buffer(template=frame, time_base=frame.time_base),
+        graph.add_buffer(None, frame.width, frame.height, frame.format, time_base=frame.time_base),
         graph.add("bwdif", "mode=send_frame:deint=interlaced"),
         graph.add("buffersink"),
     )
@@ -165,7 +167,7 @@ def _filtered(graph: Graph, waiting: deque[av.VideoFrame]) -> Iterator[av.VideoF
     """What a filter that keeps order and number of frames has ready, with the times and tags of what went in."""
     while waiting:
         try:
-            frame = graph.pull()
+            frame = graph.vpull()
         except (av.BlockingIOError, av.EOFError):
             return
         original = waiting.popleft()
@@ -176,9 +178,9 @@ def _filtered(graph: Graph, waiting: deque[av.VideoFrame]) -> Iterator[av.VideoF
 
 def _square_size(frame: av.VideoFrame, stream: VideoStream) -> tuple[int, int]:
     """Rows and columns of a frame with square pixels: as many rows, and an even number of columns."""
-    aspect = stream.sample_aspect_ratio or 1
-    width = 2 * round(frame.width * aspect / 2)
-    if abs(frame.width * aspect - frame.width) < 1 or width < 2:
+    aspect = stream.sample_aspect_ratio or Fraction(1)
+    width = 2 * round(frame.width * float(aspect) / 2)
+    if abs(frame.width * float(aspect) - frame.width) < 1 or width < 2:
         width = frame.width
     if width > _MAX_SIDE:
         raise ValueError(
@@ -190,10 +192,9 @@ def _square_size(frame: av.VideoFrame, stream: VideoStream) -> tuple[int, int]:
 
 def _display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
     """a, b, c, d of a display matrix, by which (x, y) is shown at (a x + c y, b x + d y)."""
-    data = frame.side_data.get(Type.DISPLAYMATRIX)
-    if data is None:
+    if Type.DISPLAYMATRIX not in frame.side_data:
         return 1, 0, 0, 1
-    a, b, _, c, d, *_ = np.frombuffer(data, np.int32).tolist()
+    a, b, _, c, d, *_ = np.frombuffer(frame.side_data[Type.DISPLAYMATRIX], np.int32).tolist()
     return a, b, c, d
 
 
@@ -253,10 +254,6 @@ def _to_bt709(pixels: np.ndarray, transfer: int, primaries: int) -> np.ndarray:
     the tone curve keeps its hue.
     """
     light = _linear_light(transfer)[pixels]
-    if transfer == _HLG:
-        # The display brightens what is bright as a whole (ITU-R BT.2100).
-        luminance = light @ np.array([0.2627, 0.6780, 0.0593], np.float32)
-        light *= _HLG_NITS / _WHITE_NITS * luminance[..., None] ** np.float32(0.2)
     light = np.maximum(light @ _to_bt709_primaries(primaries).T, 0)
     if transfer in (_PQ, _HLG):
         peak = np.maximum(light.max(axis=-1, keepdims=True), np.float32(1e-6))
@@ -267,7 +264,7 @@ def _to_bt709(pixels: np.ndarray, transfer: int, primaries: int) -> np.ndarray:
 
 @cache
 def _linear_light(transfer: int) -> np.ndarray:
-    """Light of each 16-bit code as float32: of the display in shares of reference white, of HLG that of the scene."""
+    """Light that a display makes of each 16-bit code, in shares of reference white, as float32."""
     code = np.arange(65536) / 65535
     if transfer == _PQ:
         # SMPTE ST 2084.
@@ -275,9 +272,11 @@ def _linear_light(transfer: int) -> np.ndarray:
         ratio = np.maximum(power - 107 / 128, 0) / (2413 / 128 - 2392 / 128 * power)
         light = 10000 / _WHITE_NITS * ratio ** (8192 / 1305)
     elif transfer == _HLG:
-        # ITU-R BT.2100.
+        # ITU-R BT.2100, and its system gamma of 1.2 for each channel alone, as zscale does it: the look of videos of
+        # standard range, whose cameras and displays know no other way.
         a, b, c = 0.17883277, 0.28466892, 0.55991073
-        light = np.where(code <= 0.5, code**2 / 3, (np.exp((code - c) / a) + b) / 12)
+        scene = np.where(code <= 0.5, code**2 / 3, (np.exp((code - c) / a) + b) / 12)
+        light = _HLG_NITS / _WHITE_NITS * scene**1.2
     else:
         light = code**_GAMMA
     return light.astype(np.float32)

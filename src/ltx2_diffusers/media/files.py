@@ -7,12 +7,14 @@ from fractions import Fraction
 from functools import cache
 from math import isfinite
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import av
-from av.container import InputContainer
+from av.container import Container, InputContainer
 
 from .images import animation_as_video, read_image
-from .kinds import check_complete, check_kind, is_animation_for_pillow, is_heif
+from .kinds import check_complete, check_kind, is_heif, may_be_animated
 
 # Rates of NTSC video are N * 1000 / 1001; people write them with two or three decimals.
 _NTSC_TOLERANCE = 5e-3
@@ -84,7 +86,7 @@ def check_suffix(path: str | os.PathLike, suffixes: Sequence[str], content: str)
 def open_media(path: str | os.PathLike) -> Iterator[InputContainer]:
     """Open a media file of this machine for reading, whatever its name looks like.
 
-    Animated WebP and AVIF pictures are read as the videos that they are.
+    Animated pictures are read as the videos that they are.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -96,9 +98,9 @@ def open_media(path: str | os.PathLike) -> Iterator[InputContainer]:
     if is_heif(head):
         # Says what HEIC needs; what FFmpeg would make of it is one tile of the picture.
         read_image(path)
-    file = animation_as_video(path) if is_animation_for_pillow(head) else local_name(path)
+    options = {"format_whitelist": _formats()}
     try:
-        with av.open(file, options={"format_whitelist": _formats()}, metadata_errors="replace") as container:
+        with _input(path, head) as file, av.open(file, options=options, metadata_errors="replace") as container:
             yield container
     except (av.FFmpegError, IndexError) as error:
         reason = getattr(error, "strerror", None) or error
@@ -107,14 +109,29 @@ def open_media(path: str | os.PathLike) -> Iterator[InputContainer]:
         ) from error
 
 
+@contextmanager
+def _input(path: str | os.PathLike, head: bytes) -> Iterator[Any]:
+    """What PyAV is to open for a file that begins with `head`."""
+    animation = animation_as_video(path) if may_be_animated(head) else None
+    if animation is not None:
+        yield animation
+    elif "%" in local_name(path):
+        # Such a name could be that of a series of pictures, so FFmpeg is not told it.
+        with open(path, "rb") as file:
+            name = os.fsdecode(path).replace("%", "_")
+            yield SimpleNamespace(read=file.read, seek=file.seek, tell=file.tell, name=name)
+    else:
+        yield local_name(path)
+
+
 def local_name(path: str | os.PathLike) -> str:
     """The name by which FFmpeg takes any file name for that of a file, even one like `take:1.mp4` or `-`."""
     return "file:" + os.path.abspath(os.fsdecode(path))
 
 
-def file_of(container: InputContainer) -> str:
+def file_of(container: Container) -> str:
     """Name of the file that a container was opened from, for messages."""
-    return container.name.removeprefix("file:")
+    return str(container.name).removeprefix("file:")
 
 
 @cache

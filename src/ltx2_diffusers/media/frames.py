@@ -4,6 +4,7 @@ Shapes: F frames, H and W rows and columns of pixels.
 """
 
 import os
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,6 +53,18 @@ def read_frames(
     if pixels.ndim != 4 or pixels.shape[-1] != 3 or 0 in pixels.shape:
         raise ValueError(f"`{name}` has to hold RGB frames but has shape {tuple(frames.shape)}")
     return _in_bytes(pixels[:max_frames], float_range, name)
+
+
+def read_picture(path: str | os.PathLike) -> PIL.Image.Image:
+    """The picture of a file where one is wanted: of a clip the first frame, with a warning."""
+    if not is_clip(path):
+        return read_image(path)
+    clip = read_video(path, 2)
+    if len(clip) > 1:
+        warnings.warn(
+            f"{os.fspath(path)!r} is a clip where a picture is wanted; its first frame is taken", stacklevel=2
+        )
+    return as_image(clip[0])
 
 
 def check_crf(name: str, crf: int, pixels: torch.Tensor) -> None:

@@ -11,7 +11,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from fractions import Fraction
 from typing import cast
 
@@ -36,7 +36,7 @@ _SHORTEST_DELAY_MS, _USUAL_DELAY_MS = 20, 100
 def read_image(source: str | os.PathLike | bytes | PIL.Image.Image) -> PIL.Image.Image:
     """Read an image as it is meant to be seen: turned by its EXIF orientation, in 8-bit sRGB, transparency on black.
 
-    16 bits per sample are scaled to 8. Of pictures that move the first one is taken, with a warning.
+    16 bits per sample are scaled to 8. Of pictures that move one is taken, the first of a file, with a warning.
 
     Args:
         source: File name, the bytes of a file, or an open image. An embedded ICC profile is converted to sRGB; one
@@ -48,12 +48,10 @@ def read_image(source: str | os.PathLike | bytes | PIL.Image.Image) -> PIL.Image
         ValueError: If the file is not an image, or is damaged, larger than Pillow's limit, or of a kind that cannot be
             shown.
     """
-    if isinstance(source, PIL.Image.Image):
-        return _as_seen(source, "the image")
-    name = "the image" if isinstance(source, bytes) else repr(os.fspath(source))
-    with _identified(source, name) as image:
+    name = "the image" if isinstance(source, bytes | PIL.Image.Image) else repr(os.fspath(source))
+    with nullcontext(source) if isinstance(source, PIL.Image.Image) else _identified(source, name) as image:
         if count := _count_in_time(image, name):
-            warnings.warn(f"{name} holds {count} pictures that follow each other; the first is taken", stacklevel=2)
+            warnings.warn(f"{name} holds {count} pictures that follow each other; one is taken", stacklevel=2)
         return _as_seen(image, name)
 
 
@@ -72,26 +70,55 @@ def is_clip(path: str | os.PathLike) -> bool:
         return image.format in _VIDEOS_TO_PILLOW or _count_in_time(image, name) > 0
 
 
-def animation_as_video(path: str | os.PathLike) -> io.BytesIO:
-    """An animated picture as a lossless video file in memory, for kinds that FFmpeg shows only the first frame of."""
+class VideoInMemory(io.BytesIO):
+    """The bytes of a video file.
+
+    Args:
+        name: The file that they were made from, for messages.
+    """
+
+    def __init__(self, name: str):
+        super().__init__()
+        self.name = name
+
+
+def animation_as_video(path: str | os.PathLike) -> VideoInMemory | None:
+    """An animated picture as a lossless video file in memory, or `None` if a file is none.
+
+    FFmpeg shows only the first frame of some kinds, and knows the times of the others badly. Delays are kept but for
+    those below 20 ms, which take 100 ms as in browsers.
+    """
     name = repr(os.fspath(path))
-    file = io.BytesIO()
-    time_ms = 0
-    with _identified(path, name) as image, av.open(file, "w", format="matroska") as container:
-        stream = container.add_stream("ffv1", rate=1000)
-        stream.width, stream.height, stream.pix_fmt = *image.size, "gbrp"
-        for index in range(_count_in_time(image, name) or 1):
-            with _naming(name):
-                image.seek(index)
-            frame = av.VideoFrame.from_image(_as_seen(image, name)).reformat(format="gbrp")
-            delay_ms = round(image.info.get("duration") or 0)
-            frame.duration = delay_ms if delay_ms >= _SHORTEST_DELAY_MS else _USUAL_DELAY_MS
-            frame.pts, frame.time_base = time_ms, Fraction(1, 1000)
-            time_ms += frame.duration
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
+    image = _opened(path, name)
+    if image is None or not (count := _count_in_time(image, name)):
+        return None
+    with image:
+        delays_ms = [_delay_ms(image, index, name) for index in range(count)]
+        file = VideoInMemory(os.fsdecode(path))
+        with av.open(file, "w", format="matroska") as container:
+            stream = container.add_stream("ffv1", rate=Fraction(1000 * count, sum(delays_ms)))
+            stream.width, stream.height, stream.pix_fmt = *image.size, "bgr0"
+            stream.codec_context.time_base = Fraction(1, 1000)
+            for index, delay_ms in enumerate(delays_ms):
+                with _naming(name):
+                    image.seek(index)
+                frame = av.VideoFrame.from_image(_as_seen(image, name)).reformat(format="bgr0")
+                frame.pts, frame.time_base = sum(delays_ms[:index]), Fraction(1, 1000)
+                # Each frame becomes a packet at once.
+                for packet in stream.encode(frame):
+                    packet.duration = delay_ms
+                    container.mux(packet)
+            container.mux(stream.encode())
     file.seek(0)
     return file
+
+
+def _delay_ms(image: PIL.Image.Image, index: int, name: str) -> int:
+    with _naming(name):
+        image.seek(index)
+        image.load()
+    delay_ms = round(image.info.get("duration") or 0)
+    return delay_ms if delay_ms >= _SHORTEST_DELAY_MS else _USUAL_DELAY_MS
 
 
 def on_background(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:

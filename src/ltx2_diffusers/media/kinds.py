@@ -24,10 +24,11 @@ _PLAYLIST_SUFFIXES = (".m3u", ".m3u8", ".ffconcat", ".sdp", ".mpd", ".pls", ".as
 _OTHER_PICTURES = (
     (re.compile(rb"%PDF-"), "a PDF document", "export the page as PNG"),
     (re.compile(rb"8BPS"), "a PSD document of layers", "export it as PNG"),
-    (re.compile(rb"(<\?xml.*)?(<!--.*)?(<!DOCTYPE svg.*)?<(\w+:)?svg[\s>]", re.I | re.S), "SVG", "export it as PNG"),
+    (re.compile(rb"(<\?xml.*)?(<!--.*)?(<!DOCTYPE svg.*)?<(\w+:)?svg[\s/>]", re.I | re.S), "SVG", "export it as PNG"),
     (re.compile(rb"%!PS|\xc5\xd0\xd3\xc6"), "PostScript", "export it as PNG"),
     (re.compile(rb"\x1f\x8b"), "compressed (gzip, such as SVGZ)", "unpack it, or export the picture as PNG"),
-    (re.compile(rb"v/1\x01|#\?RADIANCE|#\?RGBE"), "a picture of linear light", "export it as PNG"),
+    (re.compile(rb"v/1\x01|#\?RADIANCE|#\?RGBE|P[Ff]4?\s"), "a picture of linear light", "export it as PNG"),
+    (re.compile(rb"\xff\x0a|\0\0\0\x0cJXL "), "JPEG XL", "convert it to JPEG or PNG"),
     (re.compile(rb"II\*\0....CR|FUJIFILMCCD-RAW|II(RO|RS|U\0)|MMOR|....ftypcrx ", re.S), "RAW", "develop it as PNG"),
 )
 _RAW_SUFFIXES = (
@@ -117,10 +118,10 @@ def is_avif(head: bytes) -> bool:
     )
 
 
-def is_animation_for_pillow(head: bytes) -> bool:
-    """Whether a file that begins so is an animated picture that FFmpeg shows only the first frame of."""
-    is_webp = head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and bool(head[20] & 2)
-    return is_webp or (is_avif(head) and head[8:12] == b"avis")
+def may_be_animated(head: bytes) -> bool:
+    """Whether a file that begins so is of a kind of picture that may move."""
+    is_webp = head[:4] == b"RIFF" and head[8:12] == b"WEBP"
+    return is_webp or is_avif(head) or head.startswith((b"GIF8", b"\x89PNG"))
 
 
 def check_complete(path: str | os.PathLike, head: bytes) -> None:

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterator
 from fractions import Fraction
 from functools import cache
-from typing import cast
+from typing import Any, cast
 
 import av
 import numpy as np
@@ -50,6 +50,8 @@ _GAMMA = 2.4
 # Decoders that see the transparency of VP8 and VP9, which FFmpeg's own ignore.
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 _MAX_SIDE = 16384
+# Display matrices (a, b, c, d) of 0, 1, 2 and 3 quarter turns to the left.
+_TURNS = ((1, 0, 0, 1), (0, -1, 1, 0), (-1, 0, 0, -1), (0, 1, -1, 0))
 
 
 def decoded_frames(container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
@@ -192,9 +194,15 @@ def _square_size(frame: av.VideoFrame, stream: VideoStream) -> tuple[int, int]:
 
 def _display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
     """a, b, c, d of a display matrix, by which (x, y) is shown at (a x + c y, b x + d y)."""
-    if Type.DISPLAYMATRIX not in frame.side_data:
-        return 1, 0, 0, 1
-    a, b, _, c, d, *_ = np.frombuffer(frame.side_data[Type.DISPLAYMATRIX], np.int32).tolist()
+    try:
+        side_data: Any = frame.side_data
+        data = side_data.get(Type.DISPLAYMATRIX)
+    except ValueError:
+        # Something beside it is of a kind that PyAV does not know; then the rotation alone can be had.
+        return _TURNS[round(frame.rotation / 90) % 4]
+    if data is None:
+        return _TURNS[0]
+    a, b, _, c, d, *_ = np.frombuffer(data, np.int32).tolist()
     return a, b, c, d
 
 

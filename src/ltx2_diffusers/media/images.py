@@ -28,7 +28,10 @@ _ANIMATED = ("GIF", "PNG", "WEBP", "AVIF")
 # Files that Pillow recognises but FFmpeg reads.
 _VIDEOS_TO_PILLOW = ("MPEG", "FLI")
 # What the readers of Pillow raise on damaged files.
-_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error)
+_DAMAGED = (
+    *(OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, RuntimeError, AttributeError),
+    *(OverflowError, ZeroDivisionError, MemoryError, struct.error, zlib.error),
+)
 # Delays that no browser keeps, and what they take instead.
 _SHORTEST_DELAY_MS, _USUAL_DELAY_MS = 20, 100
 

@@ -52,8 +52,8 @@ _ISO_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"s
 _ISO_CONTENT = (b"moov", b"mdat", b"moof")
 # What writers put where they do not know a size yet.
 _RIFF_UNKNOWN = (0, 0xFFFFFFFF, 0x7FFFFFFF)
-# Writers of RIFF disagree about padding and about what follows the last chunk.
-_RIFF_TOLERANCE = 0.01
+# Writers of RIFF and of MP3 disagree about what they count: padding, the last chunk, the frame of the header itself.
+_SLACK, _SLACK_BYTES = 0.01, 2048
 
 
 def file_head(path: str | os.PathLike) -> bytes:
@@ -126,16 +126,21 @@ def may_be_animated(head: bytes) -> bool:
 
 def check_complete(path: str | os.PathLike, head: bytes) -> None:
     """Raise `ValueError` if a file ends before its header says; headers that do not know are believed."""
+    slack = 0
     with open(path, "rb") as file:
         held = os.fstat(file.fileno()).st_size
-        promised = held
         if head[4:8] in _ISO_BOXES:
             promised = _promised_by_boxes(file, held)
-        elif head[:4] == b"RIFF" and (size := struct.unpack("<I", head[4:8].ljust(4, b"\0"))[0]) not in _RIFF_UNKNOWN:
-            promised = max(held, 8 + size) if held < (8 + size) * (1 - _RIFF_TOLERANCE) else held
         elif head[:4] == b"\x1aE\xdf\xa3":
             promised = _promised_by_segment(head, held)
-    if promised > held:
+        elif head[:4] == b"RIFF":
+            size = struct.unpack("<I", head[4:8].ljust(4, b"\0"))[0]
+            promised = 0 if size in _RIFF_UNKNOWN else 8 + size
+            slack = min(int(_SLACK * promised), _SLACK_BYTES)
+        else:
+            promised = _promised_by_mp3(file, head)
+            slack = max(int(_SLACK * promised), _SLACK_BYTES)
+    if promised - slack > held:
         raise ValueError(
             f"{os.fspath(path)!r} is cut off: its header promises {promised} bytes but {held} are there "
             f"({100 * held // promised} %); copy or download it again"
@@ -164,6 +169,22 @@ def _promised_by_segment(head: bytes, held: int) -> int:
         return held
     size, start = _ebml_number(head, start + 4)
     return held if size is None else max(held, start + size)
+
+
+def _promised_by_mp3(file: BinaryIO, head: bytes) -> int:
+    """Where the sound of an MP3 file ends by the header of variable bit rates that its first frame holds, or 0."""
+    start = 0
+    if head[:3] == b"ID3":
+        # Sizes of tags have seven bits in each byte.
+        start = 10 + sum((byte & 127) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0)))
+    file.seek(start)
+    found = re.match(rb"\xff[\xe0-\xff].{2,40}?(?:Xing|Info)(.{4})(.*)", file.read(256), re.S)
+    flags = 0 if found is None else int.from_bytes(found[1], "big")
+    if found is None or not flags & 2:
+        return 0
+    # The number of frames comes first, if it is there.
+    place = 4 if flags & 1 else 0
+    return start + int.from_bytes(found[2][place : place + 4], "big")
 
 
 def _ebml_number(head: bytes, start: int) -> tuple[int | None, int]:

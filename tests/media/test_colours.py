@@ -161,7 +161,7 @@ def test_pixels_that_are_no_squares_become_squares(tmp_path, aspect, width, rota
 
 
 def test_pixels_of_absurd_shapes_are_refused(tmp_path):
-    path = write_frames(tmp_path / "strip.mp4", [patches(32, 512)], **X264, sample_aspect_ratio=Fraction(40))
+    path = write_frames(tmp_path / "strip.mp4", [patches(32, 1024)], **X264, sample_aspect_ratio=Fraction(20))
     with pytest.raises(ValueError, match=r"strip\.mp4.*20480 columns"):
         read_video(path)
 

@@ -118,6 +118,9 @@ def _complete(container: InputContainer, stream: VideoStream) -> Iterator[av.Vid
     promised = shown = -1
     count = 0
     for packet in container.demux(stream):
+        # An empty packet with a time says that the picture before it stays; one without marks the end of the file.
+        if not packet.size and packet.dts is not None:
+            continue
         if packet.size and packet.pts is not None and not packet.is_discard:
             promised = max(promised, packet.pts)
         for frame in packet.decode() if decoder is None else decoder.decode(packet):

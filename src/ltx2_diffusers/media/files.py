@@ -1,8 +1,9 @@
 """Opening media files with errors that name them, and creating files that appear only when complete."""
 
+import io
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from fractions import Fraction
 from functools import cache
 from math import isfinite
@@ -98,30 +99,14 @@ def open_media(path: str | os.PathLike) -> Iterator[InputContainer]:
     if is_heif(head):
         # Says what HEIC needs; what FFmpeg would make of it is one tile of the picture.
         read_image(path)
-    options = {"format_whitelist": _formats()}
     try:
-        with _input(path, head) as file, av.open(file, options=options, metadata_errors="replace") as container:
-            yield container
+        with ExitStack() as resources:
+            yield resources.enter_context(_opened(path, head, resources))
     except (av.FFmpegError, IndexError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ValueError(
             f"{str(path)!r} cannot be read as video, audio or an image ({reason}); it is empty, damaged or of another kind"
         ) from error
-
-
-@contextmanager
-def _input(path: str | os.PathLike, head: bytes) -> Iterator[Any]:
-    """What PyAV is to open for a file that begins with `head`."""
-    animation = animation_as_video(path) if may_be_animated(head) else None
-    if animation is not None:
-        yield animation
-    elif "%" in local_name(path):
-        # Such a name could be that of a series of pictures, so FFmpeg is not told it.
-        with open(path, "rb") as file:
-            name = os.fsdecode(path).replace("%", "_")
-            yield SimpleNamespace(read=file.read, seek=file.seek, tell=file.tell, name=name)
-    else:
-        yield local_name(path)
 
 
 def local_name(path: str | os.PathLike) -> str:
@@ -138,3 +123,21 @@ def file_of(container: Container) -> str:
 def _formats() -> str:
     """The formats that are read: all of FFmpeg's but those that go on to open other files, addresses or devices."""
     return ",".join(sorted(av.formats_available - _POINTING_FORMATS))
+
+
+def _opened(path: str | os.PathLike, head: bytes, resources: ExitStack) -> InputContainer:
+    """Open a file that begins with `head`."""
+    animation = animation_as_video(path) if may_be_animated(head) else None
+    if animation is not None:
+        return _read(animation)
+    try:
+        return _read(local_name(path))
+    except av.ArgumentError:
+        # Names like those of pictures, or of a series of pictures, mislead FFmpeg about what is in a file.
+        file = resources.enter_context(io.FileIO(os.fsdecode(path)))
+        name = f"{os.fsdecode(path)} (its content)".replace("%", "_")
+        return _read(SimpleNamespace(read=file.read, seek=file.seek, tell=file.tell, name=name))
+
+
+def _read(file: Any) -> InputContainer:
+    return av.open(file, options={"format_whitelist": _formats()}, metadata_errors="replace")

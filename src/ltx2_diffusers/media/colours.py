@@ -238,7 +238,7 @@ def _matrix(frame: av.VideoFrame, stream: VideoStream) -> int | None:
     if frame.colorspace not in (_UNTAGGED, _RESERVED):
         return None
     if _is_wide(frame, stream):
-        return int(Colorspace.BT2020)
+        return _BT2020
     is_hd = frame.height >= _HD_HEIGHT or frame.width >= _HD_WIDTH
     return int(Colorspace.ITU709 if is_hd else Colorspace.ITU601)
 

@@ -178,7 +178,7 @@ def test_pixels_of_absurd_shapes_are_refused(tmp_path):
         ((0, 1, 1, 0), lambda p: p.swapaxes(0, 1)),
         ((0, -1, -1, 0), lambda p: p.swapaxes(0, 1)[::-1, ::-1]),
     ],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, tuple) else "",
 )
 def test_videos_are_turned_and_mirrored_as_they_say(tmp_path, matrix, turned):
     corners = np.zeros((32, 64, 3), np.uint8)

@@ -9,6 +9,7 @@ Shapes: H and W rows and columns of pixels.
 import warnings
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 from typing import Any, cast
@@ -54,6 +55,35 @@ _MAX_SIDE = 16384
 _TURNS = ((1, 0, 0, 1), (0, -1, 1, 0), (-1, 0, 0, -1), (0, 1, -1, 0))
 
 
+@dataclass(frozen=True)
+class Look:
+    """What a file says about how the frames of a video are to be seen; it stays when the file is closed.
+
+    Args:
+        name: The file.
+        aspect: Width of a pixel by its height.
+        transfer: Code of the transfer curve.
+        primaries: Code of the primaries.
+    """
+
+    name: str
+    aspect: Fraction
+    transfer: int
+    primaries: int
+
+    @classmethod
+    def of(cls, stream: VideoStream) -> "Look":
+        """The look of a stream of which a frame was decoded; some say it only there."""
+        context = stream.codec_context
+        tags = (int(context.color_trc), int(context.color_primaries))
+        return cls(file_of(stream.container), stream.sample_aspect_ratio or Fraction(1), *tags)
+
+    @property
+    def is_hdr(self) -> bool:
+        """Whether the video has a higher dynamic range than BT.709."""
+        return self.transfer in (_PQ, _HLG)
+
+
 def decoded_frames(container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
     """Yield the frames of a video in one size and deinterlaced, each with its own time.
 
@@ -67,7 +97,7 @@ def decoded_frames(container: InputContainer, stream: VideoStream) -> Iterator[a
     for frame in _deinterlaced(_complete(container, stream), name):
         if size is None:
             size = (frame.height, frame.width)
-            _tell_conversion(frame, stream, name)
+            _tell_conversion(frame, Look.of(stream))
         if (frame.height, frame.width) != size:
             raise ValueError(
                 f"{name} changes its size from {size[0]}x{size[1]} to {frame.height}x{frame.width} (rows x columns) on the "
@@ -76,36 +106,37 @@ def decoded_frames(container: InputContainer, stream: VideoStream) -> Iterator[a
         yield frame
 
 
-def displayed_pixels(frame: av.VideoFrame, stream: VideoStream) -> np.ndarray:
+def displayed_pixels(frame: av.VideoFrame, look: Look) -> np.ndarray:
     """Bytes `[H, W, 3]` of a decoded frame as it is to be seen: full-range BT.709, square pixels, upright, on black."""
     if frame.colorspace not in _KNOWN_MATRICES:
         raise ValueError(
-            f"{file_of(stream.container)!r} has the colour matrix {frame.colorspace} (ITU-T H.273), which cannot be "
+            f"{look.name!r} has the colour matrix {frame.colorspace} (ITU-T H.273), which cannot be "
             "converted; convert the file to BT.709"
         )
-    wide = _is_wide(frame, stream)
+    primaries = _primaries(frame, look)
+    wide = look.is_hdr or primaries in _WIDE_PRIMARIES
     transparent = frame.format.has_palette or any(part.is_alpha for part in frame.format.components)
-    height, width = _square_size(frame, stream)
+    height, width = _square_size(frame, look)
     pixels: np.ndarray = frame.reformat(
         width=width,
         height=height,
         format=("rgba64le" if wide else "rgba") if transparent else ("rgb48le" if wide else "rgb24"),
-        src_colorspace=_matrix(frame, stream),
+        src_colorspace=_matrix(frame, wide),
         interpolation=None if width == frame.width else Interpolation.BICUBIC,
     ).to_ndarray()
     alpha = pixels[..., 3] if transparent else None
     pixels = pixels[..., :3]
     if wide:
-        pixels = _to_bt709(pixels, *_tags(frame, stream))
+        pixels = _to_bt709(pixels, look.transfer, primaries)
         alpha = None if alpha is None else (alpha >> 8).astype(np.uint8)
     if alpha is not None:
         pixels = on_background(pixels, alpha)
     return np.ascontiguousarray(_upright(pixels, _display_matrix(frame)))
 
 
-def displayed_size(frame: av.VideoFrame, stream: VideoStream) -> tuple[int, int]:
+def displayed_size(frame: av.VideoFrame, look: Look) -> tuple[int, int]:
     """Rows and columns of a frame as it is to be seen."""
-    height, width = _square_size(frame, stream)
+    height, width = _square_size(frame, look)
     a, b, c, d = _display_matrix(frame)
     return (width, height) if abs(b) + abs(c) > abs(a) + abs(d) else (height, width)
 
@@ -181,16 +212,16 @@ def _filtered(graph: Graph, waiting: deque[av.VideoFrame]) -> Iterator[av.VideoF
         yield frame
 
 
-def _square_size(frame: av.VideoFrame, stream: VideoStream) -> tuple[int, int]:
+def _square_size(frame: av.VideoFrame, look: Look) -> tuple[int, int]:
     """Rows and columns of a frame with square pixels: as many rows, and an even number of columns."""
-    aspect = stream.sample_aspect_ratio or Fraction(1)
-    width = 2 * round(frame.width * float(aspect) / 2)
-    if abs(frame.width * float(aspect) - frame.width) < 1 or width < 2:
+    exact = frame.width * float(look.aspect)
+    width = 2 * round(exact / 2)
+    if abs(exact - frame.width) < 1 or width < 2:
         width = frame.width
     if width > _MAX_SIDE:
         raise ValueError(
-            f"{file_of(stream.container)!r} has pixels of the shape {aspect}, which makes {width} columns, more than "
-            f"{_MAX_SIDE}; scale the file to square pixels"
+            f"{look.name!r} has pixels of the shape {look.aspect}, which makes {width} columns, more than {_MAX_SIDE}; "
+            "scale the file to square pixels"
         )
     return frame.height, width
 
@@ -218,44 +249,33 @@ def _upright(pixels: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarra
     return pixels[:: -1 if along_y < 0 else 1, :: -1 if along_x < 0 else 1]
 
 
-def _tags(frame: av.VideoFrame, stream: VideoStream) -> tuple[int, int]:
-    """Transfer curve and primaries; untagged ones of HDR are those of BT.2100."""
-    context = stream.codec_context
-    transfer, primaries = int(context.color_trc), int(context.color_primaries)
-    if primaries == _UNTAGGED and (transfer in (_PQ, _HLG) or frame.colorspace == _BT2020):
-        primaries = _BT2020
-    return transfer, primaries
+def _primaries(frame: av.VideoFrame, look: Look) -> int:
+    """Code of the primaries; untagged ones of HDR are those of BT.2100."""
+    is_2020 = look.primaries == _UNTAGGED and (look.is_hdr or frame.colorspace == _BT2020)
+    return _BT2020 if is_2020 else look.primaries
 
 
-def _is_wide(frame: av.VideoFrame, stream: VideoStream) -> bool:
-    """Whether a video has a higher dynamic range or a wider gamut than BT.709."""
-    transfer, primaries = _tags(frame, stream)
-    return transfer in (_PQ, _HLG) or primaries in _WIDE_PRIMARIES
-
-
-def _matrix(frame: av.VideoFrame, stream: VideoStream) -> int | None:
+def _matrix(frame: av.VideoFrame, wide: bool) -> int | None:
     """The matrix to read an untagged frame with; `None` for that of its tag."""
     if frame.colorspace not in (_UNTAGGED, _RESERVED):
         return None
-    if _is_wide(frame, stream):
+    if wide:
         return _BT2020
     is_hd = frame.height >= _HD_HEIGHT or frame.width >= _HD_WIDTH
     return int(Colorspace.ITU709 if is_hd else Colorspace.ITU601)
 
 
-def _tell_conversion(frame: av.VideoFrame, stream: VideoStream, name: str) -> None:
+def _tell_conversion(frame: av.VideoFrame, look: Look) -> None:
     """Warn once that colours change."""
-    transfer, primaries = _tags(frame, stream)
-    if transfer in (_PQ, _HLG):
-        kind = "PQ" if transfer == _PQ else "HLG"
-        warnings.warn(
-            f"{name} is HDR ({kind}); its colours are tone-mapped to BT.709, {_WHITE_NITS:.0f} nits to white",
-            stacklevel=3,
-        )
+    primaries = _primaries(frame, look)
+    if look.is_hdr:
+        kind = "PQ" if look.transfer == _PQ else "HLG"
+        what = f"is HDR ({kind}); its colours are tone-mapped to BT.709, {_WHITE_NITS:.0f} nits to white"
     elif primaries in _WIDE_PRIMARIES:
-        warnings.warn(
-            f"{name} has the colours of {_WIDE_PRIMARIES[primaries]}; they are converted to BT.709", stacklevel=3
-        )
+        what = f"has the colours of {_WIDE_PRIMARIES[primaries]}; they are converted to BT.709"
+    else:
+        return
+    warnings.warn(f"{look.name!r} {what}", stacklevel=3)
 
 
 def _to_bt709(pixels: np.ndarray, transfer: int, primaries: int) -> np.ndarray:

@@ -18,7 +18,7 @@ from av.container import InputContainer
 from av.stream import Stream
 from av.video.stream import VideoStream
 
-from .colours import decoded_frames, displayed_pixels, displayed_size
+from .colours import Look, decoded_frames, displayed_pixels, displayed_size
 from .files import file_of, open_media
 from .images import read_image
 
@@ -104,7 +104,7 @@ def iterate_video(
                 continue
             if count == max_frames or time_s >= (inf if end_s is None else end_s) - slack_s:
                 break
-            yield displayed_pixels(frame, stream)
+            yield displayed_pixels(frame, Look.of(stream))
             count += 1
         if count == 0:
             raise ValueError(f"{str(path)!r} has no video frames {_window(start_s, end_s)}")
@@ -190,7 +190,7 @@ def _displayed_size(container: InputContainer, stream: VideoStream) -> tuple[int
     if frame is None:
         raise ValueError(f"{file_of(container)!r} has a video stream without frames; it is empty or damaged")
     container.seek(0)
-    return displayed_size(frame, stream)
+    return displayed_size(frame, Look.of(stream))
 
 
 def _duration_s(container: InputContainer, stream: Stream) -> float:

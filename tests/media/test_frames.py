@@ -4,7 +4,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from ltx2_diffusers.media.frames import read_frames, read_picture
+from ltx2_diffusers.media.frames import read_frames, one_picture
 from ltx2_diffusers.media.writing import write_video
 
 from .clips import gradient_clip
@@ -33,7 +33,7 @@ def test_first_frame_is_taken_with_a_warning_where_a_picture_is_wanted(moving):
         with pytest.warns(
             UserWarning, match=rf"{path.name}' is a clip where a picture is wanted; its first frame is taken"
         ):
-            picture = read_picture(path)
+            picture = one_picture(path)
         assert np.asarray(picture).max() <= 2
 
 
@@ -42,5 +42,5 @@ def test_files_of_one_picture_are_taken_silently(tmp_path):
     write_video(tmp_path / "one.mp4", gradient_clip(1), 24)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert read_picture(tmp_path / "one.gif").size == (32, 32)
-        assert read_picture(tmp_path / "one.mp4").size == (64, 48)
+        assert one_picture(tmp_path / "one.gif").size == (32, 32)
+        assert one_picture(tmp_path / "one.mp4").size == (64, 48)

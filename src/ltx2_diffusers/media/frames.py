@@ -55,15 +55,16 @@ def read_frames(
     return _in_bytes(pixels[:max_frames], float_range, name)
 
 
-def read_picture(path: str | os.PathLike) -> PIL.Image.Image:
-    """The picture of a file where one is wanted: of a clip the first frame, with a warning."""
-    if not is_clip(path):
-        return read_image(path)
-    clip = read_video(path, 2)
+def one_picture(image: Frames) -> Frames:
+    """What is given where a picture is wanted: of a file the picture, of a clip's the first frame, with a warning."""
+    if not isinstance(image, (str, os.PathLike)):
+        return image
+    if not is_clip(image):
+        return read_image(image)
+    clip = read_video(image, 2)
     if len(clip) > 1:
-        warnings.warn(
-            f"{os.fspath(path)!r} is a clip where a picture is wanted; its first frame is taken", stacklevel=2
-        )
+        name = os.fspath(image)
+        warnings.warn(f"{name!r} is a clip where a picture is wanted; its first frame is taken", stacklevel=2)
     return as_image(clip[0])
 
 

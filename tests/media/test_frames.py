@@ -4,7 +4,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from ltx2_diffusers.media.frames import read_frames, one_picture
+from ltx2_diffusers.media.frames import one_picture, read_frames
 from ltx2_diffusers.media.writing import write_video
 
 from .clips import gradient_clip

@@ -1,5 +1,8 @@
 """`ltx2 generate` says what is wrong in one line that names options and files, before anything is computed."""
 
+import os
+
+import PIL.Image
 import pytest
 
 from ltx2_diffusers.cli.modes import choose_mode
@@ -97,6 +100,53 @@ def test_values_that_the_pipelines_refuse_are_named_as_options(tmp_path, media, 
     assert generate(tmp_path / "out.mp4", *located(files, media), *sizes, "--device", "cpu") == 2
     assert message in complaint(capsys)
     assert not (tmp_path / "out.mp4").exists()
+
+
+@pytest.fixture
+def odd(tmp_path, media, monkeypatch):
+    """A folder of files that cannot be taken for what they seem to be."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 10_000)
+    folder = tmp_path / "odd"
+    (folder / "folder.mp4").mkdir(parents=True)
+    os.mkfifo(folder / "pipe.mp4")
+    PIL.Image.new("RGB", (300, 200)).save(folder / "huge.png")
+    (folder / "cut.png").write_bytes((folder / "huge.png").read_bytes()[:200])
+    clip = (media / "clip.mp4").read_bytes()
+    (folder / "cut.mp4").write_bytes(clip[: len(clip) * 2 // 3])
+    (folder / "photo.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(99))
+    (folder / "list.m3u8").write_text("#EXTM3U\n#EXTINF:1,\nclip.mp4\n")
+    return folder
+
+
+@pytest.mark.parametrize("options", [["--image"], ["--image-at", "0"], ["--add-sound", "--video"]], ids=" ".join)
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("huge.png", "too large: Image size"),
+        ("cut.png", "cut.png"),
+        ("cut.mp4", "is cut off: its header promises"),
+        ("photo.heic", "install pillow-heif"),
+        ("list.m3u8", "an M3U playlist"),
+        ("folder.mp4", "is a folder"),
+        ("pipe.mp4", "is a device or a pipe"),
+    ],
+)
+def test_odd_files_end_with_one_line_that_names_them(tmp_path, odd, capsys, options, name, words):
+    sizes = [] if "--video" in options else SMALL
+    assert generate(tmp_path / "out.mp4", *options, odd / name, *sizes, "--device", "cpu") == 2
+    line = complaint(capsys)
+    assert words in line
+    assert name in line
+    assert not (tmp_path / "out.mp4").exists()
+
+
+def test_any_file_name_works(tmp_path, media):
+    clip, sound, written = (tmp_path / name for name in ("take:1.mp4", "12:30 sound", "out:1%d.mp4"))
+    clip.write_bytes((media / "clip.mp4").read_bytes())
+    sound.write_bytes((media / "tone.wav").read_bytes())
+    assert generate(written, "--image-at", "0", clip, "--reference-audio", sound, *SMALL, *QUICK) == 0
+    assert written.stat().st_size
 
 
 def test_an_input_is_not_overwritten(tmp_path, media, capsys):

@@ -85,3 +85,14 @@ def test_a_stride_below_1_is_refused():
 
 def test_white_is_1_and_black_is_minus_1():
     assert normalize_pixels(torch.tensor([0.0, 127.5, 255.0])).tolist() == [-1, 0, 1]
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_h264_round_trip_of_a_picture_wider_than_x264_encodes_scales_it_down(turned):
+    column = torch.linspace(0, 255, 17000).byte()
+    panorama = column[None, :, None].expand(16, -1, 3).contiguous()
+    result = h264_round_trip(panorama.transpose(0, 1).contiguous() if turned else panorama, 33)
+    result = result.transpose(0, 1) if turned else result
+    assert result.shape == (14, 16384, 3)
+    expected = torch.linspace(0, 255, 16384)
+    assert (result.float().mean(dim=(0, 2)) - expected).abs().mean() < 4

@@ -165,16 +165,6 @@ def test_images_are_turned_by_their_exif_orientation(tmp_path, orientation, corn
     assert image[corner].tolist() == [255, 255, 255]
 
 
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "L", "P", "CMYK"])
-def test_images_of_all_modes_become_rgb_and_alpha_is_dropped(mode):
-    source = PIL.Image.new("RGB", (4, 4), (200, 200, 200)).convert(mode)
-    if mode in ("RGBA", "LA"):
-        source.putalpha(10)
-    image = read_image(source)
-    assert image.mode == "RGB"
-    assert np.abs(np.asarray(image).astype(int) - 200).max() <= 4
-
-
 def test_colours_of_another_profile_are_converted(tmp_path):
     profile = PIL.ImageCms.ImageCmsProfile(PIL.ImageCms.createProfile("sRGB")).tobytes()
     image = PIL.Image.new("RGB", (4, 4), (10, 120, 230))

@@ -176,3 +176,14 @@ def test_one_step_is_refused_where_the_scheduler_would_divide_by_zero(one_level)
 
 def test_one_step_runs_with_an_explicit_timestep():
     assert generate(image=PICTURE, timesteps=[1000.0]).frames.isfinite().all()
+
+
+def test_the_first_frame_of_a_clip_is_taken_with_a_warning(tmp_path):
+    PICTURE.save(tmp_path / "moving.png", save_all=True, append_images=[OTHER], duration=40)
+    with pytest.warns(UserWarning, match=r"moving\.png' is a clip where a picture is wanted"):
+        moving = generate(image=tmp_path / "moving.png")
+    assert max_difference(moving, generate(image=PICTURE)) == 0
+
+
+def test_a_picture_too_wide_for_h264_is_scaled_down():
+    assert generate(image=PIL.Image.new("RGB", (16500, 64), (200, 30, 90))).frames.isfinite().all()

@@ -26,11 +26,14 @@ def input_hashes(options: Options) -> dict[Path, str]:
 
     Raises:
         FileNotFoundError: If one is missing; the message names it and its option.
+        ValueError: If one is a device or a pipe, which might not end.
     """
     hashes = {}
     for path, option in input_files(options).items():
         if not path.exists():
             raise FileNotFoundError(f"{flag(option)}: there is no file {str(path)!r}")
+        if not (path.is_file() or path.is_dir()):
+            raise ValueError(f"{flag(option)}: {str(path)!r} is a device or a pipe; give the name of a file")
         hashes[path] = file_sha256(path)
     return hashes
 

@@ -1,18 +1,55 @@
 """Opening media files with errors that name them, and creating files that appear only when complete."""
 
+import io
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from fractions import Fraction
+from functools import cache
 from math import isfinite
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import av
-from av.container import InputContainer
+from av.container import Container, InputContainer
+
+from .images import animation_as_video, read_image
+from .kinds import check_complete, check_kind, is_heif, may_be_animated
 
 # Rates of NTSC video are N * 1000 / 1001; people write them with two or three decimals.
 _NTSC_TOLERANCE = 5e-3
 _MAX_RATE_DENOMINATOR = 1001
+# Demuxers of playlists, of patterns of file names, of sessions and of devices.
+_POINTING_FORMATS = {
+    *("hls", "dash", "concat", "imf", "image2", "vobsub", "webm_dash_manifest", "lavfi", "avs", "vapoursynth"),
+    *(
+        "sdp",
+        "rtsp",
+        "rtp",
+        "sap",
+        "alsa",
+        "fbdev",
+        "kmsgrab",
+        "video4linux2,v4l2",
+        "x11grab",
+        "avfoundation",
+        "dshow",
+    ),
+    *(
+        "gdigrab",
+        "vfwcap",
+        "oss",
+        "sndio",
+        "pulse",
+        "jack",
+        "openal",
+        "libcdio",
+        "iec61883",
+        "decklink",
+        "android_camera",
+    ),
+}
 
 
 def exact_frame_rate(frame_rate: float | Fraction) -> Fraction:
@@ -48,18 +85,59 @@ def check_suffix(path: str | os.PathLike, suffixes: Sequence[str], content: str)
 
 @contextmanager
 def open_media(path: str | os.PathLike) -> Iterator[InputContainer]:
-    """Open a media file for reading.
+    """Open a media file of this machine for reading, whatever its name looks like.
+
+    Animated pictures are read as the videos that they are.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file, or a part of it that the block reads, is empty or damaged.
+        ValueError: If the file, or a part of it that the block reads, is empty, damaged or cut off, or if it is a
+            playlist or a picture of a kind that cannot be shown.
     """
-    if not Path(path).exists():
-        raise FileNotFoundError(f"no media file at {str(path)!r}")
+    head = check_kind(path)
+    check_complete(path, head)
+    if is_heif(head):
+        # Says what HEIC needs; what FFmpeg would make of it is one tile of the picture.
+        read_image(path)
     try:
-        with av.open(os.fspath(path)) as container:
-            yield container
+        with ExitStack() as resources:
+            yield resources.enter_context(_opened(path, head, resources))
     except (av.FFmpegError, IndexError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise ValueError(
-            f"{str(path)!r} cannot be read as video, audio or an image ({error}); it is empty, damaged or of another kind"
+            f"{str(path)!r} cannot be read as video, audio or an image ({reason}); it is empty, damaged or of another kind"
         ) from error
+
+
+def local_name(path: str | os.PathLike) -> str:
+    """The name by which FFmpeg takes any file name for that of a file, even one like `take:1.mp4` or `-`."""
+    return "file:" + os.path.abspath(os.fsdecode(path))
+
+
+def file_of(container: Container) -> str:
+    """Name of the file that a container was opened from, for messages."""
+    return str(container.name).removeprefix("file:")
+
+
+@cache
+def _formats() -> str:
+    """The formats that are read: all of FFmpeg's but those that go on to open other files, addresses or devices."""
+    return ",".join(sorted(av.formats_available - _POINTING_FORMATS))
+
+
+def _opened(path: str | os.PathLike, head: bytes, resources: ExitStack) -> InputContainer:
+    """Open a file that begins with `head`."""
+    animation = animation_as_video(path) if may_be_animated(head) else None
+    if animation is not None:
+        return _read(animation)
+    try:
+        return _read(local_name(path))
+    except av.ArgumentError:
+        # Names like those of pictures, or of a series of pictures, mislead FFmpeg about what is in a file.
+        file = resources.enter_context(io.FileIO(os.fsdecode(path)))
+        name = f"{os.fsdecode(path)} (its content)".replace("%", "_")
+        return _read(SimpleNamespace(read=file.read, seek=file.seek, tell=file.tell, name=name))
+
+
+def _read(file: Any) -> InputContainer:
+    return av.open(file, options={"format_whitelist": _formats()}, metadata_errors="replace")

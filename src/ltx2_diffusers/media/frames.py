@@ -14,11 +14,11 @@ import torch
 
 from .. import checks
 from .files import exact_frame_rate
+from .images import is_clip, read_image
 from .preprocess import h264_round_trip
-from .reading import MediaInfo, probe, read_image, read_video
+from .reading import MediaInfo, probe, read_video
 
 Frames = PIL.Image.Image | Sequence[Any] | np.ndarray | torch.Tensor | str | os.PathLike
-READABLE_VIDEO = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
 # Rates that differ by no more play at the same speed, such as 23.976 and 24.
 _SAME_RATE = 1e-3
 
@@ -67,7 +67,7 @@ def read_frames(
 
 def is_video_file(frames: Any) -> TypeGuard[str | os.PathLike]:
     """Whether frames are given as the name of a video file, which has a frame rate."""
-    return isinstance(frames, (str, os.PathLike)) and os.fspath(frames).lower().endswith(READABLE_VIDEO)
+    return isinstance(frames, (str, os.PathLike)) and is_clip(frames)
 
 
 class SourceRate(NamedTuple):
@@ -139,6 +139,19 @@ def _tell_speed(file: str | os.PathLike, clip_rate: float) -> None:
             f"plays it at {clip_rate / own:.3g} times its speed; leave `frame_rate` out to keep the speed",
             stacklevel=3,
         )
+
+
+def one_picture(image: Frames) -> Frames:
+    """What is given where a picture is wanted: of a file the picture, of a clip's the first frame, with a warning."""
+    if not isinstance(image, (str, os.PathLike)):
+        return image
+    if not is_clip(image):
+        return read_image(image)
+    clip = read_video(image, 2)
+    if len(clip) > 1:
+        name = os.fspath(image)
+        warnings.warn(f"{name!r} is a clip where a picture is wanted; its first frame is taken", stacklevel=2)
+    return as_image(clip[0])
 
 
 def check_crf(name: str, crf: int, pixels: torch.Tensor) -> None:

@@ -17,6 +17,8 @@ from .files import exact_frame_rate
 # H.264 constant rate factor of the frames that the image-to-video models were trained to continue (Lightricks
 # reference; 18 for version 2.5).
 DEFAULT_IMAGE_CRF = 33
+# The longest side that x264 encodes.
+_MAX_H264_SIDE = 16384
 
 
 # Values of frames that are floats at a time, 64 MiB: a whole clip at the size of its file is never held as floats.
@@ -89,6 +91,7 @@ def h264_round_trip(image: torch.Tensor, crf: int) -> torch.Tensor:
 
     Args:
         image: Bytes `[H, W, 3]`. An odd last row or column is cut off; a picture with a side below 2 is kept as it is.
+            One with a side above 16384, which x264 does not encode, is first scaled down to that.
         crf: Constant rate factor, 0 to 51; 0 means no compression.
 
     Returns:
@@ -101,6 +104,8 @@ def h264_round_trip(image: torch.Tensor, crf: int) -> torch.Tensor:
         raise ValueError(f"image must be uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")
     if not 0 <= crf <= 51:
         raise ValueError(f"crf must be between 0 (no compression) and 51, got {crf}; use {DEFAULT_IMAGE_CRF}")
+    if crf and max(image.shape[:2]) > _MAX_H264_SIDE:
+        image = _scaled_to_side(image, _MAX_H264_SIDE)
     height, width = (side // 2 * 2 for side in image.shape[:2])
     if crf == 0 or min(height, width) < 2:
         return image
@@ -117,3 +122,12 @@ def h264_round_trip(image: torch.Tensor, crf: int) -> torch.Tensor:
     with av.open(buffer) as container:
         decoded = next(container.decode(video=0)).to_ndarray(format="rgb24")
     return torch.from_numpy(decoded).to(image.device)
+
+
+def _scaled_to_side(image: torch.Tensor, longest: int) -> torch.Tensor:
+    """Bytes `[H, W, 3]` scaled down until the longer side is `longest`."""
+    scale = longest / max(image.shape[:2])
+    size = [max(1, round(side * scale)) for side in image.shape[:2]]
+    pixels = image.movedim(-1, 0)[None].to(torch.float32)
+    scaled = functional.interpolate(pixels, size=size, mode="bilinear", align_corners=False, antialias=True)
+    return scaled[0].movedim(0, -1).round().clamp(0, 255).to(torch.uint8)

@@ -3,9 +3,7 @@
 Shapes: F frames, H and W rows and columns of pixels, C channels, N samples.
 """
 
-import io
 import os
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -15,16 +13,16 @@ from typing import NamedTuple
 
 import av
 import numpy as np
-import PIL.Image
-import PIL.ImageCms
-import PIL.ImageOps
 import torch
 from av.audio.stream import AudioStream
 from av.container import InputContainer
-from av.video.stream import VideoStream
 
 from . import clock
+from .colours import Look, decoded_frames, displayed_pixels, displayed_size
 from .files import exact_frame_rate, open_media
+from .images import read_image
+
+__all__ = ["MediaInfo", "iterate_video", "probe", "read_audio", "read_image", "read_video"]
 
 # Sound that lies so near to the end of what precedes it follows it without a gap: less than its frames are long.
 _LOOSE_S = 0.04
@@ -75,39 +73,14 @@ def probe(path: str | os.PathLike) -> MediaInfo:
         declared = None if video is None else [video.average_rate, video.guessed_rate]
         sampling_rate = None if audio is None else audio.rate
         first = clock.first_of(container, clock.main_stream(container))
+        size = (0, 0) if video is None else displayed_size(first.content, Look.of(video))
     with open_media(path) as container:
         spans = clock.packet_spans(container, clock.main_stream(container), first.time_s)
     duration = max((end for _, end in spans), default=first.duration_s)
     if declared is None:
         return MediaInfo(None, 0, 0, 0, float(duration), sampling_rate)
     rate, constant = clock.pace([start for start, _ in spans], duration, declared)
-    return MediaInfo(rate, len(spans), *_displayed_size(first.content), float(duration), sampling_rate, constant)
-
-
-def read_image(source: str | os.PathLike | bytes | PIL.Image.Image) -> PIL.Image.Image:
-    """Read an image as it is meant to be seen: turned by its EXIF orientation, in sRGB, without alpha.
-
-    Args:
-        source: File name, the bytes of a file, or an open image. An embedded ICC profile is converted to sRGB; one
-            that cannot be is ignored with a warning.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is not an image or is damaged.
-    """
-    name = "the image" if isinstance(source, bytes | PIL.Image.Image) else repr(os.fspath(source))
-    try:
-        if isinstance(source, PIL.Image.Image):
-            image = source
-        else:
-            image = PIL.Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
-        return _to_srgb(PIL.ImageOps.exif_transpose(image), name)
-    except FileNotFoundError:
-        raise
-    except (OSError, SyntaxError) as error:
-        raise ValueError(
-            f"{name} cannot be read as an image ({error}); it is empty, damaged or of another kind"
-        ) from error
+    return MediaInfo(rate, len(spans), *size, float(duration), sampling_rate, constant)
 
 
 def iterate_video(
@@ -142,7 +115,7 @@ def iterate_video(
     for picture in islice(_window_pictures(path, *window, rate), max_frames):
         # A repeated picture is converted once.
         if picture is not before:
-            before, pixels = picture, _upright(picture.frame)
+            before, pixels = picture, displayed_pixels(picture.frame, picture.look)
         yield pixels
         count += 1
     if count == 0:
@@ -238,10 +211,11 @@ def _sound_pieces(
 
 
 class _Picture(NamedTuple):
-    """A decoded frame, and the stream that it comes from."""
+    """A decoded frame, how it is to be seen, and how finely its file tells times."""
 
     frame: av.VideoFrame
-    stream: VideoStream
+    look: Look
+    tick_s: Fraction
 
 
 def _window_pictures(
@@ -255,7 +229,7 @@ def _window_pictures(
         return
     for picture, time_s, duration_s in _pictures(path, start_s):
         # Timestamps are rounded to the time base of the file, which must not move a frame over an edge.
-        slack_s = min(picture.stream.time_base or Fraction(0), duration_s / 10)
+        slack_s = min(picture.tick_s, duration_s / 10)
         if end_s is not None and time_s >= end_s - slack_s:
             return
         if time_s >= start_s - slack_s:
@@ -292,20 +266,8 @@ def _all_pictures(container: InputContainer) -> Iterator[clock.Timed[_Picture]]:
     if stream is None:
         raise ValueError(f"{container.name!r} has no video stream")
     stream.thread_type = "AUTO"
-    for timed in clock.timed(container, stream, clock.decoded(container, stream)):
-        yield timed._replace(content=_Picture(timed.content, stream))
-
-
-def _upright(frame: av.VideoFrame) -> np.ndarray:
-    """The bytes `[H, W, 3]` of a frame, turned by the rotation that phones record beside it."""
-    quarter_turns = round(frame.rotation / 90) % 4
-    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), quarter_turns))
-
-
-def _displayed_size(frame: av.VideoFrame) -> tuple[int, int]:
-    """Rows and columns of a frame after its rotation."""
-    size = (frame.height, frame.width)
-    return size[::-1] if round(frame.rotation / 90) % 2 else size
+    for timed in clock.timed(container, stream, decoded_frames(container, stream)):
+        yield timed._replace(content=_Picture(timed.content, Look.of(stream), stream.time_base or Fraction(0)))
 
 
 def _window(start_s: float, end_s: float | None) -> str:
@@ -317,20 +279,3 @@ def _check_window(start_s: float, end_s: float | None) -> None:
         raise ValueError(f"start_s must not be negative, got {start_s}; use 0.0")
     if end_s is not None and end_s <= start_s:
         raise ValueError(f"end_s must be larger than start_s, got {end_s} after {start_s}")
-
-
-def _to_srgb(image: PIL.Image.Image, name: str) -> PIL.Image.Image:
-    """Drop alpha and convert colours to 8-bit sRGB."""
-    profile = image.info.get("icc_profile")
-    if image.mode in ("LA", "PA", "La"):
-        image = image.convert("RGBA" if image.mode == "PA" else "L")
-    if profile is not None:
-        try:
-            source = PIL.ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            target = PIL.ImageCms.createProfile("sRGB")
-            mode_image = image.convert("RGB") if image.mode in ("RGBA", "RGBX", "P") else image
-            converted = PIL.ImageCms.profileToProfile(mode_image, source, target, outputMode="RGB")
-            return converted  # type: ignore[return-value]  # `None` is what it returns where it works in place
-        except (PIL.ImageCms.PyCMSError, OSError, ValueError) as error:
-            warnings.warn(f"the colour profile of {name} cannot be used and is ignored ({error})", stacklevel=3)
-    return image.convert("RGB")

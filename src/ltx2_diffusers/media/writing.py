@@ -19,7 +19,7 @@ from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
 from ..atomic import complete_file
 from .audio_tracks import CopiedAudio, EncodedAudio, NoAudio, check_audio_source
-from .files import check_suffix, exact_frame_rate
+from .files import check_suffix, exact_frame_rate, local_name
 from .pixels import byte_frames
 from .waveforms import stereo_samples, write_audio
 
@@ -175,7 +175,7 @@ def repeatable_encoding() -> dict[str, str]:
 def open_output(path: Path) -> OutputContainer:
     # With the index in front a browser can start playing before it has the whole file. The times at which streams begin
     # are rounded to the time scale, by default to milliseconds.
-    return av.open(str(path), mode="w", options={"movflags": "+faststart", "movie_timescale": str(_TIME_SCALE)})
+    return av.open(local_name(path), mode="w", options={"movflags": "+faststart", "movie_timescale": str(_TIME_SCALE)})
 
 
 def check_audio(audio: torch.Tensor | np.ndarray | None, sampling_rate: int | None) -> np.ndarray | None:

@@ -14,7 +14,7 @@ import PIL.Image
 import torch
 
 from ... import checks, conditioning
-from ...media.frames import Frames, as_image, as_video_frames, check_crf, rate_to_read, read_frames
+from ...media.frames import Frames, as_image, as_video_frames, check_crf, one_picture, rate_to_read, read_frames
 from ...media.preprocess import fitted_frames, subsampled_frames
 from ..plan import DEFAULT_SIZE, ClipPlan
 from .condition import Condition, Items, Opened, Studio, video_item
@@ -170,7 +170,8 @@ class FirstFrameCondition(Condition):
                 raise ValueError("`image` is None; give an image, a list of images, an array, a tensor or a file name")
             return OpenedFirstFrames(studio, latents=self.latents)
         images = self.image if isinstance(self.image, (list, tuple)) else [self.image]
-        pictures = [picture[None] for image in images for picture in read_frames(image, float_range=1.0, name="image")]
+        frames = [read_frames(one_picture(image), float_range=1.0, name="image") for image in images]
+        pictures = [picture[None] for part in frames for picture in part]
         counts = sorted({1, plan.batch_size // self.videos_per_prompt, plan.batch_size})
         if len(pictures) not in counts:
             raise ValueError(

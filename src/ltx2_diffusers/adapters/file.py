@@ -2,7 +2,6 @@
 
 import json
 import os
-import pickle
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -23,6 +22,8 @@ from .spellings import without_compilation
 
 # The name diffusers gives a LoRA file unless told otherwise.
 LORA_WEIGHT_NAME = "pytorch_lora_weights.safetensors"
+# The names that PEFT's `save_pretrained` gives the factors and their settings.
+_PEFT_WEIGHTS, _PEFT_CONFIG = "adapter_model", "adapter_config.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 Value = TypeVar("Value")
 
@@ -259,30 +260,35 @@ def _read(
         if location:
             raise ValueError(f"{', '.join(location)} are for files, but the LoRA was given as a state dict")
         # Adapters own their factors: hotswapping and training change them in place.
-        copies = {n: _copy_of(t) if isinstance(t, torch.Tensor) else t for n, t in source.items()}
+        copies = {key: _copy_of(tensor) for key, tensor in source.items()}
         return "the given LoRA state dict", copies, {}
     path = find_lora_file(source, **location)
     name = repr(str(path))
+    settings = path.with_name(_PEFT_CONFIG)
+    # PEFT itself keeps its settings, alpha among them, in a file of their own.
+    own = path.stem == _PEFT_WEIGHTS and settings.is_file()
+    header = {ADAPTER_METADATA: settings.read_text(encoding="utf-8", errors="replace")} if own else {}
     if path.suffix not in _PICKLES:
         file = SafetensorsFile(path)
-        return name, file.entries, file.metadata
+        return name, file.entries, {**header, **file.metadata}
     if use_safetensors:
         raise ValueError(f"{name} is a pickled file; with use_safetensors=True give a safetensors file")
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError, KeyError, AttributeError) as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
+    except OSError:
+        raise
+    except Exception as error:
+        # Damaged pickles fail in every way there is.
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise ValueError(f"{name} cannot be read as a file of tensors ({reason}); fetch the file again") from None
     if not isinstance(tensors, Mapping) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
         raise ValueError(f"{name} holds something else than tensors by name")
-    return name, tensors, {}
+    return name, tensors, header
 
 
-def _copy_of(tensor: torch.Tensor) -> Entry:
-    if tensor.is_meta:
-        raise ValueError(
-            "the given LoRA state dict has no values (its tensors are on the device 'meta'); load it first"
-        )
+def _copy_of(tensor: Any) -> Any:
+    if not isinstance(tensor, torch.Tensor) or tensor.is_meta:
+        return tensor
     return Entry(tensor.dtype, tuple(tensor.shape), lambda: tensor.detach().clone())
 
 

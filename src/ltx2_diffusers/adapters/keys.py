@@ -168,10 +168,10 @@ def linear_shapes(model: torch.nn.Module) -> dict[str, tuple[int, int]]:
 
 
 def _as_entry(name: str, tensor: Any) -> Entry:
+    if not isinstance(name, str) or not isinstance(tensor, Entry | torch.Tensor):
+        raise ValueError(f"a LoRA holds tensors by name, but {name!r} is of type {type(tensor).__name__}")
     if isinstance(tensor, Entry):
         return tensor
-    if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
-        raise ValueError(f"a LoRA holds tensors by name, but {name!r} is of type {type(tensor).__name__}")
     if tensor.is_meta:
         raise ValueError(f"the tensor {name!r} has no values (it is on the device 'meta'); load it first")
     return Entry.of(tensor.detach())

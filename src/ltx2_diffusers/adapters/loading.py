@@ -4,9 +4,10 @@ import logging as std_logging
 import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from diffusers.hooks.layerwise_casting import _LAYERWISE_CASTING_HOOK
+from diffusers.hooks.layerwise_casting import _LAYERWISE_CASTING_HOOK, LayerwiseCastingHook
 from diffusers.loaders.lora_base import LoraBaseMixin
 from diffusers.utils import logging
 from peft.tuners.lora import LoraLayer
@@ -69,7 +70,7 @@ def delete_adapter(model: AdaptedModel, name: str) -> None:
 
 def _settle(model: AdaptedModel, name: str, plain_modules: list[str], state: dict[str, torch.Tensor]) -> None:
     """Correct what PEFT makes of an adapter that is new in a model."""
-    layers = dict(model.named_modules())
+    layers = {path: layer for path, layer in model.named_modules() if isinstance(layer, LoraLayer)}
     if adapter_configs(model)[name].use_dora:
         # PEFT has magnitudes in all layers of an adapter, but a file may name some.
         for path in plain_modules:
@@ -77,17 +78,30 @@ def _settle(model: AdaptedModel, name: str, plain_modules: list[str], state: dic
             del layers[path].lora_variant[name]
             layers[path].use_dora[name] = False
     for path, layer in layers.items():
-        if isinstance(layer, LoraLayer) and name in layer.lora_A:
-            dtype = _compute_dtype(layer.get_base_layer())
-            if dtype is not None:
-                _restore_factors(layer, name, path, state, dtype)
+        casting = _casting(layer.get_base_layer())
+        if name in layer.lora_A and casting is not None:
+            _restore_factors(layer, name, path, state, casting.compute_dtype)
+        if name in layer.lora_magnitude_vector:
+            layer.lora_magnitude_vector[name].register_forward_pre_hook(_raise_base, with_kwargs=True)
+            layer.lora_magnitude_vector[name].register_forward_hook(_lower_base, with_kwargs=True, always_call=True)
 
 
-def _compute_dtype(layer: torch.nn.Module) -> torch.dtype | None:
-    """The data type in which a layer computes whose weights are stored in another one, else `None`."""
+def _casting(layer: torch.nn.Module) -> LayerwiseCastingHook | None:
+    """What keeps the weights of a layer in another data type than it computes in, if anything does."""
     registry = getattr(layer, "_diffusers_hook", None)
-    hook = None if registry is None else registry.get_hook(_LAYERWISE_CASTING_HOOK)
-    return None if hook is None else hook.compute_dtype
+    return None if registry is None else registry.get_hook(_LAYERWISE_CASTING_HOOK)
+
+
+def _raise_base(_dora: torch.nn.Module, _args: tuple, kwargs: dict[str, Any]) -> None:
+    """Before a DoRA, which computes with the weights of its layer itself: bring them into the type for that."""
+    if (casting := _casting(kwargs["base_layer"])) is not None:
+        kwargs["base_layer"].to(casting.compute_dtype)
+
+
+def _lower_base(_dora: torch.nn.Module, _args: tuple, kwargs: dict[str, Any], _output: Any) -> None:
+    """After a DoRA: store the weights of its layer as before."""
+    if (casting := _casting(kwargs["base_layer"])) is not None:
+        kwargs["base_layer"].to(casting.storage_dtype)
 
 
 def _restore_factors(

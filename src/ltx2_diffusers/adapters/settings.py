@@ -18,7 +18,13 @@ _TRAINER_PREFIX = "ss_"
 
 def is_finite_number(value: Any) -> bool:
     """Whether a value is a finite number, of Python or numpy."""
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        # A whole number beyond all floats.
+        return False
 
 
 def adapter_configs(metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:

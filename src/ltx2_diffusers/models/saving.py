@@ -57,7 +57,17 @@ class AtomicModelSaveMixin(AtomicSaveMixin):
             push_to_hub: Whether to upload the folder afterwards.
             use_flashpack: Whether to write a FlashPack file.
             kwargs: Options of the upload, for example `repo_id`.
+
+        Raises:
+            ValueError: If modules inside of the model are wrapped by `torch.compile`: their weights have other names.
         """
+        wrapped = next((name for name, _ in self.named_modules() if name.endswith("._orig_mod")), None)  # type: ignore[attr-defined]
+        if wrapped is not None:
+            raise ValueError(
+                f"{wrapped.removesuffix('._orig_mod')!r} is compiled on its own, so its weights would be saved under names that "
+                "nothing loads; put the plain modules back, or compile with compile_repeated_blocks() or compile(), which "
+                "keep the names"
+            )
         super().save_pretrained(
             save_directory,
             is_main_process=is_main_process,

@@ -376,6 +376,11 @@ def _prepared_stage(
     stage, preset = request.stages[index], pipeline.preset
     pipeline.require(stage.transformer, *([stage.upsampler] if stage.upsampler else []))
     active.check_adapters_loaded(pipeline, {} if stage.adapters is None else stage.adapters)
+    if stage.adapters and stage.transformer != "transformer":
+        raise ValueError(
+            f"the adapters {dict(stage.adapters)} of a stage belong to `transformer`, but it runs `{stage.transformer}`; leave "
+            "them out"
+        )
     plan = replace(plan.at_scale(stage.spatial_scale, stage.temporal_scale), stage=index)
     _check_upsampler(pipeline, request, index)
     check_options(stage.guidance_options, Streams(*(here and not given for here, given in zip(request.streams, held))))

@@ -70,3 +70,17 @@ def settings(pipe: LTX2Pipeline) -> list[tuple]:
         )
         for layer in adapter_layers(pipe)
     ]
+
+
+def lora(
+    path: str = Q, seed: int = 0, sizes: tuple[int, int] = (32, 32), prefix: str = "transformer."
+) -> dict[str, torch.Tensor]:
+    """Factors of rank 4 for one module."""
+    generator = torch.Generator().manual_seed(seed)
+    down, up = (torch.randn(shape, generator=generator) * 0.3 for shape in ((4, sizes[1]), (sizes[0], 4)))
+    return {f"{prefix}{path}.lora_A.weight": down, f"{prefix}{path}.lora_B.weight": up}
+
+
+def largest(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """The largest difference between two results."""
+    return max((one[key] - other[key]).abs().max().item() for key in one)

@@ -156,6 +156,19 @@ def test_an_adapter_does_the_same_before_and_after_casting(tensors):
     assert torch.equal(velocity(later), base)
 
 
+def test_adapters_swap_places_on_cast_weights():
+    pipe, other = build(torch.bfloat16), build(torch.bfloat16)
+    for one in (pipe, other):
+        cast(one)
+    pipe.enable_lora_hotswap(target_rank=8)
+    pipe.load_lora_weights(lora(), adapter_name="style")
+    assert pipe.transformer.get_submodule(Q).lora_A["style"].weight.shape == (8, 32)
+    for seed in (0, 1):
+        pipe.load_lora_weights(lora(seed=seed), adapter_name="style", hotswap=True)
+        other.load_lora_weights(lora(seed=seed), adapter_name=f"style_{seed}")
+        assert torch.equal(velocity(pipe), velocity(other))
+
+
 def test_weights_in_fp8_take_no_adapter_into_them():
     pipe = build(torch.bfloat16)
     cast(pipe)

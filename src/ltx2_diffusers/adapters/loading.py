@@ -47,7 +47,8 @@ def insert_adapter(pipeline: LoraBaseMixin, lora: LoraFile, name: str, hotswap: 
                     low_cpu_mem_usage=low_cpu_mem_usage,
                     _pipeline=pipeline,
                 )
-            _settle(model, name, part.plain_modules(component), state)
+            if not hotswap:
+                _settle(model, name, part.plain_modules(component), state)
             adapter_configs(model)[name].ltx2_metadata = lora.metadata
     except BaseException:
         if not hotswap:
@@ -114,7 +115,10 @@ def _restore_factors(
             for key, parameter in modules[name].named_parameters():
                 written = state.get(f"{path}.{part}.{key}", state.get(f"{path}.{part}"))
                 if written is not None and not parameter.is_meta:
-                    parameter.data = written.to(parameter.device, dtype)
+                    # Factors that are prepared for hotswapping are longer, with zeros at their end.
+                    exact = torch.zeros(parameter.shape, dtype=dtype, device=parameter.device)
+                    exact[tuple(map(slice, written.shape))] = written.to(parameter.device, dtype)
+                    parameter.data = exact
 
 
 def for_present(lora: LoraFile, present: Collection[str]) -> LoraFile:

@@ -27,7 +27,20 @@ class AtomicSaveMixin:
             # The default repository name comes from the folder's name, which is a temporary one below.
             kwargs.setdefault("repo_id", Path(save_directory).name)
         with replaced_folder(save_directory) as temporary:
+            _check_names(self)
             super().save_pretrained(temporary, *args, **kwargs)  # type: ignore[misc]  # of the class behind this one
+
+
+def _check_names(saved: Any) -> None:
+    """Raise `ValueError` for a model with modules that `torch.compile` wraps: their weights have other names."""
+    modules = saved.named_modules() if isinstance(saved, torch.nn.Module) else ()
+    wrapped = next((name for name, _ in modules if name.endswith("._orig_mod")), None)
+    if wrapped is not None:
+        raise ValueError(
+            f"{wrapped.removesuffix('._orig_mod')!r} is compiled on its own, so its weights would be saved under names that "
+            "nothing loads; put the plain modules back, or compile with compile_repeated_blocks() or compile(), which keep "
+            "the names"
+        )
 
 
 class AtomicModelSaveMixin(AtomicSaveMixin):
@@ -57,17 +70,7 @@ class AtomicModelSaveMixin(AtomicSaveMixin):
             push_to_hub: Whether to upload the folder afterwards.
             use_flashpack: Whether to write a FlashPack file.
             kwargs: Options of the upload, for example `repo_id`.
-
-        Raises:
-            ValueError: If modules inside of the model are wrapped by `torch.compile`: their weights have other names.
         """
-        wrapped = next((name for name, _ in self.named_modules() if name.endswith("._orig_mod")), None)  # type: ignore[attr-defined]
-        if wrapped is not None:
-            raise ValueError(
-                f"{wrapped.removesuffix('._orig_mod')!r} is compiled on its own, so its weights would be saved under names that "
-                "nothing loads; put the plain modules back, or compile with compile_repeated_blocks() or compile(), which "
-                "keep the names"
-            )
         super().save_pretrained(
             save_directory,
             is_main_process=is_main_process,

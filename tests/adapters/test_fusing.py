@@ -136,3 +136,17 @@ def test_a_pipeline_is_plain_again_without_its_last_adapter(pipe, tmp_path):
     assert_equal(outputs(pipe), outputs(build()))
     with pytest.raises(ValueError, match=r"`adapter_names` has \['a'\], but the loaded adapters are \[\]"):
         pipe.delete_adapters("a")
+
+
+def test_a_load_that_fails_half_way_leaves_plain_models():
+    pipe = build()
+
+    class Vanishing(type(pipe.connectors)):
+        def load_lora_adapter(self, *_args, **_kwargs):
+            raise OSError("the disk is gone")
+
+    pipe.connectors.__class__ = Vanishing
+    with pytest.raises(OSError, match="the disk is gone"):
+        pipe.load_lora_weights(lora() | part_of_connectors())
+    assert [name for name, _ in pipe.transformer.named_modules() if "lora" in name or "base_layer" in name] == []
+    assert pipe.get_list_adapters() == {}

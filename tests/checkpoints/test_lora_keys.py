@@ -135,8 +135,6 @@ def test_modules_find_their_component_and_name(key, place):
 @pytest.mark.parametrize(
     "ending, kind",
     [
-        ("dora_scale", "DoRA"),
-        ("lora_magnitude_vector.weight", "DoRA"),
         ("diff", "full weight difference"),
         ("diff_b", "full weight difference"),
         ("lokr_w1", "LoKr"),

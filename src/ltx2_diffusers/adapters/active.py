@@ -1,33 +1,75 @@
 """Which adapters of a pipeline are active: recorded, switched for a while, and put back exactly."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import threading
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from diffusers.loaders.lora_base import LoraBaseMixin
+from diffusers.utils.torch_utils import is_compiled_module
 from peft.tuners.lora import LoraLayer
 
 from ..models.connectors import LTX2TextConnectors
 from ..models.transformer import LTX2AVTransformer3DModel
 from .file import LoraMetadata
+from .settings import is_finite_number
+from .spellings import without_compilation
 
 AdaptedModel = LTX2AVTransformer3DModel | LTX2TextConnectors
 
 DISTILLED_ADAPTER = "distilled"
 """Name under which a refining stage looks for the distilled LoRA of a dev checkpoint."""
 
+# Not kept on the models, which are copied and pickled.
+_LOCKS: WeakKeyDictionary[torch.nn.Module, AbstractContextManager] = WeakKeyDictionary()
+_NEW_LOCK = threading.Lock()
+
 
 def adapted_models(pipeline: LoraBaseMixin) -> dict[str, AdaptedModel]:
-    """The models of the pipeline that can carry adapters, by component."""
+    """The models of the pipeline that can carry adapters, by component; of a compiled one, the model itself."""
     models = {component: getattr(pipeline, component, None) for component in pipeline._lora_loadable_modules}
-    return {component: model for component, model in models.items() if model is not None}
+    return {component: plain_model(model) for component, model in models.items() if model is not None}
+
+
+def plain_model(model: Any) -> Any:
+    """The model inside of what `torch.compile` returns."""
+    return model._orig_mod if is_compiled_module(model) else model
+
+
+@contextmanager
+def held_adapters(pipeline: LoraBaseMixin, if_loaded: bool = False) -> Iterator[None]:
+    """Keep all other threads from using or changing the adapters of these models until the block ends.
+
+    Args:
+        pipeline: A pipeline with [`~ltx2_diffusers.adapters.mixin.LTX2LoraMixin`]; others may share its models.
+        if_loaded: Whether to let other threads in while the models have no adapters. Default `False`.
+    """
+    with ExitStack() as held:
+        if not if_loaded or adapter_layers(pipeline):
+            # In one order everywhere, so that no two threads wait for each other.
+            for model in sorted(adapted_models(pipeline).values(), key=id):
+                held.enter_context(_lock_of(model))
+        yield
+
+
+def _lock_of(model: torch.nn.Module) -> AbstractContextManager:
+    with _NEW_LOCK:
+        return _LOCKS.setdefault(model, threading.RLock())
+
+
+def named_adapter_layers(pipeline: LoraBaseMixin) -> Iterator[tuple[str, str, LoraLayer]]:
+    """Component, path and layer of all that carries adapters."""
+    for component, model in adapted_models(pipeline).items():
+        for path, module in model.named_modules():
+            if isinstance(module, LoraLayer):
+                yield component, without_compilation(path), module
 
 
 def adapter_layers(pipeline: LoraBaseMixin) -> list[LoraLayer]:
     """All layers of the pipeline that carry adapters, in the order of components and modules."""
-    models = adapted_models(pipeline).values()
-    return [module for model in models for module in model.modules() if isinstance(module, LoraLayer)]
+    return [layer for _, _, layer in named_adapter_layers(pipeline)]
 
 
 def adapter_configs(model: torch.nn.Module) -> dict[str, Any]:
@@ -76,11 +118,12 @@ def _copied(scaling: dict[str, float | torch.Tensor]) -> dict[str, float | torch
 @contextmanager
 def unchanged_adapters(pipeline: LoraBaseMixin) -> Iterator[None]:
     """Put adapters and strengths back when the block ends, however it ends and whatever it did to them."""
-    state = AdapterState(pipeline)
-    try:
-        yield
-    finally:
-        state.restore()
+    with held_adapters(pipeline, if_loaded=True):
+        state = AdapterState(pipeline)
+        try:
+            yield
+        finally:
+            state.restore()
 
 
 @contextmanager
@@ -114,17 +157,27 @@ def _add(pipeline: LoraBaseMixin, strengths: Mapping[str, float]) -> None:
 
 
 def check_adapters_loaded(pipeline: LoraBaseMixin, strengths: Mapping[str, float]) -> None:
-    """Raise `ValueError` for an adapter that is not loaded, or that fused weights would swallow."""
+    """Raise `ValueError` for an adapter that is not loaded, that fused weights would swallow, or without a strength."""
+    if not isinstance(strengths, Mapping):
+        raise ValueError(f"adapters have to be strengths by name, such as {{'style': 1.0}}, but are {strengths!r}")
     loaded = list(adapter_metadata(pipeline))
-    for name in strengths:
+    for name, strength in strengths.items():
         if name not in loaded:
             raise ValueError(
                 f"no LoRA adapter {name!r} is loaded (there are {loaded}); load it with "
                 f"load_lora_weights(..., adapter_name={name!r})"
             )
-    wanted = {name for name, strength in strengths.items() if strength}
+        if not is_finite_number(strength):
+            raise ValueError(
+                f"the strength of the adapter {name!r} has to be a finite number but is {strength!r}; use 1.0"
+            )
+    check_has_effect(pipeline, [name for name, strength in strengths.items() if strength])
+
+
+def check_has_effect(pipeline: LoraBaseMixin, names: Collection[str]) -> None:
+    """Raise `ValueError` if any of the adapters is on layers that adapters were fused into."""
     for layer in adapter_layers(pipeline):
-        if layer.merged and (lost := sorted(wanted & set(layer._all_available_adapter_names()))):
+        if layer.merged and (lost := sorted(set(names) & set(layer._all_available_adapter_names()))):
             raise ValueError(
                 f"adapter {lost[0]!r} has no effect while {layer.merged_adapters} are fused; call unfuse_lora() first"
             )

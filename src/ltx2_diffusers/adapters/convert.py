@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from ..checkpoints.safetensors_io import Entry, SafetensorsFile, tensor_differences, write_file
-from .keys import ADAPTER_METADATA, lora_to_format, read_lora
+from .keys import lora_to_format, read_lora
+from .settings import ADAPTER_METADATA
 
 
 def convert_lora(
@@ -41,7 +42,10 @@ def lora_differences(one: str | os.PathLike, other: str | os.PathLike, dtype: to
 
 
 def _in_layout(file: SafetensorsFile, layout: str, dtype: torch.dtype | None) -> dict[str, Entry]:
-    entries = lora_to_format(read_lora(file.entries, metadata=file.metadata), layout)
+    try:
+        entries = lora_to_format(read_lora(file.entries, metadata=file.metadata), layout)
+    except ValueError as error:
+        raise ValueError(f"{str(file.path)!r}: {error}") from None
     if dtype is None:
         return entries
     return {key: entry if key.endswith(".alpha") else entry.to(dtype) for key, entry in entries.items()}

@@ -10,19 +10,20 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 import torch
-from diffusers.utils import logging
 from huggingface_hub import HfApi, constants, hf_hub_download
 from safetensors.torch import save_file
 
 from ..atomic import complete_file
 from ..checkpoints.hub_files import local_file
 from ..checkpoints.safetensors_io import Entry, SafetensorsFile
-from .keys import ADAPTER_METADATA, LoraLayers, linear_shapes, lora_to_format, read_lora
-
-logger = logging.get_logger(__name__)
+from .keys import LoraLayer, LoraLayers, linear_shapes, lora_to_format, read_lora
+from .settings import ADAPTER_METADATA, reference_factors
+from .spellings import without_compilation
 
 # The name diffusers gives a LoRA file unless told otherwise.
 LORA_WEIGHT_NAME = "pytorch_lora_weights.safetensors"
+# The names that PEFT's `save_pretrained` gives the factors and their settings.
+_PEFT_WEIGHTS, _PEFT_CONFIG = "adapter_model", "adapter_config.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 Value = TypeVar("Value")
 
@@ -72,11 +73,11 @@ class LoraFile:
 
     def modules(self, component: str) -> list[str]:
         """Paths of the component's modules that it changes."""
-        return [path for owner, path in self.layers if owner == component]
+        return list(self._own(component))
 
     def network_alphas(self, component: str) -> dict[str, float]:
         """Alpha by module path; its delta is strength * alpha / rank * B A."""
-        return {path: self.layers[component, path].alpha for path in self.modules(component)}
+        return {path: layer.alpha for path, layer in self._own(component).items()}
 
     def state_dict(self, component: str, fold_alpha: bool = False) -> dict[str, torch.Tensor]:
         """The component's factors in PEFT's names, `<module>.lora_A.weight` `[r, in]` and `lora_B` `[out, r]`.
@@ -85,18 +86,29 @@ class LoraFile:
             component: "transformer" or "connectors".
             fold_alpha: Whether to multiply alpha / rank into the `lora_B` factors. Default `False`.
         """
-        result = {}
-        for path in self.modules(component):
-            layer = self.layers[component, path]
-            result[f"{path}.lora_A.weight"] = layer.down.load()
-            result[f"{path}.lora_B.weight"] = (layer.folded_up if fold_alpha else layer.up).load()
+        layers = self._own(component)
+        has_bias = any(layer.bias is not None for layer in layers.values())
+        result: dict[str, torch.Tensor] = {}
+        for path, layer in layers.items():
+            tensors = (layer.folded if fold_alpha else layer).tensors(path)
+            try:
+                result |= {name: entry.load() for name, entry in tensors.items()}
+            except ValueError as error:
+                raise ValueError(f"{self.metadata.name}: {error}") from None
+            if has_bias and layer.bias is None:
+                # PEFT has biases in all layers of an adapter, or in none.
+                result[f"{path}.lora_B.bias"] = torch.zeros(layer.up.shape[0], dtype=layer.up.dtype)
         return result
 
     def adapter_config(self, component: str) -> dict[str, Any]:
         """Arguments of PEFT's `LoraConfig` that belong to `state_dict(component)`."""
-        alphas = self.network_alphas(component)
-        ranks = {path: self.layers[component, path].rank for path in alphas}
+        layers = self._own(component)
+        ranks, alphas = ({path: getattr(layer, n) for path, layer in layers.items()} for n in ("rank", "alpha"))
         rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
+        variants = {
+            "use_dora": any(layer.magnitude is not None for layer in layers.values()),
+            "lora_bias": any(layer.bias is not None for layer in layers.values()),
+        }
         return {
             "r": rank,
             "lora_alpha": alpha,
@@ -104,7 +116,21 @@ class LoraFile:
             "rank_pattern": {f"^{path}": value for path, value in ranks.items() if value != rank},
             "alpha_pattern": {f"^{path}": value for path, value in alphas.items() if value != alpha},
             "target_modules": list(alphas),
+            **{name: True for name, used in variants.items() if used},
         }
+
+    def plain_modules(self, component: str) -> list[str]:
+        """Paths of the component's modules that are changed without magnitudes, as in a LoRA that is no DoRA."""
+        return [path for path, layer in self._own(component).items() if layer.magnitude is None]
+
+    def located(self, component: str, model: torch.nn.Module) -> "LoraFile":
+        """The component's part of it, with the paths that the modules have where parts of the model are compiled."""
+        actual = {without_compilation(path): path for path, _ in model.named_modules()}
+        layers = {(component, actual.get(path, path)): layer for path, layer in self._own(component).items()}
+        return LoraFile(self.metadata, layers)
+
+    def _own(self, component: str) -> dict[str, LoraLayer]:
+        return {path: layer for (owner, path), layer in self.layers.items() if owner == component}
 
 
 def load_lora(
@@ -130,9 +156,9 @@ def load_lora(
     modules = {component: linear_shapes(model) for component, model in (models or {}).items() if model is not None}
     try:
         layers = read_lora(tensors, modules, header, strict=True)
+        factors = reference_factors(header)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
-    factors = (_factor(header, f"reference_{kind}_factor", name) for kind in ("downscale", "temporal_scale"))
     rank = max(layer.rank for layer in layers.values())
     return LoraFile(LoraMetadata(name, rank, dict(header), *factors), layers)
 
@@ -205,10 +231,10 @@ def lora_for_saving(
     tensors = by_component(layers)
     fields = by_component({component: config or {} for component, config in configs.items()})
     settings = json.dumps(fields, indent=2, sort_keys=True, default=_plain)
-    entries = lora_to_format(read_lora(tensors, metadata={ADAPTER_METADATA: settings}, strict=True), layout)
-    header = {"format": "pt", **metadata}
-    if layout == "diffusers":
-        return tensors, {**header, **({ADAPTER_METADATA: settings} if fields else {})}
+    keeps_alpha = layout == "diffusers"
+    read = read_lora(tensors, metadata={ADAPTER_METADATA: settings}, strict=True)
+    entries = lora_to_format(read, layout, fold_alpha=not keeps_alpha)
+    header = {"format": "pt", **metadata, **({ADAPTER_METADATA: settings} if keeps_alpha and fields else {})}
     return {key: entry.load() for key, entry in entries.items()}, header
 
 
@@ -233,18 +259,37 @@ def _read(
     if isinstance(source, Mapping):
         if location:
             raise ValueError(f"{', '.join(location)} are for files, but the LoRA was given as a state dict")
-        return "the given LoRA state dict", source, {}
+        # Adapters own their factors: hotswapping and training change them in place.
+        copies = {key: _copy_of(tensor) for key, tensor in source.items()}
+        return "the given LoRA state dict", copies, {}
     path = find_lora_file(source, **location)
     name = repr(str(path))
+    settings = path.with_name(_PEFT_CONFIG)
+    # PEFT itself keeps its settings, alpha among them, in a file of their own.
+    own = path.stem == _PEFT_WEIGHTS and settings.is_file()
+    header = {ADAPTER_METADATA: settings.read_text(encoding="utf-8", errors="replace")} if own else {}
     if path.suffix not in _PICKLES:
         file = SafetensorsFile(path)
-        return name, file.entries, file.metadata
+        return name, file.entries, {**header, **file.metadata}
     if use_safetensors:
         raise ValueError(f"{name} is a pickled file; with use_safetensors=True give a safetensors file")
-    tensors = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:
+        # Damaged pickles fail in every way there is.
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise ValueError(f"{name} cannot be read as a file of tensors ({reason}); fetch the file again") from None
     if not isinstance(tensors, Mapping) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
         raise ValueError(f"{name} holds something else than tensors by name")
-    return name, tensors, {}
+    return name, tensors, header
+
+
+def _copy_of(tensor: Any) -> Any:
+    if not isinstance(tensor, torch.Tensor) or tensor.is_meta:
+        return tensor
+    return Entry(tensor.dtype, tuple(tensor.shape), lambda: tensor.detach().clone())
 
 
 def _only_file(names: list[str], where: str) -> str:
@@ -256,15 +301,3 @@ def _only_file(names: list[str], where: str) -> str:
         kind = f"several LoRA files ({', '.join(found)}); pass weight_name=" if found else "no LoRA file"
         raise ValueError(f"{where!r} holds {kind}")
     return found[0]
-
-
-def _factor(header: Mapping[str, str], key: str, name: str) -> int:
-    text = header.get(key, "1")
-    try:
-        value = float(text)
-    except (TypeError, ValueError):
-        value = 0.0
-    if value >= 1 and value.is_integer():
-        return int(value)
-    logger.warning(f"{name}: {key} is {text!r}, not a positive integer; 1 is taken")
-    return 1

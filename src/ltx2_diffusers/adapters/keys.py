@@ -4,7 +4,7 @@ A LoRA on a linear layer `[out, in]` has a down factor A `[r, in]` and an up fac
 strength * (alpha / r) * B A. The one form has diffusers' module paths, and alpha apart from the factors.
 """
 
-import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,50 +13,70 @@ from typing import Any
 import torch
 from diffusers.utils import logging
 
-from ..checkpoints import keys
 from ..checkpoints.safetensors_io import Entry
-from .modules import ModuleShapes, known_modules, nearest_module, original_module, without_prefix, written_names
+from .modules import ModuleShapes, known_modules, nearest_module, original_module, written_names
+from .settings import adapter_configs, configured_alpha
+from .spellings import (
+    ALPHA,
+    BIAS,
+    DOWN,
+    MAGNITUDE,
+    UP,
+    find_module,
+    refuse_other_kinds,
+    split_name,
+    without_compilation,
+    without_wrappers,
+)
 
 logger = logging.get_logger(__name__)
 
 LORA_FORMATS = ("diffusers", "original", "original_with_alpha", "kohya_dotted", "kohya_underscored", "peft", "bare")
 _UNDERSCORED = "lora_unet_"
-_FACTOR = re.compile(
-    r"(?P<module>.+)\.(?P<factor>lora_A|lora_B|lora_down|lora_up|lora\.down|lora\.up)(\.[^.]+)?\.weight"
-)
-_DOWN = {"lora_A", "lora_down", "lora.down"}
-_OTHER_KINDS = {
-    "DoRA": ("dora_scale", "lora_magnitude_vector"),
-    "a full weight difference": (".diff", ".diff_b"),
-    "LoKr": ("lokr_",),
-    "LoHa": ("loha_", "hada_"),
-    "OFT": ("oft_",),
-    "a LoRA with biases": ("lora_B.bias", "lora_up.bias"),
-    "a LoRA of convolutions": ("lora_mid.weight",),
-}
-_CONNECTOR_PREFIX = re.compile(r"^(connectors\.)?(text_embedding_projection\.)?")
-ADAPTER_METADATA = "lora_adapter_metadata"
+# No model is that deep; a damaged file shall not make a table without end.
+_MOST_BLOCKS = 500
+# Layouts of PEFT call the magnitudes of a DoRA by its name, others as ComfyUI reads them.
+_PEFT_FORMATS = ("diffusers", "peft", "bare")
 
 
 @dataclass(frozen=True)
 class LoraLayer:
-    """The two factors of one module, `down` `[r, in]` and `up` `[out, r]`, and their alpha."""
+    """The LoRA of one module.
+
+    Args:
+        down, up: Its factors, `[r, in]` and `[out, r]`.
+        alpha: What they are multiplied by, times r.
+        magnitude: Of a DoRA, the length `[out]` of every row of the changed weight.
+        bias: What is added to the product of the factors, `[out]`.
+    """
 
     down: Entry
     up: Entry
     alpha: float
+    magnitude: Entry | None = None
+    bias: Entry | None = None
 
     @property
     def rank(self) -> int:
         return self.down.shape[0]
 
     @property
-    def folded_up(self) -> Entry:
-        """The up factor times alpha / r, in its own dtype."""
+    def folded(self) -> "LoraLayer":
+        """The same with alpha / r in the up factor and the bias, in their own dtypes."""
         if self.alpha == self.rank:
-            return self.up
+            return self
         scale = self.alpha / self.rank
-        return Entry(self.up.dtype, self.up.shape, lambda: (self.up.load().float() * scale).to(self.up.dtype))
+        bias = None if self.bias is None else _scaled(self.bias, scale)
+        return LoraLayer(self.down, _scaled(self.up, scale), self.rank, self.magnitude, bias)
+
+    def tensors(self, name: str, down: str = "lora_A", up: str = "lora_B") -> dict[str, Entry]:
+        """What PEFT keeps for this module, by the names it has under the module's name."""
+        found = {f"{down}.weight": self.down, f"{up}.weight": self.up}
+        if self.bias is not None:
+            found[f"{up}.bias"] = self.bias
+        if self.magnitude is not None:
+            found["lora_magnitude_vector"] = self.magnitude
+        return {f"{name}.{part}": entry for part, entry in found.items()}
 
 
 LoraLayers = dict[tuple[str, str], LoraLayer]
@@ -82,45 +102,56 @@ def read_lora(
         (component, diffusers module path) -> factors, in the order of the file.
 
     Raises:
-        ValueError: If the file is of another kind than LoRA, fits no module, lacks a factor, or has wrong sizes; with
-            `strict` also if any tensor fits no module.
+        ValueError: If the file is of another kind than LoRA, fits no module, lacks a factor, or has wrong sizes or types;
+            with `strict` also if any tensor fits no module. Values are checked when they are read.
     """
-    _refuse_other_kinds(tensors)
-    entries = {key: _as_entry(tensor) for key, tensor in tensors.items()}
-    modules = {**known_modules(*_num_blocks(entries)), **(modules or {})}
-    table = {name.replace(".", "_"): place for name, place in written_names(modules).items()}
-    factors: dict[tuple[str, str], dict[str, Entry]] = {}
-    unmatched = []
-    for key, entry in entries.items():
-        module, part = _split(key)
-        place = _place(module, modules, table) if part else None
-        if place is None:
-            unmatched.append(key)
-        elif factors.setdefault(place, {}).setdefault(part, entry) is not entry:
-            raise ValueError(f"the LoRA holds the {part} factor of {place[1]} twice, the second time as {key!r}")
+    entries = {name: _as_entry(name, tensor) for name, tensor in tensors.items()}
     if not entries:
         raise ValueError("the LoRA holds no tensors")
-    _report_unmatched(unmatched, len(entries), bool(factors), strict, modules)
-    adapter_configs = _adapter_configs(metadata or {})
-    return {
-        place: _layer(place, found, modules[place[0]][place[1]], adapter_configs.get(place[0], {}))
-        for place, found in factors.items()
+    refuse_other_kinds(entries)
+    modules = {**known_modules(*_num_blocks(entries)), **(modules or {})}
+    table = {name.replace(".", "_"): place for name, place in written_names(modules).items()}
+    parts: dict[tuple[str, str], dict[str, str]] = {}
+    unmatched = []
+    for name in entries:
+        module, part = split_name(name)
+        place = find_module(module, modules, table) if part else None
+        if place is None:
+            unmatched.append(name)
+        elif (first := parts.setdefault(place, {}).setdefault(part, name)) is not name:
+            raise ValueError(f"the LoRA holds the {part} part of {place[1]} twice, as {first!r} and {name!r}")
+    _report_unmatched(unmatched, len(entries), bool(parts), strict, modules)
+    configs = adapter_configs(metadata or {})
+    layers = {
+        place: _layer(place[1], names, entries, modules[place[0]][place[1]], configs[place[0]])
+        for place, names in parts.items()
     }
+    _check_variants(layers, configs)
+    return layers
 
 
-def lora_to_format(layers: LoraLayers, layout: str) -> dict[str, Entry]:
-    """Names the factors as one of `LORA_FORMATS` does; layouts with alpha get alpha = r, which changes nothing."""
+def lora_to_format(layers: LoraLayers, layout: str, fold_alpha: bool = True) -> dict[str, Entry]:
+    """Names the factors as one of `LORA_FORMATS` does.
+
+    Args:
+        layers: What [`read_lora`] returned.
+        layout: One of `LORA_FORMATS`; those with alpha get alpha = r, which changes nothing.
+        fold_alpha: Whether to multiply alpha / r into the up factors. Default `True`.
+    """
     if layout not in LORA_FORMATS:
         raise ValueError(f"format must be one of {', '.join(LORA_FORMATS)}, got {layout!r}")
     kohya = layout.startswith("kohya")
-    down_name, up_name = ("lora_down", "lora_up") if kohya else ("lora_A", "lora_B")
-    result = {}
+    result: dict[str, Entry] = {}
     for (component, path), layer in layers.items():
         name = _module_name(component, path, layout)
-        result[f"{name}.{down_name}.weight"] = layer.down
-        result[f"{name}.{up_name}.weight"] = layer.folded_up
+        layer = layer.folded if fold_alpha else layer
+        tensors = layer.tensors(name, *(("lora_down", "lora_up") if kohya else ("lora_A", "lora_B")))
+        if layer.magnitude is not None and layout not in _PEFT_FORMATS:
+            magnitude = tensors.pop(f"{name}.lora_magnitude_vector")
+            tensors[f"{name}.dora_scale"] = _reshaped(magnitude, (*magnitude.shape, 1))
+        result |= tensors
         if kohya or layout == "original_with_alpha":
-            result[f"{name}.alpha"] = _as_entry(torch.tensor(float(layer.rank)))
+            result[f"{name}.alpha"] = Entry.of(torch.tensor(float(layer.rank)))
     return result
 
 
@@ -130,58 +161,64 @@ def linear_shapes(model: torch.nn.Module) -> dict[str, tuple[int, int]]:
     Layers that already carry an adapter are reported under their own path.
     """
     return {
-        path.removesuffix(".base_layer"): (module.out_features, module.in_features)
+        without_compilation(path).removesuffix(".base_layer"): (module.out_features, module.in_features)
         for path, module in model.named_modules()
         if isinstance(module, torch.nn.Linear) and ".lora_" not in path
     }
 
 
-def _refuse_other_kinds(tensors: Mapping[str, torch.Tensor | Entry]) -> None:
-    for kind, marks in _OTHER_KINDS.items():
-        for key in tensors:
-            if any(key.endswith(mark) if mark.startswith(".") else mark in key for mark in marks):
-                raise ValueError(f"this adapter is {kind} (tensor {key!r}); only plain LoRA is supported")
+def _as_entry(name: str, tensor: Any) -> Entry:
+    if not isinstance(name, str) or not isinstance(tensor, Entry | torch.Tensor):
+        raise ValueError(f"a LoRA holds tensors by name, but {name!r} is of type {type(tensor).__name__}")
+    if isinstance(tensor, Entry):
+        return tensor
+    if tensor.is_meta:
+        raise ValueError(f"the tensor {name!r} has no values (it is on the device 'meta'); load it first")
+    return Entry.of(tensor.detach())
 
 
-def _as_entry(tensor: torch.Tensor | Entry) -> Entry:
-    return tensor if isinstance(tensor, Entry) else Entry.of(tensor)
+def _scaled(entry: Entry, scale: float) -> Entry:
+    return Entry(entry.dtype, entry.shape, lambda: (entry.load().float() * scale).to(entry.dtype))
+
+
+def _reshaped(entry: Entry, shape: tuple[int, ...]) -> Entry:
+    return Entry(entry.dtype, shape, lambda: entry.load().reshape(shape))
+
+
+def _finite(name: str, entry: Entry) -> Entry:
+    """The tensor of a factor; `ValueError` if it cannot be one, at the latest when it is read."""
+    if not entry.dtype.is_floating_point:
+        raise ValueError(f"the tensor {name!r} is of type {entry.dtype}; a LoRA has floating-point factors")
+    # Nothing computes in fp8, and bfloat16 holds all its values.
+    entry = entry.to(torch.bfloat16) if entry.dtype.itemsize == 1 else entry
+
+    def load() -> torch.Tensor:
+        tensor = entry.load()
+        if not torch.isfinite(tensor).all():
+            raise ValueError(
+                f"the tensor {name!r} holds NaN or infinite values; the file is damaged or its training failed"
+            )
+        return tensor
+
+    return Entry(entry.dtype, entry.shape, load)
 
 
 def _num_blocks(entries: Mapping[str, Entry]) -> tuple[int, int]:
     """Upper bounds of the block numbers a file speaks of: in the transformer, and in the connectors."""
     bounds = [0, 0]
     for key in entries:
-        if match := re.search(r"transformer(?:_1d)?_blocks[._](\d+)[._]", key):
+        if match := re.search(r"transformer(?:_1d)?_blocks[._](\d{1,6})[._]", key):
             side = 1 if "connector" in key else 0
-            bounds[side] = max(bounds[side], int(match[1]) + 1)
+            bounds[side] = min(max(bounds[side], int(match[1]) + 1), _MOST_BLOCKS)
     return bounds[0], bounds[1]
-
-
-def _split(key: str) -> tuple[str, str]:
-    """Module name as written, and "down", "up" or "alpha"; an empty part if the key is none of them."""
-    if key.endswith(".alpha"):
-        return key.removesuffix(".alpha"), "alpha"
-    match = _FACTOR.fullmatch(key)
-    if match is None:
-        return key, ""
-    return match["module"], "down" if match["factor"] in _DOWN else "up"
-
-
-def _place(name: str, modules: ModuleShapes, table: Mapping[str, tuple[str, str]]) -> tuple[str, str] | None:
-    """The component and diffusers path that a module name of any layout stands for; None if there is none."""
-    if name.startswith(_UNDERSCORED):
-        return table.get(name.removeprefix(_UNDERSCORED))
-    name = without_prefix(name)
-    local = _CONNECTOR_PREFIX.sub("", name)
-    component = "connectors" if local != name or local.partition(".")[0] in keys.CONNECTOR_ROOTS else "transformer"
-    path = keys.rename(component, [local], to="diffusers")[local]
-    return (component, path) if path in modules.get(component, {}) else None
 
 
 def _report_unmatched(unmatched: list[str], total: int, found: bool, strict: bool, modules: ModuleShapes) -> None:
     if not unmatched:
         return
-    nearest = f"the module nearest to the first is {nearest_module(_split(unmatched[0])[0], modules)}"
+    nearest = (
+        f"the module nearest to the first is {nearest_module(without_wrappers(split_name(unmatched[0])[0]), modules)}"
+    )
     if not found:
         raise ValueError(
             f"none of the {total} tensors is a LoRA factor of an LTX-2 module, e.g. "
@@ -202,50 +239,59 @@ def _report_unmatched(unmatched: list[str], total: int, found: bool, strict: boo
     )
 
 
-def _adapter_configs(metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """Per component the LoRA settings that diffusers saves in the file's metadata."""
-    result: dict[str, dict[str, Any]] = {}
-    for name, value in json.loads(metadata.get(ADAPTER_METADATA, "{}")).items():
-        component, _, field = name.partition(".")
-        result.setdefault(component, {})[field] = value
-    for component, config in result.items():
-        if config.get("use_dora"):
-            raise ValueError(
-                f"this adapter is DoRA (lora_adapter_metadata of {component}); only plain LoRA is supported"
-            )
-    return result
-
-
 def _layer(
-    place: tuple[str, str], found: Mapping[str, Entry], shape: tuple[int, int] | None, config: Mapping[str, Any]
+    path: str,
+    names: Mapping[str, str],
+    entries: Mapping[str, Entry],
+    shape: tuple[int, int] | None,
+    config: Mapping[str, Any],
 ) -> LoraLayer:
-    path = place[1]
-    if missing := [part for part in ("down", "up") if part not in found]:
-        raise ValueError(f"the LoRA has no {missing[0]} factor for {path}, although it has other tensors of it")
-    down, up = found["down"], found["up"]
-    if len(down.shape) != 2 or len(up.shape) != 2 or down.shape[0] != up.shape[1]:
-        raise ValueError(f"the LoRA factors of {path} do not fit together: down {down.shape}, up {up.shape}")
-    if shape is not None and (up.shape[0], down.shape[1]) != tuple(shape):
+    """The LoRA of one module from its tensors, whose names are given by part."""
+    if missing := [part for part in (DOWN, UP) if part not in names]:
         raise ValueError(
-            f"the LoRA factors of {path} are for a layer of [{up.shape[0]}, {down.shape[1]}], "
-            f"but the model's is {list(shape)}"
+            f"the LoRA has no {missing[0]} factor for {path}, although it has other tensors of it, such as "
+            f"{next(iter(names.values()))!r}"
         )
-    rank = down.shape[0]
-    alpha = float(found["alpha"].load()) if "alpha" in found else _configured_alpha(path, rank, config)
+    found = {part: _finite(name, entries[name]) for part, name in names.items() if part != ALPHA}
+    down, up = found[DOWN], found[UP]
+    if len(down.shape) != 2 or len(up.shape) != 2 or down.shape[0] != up.shape[1] or not down.shape[0]:
+        raise ValueError(
+            f"the LoRA factors of {path} do not fit together: {names[DOWN]!r} is {list(down.shape)}, {names[UP]!r} "
+            f"{list(up.shape)}; they have to be [r, in] and [out, r] with r above 0"
+        )
+    rank, out = down.shape[0], up.shape[0]
+    if shape is not None and (out, down.shape[1]) != tuple(shape):
+        raise ValueError(
+            f"the LoRA factors of {path} are for a layer of [{out}, {down.shape[1]}], but the model's is {list(shape)}"
+        )
+    for part, shapes in ((MAGNITUDE, [(out,), (out, 1)]), (BIAS, [(out,)])):
+        if part in found and found[part].shape not in shapes:
+            raise ValueError(
+                f"the tensor {names[part]!r} has to be {' or '.join(str(list(one)) for one in shapes)} but is "
+                f"{list(found[part].shape)}"
+            )
+    alpha = _alpha(names[ALPHA], entries[names[ALPHA]]) if ALPHA in names else configured_alpha(path, rank, config)
+    magnitude = _reshaped(found[MAGNITUDE], (out,)) if MAGNITUDE in found else None
     # A whole number stays one, as PEFT's settings hold it.
-    return LoraLayer(down, up, rank if alpha == rank else alpha)
+    return LoraLayer(down, up, rank if alpha == rank else alpha, magnitude, found.get(BIAS))
 
 
-def _configured_alpha(path: str, rank: int, config: Mapping[str, Any]) -> float:
-    """The module's alpha in diffusers' settings, else r."""
-    if "lora_alpha" not in config:
-        return rank
-    patterns = config.get("alpha_pattern") or {}
-    # PEFT's rule; its names are regular expressions, and diffusers writes full paths with a leading ^.
-    special = (value for name, value in patterns.items() if re.fullmatch(rf"(.*\.)?({name})", path))
-    value = next(special, config["lora_alpha"])
-    # A rank-stabilised LoRA divides by the root of r instead.
-    return value * rank**0.5 if config.get("use_rslora") else value
+def _alpha(name: str, entry: Entry) -> float:
+    value = entry.load().float().flatten().tolist() if math.prod(entry.shape) == 1 else []
+    if not value or not math.isfinite(value[0]):
+        raise ValueError(f"the tensor {name!r} has to be one finite number but is {value or list(entry.shape)}")
+    return value[0]
+
+
+def _check_variants(layers: LoraLayers, configs: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise `ValueError` for a DoRA without its magnitudes, or with biases, which PEFT cannot compute."""
+    for component, config in configs.items():
+        own = {path: layer for (owner, path), layer in layers.items() if owner == component}
+        doras = [path for path, layer in own.items() if layer.magnitude is not None]
+        if own and config.get("use_dora") and not doras:
+            raise ValueError(f"the metadata says that the adapter of {component} is DoRA, but it has no magnitudes")
+        if doras and any(layer.bias is not None for layer in own.values()):
+            raise ValueError(f"the adapter of {component} is DoRA with biases, which PEFT cannot compute")
 
 
 def _module_name(component: str, path: str, layout: str) -> str:

@@ -4,9 +4,13 @@ import logging as std_logging
 import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import torch
+from diffusers.hooks.layerwise_casting import _LAYERWISE_CASTING_HOOK, LayerwiseCastingHook
 from diffusers.loaders.lora_base import LoraBaseMixin
 from diffusers.utils import logging
+from peft.tuners.lora import LoraLayer
 
 from .active import AdaptedModel, AdapterState, adapted_models, adapter_configs, adapter_layers
 from .file import LoraFile
@@ -25,32 +29,96 @@ def insert_adapter(pipeline: LoraBaseMixin, lora: LoraFile, name: str, hotswap: 
         low_cpu_mem_usage: Whether to leave out a random initialisation of the factors.
     """
     models, before = adapted_models(pipeline), AdapterState(pipeline)
+    parts = {component: lora.located(component, models[component]) for component in lora.components}
+    # Damaged values show when they are read, so all are read before a model is touched.
+    factors = {component: part.state_dict(component) for component, part in parts.items()}
     touched: list[AdaptedModel] = []
     try:
-        for component in lora.components:
-            model = models[component]
+        for component, part in parts.items():
+            model, state = models[component], factors.pop(component)
             touched.append(model)
             with _quiet_loading():
                 model.load_lora_adapter(
-                    lora.state_dict(component),
+                    state,
                     prefix=None,
                     hotswap=hotswap,
                     adapter_name=name,
-                    metadata=lora.adapter_config(component),
+                    metadata=part.adapter_config(component),
                     low_cpu_mem_usage=low_cpu_mem_usage,
                     _pipeline=pipeline,
                 )
+            if not hotswap:
+                _settle(model, name, part.plain_modules(component), state)
             adapter_configs(model)[name].ltx2_metadata = lora.metadata
     except BaseException:
         if not hotswap:
             for model in touched:
-                model.delete_adapters(name)
+                delete_adapter(model, name)
         before.restore()
         raise
     if not hotswap:
         # A component that this LoRA leaves alone would keep the adapters that were active before.
         for layer in adapter_layers(pipeline):
             layer.set_adapter([name])
+
+
+def delete_adapter(model: AdaptedModel, name: str) -> None:
+    """Take an adapter out of a model; without any, its layers are the plain ones again."""
+    model.delete_adapters(name)
+    if not adapter_configs(model):
+        model.unload_lora()
+
+
+def _settle(model: AdaptedModel, name: str, plain_modules: list[str], state: dict[str, torch.Tensor]) -> None:
+    """Correct what PEFT makes of an adapter that is new in a model."""
+    layers = {path: layer for path, layer in model.named_modules() if isinstance(layer, LoraLayer)}
+    if adapter_configs(model)[name].use_dora:
+        # PEFT has magnitudes in all layers of an adapter, but a file may name some.
+        for path in plain_modules:
+            del layers[path].lora_magnitude_vector[name]
+            del layers[path].lora_variant[name]
+            layers[path].use_dora[name] = False
+    for path, layer in layers.items():
+        casting = _casting(layer.get_base_layer())
+        if name in layer.lora_A and casting is not None:
+            _restore_factors(layer, name, path, state, casting.compute_dtype)
+        if name in layer.lora_magnitude_vector:
+            layer.lora_magnitude_vector[name].register_forward_pre_hook(_raise_base, with_kwargs=True)
+            layer.lora_magnitude_vector[name].register_forward_hook(_lower_base, with_kwargs=True, always_call=True)
+
+
+def _casting(layer: torch.nn.Module) -> LayerwiseCastingHook | None:
+    """What keeps the weights of a layer in another data type than it computes in, if anything does."""
+    registry = getattr(layer, "_diffusers_hook", None)
+    return None if registry is None else registry.get_hook(_LAYERWISE_CASTING_HOOK)
+
+
+def _raise_base(_dora: torch.nn.Module, _args: tuple, kwargs: dict[str, Any]) -> None:
+    """Before a DoRA, which computes with the weights of its layer itself: bring them into the type for that."""
+    if (casting := _casting(kwargs["base_layer"])) is not None:
+        kwargs["base_layer"].to(casting.compute_dtype)
+
+
+def _lower_base(_dora: torch.nn.Module, _args: tuple, kwargs: dict[str, Any], _output: Any) -> None:
+    """After a DoRA: store the weights of its layer as before."""
+    if (casting := _casting(kwargs["base_layer"])) is not None:
+        kwargs["base_layer"].to(casting.storage_dtype)
+
+
+def _restore_factors(
+    layer: LoraLayer, name: str, path: str, state: dict[str, torch.Tensor], dtype: torch.dtype
+) -> None:
+    """Give an adapter the factors of its file again, which PEFT has put into the type that the layer stores."""
+    for part in layer.adapter_layer_names:
+        modules = getattr(layer, part)
+        if name in modules:
+            for key, parameter in modules[name].named_parameters():
+                written = state.get(f"{path}.{part}.{key}", state.get(f"{path}.{part}"))
+                if written is not None and not parameter.is_meta:
+                    # Factors that are prepared for hotswapping are longer, with zeros at their end.
+                    exact = torch.zeros(parameter.shape, dtype=dtype, device=parameter.device)
+                    exact[tuple(map(slice, written.shape))] = written.to(parameter.device, dtype)
+                    parameter.data = exact
 
 
 def for_present(lora: LoraFile, present: Collection[str]) -> LoraFile:
@@ -85,9 +153,14 @@ def check_hotswap(pipeline: LoraBaseMixin, lora: LoraFile, name: str) -> None:
         raise ValueError(f"hotswap needs the same components, but only the {which} LoRA changes the {different[0]}")
     for component in lora.components:
         config, layers = adapter_configs(models[component])[name], dict(models[component].named_modules())
-        missing = [path for path in lora.modules(component) if name not in getattr(layers[path], "lora_A", ())]
-        if missing or config.alpha_pattern != lora.adapter_config(component)["alpha_pattern"]:
+        part = lora.located(component, models[component])
+        new = part.adapter_config(component)
+        missing = [path for path in part.modules(component) if name not in getattr(layers[path], "lora_A", ())]
+        variants = (config.use_dora, config.lora_bias), (new.get("use_dora", False), new.get("lora_bias", False))
+        if missing or config.alpha_pattern != new["alpha_pattern"] or variants[0] != variants[1] or config.use_dora:
             reason = f"changes {missing[0]}, which the old does not" if missing else "has other alphas per module"
+            if variants[0] != variants[1] or config.use_dora:
+                reason = "or the old is DoRA, or only one of them has biases"
             raise ValueError(f"hotswap is not possible: the new LoRA {reason}; load it under another name")
 
 

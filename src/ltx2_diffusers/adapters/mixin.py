@@ -10,12 +10,11 @@ import torch
 from diffusers.loaders.lora_base import LoraBaseMixin
 from diffusers.loaders.peft import PeftAdapterMixin
 
-from .active import adapted_models, adapter_layers, adapter_metadata
+from . import active, fusing
+from .active import adapted_models, adapter_configs, adapter_layers, adapter_metadata, held_adapters
 from .file import LORA_WEIGHT_NAME, LoraMetadata, by_component, load_lora, lora_for_saving, write_lora
-from .loading import check_hotswap, check_not_fused, for_present, insert_adapter
-
-# A strength for all components, or one per component; `None` stands for 1.
-AdapterWeight = float | dict[str, float] | None
+from .loading import check_hotswap, check_not_fused, delete_adapter, for_present, insert_adapter
+from .strengths import AdapterWeight, check_weight, listed_weights, strength_at
 
 
 class ReferenceFactors(NamedTuple):
@@ -85,11 +84,12 @@ class LTX2LoraMixin(LoraBaseMixin):
         """
         models = adapted_models(self)
         lora = for_present(load_lora(pretrained_model_name_or_path_or_dict, models, **file_options), models)
-        name = self._adapter_name(adapter_name, hotswap)
-        check_not_fused(self)
-        if hotswap:
-            check_hotswap(self, lora, name)
-        insert_adapter(self, lora, name, hotswap, low_cpu_mem_usage)
+        with held_adapters(self):
+            name = self._adapter_name(adapter_name, hotswap)
+            check_not_fused(self)
+            if hotswap:
+                check_hotswap(self, lora, name)
+            insert_adapter(self, lora, name, hotswap, low_cpu_mem_usage)
 
     @classmethod
     def load_lora_into_transformer(
@@ -114,7 +114,7 @@ class LTX2LoraMixin(LoraBaseMixin):
             metadata: The LoRA settings, if `state_dict` was read with them.
             prefix: Component whose factors to take.
         """
-        transformer.load_lora_adapter(
+        active.plain_model(transformer).load_lora_adapter(
             dict(state_dict),
             prefix=prefix,
             hotswap=hotswap,
@@ -196,28 +196,74 @@ class LTX2LoraMixin(LoraBaseMixin):
 
     def fuse_lora(
         self,
-        components: Sequence[str] = ("transformer",),
+        components: Sequence[str] | None = None,
         lora_scale: float = 1.0,
         safe_fusing: bool = False,
-        adapter_names: list[str] | None = None,
+        adapter_names: Sequence[str] | None = None,
     ) -> None:
         """Add the adapters' deltas to the weights.
 
         Args:
-            components: Models to change: "transformer" (default), "connectors", or both.
-            lora_scale: Factor on the strengths of all active adapters, which they keep after [`unfuse_lora`].
+            components: Models to change, "transformer" and "connectors". Default all that the adapters change.
+            lora_scale: Factor on the strengths of these adapters, which they keep after [`unfuse_lora`].
             safe_fusing: Whether to refuse weights that would hold NaN. Default `False`.
             adapter_names: Adapters to add, default the active ones.
-        """
-        super().fuse_lora(list(components), lora_scale, safe_fusing, adapter_names)
 
-    def unfuse_lora(self, components: Sequence[str] = ("transformer",)) -> None:
+        Raises:
+            ValueError: If one of them is fused already, or the weights are stored in a type that cannot take them.
+        """
+        with held_adapters(self):
+            fusing.fuse(self, components, lora_scale, safe_fusing, adapter_names)
+
+    def unfuse_lora(self, components: Sequence[str] | None = None) -> None:
         """Subtract the deltas that [`fuse_lora`] added; below float32 this leaves rounding errors.
 
         Args:
-            components: Models to change, default `("transformer",)`.
+            components: Models to change, default all.
         """
-        super().unfuse_lora(list(components))
+        with held_adapters(self):
+            fusing.unfuse(self, components)
+
+    @property
+    def fused_loras(self) -> set[str]:
+        """Names of the adapters that are part of the weights."""
+        return set(fusing.fused_adapters(self))
+
+    @property
+    def num_fused_loras(self) -> int:
+        """How many adapters are part of the weights."""
+        return len(self.fused_loras)
+
+    def unload_lora_weights(self) -> None:
+        """Remove all adapters; those that are fused stay part of the weights for good."""
+        with held_adapters(self):
+            fusing.warn_of_lost_parts(self)
+            for model in adapted_models(self).values():
+                model.unload_lora()
+
+    def delete_adapters(self, adapter_names: str | Sequence[str]) -> None:
+        """Remove adapters.
+
+        Args:
+            adapter_names: Adapters that are loaded and not fused.
+        """
+        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        with held_adapters(self):
+            listed_weights(names, None, list(self.lora_metadata))
+            if fused := self.fused_loras.intersection(names):
+                raise ValueError(f"the adapters {sorted(fused)} are fused; call unfuse_lora() before deleting them")
+            for model in adapted_models(self).values():
+                for name in names:
+                    if name in adapter_configs(model):
+                        delete_adapter(model, name)
+
+    def disable_lora(self) -> None:
+        """Let the models compute without adapters, which stay loaded."""
+        self._enable(False)
+
+    def enable_lora(self) -> None:
+        """Let the models compute with their active adapters again."""
+        self._enable(True)
 
     def set_adapters(
         self, adapter_names: str | Sequence[str], adapter_weights: AdapterWeight | Sequence[AdapterWeight] = None
@@ -227,17 +273,38 @@ class LTX2LoraMixin(LoraBaseMixin):
         Args:
             adapter_names: Adapters; an empty list leaves the bare models.
             adapter_weights: Strength for all, or one each: a number, or one per component such as
-                `{"transformer": 0.8, "connectors": 1.0}`. Default 1.
+                `{"transformer": 0.8, "connectors": 1.0}`, or within a component one per block, such as
+                `{"transformer": {"transformer_blocks.0": 0.5}}`. Default 1.
+
+        Raises:
+            ValueError: If an adapter is not loaded or is fused, or a strength is no finite number or belongs to nothing.
         """
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
-        weights = list(adapter_weights) if isinstance(adapter_weights, tuple) else adapter_weights
-        if isinstance(weights, list) and len(weights) != len(names):
-            raise ValueError(f"adapter_weights has {len(weights)} values for the {len(names)} adapters {names}")
-        if names:
-            super().set_adapters(names, weights)  # type: ignore[arg-type]  # it takes `None` in lists too
-            return
-        for layer in adapter_layers(self):
-            layer.set_adapter([])
+        with held_adapters(self):
+            weights = listed_weights(names, adapter_weights, list(self.lora_metadata))
+            layers = list(active.named_adapter_layers(self))
+            paths = {known: [p for c, p, _ in layers if c == known] for known in self._lora_loadable_modules}
+            for name, weight in zip(names, weights):
+                check_weight(name, weight, paths)
+            active.check_has_effect(self, names)
+            for component, path, layer in layers:
+                layer.set_adapter(names)
+                for name, weight in zip(names, weights):
+                    layer.set_scale(name, strength_at(weight, component, path))
+
+    def get_list_adapters(self) -> dict[str, list[str]]:
+        """Names of the loaded adapters by component."""
+        configs = {component: list(adapter_configs(model)) for component, model in adapted_models(self).items()}
+        return {component: names for component, names in configs.items() if names}
+
+    def enable_lora_hotswap(self, **options: Any) -> None:
+        """Prepare the models for adapters that take each other's place.
+
+        Args:
+            options: `target_rank` and `check_compiled` of diffusers' method of the models.
+        """
+        for model in adapted_models(self).values():
+            model.enable_lora_hotswap(**options)
 
     def get_active_adapters(self) -> list[str]:
         """Names of the adapters that are active in any component."""
@@ -265,6 +332,11 @@ class LTX2LoraMixin(LoraBaseMixin):
             _common_factor({name: metadata.reference_downscale_factor for name, metadata in known.items()}),
             _common_factor({name: metadata.reference_temporal_scale_factor for name, metadata in known.items()}),
         )
+
+    def _enable(self, enabled: bool) -> None:
+        with held_adapters(self):
+            for layer in adapter_layers(self):
+                layer.enable_adapters(enabled)
 
     def _adapter_name(self, name: str | None, hotswap: bool) -> str:
         loaded = self.lora_metadata

@@ -1,7 +1,6 @@
 """Every linear module of the LTX-2 transformer and text connectors, by its path in diffusers' names."""
 
 import difflib
-import re
 from collections.abc import Iterable, Mapping
 
 from ..checkpoints import keys
@@ -55,15 +54,9 @@ def written_names(modules: ModuleShapes) -> dict[str, tuple[str, str]]:
     return {name: place for place in places for name in (place[1], original_module(*place))}
 
 
-def without_prefix(name: str) -> str:
-    """A module name without what PEFT and the layouts of the transformer put in front of it."""
-    return re.sub(r"^(base_model\.model\.)?((model\.)?diffusion_model\.|transformer\.)?", "", name)
-
-
 def nearest_module(name: str, modules: ModuleShapes) -> str:
-    """The module whose name in either layout is most like `name`, a module name with the prefix of any layout."""
-    # The tail is what tells modules apart; prefixes of foreign layouts would only blur the comparison.
-    return difflib.get_close_matches(without_prefix(name), sorted(written_names(modules)), n=1, cutoff=0.0)[0]
+    """The module whose name in either layout is most like `name`, a module name without any prefix."""
+    return difflib.get_close_matches(name, sorted(written_names(modules)), n=1, cutoff=0.0)[0]
 
 
 def _block_linears(num_blocks: int, attentions: Iterable[str], feed_forwards: Iterable[str]) -> list[str]:

@@ -27,7 +27,20 @@ class AtomicSaveMixin:
             # The default repository name comes from the folder's name, which is a temporary one below.
             kwargs.setdefault("repo_id", Path(save_directory).name)
         with replaced_folder(save_directory) as temporary:
+            _check_names(self)
             super().save_pretrained(temporary, *args, **kwargs)  # type: ignore[misc]  # of the class behind this one
+
+
+def _check_names(saved: Any) -> None:
+    """Raise `ValueError` for a model with modules that `torch.compile` wraps: their weights have other names."""
+    modules = saved.named_modules() if isinstance(saved, torch.nn.Module) else ()
+    wrapped = next((name for name, _ in modules if name.endswith("._orig_mod")), None)
+    if wrapped is not None:
+        raise ValueError(
+            f"{wrapped.removesuffix('._orig_mod')!r} is compiled on its own, so its weights would be saved under names that "
+            "nothing loads; put the plain modules back, or compile with compile_repeated_blocks() or compile(), which keep "
+            "the names"
+        )
 
 
 class AtomicModelSaveMixin(AtomicSaveMixin):

@@ -354,9 +354,9 @@ class StagedArguments(Arguments):
         stage_2_sigmas: Noise levels of the second stage, in (0, 1] and falling; default the preset's.
         stage_1_adapters, stage_2_adapters: LoRA strengths by adapter name that a stage adds to the active adapters, or
             changes; 0 takes one out. On a dev checkpoint the second stage adds `{"distilled": 1.0}` by default, which the
-            first stage runs without; `{}` refines with the same weights.
+            first stage runs without; `{}` refines with the same weights. With one stage, only the first may be given.
         stages: Stages to run in place of the default ones, see [`~ltx2_diffusers.pipelines.arguments.Stage`]; the
-            arguments of steps, guidance and adapters are not read then.
+            arguments of steps and guidance are not read then, those of adapters are refused.
         audio_stage: Index of the stage whose sound is returned: -1 (default) the refined one, 0 that of the first.
     """
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
-from ..adapters.active import DISTILLED_ADAPTER, added_adapters, check_adapters_loaded
+from ..adapters import active
 from ..checks import check_choice, check_float_tensors, check_generator, check_per_video, check_unit
 from ..conditioning import GaussianNoiser, LatentState, LatentTools, TextContext, on_streams
 from ..conditioning.streams import States, Streams, Tensors
@@ -139,11 +139,20 @@ def stage_list(
         streams: Which streams are generated.
     """
     if sampling.stages is not None:
+        if sampling.stage_1_adapters or sampling.stage_2_adapters:
+            raise ValueError(
+                "`stage_1_adapters` and `stage_2_adapters` are not read with `stages`; set `adapters` of each Stage"
+            )
         return _checked(sampling.stages)
     scales = Streams(*(NEUTRAL if given else s for given, s in zip(held, sampling.scales(pipeline.preset))))
     first = replace(sampling.first, scales=scales)
     if not sampling.two_stage:
-        return [first]
+        if sampling.stage_2_adapters:
+            raise ValueError(
+                f"`stage_2_adapters` {sampling.stage_2_adapters!r} belong to the second of two stages, but the call has one; "
+                "use `stage_1_adapters`, or two_stage=True"
+            )
+        return [replace(first, adapters=sampling.stage_1_adapters or None)]
     adapters = stage_adapters(pipeline, sampling.stage_1_adapters, sampling.stage_2_adapters)
     first = replace(first, spatial_scale=0.5 if streams.video else 1.0, adapters=adapters[0])
     makes_video = streams.video and not held.video
@@ -183,14 +192,20 @@ def stage_adapters(
             f"`stage_2_adapters` {dict(stage_2)} belong to `transformer`, but the second stage runs `stage_2_transformer`; "
             "pass stage_2_adapters={}, or build the pipeline with stage_2_transformer=None"
         )
+    for strengths in (stage_1, stage_2):
+        active.check_adapters_loaded(pipeline, {} if strengths is None else strengths)
     if stage_2 is None:
-        stage_2 = {} if separate or pipeline.preset.kind == "distilled" else {DISTILLED_ADAPTER: 1.0}
-        if stage_2 and DISTILLED_ADAPTER not in pipeline.lora_metadata:
+        stage_2 = {} if separate or pipeline.preset.kind == "distilled" else {active.DISTILLED_ADAPTER: 1.0}
+        if stage_2 and active.DISTILLED_ADAPTER not in pipeline.lora_metadata:
             raise ValueError(
                 "the second stage of a dev checkpoint needs its distilled LoRA: load it with load_lora_weights(..., "
-                f'adapter_name="{DISTILLED_ADAPTER}"), or pass stage_2_adapters={{}} to refine with the same weights'
+                f'adapter_name="{active.DISTILLED_ADAPTER}"), or pass stage_2_adapters={{}} to refine with the same weights'
             )
-    own = {DISTILLED_ADAPTER: 0.0} if DISTILLED_ADAPTER in stage_2 and pipeline.preset.kind == "dev" else {}
+    own = (
+        {active.DISTILLED_ADAPTER: 0.0}
+        if active.DISTILLED_ADAPTER in stage_2 and pipeline.preset.kind == "dev"
+        else {}
+    )
     return own | dict(stage_1 or {}) or None, dict(stage_2) or None
 
 
@@ -223,13 +238,15 @@ def run(pipeline: LTX2GenerationPipeline, prompts: Prompts, request: Request) ->
     with_negative = reads_negative(pipeline, request)
     shows_picture = any(condition.shows_picture for condition in request.conditions)
     batch_size = reader.check(prompts, with_negative, shows_picture, watched)
-    prepared = prepare(pipeline, request, batch_size)
-    if request.delivery.output_type != "latent":
-        announce_encoding(prepared.originals.paths)
-    pictures = (c.picture for c in prepared.conditions) if prompts.enhancement.enabled else ()
-    picture = next((picture for picture in pictures if picture is not None), None)
-    texts = reader.read(prompts, with_negative, request.start.generator, picture, watched)
-    made = generate(pipeline, request, prepared.runs, texts)
+    # Adapters belong to models that other threads may use too; each stage changes their strengths.
+    with active.held_adapters(pipeline, if_loaded=True):
+        prepared = prepare(pipeline, request, batch_size)
+        if request.delivery.output_type != "latent":
+            announce_encoding(prepared.originals.paths)
+        pictures = (c.picture for c in prepared.conditions) if prompts.enhancement.enabled else ()
+        picture = next((picture for picture in pictures if picture is not None), None)
+        texts = reader.read(prompts, with_negative, request.start.generator, picture, watched)
+        made = generate(pipeline, request, prepared.runs, texts)
     return deliver(pipeline, made, request.delivery, prepared.originals)
 
 
@@ -248,7 +265,7 @@ def prepare(pipeline: LTX2GenerationPipeline, request: Request, batch_size: int)
     opened = [(condition.opened(pipeline, plan), condition.is_reference) for condition in request.conditions]
     for index, one in enumerate(runs):
         taking_part = [condition for condition, is_reference in opened if one.stage.references or not is_reference]
-        with added_adapters(pipeline, one.stage.adapters or {}):
+        with active.added_adapters(pipeline, one.stage.adapters or {}):
             for condition in taking_part:
                 condition.check(one.plan)
         runs[index] = replace(one, conditions=taking_part)
@@ -279,7 +296,7 @@ def generate(
             latents = _enlarged(pipeline, latents, one)
         # Also without adapters of its own: the transformer scales active ones by `attention_kwargs`, and scaling
         # back leaves other strengths.
-        with added_adapters(pipeline, one.stage.adapters or {}):
+        with active.added_adapters(pipeline, one.stage.adapters or {}):
             latents, levels = run_stage(pipeline, one, texts.contexts, latents, request.start, callback)
         sounds.append(latents.audio)
         sigmas.append(levels.tolist())
@@ -369,7 +386,12 @@ def _prepared_stage(
     """A stage before its conditions are known."""
     stage, preset = request.stages[index], pipeline.preset
     pipeline.require(stage.transformer, *([stage.upsampler] if stage.upsampler else []))
-    check_adapters_loaded(pipeline, stage.adapters or {})
+    active.check_adapters_loaded(pipeline, {} if stage.adapters is None else stage.adapters)
+    if stage.adapters and stage.transformer != "transformer":
+        raise ValueError(
+            f"the adapters {dict(stage.adapters)} of a stage belong to `transformer`, but it runs `{stage.transformer}`; leave "
+            "them out"
+        )
     plan = replace(plan.at_scale(stage.spatial_scale, stage.temporal_scale), stage=index)
     _check_upsampler(pipeline, request, index)
     check_options(stage.guidance_options, Streams(*(here and not given for here, given in zip(request.streams, held))))

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from .... import conditioning
+from ....adapters.active import held_adapters
 from ....media import preprocess, waveforms
 from ....models import audio_vae, latent_filters, mel
 from ....prompts import Prompts
@@ -79,14 +80,16 @@ def generate_segments(
         # Segments that follow each other often share their prompt.
         if texts is None or prompt != read:
             one, watched = replace(prompts, prompt=prompt), request.delivery.wanted
-            read, texts = prompt, reader.read(one, with_negative, request.start.generator, watched=watched)
+            with held_adapters(pipeline, if_loaded=True):
+                read, texts = prompt, reader.read(one, with_negative, request.start.generator, watched=watched)
         conditions, shared = [], (0, 0)
         if given is not None:
             shared = (timeline.overlap, timeline.carried_audio(num_frames) if given.audio is not None else 0)
             edge = None if given.audio is None else timeline.edge(given.audio, shared[1])
             conditions = [CarriedLatents(timeline.edge(given.video, shared[0]), edge, timeline.backwards)]
         request = replace(request, conditions=conditions)
-        made = generate(pipeline, request, prepare(pipeline, request, 1).runs, texts)
+        with held_adapters(pipeline, if_loaded=True):
+            made = generate(pipeline, request, prepare(pipeline, request, 1).runs, texts)
         video, audio = made.latents
         if video is None or (pipeline._interrupt and given is not None):
             return

@@ -1,0 +1,69 @@
+"""Adapters of stages: those that mean nothing are refused by name before anything is computed."""
+
+import pytest
+import torch
+
+from ltx2_diffusers import LTX2TwoStagePipeline, Stage
+from tests.adapters.tiny import lora
+from tests.pipelines.tiny import load, seeded
+
+QUICK = {"prompt": "a", "height": 64, "width": 64, "num_frames": 9, "num_inference_steps": 1, "output_type": "latent"}
+ONE, NAN = {"two_stage": False}, float("nan")
+
+
+@pytest.fixture(scope="module")
+def pipe() -> LTX2TwoStagePipeline:
+    pipe = load("ltx2-tiny", LTX2TwoStagePipeline)
+    pipe.load_lora_weights(lora(), adapter_name="style")
+    pipe.set_adapters([])
+    return pipe
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (ONE | {"stage_1_adapters": {"nope": 1.0}}, "no LoRA adapter 'nope' is loaded"),
+        (ONE | {"stage_2_adapters": {"style": 1.0}}, r"`stage_2_adapters` {'style': 1.0} belong to the second of two"),
+        (ONE | {"stage_1_adapters": {"style": NAN}}, "'style' has to be a finite number but is nan"),
+        ({"stage_1_adapters": {"style": True}}, "'style' has to be a finite number but is True"),
+        ({"stage_2_adapters": {"style": "1"}}, "'style' has to be a finite number but is '1'"),
+        ({"stage_2_adapters": {"style": float("inf")}}, "'style' has to be a finite number but is inf"),
+        ({"stage_1_adapters": ["style"]}, r"strengths by name, such as .* but are \['style'\]"),
+        ({"stage_1_adapters": "style"}, "strengths by name, such as .* but are 'style'"),
+        ({"stages": [Stage(adapters={"nope": 1.0})]}, "no LoRA adapter 'nope' is loaded"),
+        ({"stages": [Stage(adapters={"style": NAN})]}, "'style' has to be a finite number but is nan"),
+        ({"stages": [Stage(adapters="style")]}, "strengths by name"),
+        (
+            {"stages": [Stage()], "stage_1_adapters": {"style": 1.0}},
+            "are not read with `stages`; set `adapters` of each",
+        ),
+        ({"stages": [Stage()], "stage_2_adapters": {"style": 1.0}}, "are not read with `stages`"),
+    ],
+)
+def test_meaningless_adapters_are_refused(pipe, monkeypatch, arguments, message):
+    def computed(*_args, **_kwargs):
+        raise AssertionError("a network ran")
+
+    for model in (pipe.text_encoder, pipe.transformer):
+        monkeypatch.setattr(model, "forward", computed)
+    with pytest.raises(ValueError, match=message):
+        pipe(**QUICK | {"height": 128, "width": 128} | arguments)
+
+
+def test_the_only_stage_is_the_first(pipe):
+    bare, with_style = (
+        pipe(**QUICK | ONE, stage_1_adapters=adapters, generator=seeded(1)).frames
+        for adapters in (None, {"style": 1.0})
+    )
+    assert not torch.equal(bare, with_style)
+    assert pipe.get_active_adapters() == []
+    pipe.set_adapters("style")
+    assert torch.equal(pipe(**QUICK | ONE, generator=seeded(1)).frames, with_style)
+    pipe.set_adapters([])
+
+
+def test_adapters_do_not_go_to_another_transformer(pipe):
+    staged = LTX2TwoStagePipeline(**{**pipe.components, "stage_2_transformer": pipe.transformer})
+    stages = [Stage(), Stage(transformer="stage_2_transformer", adapters={"style": 1.0})]
+    with pytest.raises(ValueError, match="of a stage belong to `transformer`, but it runs `stage_2_transformer`"):
+        staged(**QUICK, stages=stages)

@@ -176,7 +176,9 @@ def _temporary(target: Path, place: Path, suffix: str | None) -> Iterator[Path]:
 
 
 def _reason(target: Path, error: OSError) -> str:
-    file = next((parent for parent in target.parents if parent.is_file()), None) if error.errno == errno.ENOTDIR else None
+    file = (
+        next((parent for parent in target.parents if parent.is_file()), None) if error.errno == errno.ENOTDIR else None
+    )
     if file is not None:
         return f"{str(file)!r} is a file; choose a folder"
     if error.errno == errno.ENAMETOOLONG:
@@ -416,7 +418,7 @@ def _exchange(one: Path, other: Path) -> None:
     """
     here, swap = -100, 2
     names = os.fsencode(one), os.fsencode(other)
-    library = None if sys.platform == "win32" else ctypes.CDLL(None, use_errno=True)
+    library: Any = None if sys.platform == "win32" else ctypes.CDLL(None, use_errno=True)
     if hasattr(library, "renameat2"):
         failed = library.renameat2(here, names[0], here, names[1], swap)
     elif hasattr(library, "renamex_np"):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..atomic import complete_file
+from ..atomic import check_writable, complete_file
 from .audio_tracks import EncodedAudio
 from .files import check_suffix, exact_frame_rate
 from .pixels import byte_frames
@@ -42,6 +42,7 @@ class ClipWriter:
         preset: str = "veryfast",
     ) -> None:
         self.path = check_suffix(path, VIDEO_SUFFIXES, "video")
+        check_writable(self.path)
         self.rate = exact_frame_rate(frame_rate)
         check_encoder_options(crf, preset)
         if sampling_rate is not None:

@@ -9,6 +9,7 @@ import PIL.Image
 import torch
 from diffusers.utils import BaseOutput
 
+from ..atomic import check_writable
 from ..media import audio_tracks, muxing, waveforms, writing
 from ..models import mel
 
@@ -58,11 +59,13 @@ class LTX2PipelineOutput(BaseOutput):
 
         Raises:
             ValueError: If the output holds latents instead of frames and samples, or nothing.
+            OSError: If a file cannot be written; the message names it, and no other file was written.
         """
         self._check_decoded()
         batch_size = max(len(part) for part in (self.frames, self.audio) if part is not None)
-        stem, suffix = os.path.splitext(os.fspath(path))
-        paths = [os.fspath(path)] if batch_size == 1 else [f"{stem}-{i}{suffix}" for i in range(batch_size)]
+        paths = item_paths(path, batch_size)
+        for item_path in paths:
+            check_writable(item_path)
         for index, item_path in enumerate(paths):
             self._write(item_path, index, encoder_options)
         return paths
@@ -102,6 +105,12 @@ class LTX2PipelineOutput(BaseOutput):
                 'the output holds latents, which cannot be written to a media file; call the pipeline with output_type="pil", '
                 '"np", "pt" or "uint8"'
             )
+
+
+def item_paths(path: str | os.PathLike, batch_size: int) -> list[str]:
+    """Names of the files that a batch is saved to."""
+    stem, suffix = os.path.splitext(os.fspath(path))
+    return [os.fspath(path)] if batch_size == 1 else [f"{stem}-{index}{suffix}" for index in range(batch_size)]
 
 
 def _known(name: str, rate: Rate | None) -> Rate:

@@ -214,6 +214,8 @@ def _check_replaceable(target: Path, as_file: bool) -> None:
 
 def _reserved(place: Path, suffix: str | None, stack: ExitStack) -> Path:
     """A new temporary file or folder, locked as long as `stack` is open and then removed."""
+    # A whole path, since encoders take the colon in "a:b/clip.mp4" for the end of a protocol's name.
+    place = place.absolute()
     while True:
         path = place / f"{_PARTIAL}{_host()}-{uuid.uuid4().hex[:12]}{suffix or ''}"
         if suffix is None:

@@ -161,9 +161,8 @@ def _check(options: Options) -> None:
     they can be written at all.
     """
     from ..atomic import check_writable
-    from ..media.files import check_suffix
+    from ..media.files import check_suffix, item_paths
     from ..media.writing import VIDEO_SUFFIXES
-    from ..pipelines.output import item_paths
 
     if not -(2**63) <= options["seed"] < 2**64:
         raise ValueError(f"--seed has to be a whole number of at most 64 bits but is {options['seed']}; use 10")

@@ -22,7 +22,7 @@ from .writing import VIDEO_SUFFIXES, Frames, VideoTrack, check_encoder_options, 
 class ClipWriter:
     """An MP4 file that grows by pieces, of which only one is in memory; a context manager.
 
-    The file appears under its name when the block ends without error. The sound is cut, or continued with silence, to
+    The file appears under its name when the block ends without error; whether it can be written is tried at once. The sound is cut, or continued with silence, to
     the length of the video.
 
     Args:

@@ -9,8 +9,7 @@ import PIL.Image
 import torch
 from diffusers.utils import BaseOutput
 
-from ..atomic import check_writable
-from ..media import audio_tracks, muxing, waveforms, writing
+from ..media import audio_tracks, files, muxing, waveforms, writing
 from ..models import mel
 
 Decoded = list[list[PIL.Image.Image]] | np.ndarray | torch.Tensor
@@ -63,9 +62,7 @@ class LTX2PipelineOutput(BaseOutput):
         """
         self._check_decoded()
         batch_size = max(len(part) for part in (self.frames, self.audio) if part is not None)
-        paths = item_paths(path, batch_size)
-        for item_path in paths:
-            check_writable(item_path)
+        paths = files.writable_paths(path, batch_size)
         for index, item_path in enumerate(paths):
             self._write(item_path, index, encoder_options)
         return paths
@@ -105,12 +102,6 @@ class LTX2PipelineOutput(BaseOutput):
                 'the output holds latents, which cannot be written to a media file; call the pipeline with output_type="pil", '
                 '"np", "pt" or "uint8"'
             )
-
-
-def item_paths(path: str | os.PathLike, batch_size: int) -> list[str]:
-    """Names of the files that a batch is saved to."""
-    stem, suffix = os.path.splitext(os.fspath(path))
-    return [os.fspath(path)] if batch_size == 1 else [f"{stem}-{index}{suffix}" for index in range(batch_size)]
 
 
 def _known(name: str, rate: Rate | None) -> Rate:

@@ -1,5 +1,6 @@
 """Files and folders appear whole or not at all, wherever they lie and whatever is beside them."""
 
+import functools
 import os
 import shutil
 import stat
@@ -190,6 +191,20 @@ def test_hidden_files_of_others_stay(tmp_path, name):
     path.chmod(0o700)
     save(tmp_path / "model", config_dot_json="{}")
     assert (path / "notes.odt").read_text() == "mine"
+
+
+def test_many_processes_make_one_new_folder(tmp_path):
+    def write(name: str) -> None:
+        for index in range(20):
+            path = tmp_path / "new" / str(index) / name
+            check_writable(path)
+            with complete_file(path) as partial:
+                partial.write_text(name)
+
+    processes = [child(functools.partial(write, name)) for name in "abc"]
+    assert [ended(process) for process in processes] == [0, 0, 0]
+    assert len(contents(tmp_path)) == 60
+    assert hidden(tmp_path) == []
 
 
 # Folders

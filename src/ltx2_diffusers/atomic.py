@@ -38,6 +38,7 @@ _SAVED_SUFFIXES = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja", 
 _ABANDONED_S = 24 * 60 * 60
 # A longer one is of no kind that an encoder knows, and the whole name must not get too long.
 _SUFFIX_LENGTH = 16
+_TRIES = 5
 
 # Names of weight files and of shard indices, as diffusers and transformers write them, with and without variant.
 _WEIGHTS = re.compile(r"(?P<name>.+?)(-\d{5}-of-\d{5})?\.(safetensors|bin)")
@@ -164,10 +165,7 @@ def _temporary(target: Path, place: Path, suffix: str | None) -> Iterator[Path]:
     """
     with ExitStack() as stack:
         try:
-            _make_folders(place, stack)
-            _check_replaceable(target, suffix is not None)
-            remove_leftovers(place)
-            path = _reserved(place, suffix, stack)
+            path = _reserved(target, place, suffix, stack)
         except OSError as error:
             raise type(error)(f"cannot write to {str(target)!r}: {_reason(target, error)}") from error
         except ValueError as error:
@@ -212,7 +210,21 @@ def _check_replaceable(target: Path, as_file: bool) -> None:
         raise PermissionError("it is read-only; choose another name, or make it writable")
 
 
-def _reserved(place: Path, suffix: str | None, stack: ExitStack) -> Path:
+def _reserved(target: Path, place: Path, suffix: str | None, stack: ExitStack) -> Path:
+    def tried() -> Path:
+        _make_folders(place, stack)
+        _check_replaceable(target, suffix is not None)
+        remove_leftovers(place)
+        return _new_locked(place, suffix, stack)
+
+    for _ in range(_TRIES - 1):
+        # Another process may have made the folder to try it out, and have removed it since.
+        with suppress(FileNotFoundError):
+            return tried()
+    return tried()
+
+
+def _new_locked(place: Path, suffix: str | None, stack: ExitStack) -> Path:
     """A new temporary file or folder, locked as long as `stack` is open and then removed."""
     # A whole path, since encoders take the colon in "a:b/clip.mp4" for the end of a protocol's name.
     place = place.absolute()

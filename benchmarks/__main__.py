@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .common import RESULTS_DIR, print_table
+from .common import RESULTS_DIR, print_table, write_file
 
 BENCHMARKS = ("transformer_forward", "guided_call", "vae_decode", "export_video", "import_time")
 
@@ -81,8 +81,7 @@ def main() -> int:
             payload = measured(name, not options.record, Path(folder))
             rows += ratios(name, payload)
             if options.record:
-                RESULTS_DIR.mkdir(exist_ok=True)
-                (RESULTS_DIR / f"{name}.json").write_text(json.dumps(payload, indent=2) + "\n")
+                write_file(name, payload)
     print_table(
         [
             {

@@ -12,6 +12,8 @@ from typing import Any
 import diffusers
 import torch
 
+from ltx2_diffusers.atomic import complete_file
+
 RESULTS_DIR = Path(os.environ.get("LTX2_BENCHMARK_RESULTS", Path(__file__).parent / "results"))
 
 
@@ -89,9 +91,14 @@ def ratio(times: dict[str, list[float]], baseline: str, candidate: str) -> dict[
 
 def write_results(name: str, payload: dict[str, Any]) -> Path:
     """Write `payload` with the hardware it was measured on to `results/<name>.json` and return the path."""
-    RESULTS_DIR.mkdir(exist_ok=True)
+    return write_file(name, {"hardware": hardware(), **payload})
+
+
+def write_file(name: str, content: dict[str, Any]) -> Path:
+    """Write `content` to `results/<name>.json` and return the path."""
     path = RESULTS_DIR / f"{name}.json"
-    path.write_text(json.dumps({"hardware": hardware(), **payload}, indent=2) + "\n")
+    with complete_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
     return path
 
 

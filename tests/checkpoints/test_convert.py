@@ -1,6 +1,7 @@
 """Whole checkpoints from one layout to the other and back: the same bytes, the same configs, and nothing half-done."""
 
 import json
+import re
 import runpy
 import shutil
 import sys
@@ -274,6 +275,26 @@ def test_scripts_say_equal_both_ways(path, tmp_path, monkeypatch, capsys):
     assert run_script(monkeypatch, "convert_to_diffusers.py", path, folder, *text, "--check") == 0
     assert run_script(monkeypatch, "convert_to_original.py", folder, tmp_path / "back", "--check") == 0
     assert capsys.readouterr().out == "equal\nequal\n"
+
+
+@pytest.mark.parametrize(
+    ("script", "name"),
+    [
+        ("convert_to_diffusers.py", "file"),
+        ("convert_to_diffusers.py", "file/folder"),
+        ("convert_to_original.py", "folder"),
+        ("convert_to_original.py", "file/x.safetensors"),
+        ("convert_lora.py", "folder"),
+        ("convert_lora.py", "n" * 256),
+    ],
+)
+def test_scripts_try_the_output_before_they_read_the_input(script, name, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("kept")
+    (tmp_path / "folder").mkdir()
+    assert run_script(monkeypatch, script, tmp_path / "no-such-input", tmp_path / name) == 2
+    said = capsys.readouterr().err
+    assert re.search(rf"^error: cannot (?:write|save) to '{re.escape(str(tmp_path / name))}': ", said, re.MULTILINE)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder"]
 
 
 def test_scripts_report_bad_input_without_a_traceback(tmp_path, monkeypatch, capsys):

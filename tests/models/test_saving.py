@@ -7,13 +7,14 @@ import resource
 from collections.abc import Iterator
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 from diffusers import ModelMixin
 from safetensors.torch import load_file
 
 import ltx2_diffusers
-from ltx2_diffusers import LTX2LatentUpsamplerModel, LTX2Scheduler
+from ltx2_diffusers import LTX2LatentUpsamplerModel, LTX2Scheduler, atomic
 
 MODELS = (
     "LTX2AVTransformer3DModel",
@@ -149,3 +150,39 @@ def test_other_files_of_the_folder_stay(tmp_path):
     assert (tmp_path / "README.md").read_text() == "about"
     assert (tmp_path / "pytorch_lora_weights.safetensors").read_bytes() == b"adapter"
     assert set(load_file(tmp_path / WEIGHTS)) == set(small_model().state_dict())
+
+
+def half_saved(folder: Path) -> None:
+    """A folder as a process leaves it that was killed while it moved the files of a new save over an old one."""
+    small_model(1.0).save_pretrained(folder, max_shard_size="20KB")
+    small_model(2.0).save_pretrained(folder.parent / "new")
+    half = folder / f"{atomic._COMPLETE}{atomic._host()}-0123456789ab"
+    (folder.parent / "new").rename(half)
+    (half / ".stale.json").write_text(json.dumps([path.name for path in folder.glob(f"{WEIGHTS[:-12]}*")]))
+    (folder / "config.json").unlink()
+
+
+@pytest.mark.parametrize("subfolder", [None, "model"])
+def test_a_half_save_loads_nowhere_until_it_is_gone_on_with(tmp_path, subfolder):
+    half_saved(tmp_path / "model")
+    place = tmp_path if subfolder else tmp_path / "model"
+    with pytest.raises(OSError, match=r"no file named config\.json"):
+        diffusers.pipelines.ltx2.latent_upsampler.LTX2LatentUpsamplerModel.from_pretrained(place, subfolder=subfolder)
+    assert weights_are(LTX2LatentUpsamplerModel.from_pretrained(place, subfolder=subfolder), 2.0)
+    assert set(contents(tmp_path / "model")) == {"config.json", WEIGHTS}
+
+
+def test_the_next_save_goes_on_with_a_half_one(tmp_path):
+    half_saved(tmp_path / "model")
+    small_model(3.0).save_pretrained(tmp_path / "model")
+    assert set(contents(tmp_path)) == {"model/config.json", f"model/{WEIGHTS}"}
+    assert weights_are(LTX2LatentUpsamplerModel.from_pretrained(tmp_path / "model"), 3.0)
+
+
+def test_a_configuration_alone_is_saved_whole_or_not_at_all(tmp_path):
+    for shift in (1.5, 1.7):
+        LTX2Scheduler(max_shift=shift).save_config(tmp_path / "scheduler")
+    with full_disk(64), pytest.raises(OSError, match="File too large"):
+        LTX2Scheduler(max_shift=1.9).save_config(tmp_path / "scheduler")
+    assert LTX2Scheduler.from_pretrained(tmp_path / "scheduler").config.max_shift == 1.7
+    assert set(contents(tmp_path)) == {"scheduler/scheduler_config.json"}

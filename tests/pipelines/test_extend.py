@@ -463,5 +463,14 @@ def test_bad_input_is_refused_before_anything_is_computed(pipe, change, message)
         extend(pipe, **change)
 
 
+@pytest.mark.parametrize("name", ["folder.mp4", "file/x.mp4", "n" * 252 + ".mp4"])
+def test_a_file_that_cannot_be_written_is_named_before_anything_is_computed(pipe, tmp_path, name):
+    (tmp_path / "folder.mp4").mkdir()
+    (tmp_path / "file").write_text("kept")
+    with no_forward(pipe), pytest.raises(OSError, match="cannot write to '"):
+        extend(pipe, save_path=tmp_path / name, output_type="pil")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.mp4"]
+
+
 def size(stages) -> dict[str, int]:
     return {"height": 128, "width": 128} if stages else {}

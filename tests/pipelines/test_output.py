@@ -1,5 +1,6 @@
 """What a pipeline returns can be written to a file that plays."""
 
+import re
 from fractions import Fraction
 from pathlib import Path
 
@@ -138,6 +139,30 @@ def test_an_output_without_a_rate_cannot_be_saved(tmp_path, rate):
     with pytest.raises(ValueError, match=f"does not say its `{rate}`"):
         result.save(tmp_path / "clip.mp4")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["folder.mp4", "file/clip.mp4", "n" * 252 + ".mp4"])
+def test_a_place_that_cannot_be_written_is_named(tmp_path, name):
+    (tmp_path / "folder.mp4").mkdir()
+    (tmp_path / "file").write_text("kept")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(OSError, match=re.escape(f"cannot write to {str(tmp_path / name)!r}: ")):
+        output().save(tmp_path / name)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_no_file_of_a_batch_is_written_if_one_cannot_be(tmp_path):
+    (tmp_path / "clip-2.mp4").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"clip-2\.mp4' ?: it is a folder"):
+        output(batch_size=3).save(tmp_path / "clip.mp4")
+    assert [path.name for path in tmp_path.iterdir()] == ["clip-2.mp4"]
+
+
+def test_a_colon_is_no_protocol(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in ("out:1.mp4", "a:b/out.mp4"):
+        output().save(path)
+        assert Path(path).stat().st_size > 1000
 
 
 def test_a_wrong_suffix_leaves_no_file(tmp_path):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from ..atomic import check_writable
 from ..checkpoints.safetensors_io import Entry, SafetensorsFile, tensor_differences, write_file
 from .keys import lora_to_format, read_lora
 from .settings import ADAPTER_METADATA
@@ -28,6 +29,7 @@ def convert_lora(
         dtype: Cast the factors, default none.
         on_tensor: Called with the name of every tensor written.
     """
+    check_writable(output)
     file = SafetensorsFile(source)
     entries = _in_layout(file, layout, dtype)
     # Its alphas are folded into the factors now.

@@ -174,8 +174,8 @@ class LTX2LoraMixin(LoraBaseMixin):
             return
         default_name = Path(LORA_WEIGHT_NAME).with_suffix(".safetensors" if safe_serialization else ".bin")
         path = Path(save_directory, weight_name or default_name)
-        path.parent.mkdir(parents=True, exist_ok=True)
         if save_function is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
             save_function(tensors, path.as_posix())
         else:
             write_lora(path, tensors, header if safe_serialization else None)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..atomic import replaced_folder
+from ..atomic import check_folder_writable, check_writable, finish_save, replaced_folder
 from . import configs, keys
 from . import folder as layout
 from .class_names import COMPONENT_OF, PIPELINE_COMPONENTS
@@ -51,6 +51,7 @@ def convert_to_diffusers(
         distilled: Whether the model runs a fixed list of sigmas; default: whether the file's name says so.
         on_tensor: Called with the name of every tensor written.
     """
+    check_folder_writable(output)
     parts = original_components(source, dtype)
     if latent_upsampler is not None:
         parts |= original_components(latent_upsampler, dtype, only="latent_upsampler")
@@ -88,17 +89,14 @@ def convert_to_original(
         metadata_from: An original file whose metadata are carried over where the folder does not say otherwise.
         on_tensor: Called with the name of every tensor written.
     """
+    check_writable(output)
     parts = folder_components(source, dtype)
     entries: dict[str, Entry] = {}
     for component, (tensors, _) in parts.items():
         renamed = keys.rename(component, tensors, to="original")
         entries |= {keys.original_prefix(component, name) + name: tensors[key] for key, name in renamed.items()}
     metadata = _original_metadata({name: config for name, (_, config) in parts.items()}, metadata_from)
-    output = Path(output)
-    if output.is_dir():
-        raise ValueError(f"output={str(output)!r} is a folder; give the name of a .safetensors file")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_file(output, entries, metadata, on_tensor)
+    write_file(Path(output), entries, metadata, on_tensor)
 
 
 def differences(original: str | os.PathLike, folder: str | os.PathLike, dtype: torch.dtype | None = None) -> list[str]:
@@ -149,6 +147,7 @@ def folder_components(
     root = Path(path)
     if not root.is_dir():
         raise FileNotFoundError(f"there is no folder {str(root)!r}")
+    finish_save(root)
     folders = [root] if (root / "config.json").is_file() else [root / name for name in PIPELINE_COMPONENTS]
     places = [folder for folder in folders if (folder / "config.json").is_file()]
     if not places:

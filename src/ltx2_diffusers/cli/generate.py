@@ -1,16 +1,18 @@
 """`ltx2 generate`: from options to a file, and a manifest beside it."""
 
 import argparse
+import os
 import sys
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..checkpoints.packaged import PACKAGED
 from .environment import environment
-from .identities import content_identity
+from .identities import content_identity, file_sha256
 from .loading import best_device, check_device, load_pipeline
 from .manifest import input_hashes, manifest_path, write_manifest
 from .messages import in_options
@@ -67,9 +69,10 @@ def generate(given: Options) -> dict[str, Any]:
     Raises:
         ValueError: If options contradict each other or a value is not valid; the message names options.
     """
+    from ..atomic import temporary_folder
     from ..media.copying import EncodedAnewWarning
 
-    try:
+    with _speaking_of(given):
         mode = choose_mode(given)
         options = with_defaults(given, mode)
         _check(options)
@@ -77,28 +80,48 @@ def generate(given: Options) -> dict[str, Any]:
         call = call_arguments(mode, options)
         check_device(options["device"])
         _announce_encoding(options)
-        started = time.perf_counter()
-        pipeline = load_pipeline(options, mode.pipeline_class)
-        with warnings.catch_warnings():
+    started = time.perf_counter()
+    path = Path(options["output"])
+    with temporary_folder(path.parent) as folder:
+        with _speaking_of(given), warnings.catch_warnings():
+            pipeline = load_pipeline(options, mode.pipeline_class)
             # What is encoded anew is said already, of the file that is written.
             warnings.simplefilter("ignore", EncodedAnewWarning)
-            output = pipeline(**call, **_run_arguments(options))
-            path = Path(options["output"])
-            paths = [output.info["path"]] if "path" in output.info else output.save(path)
+            output = pipeline(**call, **_run_arguments(options, folder / path.name))
+            made = output.info.pop("path", None)
+            files = [Path(file) for file in ([made] if made else output.save(folder / path.name))]
+        facts: dict[str, Any] = {
+            "mode": mode.name,
+            "pipeline": mode.pipeline,
+            "environment": environment(options["device"]),
+            "result": {"prompt": options["prompt"], **output.info, "seconds": round(time.perf_counter() - started, 3)},
+            "outputs": [_identity(file) for file in files],
+        }
+        # First the manifest, which names the content of the files: should the process be killed before they stand
+        # beside it, a replay finds out. The manifest of an older version might name nothing.
+        write_manifest(path, options, hashes, facts)
+        for file in files:
+            os.replace(file, path.with_name(file.name))
+    for file, identity in zip(files, facts["outputs"]):
+        print(
+            f"{path.with_name(file.name)}: {_description(identity)}, made in {facts['result']['seconds']:.1f} s: "
+            f"{_settings(mode, output)}"
+        )
+    return facts
+
+
+@contextmanager
+def _speaking_of(given: Options) -> Iterator[None]:
+    """Put what is wrong with a call in terms of options."""
+    try:
+        yield
     except ValueError as error:
         raise ValueError(in_options(str(error), given)) from error
-    facts: dict[str, Any] = {
-        "mode": mode.name,
-        "pipeline": mode.pipeline,
-        "environment": environment(options["device"]),
-        "result": {"prompt": options["prompt"], **output.info, "seconds": round(time.perf_counter() - started, 3)},
-        "outputs": [{"file": Path(file).name, **content_identity(Path(file))} for file in paths],
-    }
-    facts["result"].pop("path", None)
-    write_manifest(path, options, hashes, facts)
-    for file, made in zip(paths, facts["outputs"]):
-        print(f"{file}: {_description(made)}, made in {facts['result']['seconds']:.1f} s: {_settings(mode, output)}")
-    return facts
+
+
+def _identity(file: Path) -> dict[str, Any]:
+    """What tells a written file from others, and what it decodes to."""
+    return {"file": file.name, "sha256": file_sha256(file), **content_identity(file)}
 
 
 def with_defaults(given: Options, mode: Mode) -> dict[str, Any]:
@@ -124,15 +147,15 @@ def with_defaults(given: Options, mode: Mode) -> dict[str, Any]:
     return {**defaults, **given}
 
 
-def _run_arguments(options: Options) -> dict[str, Any]:
-    """Arguments of the call that say where noise comes from and where the result goes."""
+def _run_arguments(options: Options, path: Path) -> dict[str, Any]:
+    """Arguments of the call that say where noise comes from and where the result goes, to `path` or into memory."""
     import torch
 
     generator = torch.Generator("cpu").manual_seed(options["seed"])
     arguments: dict[str, Any] = {"generator": generator, "output_type": "uint8"}
     if "extend" in options:
         # A long clip is written while it is made.
-        arguments["save_path"] = options["output"]
+        arguments["save_path"] = path
     if "preview" in options:
         sheet = ContactSheet(_preview_path(options), options["preview_every"])
         arguments |= {"callback_on_step_end": sheet, "callback_on_step_end_tensor_inputs": sheet.inputs}
@@ -140,8 +163,11 @@ def _run_arguments(options: Options) -> dict[str, Any]:
 
 
 def _check(options: Options) -> None:
-    """What no pipeline checks: the seed, and names of files that are written: right suffixes, and no input among them."""
-    from ..media.files import check_suffix
+    """What no pipeline checks: the seed, and the files that are written: their suffixes, that none is an input, and that
+    they can be written at all.
+    """
+    from ..atomic import check_writable
+    from ..media.files import check_suffix, item_paths
     from ..media.writing import VIDEO_SUFFIXES
 
     if not -(2**63) <= options["seed"] < 2**64:
@@ -151,7 +177,10 @@ def _check(options: Options) -> None:
         check_suffix(output, (".wav",), "--output of --audio-only")
     else:
         check_suffix(output, VIDEO_SUFFIXES, "--output")
-    written = {output: "--output", manifest_path(output): "the manifest of --output"}
+    # The prompts of an extension are those of its parts.
+    clips = 1 if "extend" in options else len(options["prompt"]) * options.get("num_videos", 1)
+    written = {Path(name): "--output" for name in item_paths(output, max(1, clips))}
+    written[manifest_path(output)] = "the manifest of --output"
     if "preview" in options:
         written[check_suffix(_preview_path(options), _PREVIEW_SUFFIXES, "--preview")] = "--preview"
         if options["preview_every"] < 1:
@@ -160,6 +189,10 @@ def _check(options: Options) -> None:
     for path, what in written.items():
         if option := inputs.get(path.absolute()):
             raise ValueError(f"{what} would overwrite {option} {str(path)!r}; choose another name")
+        try:
+            check_writable(path)
+        except OSError as error:
+            raise ValueError(f"{what}: {error}") from error
 
 
 def _announce_encoding(options: Options) -> None:

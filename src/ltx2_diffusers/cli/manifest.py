@@ -14,6 +14,7 @@ from .values import Options, flag, flags, input_files, replaced_files
 # Raised whenever a reader of the former number would misread the file.
 SCHEMA = 1
 _KIND = "ltx2 manifest"
+_PARTS = {"inputs": dict, "checkpoints": dict, "environment": dict, "result": dict, "outputs": list}
 
 
 def manifest_path(output: Path) -> Path:
@@ -45,7 +46,7 @@ def write_manifest(output: Path, options: Options, hashes: Mapping[Path, str], f
         output: File that was asked for.
         options: All options, defaults filled in.
         hashes: Content names of the input files.
-        facts: What else there is to know: mode, environment, result and outputs.
+        facts: What else there is to know: mode, environment, result and outputs with their content names.
     """
     from ..atomic import write_json
 
@@ -68,8 +69,11 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """A manifest, with the files of its options as paths.
 
     Raises:
+        FileNotFoundError: If there is no such file.
         ValueError: If the file is no manifest, or of a later version of this package.
     """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {str(path)!r}; give the .json file that lies beside a clip")
     base = path.parent.absolute()
 
     def located(value: dict[str, Any]) -> Any:
@@ -77,17 +81,49 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"), object_hook=located)
-    except ValueError as error:
-        raise ValueError(f"{str(path)!r} cannot be read as a manifest: {error}") from error
+    except (ValueError, TypeError, RecursionError) as error:
+        advice = f"; give {str(manifest_path(path))!r}" if manifest_path(path).is_file() else ""
+        raise ValueError(f"{str(path)!r} cannot be read as a manifest: {error}{advice}") from error
     if not isinstance(manifest, dict) or manifest.get("kind") != _KIND:
         raise ValueError(f"{str(path)!r} is not a manifest; it is the .json file that `ltx2 generate` writes")
     writer = "use the version of ltx2-diffusers that wrote it"
-    if manifest["schema"] != SCHEMA:
-        raise ValueError(f"{str(path)!r} has the schema {manifest['schema']}, this version reads {SCHEMA}; {writer}")
+    if manifest.get("schema") != SCHEMA:
+        schema = manifest.get("schema")
+        raise ValueError(f"{str(path)!r} has the schema {schema}, this version reads {SCHEMA}; {writer}")
+    _check_parts(path, manifest, {"options": dict})
     if unknown := sorted(manifest["options"].keys() - OPTIONS):
         raise ValueError(f"{str(path)!r} has {flags(unknown, 'and')}, which this version does not know; {writer}")
+    _check_parts(path, manifest, _PARTS)
     manifest["inputs"] = {Path(os.path.normpath(base / file)): name for file, name in manifest["inputs"].items()}
     return manifest
+
+
+def _check_parts(path: Path, manifest: Mapping[str, Any], kinds: Mapping[str, type]) -> None:
+    damaged = [name for name, kind in kinds.items() if not isinstance(manifest.get(name), kind)]
+    if "outputs" in kinds and not damaged:
+        outputs = manifest["outputs"]
+        named = all(isinstance(output, dict) and isinstance(output.get("file"), str) for output in outputs)
+        damaged = [] if named else ["outputs"]
+    if damaged:
+        raise ValueError(
+            f"{str(path)!r} is damaged: its {damaged[0]!r} is missing or of another kind; make the clip anew"
+        )
+
+
+def outputs_agree(path: Path, manifest: Mapping[str, Any]) -> dict[Path, bool | None]:
+    """Whether the files beside a manifest are those it describes; `None` for one that is not there.
+
+    Manifests of the first versions do not name the content of their files, which gives `None` too.
+    """
+    outputs, found = manifest["outputs"], {}
+    for output in outputs:
+        file = path.with_name(Path(output["file"]).name)
+        # The two may have been renamed together.
+        if len(outputs) == 1 and path.with_suffix("").is_file():
+            file = path.with_suffix("")
+        known = "sha256" in output and file.is_file()
+        found[file] = file_sha256(file) == output["sha256"] if known else None
+    return found
 
 
 def changed_inputs(manifest: Mapping[str, Any]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from .environment import environment
 from .generate import generate
-from .manifest import changed_content, changed_environment, changed_inputs, read_manifest
+from .manifest import changed_content, changed_environment, changed_inputs, outputs_agree, read_manifest
 from .options import OPTIONS
 
 
@@ -18,21 +18,25 @@ def add_parser(commands: Any) -> None:
         help="make a clip again from its manifest, and compare",
         description="Make a clip again from the manifest that lies beside it (FILE.json), and compare what both decode "
         "to. On the same machine, with the same versions and number of threads, all frames and samples are equal. Exit "
-        "status 1 if they are not.",
+        "status 1 if they are not, 2 if the clip is another one than the manifest describes.",
     )
     parser.add_argument("manifest", type=Path, help="the .json file beside a clip")
     parser.add_argument(
         "-o", "--output", metavar="FILE", help="file to write; default NAME-replay beside the manifest"
     )
     parser.add_argument("--device", metavar="NAME", help="another device than that of the manifest")
-    parser.add_argument("--force", action="store_true", help="go on although an input or the checkpoint has changed")
+    parser.add_argument(
+        "--force", action="store_true", help="go on although an input, the checkpoint or the clip has changed"
+    )
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Check, generate again and compare."""
     manifest = read_manifest(options.manifest)
-    changes = changed_inputs(manifest)
+    agree = outputs_agree(options.manifest, manifest)
+    changes = [f"{str(file)!r} is not the file that this manifest describes" for file in agree if agree[file] is False]
+    changes += changed_inputs(manifest)
     if changes and not options.force:
         raise ValueError(f"{'; '.join(changes)}; restore it, or go on with --force")
     again = _options(manifest, options)
@@ -44,7 +48,8 @@ def run(options: argparse.Namespace) -> int:
     for difference in differences:
         print(f"ltx2 replay: {difference}", file=sys.stderr)
     if not differences:
-        print(f"identical to {options.manifest.stem}: all frames and samples are equal")
+        compared = options.manifest.stem if all(agree.values()) else f"what {options.manifest.name} describes"
+        print(f"identical to {compared}: all frames and samples are equal")
     return 1 if differences else 0
 
 

@@ -17,6 +17,8 @@ from av.container import Container, InputContainer
 from .images import animation_as_video, read_image
 from .kinds import check_complete, check_kind, is_heif, may_be_animated
 
+from ..atomic import check_writable
+
 # Rates of NTSC video are N * 1000 / 1001; people write them with two or three decimals.
 _NTSC_TOLERANCE = 5e-3
 _MAX_RATE_DENOMINATOR = 1001
@@ -81,6 +83,24 @@ def check_suffix(path: str | os.PathLike, suffixes: Sequence[str], content: str)
             f"use {str(path.with_suffix(suffixes[0]))!r}"
         )
     return path
+
+
+def item_paths(path: str | os.PathLike, batch_size: int) -> list[str]:
+    """Names of the files that a batch is saved to."""
+    stem, suffix = os.path.splitext(os.fspath(path))
+    return [os.fspath(path)] if batch_size == 1 else [f"{stem}-{index}{suffix}" for index in range(batch_size)]
+
+
+def writable_paths(path: str | os.PathLike, batch_size: int) -> list[str]:
+    """Names of the files that a batch is saved to, after trying each of them out.
+
+    Raises:
+        OSError: If one cannot be written; the message names it.
+    """
+    paths = item_paths(path, batch_size)
+    for item_path in paths:
+        check_writable(item_path)
+    return paths
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..atomic import complete_file
+from ..atomic import check_writable, complete_file
 from .audio_tracks import EncodedAudio
 from .files import check_suffix, exact_frame_rate
 from .pixels import byte_frames
@@ -22,7 +22,7 @@ from .writing import VIDEO_SUFFIXES, Frames, VideoTrack, check_encoder_options, 
 class ClipWriter:
     """An MP4 file that grows by pieces, of which only one is in memory; a context manager.
 
-    The file appears under its name when the block ends without error. The sound is cut, or continued with silence, to
+    The file appears under its name when the block ends without error; whether it can be written is tried at once. The sound is cut, or continued with silence, to
     the length of the video.
 
     Args:
@@ -42,6 +42,7 @@ class ClipWriter:
         preset: str = "veryfast",
     ) -> None:
         self.path = check_suffix(path, VIDEO_SUFFIXES, "video")
+        check_writable(self.path)
         self.rate = exact_frame_rate(frame_rate)
         check_encoder_options(crf, preset)
         if sampling_rate is not None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..atomic import replaced_folder
+from ..atomic import finish_save, replaced_folder
 
 
 class AtomicSaveMixin:
@@ -29,6 +29,24 @@ class AtomicSaveMixin:
         with replaced_folder(save_directory) as temporary:
             _check_names(self)
             super().save_pretrained(temporary, *args, **kwargs)  # type: ignore[misc]  # of the class behind this one
+
+    def save_config(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """Save the configuration alone, whole or not at all. Takes the arguments of diffusers' method."""
+        if kwargs.get("push_to_hub"):
+            kwargs.setdefault("repo_id", Path(save_directory).name)
+        with replaced_folder(save_directory) as temporary:
+            super().save_config(temporary, *args, **kwargs)  # type: ignore[misc]  # of the class behind this one
+
+    @classmethod
+    def load_config(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
+        """Read a configuration, after going on with a save that was interrupted. Takes the arguments of diffusers' method.
+
+        Raises:
+            OSError: If the folder holds a half save with which one cannot go on.
+        """
+        for folder in {"", kwargs.get("subfolder") or ""}:
+            finish_save(Path(pretrained_model_name_or_path, folder))
+        return super().load_config(pretrained_model_name_or_path, *args, **kwargs)  # type: ignore[misc]  # likewise
 
 
 def _check_names(saved: Any) -> None:
@@ -82,6 +100,15 @@ class AtomicModelSaveMixin(AtomicSaveMixin):
             use_flashpack=use_flashpack,
             **kwargs,
         )
+
+
+class AtomicAdapterSaveMixin(AtomicModelSaveMixin):
+    """The same for models that take LoRA adapters."""
+
+    def save_lora_adapter(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """Save an adapter, whole or not at all. Takes the arguments of diffusers' method."""
+        with replaced_folder(save_directory) as temporary:
+            super().save_lora_adapter(temporary, *args, **kwargs)  # type: ignore[misc]  # of a class behind this one
 
 
 class OriginalCheckpointMixin:

@@ -27,7 +27,7 @@ from .modulation import AdaLayerNormSingle, Modulation, evaluate
 from .negative_text import NegativeText
 from .perturbation import PERTURBATION_MODES, BlockPlan, block_plans, keep_masks
 from .rope import AudioRotaryPositionEmbedding, RotaryPositionEmbedding, RotarySpec, VideoRotaryPositionEmbedding
-from .saving import AtomicModelSaveMixin, OriginalCheckpointMixin
+from .saving import AtomicAdapterSaveMixin, OriginalCheckpointMixin
 from .tensor_memo import TensorMemo
 from .text_cache import TextCache
 from .transformer_block import LTX2AVTransformerBlock, SharedSettings, StreamInputs, StreamSizes
@@ -90,7 +90,7 @@ class PreparedForward(NamedTuple):
 
 
 class LTX2AVTransformer3DModel(
-    AtomicModelSaveMixin,
+    AtomicAdapterSaveMixin,
     ModelMixin,
     ConfigMixin,
     AttentionMixin,

@@ -65,11 +65,11 @@ class LTX2PipelineOutput(BaseOutput):
 
         Raises:
             ValueError: If the output holds latents instead of frames and samples, or nothing.
+            OSError: If a file cannot be written; the message names it, and no other file was written.
         """
         self._check_decoded()
         batch_size = max(len(part) for part in (self.frames, self.audio) if part is not None)
-        stem, suffix = os.path.splitext(os.fspath(path))
-        paths = [os.fspath(path)] if batch_size == 1 else [f"{stem}-{i}{suffix}" for i in range(batch_size)]
+        paths = files.writable_paths(path, batch_size)
         for index, item_path in enumerate(paths):
             self._write(item_path, index, encoder_options)
         return paths

@@ -24,6 +24,8 @@ logger = logging.get_logger(__name__)
 _FORMAT = 1
 _STREAMS = ("video", "audio")
 _IDENTITY_FILE = "encoded_by.json"
+# Without those that other processes are writing.
+_ENTRIES = "[!.]*.safetensors"
 
 
 @dataclass(frozen=True)
@@ -132,14 +134,14 @@ class PromptCache:
 
     def _recorded(self) -> list[EncodedBy]:
         """Models whose entries are present."""
-        folders = (folder for folder in sorted(self.folder.glob("*")) if any(folder.glob("*.safetensors")))
+        folders = (folder for folder in sorted(self.folder.glob("*")) if any(folder.glob(_ENTRIES)))
         return [by for by in map(_recorded_in, folders) if by is not None]
 
     def _evict(self) -> None:
         if self.max_bytes is None:
             return
         found = []
-        for path in self.folder.glob("*/*.safetensors"):
+        for path in self.folder.glob(f"*/{_ENTRIES}"):
             # Another process may have removed it since.
             with suppress(FileNotFoundError):
                 status = path.stat()

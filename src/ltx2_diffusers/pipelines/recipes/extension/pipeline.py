@@ -46,6 +46,7 @@ class LTX2ExtendPipeline(LTX2StagedPipeline):
 @torch.no_grad()
 def extend(pipeline: LTX2StagedPipeline, call: ExtendArguments, extension: Extension) -> Result:
     """Generate the segments of an extension and put the clip together, in memory or in a file."""
+    writer = _writer(pipeline, call, extension)
     stages = stage_list(pipeline, call.sampling, streams=extension.streams)
     if any(stage.temporal_scale != 1.0 for stage in stages):
         raise ValueError("an extension cannot change the frame rate between `stages`; give all temporal_scale=1.0")
@@ -56,7 +57,6 @@ def extend(pipeline: LTX2StagedPipeline, call: ExtendArguments, extension: Exten
     for prompt in dict.fromkeys(extension.prompts):
         pipeline.prompt_reader.check(replace(prompts, prompt=prompt), with_negative, watched=delivery.wanted)
     prepare(pipeline, request, batch_size=1)
-    writer = _writer(pipeline, call, extension)
     segments = parts.generate_segments(pipeline, prompts, request, extension, parts.edge_latents(pipeline, extension))
     result = _result(pipeline, extension, segments, delivery, writer)
     pipeline.maybe_free_model_hooks()

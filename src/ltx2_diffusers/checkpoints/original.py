@@ -1,19 +1,18 @@
 """An LTX-2 checkpoint in original layout, seen as components under diffusers names."""
 
-import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from . import configs, keys
+from .json_files import check_finite, parse_object, read_object
 from .reference_configs import guess_version, reference_config
 from .safetensors_io import Entry, SafetensorsFile
 from .scaled_fp8 import dequantized
-
-# A computed buffer that files of other tools may lack; models fill it in themselves.
-OPTIONAL_KEYS = {"latent_upsampler": ("upsampler.blur_down.kernel",)}
 
 
 class OriginalCheckpoint:
@@ -50,13 +49,8 @@ class OriginalCheckpoint:
         if isinstance(original_config, Mapping):
             return dict(original_config)
         if original_config is not None:
-            with open(original_config, encoding="utf-8") as file:
-                return json.load(file)
-        try:
-            config = json.loads(self.metadata.get("config", "{}"))
-        except ValueError:
-            raise ValueError(f"the `config` metadata of {self.name} is no JSON") from None
-        return config if isinstance(config, dict) else {}
+            return read_object(Path(original_config))
+        return parse_object(self.metadata.get("config", "{}"), f"the `config` metadata of {self.name}")
 
     def components(self) -> list[str]:
         """Names of the components the checkpoint holds."""
@@ -77,33 +71,49 @@ class OriginalCheckpoint:
         if not local:
             found = ", ".join(self.components()) or "no LTX-2 component"
             raise ValueError(f"{self.name} holds no {component}; it holds {found}")
-        renamed = keys.rename(component, local.values(), to="diffusers")
-        entries = {renamed[name]: self.entries[key] for key, name in local.items()}
-        if len(entries) != len(local):
-            raise ValueError(f"{self.name} holds {component} tensors under two names each")
-        if keep_quantized:
-            if dtype is not None:
-                raise ValueError(f"keep_quantized keeps the stored dtypes; dtype={dtype} contradicts it")
-            return entries
-        return cast_floating(_real_weights(entries, dtype), dtype)
+        with self._named(component):
+            renamed = keys.rename(component, local.values(), to="diffusers")
+            entries = {renamed[name]: self.entries[key] for key, name in local.items()}
+            if len(entries) != len(local):
+                raise ValueError("the file holds tensors under two names each")
+            if not keep_quantized:
+                return cast_floating(_real_weights(entries, dtype), dtype)
+        if dtype is not None:
+            raise ValueError(f"keep_quantized keeps the stored dtypes; dtype={dtype} contradicts it")
+        return entries
 
     def config(self, component: str) -> dict[str, Any]:
         """The diffusers config of one component: from the metadata, else that of the published model it resembles."""
         entries = self.component(component)
-        try:
-            if self.has_config(component):
-                return configs.to_diffusers(component, self.metadata_config, entries)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"the `config` metadata of {self.name} is incomplete for {component}: {error}") from error
+        with self._named(component):
+            config = self._config_of(component, entries)
+            check_finite(config, "the `config` metadata")
+        return config
+
+    def _config_of(self, component: str, entries: Mapping[str, Entry]) -> dict[str, Any]:
+        if self.has_config(component):
+            return configs.to_diffusers(component, self.metadata_config, entries)
         if component == "latent_upsampler":
             return configs.upsampler_config_from_shapes(entries)
         version = guess_version(component, entries)
         if version is None:
             raise ValueError(
-                f"{self.name} has no `config` metadata for {component}, and its tensor names fit no published "
-                "model; pass config= (a diffusers folder) or original_config="
+                "there is no `config` metadata for it, and its tensor names fit no published model; pass config= (a "
+                "diffusers folder) or original_config="
             )
         return configs.to_diffusers(component, reference_config(version), entries)
+
+    @contextmanager
+    def _named(self, component: str) -> Iterator[None]:
+        """Let errors in names, shapes and metadata that strangers wrote say where they were found."""
+        try:
+            yield
+        except ValueError as error:
+            raise ValueError(f"{component} of {self.name}: {error}") from None
+        except (LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+            raise ValueError(
+                f"the `config` metadata or the tensors of {self.name} are incomplete for {component}: {error}"
+            ) from error
 
     def has_config(self, component: str) -> bool:
         """Whether the metadata describe `component`; otherwise a published model's config is assumed."""

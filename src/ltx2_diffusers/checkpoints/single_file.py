@@ -10,14 +10,11 @@ import torch
 from accelerate import init_empty_weights
 
 from . import class_names
+from .fit import ModelClass, check_fit
 from .hub_files import local_file
-from .original import OPTIONAL_KEYS, OriginalCheckpoint
+from .original import OriginalCheckpoint
 from .safetensors_io import Entry
 
-# diffusers' annotations of `from_config` and `load_config` promise something else than a model and a dictionary.
-ModelClass = type[Any]
-
-_MAX_LISTED = 10
 _UNSUPPORTED = {
     "quantization_config": "cannot be applied to an original file; convert it with conversion/convert_to_diffusers.py and "
     "pass quantization_config to from_pretrained",
@@ -91,11 +88,11 @@ def load_component(
     model_config = {**model_config, **config_overrides}
     if component == "vocoder":
         _check_stages(cls, entries, checkpoint.name)
-    with nullcontext() if low_cpu_mem_usage is False else init_empty_weights():
-        model = cls.from_config(model_config)
     is_guess = config is None and not checkpoint.has_config(component)
     hint = "; without `config` metadata the published model was assumed: pass config= or original_config="
-    _check_fit(model, component, entries, checkpoint.name, hint if is_guess else "")
+    check_fit(cls, model_config, entries, checkpoint.name, hint if is_guess else "")
+    with nullcontext() if low_cpu_mem_usage is False else init_empty_weights():
+        model = cls.from_config(model_config)
     # A model that shares memory with the caller's dictionary would change it when trained.
     tensors = {key: entry.load().to(target, copy=isinstance(path_or_dict, Mapping)) for key, entry in entries.items()}
     model.load_state_dict(tensors, strict=False, assign=True)
@@ -140,25 +137,3 @@ def _check_stages(cls: ModelClass, entries: Mapping[str, Entry], name: str) -> N
     if has_two_stages != is_two_stage_class:
         stages, better = ("two stages", "LTX2VocoderWithBWE") if has_two_stages else ("one stage", "LTX2Vocoder")
         raise ValueError(f"the vocoder in {name} has {stages}; load it with {better}.from_single_file")
-
-
-def _check_fit(model: torch.nn.Module, component: str, entries: Mapping[str, Entry], name: str, hint: str) -> None:
-    """Raises unless the checkpoint's names and shapes are exactly the model's; optional buffers may be missing."""
-    own = model.state_dict()
-    missing = sorted(set(own) - set(entries) - set(OPTIONAL_KEYS.get(component, ())))
-    unexpected = sorted(set(entries) - set(own))
-    wrong = [
-        f"{key} {list(entries[key].shape)} (the model has {list(own[key].shape)})"
-        for key in entries
-        if key in own and entries[key].shape != tuple(own[key].shape)
-    ]
-    found = {"missing": missing, "unexpected": unexpected, "of another shape": wrong}
-    if problems := "; ".join(f"{label}: {_listed(names)}" for label, names in found.items() if names):
-        raise ValueError(
-            f"the {component} tensors of {name} do not fit {type(model).__name__} in this configuration; {problems}{hint}"
-        )
-
-
-def _listed(found: list[str]) -> str:
-    more = f" and {len(found) - _MAX_LISTED} more" if len(found) > _MAX_LISTED else ""
-    return ", ".join(found[:_MAX_LISTED]) + more

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from ..models.config_values import check_types
+from ..models.config_values import check_sizes, check_types
 from .class_names import class_name_for, component_of
 from .json_files import check_finite, read_config
 from .safetensors_io import Entry, read_folder
@@ -112,7 +112,7 @@ def check_fit(
         problems = shape_problems(_built(cls, config, len(entries), where), shapes, OPTIONAL_KEYS.get(component, ()))
     if found := "; ".join(problem for problem in problems if problem):
         raise ValueError(
-            f"the {component} tensors of {where} do not fit {cls.__name__} in this configuration; {found}{hint}"
+            f"{where}: {found}; these are not the {component} tensors of {cls.__name__} in this configuration{hint}"
         )
     _check_statistics(entries, where)
 
@@ -152,7 +152,7 @@ def _built(cls: ModelClass, config: Mapping[str, Any], limit: int, where: str) -
     # Torch answers impossible sizes with any of these.
     except (ValueError, NotImplementedError, TypeError, ArithmeticError, RuntimeError, LookupError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"the configuration of {where} builds no {cls.__name__}: {reason}") from None
+        raise ValueError(f"{where}: {reason}; this is no configuration of {cls.__name__}") from None
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
@@ -235,6 +235,7 @@ def check_folder(
     check_finite(changes, where)
     try:
         check_types(cls.__init__, **config)
+        check_sizes(**{name: value for name, value in complete_config(cls, config).items() if name in config})
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
     # Weights that were quantised before they were saved have shapes of their own.

@@ -110,14 +110,19 @@ class SafetensorsFile:
         return tensor
 
 
-def _read_header(path: Path) -> tuple[dict[str, Any], int]:
-    """The header of a file that the safetensors library accepts, and where its tensors begin."""
+def check_file(path: Path) -> None:
+    """Raise `ValueError`, naming the file and what is wrong with it, unless it is a whole safetensors file."""
     try:
         # The library refuses overlaps, holes, trailing bytes and all else that breaks the format.
         with safe_open(path, framework="pt"):
             pass
     except SafetensorError as error:
         raise ValueError(_refusal(path, error)) from None
+
+
+def _read_header(path: Path) -> tuple[dict[str, Any], int]:
+    """The header of a whole file, and where its tensors begin."""
+    check_file(path)
     with path.open("rb") as file:
         length = struct.unpack("<Q", file.read(8))[0]
         raw = file.read(length)

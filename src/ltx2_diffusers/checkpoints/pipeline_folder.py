@@ -1,0 +1,77 @@
+"""The folder of a pipeline in diffusers' layout, checked as a whole before its first component is loaded."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from . import class_names, fit
+from .json_files import check_finite, read_config, read_object
+from .safetensors_io import check_file, read_weight_map
+
+INDEX = "model_index.json"
+# What the words of a tokenizer are in, one of them.
+_VOCABULARIES = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken", "tekken.json")
+
+
+def check_pipeline_folder(folder: Path, given: Mapping[str, Any], takes: set[str]) -> None:
+    """Raise `ValueError` for the first component that is missing, damaged, or another model than its weights are.
+
+    Args:
+        folder: The folder of the pipeline.
+        given: Arguments of `from_pretrained`; components among them replace those of the folder.
+        takes: Names of the components that the pipeline takes.
+    """
+    pairs = component_pairs(folder, takes)
+    needed = {name: pair for name, pair in pairs.items() if name not in given}
+    if missing := [name for name in needed if not (folder / name).is_dir()]:
+        raise ValueError(
+            f"{folder} has no folder for the components {missing}, which its {INDEX} lists; complete the checkpoint, or "
+            "pass them by name (None to do without)"
+        )
+    for name, pair in needed.items():
+        check_component(folder / name, pair, given.get("variant"))
+
+
+def component_pairs(folder: Path, takes: set[str]) -> dict[str, tuple[str, str]]:
+    """Library and class of the components that a folder's index lists, empty entries left out."""
+    where, index = repr(str(folder / INDEX)), read_object(folder / INDEX)
+    check_finite(index, where)
+    pairs = {}
+    for name, entry in index.items():
+        if name.startswith("_") or not (name in takes or isinstance(entry, list)):
+            continue
+        kinds = {type(part) for part in entry} if isinstance(entry, list) and len(entry) == 2 else set()
+        if kinds == {str}:
+            pairs[name] = (entry[0], entry[1])
+        elif kinds != {type(None)}:
+            raise ValueError(
+                f'{where}: `{name}` has to be ["library", "class"] or [null, null] but is {entry!r}; fetch the file again'
+            )
+    return pairs
+
+
+def check_component(folder: Path, pair: tuple[str, str], variant: str | None) -> None:
+    """Raise `ValueError` if a component's folder is damaged.
+
+    Args:
+        folder: The folder of the component.
+        pair: Its library and class.
+        variant: Which of several weights are loaded.
+    """
+    for name in ("config.json", "scheduler_config.json"):
+        if (folder / name).is_file():
+            read_config(folder / name)
+    library, class_name = class_names.to_ours(*pair)
+    if library == class_names.PACKAGE and class_name in class_names.COMPONENT_OF:
+        import ltx2_diffusers
+
+        fit.check_folder(getattr(ltx2_diffusers, class_name), folder, variant=variant)
+        return
+    if "Tokenizer" in class_name and not any(any(folder.glob(pattern)) for pattern in _VOCABULARIES):
+        raise ValueError(f"{str(folder)!r} holds no vocabulary; complete it with tokenizer.json or tokenizer.model")
+    if (folder / "tokenizer.json").is_file():
+        read_object(folder / "tokenizer.json")
+    for index in folder.glob("*.safetensors.index*.json"):
+        read_weight_map(index)
+    for file in folder.glob("*.safetensors"):
+        check_file(file)

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints.packaged import PACKAGED
-from .environment import environment
-from .identities import content_identity
-from .loading import best_device, check_device, load_pipeline
+from .identities import content_identity, environment
+from .loading import best_device, check_checkpoint, check_device, load_pipeline
 from .manifest import input_hashes, manifest_path, write_manifest
 from .messages import in_options
 from .modes import Mode, call_arguments, choose_mode, mode_table
@@ -68,6 +67,7 @@ def generate(given: Options) -> dict[str, Any]:
     try:
         mode = choose_mode(given)
         options = with_defaults(given, mode)
+        check_checkpoint(options["checkpoint"])
         _check(options)
         hashes = input_hashes(options)
         call = call_arguments(mode, options)

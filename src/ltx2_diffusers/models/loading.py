@@ -27,7 +27,7 @@ class CheckpointMixin(CheckedConfigMixin):
         check_sizes(**{name: value for name, value in kwargs.items() if not name.startswith("_")})
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Self:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike | None, **kwargs: Any) -> Self:
         """Load from a folder in diffusers' layout or from the Hub.
 
         Takes the arguments of diffusers' method. The configuration in a folder has to build exactly the tensors that
@@ -36,7 +36,8 @@ class CheckpointMixin(CheckedConfigMixin):
         # Checkpoint handling stands above the models; it is reached only when something is loaded.
         from ..checkpoints.fit import check_folder
 
-        check_folder(cls, pretrained_model_name_or_path, **kwargs)
+        if pretrained_model_name_or_path is not None:
+            check_folder(cls, pretrained_model_name_or_path, **kwargs)
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)  # type: ignore[misc]  # as above
 
     @classmethod

@@ -10,12 +10,12 @@ import math
 import os
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.nn.modules.module import register_module_parameter_registration_hook
@@ -106,13 +106,14 @@ def check_fit(
         hint: What messages advise at their end.
     """
     component = component_of(cls)
-    problems = [_number_problem(component, complete_config(cls, config), entries)]
-    if problems == [None]:
+    problem = _number_problem(component, complete_config(cls, config), entries)
+    problems = [problem] if problem else []
+    if not problems:
         shapes = {name: entry.shape for name, entry in entries.items()}
         problems = shape_problems(_built(cls, config, len(entries), where), shapes, OPTIONAL_KEYS.get(component, ()))
-    if found := "; ".join(problem for problem in problems if problem):
+    if problems:
         raise ValueError(
-            f"{where}: {found}; these are not the {component} tensors of {cls.__name__} in this configuration{hint}"
+            f"{where}: {'; '.join(problems)}; these are not the {component} tensors of {cls.__name__} in this configuration{hint}"
         )
     _check_statistics(entries, where)
 
@@ -242,7 +243,7 @@ def check_folder(
     if use_safetensors is False or ignore_mismatched_sizes or config.get("quantization_config"):
         return
     if stamp := _stamp(folder, variant):
-        _check_weights(cls, folder, variant, stamp, _Frozen(config | changes))
+        _check_weights(cast(Hashable, cls), folder, variant, stamp, _Frozen(config | changes))
 
 
 class _Frozen(dict):
@@ -264,5 +265,5 @@ def _stamp(folder: Path, variant: str | None) -> tuple[tuple[str, int, int], ...
 
 # A pipeline checks all its folders before it loads the first one, and every model its own.
 @lru_cache(maxsize=32)
-def _check_weights(cls: ModelClass, folder: Path, variant: str | None, _stamp: object, config: "_Frozen") -> None:
-    check_fit(cls, config, read_folder(folder, _STEM, variant), repr(str(folder)))
+def _check_weights(cls: Hashable, folder: Path, variant: str | None, _stamp: object, config: "_Frozen") -> None:
+    check_fit(cast(ModelClass, cls), config, read_folder(folder, _STEM, variant), repr(str(folder)))

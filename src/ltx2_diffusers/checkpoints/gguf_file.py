@@ -53,13 +53,12 @@ def read_gguf(path: Path) -> dict[str, Entry]:
 
 def entry_of(tensor: torch.Tensor) -> Entry:
     """The entry of a tensor in memory, packed or not."""
-    if not hasattr(tensor, "quant_type"):
+    shape = getattr(tensor, "quant_shape", None)
+    if shape is None:
         return Entry.of(tensor)
     from diffusers.quantizers.gguf.utils import dequantize_gguf_tensor
 
-    return PackedEntry(
-        torch.float32, tuple(tensor.quant_shape), lambda: dequantize_gguf_tensor(tensor).float(), packed=tensor
-    )
+    return PackedEntry(torch.float32, tuple(shape), lambda: dequantize_gguf_tensor(tensor).float(), packed=tensor)
 
 
 def fill_quantized(

@@ -1,16 +1,26 @@
 """The folder of a pipeline in diffusers' layout, checked as a whole before its first component is loaded."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from . import class_names, fit
 from .json_files import check_finite, read_config, read_object
-from .safetensors_io import check_file, read_weight_map
+from .safetensors_io import SafetensorsFile, read_weight_map
 
 INDEX = "model_index.json"
 # What the words of a tokenizer are in, one of them.
 _VOCABULARIES = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken", "tekken.json")
+# Sections of a language model's configuration, and the tensors of its layers.
+_LAYERS = {
+    "": r"(?!.*vision).*\blayers\.(\d+)\.",
+    "text_config": r"(?!.*vision).*\blayers\.(\d+)\.",
+    "vision_config": r".*vision.*\blayers\.(\d+)\.",
+}
 
 
 def check_pipeline_folder(folder: Path, given: Mapping[str, Any], takes: set[str]) -> None:
@@ -73,5 +83,40 @@ def check_component(folder: Path, pair: tuple[str, str], variant: str | None) ->
         read_object(folder / "tokenizer.json")
     for index in folder.glob("*.safetensors.index*.json"):
         read_weight_map(index)
-    for file in folder.glob("*.safetensors"):
-        check_file(file)
+    names = [name for file in folder.glob("*.safetensors") for name in SafetensorsFile(file).entries]
+    if names and (folder / "config.json").is_file():
+        _check_layers(folder / "config.json", names)
+
+
+def _check_layers(file: Path, names: list[str]) -> None:
+    """A language model's numbers of layers must be those of its weights; the library would draw what is missing."""
+    config = read_config(file)
+    for section, pattern in _LAYERS.items():
+        part = config.get(section) if section else config
+        count = part.get("num_hidden_layers") if isinstance(part, dict) else None
+        layers = {match[1] for name in names if (match := re.match(pattern, name))}
+        if count is not None and layers and count != len(layers):
+            key = f"{section}.num_hidden_layers" if section else "num_hidden_layers"
+            raise ValueError(
+                f"{str(file)!r}: `{key}` is {count!r}, but the weights have {len(layers)} of these layers; use {len(layers)}"
+            )
+
+
+@contextmanager
+def named_errors(folder: Path) -> Iterator[None]:
+    """Let what the libraries of text encoders and tokenizers raise for damaged files say which checkpoint it is."""
+    try:
+        yield
+    except Exception as error:
+        if _is_damage(error):
+            raise ValueError(f"{str(folder)!r} cannot be loaded: {error!r}; fetch it again") from error
+        raise
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether an error speaks of files: not of a misspelt argument, of memory or of a device."""
+    if isinstance(error, TypeError):
+        return "keyword argument" not in str(error)
+    if isinstance(error, RuntimeError):
+        return "mismatch" in str(error)
+    return type(error) is Exception or isinstance(error, (LookupError, AttributeError, SafetensorError))

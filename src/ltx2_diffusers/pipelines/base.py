@@ -11,12 +11,9 @@ import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.video_processor import VideoProcessor
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError
 from typing_extensions import Self
 
-from ..checkpoints.class_names import PACKAGE, model_pair, to_ours, to_portable
-from ..checkpoints.json_files import read_config, read_object
-from ..checkpoints.pipeline_folder import INDEX, check_pipeline_folder
+from ..checkpoints import class_names, pipeline_folder
 from ..checks import check_loaded
 from ..models import saving, video_vae
 from ..prompts.vocabulary import check_vocabulary
@@ -79,16 +76,11 @@ class LTX2PipelineBase(saving.AtomicSaveMixin, DiffusionPipeline):
         folder, takes = Path(pretrained_model_name_or_path), set(inspect.signature(cls.__init__).parameters)
         if not folder.is_dir() or kwargs.get("dduf_file"):
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        if not (folder / INDEX).is_file():
-            raise ValueError(f"{str(folder)!r} is no folder of a pipeline: it has no {INDEX}")
-        check_pipeline_folder(folder, kwargs, takes)
-        try:
+        if not (folder / pipeline_folder.INDEX).is_file():
+            raise ValueError(f"{str(folder)!r} is no folder of a pipeline: it has no {pipeline_folder.INDEX}")
+        pipeline_folder.check_pipeline_folder(folder, kwargs, takes)
+        with pipeline_folder.named_errors(folder):
             pipeline = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        except Exception as error:
-            # What the libraries of text encoders and tokenizers raise for damaged files.
-            if type(error) is Exception or isinstance(error, (LookupError, AttributeError, SafetensorError)):
-                raise ValueError(f"{str(folder)!r} cannot be loaded: {error!r}; fetch it again") from error
-            raise
         if getattr(pipeline, "tokenizer", None) is not None and "tokenizer" not in kwargs:
             check_vocabulary(pipeline.tokenizer, repr(str(folder / "tokenizer")))
         return pipeline
@@ -100,7 +92,7 @@ class LTX2PipelineBase(saving.AtomicSaveMixin, DiffusionPipeline):
         Takes the arguments of diffusers' method, and returns the folder.
         """
         folder = Path(super().download(pretrained_model_name, **kwargs))
-        index = read_object(folder / INDEX)
+        index = pipeline_folder.read_object(folder / pipeline_folder.INDEX)
         unlisted = inspect.signature(cls.__init__).parameters.keys() - index.keys() - kwargs.keys() - {"self"}
         if unlisted:
             access = {name: kwargs[name] for name in ("cache_dir", "token", "local_files_only") if kwargs.get(name)}
@@ -140,11 +132,15 @@ class LTX2PipelineBase(saving.AtomicSaveMixin, DiffusionPipeline):
         folder = Path(pretrained_model_name_or_path)
         for name in ("scheduler", "audio_scheduler"):
             file = folder / name / "scheduler_config.json"
-            if name in index and file.is_file() and "shift_tokens" in read_config(file):
-                index[name] = [PACKAGE, "LTX2Scheduler"]
+            if name in index and file.is_file() and "shift_tokens" in pipeline_folder.read_config(file):
+                index[name] = [class_names.PACKAGE, "LTX2Scheduler"]
         for name in inspect.signature(cls.__init__).parameters.keys() - index.keys():
             file = folder / name / "config.json"
-            pair = model_pair(read_config(file).get("_class_name")) if file.is_file() else None
+            pair = (
+                class_names.model_pair(pipeline_folder.read_config(file).get("_class_name"))
+                if file.is_file()
+                else None
+            )
             if pair is not None:
                 index[name] = list(pair)
         return config
@@ -156,14 +152,16 @@ class LTX2PipelineBase(saving.AtomicSaveMixin, DiffusionPipeline):
         config_dict = {k: v for k, v in config_dict.items() if k != "duration_head" or (v and v[0] is not None)}
         init_dict, unused, hidden = super().extract_init_dict(config_dict, **kwargs)
         components = {
-            name: to_ours(*value) for name, value in init_dict.items() if isinstance(value, (list, tuple)) and value[0]
+            name: class_names.to_ours(*value)
+            for name, value in init_dict.items()
+            if isinstance(value, (list, tuple)) and value[0]
         }
         return {**init_dict, **components}, unused, hidden
 
     def register_to_config(self, **kwargs: Any) -> None:
         """Record components under the names that diffusers knows."""
         portable = {
-            name: to_portable(*value) if isinstance(value, (list, tuple)) and value and value[0] else value
+            name: class_names.to_portable(*value) if isinstance(value, (list, tuple)) and value and value[0] else value
             for name, value in kwargs.items()
         }
         super().register_to_config(**portable)

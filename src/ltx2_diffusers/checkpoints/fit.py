@@ -205,7 +205,7 @@ def _check_statistics(entries: Mapping[str, Entry], where: str) -> None:
         values = entries[name].load().float() if name in entries else torch.ones(1)
         if not values.isfinite().all() or (name == "latents_std" and (values == 0).any()):
             rule = "finite and not 0" if name == "latents_std" else "finite"
-            raise ValueError(f"{name} of {where} has values that are not {rule}; fetch the file again")
+            raise ValueError(f"{where}: {name} has values that are not {rule}; fetch the file again")
 
 
 def check_folder(

@@ -6,13 +6,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from . import class_names, fit
 from .json_files import check_finite, read_config, read_object
-from .safetensors_io import SafetensorsFile, read_weight_map
+from .safetensors_io import read_weight_map, tensor_names
 
 INDEX = "model_index.json"
+_CONFIGS = ("config.json", "scheduler_config.json")
 # What the words of a tokenizer are in, one of them.
 _VOCABULARIES = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken", "tekken.json")
 # Sections of a language model's configuration, and the tensors of its layers.
@@ -68,9 +67,8 @@ def check_component(folder: Path, pair: tuple[str, str], variant: str | None) ->
         pair: Its library and class.
         variant: Which of several weights are loaded.
     """
-    for name in ("config.json", "scheduler_config.json"):
-        if (folder / name).is_file():
-            read_config(folder / name)
+    for file in folder.glob("*.json"):
+        (read_config if file.name in _CONFIGS else read_object)(file)
     library, class_name = class_names.to_ours(*pair)
     if library == class_names.PACKAGE and class_name in class_names.COMPONENT_OF:
         import ltx2_diffusers
@@ -79,11 +77,9 @@ def check_component(folder: Path, pair: tuple[str, str], variant: str | None) ->
         return
     if "Tokenizer" in class_name and not any(any(folder.glob(pattern)) for pattern in _VOCABULARIES):
         raise ValueError(f"{str(folder)!r} holds no vocabulary; complete it with tokenizer.json or tokenizer.model")
-    if (folder / "tokenizer.json").is_file():
-        read_object(folder / "tokenizer.json")
     for index in folder.glob("*.safetensors.index*.json"):
         read_weight_map(index)
-    names = [name for file in folder.glob("*.safetensors") for name in SafetensorsFile(file).entries]
+    names = [name for file in folder.glob("*.safetensors") for name in tensor_names(file)]
     if names and (folder / "config.json").is_file():
         _check_layers(folder / "config.json", names)
 
@@ -109,7 +105,8 @@ def named_errors(folder: Path) -> Iterator[None]:
         yield
     except Exception as error:
         if _is_damage(error):
-            raise ValueError(f"{str(folder)!r} cannot be loaded: {error!r}; fetch it again") from error
+            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+            raise ValueError(f"{str(folder)!r} cannot be loaded: {reason}; fetch it again") from error
         raise
 
 
@@ -119,4 +116,4 @@ def _is_damage(error: Exception) -> bool:
         return "keyword argument" not in str(error)
     if isinstance(error, RuntimeError):
         return "mismatch" in str(error)
-    return type(error) is Exception or isinstance(error, (LookupError, AttributeError, SafetensorError))
+    return not isinstance(error, (ValueError, OSError, ImportError, MemoryError))

@@ -135,6 +135,11 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
     return header, 8 + length
 
 
+def tensor_names(path: Path) -> list[str]:
+    """Names of the tensors in a whole file, of whatever dtype."""
+    return [name for name in _read_header(path)[0] if name != "__metadata__"]
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object of the header; of two values under one name nobody can say which one is meant."""
     result = dict(pairs)

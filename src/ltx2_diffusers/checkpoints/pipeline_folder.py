@@ -75,13 +75,25 @@ def check_component(folder: Path, pair: tuple[str, str], variant: str | None) ->
 
         fit.check_folder(getattr(ltx2_diffusers, class_name), folder, variant=variant)
         return
-    if "Tokenizer" in class_name and not any(any(folder.glob(pattern)) for pattern in _VOCABULARIES):
-        raise ValueError(f"{str(folder)!r} holds no vocabulary; complete it with tokenizer.json or tokenizer.model")
+    if "Tokenizer" in class_name:
+        _check_words(folder)
     for index in folder.glob("*.safetensors.index*.json"):
         read_weight_map(index)
     names = [name for file in folder.glob("*.safetensors") for name in tensor_names(file)]
     if names and (folder / "config.json").is_file():
         _check_layers(folder / "config.json", names)
+
+
+def _check_words(folder: Path) -> None:
+    """A tokenizer must know words; the library makes one of a folder without any, to which all prompts are alike."""
+    file = folder / "tokenizer.json"
+    if not any(any(folder.glob(pattern)) for pattern in _VOCABULARIES):
+        raise ValueError(f"{str(folder)!r} holds no vocabulary; complete it with tokenizer.json or tokenizer.model")
+    content = read_object(file) if file.is_file() else {}
+    model, added = content.get("model"), content.get("added_tokens") or []
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    if file.is_file() and not (isinstance(vocabulary, (dict, list)) and len(vocabulary) > len(added)):
+        raise ValueError(f"{str(file)!r} has no words, so that all prompts would read alike; fetch the file again")
 
 
 def _check_layers(file: Path, names: list[str]) -> None:

@@ -179,7 +179,7 @@ def _foreign_file(path: Path, start: bytes) -> str:
     kinds = {
         b"<": "a web page (a failed download?)",
         b"PK": "a PyTorch pickle or zip archive",
-        b"\x80": "a pickle",
+        **dict.fromkeys((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"), "a pickle"),
         b"version ": "a Git LFS pointer, not the file it stands for",
         b"GGUF": "a GGUF file",
     }

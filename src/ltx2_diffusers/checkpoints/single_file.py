@@ -4,6 +4,7 @@ import inspect
 import os
 from collections.abc import Mapping
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from . import class_names
 from .fit import ModelClass, check_fit
 from .gguf_file import fill_quantized
 from .hub_files import local_file
+from .json_files import read_config
 from .original import OriginalCheckpoint
 from .safetensors_io import Entry
 
@@ -145,6 +147,9 @@ def _given_config(cls: ModelClass, component: str, config: Any, subfolder: str |
         return dict(config)
     if subfolder is None and not os.path.isfile(os.path.join(config, "config.json")):
         subfolder = component
+    file = Path(config, subfolder or "", "config.json")
+    if file.is_file():
+        return read_config(file)
     return cls.load_config(os.fspath(config), subfolder=subfolder, **hub)
 
 

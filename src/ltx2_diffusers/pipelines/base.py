@@ -13,10 +13,10 @@ from diffusers.video_processor import VideoProcessor
 from huggingface_hub import snapshot_download
 from typing_extensions import Self
 
-from ..checkpoints import class_names, pipeline_folder
+from ..checkpoints import pipeline_folder
+from ..checkpoints.class_names import PACKAGE, model_pair, to_ours, to_portable
 from ..checks import check_loaded
 from ..models import saving, video_vae
-from ..prompts.vocabulary import check_vocabulary
 
 
 def extends(base: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -80,10 +80,7 @@ class LTX2PipelineBase(saving.AtomicSaveMixin, DiffusionPipeline):
             raise ValueError(f"{str(folder)!r} is no folder of a pipeline: it has no {pipeline_folder.INDEX}")
         pipeline_folder.check_pipeline_folder(folder, kwargs, takes)
         with pipeline_folder.named_errors(folder):
-            pipeline = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        if getattr(pipeline, "tokenizer", None) is not None and "tokenizer" not in kwargs:
-            check_vocabulary(pipeline.tokenizer, repr(str(folder / "tokenizer")))
-        return pipeline
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @classmethod
     def download(cls, pretrained_model_name: str, **kwargs: Any) -> str:
@@ -133,14 +130,10 @@ class LTX2PipelineBase(saving.AtomicSaveMixin, DiffusionPipeline):
         for name in ("scheduler", "audio_scheduler"):
             file = folder / name / "scheduler_config.json"
             if name in index and file.is_file() and "shift_tokens" in pipeline_folder.read_config(file):
-                index[name] = [class_names.PACKAGE, "LTX2Scheduler"]
+                index[name] = [PACKAGE, "LTX2Scheduler"]
         for name in inspect.signature(cls.__init__).parameters.keys() - index.keys():
             file = folder / name / "config.json"
-            pair = (
-                class_names.model_pair(pipeline_folder.read_config(file).get("_class_name"))
-                if file.is_file()
-                else None
-            )
+            pair = model_pair(pipeline_folder.read_config(file).get("_class_name")) if file.is_file() else None
             if pair is not None:
                 index[name] = list(pair)
         return config
@@ -152,16 +145,14 @@ class LTX2PipelineBase(saving.AtomicSaveMixin, DiffusionPipeline):
         config_dict = {k: v for k, v in config_dict.items() if k != "duration_head" or (v and v[0] is not None)}
         init_dict, unused, hidden = super().extract_init_dict(config_dict, **kwargs)
         components = {
-            name: class_names.to_ours(*value)
-            for name, value in init_dict.items()
-            if isinstance(value, (list, tuple)) and value[0]
+            name: to_ours(*value) for name, value in init_dict.items() if isinstance(value, (list, tuple)) and value[0]
         }
         return {**init_dict, **components}, unused, hidden
 
     def register_to_config(self, **kwargs: Any) -> None:
         """Record components under the names that diffusers knows."""
         portable = {
-            name: class_names.to_portable(*value) if isinstance(value, (list, tuple)) and value and value[0] else value
+            name: to_portable(*value) if isinstance(value, (list, tuple)) and value and value[0] else value
             for name, value in kwargs.items()
         }
         super().register_to_config(**portable)

@@ -204,6 +204,10 @@ def test_a_2_5_transformer_needs_the_name_of_its_text_encoder(tmp_path):
         "use_keyframes_abs_pos_embedding": True
     }
     (folder / "transformer" / "config.json").write_text(json.dumps(config))
+    weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    tensors = load_tensors(weights)
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    save_file({**tensors, "keyframes_abs_pos_embedding": torch.zeros(1, width)}, weights)
     with pytest.raises(ValueError, match="gemma_source_checkpoint"):
         convert_to_original(folder, tmp_path / "back")
     assert not (tmp_path / "back").exists()

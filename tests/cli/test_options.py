@@ -121,7 +121,7 @@ WRONG = {
     "output": (["--output", "clip.gif"], "--output is written as .mp4 or .mov"),
     "preview": (["--preview", "sheet.gif"], "--preview is written as .png"),
     "preview_every": (["--preview", "--preview-every", "0"], "--preview-every has to be at least 1"),
-    "checkpoint": (["--checkpoint", "/nowhere/at/all"], 'The provided --checkpoint "/nowhere/at/all" is neither'),
+    "checkpoint": (["--checkpoint", "/nowhere/at/all"], "--checkpoint '/nowhere/at/all': there is no such folder"),
     "text_encoder": (["--text-encoder", "gemma"], "--text-encoder belongs to original files"),
     "upsampler": (["--two-stage", "--upsampler", "none.sft"], "--upsampler: there is no file 'none.sft'"),
     "lora": (["--lora", "RED.PNG:0.5"], "--lora: '"),

@@ -241,7 +241,7 @@ def test_conform_latent_length_refuses(shape: tuple, length: int, message: str) 
     "config, message",
     [
         ({"causality_axis": "depth"}, "causality_axis must be one of"),
-        ({"causality_axis": None}, "causality_axis must be one of"),
+        ({"causality_axis": None}, "`causality_axis` has to be a text but is None"),
         ({"norm_type": "layer"}, "norm_type must be one of"),
         ({"norm_type": "group"}, "cannot go with causality_axis 'height'"),
         ({"double_z": False}, "double_z must be True"),

@@ -5,7 +5,6 @@ Field names, defaults and supported constants are those of the configurators in 
 
 from collections.abc import Iterable, Mapping
 from itertools import accumulate, pairwise
-from operator import mul
 from typing import Any
 
 from .config_fields import Field, Note, check_choice, check_fields, read_fields, same_names, write_fields
@@ -89,7 +88,10 @@ def vae_to_original(config: Mapping[str, Any]) -> dict[str, Any]:
         "encoder_blocks": _blocks(
             [{"num_layers": count} for count in config["layers_per_block"]],
             [f"compress_{_KIND_NAMES[kind]}_res" for kind in config["downsample_type"]],
-            [{"multiplier": after // before} for before, after in pairwise([width, *config["block_out_channels"]])],
+            [
+                {"multiplier": _ratio(after, before)}
+                for before, after in pairwise([width, *config["block_out_channels"]])
+            ],
         ),
         "decoder_blocks": _blocks(
             [{"num_layers": count, **flag} for count, flag in zip(config["decoder_layers_per_block"], noise)],
@@ -106,7 +108,8 @@ def vae_to_original(config: Mapping[str, Any]) -> dict[str, Any]:
 def upsampler_to_diffusers(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The latent upsampler's diffusers config, from an upscaler file's flat `config`."""
     config = read_fields(_UPSAMPLER, fields)
-    if config["use_rational_resampler"]:
+    # A temporal upsampler has no rational resampler, whatever its file says of one.
+    if config["use_rational_resampler"] and not config["temporal_upsample"]:
         check_choice("spatial_scale", config["rational_spatial_scale"], (0.75, 1.5, 2.0, 4.0))
     return config
 
@@ -153,5 +156,10 @@ def _blocks(groups: list[dict[str, Any]], names: list[str], resamplers: list[dic
     return blocks
 
 
-def _widths(base: int, factors: Iterable[int]) -> list[int]:
-    return list(accumulate(factors, mul, initial=base))[1:]
+def _ratio(after: int, before: int) -> int | float:
+    """The multiplier between two widths; only miniatures have widths that shrink."""
+    return after / before if after % before else after // before
+
+
+def _widths(base: int, factors: Iterable[int | float]) -> list[int]:
+    return list(accumulate(factors, lambda width, factor: round(width * factor), initial=base))[1:]

@@ -1,6 +1,7 @@
 """Conversion between original checkpoint files and diffusers folders, one tensor in memory at a time.
 
-No model is built. What is written appears under its final name only when it is complete.
+Models are built as shapes alone, to see that the tensors are theirs before anything is written. What is written appears
+under its final name only when it is complete.
 """
 
 import json
@@ -12,12 +13,16 @@ from typing import Any
 import torch
 
 from ..atomic import check_folder_writable, check_writable, finish_save, replaced_folder
-from . import configs, keys
+from . import configs, fit, keys
 from . import folder as layout
 from .class_names import COMPONENT_OF, PIPELINE_COMPONENTS
+from .json_files import read_config
 from .original import OriginalCheckpoint, cast_floating
 from .safetensors_io import Entry, read_folder, tensor_differences, write_file
 from .versions import model_version
+
+Part = tuple[dict[str, Entry], dict[str, Any]]
+"""Tensors of a component under diffusers' names, and its diffusers config."""
 
 # From this version on a checkpoint must name its text encoder, which a diffusers folder does not record.
 _NEEDS_TEMPLATE = "2.5"
@@ -55,6 +60,10 @@ def convert_to_diffusers(
     parts = original_components(source, dtype)
     if latent_upsampler is not None:
         parts |= original_components(latent_upsampler, dtype, only="latent_upsampler")
+    for name, part in parts.items():
+        check_part(
+            name, part, repr(str(latent_upsampler if name == "latent_upsampler" and latent_upsampler else source))
+        )
     is_pipeline = set(PIPELINE_COMPONENTS) <= set(parts)
     if (text_encoder is not None or tokenizer is not None) and not is_pipeline:
         raise ValueError(f"a text encoder belongs to a complete pipeline; {str(source)!r} holds {', '.join(parts)}")
@@ -91,6 +100,8 @@ def convert_to_original(
     """
     check_writable(output)
     parts = folder_components(source, dtype)
+    for name, part in parts.items():
+        check_part(name, part, repr(str(source)))
     entries: dict[str, Entry] = {}
     for component, (tensors, _) in parts.items():
         renamed = keys.rename(component, tensors, to="original")
@@ -112,19 +123,41 @@ def differences(original: str | os.PathLike, folder: str | os.PathLike, dtype: t
     """
     ours, theirs = original_components(original, dtype), folder_components(folder, dtype)
     found = [f"{name}: only in {original if name in ours else folder}" for name in sorted(set(ours) ^ set(theirs))]
-    for component in sorted(set(ours) & set(theirs)):
-        (entries, config), (other_entries, other_config) = ours[component], theirs[component]
-        for name, value in config.items():
-            other = other_config.get(name, value)
-            if not configs.same_value(value, other):
-                found.append(f"{component}: config {name} is {value!r} in the file, {other!r} in the folder")
-        found += [f"{component}.{line}" for line in tensor_differences(entries, other_entries)]
+    for name in sorted(set(ours) & set(theirs)):
+        # Two broken checkpoints may be equal, too.
+        found += _part_differences(name, ours[name], theirs[name]) or _misfit(name, ours[name], repr(str(original)))
     return found
+
+
+def _part_differences(component: str, ours: Part, theirs: Part) -> list[str]:
+    (entries, config), (other_entries, other_config) = ours, theirs
+    cls = fit.model_class(component, config)
+    config, other_config = fit.complete_config(cls, config), fit.complete_config(cls, other_config)
+    found = [
+        f"{component}: config {name} is {value!r} in the file, {other_config[name]!r} in the folder"
+        for name, value in config.items()
+        if not configs.same_value(value, other_config[name])
+    ]
+    return found + [f"{component}.{line}" for line in tensor_differences(entries, other_entries)]
+
+
+def _misfit(component: str, part: Part, where: str) -> list[str]:
+    try:
+        check_part(component, part, where)
+    except ValueError as error:
+        return [str(error)]
+    return []
+
+
+def check_part(component: str, part: Part, where: str) -> None:
+    """Raise `ValueError` unless the tensors of a component are exactly those that its config builds."""
+    entries, config = part
+    fit.check_fit(fit.model_class(component, config), config, entries, where)
 
 
 def original_components(
     path: str | os.PathLike, dtype: torch.dtype | None = None, only: str | None = None
-) -> dict[str, tuple[dict[str, Entry], dict[str, Any]]]:
+) -> dict[str, Part]:
     """Tensors (diffusers names) and diffusers config of every component in an original file, or of `only` one.
 
     Raises:
@@ -140,9 +173,7 @@ def original_components(
     return {name: (checkpoint.component(name, dtype), checkpoint.config(name)) for name in names}
 
 
-def folder_components(
-    path: str | os.PathLike, dtype: torch.dtype | None = None
-) -> dict[str, tuple[dict[str, Entry], dict[str, Any]]]:
+def folder_components(path: str | os.PathLike, dtype: torch.dtype | None = None) -> dict[str, Part]:
     """Tensors and config of every component in a pipeline folder, or of a component's folder."""
     root = Path(path)
     if not root.is_dir():
@@ -154,7 +185,7 @@ def folder_components(
         raise ValueError(f"{str(root)!r} is no folder in diffusers' layout: it has no LTX-2 component")
     result = {}
     for place in places:
-        config = json.loads((place / "config.json").read_text(encoding="utf-8"))
+        config = read_config(place / "config.json")
         component = _component_of_config(config, root) if place == root else place.name
         config = {name: value for name, value in config.items() if not name.startswith("_")}
         result[component] = (cast_floating(read_folder(place), dtype), config)

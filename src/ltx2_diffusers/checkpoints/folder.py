@@ -1,6 +1,5 @@
 """The files of a pipeline folder in diffusers' layout, around the weights."""
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
@@ -12,6 +11,7 @@ from diffusers import __version__ as diffusers_version
 from ..atomic import write_json
 from ..schedulers.scheduling_ltx2 import OWN_KEYS, LTX2Scheduler
 from .class_names import PACKAGE, class_name_for, to_portable
+from .json_files import read_object
 from .safetensors_io import Entry, write_sharded
 
 # Components that LTX2Pipeline knows and an original checkpoint never has.
@@ -124,4 +124,4 @@ def _copy(source: Path, argument: str, config_name: str, target: Path, patterns:
     target.mkdir(parents=True, exist_ok=True)
     for path in (path for pattern in patterns for path in source.glob(pattern)):
         shutil.copyfile(path, target / path.name)
-    return json.loads(config.read_text(encoding="utf-8"))
+    return read_object(config)

@@ -9,7 +9,7 @@ from huggingface_hub import hf_hub_download
 _LINK = re.compile(
     r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([^/]+/[^/]+)/(?:(?:blob|resolve|raw)/([^/]+)/)?([^?]+)"
 )
-_SHORT = re.compile(r"([\w.-]+/[\w.-]+)/(?:(?:blob|resolve)/([^/]+)/)?(.+\.safetensors)")
+_SHORT = re.compile(r"([\w.-]+/[\w.-]+)/(?:(?:blob|resolve)/([^/]+)/)?(.+\.(?:safetensors|gguf))")
 
 
 def local_file(path_or_link: str | os.PathLike, revision: str | None = None, **hub_options: Any) -> str:

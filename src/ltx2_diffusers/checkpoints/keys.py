@@ -55,8 +55,8 @@ _STATISTICS = {
 }
 # These two sit under `decoder.` only; the blocks' own embedders have the same name in both layouts.
 _DECODER_HEAD = {"last_time_embedder": "time_embedder", "last_scale_shift_table": "scale_shift_table"}
-# Written by the 2.0 trainer, read by no implementation.
-_IGNORED = re.compile(r"per_channel_statistics\.(channel|mean-of-stds(_over_std-of-means)?)$")
+# Written by the 2.0 trainer, read by no implementation; and the mark by which ComfyUI tells quantised models.
+_IGNORED = re.compile(r"per_channel_statistics\.(channel|mean-of-stds(_over_std-of-means)?)$|(.*\.)?scaled_fp8$")
 
 # Prefixes in front of a component's own names, tried in this order; "" is a file that holds this component alone.
 _PREFIXES = {

@@ -1,19 +1,18 @@
 """An LTX-2 checkpoint in original layout, seen as components under diffusers names."""
 
-import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from . import configs, keys
+from . import configs, gguf_file, keys
+from .json_files import check_finite, parse_object, read_object
 from .reference_configs import guess_version, reference_config
 from .safetensors_io import Entry, SafetensorsFile
-from .scaled_fp8 import dequantized
-
-# A computed buffer that files of other tools may lack; models fill it in themselves.
-OPTIONAL_KEYS = {"latent_upsampler": ("upsampler.blur_down.kernel",)}
+from .scaled_fp8 import dequantized, without_scales
 
 
 class OriginalCheckpoint:
@@ -23,7 +22,7 @@ class OriginalCheckpoint:
     names are understood alike. A dictionary passed in is read, never changed.
 
     Args:
-        source: Path of a safetensors file, or tensors by name.
+        source: Path of a safetensors or GGUF file, or tensors by name.
         mmap: Whether tensors of a file are backed by a mapping of it, default False (read into memory).
         original_config: Metadata `config` to use instead of the file's own: a dictionary or a JSON file.
     """
@@ -35,13 +34,13 @@ class OriginalCheckpoint:
         original_config: Mapping[str, Any] | str | os.PathLike | None = None,
     ) -> None:
         if isinstance(source, Mapping):
-            self.name = "the given state dict"
+            self.name, self.is_gguf = "the given state dict", any(hasattr(t, "quant_type") for t in source.values())
             self.entries = {name: _entry_of(name, tensor) for name, tensor in source.items()}
             self.metadata: dict[str, str] = {}
         else:
             self.name = repr(str(source))
-            file = SafetensorsFile(source, mmap)
-            self.entries, self.metadata = file.entries, file.metadata
+            self.is_gguf = gguf_file.is_gguf(Path(source))
+            self.entries, self.metadata = _read(Path(source), mmap)
         if not self.entries:
             raise ValueError(f"{self.name} holds no tensors")
         self.metadata_config = self._parse_config(original_config)
@@ -50,13 +49,8 @@ class OriginalCheckpoint:
         if isinstance(original_config, Mapping):
             return dict(original_config)
         if original_config is not None:
-            with open(original_config, encoding="utf-8") as file:
-                return json.load(file)
-        try:
-            config = json.loads(self.metadata.get("config", "{}"))
-        except ValueError:
-            raise ValueError(f"the `config` metadata of {self.name} is no JSON") from None
-        return config if isinstance(config, dict) else {}
+            return read_object(Path(original_config))
+        return parse_object(self.metadata.get("config", "{}"), f"the `config` metadata of {self.name}")
 
     def components(self) -> list[str]:
         """Names of the components the checkpoint holds."""
@@ -77,51 +71,77 @@ class OriginalCheckpoint:
         if not local:
             found = ", ".join(self.components()) or "no LTX-2 component"
             raise ValueError(f"{self.name} holds no {component}; it holds {found}")
-        renamed = keys.rename(component, local.values(), to="diffusers")
-        entries = {renamed[name]: self.entries[key] for key, name in local.items()}
-        if len(entries) != len(local):
-            raise ValueError(f"{self.name} holds {component} tensors under two names each")
-        if keep_quantized:
-            if dtype is not None:
-                raise ValueError(f"keep_quantized keeps the stored dtypes; dtype={dtype} contradicts it")
-            return entries
-        return cast_floating(_real_weights(entries, dtype), dtype)
+        with self._named(component):
+            renamed = keys.rename(component, local.values(), to="diffusers")
+            entries = {renamed[name]: self.entries[key] for key, name in local.items()}
+            if len(entries) != len(local):
+                raise ValueError("the file holds tensors under two names each")
+            if not keep_quantized:
+                is_packed = any(isinstance(entry, gguf_file.PackedEntry) for entry in entries.values())
+                dtype = torch.float32 if is_packed and dtype is None else dtype
+                return cast_floating(_real_weights(entries, dtype), dtype)
+        if dtype is not None:
+            raise ValueError(f"keep_quantized keeps the stored dtypes; dtype={dtype} contradicts it")
+        return entries
 
     def config(self, component: str) -> dict[str, Any]:
         """The diffusers config of one component: from the metadata, else that of the published model it resembles."""
         entries = self.component(component)
-        try:
-            if self.has_config(component):
-                return configs.to_diffusers(component, self.metadata_config, entries)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"the `config` metadata of {self.name} is incomplete for {component}: {error}") from error
+        with self._named(component):
+            config = self._config_of(component, entries)
+            check_finite(config, "the `config` metadata")
+        return config
+
+    def _config_of(self, component: str, entries: Mapping[str, Entry]) -> dict[str, Any]:
+        if self.has_config(component):
+            return configs.to_diffusers(component, self.metadata_config, entries)
         if component == "latent_upsampler":
             return configs.upsampler_config_from_shapes(entries)
         version = guess_version(component, entries)
         if version is None:
             raise ValueError(
-                f"{self.name} has no `config` metadata for {component}, and its tensor names fit no published "
-                "model; pass config= (a diffusers folder) or original_config="
+                "there is no `config` metadata for it, and its tensor names fit no published model; pass config= (a "
+                "diffusers folder) or original_config="
             )
         return configs.to_diffusers(component, reference_config(version), entries)
+
+    @contextmanager
+    def _named(self, component: str) -> Iterator[None]:
+        """Let errors in names, shapes and metadata that strangers wrote say where they were found."""
+        try:
+            yield
+        except ValueError as error:
+            raise ValueError(f"{component} of {self.name}: {error}") from None
+        except (LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+            raise ValueError(
+                f"the `config` metadata or the tensors of {self.name} are incomplete for {component}: {error}"
+            ) from error
 
     def has_config(self, component: str) -> bool:
         """Whether the metadata describe `component`; otherwise a published model's config is assumed."""
         return configs.has_config(component, self.metadata_config)
 
 
+def _read(path: Path, mmap: bool) -> tuple[dict[str, Entry], dict[str, str]]:
+    """Tensors and metadata of a file."""
+    if gguf_file.is_gguf(path):
+        return gguf_file.read_gguf(path), {}
+    file = SafetensorsFile(path, mmap)
+    return file.entries, file.metadata
+
+
 def _entry_of(name: str, tensor: torch.Tensor) -> Entry:
     if not isinstance(tensor, torch.Tensor):
         raise ValueError(f"a state dict holds tensors, but {name!r} is of type {type(tensor).__name__}")
-    return Entry.of(tensor)
+    return gguf_file.entry_of(tensor)
 
 
 def _real_weights(entries: Mapping[str, Entry], dtype: torch.dtype | None) -> dict[str, Entry]:
     """Gives fp8 weights, scaled or plain, `dtype` or else that of the component's other weights, rounding once."""
-    floating = {name: entry.dtype for name, entry in entries.items() if entry.dtype.is_floating_point}
-    compressed = {name for name, stored in floating.items() if stored.itemsize == 1}
-    plain = [stored for name, stored in floating.items() if name not in compressed and not name.endswith("_scale")]
+    floating = [entry.dtype for entry in without_scales(entries).values() if entry.dtype.is_floating_point]
+    plain = [dtype for dtype in floating if dtype.itemsize > 1]
     target = dtype or max(set(plain), key=plain.count, default=torch.bfloat16)
+    compressed = {n for n, e in entries.items() if e.dtype.is_floating_point and e.dtype.itemsize == 1}
     return {n: entry.to(target) if n in compressed else entry for n, entry in dequantized(entries).items()}
 
 

@@ -2,6 +2,7 @@
 
 import inspect
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,9 +11,10 @@ from .class_names import PIPELINE_COMPONENTS, class_name_for
 from .folder import is_distilled, new_scheduler
 from .hub_files import local_file
 from .original import OriginalCheckpoint
+from .pipeline_folder import check_component, named_errors
 from .single_file import load_component
 
-_TEXT_MODELS = ("text_encoder", "tokenizer")
+_TEXT_MODELS = {"text_encoder": "PreTrainedModel", "tokenizer": "PreTrainedTokenizer"}
 _HUB_OPTIONS = ("revision", "cache_dir", "local_files_only", "token", "force_download")
 
 
@@ -73,7 +75,12 @@ def _load_text_encoder(
     source = os.fspath(text_encoder)
     # Both take an empty name for the folder itself.
     inside = {name: name if os.path.isdir(os.path.join(source, name)) else "" for name in _TEXT_MODELS}
-    if tokenizer is None:
-        tokenizer = AutoTokenizer.from_pretrained(source, subfolder=inside["tokenizer"], **hub)
-    options = {"subfolder": inside["text_encoder"], **hub}
-    return AutoModelForImageTextToText.from_pretrained(source, dtype=dtype or "auto", **options), tokenizer
+    if os.path.isdir(source):
+        for name, kind in _TEXT_MODELS.items():
+            if name != "tokenizer" or tokenizer is None:
+                check_component(Path(source, inside[name]), ("transformers", kind), None)
+    with named_errors(Path(source)):
+        if tokenizer is None:
+            tokenizer = AutoTokenizer.from_pretrained(source, subfolder=inside["tokenizer"], **hub)
+        options = {"subfolder": inside["text_encoder"], **hub}
+        return AutoModelForImageTextToText.from_pretrained(source, dtype=dtype or "auto", **options), tokenizer

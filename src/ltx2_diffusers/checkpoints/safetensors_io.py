@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from ..atomic import complete_file, write_json
+from .json_files import read_object
 
 _DTYPES = {
     "BOOL": torch.bool,
@@ -80,17 +81,14 @@ class SafetensorsFile:
         if not self.path.is_file():
             raise FileNotFoundError(f"there is no checkpoint file {str(self.path)!r}")
         header, self._data_start = _read_header(self.path)
-        self.metadata: dict[str, str] = header.pop("__metadata__", {})
+        self.metadata: dict[str, str] = header.pop("__metadata__", None) or {}
         self._mapping = safe_open(self.path, framework="pt") if mmap else None
         self.entries = {name: self._entry(name, info) for name, info in header.items()}
 
     def _entry(self, name: str, info: dict[str, Any]) -> Entry:
         if info["dtype"] not in _DTYPES:
             raise ValueError(f"{str(self.path)!r}: tensor {name!r} has the unsupported dtype {info['dtype']}")
-        dtype, shape = _DTYPES[info["dtype"]], tuple(info["shape"])
-        start, end = info["data_offsets"]
-        if end - start != math.prod(shape) * dtype.itemsize:
-            raise ValueError(f"{str(self.path)!r}: tensor {name!r} has {end - start} bytes, not those of {shape}")
+        dtype, shape, start = _DTYPES[info["dtype"]], tuple(info["shape"]), info["data_offsets"][0]
         mapping = self._mapping
         if mapping is not None:
             return Entry(dtype, shape, lambda: mapping.get_tensor(name))
@@ -112,28 +110,65 @@ class SafetensorsFile:
         return tensor
 
 
+def check_file(path: Path) -> None:
+    """Raise `ValueError`, naming the file and what is wrong with it, unless it is a whole safetensors file."""
+    try:
+        # The library refuses overlaps, holes, trailing bytes and all else that breaks the format.
+        with safe_open(path, framework="pt"):
+            pass
+    except SafetensorError as error:
+        raise ValueError(_refusal(path, error)) from None
+
+
 def _read_header(path: Path) -> tuple[dict[str, Any], int]:
-    size = path.stat().st_size
+    """The header of a whole file, and where its tensors begin."""
+    check_file(path)
     with path.open("rb") as file:
-        start = file.read(8)
-        if len(start) < 8:
-            raise ValueError(f"{str(path)!r} is empty or cut off ({size} bytes); fetch the file again")
-        length = struct.unpack("<Q", start)[0]
-        if length > _MAX_HEADER_BYTES or (8 + length > size and not file.read(1) == b"{"):
-            raise ValueError(_foreign_file(path, start))
-        if 8 + length > size:
-            raise ValueError(_truncated(path, 8 + length, size))
-        file.seek(8)
+        length = struct.unpack("<Q", file.read(8))[0]
         raw = file.read(length)
     try:
-        header = json.loads(raw)
-        ends = [info["data_offsets"][1] for name, info in header.items() if name != "__metadata__"]
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError):
-        raise ValueError(_foreign_file(path, start)) from None
-    expected = 8 + length + max(ends, default=0)
-    if size < expected:
-        raise ValueError(_truncated(path, expected, size))
+        header = json.loads(raw, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{str(path)!r} is damaged: {error or 'its header is nested too deeply'}") from None
+    if unnamed := [name for name, info in header.items() if name != "__metadata__" and not isinstance(info, dict)]:
+        raise ValueError(f"{str(path)!r} is damaged: its header describes {unnamed[0]!r} by a list")
     return header, 8 + length
+
+
+def tensor_names(path: Path) -> list[str]:
+    """Names of the tensors in a whole file, of whatever dtype."""
+    return [name for name in _read_header(path)[0] if name != "__metadata__"]
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of the header; of two values under one name nobody can say which one is meant."""
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"its header names {next(name for name in names if names.count(name) > 1)!r} twice")
+    return result
+
+
+def _refusal(path: Path, error: SafetensorError) -> str:
+    """What is wrong with a file that the library refuses, in words that say what to do."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start, raw = file.read(8), file.read(_MAX_HEADER_BYTES)
+    if len(start) < 8:
+        return f"{str(path)!r} is empty or cut off ({size} bytes); fetch the file again"
+    length = struct.unpack("<Q", start)[0]
+    if length > _MAX_HEADER_BYTES or raw[:1].lstrip() != b"{":
+        return _foreign_file(path, start)
+    if 8 + length > size:
+        return _truncated(path, 8 + length, size)
+    try:
+        ends = [info["data_offsets"][1] for name, info in json.loads(raw[:length]).items() if name != "__metadata__"]
+        expected = 8 + length + max(ends, default=0)
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError):
+        expected = 0
+    if size < expected:
+        return _truncated(path, expected, size)
+    return f"{str(path)!r} is damaged: {str(error).removeprefix('Error while deserializing header: ')}"
 
 
 def _truncated(path: Path, expected: int, size: int) -> str:
@@ -144,7 +179,7 @@ def _foreign_file(path: Path, start: bytes) -> str:
     kinds = {
         b"<": "a web page (a failed download?)",
         b"PK": "a PyTorch pickle or zip archive",
-        b"\x80": "a pickle",
+        **dict.fromkeys((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"), "a pickle"),
         b"version ": "a Git LFS pointer, not the file it stands for",
         b"GGUF": "a GGUF file",
     }
@@ -237,16 +272,42 @@ def write_sharded(
         write_json(folder / f"{_STEM}.safetensors.index.json", index)
 
 
-def read_folder(folder: Path, stem: str = _STEM) -> dict[str, Entry]:
-    """The entries of a component folder, from its single file or from its shards."""
-    index = folder / f"{stem}.safetensors.index.json"
+def read_folder(folder: Path, stem: str = _STEM, variant: str | None = None) -> dict[str, Entry]:
+    """The entries of a component folder, from its single file or from its shards.
+
+    Args:
+        folder: The folder.
+        stem: Name of the weights, without ending.
+        variant: Which of several weights, default those without a variant in their names.
+    """
+    infix = f".{variant}" if variant else ""
+    index = folder / f"{stem}.safetensors.index{infix}.json"
     if not index.is_file():
-        return SafetensorsFile(folder / f"{stem}.safetensors").entries
-    weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    files = {name: SafetensorsFile(folder / name).entries for name in sorted(set(weight_map.values()))}
+        return SafetensorsFile(folder / f"{stem}{infix}.safetensors").entries
+    weight_map = read_weight_map(index)
+    names = sorted(set(weight_map.values()))
+    if lost := [name for name in names if not (folder / name).is_file()]:
+        raise ValueError(f"{str(index)!r} names shards that are not there: {', '.join(lost[:3])}")
+    files = {name: SafetensorsFile(folder / name).entries for name in names}
     if lost := sorted(key for key, name in weight_map.items() if key not in files[name]):
         raise ValueError(f"{str(index)!r} names tensors that its shards lack, e.g. {', '.join(lost[:3])}")
+    if more := sorted(key for name in names for key in files[name] if weight_map.get(key) != name):
+        raise ValueError(f"{str(index)!r} leaves out tensors that its shards hold, e.g. {', '.join(more[:3])}")
     return {key: files[name][key] for key, name in weight_map.items()}
+
+
+def read_weight_map(index: Path) -> dict[str, str]:
+    """Tensor names and the shards that an index says they are in; shards lie beside the index and nowhere else."""
+    weight_map = read_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{str(index)!r} has no `weight_map` from tensor names to shards; fetch the file again")
+    for key, name in weight_map.items():
+        # Links are followed, as in the Hub's cache; a name with a folder in it could reach any file of the reader.
+        if not isinstance(name, str) or not name.endswith(".safetensors") or set(name) & set("/\\\0"):
+            raise ValueError(
+                f"{str(index)!r} says that {key!r} is in {name!r}; a shard is a .safetensors file beside the index"
+            )
+    return weight_map
 
 
 def tensor_differences(entries: Mapping[str, Entry], others: Mapping[str, Entry]) -> list[str]:

@@ -4,25 +4,20 @@ import inspect
 import os
 from collections.abc import Mapping
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
+from diffusers import GGUFQuantizationConfig
 
 from . import class_names
+from .fit import ModelClass, check_fit
+from .gguf_file import fill_quantized
 from .hub_files import local_file
-from .original import OPTIONAL_KEYS, OriginalCheckpoint
+from .json_files import read_config
+from .original import OriginalCheckpoint
 from .safetensors_io import Entry
-
-# diffusers' annotations of `from_config` and `load_config` promise something else than a model and a dictionary.
-ModelClass = type[Any]
-
-_MAX_LISTED = 10
-_UNSUPPORTED = {
-    "quantization_config": "cannot be applied to an original file; convert it with conversion/convert_to_diffusers.py and "
-    "pass quantization_config to from_pretrained",
-    "proxies": "is not supported by the Hub client; set the environment variable HTTPS_PROXY",
-}
 
 
 def load_component(
@@ -52,9 +47,10 @@ def load_component(
 
     Args:
         cls: A model class of an LTX-2 component.
-        path_or_dict: A safetensors file, a Hub link to one, or a state dict, which is not changed.
+        path_or_dict: A safetensors or GGUF file, a Hub link to one, or a state dict, which is not changed.
         torch_dtype, dtype: Floating-point dtype of the model; `dtype` wins. Default: as stored; scaled fp8 weights
-            are multiplied with their scale in float32 and take the dtype of the other weights.
+            are multiplied with their scale in float32 and take the dtype of the other weights. Quantised weights of a
+            GGUF file are float32 without `quantization_config`.
         device: Device of the model, default CPU.
         config: A diffusers folder or repository with this component's `config.json`, or such a config. Default: from
             the file's metadata, or without metadata that of the published model with these tensor names.
@@ -63,7 +59,8 @@ def load_component(
         config_revision: Revision of the repository `config`.
         revision: Revision of the repository the file is fetched from.
         device_map: A single device, or `{"": device}`, as another spelling of `device`.
-        quantization_config: Not possible for a single file; raises.
+        quantization_config: diffusers' `GGUFQuantizationConfig`, with which the linear layers of a GGUF file stay
+            packed; other kinds raise, and belong to `from_pretrained`.
         low_cpu_mem_usage: `False` initialises the model before filling it; default True.
         disable_mmap: Read the file into memory instead of mapping it, default False.
         cache_dir, local_files_only, token, force_download: Options of the download from the Hub.
@@ -74,16 +71,20 @@ def load_component(
         The model, in evaluation mode.
     """
     _check_options(cls, config, original_config, config_overrides)
-    for name, value in (("quantization_config", quantization_config), ("proxies", proxies)):
-        if value is not None:
-            raise ValueError(f"{name} {_UNSUPPORTED[name]}")
+    if proxies is not None:
+        raise ValueError("proxies is not supported by the Hub client; set the environment variable HTTPS_PROXY")
     target = _target_device(device, device_map)
     component = class_names.component_of(cls)
     hub_options = {"cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
     if not isinstance(path_or_dict, Mapping):
         path_or_dict = local_file(path_or_dict, revision, force_download=force_download, **hub_options)
     checkpoint = OriginalCheckpoint(path_or_dict, mmap=not disable_mmap, original_config=original_config)
-    entries = checkpoint.component(component, dtype if dtype is not None else torch_dtype)
+    dtype = dtype if dtype is not None else torch_dtype
+    if quantization_config is None:
+        entries = checkpoint.component(component, dtype)
+    else:
+        _check_quantization(quantization_config, checkpoint, low_cpu_mem_usage)
+        entries = checkpoint.component(component, keep_quantized=True)
     if config is None:
         model_config = checkpoint.config(component)
     else:
@@ -91,11 +92,14 @@ def load_component(
     model_config = {**model_config, **config_overrides}
     if component == "vocoder":
         _check_stages(cls, entries, checkpoint.name)
-    with nullcontext() if low_cpu_mem_usage is False else init_empty_weights():
-        model = cls.from_config(model_config)
     is_guess = config is None and not checkpoint.has_config(component)
     hint = "; without `config` metadata the published model was assumed: pass config= or original_config="
-    _check_fit(model, component, entries, checkpoint.name, hint if is_guess else "")
+    check_fit(cls, model_config, entries, checkpoint.name, hint if is_guess else "")
+    with nullcontext() if low_cpu_mem_usage is False else init_empty_weights():
+        model = cls.from_config(model_config)
+    if quantization_config is not None:
+        fill_quantized(model, entries, quantization_config, dtype, target)
+        return model.eval()
     # A model that shares memory with the caller's dictionary would change it when trained.
     tensors = {key: entry.load().to(target, copy=isinstance(path_or_dict, Mapping)) for key, entry in entries.items()}
     model.load_state_dict(tensors, strict=False, assign=True)
@@ -107,6 +111,18 @@ def _check_options(cls: ModelClass, config: object, original_config: object, ove
         raise ValueError("config and original_config exclude each other; give one of them")
     if unknown := sorted(set(overrides) - set(inspect.signature(cls).parameters)):
         raise TypeError(f"from_single_file got unknown arguments: {', '.join(unknown)}")
+
+
+def _check_quantization(config: Any, checkpoint: OriginalCheckpoint, low_cpu_mem_usage: bool | None) -> None:
+    if not isinstance(config, GGUFQuantizationConfig):
+        raise ValueError(
+            f"quantization_config of type {type(config).__name__} cannot be applied to an original file; convert it "
+            "with `ltx2 convert` and pass quantization_config to from_pretrained"
+        )
+    if not checkpoint.is_gguf:
+        raise ValueError(f"quantization_config belongs to GGUF files, which {checkpoint.name} is not; leave it out")
+    if low_cpu_mem_usage is False:
+        raise ValueError("low_cpu_mem_usage cannot be False with quantization_config; leave it out")
 
 
 def _target_device(device: str | torch.device | None, device_map: Any) -> torch.device:
@@ -131,6 +147,9 @@ def _given_config(cls: ModelClass, component: str, config: Any, subfolder: str |
         return dict(config)
     if subfolder is None and not os.path.isfile(os.path.join(config, "config.json")):
         subfolder = component
+    file = Path(config, subfolder or "", "config.json")
+    if file.is_file():
+        return read_config(file)
     return cls.load_config(os.fspath(config), subfolder=subfolder, **hub)
 
 
@@ -140,25 +159,3 @@ def _check_stages(cls: ModelClass, entries: Mapping[str, Entry], name: str) -> N
     if has_two_stages != is_two_stage_class:
         stages, better = ("two stages", "LTX2VocoderWithBWE") if has_two_stages else ("one stage", "LTX2Vocoder")
         raise ValueError(f"the vocoder in {name} has {stages}; load it with {better}.from_single_file")
-
-
-def _check_fit(model: torch.nn.Module, component: str, entries: Mapping[str, Entry], name: str, hint: str) -> None:
-    """Raises unless the checkpoint's names and shapes are exactly the model's; optional buffers may be missing."""
-    own = model.state_dict()
-    missing = sorted(set(own) - set(entries) - set(OPTIONAL_KEYS.get(component, ())))
-    unexpected = sorted(set(entries) - set(own))
-    wrong = [
-        f"{key} {list(entries[key].shape)} (the model has {list(own[key].shape)})"
-        for key in entries
-        if key in own and entries[key].shape != tuple(own[key].shape)
-    ]
-    found = {"missing": missing, "unexpected": unexpected, "of another shape": wrong}
-    if problems := "; ".join(f"{label}: {_listed(names)}" for label, names in found.items() if names):
-        raise ValueError(
-            f"the {component} tensors of {name} do not fit {type(model).__name__} in this configuration; {problems}{hint}"
-        )
-
-
-def _listed(found: list[str]) -> str:
-    more = f" and {len(found) - _MAX_LISTED} more" if len(found) > _MAX_LISTED else ""
-    return ", ".join(found[:_MAX_LISTED]) + more

@@ -4,7 +4,7 @@ import argparse
 import platform
 from typing import Any
 
-from .environment import device_name, versions
+from .identities import device_name, versions
 from .loading import DTYPES, check_device
 
 

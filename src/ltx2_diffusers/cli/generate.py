@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints.packaged import PACKAGED
-from .environment import environment
-from .identities import content_identity, file_sha256
-from .loading import best_device, check_device, load_pipeline
+from .identities import content_identity, environment, file_sha256
+from .loading import best_device, check_checkpoint, check_device, load_pipeline
 from .manifest import input_hashes, manifest_path, write_manifest
 from .messages import in_options
 from .modes import Mode, call_arguments, choose_mode, mode_table
@@ -75,6 +74,7 @@ def generate(given: Options) -> dict[str, Any]:
     with _speaking_of(given):
         mode = choose_mode(given)
         options = with_defaults(given, mode)
+        check_checkpoint(options["checkpoint"])
         _check(options)
         hashes = input_hashes(options)
         call = call_arguments(mode, options)

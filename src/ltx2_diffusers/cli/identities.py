@@ -1,6 +1,10 @@
-"""Names for the content of files: inputs as a whole, checkpoints by samples, and clips by what they decode to."""
+"""What a result depends on and is told by: inputs as a whole, checkpoints by samples, clips by what they decode to,
+versions of libraries, and the machine.
+"""
 
 import hashlib
+import importlib.metadata
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +13,7 @@ from ..checkpoints.packaged import PACKAGED, packaged_checkpoint
 # Files up to this size are read whole; of longer ones evenly spaced blocks are, which any retraining changes.
 _WHOLE_BYTES = 8 * 2**20
 _BLOCKS, _BLOCK_BYTES = 64, 2**16
+VERSIONED = ("ltx2-diffusers", "torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "av")
 
 
 def file_sha256(path: Path) -> str:
@@ -74,6 +79,33 @@ def content_identity(path: Path) -> dict[str, Any]:
         name = hashlib.sha256(waveform.contiguous().numpy().data).hexdigest()
         content["audio"] = {"samples": waveform.shape[-1], "sampling_rate": rate, "sha256": name}
     return content
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of this package and of those that compute."""
+    return {name: importlib.metadata.version(name) for name in VERSIONED}
+
+
+def device_name(device: str) -> str:
+    """A device as people know it."""
+    import torch
+
+    return f"{device} ({torch.cuda.get_device_name(device)})" if torch.device(device).type == "cuda" else device
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Versions and machine; where they are equal, equal calls give equal results."""
+    import torch
+
+    return {
+        **versions(),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": device_name(device),
+        "CPU instructions": torch.backends.cpu.get_cpu_capability(),
+        # The order in which a sum is taken depends on the number of threads.
+        "threads": torch.get_num_threads(),
+    }
 
 
 def _sampled(path: Path) -> Any:

@@ -68,6 +68,7 @@ def describe_file(path: Path) -> tuple[str, str, dict[str, Any]]:
 
 def describe_folder(path: Path) -> tuple[str, str, dict[str, Any]]:
     """Version, kind and components of a folder in diffusers layout."""
+    from ..checkpoints.json_files import read_object
     from ..checkpoints.safetensors_io import read_folder
     from ..checkpoints.versions import model_kind, model_version
 
@@ -75,14 +76,14 @@ def describe_folder(path: Path) -> tuple[str, str, dict[str, Any]]:
     if not index.is_file():
         raise ValueError(f"{path} has no model_index.json; give the folder of a whole pipeline")
     parts = {}
-    for name, entry in json.loads(index.read_text()).items():
-        if not isinstance(entry, list) or not entry[0]:
+    for name, entry in read_object(index).items():
+        if not isinstance(entry, list) or len(entry) != 2 or not entry[0]:
             continue
         stem = next((stem for stem in _STEMS if any((path / name).glob(f"{stem}*.safetensors"))), None)
         parts[name] = _part(entry[1], read_folder(path / name, stem) if stem else {})
     transformer, scheduler = path / "transformer" / "config.json", path / "scheduler" / "scheduler_config.json"
-    version = model_version(json.loads(transformer.read_text())) if transformer.is_file() else "unknown"
-    return version, model_kind(json.loads(scheduler.read_text()) if scheduler.is_file() else {}), parts
+    version = model_version(read_object(transformer)) if transformer.is_file() else "unknown"
+    return version, model_kind(read_object(scheduler) if scheduler.is_file() else {}), parts
 
 
 def _part(class_name: str, entries: dict[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Loading a pipeline as the command line describes it."""
 
+import difflib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ from .values import Options
 DTYPES = ("bfloat16", "float16", "float32")
 CHECKPOINT = "ltx2-tiny"
 _SINGLE_FILES = (".safetensors", ".sft")
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 def check_device(device: str) -> None:
@@ -31,6 +34,30 @@ def best_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def check_checkpoint(name: str) -> None:
+    """Raise `ValueError` unless `--checkpoint` is a packaged name, an existing file or folder, or an id of the Hub.
+
+    Nothing is loaded or fetched.
+    """
+    path = Path(name)
+    if name in PACKAGED:
+        return
+    if path.is_dir():
+        if not (path / "model_index.json").is_file():
+            raise ValueError(f"--checkpoint {name!r} is no folder of a pipeline: it has no model_index.json")
+    elif path.is_file():
+        if path.suffix not in _SINGLE_FILES:
+            raise ValueError(
+                f"--checkpoint {name!r} is a {path.suffix or 'nameless'} file; give a folder in diffusers' layout or a "
+                "whole model in a .safetensors file"
+            )
+    elif path.suffix in _SINGLE_FILES or not _HUB_ID.fullmatch(name) or Path(path.parts[0]).is_dir():
+        kind = "file" if path.suffix in _SINGLE_FILES else "folder"
+        near = difflib.get_close_matches(name, PACKAGED, n=1, cutoff=0.5)
+        meant = f"did you mean the packaged {near[0]!r}?" if near else f"packaged are {', '.join(PACKAGED)}"
+        raise ValueError(f"--checkpoint {name!r}: there is no such {kind}; {meant}")
 
 
 def load_pipeline(options: Options, pipeline_class: Any) -> Any:
@@ -67,6 +94,7 @@ def _from_checkpoint(options: Options, pipeline_class: Any) -> Any:
     import torch
 
     checkpoint, dtype = options["checkpoint"], getattr(torch, options["dtype"])
+    check_checkpoint(checkpoint)
     components = {"latent_upsampler": _upsampler(options["upsampler"], dtype)} if "upsampler" in options else {}
     if Path(checkpoint).suffix in _SINGLE_FILES:
         if "text_encoder" not in options:

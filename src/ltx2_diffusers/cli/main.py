@@ -9,7 +9,7 @@ from .. import __version__
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `ltx2` with all its subcommands."""
-    from . import doctor, generate, info, replay
+    from . import convert, doctor, generate, info, replay
 
     parser = argparse.ArgumentParser(
         prog="ltx2",
@@ -18,7 +18,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"ltx2-diffusers {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in (generate, replay, info, doctor):
+    for module in (generate, replay, info, convert, doctor):
         module.add_parser(commands)
     return parser
 

@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .environment import environment
 from .generate import generate
+from .identities import environment
 from .manifest import changed_content, changed_environment, changed_inputs, outputs_agree, read_manifest
 from .options import OPTIONS
 

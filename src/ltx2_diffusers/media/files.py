@@ -14,10 +14,9 @@ from typing import Any
 import av
 from av.container import Container, InputContainer
 
+from ..atomic import check_writable
 from .images import animation_as_video, read_image
 from .kinds import check_complete, check_kind, is_heif, may_be_animated
-
-from ..atomic import check_writable
 
 # Rates of NTSC video are N * 1000 / 1001; people write them with two or three decimals.
 _NTSC_TOLERANCE = 5e-3

@@ -17,13 +17,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .audio_vae_blocks import CAUSALITY_AXES, COMPRESSION_RATIO, AudioDecoder, AudioEncoder, CoderLayout
+from .loading import CheckpointMixin
 from .mel import waveform_to_mel
-from .saving import AtomicModelSaveMixin, OriginalCheckpointMixin
+from .saving import AtomicModelSaveMixin
 
 _NORM_TYPES = ("pixel", "group")
 
 
-class AutoencoderKLLTX2Audio(AtomicModelSaveMixin, ModelMixin, AutoencoderMixin, ConfigMixin, OriginalCheckpointMixin):
+class AutoencoderKLLTX2Audio(CheckpointMixin, AtomicModelSaveMixin, ModelMixin, AutoencoderMixin, ConfigMixin):
     """Compresses a log-mel spectrogram by four in time and frequency, causally in time.
 
     Config, state-dict keys and methods are those of diffusers' class; `encode_waveform`, `normalize_latents` and

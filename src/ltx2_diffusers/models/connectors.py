@@ -18,8 +18,9 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
 from .attention import FeedForward, LTX2Attention
+from .loading import CheckpointMixin
 from .rope import RotaryPositionEmbedding, RotarySpec, RotaryTables
-from .saving import AtomicAdapterSaveMixin, OriginalCheckpointMixin
+from .saving import AtomicAdapterSaveMixin
 
 # Epsilon of all normalisations here; it is no config key.
 EPS = 1e-6
@@ -206,7 +207,7 @@ class TextConnector(nn.Module):
         return self.norm_out(hidden_states)
 
 
-class LTX2TextConnectors(AtomicAdapterSaveMixin, ModelMixin, PeftAdapterMixin, ConfigMixin, OriginalCheckpointMixin):
+class LTX2TextConnectors(CheckpointMixin, AtomicAdapterSaveMixin, ModelMixin, PeftAdapterMixin, ConfigMixin):
     """Projects all hidden states of a language model and runs one connector per stream over them.
 
     Args (defaults are those of diffusers; the values of LTX-2.0 and 2.3 in brackets where they differ):

@@ -11,7 +11,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 from torch.nn import functional as F
 
-from .saving import AtomicModelSaveMixin, OriginalCheckpointMixin
+from .loading import CheckpointMixin
+from .saving import AtomicModelSaveMixin
 from .video_vae_blocks import depth_to_space
 
 NORM_GROUPS = 32
@@ -143,7 +144,7 @@ def build_upsampler(channels: int, spatial: bool, temporal: bool, rational_scale
     return nn.Sequential(nn.Conv2d(channels, 4 * channels, 3, padding=1), PixelShuffle(2, 2))
 
 
-class LTX2LatentUpsamplerModel(AtomicModelSaveMixin, ModelMixin, ConfigMixin, OriginalCheckpointMixin):
+class LTX2LatentUpsamplerModel(CheckpointMixin, AtomicModelSaveMixin, ModelMixin, ConfigMixin):
     """Enlarges un-normalised video latents.
 
     Args:

@@ -1,4 +1,4 @@
-"""What every model adds to diffusers' classes: saving whole or not at all, loading original checkpoint files."""
+"""What every model adds to diffusers' classes when it is saved: whole or not at all."""
 
 import os
 from collections.abc import Callable
@@ -8,6 +8,16 @@ from typing import Any
 import torch
 
 from ..atomic import finish_save, replaced_folder
+
+
+def finish_saves(folder: str | os.PathLike, subfolder: str | None = None) -> None:
+    """Go on with interrupted saves of a folder and of a folder in it.
+
+    Raises:
+        OSError: If there is a half save with which one cannot go on.
+    """
+    for part in {"", subfolder or ""}:
+        finish_save(Path(folder, part))
 
 
 class AtomicSaveMixin:
@@ -44,8 +54,7 @@ class AtomicSaveMixin:
         Raises:
             OSError: If the folder holds a half save with which one cannot go on.
         """
-        for folder in {"", kwargs.get("subfolder") or ""}:
-            finish_save(Path(pretrained_model_name_or_path, folder))
+        finish_saves(pretrained_model_name_or_path, kwargs.get("subfolder"))
         return super().load_config(pretrained_model_name_or_path, *args, **kwargs)  # type: ignore[misc]  # likewise
 
 
@@ -109,21 +118,3 @@ class AtomicAdapterSaveMixin(AtomicModelSaveMixin):
         """Save an adapter, whole or not at all. Takes the arguments of diffusers' method."""
         with replaced_folder(save_directory) as temporary:
             super().save_lora_adapter(temporary, *args, **kwargs)  # type: ignore[misc]  # of a class behind this one
-
-
-class OriginalCheckpointMixin:
-    """Adds `from_single_file`, which reads a component out of an original LTX-2 checkpoint file."""
-
-    @classmethod
-    def from_single_file(
-        cls, pretrained_model_link_or_path_or_dict: str | os.PathLike | dict[str, torch.Tensor], **kwargs: Any
-    ) -> Any:
-        """Load this component from an original Lightricks safetensors file, a Hub link to one, or a state dict.
-
-        Only the keys of this component are read. The configuration comes from the file's metadata unless `config`
-        is given. See [`ltx2_diffusers.checkpoints.single_file.load_component`] for all keyword arguments.
-        """
-        # Checkpoint handling stands above the models; it is reached only when a file is loaded.
-        from ..checkpoints.single_file import load_component
-
-        return load_component(cls, pretrained_model_link_or_path_or_dict, **kwargs)

@@ -23,11 +23,12 @@ from diffusers.utils import BaseOutput, apply_lora_scale
 from torch import nn
 
 from .context_parallel import SplitPoint, context_parallel_plan
+from .loading import CheckpointMixin
 from .modulation import AdaLayerNormSingle, Modulation, evaluate
 from .negative_text import NegativeText
 from .perturbation import PERTURBATION_MODES, BlockPlan, block_plans, keep_masks
 from .rope import AudioRotaryPositionEmbedding, RotaryPositionEmbedding, RotarySpec, VideoRotaryPositionEmbedding
-from .saving import AtomicAdapterSaveMixin, OriginalCheckpointMixin
+from .saving import AtomicAdapterSaveMixin
 from .tensor_memo import TensorMemo
 from .text_cache import TextCache
 from .transformer_block import LTX2AVTransformerBlock, SharedSettings, StreamInputs, StreamSizes
@@ -90,13 +91,7 @@ class PreparedForward(NamedTuple):
 
 
 class LTX2AVTransformer3DModel(
-    AtomicAdapterSaveMixin,
-    ModelMixin,
-    ConfigMixin,
-    AttentionMixin,
-    PeftAdapterMixin,
-    CacheMixin,
-    OriginalCheckpointMixin,
+    CheckpointMixin, AtomicAdapterSaveMixin, ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin, CacheMixin
 ):
     """The transformer that denoises video and audio together, with text conditioning each stream.
 

@@ -18,7 +18,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import logging
 from diffusers.utils.accelerate_utils import apply_forward_hook
 
-from .saving import AtomicModelSaveMixin, OriginalCheckpointMixin
+from .loading import CheckpointMixin
+from .saving import AtomicModelSaveMixin
 from .video_vae_blocks import VideoDecoder, VideoEncoder
 from .video_vae_config import (
     DOWN_BLOCK_TYPES,
@@ -46,7 +47,7 @@ from .video_vae_tiling_config import TilingConfig, encoding_config
 logger = logging.get_logger(__name__)
 
 
-class AutoencoderKLLTX2Video(AtomicModelSaveMixin, ModelMixin, AutoencoderMixin, ConfigMixin, OriginalCheckpointMixin):
+class AutoencoderKLLTX2Video(CheckpointMixin, AtomicModelSaveMixin, ModelMixin, AutoencoderMixin, ConfigMixin):
     """Encodes videos to the latents of LTX-2 and decodes them.
 
     Config keys, state-dict keys and calls are those of diffusers' class of the same name. `encode` and `decode` work

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .antialias import AntiAliasedActivation, SnakeBeta, resample_up
+from .loading import CheckpointMixin
 from .mel import LOG_MEL_FLOOR
 from .mixed_precision import Conv1d, ConvTranspose1d
-from .saving import AtomicModelSaveMixin, OriginalCheckpointMixin
+from .saving import AtomicModelSaveMixin
 
 _ACTIVATIONS = {"act_fn": ("leaky_relu", "snake", "snakebeta"), "final_act_fn": ("tanh", "clamp", None)}
 
@@ -52,7 +53,7 @@ class ResidualStack(nn.Module):
         return x
 
 
-class LTX2Vocoder(AtomicModelSaveMixin, ModelMixin, ConfigMixin, OriginalCheckpointMixin):
+class LTX2Vocoder(CheckpointMixin, AtomicModelSaveMixin, ModelMixin, ConfigMixin):
     """Turns a log-mel spectrogram into a waveform by transposed convolutions (the LTX-2.0 vocoder).
 
     Config, state-dict keys and methods are those of diffusers' class. Weights and spectrograms of different dtypes
@@ -220,7 +221,7 @@ class CausalMel(nn.Module):
         return mel.clamp(min=LOG_MEL_FLOOR).log().unflatten(0, waveform.shape[:2])
 
 
-class LTX2VocoderWithBWE(AtomicModelSaveMixin, ModelMixin, ConfigMixin, OriginalCheckpointMixin):
+class LTX2VocoderWithBWE(CheckpointMixin, AtomicModelSaveMixin, ModelMixin, ConfigMixin):
     """Vocoder at 16 kHz followed by a second one that adds the upper band up to 48 kHz (LTX-2.3 and later).
 
     Config, state-dict keys and methods are those of diffusers' class. Two attributes select how it computes; both

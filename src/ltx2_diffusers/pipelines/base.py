@@ -1,7 +1,6 @@
 """What all pipelines share: components, loading and saving in both worlds, and the state of a running call."""
 
 import inspect
-import json
 import os
 from collections.abc import Callable
 from functools import wraps
@@ -14,6 +13,7 @@ from diffusers.video_processor import VideoProcessor
 from huggingface_hub import snapshot_download
 from typing_extensions import Self
 
+from ..checkpoints import pipeline_folder
 from ..checkpoints.class_names import PACKAGE, model_pair, to_ours, to_portable
 from ..checks import check_loaded
 from ..models import saving, video_vae
@@ -70,18 +70,18 @@ class LTX2PipelineBase(saving.AtomicSaveMixin, DiffusionPipeline):
         Takes the arguments of diffusers' method; components given by name replace those of the folder.
 
         Raises:
-            ValueError: If a folder lacks a component that its `model_index.json` lists and that is not given.
+            ValueError: If a folder lacks a component that its `model_index.json` lists and that is not given, if files
+                are damaged, or if a configuration builds another model than the weights are.
         """
-        index = Path(pretrained_model_name_or_path, "model_index.json")
-        if index.is_file():
-            listed = {k: v for k, v in json.loads(index.read_text()).items() if isinstance(v, list) and v[0]}
-            missing = [name for name in listed if name not in kwargs and not (index.parent / name).is_dir()]
-            if missing:
-                raise ValueError(
-                    f"{pretrained_model_name_or_path} has no folder for the components {missing}, which its "
-                    "model_index.json lists; complete the checkpoint, or pass them by name (None to do without)"
-                )
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        folder, takes = Path(pretrained_model_name_or_path), set(inspect.signature(cls.__init__).parameters)
+        saving.finish_saves(folder)
+        if not folder.is_dir() or kwargs.get("dduf_file"):
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        if not (folder / pipeline_folder.INDEX).is_file():
+            raise ValueError(f"{str(folder)!r} is no folder of a pipeline: it has no {pipeline_folder.INDEX}")
+        pipeline_folder.check_pipeline_folder(folder, kwargs, takes)
+        with pipeline_folder.named_errors(folder):
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @classmethod
     def download(cls, pretrained_model_name: str, **kwargs: Any) -> str:
@@ -90,7 +90,7 @@ class LTX2PipelineBase(saving.AtomicSaveMixin, DiffusionPipeline):
         Takes the arguments of diffusers' method, and returns the folder.
         """
         folder = Path(super().download(pretrained_model_name, **kwargs))
-        index = json.loads((folder / "model_index.json").read_text())
+        index = pipeline_folder.read_object(folder / pipeline_folder.INDEX)
         unlisted = inspect.signature(cls.__init__).parameters.keys() - index.keys() - kwargs.keys() - {"self"}
         if unlisted:
             access = {name: kwargs[name] for name in ("cache_dir", "token", "local_files_only") if kwargs.get(name)}
@@ -130,11 +130,11 @@ class LTX2PipelineBase(saving.AtomicSaveMixin, DiffusionPipeline):
         folder = Path(pretrained_model_name_or_path)
         for name in ("scheduler", "audio_scheduler"):
             file = folder / name / "scheduler_config.json"
-            if name in index and file.is_file() and "shift_tokens" in json.loads(file.read_text()):
+            if name in index and file.is_file() and "shift_tokens" in pipeline_folder.read_config(file):
                 index[name] = [PACKAGE, "LTX2Scheduler"]
         for name in inspect.signature(cls.__init__).parameters.keys() - index.keys():
             file = folder / name / "config.json"
-            pair = model_pair(json.loads(file.read_text()).get("_class_name")) if file.is_file() else None
+            pair = model_pair(pipeline_folder.read_config(file).get("_class_name")) if file.is_file() else None
             if pair is not None:
                 index[name] = list(pair)
         return config

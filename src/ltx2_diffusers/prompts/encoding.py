@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..checks import check_at_least_one, check_loaded
 from ..conditioning.streams import TextContext
 from ..models.connectors import LTX2TextConnectors
+from .vocabulary import check_tokens, check_vocabulary
 
 Contexts = tuple[TextContext, TextContext | None]
 """What the streams attend to, of the positive and the negative prompts."""
@@ -118,7 +119,9 @@ class TextEncoder:
         if positive is None or others:
             self.require("tokenizer", "text_encoder")
             length, stripped = prompts.max_sequence_length, [text.strip() for text in texts + others]
+            check_vocabulary(self.tokenizer)
             tokens = self.tokenizer(stripped, truncation=True, max_length=length, add_special_tokens=True)
+            check_tokens(tokens.input_ids, self.model)
             states = self._run(tokens.input_ids, length, dtype)
             hidden, masks = (part.split([len(texts), len(others)]) for part in (states.hidden, states.mask))
         if positive is None:

@@ -31,9 +31,27 @@ def check_config(config: Any) -> None:
         raise ValueError(f"At most one of {', '.join(RESPACINGS)} can be set, got {' and '.join(chosen)}.")
     if config.schedule not in SCHEDULES:
         raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {config.schedule!r}.")
+    _check_numbers(config)
     tokens = config.shift_tokens
     if tokens not in ("fixed", "actual") and (isinstance(tokens, (str, bool)) or not tokens >= 1):
         raise ValueError(f"shift_tokens must be 'fixed', 'actual' or a number of tokens, got {tokens!r}.")
+
+
+def _check_numbers(config: Any) -> None:
+    """`ValueError` for the first number that gives no schedule; that all are finite numbers is known."""
+    for name in ("num_train_timesteps", "linear_steps"):
+        if config[name] is not None and config[name] < 1:
+            raise ValueError(f"{name} must be at least 1, got {config[name]}; use 1 or more.")
+    for name in ("shift", "beta_alpha", "beta_beta"):
+        if not config[name] > 0:
+            raise ValueError(f"{name} must be greater than 0, got {config[name]}.")
+    for name in ("shift_terminal", "threshold_noise"):
+        if config[name] is not None and not 0 <= config[name] < 1:
+            raise ValueError(f"{name} must be at least 0 and below 1, got {config[name]}.")
+    if config.base_image_seq_len == config.max_image_seq_len:
+        raise ValueError(
+            f"base_image_seq_len and max_image_seq_len must differ, got {config.base_image_seq_len} twice."
+        )
 
 
 def shift_at(config: Any, num_tokens: int) -> float:

@@ -10,6 +10,7 @@ import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutput
 
+from ..models.loading import CheckedConfigMixin
 from ..models.saving import AtomicSaveMixin
 from . import sigmas as schedules
 from .from_config import FIXED_TOKENS, check_config, computed_sigmas, shifted
@@ -34,7 +35,7 @@ def is_ltx2_scheduler_config(config: dict[str, Any]) -> bool:
     return any(key in config for key in OWN_KEYS)
 
 
-class LTX2Scheduler(AtomicSaveMixin, SchedulerMixin, ConfigMixin):
+class LTX2Scheduler(CheckedConfigMixin, AtomicSaveMixin, SchedulerMixin, ConfigMixin):
     """Schedules of LTX-2 with explicit Euler steps over a velocity prediction.
 
     The configuration extends that of diffusers' `FlowMatchEulerDiscreteScheduler`, reads its files, and is saved under

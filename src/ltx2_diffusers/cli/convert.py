@@ -1,0 +1,116 @@
+"""`ltx2 convert`: checkpoints from the original layout into diffusers' layout and back."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+LAYOUTS = ("diffusers", "original")
+# Options that only one direction has.
+_ONLY = {
+    "diffusers": ("text_encoder", "tokenizer", "latent_upsampler", "max_shard_size", "distilled"),
+    "original": ("metadata_from",),
+}
+_EXAMPLES = """examples:
+  # an original file into a folder that holds a complete pipeline, text encoder and upscaler included
+  ltx2 convert ltx-2-19b-dev.safetensors LTX-2-diffusers --text-encoder gemma-3-12b-it-qat-q4_0-unquantized \\
+      --latent-upsampler ltx-2-spatial-upscaler-x2-1.0.safetensors --check
+
+  # and back: transformer, connectors, VAEs and vocoder in one file
+  ltx2 convert LTX-2-diffusers ltx-2-19b-dev.safetensors --check
+
+  # one component
+  ltx2 convert ltx-2-temporal-upscaler-x2-1.0.safetensors upscaler
+
+Memory: one tensor at a time. What is written appears under its name only when it is complete.
+"""
+
+
+def add_parser(commands: Any) -> None:
+    """Add the subcommand to the parser."""
+    parser = commands.add_parser(
+        "convert",
+        help="convert a checkpoint between the original and diffusers' layout",
+        description="Convert an original checkpoint file into a folder in diffusers' layout, or a folder into a file. "
+        "Exit status 1 if --check finds differences.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", help="original .safetensors file, or a pipeline's or component's folder")
+    parser.add_argument("output", help="folder or .safetensors file to write")
+    parser.add_argument("--to", choices=LAYOUTS, help="layout to write (default: the one that the source is not in)")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="afterwards compare every config value, tensor name, dtype, shape and byte of input and output",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("bfloat16", "float16", "float32"),
+        help="cast floating-point tensors (default: as stored; scaled fp8 weights take the dtype of the others)",
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    _add_directed_options(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_directed_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("into diffusers' layout")
+    group.add_argument("--text-encoder", metavar="FOLDER", help="Gemma folder (or a pipeline that has one) to copy in")
+    group.add_argument("--tokenizer", metavar="FOLDER", help="tokenizer (default: in or beside the text encoder)")
+    group.add_argument("--latent-upsampler", metavar="FILE", help="upscaler file to add as latent_upsampler/")
+    group.add_argument("--max-shard-size", metavar="SIZE", help="largest weight file, e.g. 500MB (default: 5GB)")
+    group.add_argument(
+        "--distilled",
+        action=argparse.BooleanOptionalAction,
+        help="write the scheduler of a distilled model (default: if the file's name says distilled)",
+    )
+    group = parser.add_argument_group("into the original layout")
+    group.add_argument(
+        "--metadata-from",
+        metavar="FILE",
+        help="original file whose metadata are carried over (license, unknown fields)",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Convert, and compare if that is asked for."""
+    import torch
+    from tqdm import tqdm  # type: ignore[import-untyped]  # it ships no types
+
+    from ..checkpoints import convert
+
+    to = _direction(options)
+    dtype = None if options.dtype is None else getattr(torch, options.dtype)
+    given = {name: getattr(options, name) for name in _ONLY[to] if getattr(options, name) is not None}
+    write = convert.convert_to_diffusers if to == "diffusers" else convert.convert_to_original
+    with tqdm(unit=" tensors", disable=options.quiet, file=sys.stderr) as progress:
+        write(options.source, options.output, dtype=dtype, on_tensor=_counter(progress), **given)
+    if not options.check:
+        return 0
+    pair = (options.source, options.output) if to == "diffusers" else (options.output, options.source)
+    found = convert.differences(*pair, dtype)
+    print("\n".join(found) or "equal")
+    return 1 if found else 0
+
+
+def _counter(progress: Any) -> Callable[[str], None]:
+    return lambda _name: progress.update()
+
+
+def _direction(options: argparse.Namespace) -> str:
+    """The layout to write, which follows from the source; refuse options of the other direction."""
+    source = Path(options.source)
+    if not source.exists():
+        raise ValueError(f"there is no file or folder {options.source!r}")
+    to = "original" if source.is_dir() else "diffusers"
+    if options.to not in (None, to):
+        kind = (
+            "a folder, which is in diffusers' layout" if source.is_dir() else "a file, which is in the original layout"
+        )
+        raise ValueError(f"--to {options.to} does not fit {options.source!r}: it is {kind}; use --to {to}")
+    other = next(layout for layout in LAYOUTS if layout != to)
+    if wrong := [name for name in _ONLY[other] if getattr(options, name) is not None]:
+        raise ValueError(f"--{wrong[0].replace('_', '-')} belongs to --to {other}; leave it out")
+    return to

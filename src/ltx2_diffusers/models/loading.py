@@ -1,0 +1,56 @@
+"""What every model adds to diffusers' classes when it is loaded: configurations and files are checked first."""
+
+import os
+from typing import Any
+
+import torch
+from typing_extensions import Self
+
+from .config_values import check_sizes, check_types
+from .saving import finish_saves
+
+
+class CheckedConfigMixin:
+    """Makes a diffusers class refuse configurations of wrong types and with numbers that are not finite."""
+
+    def register_to_config(self, **kwargs: Any) -> None:
+        """Record the arguments of the constructor, which diffusers hands over before it runs."""
+        check_types(type(self).__init__, **kwargs)
+        super().register_to_config(**kwargs)  # type: ignore[misc]  # of the class behind this one
+
+
+class CheckpointMixin(CheckedConfigMixin):
+    """Loading of models from folders and from original files. Goes before the class of diffusers."""
+
+    def register_to_config(self, **kwargs: Any) -> None:
+        """Record the arguments of the constructor, which are sizes of a network."""
+        super().register_to_config(**kwargs)
+        check_sizes(**{name: value for name, value in kwargs.items() if not name.startswith("_")})
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike | None, **kwargs: Any) -> Self:
+        """Load from a folder in diffusers' layout or from the Hub.
+
+        Takes the arguments of diffusers' method. The configuration in a folder has to build exactly the tensors that
+        its weights are, by name and shape; this is compared before the model is built.
+        """
+        # Checkpoint handling stands above the models; it is reached only when something is loaded.
+        from ..checkpoints.fit import check_folder
+
+        if pretrained_model_name_or_path is not None:
+            finish_saves(pretrained_model_name_or_path, kwargs.get("subfolder"))
+            check_folder(cls, pretrained_model_name_or_path, **kwargs)
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)  # type: ignore[misc]  # as above
+
+    @classmethod
+    def from_single_file(
+        cls, pretrained_model_link_or_path_or_dict: str | os.PathLike | dict[str, torch.Tensor], **kwargs: Any
+    ) -> Any:
+        """Load this component from an original Lightricks safetensors file, a GGUF file, a Hub link, or a state dict.
+
+        Only the keys of this component are read. The configuration comes from the file's metadata unless `config`
+        is given. See [`ltx2_diffusers.checkpoints.single_file.load_component`] for all keyword arguments.
+        """
+        from ..checkpoints.single_file import load_component
+
+        return load_component(cls, pretrained_model_link_or_path_or_dict, **kwargs)

@@ -1,0 +1,79 @@
+"""`ltx2 convert`: both directions, the check, and one line for what cannot be converted."""
+
+import shutil
+
+import pytest
+from safetensors.torch import save_file
+
+from ltx2_diffusers import packaged_checkpoint
+from ltx2_diffusers.checkpoints.safetensors_io import SafetensorsFile
+from ltx2_diffusers.cli.main import main
+from tests.golden_data import golden_file, load_metadata, load_tensors
+
+V20 = golden_file("checkpoint/ltx-2-tiny-dev.safetensors")
+TINY = packaged_checkpoint("ltx2-tiny")
+
+
+def convert(*arguments: object) -> int:
+    return main(["convert", *map(str, arguments), "--quiet"])
+
+
+def test_there_and_back_is_equal(tmp_path, capsys):
+    assert convert(V20, tmp_path / "folder", "--check", "--text-encoder", TINY, "--max-shard-size", "300KB") == 0
+    assert convert(tmp_path / "folder", tmp_path / "back.safetensors", "--check", "--metadata-from", V20) == 0
+    assert capsys.readouterr().out == "equal\nequal\n"
+    assert (tmp_path / "folder" / "tokenizer" / "tokenizer.json").is_file()
+    assert (tmp_path / "folder" / "transformer" / "diffusion_pytorch_model.safetensors.index.json").is_file()
+    assert SafetensorsFile(tmp_path / "back.safetensors").metadata == SafetensorsFile(V20).metadata
+
+
+@pytest.mark.parametrize("source", [TINY, TINY / "temporal_upsampler"], ids=["pipeline", "component"])
+def test_folders_of_the_package_convert(tmp_path, capsys, source):
+    assert convert(source, tmp_path / "x.safetensors", "--to", "original", "--check") == 0
+    assert capsys.readouterr().out == "equal\n"
+
+
+def test_the_data_type_and_the_scheduler_are_chosen(tmp_path):
+    assert convert(V20, tmp_path / "out", "--dtype", "float32", "--distilled", "--check") == 0
+    assert '"use_dynamic_shifting": false' in (tmp_path / "out" / "scheduler" / "scheduler_config.json").read_text()
+
+
+def test_differences_are_listed_with_status_1(tmp_path, capsys):
+    """The folder to write into holds a component that the file lacks, and keeps it."""
+    parts = {name: tensor for name, tensor in load_tensors(V20).items() if name.startswith(("vae.", "vocoder."))}
+    save_file(parts, tmp_path / "parts.safetensors", load_metadata(V20))
+    shutil.copytree(TINY / "connectors", tmp_path / "out" / "connectors")
+    assert convert(tmp_path / "parts.safetensors", tmp_path / "out", "--check") == 1
+    assert capsys.readouterr().out.startswith("connectors: only in")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere.safetensors"], "there is no file or folder 'nowhere.safetensors'"),
+        ([V20, "--to", "original"], "--to original does not fit"),
+        ([TINY, "--to", "diffusers"], "use --to original"),
+        ([TINY, "--text-encoder", TINY], "--text-encoder belongs to --to diffusers"),
+        ([TINY, "--no-distilled"], "--distilled belongs to --to diffusers"),
+        ([V20, "--metadata-from", V20], "--metadata-from belongs to --to original"),
+        ([V20, "--max-shard-size", "many"], "max_shard_size"),
+        ([TINY / "tokenizer"], "tokenizer"),
+        ([TINY / "model_index.json"], "model_index.json"),
+    ],
+    ids=lambda value: " ".join(str(part).rpartition("/")[2] for part in value) if isinstance(value, list) else "",
+)
+def test_what_cannot_be_converted_is_said_in_one_line(tmp_path, capsys, arguments, message):
+    source, *options = arguments
+    assert convert(source, tmp_path / "out", *options) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("ltx2 convert: ") and line.count("\n") == 1
+    assert message in line
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("size", [0, 7, 5000, 100_000])
+def test_a_cut_file_is_said_in_one_line(tmp_path, capsys, size):
+    (tmp_path / "cut.safetensors").write_bytes(V20.read_bytes()[:size])
+    assert convert(tmp_path / "cut.safetensors", tmp_path / "out") == 2
+    line = capsys.readouterr().err
+    assert "cut.safetensors" in line and line.count("\n") == 1

@@ -6,6 +6,7 @@ widened at a time. With equal dtypes they are torch's own layers, with the same 
 """
 
 import torch
+from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,6 +24,18 @@ def widen(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tenso
     """
     dtype = torch.promote_types(x.dtype, weight.dtype)
     return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+
+
+def input_dtype(model: ModelMixin, default: torch.dtype) -> torch.dtype:
+    """The data type in which a model takes its input; weights that are stored quantised say nothing of it.
+
+    Args:
+        model: The model, whose parts may be offloaded or cast layer by layer.
+        default: The data type for a model with quantised weights.
+    """
+    is_quantized = getattr(model, "hf_quantizer", None) is not None
+    # Types of one byte are for storage.
+    return default if is_quantized or model.dtype.itemsize < 2 else model.dtype
 
 
 class Conv1d(nn.Conv1d):

@@ -15,8 +15,19 @@ from ..checks import check_choice, check_float_tensors, check_generator, check_p
 from ..conditioning import GaussianNoiser, LatentState, LatentTools, TextContext, on_streams
 from ..conditioning.streams import States, Streams, Tensors
 from ..guidance import NEUTRAL, MultiModalGuiderParams
-from ..guidance.scales import UNGUIDED, Guiders, always_negative, build_guiders, check_options, cross_timestep_mode
+from ..guidance.scales import (
+    UNGUIDED,
+    Guiders,
+    Scales,
+    always_negative,
+    build_guiders,
+    changed_guiders,
+    check_options,
+    cross_timestep_mode,
+)
 from ..media import pixels, preprocess, waveforms
+from ..models.mixed_precision import input_dtype
+from ..models.transformer import LTX2AVTransformer3DModel
 from ..prompts import Contexts, Prompts, ReadPrompts
 from ..sampling import GuidedDenoiser, Sampler, denoise, get_sampler, with_latents
 from ..schedulers.levels import noise_levels
@@ -259,7 +270,7 @@ def generate(
     pipeline: LTX2GenerationPipeline, request: Request, runs: Sequence[StageRun], texts: ReadPrompts
 ) -> Generated:
     """Run the stages one after the other."""
-    pipeline.reset(runs[0].stage.scales or UNGUIDED, request.attention_kwargs)
+    pipeline.reset(UNGUIDED, request.attention_kwargs)
     callback = StepCallback(pipeline, request.delivery.callback, request.delivery.callback_inputs, texts.embeds)
     latents = first_latents(pipeline, request.start, runs[0].plan)
     sounds, sigmas, forwards = [], [], []
@@ -324,15 +335,20 @@ def run_stage(
     given = Streams(*(latent is not None for latent in latents))
     states = _noised(start, states, tools, given, noise_scale)
     nag = None if stage.guidance_options is None else stage.guidance_options.nag
-    network, texts = getattr(pipeline, stage.transformer), _read_by(states, contexts)
+    network = getattr(pipeline, stage.transformer)
+    texts = _read_by(states, _taken_by(network, contexts))
     denoiser = GuidedDenoiser(network, *texts, run.guiders, run.cross_timestep, pipeline.attention_kwargs, nag=nag)
     timesteps = sigmas[:-1] * 1000
     pipeline._num_timesteps = len(timesteps)
     pipeline._forwards_per_step = denoiser.forwards_per_prediction * run.sampler.predictions_per_step
+    pipeline._scales = Streams(*(stage.scales or UNGUIDED))
     with pipeline.progress_bar(total=len(timesteps)) as progress:
 
         def on_step(step: int, new_states: States, prediction: Tensors) -> States:
+            before = pipeline._scales
             new_states = callback(step, timesteps[step], new_states, prediction, tools.video)
+            if pipeline._scales != before:
+                _follow_scales(pipeline, run, denoiser, before)
             progress.update()
             pipeline._current_timestep = timesteps[min(step + 1, len(timesteps) - 1)]
             return new_states
@@ -343,6 +359,31 @@ def run_stage(
         finally:
             pipeline._current_timestep = None
     return on_streams(lambda state, tool: _target(state.latent, tool), states, tools), sigmas
+
+
+def _follow_scales(pipeline: LTX2GenerationPipeline, run: StageRun, denoiser: GuidedDenoiser, before: Scales) -> None:
+    """Guide the steps to come by scales that a step callback has set."""
+    guiders = changed_guiders(denoiser.guiders, before, pipeline._scales, run.stage.guidance_options)
+    reads_negative = any(guider is not None and guider.do_unconditional_generation() for guider in guiders)
+    if reads_negative and denoiser.negative_context is None:
+        raise ValueError(
+            f"a step callback has set the guidance scales (video, audio) to ({pipeline.guidance_scale}, "
+            f"{pipeline.audio_guidance_scale}), but the call began without classifier-free guidance and has not read the negative "
+            "prompt; begin with a `guidance_scale` other than 1, such as 1.01"
+        )
+    _check_negative_is_made(run.stage.sampler, guiders, run.sigmas)
+    denoiser.guide_by(guiders)
+    forwards = denoiser.forwards_per_prediction * run.sampler.predictions_per_step
+    pipeline._forwards_per_step = max(pipeline._forwards_per_step, forwards)
+
+
+def _check_negative_is_made(sampler: str | None, guiders: Guiders, sigmas: torch.Tensor) -> None:
+    """CFG++ needs the pass with the negative prompt in every step."""
+    if sampler == "euler_cfg_pp" and not always_negative(guiders, sigmas[:-1].tolist()):
+        raise ValueError(
+            'the sampler "euler_cfg_pp" follows the negative prediction, which this run does not make in every step; give '
+            "a guidance scale other than 1, or another sampler"
+        )
 
 
 def stage_guiders(pipeline: LTX2GenerationPipeline, stage: Stage, streams: Streams[bool]) -> Guiders:
@@ -365,11 +406,7 @@ def _prepared_stage(
     guiders = stage_guiders(pipeline, stage, request.streams)
     sigmas = _levels(pipeline, stage, plan.num_video_tokens)
     name = stage.sampler or ("euler" if index else preset.sampler)
-    if name == "euler_cfg_pp" and not always_negative(guiders, sigmas[:-1].tolist()):
-        raise ValueError(
-            'the sampler "euler_cfg_pp" follows the negative prediction, which this run does not make in every step; give '
-            "a guidance scale other than 1, or another sampler"
-        )
+    _check_negative_is_made(name, guiders, sigmas)
     cross_timestep = cross_timestep_mode(request.use_cross_timestep, preset)
     stage, sampler = replace(stage, sampler=name), get_sampler(name, request.start.generator)
     return StageRun(stage, plan, sigmas, guiders, sampler, (), cross_timestep)
@@ -499,6 +536,13 @@ def _read_by(states: States, contexts: Contexts) -> Contexts:
     )
 
 
+def _taken_by(network: LTX2AVTransformer3DModel, contexts: Contexts) -> Contexts:
+    """The contexts in the data type of the network, which the latents follow."""
+    positive, negative = contexts
+    dtype = input_dtype(network, positive.video.dtype)
+    return positive.to(dtype), negative and negative.to(dtype)
+
+
 def _target(tokens: torch.Tensor, tools: LatentTools) -> torch.Tensor:
     """The unpacked target among the tokens of a state, without appended ones."""
     return tools.patchifier.unpatchify(tokens[:, : tools.num_tokens], tools.target_shape)
@@ -546,6 +590,9 @@ def _delivered_audio(
     if originals.video is not None and rate is not None:
         # A given video may be shorter than the clip that the network saw, which needs 8 k + 1 frames.
         audio = audio[..., : round(originals.video.num_frames / plan.frame_rate * rate)]
+    elif plan.audio.frames == 1 and rate is not None and delivery.output_type != "latent":
+        # One latent is the least that the network makes, also for a clip that is shorter.
+        audio = audio[..., : max(round(plan.duration_s * rate), 1)]
     return audio, rate
 
 

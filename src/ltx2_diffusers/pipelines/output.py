@@ -1,7 +1,7 @@
 """What a pipeline call returns, and how it becomes a file."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -9,6 +9,7 @@ import PIL.Image
 import torch
 from diffusers.utils import BaseOutput
 
+from ..checks import check_positive
 from ..media import audio_tracks, muxing, waveforms, writing
 from ..models import mel
 
@@ -45,7 +46,14 @@ class LTX2PipelineOutput(BaseOutput):
     video_source: str | None = None
     audio_source: str | None = None
 
-    def save(self, path: str | os.PathLike, **encoder_options: Any) -> list[str]:
+    def save(
+        self,
+        path: str | os.PathLike,
+        *,
+        frame_rate: float | None = None,
+        sampling_rate: int | None = None,
+        **encoder_options: Any,
+    ) -> list[str]:
         """Write each item of the batch to an MP4 file (or, without video, a WAV file) and return the paths.
 
         A batch of one is written to `path`; item `i` of a larger batch to `<stem>-<i><suffix>`. Frames are converted
@@ -54,12 +62,22 @@ class LTX2PipelineOutput(BaseOutput):
 
         Args:
             path: File name. Missing folders are created; a file appears under its name only when complete.
+            frame_rate, sampling_rate: Rates of an output that does not say them itself, because it was not made by a call of
+                this package.
             encoder_options: Passed to [`~ltx2_diffusers.media.writing.write_video`], for example `crf` or `preset`.
 
         Raises:
-            ValueError: If the output holds latents instead of frames and samples, or nothing.
+            ValueError: If the output holds latents instead of frames and samples, or nothing; if a rate is missing, or
+                another one is given than that of the output.
         """
         self._check_decoded()
+        rates = {
+            "frame_rate": _rate("frame_rate", self.frames, self.frame_rate, frame_rate),
+            "sampling_rate": _rate("sampling_rate", self.audio, self.sampling_rate, sampling_rate),
+        }
+        if isinstance(self.audio, np.ndarray) or rates != {name: getattr(self, name) for name in rates}:
+            audio = None if self.audio is None else torch.as_tensor(self.audio)
+            return replace(self, audio=audio, **rates).save(path, **encoder_options)
         batch_size = max(len(part) for part in (self.frames, self.audio) if part is not None)
         stem, suffix = os.path.splitext(os.fspath(path))
         paths = [os.fspath(path)] if batch_size == 1 else [f"{stem}-{i}{suffix}" for i in range(batch_size)]
@@ -106,8 +124,21 @@ class LTX2PipelineOutput(BaseOutput):
 
 def _known(name: str, rate: Rate | None) -> Rate:
     if rate is None:
-        raise ValueError(f"the output does not say its `{name}`; set it, since a media file needs it")
+        raise ValueError(
+            f"the output does not say its `{name}`, which a media file needs; give it, as in save(path, frame_rate=24.0, "
+            "sampling_rate=24000)"
+        )
     return rate
+
+
+def _rate(name: str, part: Any, own: Rate | None, given: Rate | None) -> Rate | None:
+    """The rate of a part of the output: its own, or the given one where it has none."""
+    if part is None:
+        return own
+    check_positive(**{name: given})
+    if own is not None and given is not None and given != own:
+        raise ValueError(f"`{name}` is {given}, but the output says that it was made at {own}; leave it out")
+    return _known(name, given if own is None else own)
 
 
 Result = LTX2PipelineOutput | Any

@@ -135,8 +135,10 @@ class TextEncoder:
             raise ValueError(
                 "given states need their attention mask; pass that which `encode_prompt` returned with them"
             )
-        layers = 49 if "connectors" in self.absent else self.connectors.config.text_proj_in_factor
-        return TextStates(embeds.unflatten(2, (-1, layers)) if embeds.ndim == 3 else embeds, mask)
+        # Without connectors nothing reads them stacked.
+        layers = 1 if "connectors" in self.absent else self.connectors.config.text_proj_in_factor
+        stacked = embeds.unflatten(2, (-1, layers)) if embeds.ndim == 3 else embeds
+        return TextStates(stacked.to(self.device), mask.to(self.device))
 
     def _run(self, tokens: Sequence[list[int]], max_sequence_length: int, dtype: torch.dtype | None) -> TextStates:
         """Run the language model over valid tokens.

@@ -64,11 +64,9 @@ class GuidedDenoiser:
     ) -> None:
         self.transformer = transformer
         self.positive = positive
-        self.guiders = guiders
         self.cross_timestep = cross_timestep
         self.attention_kwargs = attention_kwargs
-        parts = [part for guider in guiders if guider is not None for part in guider.parts()]
-        self.needed = self._needs(parts)
+        self.guide_by(guiders)
         if (self.needed.negative or nag is not None) and negative is None:
             raise ValueError(
                 "classifier-free and normalized attention guidance need a negative context; encode the negative prompt too"
@@ -81,6 +79,11 @@ class GuidedDenoiser:
             self.negative_text = NegativeText(negative.video, negative.audio, nag, self.negative_cache)
         self.previous = self.negative = _NOTHING
         self._uniform: dict[int, tuple[torch.Tensor, bool]] = {}
+
+    def guide_by(self, guiders: Guiders) -> None:
+        """Combine the passes of the steps to come by these guiders, one for each stream that is there."""
+        self.guiders = guiders
+        self.needed = self._needs([part for guider in guiders if guider is not None for part in guider.parts()])
 
     @property
     def forwards_per_prediction(self) -> int:

@@ -93,3 +93,137 @@ VOCODER = {
     "output_sampling_rate": 16000,
 }
 UPSAMPLER = {"in_channels": 4, "mid_channels": 32, "num_blocks_per_stage": 1}
+
+_MODELS = {
+    "transformer": ("LTX2VideoTransformer3DModel", TRANSFORMER),
+    "connectors": ("LTX2TextConnectors", CONNECTORS),
+    "vae": ("AutoencoderKLLTX2Video", VAE),
+    "audio_vae": ("AutoencoderKLLTX2Audio", AUDIO_VAE),
+    "vocoder": ("LTX2Vocoder", VOCODER),
+    "latent_upsampler": ("LTX2LatentUpsamplerModel", UPSAMPLER),
+}
+MODELS = tuple(_MODELS)
+
+PROMPT = "a robot dancing"
+NO_GUIDANCE = {
+    "guidance_scale": 1.0,
+    "stg_scale": 0.0,
+    "modality_scale": 1.0,
+    "guidance_rescale": 0.0,
+    "audio_guidance_scale": 1.0,
+    "audio_stg_scale": 0.0,
+    "audio_modality_scale": 1.0,
+    "audio_guidance_rescale": 0.0,
+    "spatio_temporal_guidance_blocks": [1],
+}
+CFG = {"guidance_scale": 2.0, "audio_guidance_scale": 3.0}
+_CALL = {
+    "prompt": PROMPT,
+    "negative_prompt": "",
+    "height": 32,
+    "width": 32,
+    "num_frames": 5,
+    "frame_rate": 25.0,
+    "num_inference_steps": 2,
+    "max_sequence_length": 16,
+    "output_type": "pt",
+    "use_cross_timestep": False,
+    **NO_GUIDANCE,
+}
+
+
+def named(library: str, name: str) -> Any:
+    """A class by the name that diffusers gives it."""
+    if library == "ours":
+        return getattr(ltx2_diffusers, name)
+    return getattr(ltx2, name, None) or getattr(diffusers, name)
+
+
+def new_model(library: str, component: str, **config: Any) -> Any:
+    """A freshly initialised model in evaluation mode; the same weights in both libraries."""
+    name, default = _MODELS[component]
+    torch.manual_seed(0)
+    source = named("diffusers", name)(**default | config)
+    if library == "diffusers":
+        return source.eval()
+    model = named("ours", name)(**default | config)
+    model.load_state_dict(source.state_dict())
+    return model.eval()
+
+
+@cache
+def model(library: str, component: str) -> Any:
+    """A model that no test changes."""
+    return new_model(library, component)
+
+
+@cache
+def text_models() -> dict[str, Any]:
+    """Text encoder and tokenizer of the packaged checkpoint."""
+    folder = packaged_checkpoint("ltx2-tiny")
+    return {
+        "text_encoder": Gemma3ForConditionalGeneration.from_pretrained(folder / "text_encoder", dtype=torch.float32),
+        "tokenizer": AutoTokenizer.from_pretrained(folder / "tokenizer"),
+    }
+
+
+def optional(name: str) -> tuple[str, ...]:
+    """What diffusers' pipeline of this name can do without."""
+    return tuple(named("diffusers", name)._optional_components)
+
+
+def components(library: str, name: str, make: Callable[[str, str], Any] = model) -> dict[str, Any]:
+    """Everything that the constructor of diffusers' pipeline takes, by name; the optional ones are `None`."""
+    if name == UPSAMPLING:
+        return {part: make(library, part) for part in ("vae", "latent_upsampler")}
+    models = {part: make(library, part) for part in MODELS if part != "latent_upsampler"}
+    return models | text_models() | {"scheduler": FlowMatchEulerDiscreteScheduler()} | dict.fromkeys(optional(name))
+
+
+def quiet(pipeline: DiffusionPipeline) -> Any:
+    """The pipeline without progress bars."""
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def pipeline(library: str, name: str, make: Callable[[str, str], Any] = model, **changes: Any) -> Any:
+    """A new pipeline; its models are shared unless `make` is [`new_model`]."""
+    return quiet(named(library, name)(**components(library, name, make) | changes))
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    """A generator on the CPU."""
+    return torch.Generator().manual_seed(seed)
+
+
+def picture() -> PIL.Image.Image:
+    """Noise of 32 x 32 pixels."""
+    return PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+
+
+def call(library: str, name: str, **changes: Any) -> dict[str, Any]:
+    """Arguments of a small call, none of them left to a default that the libraries disagree on."""
+    if name == UPSAMPLING:
+        latents = torch.randn(1, 4, 3, 4, 4, generator=seeded(1))
+        return {"latents": latents, "height": 8, "width": 8, "output_type": "pt", "generator": seeded()} | changes
+    given: dict[str, Any] = {}
+    if name == "LTX2ImageToVideoPipeline":
+        given = {"image": picture()}
+    elif name == "LTX2ConditionPipeline":
+        given = {"conditions": [named(library, "LTX2VideoCondition")(frames=picture(), index=0, strength=1.0)]}
+    elif name == "LTX2InContextPipeline":
+        given = {"reference_conditions": [named(library, "LTX2ReferenceCondition")(frames=[picture()] * 5)]}
+    return _CALL | given | {"generator": seeded()} | changes
+
+
+def run(library: str, name: str, pipe: Any = None, **changes: Any) -> Any:
+    """The output of a small call of a pipeline, by default of a new one."""
+    return (pipe or pipeline(library, name))(**call(library, name, **changes))
+
+
+def difference(one: Any, other: Any) -> float:
+    """Largest absolute difference of the tensors of two outputs or of two tuples."""
+    pairs = zip(*(part.to_tuple() if hasattr(part, "to_tuple") else part for part in (one, other)))
+    tensors = [pair for pair in pairs if isinstance(pair[0], torch.Tensor)]
+    assert tensors and all(a.shape == b.shape for a, b in tensors), [(a.shape, b.shape) for a, b in tensors]
+    return max((a.float() - b.float()).abs().max().item() for a, b in tensors)

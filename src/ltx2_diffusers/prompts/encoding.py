@@ -201,11 +201,15 @@ def encode_prompt(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """States and masks of the positive and the negative prompts, in the form that callers can hand over again."""
 
+    positive, negative = encoder.states(prompts, with_negative, dtype)
+    # Given states keep their length, and a text beside them takes it.
+    length = max(part.length for part in (positive, negative) if part is not None)
+    length = length if prompts.as_states else max(prompts.max_sequence_length, length)
+
     def repeated(states: TextStates) -> tuple[torch.Tensor, torch.Tensor]:
-        states, times = states.padded(max(prompts.max_sequence_length, states.length)), prompts.num_videos_per_prompt
+        states, times = states.padded(length), prompts.num_videos_per_prompt
         return states.hidden.flatten(2).repeat_interleave(times, 0), states.mask.repeat_interleave(times, 0)
 
-    positive, negative = encoder.states(prompts, with_negative, dtype)
     embeds, mask = repeated(positive)
     return embeds, mask, *(repeated(negative) if negative is not None else (None, None))
 

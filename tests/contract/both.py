@@ -26,6 +26,8 @@ LIBRARIES = ("diffusers", "ours")
 GENERATING = ("LTX2Pipeline", "LTX2ImageToVideoPipeline", "LTX2ConditionPipeline", "LTX2InContextPipeline")
 UPSAMPLING = "LTX2LatentUpsamplePipeline"
 PIPELINES = (*GENERATING, UPSAMPLING)
+# For what takes long: every class of ours, and one of diffusers that shows what is right.
+CASES = [("ours", name) for name in GENERATING] + [("diffusers", GENERATING[0])]
 
 TRANSFORMER = {
     "in_channels": 4,

@@ -12,6 +12,7 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
 from tests.contract.both import (
+    CASES,
     CFG,
     GENERATING,
     LIBRARIES,
@@ -31,6 +32,7 @@ EQUAL = 1e-4
 each = pytest.mark.parametrize("name", PIPELINES)
 generating = pytest.mark.parametrize("name", GENERATING)
 both = pytest.mark.parametrize("library", LIBRARIES)
+cases = pytest.mark.parametrize(("library", "name"), CASES)
 
 
 def loaded(library: str, name: str, folder: Path, **options: Any) -> Any:
@@ -57,8 +59,7 @@ def test_a_saved_pipeline_is_the_same(library, name, safe, tmp_path):
         assert any((tmp_path / part).glob("*.safetensors")) == safe
 
 
-@generating
-@both
+@cases
 def test_optional_components_stay_away(library, name, tmp_path):
     pipe = pipeline(library, name)
     pipe.save_pretrained(tmp_path)
@@ -70,8 +71,7 @@ def test_optional_components_stay_away(library, name, tmp_path):
     assert difference(run(library, name, again), run(library, name, pipe)) <= EQUAL
 
 
-@generating
-@both
+@cases
 @pytest.mark.parametrize("away", ["text", "decoders"])
 def test_needed_components_can_stay_away_too(library, name, away, tmp_path):
     pipeline(library, name).save_pretrained(tmp_path)
@@ -129,8 +129,7 @@ def test_a_pipeline_changes_its_data_type(library, name):
     assert pipe.dtype == torch.float32 and pipe.device.type == "cpu"
 
 
-@each
-@both
+@cases
 def test_half_precision_is_close(library, name, tmp_path):
     pipeline(library, name).save_pretrained(tmp_path)
     pipe = loaded(library, name, tmp_path, torch_dtype=torch.bfloat16)
@@ -139,8 +138,7 @@ def test_half_precision_is_close(library, name, tmp_path):
     assert (output[0].float() - run(library, name)[0]).abs().max() < 0.5
 
 
-@generating
-@both
+@cases
 def test_components_serve_another_pipeline(library, name):
     pipe = pipeline(library, name)
     for other in GENERATING:
@@ -149,8 +147,7 @@ def test_components_serve_another_pipeline(library, name):
     assert difference(run(library, other, twin), run(library, other)) == 0
 
 
-@generating
-@both
+@cases
 def test_guidance_can_be_left_out_by_a_list_of_steps(library, name):
     sigmas = [1.0, 0.7, 0.3]
     pipe = pipeline(library, name)
@@ -173,8 +170,7 @@ def text_encoder_copy() -> dict[str, torch.nn.Module]:
     return {"text_encoder": copy.deepcopy(text_models()["text_encoder"])}
 
 
-@generating
-@both
+@cases
 def test_groups_of_layers_are_brought_one_by_one(library, name):
     pipe = pipeline(library, name, new_model)
     device = torch.device("cpu")
@@ -187,8 +183,7 @@ def test_groups_of_layers_are_brought_one_by_one(library, name):
     assert difference(run(library, name, pipe), run(library, name)) == 0
 
 
-@generating
-@both
+@cases
 def test_layerwise_casting(library, name):
     pipe = pipeline(library, name, new_model)
     pipe.transformer.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
@@ -198,12 +193,11 @@ def test_layerwise_casting(library, name):
     assert torch.float8_e4m3fn in stored
 
 
-@generating
-@both
+@cases
 def test_adapters_of_a_pipeline(library, name, tmp_path):
     pipe = pipeline(library, name, new_model)
     plain = run(library, name, pipe)
-    lora = LoraConfig(r=2, target_modules=["to_q", "to_k"], init_lora_weights=False)
+    lora = LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "to_k"], init_lora_weights=False)
     pipe.transformer.add_adapter(lora, adapter_name="one")
     adapted = run(library, name, pipe)
     layers = get_peft_model_state_dict(pipe.transformer, adapter_name="one")

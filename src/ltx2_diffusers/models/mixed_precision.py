@@ -34,6 +34,7 @@ def input_dtype(model: ModelMixin, default: torch.dtype) -> torch.dtype:
         default: The data type for a model with quantised weights.
     """
     is_quantized = getattr(model, "hf_quantizer", None) is not None
+    is_quantized |= any(not parameter.is_floating_point() for parameter in model.parameters())
     # Types of one byte are for storage.
     return default if is_quantized or model.dtype.itemsize < 2 else model.dtype
 

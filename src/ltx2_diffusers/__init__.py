@@ -88,7 +88,9 @@ def __getattr__(name: str) -> Any:
         module = import_module(_BASE_CLASSES[name])
     elif name in _LACKING:
         # Of an AttributeError, `from ltx2_diffusers import ...` would not show the text.
-        raise ImportError(f"{__name__} has no {name}; diffusers has it: from {_LACKING[name]} import {name}", name=name)
+        raise ImportError(
+            f"{__name__} has no {name}; diffusers has it: from {_LACKING[name]} import {name}", name=name
+        )
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(module, name)

@@ -234,7 +234,9 @@ def test_every_scale_that_a_callback_sets_counts_as_in_diffusers(argument):
         scales = {**CFG, "guidance_rescale": 0.7, "modality_scale": 1.5, "audio_modality_scale": 1.5}
         # 0.0 for the audio would mean the video's value in diffusers.
         scales["audio_guidance_rescale"] = 0.5
-        outputs.append(run(library, "LTX2Pipeline", pipe, **scales, callback_on_step_end=change, num_inference_steps=3))
+        outputs.append(
+            run(library, "LTX2Pipeline", pipe, **scales, callback_on_step_end=change, num_inference_steps=3)
+        )
         assert getattr(pipe, argument) == value
     # The pass of spatio-temporal guidance changes nothing in diffusers with these weights.
     if "stg" not in argument:
@@ -264,7 +266,7 @@ class Watch(PipelineCallback):
     tensor_inputs = ["latents", "prompt_embeds"]  # noqa: RUF012 (as in diffusers)
     seen: list[list[str]]
 
-    def callback_fn(self, pipeline: Any, step_index: int, timesteps: Any, callback_kwargs: dict) -> dict[str, Any]:
+    def callback_fn(self, _pipeline: Any, _step: int, _timestep: Any, callback_kwargs: dict) -> dict[str, Any]:
         self.seen.append(sorted(callback_kwargs))
         return callback_kwargs
 

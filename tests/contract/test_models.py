@@ -184,7 +184,9 @@ def test_a_model_learns(library, part):
     assert any(gradient.abs().max() > 0 for gradient in gradients)
 
 
-@pytest.mark.parametrize("library, part", [*((o, p) for o in LIBRARIES for p in CHECKPOINTING), ("ours", "connectors")])
+@pytest.mark.parametrize(
+    "library, part", [*((o, p) for o in LIBRARIES for p in CHECKPOINTING), ("ours", "connectors")]
+)
 def test_recomputed_activations_give_the_same_gradients(library, part):
     gradients = []
     for recomputes in (False, True):

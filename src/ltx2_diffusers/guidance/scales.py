@@ -154,13 +154,15 @@ def changed_guiders(guiders: Guiders, before: Scales, scales: Scales, options: G
             raise ValueError(
                 f"a step callback has changed a guidance scale of the {name}, but this call {why}; leave it as it is"
             )
-        kept = {"stg_blocks": guider.params.stg_blocks, "skip_step": guider.params.skip_step}
         # Without the other stream there is nothing to isolate this one from.
-        alone = {"modality_scale": 1.0} if None in guiders else {}
+        modality_scale = 1.0 if None in guiders else new.modality_scale
+        kept = replace(
+            guider.params, cfg_scale=new.cfg_scale, stg_scale=new.stg_scale, rescale_scale=new.rescale_scale
+        )
         formula = (options or GuidanceOptions()).cfg_guider(new.cfg_scale)
         if isinstance(formula, StatefulAPGGuider) and isinstance(guider.cfg_guider, StatefulAPGGuider):
             formula.continue_from(guider.cfg_guider)
-        changed.append(MultiModalGuider(replace(new, **kept, **alone), formula))
+        changed.append(MultiModalGuider(replace(kept, modality_scale=modality_scale), formula))
     return Streams(*changed)
 
 

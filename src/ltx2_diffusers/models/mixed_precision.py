@@ -5,8 +5,9 @@ stored in bfloat16 runs in float32 as soon as it is given float32 activations, a
 widened at a time. With equal dtypes they are torch's own layers, with the same state-dict keys.
 """
 
+from typing import Any
+
 import torch
-from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -26,17 +27,20 @@ def widen(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tenso
     return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
-def input_dtype(model: ModelMixin, default: torch.dtype) -> torch.dtype:
-    """The data type in which a model takes its input; weights that are stored quantised say nothing of it.
+def input_dtype(model: Any, default: torch.dtype) -> torch.dtype:
+    """The data type in which a network takes its input.
 
     Args:
-        model: The model, whose parts may be offloaded or cast layer by layer.
-        default: The data type for a model with quantised weights.
+        model: The network, whose parts may be offloaded or cast layer by layer.
+        default: The data type for weights that say nothing of it, because they are stored quantised, and for what is no
+            module of torch.
     """
-    is_quantized = getattr(model, "hf_quantizer", None) is not None
-    is_quantized |= any(not parameter.is_floating_point() for parameter in model.parameters())
+    if not isinstance(model, nn.Module) or getattr(model, "hf_quantizer", None) is not None:
+        return default
+    is_quantized = any(not parameter.is_floating_point() for parameter in model.parameters())
+    dtype: torch.dtype = getattr(model, "dtype", default)
     # Types of one byte are for storage.
-    return default if is_quantized or model.dtype.itemsize < 2 else model.dtype
+    return default if is_quantized or dtype.itemsize < 2 else dtype
 
 
 class Conv1d(nn.Conv1d):

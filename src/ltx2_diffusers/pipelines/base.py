@@ -155,7 +155,9 @@ class LTX2PipelineBase(saving.AtomicSaveMixin, DiffusionPipeline):
         entry = config_dict.get(_LACKING)
         config_dict = {name: value for name, value in config_dict.items() if name != _LACKING}
         if entry and entry[0] is not None:
-            logger.warning(f"the `{_LACKING}` of this checkpoint is not loaded; `num_frames` left out means 121 frames")
+            logger.warning(
+                f"the `{_LACKING}` of this checkpoint is not loaded; `num_frames` left out means 121 frames"
+            )
         init_dict, unused, hidden = super().extract_init_dict(config_dict, **kwargs)
         components = {
             name: to_ours(*value) for name, value in init_dict.items() if isinstance(value, (list, tuple)) and value[0]

@@ -15,23 +15,12 @@ from ..checks import check_choice, check_float_tensors, check_generator, check_p
 from ..conditioning import GaussianNoiser, LatentState, LatentTools, TextContext, on_streams
 from ..conditioning.streams import States, Streams, Tensors
 from ..guidance import NEUTRAL, MultiModalGuiderParams
-from ..guidance.scales import (
-    UNGUIDED,
-    Guiders,
-    Scales,
-    always_negative,
-    build_guiders,
-    changed_guiders,
-    check_options,
-    cross_timestep_mode,
-)
+from ..guidance.scales import UNGUIDED, Guiders, always_negative, build_guiders, check_options, cross_timestep_mode
 from ..media import pixels, preprocess, waveforms
-from ..models.mixed_precision import input_dtype
-from ..models.transformer import LTX2AVTransformer3DModel
 from ..prompts import Contexts, Prompts, ReadPrompts
 from ..sampling import GuidedDenoiser, Sampler, denoise, get_sampler, with_latents
 from ..schedulers.levels import noise_levels
-from .arguments import BOTH, Callback, Delivery, Request, Sampling, Stage, Start
+from .arguments import BOTH, Callback, Delivery, Request, Sampling, Scales, Stage, Start
 from .base import LTX2PipelineBase
 from .conditions import Opened, SourceClip, Waveform, check_conflicts, check_heard, held_streams
 from .generation import LTX2GenerationPipeline
@@ -335,8 +324,7 @@ def run_stage(
     given = Streams(*(latent is not None for latent in latents))
     states = _noised(start, states, tools, given, noise_scale)
     nag = None if stage.guidance_options is None else stage.guidance_options.nag
-    network = getattr(pipeline, stage.transformer)
-    texts = _read_by(states, _taken_by(network, contexts))
+    network, texts = getattr(pipeline, stage.transformer), _read_by(states, contexts)
     denoiser = GuidedDenoiser(network, *texts, run.guiders, run.cross_timestep, pipeline.attention_kwargs, nag=nag)
     timesteps = sigmas[:-1] * 1000
     pipeline._num_timesteps = len(timesteps)
@@ -363,14 +351,7 @@ def run_stage(
 
 def _follow_scales(pipeline: LTX2GenerationPipeline, run: StageRun, denoiser: GuidedDenoiser, before: Scales) -> None:
     """Guide the steps to come by scales that a step callback has set."""
-    guiders = changed_guiders(denoiser.guiders, before, pipeline._scales, run.stage.guidance_options)
-    reads_negative = any(guider is not None and guider.do_unconditional_generation() for guider in guiders)
-    if reads_negative and denoiser.negative_context is None:
-        raise ValueError(
-            f"a step callback has set the guidance scales (video, audio) to ({pipeline.guidance_scale}, "
-            f"{pipeline.audio_guidance_scale}), but the call began without classifier-free guidance and has not read the negative "
-            "prompt; begin with a `guidance_scale` other than 1, such as 1.01"
-        )
+    guiders = denoiser.changed_guiders(before, pipeline._scales, run.stage.guidance_options)
     _check_negative_is_made(run.stage.sampler, guiders, run.sigmas)
     denoiser.guide_by(guiders)
     forwards = denoiser.forwards_per_prediction * run.sampler.predictions_per_step
@@ -534,13 +515,6 @@ def _read_by(states: States, contexts: Contexts) -> Contexts:
     return positive, TextContext(
         positive.video if held.video else negative.video, positive.audio if held.audio else negative.audio
     )
-
-
-def _taken_by(network: LTX2AVTransformer3DModel, contexts: Contexts) -> Contexts:
-    """The contexts in the data type of the network, which the latents follow."""
-    positive, negative = contexts
-    dtype = input_dtype(network, positive.video.dtype)
-    return positive.to(dtype), negative and negative.to(dtype)
 
 
 def _target(tokens: torch.Tensor, tools: LatentTools) -> torch.Tensor:

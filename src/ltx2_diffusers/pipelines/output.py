@@ -71,18 +71,15 @@ class LTX2PipelineOutput(BaseOutput):
                 another one is given than that of the output.
         """
         self._check_decoded()
-        rates = {
-            "frame_rate": _rate("frame_rate", self.frames, self.frame_rate, frame_rate),
-            "sampling_rate": _rate("sampling_rate", self.audio, self.sampling_rate, sampling_rate),
-        }
-        if isinstance(self.audio, np.ndarray) or rates != {name: getattr(self, name) for name in rates}:
-            audio = None if self.audio is None else torch.as_tensor(self.audio)
-            return replace(self, audio=audio, **rates).save(path, **encoder_options)
+        frame_rate = _rate("frame_rate", self.frames, self.frame_rate, frame_rate)
+        sampling_rate = _rate("sampling_rate", self.audio, self.sampling_rate, sampling_rate)
+        audio = None if self.audio is None else torch.as_tensor(self.audio)
+        complete = replace(self, audio=audio, frame_rate=frame_rate, sampling_rate=sampling_rate)
         batch_size = max(len(part) for part in (self.frames, self.audio) if part is not None)
         stem, suffix = os.path.splitext(os.fspath(path))
         paths = [os.fspath(path)] if batch_size == 1 else [f"{stem}-{i}{suffix}" for i in range(batch_size)]
         for index, item_path in enumerate(paths):
-            self._write(item_path, index, encoder_options)
+            complete._write(item_path, index, encoder_options)
         return paths
 
     def _write(self, path: str, index: int, encoder_options: dict[str, Any]) -> None:

@@ -62,6 +62,14 @@ def test_a_pipeline_is_as_large_after_a_call_as_before():
     assert len(pickle.dumps(pipe)) < before * 1.01
 
 
+def test_a_shallow_copy_shares_its_components():
+    pipe = load()
+    expected = run(pipe)
+    twin = copy.copy(pipe)
+    assert all(part is pipe.components[name] for name, part in twin.components.items())
+    assert max_difference(run(twin), expected) == 0
+
+
 def test_recipes_in_stages_travel_too():
     pipe = load("ltx2-tiny", LTX2TwoStagePipeline)
     call = {**recipes.CALL, **recipes.TWO_STAGES}

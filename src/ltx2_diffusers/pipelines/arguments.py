@@ -180,7 +180,8 @@ class Arguments(Texts):
         num_frames: Frames, 8 k + 1. Default that of `latents`, else 121.
         min_seconds, max_seconds: Bounds of an automatic duration, which no checkpoint loaded here predicts; other
             values than the defaults are refused.
-        frame_rate: Frames per second, above 0. The sound lasts `num_frames / frame_rate` seconds.
+        frame_rate: Frames per second, above 0. The sound lasts `num_frames / frame_rate` seconds; a clip shorter than half
+            an audio latent (20 ms) has the sound of one, cut to its length.
         motion_speed: Speed of motion relative to real time, above 0; below 1 is slow motion.
         num_inference_steps: Denoising steps. Not read when `sigmas` or `timesteps` are given.
         sigmas: Noise levels in (0, 1], falling. `LTX2Scheduler` uses them as they are, a FlowMatchEuler scheduler

@@ -179,6 +179,12 @@ class LTX2PipelineBase(saving.AtomicSaveMixin, DiffusionPipeline):
             for name, value in self.__dict__.items()
         }
 
+    def __copy__(self) -> Self:
+        """A second pipeline on the very same components."""
+        twin = self.__class__.__new__(self.__class__)
+        twin.__dict__.update(self.__dict__)
+        return twin
+
     def _register(self, **components: Any) -> None:
         """Register components and derive sizes from them; a missing component leaves the published value."""
         if components.get(_LACKING) is not None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.utils import output_capturing
 
 from ltx2_diffusers import LTX2Pipeline, LTX2TwoStagePipeline
 from tests.pipelines import recipes
@@ -75,6 +76,13 @@ def test_recipes_in_stages_travel_too():
     call = {**recipes.CALL, **recipes.TWO_STAGES}
     expected = pipe(**call, generator=seeded(1))
     assert max_difference(pickle.loads(pickle.dumps(pipe))(**call, generator=seeded(1)), expected) == 0
+
+
+def test_a_process_that_has_built_no_language_model_reads_prompts(monkeypatch):
+    pipe = load()
+    expected, sent = run(pipe), pickle.dumps(pipe)
+    monkeypatch.setattr(output_capturing, "_CAN_RECORD_REGISTRY", type(output_capturing._CAN_RECORD_REGISTRY)())
+    assert max_difference(run(pickle.loads(sent)), expected) == 0
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import copy
 import inspect
 import json
 import os
+import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -14,6 +15,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import logging
 from diffusers.video_processor import VideoProcessor
 from huggingface_hub import snapshot_download
+from transformers import PreTrainedModel
 from typing_extensions import Self
 
 from ..checkpoints.class_names import PACKAGE, model_pair, to_ours, to_portable
@@ -178,6 +180,17 @@ class LTX2PipelineBase(saving.AtomicSaveMixin, DiffusionPipeline):
             name: _without_hooks(value) if isinstance(value, torch.nn.Module) and _hooked(value) else value
             for name, value in self.__dict__.items()
         }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over what was pickled or copied, in this process or in another one."""
+        self.__dict__.update(state)
+        # What the language models of a class can show of their states is noted in a process when one is constructed,
+        # which does not happen here.
+        noted = getattr(sys.modules.get(_CAPTURING), "_CAN_RECORD_REGISTRY", {})
+        for component in self.components.values():
+            for part in component.modules() if isinstance(component, PreTrainedModel) else ():
+                if isinstance(part, PreTrainedModel):
+                    noted[part] = part._can_record_outputs
 
     def __copy__(self) -> Self:
         """A second pipeline on the very same components."""

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import diffusers
+import diffusers.pipelines.ltx2
 import pytest
 
 import ltx2_diffusers
@@ -107,3 +109,13 @@ def test_type_checkers_find_the_names_where_they_are():
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="LTX3Pipeline"):
         ltx2_diffusers.LTX3Pipeline  # noqa: B018 (the access is what is tested)
+
+
+def test_diffusers_names_are_here_or_their_place_is_said():
+    names = {name for name in [*dir(diffusers), *dir(diffusers.pipelines.ltx2)] if name.startswith(("LTX2", "LTX25"))}
+    assert {"LTX2Pipeline", "LTX2VideoTransformer3DModel", "LTX2DFRPipeline"} <= names
+    for name in names - set(ltx2_diffusers.__all__):
+        with pytest.raises(ImportError, match=f"ltx2_diffusers has no {name}; diffusers has it: from ") as error:
+            exec(f"from ltx2_diffusers import {name}", {})
+        exec(str(error.value).partition(": ")[2], {})
+    assert ltx2_diffusers.LTX2VideoTransformer3DModel is ltx2_diffusers.LTX2AVTransformer3DModel

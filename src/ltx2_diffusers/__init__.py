@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 # Module -> public names that it defines; type checkers read `__init__.pyi`. Nothing is promised to users outside this
 # table and the lists `__all__` of the building blocks: `conditioning`, `guidance` and `sampling`.
 _MODULES = {
-    ".models.transformer": ("LTX2AVTransformer3DModel", "AudioVisualModelOutput"),
+    ".models.transformer": ("LTX2AVTransformer3DModel", "LTX2VideoTransformer3DModel", "AudioVisualModelOutput"),
     ".models.video_vae": ("AutoencoderKLLTX2Video",),
     ".models.audio_vae": ("AutoencoderKLLTX2Audio",),
     ".models.vocoder": ("LTX2Vocoder", "LTX2VocoderWithBWE"),
@@ -59,6 +59,25 @@ _BASE_CLASSES = {
     "DiffusionPipeline": "diffusers.pipelines.pipeline_utils",
 }
 
+# What diffusers 0.42.1 has for LTX-2 and this package has not, and the module of diffusers that has it.
+_LACKING = {
+    "LTX2DurationHead": "diffusers.pipelines.ltx2",
+    "LTX2VideoHDRProcessor": "diffusers.pipelines.ltx2",
+    "LTX2HDRReferenceCondition": "diffusers.pipelines.ltx2",
+    "LTX2VideoDecodeOutput": "diffusers.pipelines.ltx2",
+    "LTX2HDRPipeline": "diffusers",
+    "LTX2DFRPipeline": "diffusers",
+    "LTX2DFRPipelineOutput": "diffusers",
+    "LTX2DFRTemporalRefinePipeline": "diffusers",
+    "LTX2VideoDiffusionDecodePipeline": "diffusers",
+    "LTX2VideoDiffusionDecoderModel": "diffusers",
+    "LTX2Guidance": "diffusers",
+    "LTX2AutoBlocks": "diffusers",
+    "LTX2ModularPipeline": "diffusers",
+    "LTX25AutoBlocks": "diffusers",
+    "LTX25ModularPipeline": "diffusers",
+}
+
 __all__ = sorted(_PUBLIC)
 
 
@@ -67,6 +86,11 @@ def __getattr__(name: str) -> Any:
         module = import_module(_PUBLIC[name], __name__)
     elif name in _BASE_CLASSES:
         module = import_module(_BASE_CLASSES[name])
+    elif name in _LACKING:
+        # Of an AttributeError, `from ltx2_diffusers import ...` would not show the text.
+        raise ImportError(
+            f"{__name__} has no {name}; diffusers has it: from {_LACKING[name]} import {name}", name=name
+        )
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(module, name)

@@ -17,6 +17,7 @@ from .models.modality_front import LTX2ModalityModel as LTX2ModalityModel
 from .models.text_cache import TextCache as TextCache
 from .models.transformer import AudioVisualModelOutput as AudioVisualModelOutput
 from .models.transformer import LTX2AVTransformer3DModel as LTX2AVTransformer3DModel
+from .models.transformer import LTX2VideoTransformer3DModel as LTX2VideoTransformer3DModel
 from .models.video_vae import AutoencoderKLLTX2Video as AutoencoderKLLTX2Video
 from .models.video_vae_tiling_config import SpatialTilingConfig as SpatialTilingConfig
 from .models.video_vae_tiling_config import TemporalTilingConfig as TemporalTilingConfig

@@ -136,7 +136,7 @@ def test_an_empty_output_cannot_be_saved(tmp_path):
 def test_an_output_without_a_rate_cannot_be_saved(tmp_path, rate):
     result = output()
     result[rate] = None
-    with pytest.raises(ValueError, match=f"does not say its `{rate}`"):
+    with pytest.raises(ValueError, match=f"does not say its `{rate}`.*give it, as in save.*{rate}="):
         result.save(tmp_path / "clip.mp4")
     assert list(tmp_path.iterdir()) == []
 
@@ -163,6 +163,31 @@ def test_a_colon_is_no_protocol(tmp_path, monkeypatch):
     for path in ("out:1.mp4", "a:b/out.mp4"):
         output().save(path)
         assert Path(path).stat().st_size > 1000
+
+
+@pytest.mark.parametrize("as_array", [False, True], ids=["tensor", "array"])
+def test_rates_are_given_to_an_output_that_does_not_say_them(tmp_path, as_array):
+    frames, audio = (part.numpy() if as_array else part for part in (pixels() / 255, output().audio))
+    result = LTX2PipelineOutput(torch.as_tensor(frames).movedim(-1, 2) if not as_array else frames, audio)
+    (path,) = result.save(tmp_path / "clip.mp4", frame_rate=12.5, sampling_rate=24000, crf=30)
+    found, rate, _, sampling_rate = read(path)
+    assert (len(found), rate, sampling_rate) == (9, Fraction(25, 2), 24000)
+    assert result.frame_rate is None and result.sampling_rate is None
+    (path,) = LTX2PipelineOutput(audio=audio).save(tmp_path / "sound.wav", sampling_rate=24000)
+    assert Path(path).is_file()
+    (path,) = LTX2PipelineOutput(frames=result.frames).save(tmp_path / "silent.mp4", frame_rate=12.5)
+    assert len(read(path)[0]) == 9
+
+
+def test_a_rate_that_is_known_may_be_repeated_but_not_contradicted(tmp_path):
+    assert output().save(tmp_path / "clip.mp4", frame_rate=24, sampling_rate=24000)
+    for wrong in ({"frame_rate": 25.0}, {"sampling_rate": 48000}):
+        name, value = next(iter(wrong.items()))
+        with pytest.raises(ValueError, match=f"`{name}` is {value}, but the output says that it was made at 24"):
+            output().save(tmp_path / "other.mp4", **wrong)
+    with pytest.raises(ValueError, match="`frame_rate` has to be greater than 0 but is -24"):
+        LTX2PipelineOutput(pixels()).save(tmp_path / "other.mp4", frame_rate=-24)
+    assert [file.name for file in tmp_path.iterdir()] == ["clip.mp4"]
 
 
 def test_a_wrong_suffix_leaves_no_file(tmp_path):

@@ -38,6 +38,30 @@ def test_given_states_need_their_mask():
         ours().encode_prompt(None, prompt_embeds=embeds)
 
 
+def test_given_states_are_returned_as_long_as_they_are():
+    names = ("prompt_embeds", "prompt_attention_mask", "negative_prompt_embeds", "negative_prompt_attention_mask")
+    states = dict(zip(names, ours().encode_prompt(PROMPT, NEGATIVE, max_sequence_length=48)))
+    for pipe in (ours(), LTX2Pipeline(**dict.fromkeys(ours().components) | {"scheduler": ours().scheduler})):
+        for guided in (True, False):
+            again = pipe.encode_prompt(None, **states, do_classifier_free_guidance=guided)
+            assert all(torch.equal(one, other) for one, other in zip(again, states.values()))
+    # A text beside them takes their length, so that both can be handed on.
+    given = {name: states[name] for name in names[:2]}
+    mixed = ours().encode_prompt(None, NEGATIVE, **given)
+    torch.testing.assert_close(mixed[2], states["negative_prompt_embeds"], atol=EQUAL_MODELS, rtol=0)
+
+
+def test_the_text_models_alone_encode():
+    parts = {name: getattr(ours(), name) for name in ("text_encoder", "tokenizer", "scheduler")}
+    pipe = LTX2Pipeline(**dict.fromkeys(ours().components) | parts)
+    for one, other in zip(pipe.encode_prompt(PROMPT, NEGATIVE), ours().encode_prompt(PROMPT, NEGATIVE)):
+        assert torch.equal(one, other)
+    with pytest.raises(ValueError, match="needs the components"):
+        pipe(**CALL)
+    with pytest.raises(ValueError, match="`scale_factor` has to be one of 8 but is 4"):
+        pipe.encode_prompt(PROMPT, scale_factor=4)
+
+
 def test_the_negative_prompt_is_not_encoded_without_its_pass():
     calls = recorded(ours().text_encoder, lambda: ours()(**CALL | NO_GUIDANCE))
     assert [len(call["input_ids"]) for call in calls] == [1]

@@ -40,6 +40,10 @@ class TextContext:
         """Each prompt's context `times` times in a row."""
         return TextContext(self.video.repeat_interleave(times, 0), self.audio.repeat_interleave(times, 0))
 
+    def to(self, dtype: torch.dtype) -> "TextContext":
+        """The context in a data type; the same tensors if it has that already."""
+        return TextContext(self.video.to(dtype), self.audio.to(dtype))
+
     def split(self, sizes: list[int]) -> list["TextContext"]:
         """The batch cut into parts of the given sizes."""
         return [TextContext(*pair) for pair in zip(self.video.split(sizes), self.audio.split(sizes))]

@@ -163,6 +163,10 @@ class StatefulAPGGuider(Guider):
             self._running = guidance
         return self.scale * project_guidance(clip_norm(guidance, self.norm_threshold), cond, self.eta)
 
+    def continue_from(self, earlier: "StatefulAPGGuider") -> None:
+        """Take over the momentum of a guider with another scale."""
+        self._running = earlier._running
+
 
 @dataclass(frozen=True)
 class MultiModalGuiderParams:

@@ -7,7 +7,7 @@ from typing import Any, TypeGuard
 import torch
 
 from ..conditioning.streams import Streams, on_streams
-from .guiders import BinnedGuider, MultiModalGuider, MultiModalGuiderParams, params_at_sigma
+from .guiders import BinnedGuider, MultiModalGuider, MultiModalGuiderParams, StatefulAPGGuider, params_at_sigma
 from .options import GuidanceOptions, completed_bins
 from .presets import NEUTRAL, Preset
 
@@ -131,6 +131,39 @@ def _guider(
     params = completed_bins({1.0: scales} if bins is None else bins, blocks, skip_step, is_alone)
     guiders = {bound: MultiModalGuider(p, options.cfg_guider(p.cfg_scale)) for bound, p in params.items()}
     return guiders[1.0] if bins is None else BinnedGuider(guiders)
+
+
+def changed_guiders(guiders: Guiders, before: Scales, scales: Scales, options: GuidanceOptions | None) -> Guiders:
+    """The guiders of a run in the middle of it, at scales that somebody has changed.
+
+    Perturbed blocks, skipped steps, the formula and its momentum stay as they are.
+
+    Args:
+        guiders: Those of the steps so far.
+        before: The scales which they follow.
+        scales: Those of the steps to come.
+        options: Options of the run.
+    """
+    changed = []
+    for guider, old, new, name in zip(guiders, before, scales, guiders._fields):
+        if old == new:
+            changed.append(guider)
+            continue
+        if not isinstance(guider, MultiModalGuider):
+            why = f"makes no {name}" if guider is None else f"takes the scales of its {name} from `guidance_options`"
+            raise ValueError(
+                f"a step callback has changed a guidance scale of the {name}, but this call {why}; leave it as it is"
+            )
+        # Without the other stream there is nothing to isolate this one from.
+        modality_scale = 1.0 if None in guiders else new.modality_scale
+        kept = replace(
+            guider.params, cfg_scale=new.cfg_scale, stg_scale=new.stg_scale, rescale_scale=new.rescale_scale
+        )
+        formula = (options or GuidanceOptions()).cfg_guider(new.cfg_scale)
+        if isinstance(formula, StatefulAPGGuider) and isinstance(guider.cfg_guider, StatefulAPGGuider):
+            formula.continue_from(guider.cfg_guider)
+        changed.append(MultiModalGuider(replace(kept, modality_scale=modality_scale), formula))
+    return Streams(*changed)
 
 
 def _check_stg_blocks(guiders: Guiders, preset: Preset, num_layers: int) -> None:

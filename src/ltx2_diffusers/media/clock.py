@@ -14,7 +14,7 @@ from av.packet import Packet
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
-from .files import open_media
+from .files import file_of, open_media
 
 Content = TypeVar("Content")
 Part = av.VideoFrame | av.AudioFrame | Packet
@@ -59,7 +59,7 @@ def main_stream(container: InputContainer) -> VideoStream | AudioStream:
     """
     stream = main_video(container) or main_audio(container)
     if stream is None:
-        raise ValueError(f"{container.name!r} holds neither video nor audio")
+        raise ValueError(f"{file_of(container)!r} holds neither video nor audio")
     return stream
 
 
@@ -81,7 +81,7 @@ def first_of(container: InputContainer, stream: VideoStream | AudioStream) -> Ti
     """The first frame of a stream of a file that was just opened."""
     for frame in timed(container, stream, decoded(container, stream)):
         return frame
-    raise ValueError(f"{container.name!r} has a {stream.type} stream without frames; it is empty or damaged")
+    raise ValueError(f"{file_of(container)!r} has a {stream.type} stream without frames; it is empty or damaged")
 
 
 def decoded(container: InputContainer, stream: VideoStream | AudioStream) -> Iterator[av.VideoFrame | av.AudioFrame]:

@@ -264,7 +264,7 @@ def _all_pictures(container: InputContainer) -> Iterator[clock.Timed[_Picture]]:
     """Pictures from where the file is read, with their times on its own clock."""
     stream = clock.main_video(container)
     if stream is None:
-        raise ValueError(f"{container.name!r} has no video stream")
+        raise ValueError(f"{file_of(container)!r} has no video stream")
     stream.thread_type = "AUTO"
     for timed in clock.timed(container, stream, decoded_frames(container, stream)):
         yield timed._replace(content=_Picture(timed.content, Look.of(stream), stream.time_base or Fraction(0)))

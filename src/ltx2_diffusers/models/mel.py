@@ -18,6 +18,8 @@ logger = logging.get_logger(__name__)
 
 # Weight of the centre and surround channels in a stereo downmix (-3 dB, as the LTX-2 trainer rounds it).
 _SURROUND = 0.707
+# Window of the spectrogram in samples (`preprocessing.stft.filter_length` of the original metadata).
+N_FFT = 1024
 # Smallest mel energy before the logarithm; silence therefore reads ln(1e-5) = -11.5129.
 LOG_MEL_FLOOR = 1e-5
 # Slaney's mel scale: linear up to 1 kHz (mel 15), then 27 mels for each factor of 6.4.
@@ -99,7 +101,7 @@ def _resampling_kernel(source: int, target: int, width: int, device: torch.devic
 
 
 def mel_filterbank(
-    mel_bins: int = 64, sample_rate: int = 16000, n_fft: int = 1024, device: torch.device | str | None = None
+    mel_bins: int = 64, sample_rate: int = 16000, n_fft: int = N_FFT, device: torch.device | str | None = None
 ) -> Tensor:
     """Triangular filters on Slaney's mel scale with Slaney's area normalisation, from 0 Hz to half the rate.
 
@@ -136,7 +138,7 @@ def _mel_to_hz(mel: Tensor) -> Tensor:
 
 
 def log_mel_spectrogram(
-    waveform: Tensor, sample_rate: int = 16000, mel_bins: int = 64, mel_hop_length: int = 160, n_fft: int = 1024
+    waveform: Tensor, sample_rate: int = 16000, mel_bins: int = 64, mel_hop_length: int = 160, n_fft: int = N_FFT
 ) -> Tensor:
     """Natural logarithm of the mel magnitude spectrogram, each channel by itself.
 
@@ -176,7 +178,7 @@ def waveform_to_mel(
     target_sample_rate: int = 16000,
     mel_bins: int = 64,
     mel_hop_length: int = 160,
-    n_fft: int = 1024,
+    n_fft: int = N_FFT,
 ) -> Tensor:
     """Turn a waveform of any rate and channel layout into the stereo log-mel that the audio VAE encodes.
 

@@ -5,6 +5,8 @@ stored in bfloat16 runs in float32 as soon as it is given float32 activations, a
 widened at a time. With equal dtypes they are torch's own layers, with the same state-dict keys.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -23,6 +25,22 @@ def widen(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tenso
     """
     dtype = torch.promote_types(x.dtype, weight.dtype)
     return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+
+
+def input_dtype(model: Any, default: torch.dtype) -> torch.dtype:
+    """The data type in which a network takes its input.
+
+    Args:
+        model: The network, whose parts may be offloaded or cast layer by layer.
+        default: The data type for weights that say nothing of it, because they are stored quantised, and for what is no
+            module of torch.
+    """
+    if not isinstance(model, nn.Module) or getattr(model, "hf_quantizer", None) is not None:
+        return default
+    is_quantized = any(not parameter.is_floating_point() for parameter in model.parameters())
+    dtype: torch.dtype = getattr(model, "dtype", default)
+    # Types of one byte are for storage.
+    return default if is_quantized or dtype.itemsize < 2 else dtype
 
 
 class Conv1d(nn.Conv1d):

@@ -546,3 +546,7 @@ def _check_modes(perturbation_mode: str | None, cross_mode: str | None) -> None:
     ):
         if value is not None and value not in allowed:
             raise ValueError(f"{name} must be one of {allowed}, got {value!r}.")
+
+
+# diffusers' name of the class.
+LTX2VideoTransformer3DModel = LTX2AVTransformer3DModel

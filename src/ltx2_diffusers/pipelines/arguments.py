@@ -12,6 +12,7 @@ from functools import partial, wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
 from ..conditioning import Streams
 from ..guidance import GuidanceOptions, Preset
@@ -179,7 +180,8 @@ class Arguments(Texts):
         num_frames: Frames, 8 k + 1. Default that of `latents`, else 121.
         min_seconds, max_seconds: Bounds of an automatic duration, which no checkpoint loaded here predicts; other
             values than the defaults are refused.
-        frame_rate: Frames per second, above 0. The sound lasts `num_frames / frame_rate` seconds.
+        frame_rate: Frames per second, above 0. The sound lasts `num_frames / frame_rate` seconds; a clip shorter than half
+            an audio latent (20 ms) has the sound of one, cut to its length.
         motion_speed: Speed of motion relative to real time, above 0; below 1 is slow motion.
         num_inference_steps: Denoising steps. Not read when `sigmas` or `timesteps` are given.
         sigmas: Noise levels in (0, 1], falling. `LTX2Scheduler` uses them as they are, a FlowMatchEuler scheduler
@@ -199,8 +201,8 @@ class Arguments(Texts):
         latents: Video latents to start from: un-normalised `[B, C, F, h, w]`, or packed and normalised
             `[B, F * h * w, C]`.
         audio_latents: Audio latents to start from: un-normalised, `[B, C, L, M]` or packed `[B, L, C * M]`.
-        prompt_embeds, negative_prompt_embeds: Results of `encode_prompt` `[B, T, ...]`. They keep their length T, which
-            has to be a multiple of the connectors' registers (128).
+        prompt_embeds, negative_prompt_embeds: Results of `encode_prompt` `[B, T, ...]`. They keep their length T
+            whatever `max_sequence_length` says, filled up to a multiple of the connectors' registers (128).
         prompt_attention_mask, negative_prompt_attention_mask: Their masks `[B, T]`.
         decode_timestep, decode_noise_scale: Noise level of the decoder and share of noise mixed in, for a VAE with
             timestep conditioning. One value or one per video.
@@ -215,11 +217,12 @@ class Arguments(Texts):
         return_dict: Whether to return an [`LTX2PipelineOutput`] instead of the tuple `(frames, audio)`.
         attention_kwargs: Passed to the transformer's attention; `{"scale": s}` scales LoRA adapters.
         callback_on_step_end: Called as `callback(pipeline, step, timestep, tensors)` after each step. A dict it
-            returns may replace `latents` and `audio_latents`. Setting `pipeline._interrupt = True` ends the loop.
+            returns may replace `latents` and `audio_latents`. Setting `pipeline._interrupt = True` ends the loop; setting
+            `pipeline._guidance_scale` (or another scale, with its underscore) guides the steps that follow by the new value.
         callback_on_step_end_tensor_inputs: What `tensors` holds: any of `latents`, `audio_latents`,
             `prompt_embeds`, `negative_prompt_embeds`, and `denoised`, the step's prediction of the clean video as
-            normalised latents `[B, C, F, h, w]`.
-        max_sequence_length: Text positions T; longer prompts are cut.
+            normalised latents `[B, C, F, h, w]`. A diffusers `PipelineCallback` says it itself.
+        max_sequence_length: Text positions T of texts; longer prompts are cut.
         sampler: Name of the sampler; see [`~ltx2_diffusers.sampling.samplers.SAMPLERS`]. Default the preset's.
         guidance_options: Skipped steps, other formulas, scales by noise level, and a negative prompt without
             classifier-free guidance; see [`~ltx2_diffusers.guidance.GuidanceOptions`].
@@ -309,7 +312,10 @@ class Arguments(Texts):
             rate = 24.0 if self.frame_rate is None else self.frame_rate
             size = Size(self.height, self.width, self.num_frames, rate, self.motion_speed)
         start = Start(self.generator, self.latents, self.audio_latents, **noise)
-        form = (self.output_type, self.return_dict, self.callback_on_step_end, self.callback_on_step_end_tensor_inputs)
+        callback, names = self.callback_on_step_end, self.callback_on_step_end_tensor_inputs
+        if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):
+            names = callback.tensor_inputs
+        form = (self.output_type, self.return_dict, callback, names or ())
         delivery = Delivery(*form, self.decode_timestep, self.decode_noise_scale, self.generator)
         rest = (self.audio_stage, self.use_cross_timestep, self.attention_kwargs)
         request = Request(size, stages, start, delivery, conditions, streams, *rest)

@@ -1,7 +1,9 @@
 """What all pipelines share: components, loading and saving in both worlds, and the state of a running call."""
 
+import copy
 import inspect
 import os
+import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -9,14 +11,23 @@ from typing import Any
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.utils import logging
 from diffusers.video_processor import VideoProcessor
 from huggingface_hub import snapshot_download
+from transformers import PreTrainedModel
 from typing_extensions import Self
 
 from ..checkpoints import pipeline_folder
 from ..checkpoints.class_names import PACKAGE, model_pair, to_ours, to_portable
 from ..checks import check_loaded
 from ..models import saving, video_vae
+
+logger = logging.get_logger(__name__)
+
+# Part of diffusers' constructors and indices, without a class here.
+_LACKING = "duration_head"
+# Whose forward hooks stay on a text encoder after its first run, and cannot be pickled.
+_CAPTURING = "transformers.utils.output_capturing"
 
 
 def extends(base: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -54,7 +65,7 @@ class LTX2PipelineBase(saving.AtomicSaveMixin, DiffusionPipeline):
 
     # diffusers declares `None`.
     model_cpu_offload_seq: Any = "prompt_enhancer->text_encoder->connectors->transformer->vae->audio_vae->vocoder"
-    _optional_components = ["processor", "prompt_enhancer"]  # noqa: RUF012 (diffusers reads a list)
+    _optional_components = ["processor", "prompt_enhancer", _LACKING]  # noqa: RUF012 (diffusers reads a list)
     _callback_tensor_inputs = ["latents", "audio_latents", "prompt_embeds", "negative_prompt_embeds", "denoised"]  # noqa: RUF012
 
     vae: video_vae.AutoencoderKLLTX2Video
@@ -79,7 +90,7 @@ class LTX2PipelineBase(saving.AtomicSaveMixin, DiffusionPipeline):
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         if not (folder / pipeline_folder.INDEX).is_file():
             raise ValueError(f"{str(folder)!r} is no folder of a pipeline: it has no {pipeline_folder.INDEX}")
-        pipeline_folder.check_pipeline_folder(folder, kwargs, takes)
+        pipeline_folder.check_pipeline_folder(folder, {_LACKING: None, **kwargs}, takes)
         with pipeline_folder.named_errors(folder):
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
@@ -142,8 +153,12 @@ class LTX2PipelineBase(saving.AtomicSaveMixin, DiffusionPipeline):
     @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> tuple[dict, dict, dict]:
         """Resolve component entries of `model_index.json` to this package's classes."""
-        # The optional duration head has no class here; an empty entry for it is not worth a warning.
-        config_dict = {k: v for k, v in config_dict.items() if k != "duration_head" or (v and v[0] is not None)}
+        entry = config_dict.get(_LACKING)
+        config_dict = {name: value for name, value in config_dict.items() if name != _LACKING}
+        if entry and entry[0] is not None:
+            logger.warning(
+                f"the `{_LACKING}` of this checkpoint is not loaded; `num_frames` left out means 121 frames"
+            )
         init_dict, unused, hidden = super().extract_init_dict(config_dict, **kwargs)
         components = {
             name: to_ours(*value) for name, value in init_dict.items() if isinstance(value, (list, tuple)) and value[0]
@@ -158,8 +173,37 @@ class LTX2PipelineBase(saving.AtomicSaveMixin, DiffusionPipeline):
         }
         super().register_to_config(**portable)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled and copied: everything, without hooks that a text encoder gets when it first runs."""
+        return {
+            name: _without_hooks(value) if isinstance(value, torch.nn.Module) and _hooked(value) else value
+            for name, value in self.__dict__.items()
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over what was pickled or copied, in this process or in another one."""
+        self.__dict__.update(state)
+        # What the language models of a class can show of their states is noted in a process when one is constructed,
+        # which does not happen here.
+        noted = getattr(sys.modules.get(_CAPTURING), "_CAN_RECORD_REGISTRY", {})
+        for component in self.components.values():
+            for part in component.modules() if isinstance(component, PreTrainedModel) else ():
+                if isinstance(part, PreTrainedModel):
+                    noted[part] = part._can_record_outputs
+
+    def __copy__(self) -> Self:
+        """A second pipeline on the very same components."""
+        twin = self.__class__.__new__(self.__class__)
+        twin.__dict__.update(self.__dict__)
+        return twin
+
     def _register(self, **components: Any) -> None:
         """Register components and derive sizes from them; a missing component leaves the published value."""
+        if components.get(_LACKING) is not None:
+            raise ValueError(
+                f"`{_LACKING}` is a {type(components[_LACKING]).__name__}, but this package cannot predict durations; leave it "
+                "None and give `num_frames` in calls"
+            )
         self.register_modules(**components)
         vae, audio_vae, transformer, tokenizer = map(components.get, ("vae", "audio_vae", "transformer", "tokenizer"))
         self.vae_spatial_compression_ratio = getattr(vae, "spatial_compression_ratio", 32)
@@ -200,3 +244,25 @@ class LTX2PipelineBase(saving.AtomicSaveMixin, DiffusionPipeline):
     def interrupt(self) -> bool:
         """Set to `True` (by a callback, say) to skip the remaining steps."""
         return self._interrupt
+
+
+def _hooked(model: torch.nn.Module) -> dict[torch.nn.Module, list[int]]:
+    """The modules that capture their outputs, and the keys of the hooks that do it."""
+    found = {
+        module: [key for key, hook in module._forward_hooks.items() if getattr(hook, "__module__", "") == _CAPTURING]
+        for module in model.modules()
+    }
+    return {module: keys for module, keys in found.items() if keys}
+
+
+def _without_hooks(model: torch.nn.Module) -> torch.nn.Module:
+    """The model with the same tensors, as it was before its first run."""
+    tensors = {id(tensor): tensor for group in (model.parameters(), model.buffers()) for tensor in group}
+    twin = copy.deepcopy(model, tensors)
+    for module, keys in _hooked(twin).items():
+        for key in keys:
+            del module._forward_hooks[key]
+    for module in twin.modules():
+        # Without this mark, transformers puts the hooks back when they are needed.
+        module.__dict__.pop("_output_capturing_hooks_installed", None)
+    return twin

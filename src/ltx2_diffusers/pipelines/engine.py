@@ -22,7 +22,7 @@ from ..media import pixels, preprocess, waveforms
 from ..prompts import Contexts, Prompts, ReadPrompts
 from ..sampling import GuidedDenoiser, Sampler, denoise, get_sampler, with_latents
 from ..schedulers.levels import noise_levels
-from .arguments import BOTH, Callback, Delivery, Request, Sampling, Stage, Start
+from .arguments import BOTH, Callback, Delivery, Request, Sampling, Scales, Stage, Start
 from .base import LTX2PipelineBase
 from .conditions import Opened, SourceClip, Waveform, check_conflicts, check_heard, held_streams
 from .generation import LTX2GenerationPipeline
@@ -287,7 +287,7 @@ def generate(
     pipeline: LTX2GenerationPipeline, request: Request, runs: Sequence[StageRun], texts: ReadPrompts
 ) -> Generated:
     """Run the stages one after the other."""
-    pipeline.reset(runs[0].stage.scales or UNGUIDED, request.attention_kwargs)
+    pipeline.reset(UNGUIDED, request.attention_kwargs)
     callback = StepCallback(pipeline, request.delivery.callback, request.delivery.callback_inputs, texts.embeds)
     latents = first_latents(pipeline, request.start, runs[0].plan)
     sounds, sigmas, forwards = [], [], []
@@ -357,10 +357,14 @@ def run_stage(
     timesteps = sigmas[:-1] * 1000
     pipeline._num_timesteps = len(timesteps)
     pipeline._forwards_per_step = denoiser.forwards_per_prediction * run.sampler.predictions_per_step
+    pipeline._scales = Streams(*(stage.scales or UNGUIDED))
     with pipeline.progress_bar(total=len(timesteps)) as progress:
 
         def on_step(step: int, new_states: States, prediction: Tensors) -> States:
+            before = pipeline._scales
             new_states = callback(step, timesteps[step], new_states, prediction, tools.video)
+            if pipeline._scales != before:
+                _follow_scales(pipeline, run, denoiser, before)
             progress.update()
             pipeline._current_timestep = timesteps[min(step + 1, len(timesteps) - 1)]
             return new_states
@@ -371,6 +375,24 @@ def run_stage(
         finally:
             pipeline._current_timestep = None
     return on_streams(lambda state, tool: _target(state.latent, tool), states, tools), sigmas
+
+
+def _follow_scales(pipeline: LTX2GenerationPipeline, run: StageRun, denoiser: GuidedDenoiser, before: Scales) -> None:
+    """Guide the steps to come by scales that a step callback has set."""
+    guiders = denoiser.changed_guiders(before, pipeline._scales, run.stage.guidance_options)
+    _check_negative_is_made(run.stage.sampler, guiders, run.sigmas)
+    denoiser.guide_by(guiders)
+    forwards = denoiser.forwards_per_prediction * run.sampler.predictions_per_step
+    pipeline._forwards_per_step = max(pipeline._forwards_per_step, forwards)
+
+
+def _check_negative_is_made(sampler: str | None, guiders: Guiders, sigmas: torch.Tensor) -> None:
+    """CFG++ needs the pass with the negative prompt in every step."""
+    if sampler == "euler_cfg_pp" and not always_negative(guiders, sigmas[:-1].tolist()):
+        raise ValueError(
+            'the sampler "euler_cfg_pp" follows the negative prediction, which this run does not make in every step; give '
+            "a guidance scale other than 1, or another sampler"
+        )
 
 
 def stage_guiders(pipeline: LTX2GenerationPipeline, stage: Stage, streams: Streams[bool]) -> Guiders:
@@ -398,11 +420,7 @@ def _prepared_stage(
     guiders = stage_guiders(pipeline, stage, request.streams)
     sigmas = _levels(pipeline, stage, plan.num_video_tokens)
     name = stage.sampler or ("euler" if index else preset.sampler)
-    if name == "euler_cfg_pp" and not always_negative(guiders, sigmas[:-1].tolist()):
-        raise ValueError(
-            'the sampler "euler_cfg_pp" follows the negative prediction, which this run does not make in every step; give '
-            "a guidance scale other than 1, or another sampler"
-        )
+    _check_negative_is_made(name, guiders, sigmas)
     cross_timestep = cross_timestep_mode(request.use_cross_timestep, preset)
     stage, sampler = replace(stage, sampler=name), get_sampler(name, request.start.generator)
     return StageRun(stage, plan, sigmas, guiders, sampler, (), cross_timestep)
@@ -581,6 +599,9 @@ def _delivered_audio(
     if originals.video is not None and rate is not None:
         # A given video may be shorter than the clip that the network saw, which needs 8 k + 1 frames.
         audio = audio[..., : round(originals.video.duration_s * rate)]
+    elif plan.audio.frames == 1 and rate is not None and delivery.output_type != "latent":
+        # One latent is the least that the network makes, also for a clip that is shorter.
+        audio = audio[..., : max(round(plan.duration_s * rate), 1)]
     return audio, rate
 
 

@@ -1,6 +1,7 @@
 """The base of all pipelines that generate from text: components, text and decoding stages, and the ends of a call."""
 
 import os
+from dataclasses import replace
 from typing import Any
 
 import PIL.Image
@@ -11,10 +12,11 @@ from typing_extensions import Self
 from .. import prompts as texts
 from ..adapters.mixin import LTX2LoraMixin
 from ..checkpoints.versions import model_kind, model_version
-from ..checks import check_at_least_one
+from ..checks import check_at_least_one, check_choice
 from ..conditioning import Streams
 from ..guidance import NEUTRAL, Preset, preset
-from ..models import audio_vae, connectors, latent_upsampler, transformer, video_vae, vocoder
+from ..media.waveforms import fit_audio
+from ..models import audio_vae, connectors, latent_upsampler, mel, transformer, video_vae, vocoder
 from ..schedulers.levels import FlowMatchEulerDiscreteScheduler, LTX2Scheduler, Scheduler
 from .arguments import Generators, Scales
 from .base import LTX2PipelineBase, extends
@@ -28,8 +30,18 @@ Vocoder = vocoder.LTX2Vocoder | vocoder.LTX2VocoderWithBWE
 
 
 def _scale(stream: str, name: str, meaning: str) -> property:
-    """A guidance scale of the running or last call."""
+    """A guidance scale of the running stage, or of the last one."""
     return property(lambda pipeline: getattr(getattr(pipeline._scales, stream), name), doc=meaning)
+
+
+def _changing(stream: str, name: str) -> property:
+    """The same for step callbacks, which may set it: the steps that follow are guided by the new value."""
+
+    def change(pipeline: "LTX2GenerationPipeline", value: float) -> None:
+        changed = replace(getattr(pipeline._scales, stream), **{name: value})
+        pipeline._scales = pipeline._scales._replace(**{stream: changed})
+
+    return _scale(stream, name, "As without the underscore.").setter(change)
 
 
 def _makes(name: str, meaning: str) -> property:
@@ -54,6 +66,7 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
         vocoder: From mel spectrogram to waveform.
         processor: Multimodal processor of the text encoder, needed for prompt enhancement only.
         prompt_enhancer: Separate language model for prompt enhancement.
+        duration_head: Part of diffusers' pipelines, which predicts how long a clip should be; has to be `None` here.
     """
 
     kind: str | None = None
@@ -82,6 +95,7 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
         vocoder: Vocoder,
         processor: ProcessorMixin | None = None,
         prompt_enhancer: PreTrainedModel | None = None,
+        duration_head: torch.nn.Module | None = None,
     ) -> None:
         super().__init__()
         self._register(
@@ -95,6 +109,7 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
             scheduler=scheduler,
             processor=processor,
             prompt_enhancer=prompt_enhancer,
+            duration_head=duration_head,
         )
         self.reset(Streams(NEUTRAL, NEUTRAL), None)
 
@@ -169,6 +184,10 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
     def encode_audio(self, waveform: torch.Tensor, sampling_rate: int) -> torch.Tensor:
         """Normalised float32 latents `[B, C, L, M]` of a waveform `[B, channels, samples]` in [-1, 1]."""
         self.require("audio_vae")
+        own_rate = self.audio_vae.config.sample_rate
+        if waveform.shape[-1] * own_rate <= mel.N_FFT // 2 * sampling_rate:
+            # The spectrogram reflects the ends, for which it needs more than half a window.
+            waveform = fit_audio(waveform, mel.N_FFT / own_rate, sampling_rate)
         latents = self.audio_vae.encode_waveform(waveform.to(self._execution_device), sampling_rate)
         return self.audio_vae.normalize_latents(latents.float())
 
@@ -190,10 +209,13 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
         prompt_attention_mask: torch.Tensor | None = None,
         negative_prompt_attention_mask: torch.Tensor | None = None,
         max_sequence_length: int = 1024,
+        scale_factor: int = 8,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """Encode prompts into language-model states that can be passed to the pipeline as `prompt_embeds`.
+
+        Needs `text_encoder` and `tokenizer` only; a pipeline without these two takes the results.
 
         Args:
             prompt: Text or texts. Not needed with `prompt_embeds`.
@@ -203,17 +225,24 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
             prompt_embeds, negative_prompt_embeds: States `[B, T, C * L]` from an earlier call, returned repeated.
             prompt_attention_mask, negative_prompt_attention_mask: Their masks `[B, T]`.
             max_sequence_length: Padded length `T` in tokens; longer prompts are cut.
+            scale_factor: Part of diffusers' method, where nothing reads it; only its default 8 is taken.
             device: Where to compute; default the pipeline's device.
             dtype: Type of the states; default the text encoder's.
 
         Returns:
             `(prompt_embeds, prompt_attention_mask, negative_prompt_embeds, negative_prompt_attention_mask)`; the last
-            two are `None` without guidance. Positions in front of a prompt hold zeros: nothing reads them.
+            two are `None` without guidance, unless they are given. Positions in front of a prompt hold zeros: nothing
+            reads them.
         """
+        check_choice("scale_factor", scale_factor, (8,))
         embeds = (prompt_embeds, negative_prompt_embeds)
         masks = (prompt_attention_mask, negative_prompt_attention_mask)
         prompts = texts.Prompts(prompt, negative_prompt, embeds, masks, num_videos_per_prompt, max_sequence_length)
-        return texts.encode_prompt(self._text_encoder(device), prompts, do_classifier_free_guidance, dtype)
+        with_negative = do_classifier_free_guidance or negative_prompt_embeds is not None
+        encoded = texts.encode_prompt(self._text_encoder(device), prompts, with_negative, dtype)
+        prompt_embeds, prompt_attention_mask, negative_prompt_embeds, negative_prompt_attention_mask = encoded
+        # diffusers' tests read from this line which arguments of a call take the results.
+        return prompt_embeds, prompt_attention_mask, negative_prompt_embeds, negative_prompt_attention_mask
 
     def enhance_prompt(
         self,
@@ -291,7 +320,7 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
         device = device or self._execution_device
         return texts.TextEncoder(self.tokenizer, self.text_encoder, self.connectors, device)
 
-    # Of the running call, or of the last one.
+    # Of the running stage, or of the last one.
     guidance_scale = _scale("video", "cfg_scale", "Classifier-free guidance scale of the video.")
     stg_scale = _scale("video", "stg_scale", "Spatio-temporal guidance scale of the video.")
     modality_scale = _scale("video", "modality_scale", "Modality guidance scale of the video.")
@@ -300,6 +329,16 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
     audio_stg_scale = _scale("audio", "stg_scale", "Spatio-temporal guidance scale of the audio.")
     audio_modality_scale = _scale("audio", "modality_scale", "Modality guidance scale of the audio.")
     audio_guidance_rescale = _scale("audio", "rescale_scale", "Guidance rescale factor of the audio.")
+
+    # What callbacks written for diffusers set.
+    _guidance_scale = _changing("video", "cfg_scale")
+    _stg_scale = _changing("video", "stg_scale")
+    _modality_scale = _changing("video", "modality_scale")
+    _guidance_rescale = _changing("video", "rescale_scale")
+    _audio_guidance_scale = _changing("audio", "cfg_scale")
+    _audio_stg_scale = _changing("audio", "stg_scale")
+    _audio_modality_scale = _changing("audio", "modality_scale")
+    _audio_guidance_rescale = _changing("audio", "rescale_scale")
 
     do_classifier_free_guidance = _makes("cfg_scale", "Whether the call makes a pass with the negative prompt.")
     do_spatio_temporal_guidance = _makes("stg_scale", "Whether the call makes a perturbed pass.")

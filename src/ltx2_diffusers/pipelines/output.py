@@ -3,7 +3,7 @@
 import os
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -11,6 +11,7 @@ import PIL.Image
 import torch
 from diffusers.utils import BaseOutput
 
+from ..checks import check_positive
 from ..media import audio_tracks, copying, files, muxing, pixels, waveforms, writing
 from ..models import mel
 
@@ -48,7 +49,14 @@ class LTX2PipelineOutput(BaseOutput):
     video_source: str | None = None
     audio_source: str | None = None
 
-    def save(self, path: str | os.PathLike, **encoder_options: Any) -> list[str]:
+    def save(
+        self,
+        path: str | os.PathLike,
+        *,
+        frame_rate: float | None = None,
+        sampling_rate: int | None = None,
+        **encoder_options: Any,
+    ) -> list[str]:
         """Write each item of the batch to an MP4 file (or, without video, a WAV file) and return the paths.
 
         A batch of one is written to `path`; item `i` of a larger batch to `<stem>-<i><suffix>`. Frames are converted
@@ -61,17 +69,24 @@ class LTX2PipelineOutput(BaseOutput):
 
         Args:
             path: File name. Missing folders are created; a file appears under its name only when complete.
+            frame_rate, sampling_rate: Rates of an output that does not say them itself, because it was not made by a call of
+                this package.
             encoder_options: Passed to [`~ltx2_diffusers.media.writing.write_video`], for example `crf` or `preset`.
 
         Raises:
-            ValueError: If the output holds latents instead of frames and samples, or nothing.
+            ValueError: If the output holds latents instead of frames and samples, or nothing; if a rate is missing, or
+                another one is given than that of the output.
             OSError: If a file cannot be written; the message names it, and no other file was written.
         """
         self._check_decoded()
+        frame_rate = _rate("frame_rate", self.frames, self.frame_rate, frame_rate)
+        sampling_rate = _rate("sampling_rate", self.audio, self.sampling_rate, sampling_rate)
+        audio = None if self.audio is None else torch.as_tensor(self.audio)
+        complete = replace(self, audio=audio, frame_rate=frame_rate, sampling_rate=sampling_rate)
         batch_size = max(len(part) for part in (self.frames, self.audio) if part is not None)
         paths = files.writable_paths(path, batch_size)
         for index, item_path in enumerate(paths):
-            self._write(item_path, index, encoder_options)
+            complete._write(item_path, index, encoder_options)
         return paths
 
     def _write(self, path: str, index: int, encoder_options: dict[str, Any]) -> None:
@@ -126,8 +141,21 @@ class LTX2PipelineOutput(BaseOutput):
 
 def _known(name: str, rate: Rate | None) -> Rate:
     if rate is None:
-        raise ValueError(f"the output does not say its `{name}`; set it, since a media file needs it")
+        raise ValueError(
+            f"the output does not say its `{name}`, which a media file needs; give it, as in save(path, frame_rate=24.0, "
+            "sampling_rate=24000)"
+        )
     return rate
+
+
+def _rate(name: str, part: Any, own: Rate | None, given: Rate | None) -> Rate | None:
+    """The rate of a part of the output: its own, or the given one where it has none."""
+    if part is None:
+        return own
+    check_positive(**{name: given})
+    if own is not None and given is not None and given != own:
+        raise ValueError(f"`{name}` is {given}, but the output says that it was made at {own}; leave it out")
+    return _known(name, given if own is None else own)
 
 
 def announce_encoding(sources: Iterable[str | None], suffix: str = ".mp4") -> None:

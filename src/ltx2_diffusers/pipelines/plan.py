@@ -68,9 +68,10 @@ class ModelSizes:
         return (audio_latents - 1) * self.audio_ratio + 1
 
     def audio_shape(self, batch_size: int, duration_s: float) -> AudioLatentShape:
-        """Shape of the audio latents that last as long."""
+        """Shape of the audio latents that last as long, or of one for a shorter time, whose sound is cut to it."""
         latent, mel = (self.audio_channels, self.audio_mel_bins), (self.sample_rate, self.hop_length)
-        return AudioLatentShape.from_duration(batch_size, duration_s, *latent, *mel, self.audio_ratio)
+        shape = AudioLatentShape.from_duration(batch_size, duration_s, *latent, *mel, self.audio_ratio)
+        return shape._replace(frames=max(shape.frames, 1))
 
 
 @dataclass(frozen=True)

@@ -138,8 +138,10 @@ class TextEncoder:
             raise ValueError(
                 "given states need their attention mask; pass that which `encode_prompt` returned with them"
             )
-        layers = 49 if "connectors" in self.absent else self.connectors.config.text_proj_in_factor
-        return TextStates(embeds.unflatten(2, (-1, layers)) if embeds.ndim == 3 else embeds, mask)
+        # Without connectors nothing reads them stacked.
+        layers = 1 if "connectors" in self.absent else self.connectors.config.text_proj_in_factor
+        stacked = embeds.unflatten(2, (-1, layers)) if embeds.ndim == 3 else embeds
+        return TextStates(stacked.to(self.device), mask.to(self.device))
 
     def _run(self, tokens: Sequence[list[int]], max_sequence_length: int, dtype: torch.dtype | None) -> TextStates:
         """Run the language model over valid tokens.
@@ -202,11 +204,15 @@ def encode_prompt(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """States and masks of the positive and the negative prompts, in the form that callers can hand over again."""
 
+    positive, negative = encoder.states(prompts, with_negative, dtype)
+    # Given states keep their length, and a text beside them takes it.
+    length = max(part.length for part in (positive, negative) if part is not None)
+    length = length if prompts.as_states else max(prompts.max_sequence_length, length)
+
     def repeated(states: TextStates) -> tuple[torch.Tensor, torch.Tensor]:
-        states, times = states.padded(max(prompts.max_sequence_length, states.length)), prompts.num_videos_per_prompt
+        states, times = states.padded(length), prompts.num_videos_per_prompt
         return states.hidden.flatten(2).repeat_interleave(times, 0), states.mask.repeat_interleave(times, 0)
 
-    positive, negative = encoder.states(prompts, with_negative, dtype)
     embeds, mask = repeated(positive)
     return embeds, mask, *(repeated(negative) if negative is not None else (None, None))
 

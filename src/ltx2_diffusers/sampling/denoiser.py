@@ -12,8 +12,10 @@ import torch
 from ..conditioning.state import LatentState
 from ..conditioning.streams import States, Streams, Tensors, TextContext, on_streams
 from ..guidance.guiders import MultiModalGuider
+from ..guidance.options import GuidanceOptions
 from ..guidance.perturbations import isolating_perturbations, stg_perturbations
-from ..guidance.scales import Guiders
+from ..guidance.scales import Guiders, Scales, changed_guiders
+from ..models.mixed_precision import input_dtype
 from ..models.negative_text import NagWeights, NegativeText
 from ..models.text_cache import TextCache
 from ..models.transformer import LTX2AVTransformer3DModel
@@ -63,12 +65,13 @@ class GuidedDenoiser:
         nag: NagWeights | None = None,
     ) -> None:
         self.transformer = transformer
+        # The latents follow the contexts, and both the network.
+        dtype = input_dtype(transformer, positive.video.dtype)
+        positive, negative = positive.to(dtype), negative and negative.to(dtype)
         self.positive = positive
-        self.guiders = guiders
         self.cross_timestep = cross_timestep
         self.attention_kwargs = attention_kwargs
-        parts = [part for guider in guiders if guider is not None for part in guider.parts()]
-        self.needed = self._needs(parts)
+        self.guide_by(guiders)
         if (self.needed.negative or nag is not None) and negative is None:
             raise ValueError(
                 "classifier-free and normalized attention guidance need a negative context; encode the negative prompt too"
@@ -81,6 +84,29 @@ class GuidedDenoiser:
             self.negative_text = NegativeText(negative.video, negative.audio, nag, self.negative_cache)
         self.previous = self.negative = _NOTHING
         self._uniform: dict[int, tuple[torch.Tensor, bool]] = {}
+
+    def guide_by(self, guiders: Guiders) -> None:
+        """Combine the passes of the steps to come by these guiders, one for each stream that is there."""
+        self.guiders = guiders
+        self.needed = self._needs([part for guider in guiders if guider is not None for part in guider.parts()])
+
+    def changed_guiders(self, before: Scales, scales: Scales, options: GuidanceOptions | None) -> Guiders:
+        """Guiders for the steps to come by scales that somebody has changed in the middle of the run.
+
+        Args:
+            before: Scales of the steps so far.
+            scales: Scales of the steps to come.
+            options: Options of the run.
+        """
+        guiders = changed_guiders(self.guiders, before, scales, options)
+        reads_negative = any(guider is not None and guider.do_unconditional_generation() for guider in guiders)
+        if reads_negative and self.negative_context is None:
+            raise ValueError(
+                f"a step callback has set the guidance scales (video, audio) to ({scales.video.cfg_scale}, "
+                f"{scales.audio.cfg_scale}), but the call began without classifier-free guidance and has not read the "
+                "negative prompt; begin with a `guidance_scale` other than 1, such as 1.01"
+            )
+        return guiders
 
     @property
     def forwards_per_prediction(self) -> int:

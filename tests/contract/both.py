@@ -1,0 +1,231 @@
+"""The classes that diffusers ships for LTX-2 and those of this package, on components as tiny as diffusers' own tests take.
+
+Everything here exists twice, named by the library it comes from, so that one check runs on both.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import diffusers
+import numpy as np
+import PIL.Image
+import torch
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from diffusers.pipelines import ltx2
+from diffusers.utils import logging
+from transformers import AutoTokenizer, Gemma3ForConditionalGeneration
+
+import ltx2_diffusers
+from ltx2_diffusers.checkpoints.packaged import packaged_checkpoint
+
+logging.disable_progress_bar()
+
+LIBRARIES = ("diffusers", "ours")
+# Pipelines that generate from text; the fifth, which enlarges latents, has components and a call of its own.
+GENERATING = ("LTX2Pipeline", "LTX2ImageToVideoPipeline", "LTX2ConditionPipeline", "LTX2InContextPipeline")
+UPSAMPLING = "LTX2LatentUpsamplePipeline"
+PIPELINES = (*GENERATING, UPSAMPLING)
+# For what takes long: every class of ours, and one of diffusers that shows what is right.
+CASES = [("ours", name) for name in GENERATING] + [("diffusers", GENERATING[0])]
+
+TRANSFORMER = {
+    "in_channels": 4,
+    "out_channels": 4,
+    "num_attention_heads": 2,
+    "attention_head_dim": 8,
+    "cross_attention_dim": 16,
+    "audio_in_channels": 4,
+    "audio_out_channels": 4,
+    "audio_num_attention_heads": 2,
+    "audio_attention_head_dim": 4,
+    "audio_cross_attention_dim": 8,
+    "num_layers": 2,
+    "caption_channels": 32,
+    "rope_double_precision": False,
+    "rope_type": "split",
+}
+CONNECTORS = {
+    "caption_channels": 32,
+    "text_proj_in_factor": 3,
+    "video_connector_num_attention_heads": 4,
+    "video_connector_attention_head_dim": 8,
+    "video_connector_num_layers": 1,
+    "video_connector_num_learnable_registers": None,
+    "audio_connector_num_attention_heads": 4,
+    "audio_connector_attention_head_dim": 8,
+    "audio_connector_num_layers": 1,
+    "audio_connector_num_learnable_registers": None,
+    "connector_rope_base_seq_len": 32,
+    "rope_double_precision": False,
+    "rope_type": "split",
+}
+VAE = {
+    "latent_channels": 4,
+    "block_out_channels": (8,),
+    "decoder_block_out_channels": (8,),
+    "layers_per_block": (1,),
+    "decoder_layers_per_block": (1, 1),
+    "spatio_temporal_scaling": (True,),
+    "decoder_spatio_temporal_scaling": (True,),
+    "decoder_inject_noise": (False, False),
+    "downsample_type": ("spatial",),
+    "upsample_residual": (False,),
+    "upsample_factor": (1,),
+    "patch_size": 1,
+    "patch_size_t": 1,
+    "encoder_causal": True,
+    "decoder_causal": False,
+}
+AUDIO_VAE = {
+    "base_channels": 4,
+    "ch_mult": (1,),
+    "num_res_blocks": 1,
+    "resolution": 32,
+    "latent_channels": 2,
+    "mel_bins": 8,
+}
+VOCODER = {
+    "in_channels": 16,
+    "hidden_channels": 32,
+    "upsample_kernel_sizes": [4, 4],
+    "upsample_factors": [2, 2],
+    "resnet_kernel_sizes": [3],
+    "resnet_dilations": [[1, 3, 5]],
+    "output_sampling_rate": 16000,
+}
+UPSAMPLER = {"in_channels": 4, "mid_channels": 32, "num_blocks_per_stage": 1}
+
+_MODELS = {
+    "transformer": ("LTX2VideoTransformer3DModel", TRANSFORMER),
+    "connectors": ("LTX2TextConnectors", CONNECTORS),
+    "vae": ("AutoencoderKLLTX2Video", VAE),
+    "audio_vae": ("AutoencoderKLLTX2Audio", AUDIO_VAE),
+    "vocoder": ("LTX2Vocoder", VOCODER),
+    "latent_upsampler": ("LTX2LatentUpsamplerModel", UPSAMPLER),
+}
+MODELS = tuple(_MODELS)
+
+PROMPT = "a robot dancing"
+NO_GUIDANCE = {
+    "guidance_scale": 1.0,
+    "stg_scale": 0.0,
+    "modality_scale": 1.0,
+    "guidance_rescale": 0.0,
+    "audio_guidance_scale": 1.0,
+    "audio_stg_scale": 0.0,
+    "audio_modality_scale": 1.0,
+    "audio_guidance_rescale": 0.0,
+    "spatio_temporal_guidance_blocks": [1],
+}
+CFG = {"guidance_scale": 2.0, "audio_guidance_scale": 3.0}
+_CALL = {
+    "prompt": PROMPT,
+    "negative_prompt": "",
+    "height": 32,
+    "width": 32,
+    "num_frames": 5,
+    "frame_rate": 25.0,
+    "num_inference_steps": 2,
+    "max_sequence_length": 16,
+    "output_type": "pt",
+    "use_cross_timestep": False,
+    **NO_GUIDANCE,
+}
+
+
+def named(library: str, name: str) -> Any:
+    """A class by the name that diffusers gives it."""
+    if library == "ours":
+        return getattr(ltx2_diffusers, name)
+    return getattr(ltx2, name, None) or getattr(diffusers, name)
+
+
+def new_model(library: str, component: str, **config: Any) -> Any:
+    """A freshly initialised model in evaluation mode; the same weights in both libraries."""
+    name, default = _MODELS[component]
+    torch.manual_seed(0)
+    source = named("diffusers", name)(**default | config)
+    if library == "diffusers":
+        return source.eval()
+    model = named("ours", name)(**default | config)
+    model.load_state_dict(source.state_dict())
+    return model.eval()
+
+
+@cache
+def model(library: str, component: str) -> Any:
+    """A model that no test changes."""
+    return new_model(library, component)
+
+
+@cache
+def text_models() -> dict[str, Any]:
+    """Text encoder and tokenizer of the packaged checkpoint."""
+    folder = packaged_checkpoint("ltx2-tiny")
+    return {
+        "text_encoder": Gemma3ForConditionalGeneration.from_pretrained(folder / "text_encoder", dtype=torch.float32),
+        "tokenizer": AutoTokenizer.from_pretrained(folder / "tokenizer"),
+    }
+
+
+def optional(name: str) -> tuple[str, ...]:
+    """What diffusers' pipeline of this name can do without."""
+    return tuple(named("diffusers", name)._optional_components)
+
+
+def components(library: str, name: str, make: Callable[[str, str], Any] = model) -> dict[str, Any]:
+    """Everything that the constructor of diffusers' pipeline takes, by name; the optional ones are `None`."""
+    if name == UPSAMPLING:
+        return {part: make(library, part) for part in ("vae", "latent_upsampler")}
+    models = {part: make(library, part) for part in MODELS if part != "latent_upsampler"}
+    return models | text_models() | {"scheduler": FlowMatchEulerDiscreteScheduler()} | dict.fromkeys(optional(name))
+
+
+def quiet(pipeline: DiffusionPipeline) -> Any:
+    """The pipeline without progress bars."""
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def pipeline(library: str, name: str, make: Callable[[str, str], Any] = model, **changes: Any) -> Any:
+    """A new pipeline; its models are shared unless `make` is [`new_model`]."""
+    return quiet(named(library, name)(**components(library, name, make) | changes))
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    """A generator on the CPU."""
+    return torch.Generator().manual_seed(seed)
+
+
+def picture() -> PIL.Image.Image:
+    """Noise of 32 x 32 pixels."""
+    return PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+
+
+def call(library: str, name: str, **changes: Any) -> dict[str, Any]:
+    """Arguments of a small call, none of them left to a default that the libraries disagree on."""
+    if name == UPSAMPLING:
+        latents = torch.randn(1, 4, 3, 4, 4, generator=seeded(1))
+        return {"latents": latents, "height": 8, "width": 8, "output_type": "pt", "generator": seeded()} | changes
+    given: dict[str, Any] = {}
+    if name == "LTX2ImageToVideoPipeline":
+        given = {"image": picture()}
+    elif name == "LTX2ConditionPipeline":
+        given = {"conditions": [named(library, "LTX2VideoCondition")(frames=picture(), index=0, strength=1.0)]}
+    elif name == "LTX2InContextPipeline":
+        given = {"reference_conditions": [named(library, "LTX2ReferenceCondition")(frames=[picture()] * 5)]}
+    return _CALL | given | {"generator": seeded()} | changes
+
+
+def run(library: str, name: str, pipe: Any = None, **changes: Any) -> Any:
+    """The output of a small call of a pipeline, by default of a new one."""
+    return (pipe or pipeline(library, name))(**call(library, name, **changes))
+
+
+def difference(one: Any, other: Any) -> float:
+    """Largest absolute difference of the tensors of two outputs or of two tuples."""
+    pairs = zip(*(part.to_tuple() if hasattr(part, "to_tuple") else part for part in (one, other)))
+    tensors = [pair for pair in pairs if isinstance(pair[0], torch.Tensor)]
+    assert tensors and all(a.shape == b.shape for a, b in tensors), [(a.shape, b.shape) for a, b in tensors]
+    return max((a.float() - b.float()).abs().max().item() for a, b in tensors)

@@ -199,10 +199,11 @@ def test_usual_rates_are_rounded_to_and_others_kept():
     assert float(usual_rate(Fraction(20.16))) == pytest.approx(20.16, abs=1e-3)
 
 
-def test_times_that_leap_are_refused():
-    leap = [Timed(0, Fraction(0), Fraction(1, 24)), Timed(1, Fraction(10**9), Fraction(1, 24))]
-    with pytest.raises(ValueError, match=r"leap from 0 s to 1e\+09 s"):
-        list(at_rate(leap, Fraction(24)))
+def test_times_that_leap_are_refused_where_a_picture_would_be_repeated_without_end(tmp_path):
+    path = write_timed(tmp_path / "leap.mkv", [0, 1 / 24, 9000, 9000 + 1 / 24], bf="0")
+    assert numbers(read_video(path)) == [0, 1, 2, 3]
+    with pytest.raises(ValueError, match=r"leap\.mkv' leap from 0\.04\d* s to 9000 s"):
+        read_video(path, frame_rate=24)
 
 
 def test_the_zero_of_a_file(tmp_path):

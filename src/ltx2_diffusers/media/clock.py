@@ -119,7 +119,9 @@ def since(zero_s: Fraction | None, frames: Iterable[Timed[Content]]) -> Iterator
         yield frame._replace(time_s=frame.time_s - zero_s)
 
 
-def at_rate(frames: Iterable[Timed[Content]], rate: Fraction, start_s: Fraction = Fraction(0)) -> Iterator[Content]:
+def at_rate(
+    frames: Iterable[Timed[Content]], rate: Fraction, start_s: Fraction = Fraction(0), name: str = "the video"
+) -> Iterator[Content]:
     """Show frames at a constant rate, by leaving some out and repeating others.
 
     Each frame is moved to the nearest multiple of `1 / rate`, and shown from there on until another one takes its place;
@@ -129,6 +131,10 @@ def at_rate(frames: Iterable[Timed[Content]], rate: Fraction, start_s: Fraction 
         frames: Frames in the order of time.
         rate: Frames per second.
         start_s: Time of the first frame that is yielded. Of the frames before it the last one may still be shown.
+        name: What messages call the video.
+
+    Raises:
+        ValueError: If a frame would be repeated for more than an hour.
     """
     shown: Timed[Content] | None = None
     count = 0
@@ -137,8 +143,8 @@ def at_rate(frames: Iterable[Timed[Content]], rate: Fraction, start_s: Fraction 
         if shown is not None:
             if frame.time_s - shown.time_s > _LONGEST_PICTURE_S:
                 raise ValueError(
-                    f"the times of the pictures leap from {float(shown.time_s):g} s to {float(frame.time_s):g} s; cut the "
-                    "file there, or write it anew"
+                    f"the times of the pictures of {name} leap from {float(shown.time_s):g} s to {float(frame.time_s):g} s; "
+                    "cut it there, or write it anew"
                 )
             yield from repeat(shown.content, place - count)
             count = max(count, place)

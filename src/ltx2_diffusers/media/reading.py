@@ -223,7 +223,7 @@ def _window_pictures(
 ) -> Iterator[_Picture]:
     """The pictures of a window one by one, or at a rate."""
     if rate is not None:
-        shown = clock.at_rate(_pictures(path, start_s), rate, start_s)
+        shown = clock.at_rate(_pictures(path, start_s), rate, start_s, repr(os.fspath(path)))
         # Less than a thousandth of a frame at the end comes from rounding.
         yield from shown if end_s is None else islice(shown, ceil((end_s - start_s) * rate - Fraction(1, 1000)))
         return

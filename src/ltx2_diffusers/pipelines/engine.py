@@ -33,8 +33,8 @@ OUTPUT_TYPES = ("pil", "np", "pt", "uint8", "latent")
 UPSAMPLER = "latent_upsampler"
 _NONE = Streams(False, False)
 _REPLACEABLE = ("latents", "audio_latents")
-# Frames of a given clip that are converted at a time, so that a long one is never held as floats beside what is wished.
-_FRAMES_PER_PIECE = 16
+# Values of a given clip that are converted at a time, 32 MiB as floats, so that a long one is never held as floats.
+_VALUES_PER_PIECE = 2**23
 
 
 @dataclass(frozen=True)
@@ -647,7 +647,7 @@ def original_frames(pipeline: LTX2PipelineBase, given: torch.Tensor, batch_size:
         return given.repeat(batch_size, 1, 1, 1, 1)
     pieces = (
         video_as(pipeline, preprocess.normalize_pixels(piece.movedim(-1, 0).float())[None], output_type)[0]
-        for piece in given.split(_FRAMES_PER_PIECE)
+        for piece in given.split(max(1, _VALUES_PER_PIECE // given[0].numel()))
     )
     if output_type == "pil":
         images = [image for piece in pieces for image in piece]

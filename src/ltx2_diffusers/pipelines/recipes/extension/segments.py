@@ -136,7 +136,7 @@ def join_latents(pieces: Sequence[torch.Tensor], backwards: bool) -> torch.Tenso
 
 
 # Frames of a given clip that are converted at a time, so that a long one is never held as floats.
-_FRAMES_PER_PIECE = 16
+_FRAMES_PER_PIECE = 8
 
 
 def given_latents(pipeline: LTX2StagedPipeline, extension: Extension, given: ClipLatents) -> ClipLatents:

@@ -187,12 +187,40 @@ def test_the_main_video_is_written_and_cover_pictures_are_left_out(tmp_path, cov
         assert [stream.type for stream in file.streams] == ["video", "audio"]
 
 
+def test_the_first_video_is_written_and_all_other_streams_are_left_out(tmp_path):
+    first = write_source(tmp_path / "first.mp4", Track("libx264"), Track("aac"))
+    second = write_source(tmp_path / "second.mp4", Track("mpeg4"), Track("ac3"))
+    source = tmp_path / "many.mkv"
+    with av.open(str(source), "w") as target, av.open(str(first)) as one, av.open(str(second)) as other:
+        text = target.add_mux_stream("subrip")
+        streams = {s: target.add_stream_from_template(s, opaque=True) for s in (*one.streams, *other.streams)}
+        spoken = av.Packet(b"hello")
+        spoken.stream, spoken.pts, spoken.dts, spoken.duration, spoken.time_base = text, 0, 0, 500, Fraction(1, 1000)
+        target.mux_one(spoken)
+        for packet in (packet for file in (one, other) for packet in file.demux() if packet.size):
+            packet.stream = streams[packet.stream]
+            target.mux_one(packet)
+    with av.open(str(source)) as file:
+        assert len(file.streams) == 5
+    result = with_new_sound(source)
+    assert_same_pictures(source, result)
+    assert packets_of(result, "video") == packets_of(first, "video")
+    copied = with_copied_sound(source)
+    assert packets_of(copied, "audio") == packets_of(first, "audio")
+    for path in (result, copied):
+        with av.open(str(path)) as file:
+            assert [stream.type for stream in file.streams] == ["video", "audio"]
+
+
 def test_a_file_may_be_its_own_target(tmp_path):
     source = write_source(tmp_path / "clip.mp4", Track("libx264", 3.0), Track("aac", 3.0), cover="first")
     before = packets_of(source, "video")
     replace_audio(source, source, NEW, RATE)
     assert packets_of(source, "video") == before
     assert starts(source) == (0.0, 0.0)
+    before = packets_of(source, "audio")
+    write_video(source, gradient_clip(36), 24, audio_source=source)
+    assert packets_of(source, "audio") == before
 
 
 # --- sound ---

@@ -70,7 +70,7 @@ WRONG = {
     "latents batch": ({"latents": torch.zeros(2, CHANNELS, 2, 2, 3)}, r"`latents` has shape \(2, 128, 2, 2, 3\)"),
     "latents rank": ({"latents": torch.zeros(2, 2)}, r"`latents` has shape \(2, 2\)"),
     "latents type": ({"latents": torch.zeros(1, CHANNELS, 2, 2, 3).long()}, r"`latents` .* floating-point .*int64"),
-    "no tensor": ({"latents": [1.0]}, r"`latents` .* list"),
+    "no tensor": ({"latents": [1.0]}, r"`latents` has to be a tensor but is \[1\.0\]"),
     "audio shape": ({"audio_latents": torch.zeros(1, 3, 9, 16)}, r"`audio_latents` has shape \(1, 3, 9, 16\)"),
     "packed audio": ({"audio_latents": torch.zeros(1, 9, 7)}, r"`audio_latents` has shape \(1, 9, 7\)"),
     "noise scale": ({"noise_scale": 1.5}, r"`noise_scale` .* 1\.5"),

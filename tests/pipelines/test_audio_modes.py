@@ -342,7 +342,7 @@ def test_sound_alone_takes_the_schedule_of_the_trained_length(to_sound_alone):
     ("arguments", "message"),
     [
         ({"duration_s": 0.0}, "`duration_s` has to be at least 0.04"),
-        ({"duration_s": float("nan")}, "`duration_s` has to be at least 0.04"),
+        ({"duration_s": float("nan")}, "`duration_s` has to be a finite number but is nan"),
         ({"two_stage": True}, "needs its distilled LoRA"),
         ({"stages": [Stage(), Stage(upsampler="latent_upsampler")]}, "a call without video has nothing to enlarge"),
         ({"output_type": "wav"}, "`output_type` has to be one of"),

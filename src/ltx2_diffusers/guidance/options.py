@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from ..checks import check_choice
+from ..declared import settle
 from ..models.negative_text import NAG_ALPHA, NAG_TAU, NagWeights
 from .guiders import CFGGuider, CFGStarRescalingGuider, Guider, LtxAPGGuider, MultiModalGuiderParams, StatefulAPGGuider
 
@@ -60,9 +61,10 @@ class GuidanceOptions:
     nag_alpha: float = NAG_ALPHA
 
     def __post_init__(self) -> None:
+        settle(self)
         for name in ("skip_step", "audio_skip_step"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 0:
+            if value < 0:
                 raise ValueError(f"`{name}` has to be a whole number of at least 0 but is {value!r}; use 0")
         self._check_method()
         for name in ("bins", "audio_bins"):

@@ -14,6 +14,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import torch
 
 from ..conditioning import Streams
+from ..declared import settle
 from ..guidance import GuidanceOptions, Preset
 from ..guidance.scales import PRESET, AudioScale, GivenScales, Scales, call_scales, sound_scales
 from ..media.frames import Frames
@@ -64,6 +65,9 @@ class Stage:
     adapters: Mapping[str, float] | None = None
     transformer: str = "transformer"
     references: bool = True
+
+    def __post_init__(self) -> None:
+        settle(self)
 
 
 @dataclass(frozen=True)
@@ -453,7 +457,9 @@ def takes(arguments: Callable[P, A]) -> Callable[[Callable[[S, A], R]], Callable
             except TypeError as error:
                 known = list(signature.parameters)[1:]
                 raise TypeError(f"{type(self).__name__}.__call__() {_explained(str(error), kwargs, known)}") from None
-            return method(self, arguments(*args, **kwargs))
+            given = arguments(*args, **kwargs)
+            settle(given)
+            return method(self, given)
 
         call.__dict__["__signature__"] = signature
         call.__annotations__ = {one.name: one.annotation for one in fields} | {"return": own.return_annotation}

@@ -14,6 +14,7 @@ import torch
 
 from ...adapters.mixin import ReferenceFactors
 from ...conditioning import ConditionItem, Streams
+from ...declared import settled
 from ..plan import ClipPlan, Size
 
 Items = Streams[Sequence[ConditionItem]]
@@ -150,7 +151,7 @@ def as_conditions(name: str, given: object) -> list[Condition]:
                 f"`{name}` has to hold conditions of this package but holds {type(condition)}; for a picture or clip "
                 "use LTX2VideoCondition(frames=...)"
             )
-        conditions.append(condition)
+        conditions.append(settled(condition))
     return conditions
 
 

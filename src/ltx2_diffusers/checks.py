@@ -6,11 +6,13 @@ from typing import Any
 
 import torch
 
-from .declared import shown
+from .declared import as_declared, shown
 
 MAX_SIDE = 16384
 """Most pixels a side, which is what H.264 holds."""
 MAX_FRAME_RATE = 1000.0
+MAX_SCALE = 1000.0
+MAX_STEPS = 1000
 MAX_SECONDS = 600.0
 """Longest sound of a run; the models were trained on 20 seconds."""
 
@@ -52,6 +54,16 @@ def check_most(most: float, **values: float | None) -> None:
     for name, value in values.items():
         if value is not None and not value <= most:
             raise ValueError(f"`{name}` has to be at most {most:g} but is {value}; use {most:g}")
+
+
+def check_scales(**values: float) -> None:
+    """Guidance scales may be negative, but not so large that latents leave the range of their numbers."""
+    for name, value in values.items():
+        if not abs(value) <= MAX_SCALE:
+            nearest = math.copysign(MAX_SCALE, value)
+            raise ValueError(
+                f"`{name}` has to be from {-MAX_SCALE:g} to {MAX_SCALE:g} but is {value}; use {nearest:g}"
+            )
 
 
 def check_positive(**values: float | None) -> None:
@@ -167,6 +179,8 @@ def check_generator(
 
 
 def check_attention_kwargs(given: Mapping[str, Any] | None) -> None:
-    """The attention takes nothing but the strength of LoRA adapters."""
+    """The attention takes nothing but the strength of LoRA adapters, a number."""
     if unknown := sorted(set(given or ()) - {"scale"}):
-        raise ValueError(f"`attention_kwargs` holds {unknown}, which the attention does not take; it takes ['scale']")
+        raise ValueError(f"`attention_kwargs` holds {unknown}, which the attention does not take; it takes 'scale'")
+    if given:
+        as_declared("scale` of `attention_kwargs", given["scale"], float)

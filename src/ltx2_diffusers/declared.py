@@ -1,7 +1,7 @@
 """Arguments as their annotations declare them: numbers of any library become Python's, and anything else is refused.
 
 Annotations are read as `int | None`, `list[float]` or `Mapping[str, float]`; what they cannot tell, such as a range, is
-checked where it is known.
+checked where it is known. `Annotated[...]` marks what has a reader of its own, with more to say.
 """
 
 import inspect
@@ -39,7 +39,7 @@ _WORDS = {
     PIL.Image.Image: "an image",
     PathLike: "a path",
 }
-_PLURALS = {bool: "True or False", int: "whole numbers", float: "finite numbers", str: "`str`"}
+_PLURALS = {torch.Generator: "torch.Generator", int: "whole numbers", float: "finite numbers", str: "`str`"}
 _UNIONS = (typing.Union, types.UnionType)
 _SHORT = Repr()
 _SHORT.maxstring = _SHORT.maxother = 60
@@ -172,7 +172,7 @@ def _read(value: Any, kind: Any) -> Any:
         return _mapped(value, *parts)
     if origin is None and isinstance(kind, type):
         return value if isinstance(value, kind) else _UNFIT
-    # Streams and the like, which are checked where they are read.
+    # Streams and what is annotated to have a reader of its own.
     return value
 
 
@@ -228,7 +228,8 @@ def _name(kind: Any) -> str:
 
 def _nearest(value: Any, kind: Any) -> str:
     """What to give instead, where that can be told."""
-    if any(typing.get_origin(one) in (list, Sequence) and _read([value], one) is not _UNFIT for one in _alternatives(kind)):
+    lists = [one for one in _alternatives(kind) if typing.get_origin(one) in (list, Sequence)]
+    if any(typing.get_args(one) != (Any,) and _read([value], one) is not _UNFIT for one in lists):
         return "; put it into a list"
     numbers = [one for one in _alternatives(kind) if one in (int, float)]
     if not numbers:

@@ -108,8 +108,8 @@ def test_it_is_the_two_stage_recipe_with_appended_pictures(pipe):
     ("images", "arguments", "message"),
     [
         ([], {}, "at least one picture"),
-        (PICTURE, {}, r"`images` has to be a list .*put it into a list"),
-        ("first.png", {}, r"`images` has to be a list .*put it into a list"),
+        (PICTURE, {}, r"`images` has to be a list, .*put it into a list"),
+        ("first.png", {}, r"`images` has to be a list, .*put it into a list"),
         (PICTURES, {"frame_indices": [0, 16]}, "`frame_indices` has 2 entries for 3 `images`"),
         (PICTURES, {"strengths": [1.0]}, "`strengths` has 1 entries for 3 `images`"),
         (PICTURES, {"strengths": 1.5}, "`strength` has to be between 0 and 1 but is 1.5"),

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from ..checks import check_choice
+from ..checks import check_choice, check_scales
 from ..declared import settle
 from ..models.negative_text import NAG_ALPHA, NAG_TAU, NagWeights
 from .guiders import CFGGuider, CFGStarRescalingGuider, Guider, LtxAPGGuider, MultiModalGuiderParams, StatefulAPGGuider
@@ -69,6 +69,7 @@ class GuidanceOptions:
         self._check_method()
         for name in ("bins", "audio_bins"):
             _check_bins(name, getattr(self, name))
+        check_scales(apg_eta=self.apg_eta, apg_momentum=self.apg_momentum, nag_scale=self.nag_scale)
         for name, wrong, nearest in (
             ("nag_scale", self.nag_scale < 1, 1.0),
             ("nag_tau", self.nag_tau <= 0, 1.0),

@@ -5,15 +5,16 @@ A recipe says what it wants in a [`~ltx2_diffusers.pipelines.arguments.Request`]
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
 from ..adapters.active import DISTILLED_ADAPTER, added_adapters, check_adapters_loaded
-from ..checks import check_choice, check_float_tensors, check_generator, check_per_video, check_unit
+from .. import checks
 from ..conditioning import GaussianNoiser, LatentState, LatentTools, TextContext, on_streams
 from ..conditioning.streams import States, Streams, Tensors
+from ..declared import shown
 from ..guidance import NEUTRAL, MultiModalGuiderParams
 from ..guidance.scales import UNGUIDED, Guiders, always_negative, build_guiders, check_options, cross_timestep_mode
 from ..media import pixels, preprocess, waveforms
@@ -59,11 +60,26 @@ class StepCallback:
         known = {**self.constants, **dict(zip(_REPLACEABLE, latents))}
         if "denoised" in self.names:
             known["denoised"] = None if prediction.video is None else _target(prediction.video, tools)
-        returned = self.function(self.pipeline, step, timestep, {name: known[name] for name in self.names}) or {}
+        returned = self.function(self.pipeline, step, timestep, {name: known[name] for name in self.names})
+        returned = {} if returned is None else returned
+        if not isinstance(returned, dict):
+            raise ValueError(f"`callback_on_step_end` has to return a dict or None but returned {shown(returned)}")
         ignored = [name for name in returned if name not in _REPLACEABLE and returned[name] is not known.get(name)]
         if ignored:
             raise ValueError(f"the step callback returned {ignored}; only {list(_REPLACEABLE)} can be replaced")
-        return with_latents(states, Streams(*(returned.get(name, known[name]) for name in _REPLACEABLE)))
+        replaced = (_replaced(name, returned.get(name, known[name]), known[name]) for name in _REPLACEABLE)
+        return with_latents(states, Streams(*replaced))
+
+
+def _replaced(name: str, new: Any, old: torch.Tensor | None) -> torch.Tensor | None:
+    """Latents that a step callback returns in place of others, as the loop goes on with them."""
+    if new is old or old is None:
+        return old
+    if not isinstance(new, torch.Tensor) or not new.is_floating_point() or new.shape != old.shape:
+        raise ValueError(
+            f"`callback_on_step_end` returned {shown(new)} for `{name}`; return a floating-point tensor {tuple(old.shape)}"
+        )
+    return new.to(old)
 
 
 @dataclass(frozen=True)
@@ -147,7 +163,7 @@ def refining_stage(
     """The second stage of the reference recipes: few fixed noise levels, no guidance, no reference videos."""
     options = sampling.first.guidance_options
     return Stage(
-        sigmas=sampling.stage_2_sigmas or pipeline.preset.stage_2_sigmas,
+        sigmas=pipeline.preset.stage_2_sigmas if sampling.stage_2_sigmas is None else sampling.stage_2_sigmas,
         # CFG++ follows a negative prediction, which a run without guidance does not make.
         sampler=None if sampling.first.sampler == "euler_cfg_pp" else sampling.first.sampler,
         upsampler=upsampler,
@@ -225,7 +241,7 @@ def run(pipeline: LTX2GenerationPipeline, prompts: Prompts, request: Request) ->
 def prepare(pipeline: LTX2GenerationPipeline, request: Request, batch_size: int) -> Prepared:
     """Find everything that can be wrong with a call but its text, before any computation."""
     start, delivery = request.start, request.delivery
-    _check_values(request, batch_size, pipeline._callback_tensor_inputs)
+    _check_values(request, batch_size, pipeline)
     scales = [(stage.spatial_scale, stage.temporal_scale) for stage in request.stages]
     plan = plan_clip(pipeline.sizes, batch_size, request.size, scales, start.latents, start.audio_latents)
     held = held_streams(request.conditions)
@@ -364,7 +380,7 @@ def _prepared_stage(
     check_options(stage.guidance_options, Streams(*(here and not given for here, given in zip(request.streams, held))))
     guiders = stage_guiders(pipeline, stage, request.streams)
     sigmas = _levels(pipeline, stage, plan.num_video_tokens)
-    name = stage.sampler or ("euler" if index else preset.sampler)
+    name = ("euler" if index else preset.sampler) if stage.sampler is None else stage.sampler
     if name == "euler_cfg_pp" and not always_negative(guiders, sigmas[:-1].tolist()):
         raise ValueError(
             'the sampler "euler_cfg_pp" follows the negative prediction, which this run does not make in every step; give '
@@ -375,14 +391,15 @@ def _prepared_stage(
     return StageRun(stage, plan, sigmas, guiders, sampler, (), cross_timestep)
 
 
-def _check_values(request: Request, batch_size: int, watchable: Sequence[str]) -> None:
-    start, delivery = request.start, request.delivery
-    check_generator(start.generator, batch_size)
-    check_choice("output_type", delivery.output_type, OUTPUT_TYPES)
+def _check_values(request: Request, batch_size: int, pipeline: LTX2GenerationPipeline) -> None:
+    start, delivery, watchable = request.start, request.delivery, pipeline._callback_tensor_inputs
+    checks.check_generator(start.generator, batch_size, torch.device(pipeline._execution_device))
+    checks.check_attention_kwargs(request.attention_kwargs)
+    checks.check_choice("output_type", delivery.output_type, OUTPUT_TYPES)
     unknown = [name for name in delivery.callback_inputs or () if name not in watchable]
     if unknown:
         raise ValueError(f"`callback_on_step_end_tensor_inputs` has to be in {list(watchable)} but contains {unknown}")
-    check_float_tensors(latents=start.latents, audio_latents=start.audio_latents)
+    checks.check_float_tensors(latents=start.latents, audio_latents=start.audio_latents)
     count = len(request.stages)
     if request.audio_stage not in range(-count, count):
         raise ValueError(
@@ -391,9 +408,16 @@ def _check_values(request: Request, batch_size: int, watchable: Sequence[str]) -
     if not any(stage.references for stage in request.stages) and any(c.is_reference for c in request.conditions):
         raise ValueError("a reference is given, but no stage takes references; set `references=True` in one of them")
     for stage in request.stages:
-        check_unit(noise_scale=stage.noise_scale)
+        checks.check_unit(noise_scale=stage.noise_scale)
     for name in ("decode_timestep", "decode_noise_scale"):
-        check_per_video(name, getattr(delivery, name), batch_size)
+        check_noise_levels(name, getattr(delivery, name), batch_size)
+
+
+def check_noise_levels(name: str, value: float | list[float] | None, batch_size: int) -> None:
+    """The decoder's noise levels: one for all videos or one each, from 0 to 1."""
+    checks.check_per_video(name, value, batch_size)
+    for level in value if isinstance(value, list) else [value]:
+        checks.check_unit(**{name: level})
 
 
 def _check_upsampler(pipeline: LTX2GenerationPipeline, request: Request, index: int) -> None:
@@ -575,6 +599,7 @@ def decoded(
 ) -> Decoded:
     """Turn un-normalised video latents into frames."""
     video = pipeline.vae.decode(latents.to(pipeline.vae.dtype), timestep, return_dict=False)[0]
+    checks.check_finite("the decoded video", video, "decode in float32: pipe.vae.to(torch.float32)")
     return video_as(pipeline, video, output_type)
 
 
@@ -597,7 +622,10 @@ def decode_audio(pipeline: LTX2GenerationPipeline, latents: torch.Tensor, output
     if output_type == "latent":
         return latents
     spectrogram = pipeline.audio_vae.decode(latents.to(pipeline.audio_vae.dtype), return_dict=False)[0]
-    return pipeline.vocoder(spectrogram)
+    audio = pipeline.vocoder(spectrogram)
+    remedy = "decode in float32: pipe.audio_vae.to(torch.float32) and pipe.vocoder.to(torch.float32)"
+    checks.check_finite("the decoded sound", audio, remedy)
+    return audio
 
 
 def _per_sample(value: float | list[float], latents: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ checked them against the clip, once; then it is encoded for every stage, at that
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Annotated, ClassVar, Protocol
 
 import PIL.Image
 import torch
@@ -138,7 +138,7 @@ class Condition(ABC):
         """
 
 
-Conditions = Condition | Sequence[Condition] | None
+Conditions = Annotated[Condition | Sequence[Condition] | None, "read by as_conditions"]
 """What arguments take that hold one condition or several."""
 
 

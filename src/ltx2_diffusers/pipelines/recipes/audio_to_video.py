@@ -11,7 +11,7 @@ from .two_stage import TwoStageArguments, run_given
 class _Audio:
     """What comes first."""
 
-    audio: Sound
+    audio: Sound | None
 
 
 @dataclass(frozen=True)

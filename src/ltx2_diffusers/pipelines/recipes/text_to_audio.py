@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from ...checks import MAX_SECONDS, check_most
 from . import LTX2StagedPipeline, Result, Size, SoundArguments, Streams, Texts, run, stage_list, takes
 
 
@@ -48,6 +49,7 @@ class LTX2TextToAudioPipeline(LTX2StagedPipeline):
         Raises:
             ValueError: Before any computation, if an argument is out of range or contradicts another.
         """
+        check_most(MAX_SECONDS, duration_s=call.duration_s)
         if not call.duration_s >= 0.04:
             raise ValueError(
                 f"`duration_s` has to be at least 0.04, the length of an audio latent, but is {call.duration_s}; use 0.04"

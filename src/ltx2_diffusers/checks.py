@@ -109,12 +109,10 @@ def check_finite(what: str, tensor: torch.Tensor, remedy: str) -> None:
         tensor: The tensor.
         remedy: What to do.
     """
-    # Eight-bit floats cannot be asked.
-    finite = (tensor.float() if tensor.element_size() == 1 else tensor).isfinite()
-    if not finite.all():
-        raise ValueError(
-            f"{what} holds {int((~finite).sum())} values that are not finite (NaN or infinity); {remedy}"
-        )
+    # Eight-bit floats cannot be asked. Both ends of what holds NaN are NaN, and asking for them costs no memory.
+    ends = torch.stack((tensor.float() if tensor.element_size() == 1 else tensor).detach().aminmax())
+    if not ends.isfinite().all():
+        raise ValueError(f"{what} holds values that are not finite (NaN or infinity); {remedy}")
 
 
 def check_at_least_one(**values: int) -> None:
@@ -176,6 +174,12 @@ def check_generator(
             raise ValueError(
                 f"`generator` draws on {one.device}, but the pipeline runs on {device}; use one on the CPU"
             )
+
+
+def check_seed(name: str, seed: int) -> None:
+    """A seed has 64 bits."""
+    if not is_whole(seed) or not -(2**63) <= seed < 2**64:
+        raise ValueError(f"`{name}` has to be a whole number of at most 64 bits but is {seed!r}; use 10")
 
 
 def check_attention_kwargs(given: Mapping[str, Any] | None) -> None:

@@ -115,7 +115,11 @@ def test_it_is_the_two_stage_recipe_with_appended_pictures(pipe):
         (PICTURES, {"strengths": 1.5}, "`strength` has to be between 0 and 1 but is 1.5"),
         (PICTURES, {"frame_indices": [0, 8, 17]}, "`frame` 17 lies outside the clip; use -17 to 16"),
         (PICTURES, {"frame_indices": [0, 8, -17]}, "two conditions claim video frame 0"),
-        (PICTURES, {"frame_indices": [0, 8.5, 16]}, r"`frame_indices` has to be a list of whole numbers but is \[0, 8\.5, 16\]"),
+        (
+            PICTURES,
+            {"frame_indices": [0, 8.5, 16]},
+            r"`frame_indices` has to be a list of whole numbers but is \[0, 8\.5, 16\]",
+        ),
         (PICTURES, {"num_frames": 1}, "two conditions claim video frame 0"),
         (PICTURES, {"num_frames": 18}, "`num_frames` has to be 8"),
         (["nowhere.png"], {}, r"nowhere\.png"),

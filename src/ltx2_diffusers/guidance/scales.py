@@ -20,7 +20,7 @@ Scales = Streams[MultiModalGuiderParams]
 UNGUIDED = Streams(NEUTRAL, NEUTRAL)
 Guiders = Streams[MultiModalGuider | BinnedGuider | None]
 # Arguments of a call that scales come from, those of the audio with its prefix.
-_ARGUMENTS = {
+SCALE_ARGUMENTS = {
     "cfg_scale": "guidance_scale",
     "stg_scale": "stg_scale",
     "rescale_scale": "guidance_rescale",
@@ -97,7 +97,7 @@ def _filled(
     for name, scale in vars(given).items():
         source = unsaid if scale is None else preset if scale == PRESET else None
         values[name] = scale if source is None else getattr(source, name)
-        argument = f"{prefix}{_ARGUMENTS[name]}"
+        argument = f"{prefix}{SCALE_ARGUMENTS[name]}"
         if isinstance(values[name], str):
             raise ValueError(f"`{argument}` is {scale!r}; give a number, None or, for audio, {PRESET!r}")
         check = check_unit if name == "rescale_scale" else check_scales

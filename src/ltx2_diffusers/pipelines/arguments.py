@@ -16,7 +16,7 @@ import torch
 from ..conditioning import Streams
 from ..declared import settle
 from ..guidance import GuidanceOptions, Preset
-from ..guidance.scales import PRESET, AudioScale, GivenScales, Scales, call_scales, sound_scales
+from ..guidance.scales import PRESET, SCALE_ARGUMENTS, AudioScale, GivenScales, Scales, call_scales, sound_scales
 from ..media.frames import Frames
 from ..prompts import Enhancement, Prompts
 from .conditions import Condition, Conditions, Sound
@@ -78,6 +78,7 @@ class Sampling:
         first: The first stage at the size of the clip, and without its guidance scales.
         scales: Those that the call gives, for a checkpoint with these reference values.
         two_stage, stages, stage_2_sigmas, stage_1_adapters, stage_2_adapters: As in the calls of recipes in stages.
+        given_scales: Guidance scales by the stream that their arguments name.
     """
 
     first: Stage
@@ -87,6 +88,33 @@ class Sampling:
     stage_2_sigmas: Sequence[float] | None
     stage_1_adapters: Mapping[str, float] | None
     stage_2_adapters: Mapping[str, float] | None
+    given_scales: Streams[GivenScales]
+
+    @property
+    def second_stage_arguments(self) -> dict[str, Any]:
+        """What is given and means nothing for a single stage."""
+        names = ("stage_2_sigmas", "stage_1_adapters", "stage_2_adapters")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    @property
+    def stage_arguments(self) -> dict[str, Any]:
+        """What is given and means nothing where stages are given."""
+        names = ("num_inference_steps", "sigmas", "timesteps", "sampler", "guidance_options")
+        first = {name: getattr(self.first, name) for name in names if getattr(self.first, name) is not None}
+        blocks = self.first.stg_blocks
+        first |= {} if blocks is None else {"spatio_temporal_guidance_blocks": blocks}
+        return first | self.unguided(Streams(False, False)) | self.second_stage_arguments
+
+    def unguided(self, guided: Streams[bool]) -> dict[str, Any]:
+        """Scales that are given for streams that take no guidance, by the names of their arguments."""
+        pairs = zip(guided, self.given_scales, ("", "audio_"))
+        return {
+            f"{prefix}{SCALE_ARGUMENTS[name]}": scale
+            for is_guided, scales, prefix in pairs
+            if not is_guided
+            for name, scale in vars(scales).items()
+            if scale not in (None, PRESET)
+        }
 
 
 @dataclass(frozen=True)
@@ -332,7 +360,8 @@ class Arguments(Texts):
             noise_scale=self.noise_scale,
         )
         adapters = (self.stage_1_adapters, self.stage_2_adapters)
-        return Sampling(first, self.scales, self.two_stage, self.stages, self.stage_2_sigmas, *adapters)
+        rest = (self.two_stage, self.stages, self.stage_2_sigmas, *adapters)
+        return Sampling(first, self.scales, *rest, self.given_scales)
 
     @property
     def video_scales(self) -> GivenScales:
@@ -340,12 +369,17 @@ class Arguments(Texts):
         return GivenScales(self.guidance_scale, self.stg_scale, self.guidance_rescale, self.modality_scale)
 
     @property
-    def scales(self) -> Callable[[Preset], Scales]:
-        """From the reference values of a checkpoint to the guidance scales of both streams."""
+    def given_scales(self) -> Streams[GivenScales]:
+        """Guidance scales by the stream that their arguments name."""
         audio = GivenScales(
             self.audio_guidance_scale, self.audio_stg_scale, self.audio_guidance_rescale, self.audio_modality_scale
         )
-        return partial(call_scales, given=Streams(self.video_scales, audio), options=self.guidance_options)
+        return Streams(self.video_scales, audio)
+
+    @property
+    def scales(self) -> Callable[[Preset], Scales]:
+        """From the reference values of a checkpoint to the guidance scales of both streams."""
+        return partial(call_scales, given=self.given_scales, options=self.guidance_options)
 
 
 @dataclass(frozen=True)
@@ -399,6 +433,11 @@ class SoundArguments(StagedArguments):
     decode_timestep: float | list[float] = field(init=False, default=0.0)
     decode_noise_scale: float | list[float] | None = field(init=False, default=None)
     two_stage: bool = False
+
+    @property
+    def given_scales(self) -> Streams[GivenScales]:
+        """None that belong to a stream which takes no guidance."""
+        return Streams(GivenScales(), GivenScales())
 
     @property
     def scales(self) -> Callable[[Preset], Scales]:

@@ -146,7 +146,12 @@ def stage_list(
         streams: Which streams are generated.
     """
     if sampling.stages is not None:
+        _check_unread("`stages` are given, which say so themselves", sampling.stage_arguments)
         return _checked(sampling.stages)
+    guided = Streams(*(here and not given for here, given in zip(streams, held)))
+    _check_unread("this call makes no such guidance", sampling.unguided(guided))
+    if not sampling.two_stage:
+        _check_unread("this call has one stage", sampling.second_stage_arguments)
     scales = Streams(*(NEUTRAL if given else s for given, s in zip(held, sampling.scales(pipeline.preset))))
     first = replace(sampling.first, scales=scales)
     if not sampling.two_stage:
@@ -155,6 +160,13 @@ def stage_list(
     first = replace(first, spatial_scale=0.5 if streams.video else 1.0, adapters=adapters[0])
     makes_video = streams.video and not held.video
     return [first, refining_stage(pipeline, sampling, adapters[1], UPSAMPLER if makes_video else None)]
+
+
+def _check_unread(why: str, given: Mapping[str, Any]) -> None:
+    """Refuse what a call says and does not read."""
+    if given:
+        name, value = next(iter(given.items()))
+        raise ValueError(f"`{name}` is given ({shown(value)}), but {why}; leave one of them out")
 
 
 def refining_stage(

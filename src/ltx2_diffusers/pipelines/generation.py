@@ -11,8 +11,9 @@ from typing_extensions import Self
 from .. import prompts as texts
 from ..adapters.mixin import LTX2LoraMixin
 from ..checkpoints.versions import model_kind, model_version
-from ..checks import check_at_least_one
+from ..checks import check_at_least_one, check_seed
 from ..conditioning import Streams
+from ..declared import takes_declared
 from ..guidance import NEUTRAL, Preset, preset
 from ..models import audio_vae, connectors, latent_upsampler, transformer, video_vae, vocoder
 from ..schedulers.levels import FlowMatchEulerDiscreteScheduler, LTX2Scheduler, Scheduler
@@ -179,6 +180,7 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
             return self.vae.normalize_latents(latents)
         return plan.tools.video.patchifier.unpatchify(latents, plan.video)
 
+    @takes_declared
     def encode_prompt(
         self,
         prompt: str | list[str] | None,
@@ -190,7 +192,7 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
         prompt_attention_mask: torch.Tensor | None = None,
         negative_prompt_attention_mask: torch.Tensor | None = None,
         max_sequence_length: int = 1024,
-        device: torch.device | None = None,
+        device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """Encode prompts into language-model states that can be passed to the pipeline as `prompt_embeds`.
@@ -213,8 +215,10 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
         embeds = (prompt_embeds, negative_prompt_embeds)
         masks = (prompt_attention_mask, negative_prompt_attention_mask)
         prompts = texts.Prompts(prompt, negative_prompt, embeds, masks, num_videos_per_prompt, max_sequence_length)
-        return texts.encode_prompt(self._text_encoder(device), prompts, do_classifier_free_guidance, dtype)
+        encoder = self._text_encoder(None if device is None else torch.device(device))
+        return texts.encode_prompt(encoder, prompts, do_classifier_free_guidance, dtype)
 
+    @takes_declared
     def enhance_prompt(
         self,
         prompt: str | list[str],
@@ -243,12 +247,14 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
         """
         if max_new_tokens is not None:
             check_at_least_one(max_new_tokens=max_new_tokens)
+        check_seed("seed", seed)
         wish = texts.Enhancement(True, system_prompt, max_new_tokens, generation_kwargs, seed)
         prompts = [prompt] if isinstance(prompt, str) else prompt
         return texts.enhance(
             self.chat_model, prompts, wish, torch.device(device or self._execution_device), generator, image
         )
 
+    @takes_declared
     def enable_prompt_cache(self, folder: str | os.PathLike, max_bytes: int | str | None = None) -> None:
         """Keep the text contexts of prompts in a folder, and take them from there when they are asked for again.
 

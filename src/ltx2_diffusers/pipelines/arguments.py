@@ -15,7 +15,7 @@ import torch
 
 from ..conditioning import Streams
 from ..declared import settle
-from ..guidance import GuidanceOptions, Preset
+from ..guidance import NEUTRAL, GuidanceOptions, Preset
 from ..guidance.scales import PRESET, SCALE_ARGUMENTS, AudioScale, GivenScales, Scales, call_scales, sound_scales
 from ..media.frames import Frames
 from ..prompts import Enhancement, Prompts
@@ -98,22 +98,22 @@ class Sampling:
 
     @property
     def stage_arguments(self) -> dict[str, Any]:
-        """What is given and means nothing where stages are given."""
-        names = ("num_inference_steps", "sigmas", "timesteps", "sampler", "guidance_options")
+        """What is given and means nothing where stages are given; steps are left out beside any list."""
+        names = ("sigmas", "timesteps", "sampler", "guidance_options")
         first = {name: getattr(self.first, name) for name in names if getattr(self.first, name) is not None}
         blocks = self.first.stg_blocks
         first |= {} if blocks is None else {"spatio_temporal_guidance_blocks": blocks}
         return first | self.unguided(Streams(False, False)) | self.second_stage_arguments
 
     def unguided(self, guided: Streams[bool]) -> dict[str, Any]:
-        """Scales that are given for streams that take no guidance, by the names of their arguments."""
+        """Scales that are given for streams that take no guidance, by the names of their arguments, but for neutral ones."""
         pairs = zip(guided, self.given_scales, ("", "audio_"))
         return {
             f"{prefix}{SCALE_ARGUMENTS[name]}": scale
             for is_guided, scales, prefix in pairs
             if not is_guided
             for name, scale in vars(scales).items()
-            if scale not in (None, PRESET)
+            if scale not in (None, PRESET, getattr(NEUTRAL, name))
         }
 
 
@@ -394,7 +394,7 @@ class StagedArguments(Arguments):
             changes; 0 takes one out. On a dev checkpoint the second stage adds `{"distilled": 1.0}` by default, which the
             first stage runs without; `{}` refines with the same weights.
         stages: Stages to run in place of the default ones, see [`~ltx2_diffusers.pipelines.arguments.Stage`]; the
-            arguments of steps, guidance and adapters are not read then.
+            arguments of sampling, guidance and adapters have to be left out then, and steps are not read.
         audio_stage: Index of the stage whose sound is returned: -1 (default) the refined one, 0 that of the first.
     """
 

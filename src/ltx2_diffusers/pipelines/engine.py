@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
-from ..adapters.active import DISTILLED_ADAPTER, added_adapters, check_adapters_loaded
 from .. import checks
+from ..adapters.active import DISTILLED_ADAPTER, added_adapters, check_adapters_loaded
 from ..conditioning import GaussianNoiser, LatentState, LatentTools, TextContext, on_streams
 from ..conditioning.streams import States, Streams, Tensors
 from ..declared import shown

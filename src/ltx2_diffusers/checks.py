@@ -12,6 +12,7 @@ MAX_SIDE = 16384
 """Most pixels a side, which is what H.264 holds."""
 MAX_FRAME_RATE = 1000.0
 MAX_SCALE = 1000.0
+MAX_COUNT = 100_000
 MAX_STEPS = 1000
 MAX_SECONDS = 600.0
 """Longest sound of a run; the models were trained on 20 seconds."""
@@ -25,17 +26,18 @@ def is_whole(value: Any) -> bool:
 def check_size(height: int, width: int, multiple: int) -> None:
     """`height` and `width` must be positive multiples of `multiple` pixels."""
     for name, value in (("height", height), ("width", width)):
+        if is_whole(value):
+            check_most(MAX_SIDE // multiple * multiple, **{name: value})
         if not is_whole(value) or value <= 0 or value % multiple:
             raise ValueError(
                 f"`{name}` has to be divisible by {multiple} but is {value}; use {neighbours(value, multiple)}"
             )
-        if value > MAX_SIDE:
-            largest = MAX_SIDE // multiple * multiple
-            raise ValueError(f"`{name}` has to be at most {largest} but is {value}; use {largest}")
 
 
 def check_num_frames(num_frames: int, stride: int, name: str = "num_frames") -> None:
     """A number of frames must be `stride * k + 1`, since a latent frame after the first one holds `stride` frames."""
+    if is_whole(num_frames):
+        check_most(MAX_COUNT, **{name: num_frames})
     if not is_whole(num_frames) or num_frames < 1 or (num_frames - 1) % stride:
         raise ValueError(
             f"`{name}` has to be {stride} * k + 1 but is {num_frames}; use {neighbours(num_frames, stride, 1)}"
@@ -53,7 +55,7 @@ def check_most(most: float, **values: float | None) -> None:
     """No given value may be above `most`."""
     for name, value in values.items():
         if value is not None and not value <= most:
-            raise ValueError(f"`{name}` has to be at most {most:g} but is {value}; use {most:g}")
+            raise ValueError(f"`{name}` has to be at most {most:.10g} but is {shown(value)}; use {most:.10g}")
 
 
 def check_scales(**values: float) -> None:
@@ -116,10 +118,11 @@ def check_finite(what: str, tensor: torch.Tensor, remedy: str) -> None:
 
 
 def check_at_least_one(**values: int) -> None:
-    """Every value must be a whole number from 1."""
+    """Every value must be a whole number from 1, and none that no machine can count to."""
     for name, value in values.items():
         if not is_whole(value) or value < 1:
             raise ValueError(f"`{name}` has to be a whole number of at least 1 but is {value!r}; use 1")
+        check_most(MAX_COUNT, **{name: value})
 
 
 def check_unit(**values: float | None) -> None:

@@ -106,7 +106,11 @@ def shown(value: Any) -> str:
     if isinstance(value, (torch.Tensor, np.ndarray)):
         what = "a tensor" if isinstance(value, torch.Tensor) else "an array"
         return repr(value.tolist()) if value.ndim == 0 else f"{what} of {value.dtype} {tuple(value.shape)}"
-    return _SHORT.repr(value) if isinstance(value, (str, list, tuple, dict)) else repr(value)[:120]
+    if isinstance(value, (str, list, tuple, dict)):
+        return _SHORT.repr(value)
+    # Python refuses to write out whole numbers of thousands of digits.
+    is_huge = isinstance(value, int) and value.bit_length() > 512
+    return f"a number of {value.bit_length()} bits" if is_huge else repr(value)[:120]
 
 
 def whole_number(value: Any) -> Any:
@@ -231,6 +235,8 @@ def _nearest(value: Any, kind: Any) -> str:
     lists = [one for one in _alternatives(kind) if typing.get_origin(one) in (list, Sequence)]
     if any(typing.get_args(one) != (Any,) and _read([value], one) is not _UNFIT for one in lists):
         return "; put it into a list"
+    if isinstance(value, str) and str in _alternatives(kind):
+        return ", which holds half a surrogate pair"
     numbers = [one for one in _alternatives(kind) if one in (int, float)]
     if not numbers:
         return ""

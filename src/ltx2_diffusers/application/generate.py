@@ -12,7 +12,6 @@ from ..pipelines.recipes.two_stage import LTX2TwoStagePipeline
 from .director import PromptDirector
 from .selection import APPLICATION_DEFAULTS, ApplicationDefaults, GenerationRequest, Selection, select_pipeline
 
-
 _ENHANCEMENT = ("system_prompt", "prompt_max_new_tokens", "prompt_enhancement_kwargs", "prompt_enhancement_seed")
 
 

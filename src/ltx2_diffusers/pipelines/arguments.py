@@ -9,18 +9,21 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import partial, wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, ClassVar, Concatenate, ParamSpec, TypeVar
 
 import torch
 
-from ..conditioning import Streams
+from .. import checks
+from ..conditioning import VIDEO_SCALE_FACTORS, Streams
 from ..declared import settle
-from ..guidance import NEUTRAL, GuidanceOptions, Preset
+from ..guidance import NEUTRAL, GuidanceOptions, Preset, preset
 from ..guidance.scales import PRESET, SCALE_ARGUMENTS, AudioScale, GivenScales, Scales, call_scales, sound_scales
 from ..media.frames import Frames
 from ..prompts import Enhancement, Prompts
+from ..sampling import get_sampler
+from ..schedulers.sigmas import check_sigmas, require_steps
 from .conditions import Condition, Conditions, Sound
-from .plan import Size
+from .plan import Size, check_speed
 
 Callback = Callable[..., dict[str, Any] | None]
 Generators = torch.Generator | list[torch.Generator] | None
@@ -310,6 +313,36 @@ class Arguments(Texts):
     sampler: str | None = None
     guidance_options: GuidanceOptions | None = None
 
+    frame_stride: ClassVar[int] = VIDEO_SCALE_FACTORS.time
+    """Pixel frames that a latent frame stands for, one of which a number of frames may have more."""
+
+    def check(self) -> None:
+        """Raise `ValueError` for what is wrong whatever the checkpoint, which need not be loaded to find it.
+
+        Sides and frames are counted as by the autoencoders of all published checkpoints.
+        """
+        multiple = VIDEO_SCALE_FACTORS.height * (2 if self.two_stage and self.stages is None else 1)
+        height, width = (multiple if side is None else side for side in (self.height, self.width))
+        checks.check_size(height, width, multiple)
+        frames = 1 if self.num_frames is None else self.num_frames
+        checks.check_num_frames(frames, self.frame_stride)
+        rate = 24.0 if self.frame_rate is None else self.frame_rate
+        check_speed(frames, Size(frame_rate=rate, motion_speed=self.motion_speed))
+        if self.num_inference_steps is not None:
+            require_steps(self.num_inference_steps)
+        for name in ("sigmas", "stage_2_sigmas"):
+            if getattr(self, name) is not None:
+                check_sigmas(getattr(self, name), name)
+        if self.sampler is not None:
+            get_sampler(self.sampler)
+        self.scales(preset("2.0"))
+        checks.check_unit(noise_scale=self.noise_scale)
+        numbers = {
+            "num_videos_per_prompt": self.num_videos_per_prompt,
+            "max_sequence_length": self.max_sequence_length,
+        }
+        checks.check_at_least_one(**numbers)
+
     def request(
         self,
         stages: Sequence[Stage],
@@ -501,6 +534,7 @@ def takes(arguments: Callable[P, A]) -> Callable[[Callable[[S, A], R]], Callable
             return method(self, given)
 
         call.__dict__["__signature__"] = signature
+        call.__dict__["arguments"] = arguments
         call.__annotations__ = {one.name: one.annotation for one in fields} | {"return": own.return_annotation}
         call.__doc__ = _documented(method.__doc__ or "", arguments, [parameter.name for parameter in fields])
         return call

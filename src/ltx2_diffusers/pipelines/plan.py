@@ -178,7 +178,7 @@ def plan_clip(
     # A stage at half the size needs the finished sides to be multiples of twice the stride.
     checks.check_size(height, width, spatial * _common_denominator(space for space, _ in scales))
     checks.check_num_frames(num_frames, temporal * _common_denominator(time for _, time in scales))
-    _check_speed(num_frames, wished)
+    check_speed(num_frames, wished)
     frames = (num_frames - 1) // temporal + 1
     video = VideoLatentShape(batch_size, sizes.channels, frames, height // spatial, width // spatial)
     audio = sizes.audio_shape(batch_size, num_frames / wished.frame_rate)
@@ -191,7 +191,7 @@ def plan_clip(
     return plan
 
 
-def _check_speed(num_frames: int, wished: Size) -> None:
+def check_speed(num_frames: int, wished: Size) -> None:
     """Frame rate and speed of motion must be such that time can be counted, and the sound of a length to be made at once."""
     rate = wished.frame_rate
     checks.check_positive(frame_rate=rate, motion_speed=wished.motion_speed)

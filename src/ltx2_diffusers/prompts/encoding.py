@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..checks import check_at_least_one, check_float_tensors, check_loaded, check_seed
+from ..checks import check_at_least_one, check_float_tensors, check_loaded, check_most, check_seed
 from ..conditioning.streams import TextContext
 from ..models.connectors import LTX2TextConnectors
 
 Contexts = tuple[TextContext, TextContext | None]
 """What the streams attend to, of the positive and the negative prompts."""
+MAX_VIDEOS = 1000
 EMBEDS = ("prompt_embeds", "negative_prompt_embeds")
 
 
@@ -247,6 +248,7 @@ def check_prompts(prompts: Prompts) -> int:
     check_at_least_one(
         num_videos_per_prompt=prompts.num_videos_per_prompt, max_sequence_length=prompts.max_sequence_length
     )
+    check_most(MAX_VIDEOS, num_videos_per_prompt=prompts.num_videos_per_prompt)
     wish = prompts.enhancement
     if wish.enabled and prompts.prompt is None:
         raise ValueError("`enable_prompt_enhancement` needs `prompt`; precomputed `prompt_embeds` cannot be rewritten")

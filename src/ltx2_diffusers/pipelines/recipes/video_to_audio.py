@@ -1,6 +1,7 @@
 """The sound of a given video."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ..conditions import WholeVideoCondition, held_streams, read_source
 from . import Frames, LTX2StagedPipeline, Result, SoundArguments, Texts, run, stage_list, takes
@@ -39,6 +40,8 @@ class VideoToAudioArguments(SoundArguments, _Rate, _Video):
     """
 
     frame_rate: float | None = None
+    # The network sees a clip of the next valid length.
+    frame_stride: ClassVar[int] = 1
 
 
 class LTX2VideoToAudioPipeline(LTX2StagedPipeline):

@@ -11,6 +11,8 @@ from .... import checks, conditioning
 from ...conditions import Sound, SourceClip, read_source
 from .. import DEFAULT_SIZE, Frames, ModelSizes, Size, StagedArguments, Streams, Texts
 
+MAX_SEGMENTS = 1000
+
 
 @dataclass(frozen=True)
 class _Clip(Texts):
@@ -150,6 +152,7 @@ def plan_extension(sizes: ModelSizes, call: ExtendArguments) -> Extension:
     checks.check_choice("direction", call.direction, ("forward", "backward"))
     checks.check_unit(drift_control=call.drift_control)
     checks.check_at_least_one(num_segments=1 if call.num_segments is None else call.num_segments)
+    checks.check_most(MAX_SEGMENTS, num_segments=call.num_segments)
     prompts = _segment_prompts(call.prompt, call.num_segments)
     segment_frames = DEFAULT_SIZE[2] if call.num_frames is None else call.num_frames
     _check_overlap(call.overlap_frames, segment_frames, sizes.temporal_ratio)

@@ -6,7 +6,7 @@ A recipe's `__call__` works on such an object; [`takes`] makes of it the call th
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from functools import partial, wraps
 from typing import Any, ClassVar, Concatenate, ParamSpec, TypeVar
@@ -508,6 +508,14 @@ class GivenArguments(Texts):
     two_stage: bool = True
 
 
+def said(call: Any, *names: str) -> dict[str, Any]:
+    """Which of some arguments a call gives another value than their default."""
+    defaults = {field.name: field.default for field in fields(call)}
+    values = {name: getattr(call, name) for name in names}
+    # A tensor, which is compared element by element, has no default but `None`.
+    return {n: v for n, v in values.items() if isinstance(v, torch.Tensor) or v != defaults[n]}
+
+
 def takes(arguments: Callable[P, A]) -> Callable[[Callable[[S, A], R]], Callable[Concatenate[S, P], R]]:
     """Make of a method that works on an arguments object the call that takes the arguments themselves.
 
@@ -516,11 +524,11 @@ def takes(arguments: Callable[P, A]) -> Callable[[Callable[[S, A], R]], Callable
     Args:
         arguments: The dataclass.
     """
-    fields = list(inspect.signature(arguments).parameters.values())
+    parameters = list(inspect.signature(arguments).parameters.values())
 
     def decorate(method: Callable[[S, A], R]) -> Callable[Concatenate[S, P], R]:
         own = inspect.signature(method)
-        signature = own.replace(parameters=[own.parameters["self"], *fields])
+        signature = own.replace(parameters=[own.parameters["self"], *parameters])
 
         @wraps(method)
         def call(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -535,8 +543,8 @@ def takes(arguments: Callable[P, A]) -> Callable[[Callable[[S, A], R]], Callable
 
         call.__dict__["__signature__"] = signature
         call.__dict__["arguments"] = arguments
-        call.__annotations__ = {one.name: one.annotation for one in fields} | {"return": own.return_annotation}
-        call.__doc__ = _documented(method.__doc__ or "", arguments, [parameter.name for parameter in fields])
+        call.__annotations__ = {one.name: one.annotation for one in parameters} | {"return": own.return_annotation}
+        call.__doc__ = _documented(method.__doc__ or "", arguments, [parameter.name for parameter in parameters])
         return call
 
     return decorate

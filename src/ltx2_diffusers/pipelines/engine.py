@@ -146,12 +146,12 @@ def stage_list(
         streams: Which streams are generated.
     """
     if sampling.stages is not None:
-        _check_unread("`stages` are given, which say so themselves", sampling.stage_arguments)
+        check_unread("`stages` are given, which say so themselves", sampling.stage_arguments)
         return _checked(sampling.stages)
     guided = Streams(*(here and not given for here, given in zip(streams, held)))
-    _check_unread("this call makes no such guidance", sampling.unguided(guided))
+    check_unread("this call makes no such guidance", sampling.unguided(guided))
     if not sampling.two_stage:
-        _check_unread("this call has one stage", sampling.second_stage_arguments)
+        check_unread("this call has one stage", sampling.second_stage_arguments)
     scales = Streams(*(NEUTRAL if given else s for given, s in zip(held, sampling.scales(pipeline.preset))))
     first = replace(sampling.first, scales=scales)
     if not sampling.two_stage:
@@ -162,7 +162,7 @@ def stage_list(
     return [first, refining_stage(pipeline, sampling, adapters[1], UPSAMPLER if makes_video else None)]
 
 
-def _check_unread(why: str, given: Mapping[str, Any]) -> None:
+def check_unread(why: str, given: Mapping[str, Any]) -> None:
     """Refuse what a call says and does not read."""
     if given:
         name, value = next(iter(given.items()))
@@ -207,7 +207,7 @@ def stage_adapters(
         if stage_2 and DISTILLED_ADAPTER not in pipeline.lora_metadata:
             raise ValueError(
                 "the second stage of a dev checkpoint needs its distilled LoRA: load it with load_lora_weights(..., "
-                f'adapter_name="{DISTILLED_ADAPTER}"), or pass stage_2_adapters={{}} to refine with the same weights'
+                f'adapter_name="{DISTILLED_ADAPTER}"), or pass stage_2_adapters={{}} to refine with the same weights, or two_stage=False'
             )
     own = {DISTILLED_ADAPTER: 0.0} if DISTILLED_ADAPTER in stage_2 and pipeline.preset.kind == "dev" else {}
     return own | dict(stage_1 or {}) or None, dict(stage_2) or None
@@ -386,6 +386,7 @@ def _prepared_stage(
     """A stage before its conditions are known."""
     stage, preset = request.stages[index], pipeline.preset
     pipeline.require(stage.transformer, *([stage.upsampler] if stage.upsampler else []))
+    _check_roles(pipeline, stage)
     check_adapters_loaded(pipeline, stage.adapters or {})
     plan = replace(plan.at_scale(stage.spatial_scale, stage.temporal_scale), stage=index)
     _check_upsampler(pipeline, request, index)
@@ -430,6 +431,17 @@ def check_noise_levels(name: str, value: float | list[float] | None, batch_size:
     checks.check_per_video(name, value, batch_size)
     for level in value if isinstance(value, list) else [value]:
         checks.check_unit(**{name: level})
+
+
+def _check_roles(pipeline: LTX2GenerationPipeline, stage: Stage) -> None:
+    """The components that a stage names must be of the kind that it takes them for."""
+    kinds = (
+        ("transformer", stage.transformer, "num_layers"),
+        ("upsampler", stage.upsampler, "rational_spatial_scale"),
+    )
+    for role, name, key in kinds:
+        if name is not None and key not in getattr(getattr(pipeline, name), "config", ()):
+            raise ValueError(f"`{role}` of a stage is {name!r}, which is no {role}; name a component that is one")
 
 
 def _check_upsampler(pipeline: LTX2GenerationPipeline, request: Request, index: int) -> None:

@@ -163,6 +163,8 @@ class FirstFrameCondition(Condition):
         if self.image is None:
             if self.latents is None:
                 raise ValueError("`image` is None; give an image, a list of images, an array, a tensor or a file name")
+            if self.crf is not None:
+                raise ValueError(f"`image_crf` is {self.crf}, but `image` is None; leave it out")
             return OpenedFirstFrames(studio, latents=self.latents)
         images = self.image if isinstance(self.image, (list, tuple)) else [self.image]
         pictures = [picture[None] for image in images for picture in read_frames(image, float_range=1.0, name="image")]
@@ -365,9 +367,12 @@ def _counted(name: str, value: int, count: int) -> int:
 def _check_mask(mask: torch.Tensor, num_frames: int) -> None:
     if not isinstance(mask, torch.Tensor) or mask.ndim != 5 or mask.shape[:2] != (1, 1):
         shape = tuple(mask.shape) if isinstance(mask, torch.Tensor) else type(mask)
-        raise ValueError(f"the attention mask has to have shape [1, 1, F, H, W] but has {shape}")
+        raise ValueError(
+            f"the attention mask (`conditioning_attention_mask`) has to have shape [1, 1, F, H, W] but has {shape}"
+        )
     if mask.shape[2] != num_frames:
-        raise ValueError(f"the attention mask has {mask.shape[2]} frames, the reference {num_frames}")
-    low, high = (bound.item() for bound in mask.aminmax())
-    checks.check_unit(attention_mask=low)
-    checks.check_unit(attention_mask=high)
+        raise ValueError(
+            f"the attention mask (`conditioning_attention_mask`) has {mask.shape[2]} frames, the reference {num_frames}"
+        )
+    for bound in mask.float().aminmax():
+        checks.check_unit(conditioning_attention_mask=bound.item())

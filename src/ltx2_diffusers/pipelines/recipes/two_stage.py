@@ -3,7 +3,18 @@
 from dataclasses import dataclass
 
 from ..conditions import AudioCondition, Condition, LTX2VideoCondition, as_conditions, held_streams
-from . import GivenArguments, LTX2StagedPipeline, Result, StagedArguments, Streams, run, stage_list, takes
+from . import (
+    GivenArguments,
+    LTX2StagedPipeline,
+    Result,
+    StagedArguments,
+    Streams,
+    check_unread,
+    run,
+    said,
+    stage_list,
+    takes,
+)
 
 
 @dataclass(frozen=True)
@@ -45,7 +56,10 @@ def run_given(pipeline: LTX2StagedPipeline, call: TwoStageArguments) -> Result:
     conditions += as_conditions("conditions", call.conditions)
     # References stand after the keyframes in the sequence, as IC-LoRAs were trained.
     conditions += as_conditions("reference_conditions", call.reference_conditions)
-    if call.audio is not None:
+    if call.audio is None:
+        sound = said(call, "sampling_rate", "audio_cond_noise_scale", "audio_fit", "audio_start_s")
+        check_unread("there is no `audio`", sound)
+    else:
         if not call.generate_audio:
             raise ValueError("`audio` is given but `generate_audio` is False; leave one of them out")
         how = (call.audio_cond_noise_scale, call.audio_fit, call.audio_start_s)

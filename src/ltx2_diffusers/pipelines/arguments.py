@@ -6,7 +6,7 @@ A recipe's `__call__` works on such an object; [`takes`] makes of it the call th
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import partial, wraps
 from typing import Any, ClassVar, Concatenate, ParamSpec, TypeVar
@@ -506,14 +506,6 @@ class GivenArguments(Texts):
     audio_start_s: float = 0.0
     generate_audio: bool = True
     two_stage: bool = True
-
-
-def said(call: Any, *names: str) -> dict[str, Any]:
-    """Which of some arguments a call gives another value than their default."""
-    defaults = {field.name: field.default for field in fields(call)}
-    values = {name: getattr(call, name) for name in names}
-    # A tensor, which is compared element by element, has no default but `None`.
-    return {n: v for n, v in values.items() if isinstance(v, torch.Tensor) or v != defaults[n]}
 
 
 def takes(arguments: Callable[P, A]) -> Callable[[Callable[[S, A], R]], Callable[Concatenate[S, P], R]]:

@@ -4,7 +4,7 @@ A recipe says what it wants in a [`~ltx2_diffusers.pipelines.arguments.Request`]
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -151,7 +151,7 @@ def stage_list(
     guided = Streams(*(here and not given for here, given in zip(streams, held)))
     check_unread("this call makes no such guidance", sampling.unguided(guided))
     if not sampling.two_stage:
-        check_unread("this call has one stage", sampling.second_stage_arguments)
+        check_unread("this call has one stage (two_stage=False)", sampling.second_stage_arguments)
     scales = Streams(*(NEUTRAL if given else s for given, s in zip(held, sampling.scales(pipeline.preset))))
     first = replace(sampling.first, scales=scales)
     if not sampling.two_stage:
@@ -167,6 +167,14 @@ def check_unread(why: str, given: Mapping[str, Any]) -> None:
     if given:
         name, value = next(iter(given.items()))
         raise ValueError(f"`{name}` is given ({shown(value)}), but {why}; leave one of them out")
+
+
+def check_said(why: str, call: Any, *names: str) -> None:
+    """Refuse arguments of a call that are not read and have another value than their default."""
+    values = {name: getattr(call, name) for name in names}
+    defaults = {field.name: field.default for field in fields(call)}
+    # A tensor, which is compared element by element, has no default but `None`.
+    check_unread(why, {n: v for n, v in values.items() if isinstance(v, torch.Tensor) or v != defaults[n]})
 
 
 def refining_stage(

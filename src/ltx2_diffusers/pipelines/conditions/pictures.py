@@ -5,9 +5,10 @@ latent rows and columns.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
+from typing import ClassVar
 
 import numpy as np
 import PIL.Image
@@ -46,6 +47,8 @@ class LTX2VideoCondition(Condition):
     crf: int | None = None
     frame: int | None = None
     mode: str = "auto"
+    arguments: ClassVar[Mapping[str, str]] = {}
+    """Names of the arguments of a call that the fields come from, for messages."""
 
     @property
     def shows_picture(self) -> bool:
@@ -54,7 +57,7 @@ class LTX2VideoCondition(Condition):
 
     def opened(self, studio: Studio, plan: ClipPlan) -> "OpenedPictures":
         """Check the place and read the frames that the clip can show."""
-        checks.check_unit(strength=self.strength)
+        checks.check_unit(**{self._argument("strength"): self.strength})
         checks.check_choice("mode", self.mode, ("auto", "replace", "append"))
         start, stride = self._start(plan), plan.sizes.temporal_ratio
         replaces = self.mode == "replace" or (self.mode == "auto" and start == 0)
@@ -65,20 +68,40 @@ class LTX2VideoCondition(Condition):
                 f'{nearest + stride}, or mode="append"'
             )
         # Two frames tell a clip from a picture, even where only one of them fits.
-        pixels = read_frames(self.frames, max(2, plan.clip_frames - start))
+        pixels = read_frames(self.frames, max(2, plan.clip_frames - start), name=self._argument("frames"))
         crf = studio.image_crf if self.crf is None else self.crf
-        check_crf("crf", crf, pixels)
+        check_crf(self._argument("crf"), crf, pixels)
         return OpenedPictures(studio, plan, pixels, start, replaces, self.strength, crf)
+
+    def _argument(self, field: str) -> str:
+        return self.arguments.get(field, field)
 
     def _start(self, plan: ClipPlan) -> int:
         """Pixel frame where the condition begins."""
         if self.frame is not None:
             if self.index:
                 raise ValueError(f"give either `index` ({self.index}) or `frame` ({self.frame}), not both")
-            return _counted("frame", self.frame, plan.clip_frames)
+            return _counted(self._argument("frame"), self.frame, plan.clip_frames)
         stride = plan.sizes.temporal_ratio
         index = _counted("index", self.index, (plan.clip_frames - 1) // stride + 1)
         return max(0, stride * (index - 1) + 1)
+
+
+class ImageCondition(LTX2VideoCondition):
+    """What a call gives as `image`."""
+
+    arguments: ClassVar[Mapping[str, str]] = {"frames": "image", "crf": "image_crf"}
+
+
+class KeyframeCondition(LTX2VideoCondition):
+    """One of the `images` of a call."""
+
+    arguments: ClassVar[Mapping[str, str]] = {
+        "frames": "images",
+        "frame": "frame_indices",
+        "strength": "strengths",
+        "crf": "image_crf",
+    }
 
 
 @dataclass(frozen=True)
@@ -350,7 +373,7 @@ def keyframes(
         if len(values) != len(images):
             raise ValueError(f"`{name}` has {len(values)} entries for {len(images)} `images`; give one each")
     return [
-        LTX2VideoCondition(image, frame=index, strength=strength, crf=crf, mode="append")
+        KeyframeCondition(image, frame=index, strength=strength, crf=crf, mode="append")
         for image, index, strength in zip(images, indices, strengths)
     ]
 

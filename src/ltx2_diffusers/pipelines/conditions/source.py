@@ -11,7 +11,7 @@ import numpy as np
 import PIL.Image
 import torch
 
-from ...checks import check_unit
+from ...checks import check_at_least_one, check_unit
 from ...conditioning import ConditionByWholeLatent, ConditionOutsideRegion, tokens_in_time
 from ...media import files, frames, preprocess, reading
 from ...models.audio_vae import conform_latent_length
@@ -38,6 +38,8 @@ def read_source(
         sampling_rate: Samples per second of a waveform.
         num_frames: Frames to use from the start; default all.
     """
+    if num_frames is not None:
+        check_at_least_one(num_frames=num_frames)
     path = os.fspath(video) if isinstance(video, (str, os.PathLike)) else None
     info = None if path is None else reading.probe(path)
     if info is not None and info.frame_rate is not None:

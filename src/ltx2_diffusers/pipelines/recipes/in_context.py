@@ -6,7 +6,7 @@ import torch
 
 from ...checks import check_unit
 from ..conditions import Conditions, as_conditions, with_defaults
-from . import Arguments, Result, Texts, check_unread, said, takes
+from . import Arguments, Result, Texts, check_said, takes
 from .condition import LTX2ConditionPipeline, run_conditioned
 
 
@@ -67,7 +67,7 @@ class LTX2InContextPipeline(LTX2ConditionPipeline):
         given = as_conditions("reference_conditions", call.reference_conditions)
         names = ("reference_downscale_factor", "conditioning_attention_strength", "conditioning_attention_mask")
         if not given:
-            check_unread("there are no `reference_conditions`", said(call, *names))
+            check_said("there are no `reference_conditions`", call, *names)
         check_unit(conditioning_attention_strength=call.conditioning_attention_strength)
         references = with_defaults(
             given,

@@ -112,8 +112,8 @@ def test_it_is_the_two_stage_recipe_with_appended_pictures(pipe):
         ("first.png", {}, r"`images` has to be a list, .*put it into a list"),
         (PICTURES, {"frame_indices": [0, 16]}, "`frame_indices` has 2 entries for 3 `images`"),
         (PICTURES, {"strengths": [1.0]}, "`strengths` has 1 entries for 3 `images`"),
-        (PICTURES, {"strengths": 1.5}, "`strength` has to be between 0 and 1 but is 1.5"),
-        (PICTURES, {"frame_indices": [0, 8, 17]}, "`frame` 17 lies outside the clip; use -17 to 16"),
+        (PICTURES, {"strengths": 1.5}, "`strengths` has to be between 0 and 1 but is 1.5"),
+        (PICTURES, {"frame_indices": [0, 8, 17]}, "`frame_indices` 17 lies outside the clip; use -17 to 16"),
         (PICTURES, {"frame_indices": [0, 8, -17]}, "two conditions claim video frame 0"),
         (
             PICTURES,

@@ -13,9 +13,8 @@ from typing import Any, ClassVar, Concatenate, ParamSpec, TypeVar
 
 import torch
 
-from .. import checks
+from .. import checks, declared
 from ..conditioning import VIDEO_SCALE_FACTORS, Streams
-from ..declared import settle
 from ..guidance import NEUTRAL, GuidanceOptions, Preset, preset
 from ..guidance.scales import PRESET, SCALE_ARGUMENTS, AudioScale, GivenScales, Scales, call_scales, sound_scales
 from ..media.frames import Frames
@@ -70,7 +69,7 @@ class Stage:
     references: bool = True
 
     def __post_init__(self) -> None:
-        settle(self)
+        declared.settle(self)
 
 
 @dataclass(frozen=True)
@@ -530,7 +529,7 @@ def takes(arguments: Callable[P, A]) -> Callable[[Callable[[S, A], R]], Callable
                 known = list(signature.parameters)[1:]
                 raise TypeError(f"{type(self).__name__}.__call__() {_explained(str(error), kwargs, known)}") from None
             given = arguments(*args, **kwargs)
-            settle(given)
+            declared.settle(given)
             return method(self, given)
 
         call.__dict__["__signature__"] = signature

@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
-from .. import checks
+from .. import checks, declared
 from ..adapters.active import DISTILLED_ADAPTER, added_adapters, check_adapters_loaded
 from ..conditioning import GaussianNoiser, LatentState, LatentTools, TextContext, on_streams
 from ..conditioning.streams import States, Streams, Tensors
-from ..declared import shown
 from ..guidance import NEUTRAL, MultiModalGuiderParams
 from ..guidance.scales import UNGUIDED, Guiders, always_negative, build_guiders, check_options, cross_timestep_mode
 from ..media import pixels, preprocess, waveforms
@@ -63,7 +62,9 @@ class StepCallback:
         returned = self.function(self.pipeline, step, timestep, {name: known[name] for name in self.names})
         returned = {} if returned is None else returned
         if not isinstance(returned, dict):
-            raise ValueError(f"`callback_on_step_end` has to return a dict or None but returned {shown(returned)}")
+            raise ValueError(
+                f"`callback_on_step_end` has to return a dict or None but returned {declared.shown(returned)}"
+            )
         ignored = [name for name in returned if name not in _REPLACEABLE and returned[name] is not known.get(name)]
         if ignored:
             raise ValueError(f"the step callback returned {ignored}; only {list(_REPLACEABLE)} can be replaced")
@@ -77,7 +78,7 @@ def _replaced(name: str, new: Any, old: torch.Tensor | None) -> torch.Tensor | N
         return old
     if not isinstance(new, torch.Tensor) or not new.is_floating_point() or new.shape != old.shape:
         raise ValueError(
-            f"`callback_on_step_end` returned {shown(new)} for `{name}`; return a floating-point tensor {tuple(old.shape)}"
+            f"`callback_on_step_end` returned {declared.shown(new)} for `{name}`; return a floating-point tensor {tuple(old.shape)}"
         )
     return new.to(old)
 
@@ -166,7 +167,7 @@ def check_unread(why: str, given: Mapping[str, Any]) -> None:
     """Refuse what a call says and does not read."""
     if given:
         name, value = next(iter(given.items()))
-        raise ValueError(f"`{name}` is given ({shown(value)}), but {why}; leave one of them out")
+        raise ValueError(f"`{name}` is given ({declared.shown(value)}), but {why}; leave one of them out")
 
 
 def check_said(why: str, call: Any, *names: str) -> None:

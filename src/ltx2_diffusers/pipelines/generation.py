@@ -8,12 +8,11 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from typing_extensions import Self
 
+from .. import checks, declared
 from .. import prompts as texts
 from ..adapters.mixin import LTX2LoraMixin
 from ..checkpoints.versions import model_kind, model_version
-from ..checks import check_at_least_one, check_seed
 from ..conditioning import Streams
-from ..declared import takes_declared
 from ..guidance import NEUTRAL, Preset, preset
 from ..models import audio_vae, connectors, latent_upsampler, transformer, video_vae, vocoder
 from ..schedulers.levels import FlowMatchEulerDiscreteScheduler, LTX2Scheduler, Scheduler
@@ -180,7 +179,7 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
             return self.vae.normalize_latents(latents)
         return plan.tools.video.patchifier.unpatchify(latents, plan.video)
 
-    @takes_declared
+    @declared.takes_declared
     def encode_prompt(
         self,
         prompt: str | list[str] | None,
@@ -218,7 +217,7 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
         encoder = self._text_encoder(None if device is None else torch.device(device))
         return texts.encode_prompt(encoder, prompts, do_classifier_free_guidance, dtype)
 
-    @takes_declared
+    @declared.takes_declared
     def enhance_prompt(
         self,
         prompt: str | list[str],
@@ -246,15 +245,15 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
             One rewritten text per prompt; the prompt itself where the language model gave no answer.
         """
         if max_new_tokens is not None:
-            check_at_least_one(max_new_tokens=max_new_tokens)
-        check_seed("seed", seed)
+            checks.check_at_least_one(max_new_tokens=max_new_tokens)
+        checks.check_seed("seed", seed)
         wish = texts.Enhancement(True, system_prompt, max_new_tokens, generation_kwargs, seed)
         prompts = [prompt] if isinstance(prompt, str) else prompt
         return texts.enhance(
             self.chat_model, prompts, wish, torch.device(device or self._execution_device), generator, image
         )
 
-    @takes_declared
+    @declared.takes_declared
     def enable_prompt_cache(self, folder: str | os.PathLike, max_bytes: int | str | None = None) -> None:
         """Keep the text contexts of prompts in a folder, and take them from there when they are asked for again.
 

@@ -343,6 +343,9 @@ def with_defaults(
     conditions: Sequence[Condition], downscale_factor: int | None, strength: float, mask: torch.Tensor | None
 ) -> list[Condition]:
     """The conditions, in which reference conditions take the given fields where they do not say themselves."""
+    checks.check_unit(conditioning_attention_strength=strength)
+    if downscale_factor is not None:
+        checks.check_at_least_one(reference_downscale_factor=downscale_factor)
     return [
         replace(
             condition,

@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ...checks import check_unit
 from ..conditions import Conditions, as_conditions, with_defaults
 from . import Arguments, Result, Texts, check_said, takes
 from .condition import LTX2ConditionPipeline, run_conditioned
@@ -68,7 +67,6 @@ class LTX2InContextPipeline(LTX2ConditionPipeline):
         names = ("reference_downscale_factor", "conditioning_attention_strength", "conditioning_attention_mask")
         if not given:
             check_said("there are no `reference_conditions`", call, *names)
-        check_unit(conditioning_attention_strength=call.conditioning_attention_strength)
         references = with_defaults(
             given,
             call.reference_downscale_factor,

@@ -1,6 +1,7 @@
 """Random calls of all pipelines: a finite result of the right shape, or an error that names an argument before anything ran."""
 
 import inspect
+import tempfile
 from contextlib import contextmanager, suppress
 from decimal import Decimal
 from fractions import Fraction
@@ -73,7 +74,7 @@ ODD += [
 @cache
 def clip() -> str:
     """A clip with sound."""
-    folder = Path(__import__("tempfile").mkdtemp())
+    folder = Path(tempfile.mkdtemp())
     return str(write_video(folder / "clip.mp4", PIXELS, 24.0, SOUND[:, : RATE * 17 // 24], RATE))
 
 
@@ -229,7 +230,7 @@ def random_calls(draw: Any) -> tuple[str, dict[str, Any], bool]:
 def check(name: str, drawn: dict[str, Any], is_nonsense: bool) -> None:
     """Make a call and judge what comes of it."""
     if drawn.get("prompt_embeds") is embeds:
-        drawn = {**embeds(), **{key: value for key, value in drawn.items() if key not in embeds()}}
+        drawn = {**embeds(), **{key: value for key, value in drawn.items() if key != "prompt_embeds"}}
     arguments = {**calls()[name], **drawn}
     with counting() as ran:
         try:

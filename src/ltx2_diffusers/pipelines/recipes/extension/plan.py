@@ -215,7 +215,7 @@ def _source(sizes: ModelSizes, call: ExtendArguments) -> tuple[SourceClip | Clip
     if call.video is not None:
         if call.output_type == "latent":
             raise ValueError(
-                'output_type="latent" needs the clip as `latents`; give them, or choose another output type'
+                '`video` is given, but output_type="latent" needs the clip as `latents`; give them, or choose another output type'
             )
         clip = read_source(call.video, call.frame_rate, call.audio, call.sampling_rate)
         return clip, clip.num_frames, clip.frame_rate

@@ -5,6 +5,7 @@ import os
 import PIL.Image
 import pytest
 
+from ltx2_diffusers.cli.main import main
 from ltx2_diffusers.cli.modes import choose_mode
 from ltx2_diffusers.cli.options import OPTIONS
 from tests.cli.running import QUICK, SMALL, STAGED, complaint, generate, located
@@ -147,6 +148,54 @@ def test_any_file_name_works(tmp_path, media):
     sound.write_bytes((media / "tone.wav").read_bytes())
     assert generate(written, "--image-at", "0", clip, "--reference-audio", sound, *SMALL, *QUICK) == 0
     assert written.stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--height", "100"], "--height has to be divisible by 32 but is 100; use 96 or 128"),
+        (["--two-stage", "--width", "96"], "--width has to be divisible by 64 but is 96; use 64 or 128"),
+        (["--num-frames", "10"], "--num-frames has to be 8 * k + 1 but is 10; use 9 or 17"),
+        (["--steps", "0"], "--steps has to be a whole number of at least 1 but is 0"),
+        (["--sigmas", "0.5", "0.9"], "--sigmas must fall strictly"),
+        (["--two-stage", "--stage-2-sigmas", "2"], "--stage-2-sigmas must lie in (0, 1]"),
+        (["--sampler", "heun"], "--sampler must be one of euler"),
+        (["--guidance-scale", "nan"], "--guidance-scale has to be a finite number but is nan"),
+        (["--nag-scale", "inf", "--negative-prompt", "x"], "--nag-scale has to be a finite number but is inf"),
+        (["--audio-stg-scale", "1e9"], "--audio-stg-scale has to be from -1000 to 1000"),
+        (["--frame-rate", "1e6"], "--frame-rate has to be at most 1000"),
+        (["--frame-rate", "0.01", "--num-frames", "9"], "use a --frame-rate of at least 1"),
+        (["--motion-speed", "0"], "--motion-speed has to be greater than 0"),
+        (["--audio-only", "--duration", "0"], "--duration has to be at least 0.04"),
+        (["--num-videos", "0"], "--num-videos has to be a whole number of at least 1"),
+        (["--image", "BROKEN.PNG"], "broken.png"),
+        (["--image-at", "0", "BROKEN.PNG"], "broken.png"),
+        (["--audio", "BROKEN.WAV"], "broken.wav"),
+        (["--video", "BROKEN.MP4", "--add-sound"], "broken.mp4"),
+    ],
+)
+def test_what_needs_no_checkpoint_is_found_without_one(tmp_path, capsys, options, message):
+    for name in ("broken.png", "broken.wav", "broken.mp4"):
+        (tmp_path / name).write_bytes(b"not a media file at all")
+    files = [str(tmp_path / option.lower()) if "BROKEN" in option else option for option in options]
+    output = ["out.wav" if "--audio-only" in options else "out.mp4"]
+    assert generate(tmp_path / output[0], *files, "--device", "cpu", "--checkpoint", tmp_path / "nowhere") == 2
+    assert message in complaint(capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["generate", "--promt", "a", "-o", "x.mp4"], "unknown option --promt; did you mean --prompt?"),
+        (["generate", "--prompt", "a", "--guidence-scale=3", "-o", "x.mp4"], "did you mean --guidance-scale?"),
+        (["generate", "--wobble"], "unknown option --wobble\n"),
+        (["replay", "x.json", "--forse"], "unknown option --forse; did you mean --force?"),
+    ],
+)
+def test_unknown_options_are_named_before_missing_ones(capsys, arguments, message):
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert message in capsys.readouterr().err
 
 
 def test_an_input_is_not_overwritten(tmp_path, media, capsys):

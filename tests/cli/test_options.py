@@ -70,7 +70,7 @@ WRONG = {
     "motion_speed": (["--motion-speed", "0", *SMALL], "--motion-speed has to be greater than 0"),
     "num_videos": (["--num-videos", "0", *SMALL], "--num-videos has to be a whole number of at least 1"),
     "seed": (["--seed", "later"], "argument --seed: invalid int value"),
-    "steps": (["--steps", "0", *SMALL], "--steps must be at least 1, got 0"),
+    "steps": (["--steps", "0", *SMALL], "--steps has to be a whole number of at least 1 but is 0"),
     "sigmas": (["--sigmas", "0.5", "0.7", *SMALL], "--sigmas must fall strictly, got 0.5 then 0.7"),
     "stage_2_sigmas": (["--two-stage", "--stage-2-sigmas", "7", *STAGED], "--stage-2-sigmas must lie in (0, 1]"),
     "sampler": (["--sampler", "eulr", *SMALL], "--sampler must be one of euler"),
@@ -79,7 +79,10 @@ WRONG = {
     "guidance_scale": (["--distilled", "--guidance-scale", "3"], "--guidance-scale means nothing for --distilled"),
     "stg_scale": (["--distilled", "--stg-scale", "1"], "--stg-scale means nothing for --distilled"),
     "modality_scale": (["--distilled", "--modality-scale", "3"], "--modality-scale means nothing for --distilled"),
-    "guidance_rescale": (["--guidance-rescale", "7", *SMALL], "--guidance-rescale must lie in [0, 1], got 7"),
+    "guidance_rescale": (
+        ["--guidance-rescale", "7", *SMALL],
+        "--guidance-rescale has to be between 0 and 1 but is 7.0",
+    ),
     "audio_guidance_scale": (
         ["--distilled", "--audio-guidance-scale", "3"],
         "--audio-guidance-scale means nothing for --distilled",
@@ -91,7 +94,7 @@ WRONG = {
     ),
     "audio_guidance_rescale": (
         ["--audio-guidance-rescale", "7", *SMALL],
-        "--audio-guidance-rescale must lie in [0, 1], got 7",
+        "--audio-guidance-rescale has to be between 0 and 1 but is 7.0",
     ),
     "stg_blocks": (
         ["--stg-blocks", "99", *SMALL],

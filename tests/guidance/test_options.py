@@ -92,7 +92,7 @@ def test_who_reads_the_negative_prompt():
         ({"cfg_method": "apg_momentum"}, r"`apg_momentum` is 0\.0, which is cfg_method='apg'"),
         ({"cfg_method": "apg", "apg_norm_threshold": -1.0}, r"`apg_norm_threshold` .* -1\.0; use 0\.0"),
         ({"bins": {}}, "`bins` has to map upper bounds of sigma"),
-        ({"audio_bins": {1.0: 3.0}}, r"`audio_bins` has to map .* but is \{1\.0: 3\.0\}"),
+        ({"audio_bins": {1.0: 3.0}}, r"`audio_bins` has to be a mapping .* but is \{1\.0: 3\.0\}"),
         ({"bins": {2.0: MultiModalGuiderParams()}}, r"bounds of `bins` .* \[2\.0\] are not; use 1\.0"),
         ({"nag_scale": 0.5}, r"`nag_scale` is 0\.5, which is out of range; use 1\.0"),
         ({"nag_tau": 0.0}, r"`nag_tau` is 0\.0"),

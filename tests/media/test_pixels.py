@@ -27,6 +27,22 @@ def test_integers_other_than_bytes_are_refused():
         to_uint8(torch.zeros(2, dtype=torch.int64))
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_values_that_are_not_finite_are_refused(value):
+    clip = gradient_clip(3)
+    clip[1, 0, 2, 3] = value
+    decoded = clip.transpose(0, 1)
+    for convert in (
+        to_uint8,
+        lambda pixels: list(byte_frames(pixels)),
+        lambda pixels: list(byte_frames(pixels.numpy())),
+    ):
+        with pytest.raises(ValueError, match="not finite"):
+            convert(clip)
+    with pytest.raises(ValueError, match="not finite"):
+        list(decoded_frames(decoded))
+
+
 def test_input_is_never_changed():
     clip = gradient_clip(3)
     copy = clip.clone()

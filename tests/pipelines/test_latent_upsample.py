@@ -200,7 +200,7 @@ def test_a_file_becomes_a_larger_file(upsampler, tmp_path):
         ({"latents": torch.zeros(1, 3, 2, 2, 3)}, "have 3 channels"),
         ({"latents": torch.zeros(2, 3)}, r"\[B, C, F, h, w\] or packed"),
         ({"latents": torch.zeros(1, 4, 2, 2, 3, dtype=torch.int64)}, "`latents`"),
-        ({"latents": torch.zeros(2, 4, 2, 2, 3), "generator": [None]}, "1 generators for a batch of 2"),
+        ({"latents": torch.zeros(2, 4, 2, 2, 3), "generator": [torch.Generator()]}, "1 generators for a batch of 2"),
         ({"latents": torch.zeros(2, 4, 2, 2, 3), "decode_timestep": [0.0] * 3}, "`decode_timestep`"),
     ],
 )

@@ -70,7 +70,7 @@ def generate(pipe, **kwargs):
         ({"stage_2_sigmas": [0.4, 0.9]}, "sigmas"),
         ({"audio_stage": 2}, "`audio_stage` is 2, but there are 2 stages; use -2 to 1"),
         ({"stages": []}, "at least one Stage"),
-        ({"stages": [0.5, 1.0]}, "at least one Stage"),
+        ({"stages": [0.5, 1.0]}, "`stages` has to be a list of Stage"),
         ({"stages": [Stage(spatial_scale=0.5)]}, "the last of `stages` has the scales"),
         ({"stages": [Stage(spatial_scale=0.0), Stage()]}, r"`spatial_scale` of a stage has to lie in \(0, 1\]"),
         ({"stages": [Stage(temporal_scale=2.0), Stage()]}, r"`temporal_scale` of a stage has to lie in \(0, 1\]"),
@@ -94,8 +94,9 @@ def generate(pipe, **kwargs):
     ],
 )
 def test_wrong_calls_are_named_before_any_computation(pipe, arguments, message):
+    said = {"stage_2_sigmas": None, "stage_2_adapters": None} if "stages" in arguments else {}
     with no_computation(pipe), pytest.raises((ValueError, FileNotFoundError), match=message):
-        generate(pipe, **arguments)
+        generate(pipe, **said, **arguments)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a media file"], ids=["empty", "corrupt"])

@@ -107,7 +107,7 @@ def test_the_first_stage_is_guided_at_half_size_and_the_second_refines_unguided(
 
 def test_the_sound_of_either_stage_can_be_returned(pipe):
     first, refined, default = (generate(pipe, **kwargs) for kwargs in ({"audio_stage": 0}, {"audio_stage": 1}, {}))
-    alone = generate(pipe, two_stage=False, height=32, width=32)
+    alone = generate(pipe, two_stage=False, height=32, width=32, stage_2_sigmas=None, stage_2_adapters=None)
     assert torch.equal(refined.audio, default.audio)
     assert torch.equal(first.audio, alone.audio)
     assert not torch.equal(first.audio, refined.audio)

@@ -12,6 +12,8 @@ from ..pipelines.recipes.two_stage import LTX2TwoStagePipeline
 from .director import PromptDirector
 from .selection import APPLICATION_DEFAULTS, ApplicationDefaults, GenerationRequest, Selection, select_pipeline
 
+_ENHANCEMENT = ("system_prompt", "prompt_max_new_tokens", "prompt_enhancement_kwargs", "prompt_enhancement_seed")
+
 
 def generate(
     request: GenerationRequest,
@@ -89,6 +91,8 @@ def _in_parts(selection: Selection, pipeline: Any, common: dict[str, Any]) -> LT
         texts = _directed(selection, pipeline, arguments, prompts)
         arguments |= {"prompt": texts[len(texts) - arguments["num_segments"] :]}
         facts["enhanced_prompt"] = texts
+        # The prompts are written; nothing of this is read any more.
+        arguments = {name: value for name, value in arguments.items() if name not in _ENHANCEMENT}
     output = _as(selection.pipeline_class, pipeline)(**arguments)
     return _cut(_noted(output, **facts), selection.request.num_frames)
 

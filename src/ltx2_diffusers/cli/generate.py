@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints.packaged import PACKAGED
+from ..checks import check_seed
 from .identities import content_identity, environment, file_sha256
 from .loading import best_device, check_checkpoint, check_device, load_pipeline
 from .manifest import input_hashes, manifest_path, write_manifest
 from .messages import in_options
-from .modes import Mode, call_arguments, choose_mode, mode_table
+from .modes import Mode, call_arguments, check_call, choose_mode, mode_table
 from .options import OPTIONS, add_options
 from .preview import ContactSheet
 from .values import Options, flag, input_files
@@ -78,6 +79,7 @@ def generate(given: Options) -> dict[str, Any]:
         _check(options)
         hashes = input_hashes(options)
         call = call_arguments(mode, options)
+        check_call(mode, call, options)
         check_device(options["device"])
         _announce_encoding(options)
     started = time.perf_counter()
@@ -170,8 +172,7 @@ def _check(options: Options) -> None:
     from ..media.files import check_suffix, item_paths
     from ..media.writing import VIDEO_SUFFIXES
 
-    if not -(2**63) <= options["seed"] < 2**64:
-        raise ValueError(f"--seed has to be a whole number of at most 64 bits but is {options['seed']}; use 10")
+    check_seed("seed", options["seed"])
     output = Path(options["output"])
     if "audio_only" in options:
         check_suffix(output, (".wav",), "--output of --audio-only")

@@ -7,7 +7,7 @@ from typing import Any
 
 from .calls import Arguments
 from .options import OPTIONS
-from .values import Options, flag, flags
+from .values import Options, flag, flags, input_files
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,22 @@ def call_arguments(mode: Mode, options: Options) -> Arguments:
             raise ValueError(f"{flag(name)} means nothing for {_chosen(mode, options)}; leave one of them out")
         call |= arguments
     return {"two_stage": mode.two_stage, **call} if "two_stage" in takes else call
+
+
+def check_call(mode: Mode, call: Arguments, options: Options) -> None:
+    """Find what is wrong with a call and its files before a checkpoint is loaded for it."""
+    from ..declared import settle
+    from ..media.frames import read_frames
+    from ..media.reading import probe
+
+    given = mode.pipeline_class.__call__.arguments(**call)
+    settle(given)
+    given.check()
+    for path, option in input_files(options).items():
+        if option in ("audio", "reference_audio", "video"):
+            probe(path)
+        elif option in ("image", "image_at", "reference"):
+            read_frames(path, 1)
 
 
 def _chosen(mode: Mode, options: Options) -> str:

@@ -11,7 +11,8 @@ from typing import ClassVar, TypeVar
 
 import torch
 
-from ..checks import check_share
+from ..checks import check_scales, check_share
+from ..declared import settle
 
 Binned = TypeVar("Binned")
 
@@ -189,6 +190,8 @@ class MultiModalGuiderParams:
     skip_step: int = 0
 
     def __post_init__(self) -> None:
+        settle(self)
+        check_scales(cfg_scale=self.cfg_scale, stg_scale=self.stg_scale, modality_scale=self.modality_scale)
         check_share(rescale_scale=self.rescale_scale)
         if self.skip_step < 0:
             raise ValueError(f"skip_step must not be negative, got {self.skip_step}; use 0.")

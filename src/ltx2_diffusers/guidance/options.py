@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from ..checks import check_choice
+from ..checks import check_choice, check_scales
+from ..declared import settle
 from ..models.negative_text import NAG_ALPHA, NAG_TAU, NagWeights
 from .guiders import CFGGuider, CFGStarRescalingGuider, Guider, LtxAPGGuider, MultiModalGuiderParams, StatefulAPGGuider
 
@@ -60,13 +61,15 @@ class GuidanceOptions:
     nag_alpha: float = NAG_ALPHA
 
     def __post_init__(self) -> None:
+        settle(self)
         for name in ("skip_step", "audio_skip_step"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 0:
+            if value < 0:
                 raise ValueError(f"`{name}` has to be a whole number of at least 0 but is {value!r}; use 0")
         self._check_method()
         for name in ("bins", "audio_bins"):
             _check_bins(name, getattr(self, name))
+        check_scales(apg_eta=self.apg_eta, apg_momentum=self.apg_momentum, nag_scale=self.nag_scale)
         for name, wrong, nearest in (
             ("nag_scale", self.nag_scale < 1, 1.0),
             ("nag_tau", self.nag_tau <= 0, 1.0),

@@ -6,6 +6,7 @@ from typing import Any, TypeGuard
 
 import torch
 
+from ..checks import check_scales, check_unit
 from ..conditioning.streams import Streams, on_streams
 from .guiders import BinnedGuider, MultiModalGuider, MultiModalGuiderParams, StatefulAPGGuider, params_at_sigma
 from .options import GuidanceOptions, completed_bins
@@ -18,6 +19,13 @@ AudioScale = float | str | None
 Scales = Streams[MultiModalGuiderParams]
 UNGUIDED = Streams(NEUTRAL, NEUTRAL)
 Guiders = Streams[MultiModalGuider | BinnedGuider | None]
+# Arguments of a call that scales come from, those of the audio with its prefix.
+SCALE_ARGUMENTS = {
+    "cfg_scale": "guidance_scale",
+    "stg_scale": "stg_scale",
+    "rescale_scale": "guidance_rescale",
+    "modality_scale": "modality_scale",
+}
 # Before the names of options that belong to a stream.
 _PREFIXES = Streams("", "audio_")
 
@@ -77,20 +85,23 @@ def _resolved(preset: Preset, video: GivenScales, audio: GivenScales) -> Scales:
     # A lone guidance_scale=1.0 is how users switch guidance off; other terms stay only if asked for.
     switched_off = video == GivenScales(1.0) and not audio.has_number
     video_default, audio_default = UNGUIDED if switched_off else (preset.video, preset.audio)
-    video_scales = _filled(video, video_default)
-    return Streams(video_scales, _filled(audio, video_scales, audio_default))
+    video_scales = _filled(video, "", video_default)
+    return Streams(video_scales, _filled(audio, "audio_", video_scales, audio_default))
 
 
 def _filled(
-    given: GivenScales, unsaid: MultiModalGuiderParams, preset: MultiModalGuiderParams | None = None
+    given: GivenScales, prefix: str, unsaid: MultiModalGuiderParams, preset: MultiModalGuiderParams | None = None
 ) -> MultiModalGuiderParams:
     """The scales of a stream: those of `unsaid` where `None` is given, and of `preset` where [`PRESET`] is."""
     values: dict[str, Any] = {}
     for name, scale in vars(given).items():
         source = unsaid if scale is None else preset if scale == PRESET else None
         values[name] = scale if source is None else getattr(source, name)
+        argument = f"{prefix}{SCALE_ARGUMENTS[name]}"
         if isinstance(values[name], str):
-            raise ValueError(f"a guidance argument is {scale!r}; give a number, None or, for audio, {PRESET!r}")
+            raise ValueError(f"`{argument}` is {scale!r}; give a number, None or, for audio, {PRESET!r}")
+        check = check_unit if name == "rescale_scale" else check_scales
+        check(**{argument: values[name]})
     return MultiModalGuiderParams(**values)
 
 

@@ -114,6 +114,9 @@ def _floats(pixels: torch.Tensor) -> Pixels:
 
 def _rounded(scaled: Pixels) -> Pixels:
     """Round pixels in [0, 255] half to even, in place, and convert them to bytes."""
+    # Both ends of what holds NaN are NaN; asking for them costs no memory.
+    if 0 not in scaled.shape and not np.isfinite(float(scaled.min()) + float(scaled.max())):
+        raise ValueError("the frames hold values that are not finite (NaN or infinity); decode them in float32")
     if isinstance(scaled, np.ndarray):
         return np.rint(scaled, out=scaled).clip(0, 255, out=scaled).astype(np.uint8)
     return scaled.round_().clamp_(0, 255).to(torch.uint8)

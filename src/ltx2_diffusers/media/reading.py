@@ -19,7 +19,7 @@ from av.container import InputContainer
 
 from . import clock
 from .colours import Look, decoded_frames, displayed_pixels, displayed_size
-from .files import exact_frame_rate, open_media
+from .files import exact_frame_rate, file_of, open_media
 from .images import read_image
 
 __all__ = ["MediaInfo", "iterate_video", "probe", "read_audio", "read_image", "read_video"]

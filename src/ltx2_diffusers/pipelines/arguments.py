@@ -9,18 +9,21 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import partial, wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, ClassVar, Concatenate, ParamSpec, TypeVar
 
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
-from ..conditioning import Streams
-from ..guidance import GuidanceOptions, Preset
-from ..guidance.scales import PRESET, AudioScale, GivenScales, Scales, call_scales, sound_scales
+from .. import checks, declared
+from ..conditioning import VIDEO_SCALE_FACTORS, Streams
+from ..guidance import NEUTRAL, GuidanceOptions, Preset, preset
+from ..guidance.scales import PRESET, SCALE_ARGUMENTS, AudioScale, GivenScales, Scales, call_scales, sound_scales
 from ..media.frames import Frames
 from ..prompts import Enhancement, Prompts
+from ..sampling import get_sampler
+from ..schedulers.sigmas import check_sigmas, require_steps
 from .conditions import Condition, Conditions, Sound
-from .plan import Size
+from .plan import Size, check_speed
 
 Callback = Callable[..., dict[str, Any] | None]
 Generators = torch.Generator | list[torch.Generator] | None
@@ -66,6 +69,9 @@ class Stage:
     transformer: str = "transformer"
     references: bool = True
 
+    def __post_init__(self) -> None:
+        declared.settle(self)
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -75,6 +81,7 @@ class Sampling:
         first: The first stage at the size of the clip, and without its guidance scales.
         scales: Those that the call gives, for a checkpoint with these reference values.
         two_stage, stages, stage_2_sigmas, stage_1_adapters, stage_2_adapters: As in the calls of recipes in stages.
+        given_scales: Guidance scales by the stream that their arguments name.
     """
 
     first: Stage
@@ -84,6 +91,34 @@ class Sampling:
     stage_2_sigmas: Sequence[float] | None
     stage_1_adapters: Mapping[str, float] | None
     stage_2_adapters: Mapping[str, float] | None
+    given_scales: Streams[GivenScales]
+
+    @property
+    def second_stage_arguments(self) -> dict[str, Any]:
+        """What is given and means nothing for a single stage."""
+        names = ("stage_2_sigmas", "stage_2_adapters")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    @property
+    def stage_arguments(self) -> dict[str, Any]:
+        """What is given and means nothing where stages are given; steps are left out beside any list."""
+        names = ("sigmas", "timesteps", "sampler", "guidance_options")
+        first = {name: getattr(self.first, name) for name in names if getattr(self.first, name) is not None}
+        blocks = self.first.stg_blocks
+        first |= {} if blocks is None else {"spatio_temporal_guidance_blocks": blocks}
+        first |= {} if self.stage_1_adapters is None else {"stage_1_adapters": self.stage_1_adapters}
+        return first | self.unguided(Streams(False, False)) | self.second_stage_arguments
+
+    def unguided(self, guided: Streams[bool]) -> dict[str, Any]:
+        """Scales that are given for streams that take no guidance, by the names of their arguments, but for neutral ones."""
+        pairs = zip(guided, self.given_scales, ("", "audio_"))
+        return {
+            f"{prefix}{SCALE_ARGUMENTS[name]}": scale
+            for is_guided, scales, prefix in pairs
+            if not is_guided
+            for name, scale in vars(scales).items()
+            if scale not in (None, PRESET, getattr(NEUTRAL, name))
+        }
 
 
 @dataclass(frozen=True)
@@ -281,6 +316,36 @@ class Arguments(Texts):
     sampler: str | None = None
     guidance_options: GuidanceOptions | None = None
 
+    frame_stride: ClassVar[int] = VIDEO_SCALE_FACTORS.time
+    """Pixel frames that a latent frame stands for, one of which a number of frames may have more."""
+
+    def check(self) -> None:
+        """Raise `ValueError` for what is wrong whatever the checkpoint, which need not be loaded to find it.
+
+        Sides and frames are counted as by the autoencoders of all published checkpoints.
+        """
+        multiple = VIDEO_SCALE_FACTORS.height * (2 if self.two_stage and self.stages is None else 1)
+        height, width = (multiple if side is None else side for side in (self.height, self.width))
+        checks.check_size(height, width, multiple)
+        frames = 1 if self.num_frames is None else self.num_frames
+        checks.check_num_frames(frames, self.frame_stride)
+        rate = 24.0 if self.frame_rate is None else self.frame_rate
+        check_speed(frames, Size(frame_rate=rate, motion_speed=self.motion_speed))
+        if self.num_inference_steps is not None:
+            require_steps(self.num_inference_steps)
+        for name in ("sigmas", "stage_2_sigmas"):
+            if getattr(self, name) is not None:
+                check_sigmas(getattr(self, name), name)
+        if self.sampler is not None:
+            get_sampler(self.sampler)
+        self.scales(preset("2.0"))
+        checks.check_unit(noise_scale=self.noise_scale)
+        numbers = {
+            "num_videos_per_prompt": self.num_videos_per_prompt,
+            "max_sequence_length": self.max_sequence_length,
+        }
+        checks.check_at_least_one(**numbers)
+
     def request(
         self,
         stages: Sequence[Stage],
@@ -334,7 +399,8 @@ class Arguments(Texts):
             noise_scale=self.noise_scale,
         )
         adapters = (self.stage_1_adapters, self.stage_2_adapters)
-        return Sampling(first, self.scales, self.two_stage, self.stages, self.stage_2_sigmas, *adapters)
+        rest = (self.two_stage, self.stages, self.stage_2_sigmas, *adapters)
+        return Sampling(first, self.scales, *rest, self.given_scales)
 
     @property
     def video_scales(self) -> GivenScales:
@@ -342,12 +408,17 @@ class Arguments(Texts):
         return GivenScales(self.guidance_scale, self.stg_scale, self.guidance_rescale, self.modality_scale)
 
     @property
-    def scales(self) -> Callable[[Preset], Scales]:
-        """From the reference values of a checkpoint to the guidance scales of both streams."""
+    def given_scales(self) -> Streams[GivenScales]:
+        """Guidance scales by the stream that their arguments name."""
         audio = GivenScales(
             self.audio_guidance_scale, self.audio_stg_scale, self.audio_guidance_rescale, self.audio_modality_scale
         )
-        return partial(call_scales, given=Streams(self.video_scales, audio), options=self.guidance_options)
+        return Streams(self.video_scales, audio)
+
+    @property
+    def scales(self) -> Callable[[Preset], Scales]:
+        """From the reference values of a checkpoint to the guidance scales of both streams."""
+        return partial(call_scales, given=self.given_scales, options=self.guidance_options)
 
 
 @dataclass(frozen=True)
@@ -362,7 +433,7 @@ class StagedArguments(Arguments):
             changes; 0 takes one out. On a dev checkpoint the second stage adds `{"distilled": 1.0}` by default, which the
             first stage runs without; `{}` refines with the same weights. With one stage, only the first may be given.
         stages: Stages to run in place of the default ones, see [`~ltx2_diffusers.pipelines.arguments.Stage`]; the
-            arguments of steps and guidance are not read then, those of adapters are refused.
+            arguments of sampling, guidance and adapters have to be left out then, and steps are not read.
         audio_stage: Index of the stage whose sound is returned: -1 (default) the refined one, 0 that of the first.
     """
 
@@ -401,6 +472,11 @@ class SoundArguments(StagedArguments):
     decode_timestep: float | list[float] = field(init=False, default=0.0)
     decode_noise_scale: float | list[float] | None = field(init=False, default=None)
     two_stage: bool = False
+
+    @property
+    def given_scales(self) -> Streams[GivenScales]:
+        """None that belong to a stream which takes no guidance."""
+        return Streams(GivenScales(), GivenScales())
 
     @property
     def scales(self) -> Callable[[Preset], Scales]:
@@ -446,11 +522,11 @@ def takes(arguments: Callable[P, A]) -> Callable[[Callable[[S, A], R]], Callable
     Args:
         arguments: The dataclass.
     """
-    fields = list(inspect.signature(arguments).parameters.values())
+    parameters = list(inspect.signature(arguments).parameters.values())
 
     def decorate(method: Callable[[S, A], R]) -> Callable[Concatenate[S, P], R]:
         own = inspect.signature(method)
-        signature = own.replace(parameters=[own.parameters["self"], *fields])
+        signature = own.replace(parameters=[own.parameters["self"], *parameters])
 
         @wraps(method)
         def call(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -459,11 +535,14 @@ def takes(arguments: Callable[P, A]) -> Callable[[Callable[[S, A], R]], Callable
             except TypeError as error:
                 known = list(signature.parameters)[1:]
                 raise TypeError(f"{type(self).__name__}.__call__() {_explained(str(error), kwargs, known)}") from None
-            return method(self, arguments(*args, **kwargs))
+            given = arguments(*args, **kwargs)
+            declared.settle(given)
+            return method(self, given)
 
         call.__dict__["__signature__"] = signature
-        call.__annotations__ = {one.name: one.annotation for one in fields} | {"return": own.return_annotation}
-        call.__doc__ = _documented(method.__doc__ or "", arguments, [parameter.name for parameter in fields])
+        call.__dict__["arguments"] = arguments
+        call.__annotations__ = {one.name: one.annotation for one in parameters} | {"return": own.return_annotation}
+        call.__doc__ = _documented(method.__doc__ or "", arguments, [parameter.name for parameter in parameters])
         return call
 
     return decorate

@@ -4,7 +4,7 @@ A recipe says what it wants in a [`~ltx2_diffusers.pipelines.arguments.Request`]
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
+from .. import checks, declared
 from ..adapters import active
-from ..checks import check_choice, check_float_tensors, check_generator, check_per_video, check_unit
 from ..conditioning import GaussianNoiser, LatentState, LatentTools, TextContext, on_streams
 from ..conditioning.streams import States, Streams, Tensors
 from ..guidance import NEUTRAL, MultiModalGuiderParams
@@ -63,11 +63,28 @@ class StepCallback:
         known = {**self.constants, **dict(zip(_REPLACEABLE, latents))}
         if "denoised" in self.names:
             known["denoised"] = None if prediction.video is None else _target(prediction.video, tools)
-        returned = self.function(self.pipeline, step, timestep, {name: known[name] for name in self.names}) or {}
+        returned = self.function(self.pipeline, step, timestep, {name: known[name] for name in self.names})
+        returned = {} if returned is None else returned
+        if not isinstance(returned, dict):
+            raise ValueError(
+                f"`callback_on_step_end` has to return a dict or None but returned {declared.shown(returned)}"
+            )
         ignored = [name for name in returned if name not in _REPLACEABLE and returned[name] is not known.get(name)]
         if ignored:
             raise ValueError(f"the step callback returned {ignored}; only {list(_REPLACEABLE)} can be replaced")
-        return with_latents(states, Streams(*(returned.get(name, known[name]) for name in _REPLACEABLE)))
+        replaced = (_replaced(name, returned.get(name, known[name]), known[name]) for name in _REPLACEABLE)
+        return with_latents(states, Streams(*replaced))
+
+
+def _replaced(name: str, new: Any, old: torch.Tensor | None) -> torch.Tensor | None:
+    """Latents that a step callback returns in place of others, as the loop goes on with them."""
+    if new is old or old is None:
+        return old
+    if not isinstance(new, torch.Tensor) or not new.is_floating_point() or new.shape != old.shape:
+        raise ValueError(
+            f"`callback_on_step_end` returned {declared.shown(new)} for `{name}`; return a floating-point tensor {tuple(old.shape)}"
+        )
+    return new.to(old)
 
 
 @dataclass(frozen=True)
@@ -139,24 +156,35 @@ def stage_list(
         streams: Which streams are generated.
     """
     if sampling.stages is not None:
-        if sampling.stage_1_adapters or sampling.stage_2_adapters:
-            raise ValueError(
-                "`stage_1_adapters` and `stage_2_adapters` are not read with `stages`; set `adapters` of each Stage"
-            )
+        check_unread("`stages` are given, which say so themselves", sampling.stage_arguments)
         return _checked(sampling.stages)
+    guided = Streams(*(here and not given for here, given in zip(streams, held)))
+    check_unread("this call makes no such guidance", sampling.unguided(guided))
+    if not sampling.two_stage:
+        check_unread("this call has one stage (two_stage=False)", sampling.second_stage_arguments)
     scales = Streams(*(NEUTRAL if given else s for given, s in zip(held, sampling.scales(pipeline.preset))))
     first = replace(sampling.first, scales=scales)
     if not sampling.two_stage:
-        if sampling.stage_2_adapters:
-            raise ValueError(
-                f"`stage_2_adapters` {sampling.stage_2_adapters!r} belong to the second of two stages, but the call has one; "
-                "use `stage_1_adapters`, or two_stage=True"
-            )
         return [replace(first, adapters=sampling.stage_1_adapters or None)]
     adapters = stage_adapters(pipeline, sampling.stage_1_adapters, sampling.stage_2_adapters)
     first = replace(first, spatial_scale=0.5 if streams.video else 1.0, adapters=adapters[0])
     makes_video = streams.video and not held.video
     return [first, refining_stage(pipeline, sampling, adapters[1], UPSAMPLER if makes_video else None)]
+
+
+def check_unread(why: str, given: Mapping[str, Any]) -> None:
+    """Refuse what a call says and does not read."""
+    if given:
+        name, value = next(iter(given.items()))
+        raise ValueError(f"`{name}` is given ({declared.shown(value)}), but {why}; leave one of them out")
+
+
+def check_said(why: str, call: Any, *names: str) -> None:
+    """Refuse arguments of a call that are not read and have another value than their default."""
+    values = {name: getattr(call, name) for name in names}
+    defaults = {field.name: field.default for field in fields(call)}
+    # A tensor, which is compared element by element, has no default but `None`.
+    check_unread(why, {n: v for n, v in values.items() if isinstance(v, torch.Tensor) or v != defaults[n]})
 
 
 def refining_stage(
@@ -165,7 +193,7 @@ def refining_stage(
     """The second stage of the reference recipes: few fixed noise levels, no guidance, no reference videos."""
     options = sampling.first.guidance_options
     return Stage(
-        sigmas=sampling.stage_2_sigmas or pipeline.preset.stage_2_sigmas,
+        sigmas=pipeline.preset.stage_2_sigmas if sampling.stage_2_sigmas is None else sampling.stage_2_sigmas,
         # CFG++ follows a negative prediction, which a run without guidance does not make.
         sampler=None if sampling.first.sampler == "euler_cfg_pp" else sampling.first.sampler,
         upsampler=upsampler,
@@ -199,7 +227,7 @@ def stage_adapters(
         if stage_2 and active.DISTILLED_ADAPTER not in pipeline.lora_metadata:
             raise ValueError(
                 "the second stage of a dev checkpoint needs its distilled LoRA: load it with load_lora_weights(..., "
-                f'adapter_name="{active.DISTILLED_ADAPTER}"), or pass stage_2_adapters={{}} to refine with the same weights'
+                f'adapter_name="{active.DISTILLED_ADAPTER}"), or pass stage_2_adapters={{}} to refine with the same weights, or two_stage=False'
             )
     own = (
         {active.DISTILLED_ADAPTER: 0.0}
@@ -253,7 +281,7 @@ def run(pipeline: LTX2GenerationPipeline, prompts: Prompts, request: Request) ->
 def prepare(pipeline: LTX2GenerationPipeline, request: Request, batch_size: int) -> Prepared:
     """Find everything that can be wrong with a call but its text, before any computation."""
     start, delivery = request.start, request.delivery
-    _check_values(request, batch_size, pipeline._callback_tensor_inputs)
+    _check_values(request, batch_size, pipeline)
     scales = [(stage.spatial_scale, stage.temporal_scale) for stage in request.stages]
     plan = plan_clip(pipeline.sizes, batch_size, request.size, scales, start.latents, start.audio_latents)
     held = held_streams(request.conditions)
@@ -408,6 +436,7 @@ def _prepared_stage(
     """A stage before its conditions are known."""
     stage, preset = request.stages[index], pipeline.preset
     pipeline.require(stage.transformer, *([stage.upsampler] if stage.upsampler else []))
+    _check_roles(pipeline, stage)
     active.check_adapters_loaded(pipeline, {} if stage.adapters is None else stage.adapters)
     if stage.adapters and stage.transformer != "transformer":
         raise ValueError(
@@ -419,21 +448,22 @@ def _prepared_stage(
     check_options(stage.guidance_options, Streams(*(here and not given for here, given in zip(request.streams, held))))
     guiders = stage_guiders(pipeline, stage, request.streams)
     sigmas = _levels(pipeline, stage, plan.num_video_tokens)
-    name = stage.sampler or ("euler" if index else preset.sampler)
+    name = ("euler" if index else preset.sampler) if stage.sampler is None else stage.sampler
     _check_negative_is_made(name, guiders, sigmas)
     cross_timestep = cross_timestep_mode(request.use_cross_timestep, preset)
     stage, sampler = replace(stage, sampler=name), get_sampler(name, request.start.generator)
     return StageRun(stage, plan, sigmas, guiders, sampler, (), cross_timestep)
 
 
-def _check_values(request: Request, batch_size: int, watchable: Sequence[str]) -> None:
-    start, delivery = request.start, request.delivery
-    check_generator(start.generator, batch_size)
-    check_choice("output_type", delivery.output_type, OUTPUT_TYPES)
+def _check_values(request: Request, batch_size: int, pipeline: LTX2GenerationPipeline) -> None:
+    start, delivery, watchable = request.start, request.delivery, pipeline._callback_tensor_inputs
+    checks.check_generator(start.generator, batch_size, torch.device(pipeline._execution_device))
+    checks.check_attention_kwargs(request.attention_kwargs)
+    checks.check_choice("output_type", delivery.output_type, OUTPUT_TYPES)
     unknown = [name for name in delivery.callback_inputs or () if name not in watchable]
     if unknown:
         raise ValueError(f"`callback_on_step_end_tensor_inputs` has to be in {list(watchable)} but contains {unknown}")
-    check_float_tensors(latents=start.latents, audio_latents=start.audio_latents)
+    checks.check_float_tensors(latents=start.latents, audio_latents=start.audio_latents)
     count = len(request.stages)
     if request.audio_stage not in range(-count, count):
         raise ValueError(
@@ -442,9 +472,27 @@ def _check_values(request: Request, batch_size: int, watchable: Sequence[str]) -
     if not any(stage.references for stage in request.stages) and any(c.is_reference for c in request.conditions):
         raise ValueError("a reference is given, but no stage takes references; set `references=True` in one of them")
     for stage in request.stages:
-        check_unit(noise_scale=stage.noise_scale)
+        checks.check_unit(noise_scale=stage.noise_scale)
     for name in ("decode_timestep", "decode_noise_scale"):
-        check_per_video(name, getattr(delivery, name), batch_size)
+        check_noise_levels(name, getattr(delivery, name), batch_size)
+
+
+def check_noise_levels(name: str, value: float | list[float] | None, batch_size: int) -> None:
+    """The decoder's noise levels: one for all videos or one each, from 0 to 1."""
+    checks.check_per_video(name, value, batch_size)
+    for level in value if isinstance(value, list) else [value]:
+        checks.check_unit(**{name: level})
+
+
+def _check_roles(pipeline: LTX2GenerationPipeline, stage: Stage) -> None:
+    """The components that a stage names must be of the kind that it takes them for."""
+    kinds = (
+        ("transformer", stage.transformer, "num_layers"),
+        ("upsampler", stage.upsampler, "rational_spatial_scale"),
+    )
+    for role, name, key in kinds:
+        if name is not None and key not in getattr(getattr(pipeline, name), "config", ()):
+            raise ValueError(f"`{role}` of a stage is {name!r}, which is no {role}; name a component that is one")
 
 
 def _check_upsampler(pipeline: LTX2GenerationPipeline, request: Request, index: int) -> None:
@@ -631,6 +679,7 @@ def decoded(
 ) -> Decoded:
     """Turn un-normalised video latents into frames."""
     video = pipeline.vae.decode(latents.to(pipeline.vae.dtype), timestep, return_dict=False)[0]
+    checks.check_finite("the decoded video", video, "decode in float32: pipe.vae.to(torch.float32)")
     return video_as(pipeline, video, output_type)
 
 
@@ -673,7 +722,10 @@ def decode_audio(pipeline: LTX2GenerationPipeline, latents: torch.Tensor, output
     if output_type == "latent":
         return latents
     spectrogram = pipeline.audio_vae.decode(latents.to(pipeline.audio_vae.dtype), return_dict=False)[0]
-    return pipeline.vocoder(spectrogram)
+    audio = pipeline.vocoder(spectrogram)
+    remedy = "decode in float32: pipe.audio_vae.to(torch.float32) and pipe.vocoder.to(torch.float32)"
+    checks.check_finite("the decoded sound", audio, remedy)
+    return audio
 
 
 def _per_sample(value: float | list[float], latents: torch.Tensor) -> torch.Tensor:

@@ -9,10 +9,10 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from typing_extensions import Self
 
+from .. import checks, declared
 from .. import prompts as texts
 from ..adapters.mixin import LTX2LoraMixin
 from ..checkpoints.versions import model_kind, model_version
-from ..checks import check_at_least_one, check_choice
 from ..conditioning import Streams
 from ..guidance import NEUTRAL, Preset, preset
 from ..media.waveforms import fit_audio
@@ -198,6 +198,7 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
             return self.vae.normalize_latents(latents)
         return plan.tools.video.patchifier.unpatchify(latents, plan.video)
 
+    @declared.takes_declared
     def encode_prompt(
         self,
         prompt: str | list[str] | None,
@@ -210,7 +211,7 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
         negative_prompt_attention_mask: torch.Tensor | None = None,
         max_sequence_length: int = 1024,
         scale_factor: int = 8,
-        device: torch.device | None = None,
+        device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """Encode prompts into language-model states that can be passed to the pipeline as `prompt_embeds`.
@@ -234,16 +235,18 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
             two are `None` without guidance, unless they are given. Positions in front of a prompt hold zeros: nothing
             reads them.
         """
-        check_choice("scale_factor", scale_factor, (8,))
+        checks.check_choice("scale_factor", scale_factor, (8,))
         embeds = (prompt_embeds, negative_prompt_embeds)
         masks = (prompt_attention_mask, negative_prompt_attention_mask)
         prompts = texts.Prompts(prompt, negative_prompt, embeds, masks, num_videos_per_prompt, max_sequence_length)
         with_negative = do_classifier_free_guidance or negative_prompt_embeds is not None
-        encoded = texts.encode_prompt(self._text_encoder(device), prompts, with_negative, dtype)
+        encoder = self._text_encoder(None if device is None else torch.device(device))
+        encoded = texts.encode_prompt(encoder, prompts, with_negative, dtype)
         prompt_embeds, prompt_attention_mask, negative_prompt_embeds, negative_prompt_attention_mask = encoded
         # diffusers' tests read from this line which arguments of a call take the results.
         return prompt_embeds, prompt_attention_mask, negative_prompt_embeds, negative_prompt_attention_mask
 
+    @declared.takes_declared
     def enhance_prompt(
         self,
         prompt: str | list[str],
@@ -271,13 +274,15 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
             One rewritten text per prompt; the prompt itself where the language model gave no answer.
         """
         if max_new_tokens is not None:
-            check_at_least_one(max_new_tokens=max_new_tokens)
+            checks.check_at_least_one(max_new_tokens=max_new_tokens)
+        checks.check_seed("seed", seed)
         wish = texts.Enhancement(True, system_prompt, max_new_tokens, generation_kwargs, seed)
         prompts = [prompt] if isinstance(prompt, str) else prompt
         return texts.enhance(
             self.chat_model, prompts, wish, torch.device(device or self._execution_device), generator, image
         )
 
+    @declared.takes_declared
     def enable_prompt_cache(self, folder: str | os.PathLike, max_bytes: int | str | None = None) -> None:
         """Keep the text contexts of prompts in a folder, and take them from there when they are asked for again.
 

@@ -16,6 +16,8 @@ from ..conditioning import AudioLatentShape, LatentTools, Streams, VideoLatentSh
 
 DEFAULT_SIZE = (512, 768, 121)
 """Height, width and frames of the reference recipes."""
+MAX_SPEED = 100.0
+"""Fastest motion against real time; the slowest is its reciprocal."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,7 @@ def plan_clip(
     # A stage at half the size needs the finished sides to be multiples of twice the stride.
     checks.check_size(height, width, spatial * _common_denominator(space for space, _ in scales))
     checks.check_num_frames(num_frames, temporal * _common_denominator(time for _, time in scales))
-    checks.check_positive(frame_rate=wished.frame_rate, motion_speed=wished.motion_speed)
+    check_speed(num_frames, wished)
     frames = (num_frames - 1) // temporal + 1
     video = VideoLatentShape(batch_size, sizes.channels, frames, height // spatial, width // spatial)
     audio = sizes.audio_shape(batch_size, num_frames / wished.frame_rate)
@@ -188,6 +190,24 @@ def plan_clip(
     _check_latents("latents", latents, tools.video)
     _check_latents("audio_latents", audio_latents, tools.audio)
     return plan
+
+
+def check_speed(num_frames: int, wished: Size) -> None:
+    """Frame rate and speed of motion must be such that time can be counted, and the sound of a length to be made at once."""
+    rate = wished.frame_rate
+    checks.check_positive(frame_rate=rate, motion_speed=wished.motion_speed)
+    checks.check_most(checks.MAX_FRAME_RATE, frame_rate=rate)
+    if not 1 / MAX_SPEED <= wished.motion_speed <= MAX_SPEED:
+        nearest = min(max(wished.motion_speed, 1 / MAX_SPEED), MAX_SPEED)
+        raise ValueError(
+            f"`motion_speed` has to be from {1 / MAX_SPEED:g} to {MAX_SPEED:g} but is {wished.motion_speed}; use {nearest:g}"
+        )
+    if num_frames / rate > checks.MAX_SECONDS:
+        raise ValueError(
+            f"{num_frames} frames (`num_frames`) at a `frame_rate` of {rate:g} last {num_frames / rate:g} s, more than the "
+            f"{checks.MAX_SECONDS:g} s of sound that can be made at once; use a `frame_rate` of at least "
+            f"{math.ceil(num_frames / checks.MAX_SECONDS)}, or fewer frames"
+        )
 
 
 def _inferred_size(sizes: ModelSizes, wished: Size, latents: torch.Tensor | None) -> tuple[int, int, int]:

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..checks import check_at_least_one, check_loaded
+from ..checks import check_at_least_one, check_float_tensors, check_loaded, check_most, check_seed
 from ..conditioning.streams import TextContext
 from ..models.connectors import LTX2TextConnectors
 from .vocabulary import check_tokens, check_vocabulary
 
 Contexts = tuple[TextContext, TextContext | None]
 """What the streams attend to, of the positive and the negative prompts."""
+MAX_VIDEOS = 1000
 EMBEDS = ("prompt_embeds", "negative_prompt_embeds")
 
 
@@ -188,6 +189,22 @@ class TextEncoder:
         contexts = TextContext(video, audio).split([len(part.mask) for part in present])
         return contexts[0], contexts[1] if len(contexts) == 2 else None
 
+    def check_length(self, length: int) -> None:
+        """Texts get as many positions as whole sets of registers fill, and no more than the models know."""
+        multiple = longest = 1
+        if "connectors" not in self.absent:
+            multiple, longest = self.connectors.fitting_length(1), self.connectors.config.connector_rope_base_seq_len
+        if "text_encoder" not in self.absent:
+            text_config = self.model.config.get_text_config()
+            longest = min(longest, getattr(text_config, "max_position_embeddings", longest))
+        if length % multiple or (multiple > 1 and length > longest):
+            lower = min(length, longest) // multiple * multiple
+            nearest = [number for number in (lower, lower + multiple) if 0 < number <= longest]
+            raise ValueError(
+                f"`max_sequence_length` has to be a multiple of {multiple}, the registers of this checkpoint's connectors, up "
+                f"to {longest} but is {length}; use {' or '.join(map(str, nearest))}"
+            )
+
     @property
     def absent(self) -> list[str]:
         """Names of the components that are not loaded."""
@@ -225,6 +242,8 @@ def check_prompts(prompts: Prompts) -> int:
             raise ValueError("provide either `prompt` or `prompt_embeds`, and not both")
         if given is not None and embeds is not None:
             raise ValueError(f"provide either `{name}` or `{name}_embeds`, and not both")
+        if embeds is None and mask is not None:
+            raise ValueError(f"`{name}_attention_mask` belongs to `{name}_embeds`, which are not given; leave it out")
         if embeds is not None:
             counts[name] = _check_embeds(name, embeds, mask)
         elif given is not None:
@@ -238,11 +257,18 @@ def check_prompts(prompts: Prompts) -> int:
     check_at_least_one(
         num_videos_per_prompt=prompts.num_videos_per_prompt, max_sequence_length=prompts.max_sequence_length
     )
+    check_most(MAX_VIDEOS, num_videos_per_prompt=prompts.num_videos_per_prompt)
     wish = prompts.enhancement
     if wish.enabled and prompts.prompt is None:
         raise ValueError("`enable_prompt_enhancement` needs `prompt`; precomputed `prompt_embeds` cannot be rewritten")
-    if wish.system_prompt is not None and not wish.enabled:
-        raise ValueError("`system_prompt` is only read with `enable_prompt_enhancement=True`; set it or leave it out")
+    unread = {
+        "system_prompt": wish.system_prompt,
+        "prompt_max_new_tokens": wish.max_new_tokens,
+        "prompt_enhancement_kwargs": wish.generation_kwargs,
+    }
+    if given := [name for name, value in unread.items() if value is not None and not wish.enabled]:
+        raise ValueError(f"`{given[0]}` is only read with `enable_prompt_enhancement=True`; set it or leave it out")
+    check_seed("prompt_enhancement_seed", wish.seed)
     return counts["prompt"]
 
 
@@ -254,9 +280,15 @@ def _check_embeds(name: str, embeds: torch.Tensor, mask: torch.Tensor | None) ->
             f"`{name}_embeds` have to be floating-point text-encoder states [B, T, C * L] or [B, T, C, L] but are "
             f"{embeds.dtype} {tuple(embeds.shape)}"
         )
+    check_float_tensors(**{f"{name}_embeds": embeds})
     if tuple(mask.shape) != tuple(embeds.shape[:2]):
         raise ValueError(
             f"`{name}_attention_mask` has shape {tuple(mask.shape)}, but `{name}_embeds` need {tuple(embeds.shape[:2])}"
+        )
+    if mask.is_meta or not ((mask == 0) | (mask == 1)).all() or not mask.any(dim=1).all():
+        raise ValueError(
+            f"`{name}_attention_mask` has to hold 1 for tokens and 0 for padding, at least one token per text; pass that "
+            "which `encode_prompt` returned"
         )
     return embeds.shape[0]
 

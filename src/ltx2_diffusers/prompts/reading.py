@@ -67,8 +67,10 @@ class PromptReader:
                 check_at_least_one(prompt_max_new_tokens=wish.max_new_tokens)
             self.chat.check(with_picture)
         cache = self._cache_for(prompts, watched)
+        has_texts = prompts.prompt is not None or (with_negative and prompts.embeds[1] is None)
+        if has_texts:
+            self.encoder.check_length(prompts.max_sequence_length)
         if cache is None:
-            has_texts = prompts.prompt is not None or (with_negative and prompts.embeds[1] is None)
             self.encoder.require(*(["text_encoder", "tokenizer"] if has_texts else []), "connectors")
         elif self.encoder.absent and not wish.enabled:
             self._looked_up(cache, _texts(prompts, with_negative), prompts.max_sequence_length)

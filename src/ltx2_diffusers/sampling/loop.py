@@ -1,7 +1,7 @@
 """The one denoising loop: every pipeline, stage and sampler runs through it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -34,14 +34,59 @@ def denoise(
 
     Returns:
         The states at the last noise level.
+
+    Raises:
+        ValueError: If the latents are no longer finite; see [`FiniteWatch`].
     """
+    watch = FiniteWatch()
     for step in range(len(sigmas) - 1):
         if interrupted():
             break
         states, prediction = sampler.step(StepPredictor(denoiser, step), states, sigmas, step)
+        watch.note(states)
         if on_step is not None:
             states = on_step(step, states, prediction)
+    watch.check()
     return states
+
+
+@dataclass
+class FiniteWatch:
+    """Notices when the latents of a run are no longer finite numbers.
+
+    On an accelerator an answer costs waiting for all work, so that it is asked once, after the last step, of which steps
+    were bad; on a CPU it is known at once and ends the run.
+
+    Args:
+        flags: Whether each stream was finite after each step, tensors on the device.
+        streams: Names of the streams that are there.
+    """
+
+    flags: list[torch.Tensor] = field(default_factory=list)
+    streams: list[str] = field(default_factory=list)
+
+    def note(self, states: States) -> None:
+        """Remember the states after a step."""
+        present = {name: state.latent for name, state in zip(states._fields, states) if state is not None}
+        self.streams = list(present)
+        self.flags.append(torch.stack([latent.isfinite().all() for latent in present.values()]))
+        if self.flags[-1].device.type == "cpu" and not self.flags[-1].all():
+            self.check()
+
+    def check(self) -> None:
+        """Raise `ValueError` if any step was bad; the message names the first one, and its streams."""
+        if not self.flags:
+            return
+        finite = torch.stack(self.flags)
+        if bool(finite.all()):
+            return
+        first = int((~finite).any(dim=1).nonzero()[0])
+        streams = [name for name, good in zip(self.streams, finite[first].tolist()) if not good]
+        raise ValueError(
+            f"the {' and the '.join(streams)} stopped being finite (NaN or infinity) in step {first + 1} of the run; "
+            "mostly float16 is too narrow for the model (use torch.bfloat16 or torch.float32), a weight of the checkpoint "
+            "or of a LoRA is damaged, or guidance scales or adapter strengths are far too large"
+        )
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from ..checks import MAX_STEPS, check_at_least_one, check_most
+from ..declared import as_declared, shown
+
 # LTX-2's shift: two (tokens, shift) anchors on a line, scheduler_config.json of the LTX-2 checkpoints.
 BASE_TOKENS, MAX_TOKENS = 1024, 4096
 BASE_SHIFT, MAX_SHIFT = 0.95, 2.05
@@ -23,17 +26,19 @@ STAGE_2_DISTILLED_SIGMAS = DISTILLED_SIGMAS[5:]
 # LTX-Core's beta schedule reads its sigmas out of a table of this length, shifted by this amount.
 BETA_TABLE_LENGTH, BETA_SHIFT = 10_000, 2.37
 
+# Below it a division by the noise level magnifies the rounding of latents beyond use.
+MIN_SIGMA = 1e-6
+
 # Exponent of Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models", equation 5.
 KARRAS_RHO = 7.0
 
 
 def require_steps(num_inference_steps: int) -> int:
     """The step count itself if it is a whole number of at least one, `ValueError` otherwise."""
-    if isinstance(num_inference_steps, bool) or int(num_inference_steps) != num_inference_steps:
-        raise ValueError(f"num_inference_steps must be a whole number, got {num_inference_steps!r}.")
-    if num_inference_steps < 1:
-        raise ValueError(f"num_inference_steps must be at least 1, got {num_inference_steps}; use 1 or more.")
-    return int(num_inference_steps)
+    steps = as_declared("num_inference_steps", num_inference_steps, int)
+    check_at_least_one(num_inference_steps=steps)
+    check_most(MAX_STEPS, num_inference_steps=steps)
+    return steps
 
 
 def linear_grid(num_inference_steps: int) -> np.ndarray:
@@ -196,7 +201,13 @@ def check_sigmas(sigmas: Sequence[float] | np.ndarray | torch.Tensor, name: str 
     """
     if isinstance(sigmas, torch.Tensor):
         sigmas = sigmas.detach().cpu().numpy()
-    values = np.asarray(sigmas, dtype=np.float64)
+    try:
+        values = np.asarray(sigmas)
+    except ValueError:
+        raise ValueError(f"{name} must be a flat list, got {shown(sigmas)}.") from None
+    if len(values.shape) and values.dtype.kind not in "fiu" and values.size:
+        raise ValueError(f"{name} must hold numbers, got {shown(sigmas)}.")
+    values = values.astype(np.float64)
     if values.ndim != 1:
         raise ValueError(f"{name} must be a flat list, got shape {tuple(values.shape)}.")
     if len(values) and values[-1] == 0.0:
@@ -210,7 +221,10 @@ def check_sigmas(sigmas: Sequence[float] | np.ndarray | torch.Tensor, name: str 
             f"{name} must lie in (0, 1], got {values[first]:g} at position {first}; only the last value may be 0, and "
             "values up to 1000 are timesteps."
         )
-    rising = np.flatnonzero(np.diff(values) >= 0.0)
+    if values[-1] < MIN_SIGMA:
+        raise ValueError(f"{name} must be at least {MIN_SIGMA:g} but for a last 0, got {values[-1]:g}; use 0 there.")
+    # In the precision in which they are used.
+    rising = np.flatnonzero(np.diff(values.astype(np.float32)) >= 0.0)
     if len(rising):
         first = rising[0]
         raise ValueError(

@@ -1,6 +1,13 @@
 """What a generation can be held to."""
 
 from .condition import Condition, Conditions, Opened, Studio, as_conditions, check_conflicts, check_heard, held_streams
-from .pictures import FirstFrameCondition, LTX2ReferenceCondition, LTX2VideoCondition, keyframes, with_defaults
+from .pictures import (
+    FirstFrameCondition,
+    ImageCondition,
+    LTX2ReferenceCondition,
+    LTX2VideoCondition,
+    keyframes,
+    with_defaults,
+)
 from .sounds import AudioCondition, LTX2AudioReferenceCondition, Sound, Waveform
 from .source import Mask, SourceClip, WholeVideoCondition, read_source, retake_conditions

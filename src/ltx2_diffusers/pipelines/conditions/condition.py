@@ -7,13 +7,14 @@ checked them against the clip, once; then it is encoded for every stage, at that
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Annotated, ClassVar, Protocol
 
 import PIL.Image
 import torch
 
 from ...adapters.mixin import ReferenceFactors
 from ...conditioning import ConditionItem, Streams
+from ...declared import settled
 from ..plan import ClipPlan, Size
 
 Items = Streams[Sequence[ConditionItem]]
@@ -144,7 +145,7 @@ class Condition(ABC):
         """
 
 
-Conditions = Condition | Sequence[Condition] | None
+Conditions = Annotated[Condition | Sequence[Condition] | None, "read by as_conditions"]
 """What arguments take that hold one condition or several."""
 
 
@@ -157,7 +158,7 @@ def as_conditions(name: str, given: object) -> list[Condition]:
                 f"`{name}` has to hold conditions of this package but holds {type(condition)}; for a picture or clip "
                 "use LTX2VideoCondition(frames=...)"
             )
-        conditions.append(condition)
+        conditions.append(settled(condition))
     return conditions
 
 

@@ -5,9 +5,10 @@ latent rows and columns.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
+from typing import ClassVar
 
 import numpy as np
 import PIL.Image
@@ -50,6 +51,8 @@ class LTX2VideoCondition(Condition):
     frame: int | None = None
     mode: str = "auto"
     frame_rate: float | str | None = None
+    arguments: ClassVar[Mapping[str, str]] = {}
+    """Names of the arguments of a call that the fields come from, for messages."""
 
     @property
     def shows_picture(self) -> bool:
@@ -58,7 +61,7 @@ class LTX2VideoCondition(Condition):
 
     def opened(self, studio: Studio, plan: ClipPlan) -> "OpenedPictures":
         """Check the place and read the frames that the clip can show."""
-        checks.check_unit(strength=self.strength)
+        checks.check_unit(**{self._argument("strength"): self.strength})
         checks.check_choice("mode", self.mode, ("auto", "replace", "append"))
         start, stride = self._start(plan), plan.sizes.temporal_ratio
         replaces = self.mode == "replace" or (self.mode == "auto" and start == 0)
@@ -70,20 +73,41 @@ class LTX2VideoCondition(Condition):
             )
         # Two frames tell a clip from a picture, even where only one of them fits.
         rate = rate_to_read(self.frame_rate, self.frames, plan.frame_rate)
-        pixels = read_frames(self.frames, max(2, plan.clip_frames - start), frame_rate=rate)
+        limit = max(2, plan.clip_frames - start)
+        pixels = read_frames(self.frames, limit, name=self._argument("frames"), frame_rate=rate)
         crf = studio.image_crf if self.crf is None else self.crf
-        check_crf("crf", crf, pixels)
+        check_crf(self._argument("crf"), crf, pixels)
         return OpenedPictures(studio, plan, pixels, start, replaces, self.strength, crf)
+
+    def _argument(self, field: str) -> str:
+        return self.arguments.get(field, field)
 
     def _start(self, plan: ClipPlan) -> int:
         """Pixel frame where the condition begins."""
         if self.frame is not None:
             if self.index:
                 raise ValueError(f"give either `index` ({self.index}) or `frame` ({self.frame}), not both")
-            return _counted("frame", self.frame, plan.clip_frames)
+            return _counted(self._argument("frame"), self.frame, plan.clip_frames)
         stride = plan.sizes.temporal_ratio
         index = _counted("index", self.index, (plan.clip_frames - 1) // stride + 1)
         return max(0, stride * (index - 1) + 1)
+
+
+class ImageCondition(LTX2VideoCondition):
+    """What a call gives as `image`."""
+
+    arguments: ClassVar[Mapping[str, str]] = {"frames": "image", "crf": "image_crf"}
+
+
+class KeyframeCondition(LTX2VideoCondition):
+    """One of the `images` of a call."""
+
+    arguments: ClassVar[Mapping[str, str]] = {
+        "frames": "images",
+        "frame": "frame_indices",
+        "strength": "strengths",
+        "crf": "image_crf",
+    }
 
 
 @dataclass(frozen=True)
@@ -168,6 +192,8 @@ class FirstFrameCondition(Condition):
         if self.image is None:
             if self.latents is None:
                 raise ValueError("`image` is None; give an image, a list of images, an array, a tensor or a file name")
+            if self.crf is not None:
+                raise ValueError(f"`image_crf` is {self.crf}, but `image` is None; leave it out")
             return OpenedFirstFrames(studio, latents=self.latents)
         images = self.image if isinstance(self.image, (list, tuple)) else [self.image]
         frames = [read_frames(one_picture(image), float_range=1.0, name="image") for image in images]
@@ -328,6 +354,9 @@ def with_defaults(
     conditions: Sequence[Condition], downscale_factor: int | None, strength: float, mask: torch.Tensor | None
 ) -> list[Condition]:
     """The conditions, in which reference conditions take the given fields where they do not say themselves."""
+    checks.check_unit(conditioning_attention_strength=strength)
+    if downscale_factor is not None:
+        checks.check_at_least_one(reference_downscale_factor=downscale_factor)
     return [
         replace(
             condition,
@@ -358,7 +387,7 @@ def keyframes(
         if len(values) != len(images):
             raise ValueError(f"`{name}` has {len(values)} entries for {len(images)} `images`; give one each")
     return [
-        LTX2VideoCondition(image, frame=index, strength=strength, crf=crf, mode="append")
+        KeyframeCondition(image, frame=index, strength=strength, crf=crf, mode="append")
         for image, index, strength in zip(images, indices, strengths)
     ]
 
@@ -375,9 +404,12 @@ def _counted(name: str, value: int, count: int) -> int:
 def _check_mask(mask: torch.Tensor, num_frames: int) -> None:
     if not isinstance(mask, torch.Tensor) or mask.ndim != 5 or mask.shape[:2] != (1, 1):
         shape = tuple(mask.shape) if isinstance(mask, torch.Tensor) else type(mask)
-        raise ValueError(f"the attention mask has to have shape [1, 1, F, H, W] but has {shape}")
+        raise ValueError(
+            f"the attention mask (`conditioning_attention_mask`) has to have shape [1, 1, F, H, W] but has {shape}"
+        )
     if mask.shape[2] != num_frames:
-        raise ValueError(f"the attention mask has {mask.shape[2]} frames, the reference {num_frames}")
-    low, high = (bound.item() for bound in mask.aminmax())
-    checks.check_unit(attention_mask=low)
-    checks.check_unit(attention_mask=high)
+        raise ValueError(
+            f"the attention mask (`conditioning_attention_mask`) has {mask.shape[2]} frames, the reference {num_frames}"
+        )
+    for bound in mask.float().aminmax():
+        checks.check_unit(conditioning_attention_mask=bound.item())

@@ -31,6 +31,10 @@ def read_waveform(
     """
     checks.check_from_zero(audio_start_s=start_s)
     if not isinstance(audio, torch.Tensor):
+        if sampling_rate is not None:
+            raise ValueError(
+                f"`sampling_rate` is {sampling_rate}, but {str(audio)!r} is a file and says its own; leave it out"
+            )
         path = os.fspath(audio)
         read = reading.read_audio(audio, start_s, None if length_s is None else start_s + length_s)
         if read is None:

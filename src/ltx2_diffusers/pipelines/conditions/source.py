@@ -11,6 +11,7 @@ import numpy as np
 import PIL.Image
 import torch
 
+from ...checks import check_at_least_one, check_unit
 from ...conditioning import ConditionByWholeLatent, ConditionOutsideRegion, tokens_in_time
 from ...media import frames, preprocess
 from ...models.audio_vae import conform_latent_length
@@ -38,10 +39,12 @@ def read_source(
         sampling_rate: Samples per second of a waveform.
         num_frames: Frames to use from the start; default all.
     """
+    if num_frames is not None:
+        check_at_least_one(num_frames=num_frames)
     rate, read_at, info = frames.source_rate(video, frame_rate)
     path = os.fspath(video) if frames.is_video_file(video) else None
     # One frame more tells whether these are all.
-    limit = None if num_frames is None else max(num_frames, 1) + 1
+    limit = None if num_frames is None else num_frames + 1
     pixels = frames.read_frames(video, limit, name="video", frame_rate=read_at)
     if num_frames is not None and len(pixels) < num_frames:
         raise ValueError(f"`num_frames` is {num_frames}, but the video has {len(pixels)} frames; use {len(pixels)}")
@@ -123,12 +126,14 @@ class RetakeCondition(Condition):
             raise ValueError(f"`start_s` {self.start_s} and `end_s` {self.end_s} have to be 0 <= start_s < end_s")
         if self.start_s >= plan.duration_s:
             raise ValueError(
-                f"`start_s` {self.start_s} lies behind the end of the clip; it lasts {plan.duration_s:.3f} s"
+                f"`start_s` {self.start_s} lies behind the end of the clip; its {plan.clip_frames} frames (`num_frames`) last "
+                f"{plan.duration_s:.3f} s"
             )
         # One audio latent (40 ms) of slack: a file rounds its duration to frames.
         if self.end_s > plan.duration_s + 0.04:
             raise ValueError(
-                f"`end_s` {self.end_s} lies behind the end of the clip; it lasts {plan.duration_s:.3f} s, use at most that"
+                f"`end_s` {self.end_s} lies behind the end of the clip; its {plan.clip_frames} frames (`num_frames`) last "
+                f"{plan.duration_s:.3f} s, use at most that"
             )
         return OpenedRetake(studio, plan, self)
 
@@ -196,6 +201,10 @@ class OpenedRetake(Opened):
 def _region_mask(region: Mask, plan: ClipPlan) -> torch.Tensor:
     """The region as a mask of latents `[1, F', h, w]`."""
     mask = torch.as_tensor(np.array(region.convert("L")) / 255 if isinstance(region, PIL.Image.Image) else region)
+    if mask.is_meta or mask.is_complex() or not mask.numel():
+        raise ValueError(f"`region` has to hold numbers but is {mask.dtype} {tuple(mask.shape)} on {mask.device}")
+    for bound in mask.float().aminmax() if mask.is_floating_point() else ():
+        check_unit(region=bound.item())
     mask = mask[None] if mask.ndim == 2 else mask
     if mask.ndim != 3 or len(mask) not in (1, plan.clip_frames):
         raise ValueError(

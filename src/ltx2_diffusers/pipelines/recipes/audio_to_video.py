@@ -11,7 +11,7 @@ from .two_stage import TwoStageArguments, run_given
 class _Audio:
     """What comes first."""
 
-    audio: Sound
+    audio: Sound | None
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class AudioToVideoArguments(TwoStageArguments, _Sound, _Audio):
             sound is a hint, and a new one is generated and returned; the audio's guidance arguments are only read then.
     """
 
-    audio: Sound = field()
+    audio: Sound | None = field()
     generate_audio: bool = field(init=False, default=True)
     audio_stage: int = field(init=False, default=-1)
 

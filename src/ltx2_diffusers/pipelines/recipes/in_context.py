@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 
 from ..conditions import Conditions, as_conditions, with_defaults
-from . import Arguments, Result, Texts, takes
+from . import Arguments, Result, Texts, check_said, takes
 from .condition import LTX2ConditionPipeline, run_conditioned
 
 
@@ -63,8 +63,12 @@ class LTX2InContextPipeline(LTX2ConditionPipeline):
         Raises:
             ValueError: Before any computation, if an argument is out of range or contradicts another.
         """
+        given = as_conditions("reference_conditions", call.reference_conditions)
+        names = ("reference_downscale_factor", "conditioning_attention_strength", "conditioning_attention_mask")
+        if not given:
+            check_said("there are no `reference_conditions`", call, *names)
         references = with_defaults(
-            as_conditions("reference_conditions", call.reference_conditions),
+            given,
             call.reference_downscale_factor,
             call.conditioning_attention_strength,
             call.conditioning_attention_mask,

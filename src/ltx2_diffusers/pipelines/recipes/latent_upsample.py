@@ -12,7 +12,7 @@ from diffusers.utils import logging
 from ... import checks
 from ...media.frames import Frames, SourceRate, as_image, read_frames, source_rate
 from ...models import latent_filters, video_vae
-from ..engine import OUTPUT_TYPES, decoded, with_decoder_noise
+from ..engine import OUTPUT_TYPES, check_noise_levels, decoded, with_decoder_noise
 from . import Decoded, Delivery, Generators, LTX2PipelineBase, LTX2PipelineOutput, Result, Upsampler, takes
 
 logger = logging.get_logger(__name__)
@@ -29,7 +29,8 @@ class UpsampleArguments:
             of bytes or floats in [0, 1]. It is cut to 8 k + 1 frames. Either this or `latents`.
         height, width: Size in pixels, multiples of 32, that `video` is brought to before it is enlarged, or that
             packed `latents` have. Default 512 x 768.
-        num_frames: Frames of packed `latents`. Default 121.
+        num_frames: Frames of packed `latents`, 8 k + 1. Default 121. Of a `video` or of other `latents` only their true
+            number may be given.
         spatial_patch_size, temporal_patch_size: Patches of packed `latents`. Default 1.
         latents: Latents `[B, C, F, h, w]`, or packed `[B, T, C]`.
         latents_normalized: Whether `latents` are normalised with the statistics of the VAE. Default `False`.
@@ -95,7 +96,7 @@ class LTX2LatentUpsamplePipeline(LTX2PipelineBase):
             ValueError: Before any computation, if an argument is out of range or contradicts another.
         """
         self.require("vae", "latent_upsampler")
-        _check(call, self.vae_spatial_compression_ratio)
+        _check(self, call)
         rate = SourceRate(24.0 if call.frame_rate is None else call.frame_rate)
         if call.video is not None:
             rate = source_rate(call.video, call.frame_rate)
@@ -125,6 +126,8 @@ class LTX2LatentUpsamplePipeline(LTX2PipelineBase):
         usable = (len(pixels) - 1) // self.vae_temporal_compression_ratio * self.vae_temporal_compression_ratio + 1
         if usable < len(pixels):
             logger.warning(f"the video has {len(pixels)} frames; its first {usable} are used (8 * k + 1)")
+        if call.num_frames not in (UpsampleArguments.num_frames, len(pixels), usable):
+            raise ValueError(f"`num_frames` is {call.num_frames}, but `video` has {len(pixels)} frames; leave it out")
         pixels = pixels[:usable]
         # The video processor resamples images well, but only repeats or skips the values of a tensor.
         images = pixels.dtype == torch.uint8
@@ -163,10 +166,12 @@ class LTX2LatentUpsamplePipeline(LTX2PipelineBase):
         return self.vae.denormalize_latents(latents) if call.latents_normalized else latents
 
 
-def _check(call: UpsampleArguments, spatial_ratio: int) -> None:
-    checks.check_size(call.height, call.width, spatial_ratio)
+def _check(pipeline: LTX2LatentUpsamplePipeline, call: UpsampleArguments) -> None:
+    checks.check_size(call.height, call.width, pipeline.vae_spatial_compression_ratio)
+    checks.check_num_frames(call.num_frames, pipeline.vae_temporal_compression_ratio)
     checks.check_choice("output_type", call.output_type, OUTPUT_TYPES)
     checks.check_positive(frame_rate=call.frame_rate)
+    checks.check_most(checks.MAX_FRAME_RATE, frame_rate=call.frame_rate)
     checks.check_unit(tone_map_compression_ratio=call.tone_map_compression_ratio)
     if not 0 <= call.adain_factor <= MAX_ADAIN_FACTOR:
         raise ValueError(
@@ -176,6 +181,28 @@ def _check(call: UpsampleArguments, spatial_ratio: int) -> None:
         raise ValueError("provide either `video` or `latents`, and not both")
     checks.check_float_tensors(latents=call.latents)
     batch_size = 1 if call.latents is None else len(call.latents)
-    checks.check_generator(call.generator, batch_size)
-    checks.check_per_video("decode_timestep", call.decode_timestep, batch_size)
-    checks.check_per_video("decode_noise_scale", call.decode_noise_scale, batch_size)
+    checks.check_generator(call.generator, batch_size, torch.device(pipeline._execution_device))
+    check_noise_levels("decode_timestep", call.decode_timestep, batch_size)
+    check_noise_levels("decode_noise_scale", call.decode_noise_scale, batch_size)
+    if call.latents is None or call.latents.ndim == 5:
+        _check_unread(pipeline, call, call.latents)
+
+
+def _check_unread(pipeline: LTX2LatentUpsamplePipeline, call: UpsampleArguments, latents: torch.Tensor | None) -> None:
+    """What describes packed latents may be said of others only if it is true of them.
+
+    diffusers takes and ignores it, so that its own defaults are no statement.
+    """
+    known: dict[str, int] = {}
+    if latents is not None:
+        frames, *sides = latents.shape[2:]
+        known["num_frames"] = (frames - 1) * pipeline.vae_temporal_compression_ratio + 1
+        known |= zip(("height", "width"), (side * pipeline.vae_spatial_compression_ratio for side in sides))
+    what = "`video`" if latents is None else f"`latents` {tuple(latents.shape)}"
+    for name in ("num_frames", "height", "width", "spatial_patch_size", "temporal_patch_size"):
+        value, default = getattr(call, name), getattr(UpsampleArguments, name)
+        is_read = latents is None and name in ("height", "width", "num_frames")
+        if not is_read and value not in (default, known.get(name, default)):
+            raise ValueError(f"`{name}` is {value}, which says nothing true of {what}; leave it out")
+    if latents is None and call.latents_normalized:
+        raise ValueError("`latents_normalized` is True, but `video` is given and no latents; leave it out")

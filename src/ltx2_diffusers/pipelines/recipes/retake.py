@@ -80,6 +80,8 @@ class LTX2RetakePipeline(LTX2StagedPipeline):
         conditions += as_conditions("conditions", call.conditions)
         streams = Streams(True, source.audio is not None)
         stages = stage_list(self, call.sampling, held_streams(conditions), streams)
-        height, width = (given or own for given, own in zip((call.height, call.width), source.pixels.shape[1:3]))
+        height, width = (
+            own if given is None else given for given, own in zip((call.height, call.width), source.pixels.shape[1:3])
+        )
         size = source.size(height, width, source.num_frames, call.motion_speed)
         return run(self, *call.request(stages, conditions, size, streams))

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from ...checks import MAX_SECONDS, check_most
 from . import LTX2StagedPipeline, Result, Size, SoundArguments, Streams, Texts, run, stage_list, takes
 
 
@@ -32,6 +33,15 @@ class TextToAudioArguments(SoundArguments, _Duration):
     modality_scale: None = field(init=False, default=None)
     callback_on_step_end_tensor_inputs: tuple[str, ...] = ("audio_latents",)
 
+    def check(self) -> None:
+        """The same, and the length of the sound."""
+        super().check()
+        check_most(MAX_SECONDS, duration_s=self.duration_s)
+        if self.duration_s < 0.04:
+            raise ValueError(
+                f"`duration_s` has to be at least 0.04, the length of an audio latent, but is {self.duration_s}; use 0.04"
+            )
+
 
 class LTX2TextToAudioPipeline(LTX2StagedPipeline):
     """Generates sound alone; `output.save("sound.wav")` writes it."""
@@ -48,10 +58,7 @@ class LTX2TextToAudioPipeline(LTX2StagedPipeline):
         Raises:
             ValueError: Before any computation, if an argument is out of range or contradicts another.
         """
-        if not call.duration_s >= 0.04:
-            raise ValueError(
-                f"`duration_s` has to be at least 0.04, the length of an audio latent, but is {call.duration_s}; use 0.04"
-            )
+        call.check()
         # The length of the sound follows from a clip of one frame that lasts as long; no video is made.
         size = Size(num_frames=1, frame_rate=1 / call.duration_s)
         streams = Streams(False, True)

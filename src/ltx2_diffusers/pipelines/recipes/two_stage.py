@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from ..conditions import AudioCondition, Condition, LTX2VideoCondition, as_conditions, held_streams
-from . import GivenArguments, LTX2StagedPipeline, Result, StagedArguments, Streams, run, stage_list, takes
+from ..conditions import AudioCondition, Condition, ImageCondition, as_conditions, held_streams
+from . import GivenArguments, LTX2StagedPipeline, Result, StagedArguments, Streams, check_said, run, stage_list, takes
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,14 @@ class LTX2TwoStagePipeline(LTX2StagedPipeline):
 
 def run_given(pipeline: LTX2StagedPipeline, call: TwoStageArguments) -> Result:
     """Generate from text and whatever pictures, references and sound a call gives."""
-    conditions: list[Condition] = [] if call.image is None else [LTX2VideoCondition(call.image)]
+    conditions: list[Condition] = [] if call.image is None else [ImageCondition(call.image)]
     conditions += as_conditions("conditions", call.conditions)
     # References stand after the keyframes in the sequence, as IC-LoRAs were trained.
     conditions += as_conditions("reference_conditions", call.reference_conditions)
-    if call.audio is not None:
+    if call.audio is None:
+        names = ("sampling_rate", "audio_cond_noise_scale", "audio_fit", "audio_start_s")
+        check_said("there is no `audio`", call, *names)
+    else:
         if not call.generate_audio:
             raise ValueError("`audio` is given but `generate_audio` is False; leave one of them out")
         how = (call.audio_cond_noise_scale, call.audio_fit, call.audio_start_s)

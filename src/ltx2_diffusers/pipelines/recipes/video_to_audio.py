@@ -1,6 +1,7 @@
 """The sound of a given video."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ..conditions import WholeVideoCondition, held_streams, read_source
 from . import Frames, LTX2StagedPipeline, Result, SoundArguments, Texts, run, stage_list, takes
@@ -40,6 +41,8 @@ class VideoToAudioArguments(SoundArguments, _Rate, _Video):
     """
 
     frame_rate: float | None = None
+    # The network sees a clip of the next valid length.
+    frame_stride: ClassVar[int] = 1
 
 
 class LTX2VideoToAudioPipeline(LTX2StagedPipeline):
@@ -61,7 +64,8 @@ class LTX2VideoToAudioPipeline(LTX2StagedPipeline):
         multiple = self.vae_spatial_compression_ratio * (2 if call.two_stage else 1)
         height, width = (max(side // multiple, 1) * multiple for side in source.pixels.shape[1:3])
         num_frames = source.num_frames + -(source.num_frames - 1) % self.vae_temporal_compression_ratio
-        size = source.size(call.height or height, call.width or width, num_frames, call.motion_speed)
+        height, width = height if call.height is None else call.height, width if call.width is None else call.width
+        size = source.size(height, width, num_frames, call.motion_speed)
         conditions = [WholeVideoCondition(source)]
         stages = stage_list(self, call.sampling, held_streams(conditions))
         return run(self, *call.request(stages, conditions, size))

@@ -11,6 +11,8 @@ from .... import checks, conditioning
 from ...conditions import Sound, SourceClip, read_source
 from .. import DEFAULT_SIZE, Frames, ModelSizes, Size, StagedArguments, Streams, Texts
 
+MAX_SEGMENTS = 1000
+
 
 @dataclass(frozen=True)
 class _Clip(Texts):
@@ -151,6 +153,7 @@ def plan_extension(sizes: ModelSizes, call: ExtendArguments) -> Extension:
     checks.check_choice("direction", call.direction, ("forward", "backward"))
     checks.check_unit(drift_control=call.drift_control)
     checks.check_at_least_one(num_segments=1 if call.num_segments is None else call.num_segments)
+    checks.check_most(MAX_SEGMENTS, num_segments=call.num_segments)
     prompts = _segment_prompts(call.prompt, call.num_segments)
     segment_frames = DEFAULT_SIZE[2] if call.num_frames is None else call.num_frames
     _check_overlap(call.overlap_frames, segment_frames, sizes.temporal_ratio)
@@ -213,7 +216,7 @@ def _source(sizes: ModelSizes, call: ExtendArguments) -> tuple[SourceClip | Clip
     if call.video is not None:
         if call.output_type == "latent":
             raise ValueError(
-                'output_type="latent" needs the clip as `latents`; give them, or choose another output type'
+                '`video` is given, but output_type="latent" needs the clip as `latents`; give them, or choose another output type'
             )
         clip = read_source(call.video, call.frame_rate, call.audio, call.sampling_rate)
         return clip, clip.num_frames, clip.frame_rate

@@ -184,6 +184,13 @@ def test_images_that_are_cut_off_are_named(tmp_path, suffix):
         read_image(cut)
 
 
+def test_frames_beside_which_stands_what_pyav_does_not_know_are_read(tmp_path):
+    """Such as the EXIF data of a TIFF file."""
+    path = saved(tmp_path / "depth.tif", PIL.Image.fromarray(RAMP.astype(np.uint16)))
+    assert (probe(path).height, probe(path).width) == RAMP.shape
+    assert len(read_video(path)) == 1
+
+
 def test_images_beyond_the_limit_are_refused_with_both_numbers(tmp_path, monkeypatch):
     path = saved(tmp_path / "huge.png", PIL.Image.new("L", (64, 64)))
     for limit in (4000, 1000):

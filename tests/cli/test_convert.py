@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+import torch
 from safetensors.torch import save_file
 
 from ltx2_diffusers import packaged_checkpoint
@@ -34,7 +35,9 @@ def test_folders_of_the_package_convert(tmp_path, capsys, source):
 
 
 def test_the_data_type_and_the_scheduler_are_chosen(tmp_path):
-    assert convert(V20, tmp_path / "out", "--dtype", "float32", "--distilled", "--check") == 0
+    assert convert(V20, tmp_path / "out", "--dtype", "fp32", "--distilled", "--check") == 0
+    weights = SafetensorsFile(tmp_path / "out" / "vae" / "diffusion_pytorch_model.safetensors").entries
+    assert {entry.dtype for entry in weights.values()} == {torch.float32}
     assert '"use_dynamic_shifting": false' in (tmp_path / "out" / "scheduler" / "scheduler_config.json").read_text()
 
 

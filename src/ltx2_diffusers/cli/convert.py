@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 LAYOUTS = ("diffusers", "original")
+_SHORT = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+DTYPES = (*_SHORT, *_SHORT.values())
 # Options that only one direction has.
 _ONLY = {
     "diffusers": ("text_encoder", "tokenizer", "latent_upsampler", "max_shard_size", "distilled"),
@@ -47,7 +49,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument(
         "--dtype",
-        choices=("bfloat16", "float16", "float32"),
+        choices=DTYPES,
         help="cast floating-point tensors (default: as stored; scaled fp8 weights take the dtype of the others)",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -82,11 +84,15 @@ def run(options: argparse.Namespace) -> int:
     from ..checkpoints import convert
 
     to = _direction(options)
-    dtype = None if options.dtype is None else getattr(torch, options.dtype)
+    dtype = None if options.dtype is None else getattr(torch, _SHORT.get(options.dtype, options.dtype))
     given = {name: getattr(options, name) for name in _ONLY[to] if getattr(options, name) is not None}
     write = convert.convert_to_diffusers if to == "diffusers" else convert.convert_to_original
-    with tqdm(unit=" tensors", disable=options.quiet, file=sys.stderr) as progress:
-        write(options.source, options.output, dtype=dtype, on_tensor=_counter(progress), **given)
+    try:
+        with tqdm(unit=" tensors", disable=options.quiet, file=sys.stderr) as progress:
+            write(options.source, options.output, dtype=dtype, on_tensor=_counter(progress), **given)
+    except ImportError as error:
+        # A GGUF file without the package that reads it.
+        raise ValueError(str(error)) from error
     if not options.check:
         return 0
     pair = (options.source, options.output) if to == "diffusers" else (options.output, options.source)

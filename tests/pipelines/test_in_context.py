@@ -218,7 +218,7 @@ def test_a_scale_that_contradicts_the_lora_is_refused(tmp_path):
     [
         (LTX2ReferenceCondition(CLIP), {"reference_downscale_factor": 3}, "multiples of 96"),
         (LTX2ReferenceCondition(CLIP), {"reference_downscale_factor": 4}, "multiples of 128"),
-        (LTX2ReferenceCondition(CLIP), {"reference_downscale_factor": 0}, "`downscale_factor` .* at least 1"),
+        (LTX2ReferenceCondition(CLIP), {"reference_downscale_factor": 0}, "downscale_factor` .* at least 1"),
         (LTX2ReferenceCondition(CLIP), {"reference_downscale_factor": 1.5}, "downscale_factor` .* whole number"),
         (LTX2ReferenceCondition(CLIP, temporal_scale_factor=0), {}, "`temporal_scale_factor`"),
         (LTX2ReferenceCondition(CLIP, strength=-0.1), {}, "`strength` has to be between 0 and 1"),

@@ -165,7 +165,7 @@ def check_adapters_loaded(pipeline: LoraBaseMixin, strengths: Mapping[str, float
         if name not in loaded:
             raise ValueError(
                 f"no LoRA adapter {name!r} is loaded (there are {loaded}); load it with "
-                f"load_lora_weights(..., adapter_name={name!r})"
+                f"load_lora_weights(..., adapter_name={name!r}), or leave it out of `stage_1_adapters` and `stage_2_adapters`"
             )
         if not is_finite_number(strength):
             raise ValueError(

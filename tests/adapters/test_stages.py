@@ -23,21 +23,19 @@ def pipe() -> LTX2TwoStagePipeline:
     ("arguments", "message"),
     [
         (ONE | {"stage_1_adapters": {"nope": 1.0}}, "no LoRA adapter 'nope' is loaded"),
-        (ONE | {"stage_2_adapters": {"style": 1.0}}, r"`stage_2_adapters` {'style': 1.0} belong to the second of two"),
-        (ONE | {"stage_1_adapters": {"style": NAN}}, "'style' has to be a finite number but is nan"),
-        ({"stage_1_adapters": {"style": True}}, "'style' has to be a finite number but is True"),
-        ({"stage_2_adapters": {"style": "1"}}, "'style' has to be a finite number but is '1'"),
-        ({"stage_2_adapters": {"style": float("inf")}}, "'style' has to be a finite number but is inf"),
-        ({"stage_1_adapters": ["style"]}, r"strengths by name, such as .* but are \['style'\]"),
-        ({"stage_1_adapters": "style"}, "strengths by name, such as .* but are 'style'"),
+        (ONE | {"stage_2_adapters": {"style": 1.0}}, "`stage_2_adapters` is given .* but this call has one stage"),
+        (ONE | {"stage_1_adapters": {"style": NAN}}, "`stage_1_adapters` .* finite numbers but is {'style': nan}"),
+        ({"stage_1_adapters": {"style": True}}, "`stage_1_adapters` .* finite numbers but is {'style': True}"),
+        ({"stage_2_adapters": {"style": "1"}}, "`stage_2_adapters` .* finite numbers but is {'style': '1'}"),
+        ({"stage_2_adapters": {"style": float("inf")}}, "`stage_2_adapters` .* finite numbers but is {'style': inf}"),
+        ({"stage_1_adapters": ["style"]}, r"`stage_1_adapters` has to be a mapping .* but is \['style'\]"),
+        ({"stage_1_adapters": "style"}, "`stage_1_adapters` has to be a mapping .* but is 'style'"),
         ({"stages": [Stage(adapters={"nope": 1.0})]}, "no LoRA adapter 'nope' is loaded"),
-        ({"stages": [Stage(adapters={"style": NAN})]}, "'style' has to be a finite number but is nan"),
-        ({"stages": [Stage(adapters="style")]}, "strengths by name"),
         (
             {"stages": [Stage()], "stage_1_adapters": {"style": 1.0}},
-            "are not read with `stages`; set `adapters` of each",
+            "`stage_1_adapters` is given .* but `stages` are given",
         ),
-        ({"stages": [Stage()], "stage_2_adapters": {"style": 1.0}}, "are not read with `stages`"),
+        ({"stages": [Stage()], "stage_2_adapters": {"style": 1.0}}, "but `stages` are given"),
     ],
 )
 def test_meaningless_adapters_are_refused(pipe, monkeypatch, arguments, message):
@@ -48,6 +46,12 @@ def test_meaningless_adapters_are_refused(pipe, monkeypatch, arguments, message)
         monkeypatch.setattr(model, "forward", computed)
     with pytest.raises(ValueError, match=message):
         pipe(**QUICK | {"height": 128, "width": 128} | arguments)
+
+
+@pytest.mark.parametrize("adapters", [{"style": NAN}, "style"], ids=str)
+def test_a_stage_takes_strengths_by_name(adapters):
+    with pytest.raises(ValueError, match=r"`adapters` has to be a mapping of `str` to finite numbers but is"):
+        Stage(adapters=adapters)
 
 
 def test_the_only_stage_is_the_first(pipe):

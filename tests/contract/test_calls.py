@@ -322,7 +322,7 @@ def test_wrong_calls_are_value_errors(library, name, wrong):
 
 
 @generating
-@pytest.mark.parametrize("frames_and_rate", [(1, 24.0), (1, 50.0), (1, 60), (1, 120), (9, 480), (1, 100_000)])
+@pytest.mark.parametrize("frames_and_rate", [(1, 24.0), (1, 50.0), (1, 60), (1, 120), (9, 480), (1, 1000)])
 def test_the_shortest_clips_have_sound(name, frames_and_rate):
     num_frames, frame_rate = frames_and_rate
     output = run("ours", name, num_frames=num_frames, frame_rate=frame_rate)

@@ -288,7 +288,7 @@ def test_an_audio_scheduler_with_other_noise_levels_is_refused():
             "`frame_rate` has to be a number .* is 'file'; use \"source\"",
         ),
         ([LTX2VideoCondition("clip.mp4", frame_rate=-1)], "`frame_rate` has to be greater than 0 but is -1"),
-        ([LTX2VideoCondition(IMAGES, frame_rate=12)], "`frame_rate` is 12, but only video files have a rate"),
+        ([LTX2VideoCondition(IMAGES, frame_rate=12)], "`frame_rate` is 12.0, but only video files have a rate"),
         ([LTX2VideoCondition(CLIP[:1].astype(np.float32))], "needs bytes but got floats"),
         ([LTX2VideoCondition(CLIP.astype(np.int64))], "bytes or floats"),
         ([LTX2VideoCondition(7)], "has to be an image"),

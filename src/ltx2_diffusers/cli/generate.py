@@ -75,11 +75,11 @@ def generate(given: Options) -> dict[str, Any]:
     with _speaking_of(given):
         mode = choose_mode(given)
         options = with_defaults(given, mode)
-        check_checkpoint(options["checkpoint"])
         _check(options)
         hashes = input_hashes(options)
         call = call_arguments(mode, options)
         check_call(mode, call, options)
+        check_checkpoint(options["checkpoint"])
         check_device(options["device"])
         _announce_encoding(options)
     started = time.perf_counter()

@@ -94,9 +94,8 @@ class Sampling:
 
     @property
     def second_stage_arguments(self) -> dict[str, Any]:
-        """What is given and means nothing for a single stage."""
-        names = ("stage_2_sigmas", "stage_1_adapters", "stage_2_adapters")
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        """What is given beside adapters and means nothing for a single stage."""
+        return {} if self.stage_2_sigmas is None else {"stage_2_sigmas": self.stage_2_sigmas}
 
     @property
     def stage_arguments(self) -> dict[str, Any]:
@@ -424,7 +423,7 @@ class StagedArguments(Arguments):
         stage_2_sigmas: Noise levels of the second stage, in (0, 1] and falling; default the preset's.
         stage_1_adapters, stage_2_adapters: LoRA strengths by adapter name that a stage adds to the active adapters, or
             changes; 0 takes one out. On a dev checkpoint the second stage adds `{"distilled": 1.0}` by default, which the
-            first stage runs without; `{}` refines with the same weights.
+            first stage runs without; `{}` refines with the same weights. With one stage, only the first may be given.
         stages: Stages to run in place of the default ones, see [`~ltx2_diffusers.pipelines.arguments.Stage`]; the
             arguments of sampling, guidance and adapters have to be left out then, and steps are not read.
         audio_stage: Index of the stage whose sound is returned: -1 (default) the refined one, 0 that of the first.

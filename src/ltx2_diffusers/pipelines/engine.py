@@ -19,7 +19,7 @@ from ..guidance.scales import UNGUIDED, Guiders, always_negative, build_guiders,
 from ..media import pixels, preprocess, waveforms
 from ..prompts import Contexts, Prompts, ReadPrompts
 from ..sampling import GuidedDenoiser, Sampler, denoise, get_sampler, with_latents
-from ..schedulers.levels import noise_levels
+from ..schedulers.levels import check_sigmas, noise_levels
 from .arguments import BOTH, Callback, Delivery, Request, Sampling, Stage, Start
 from .base import LTX2PipelineBase
 from .conditions import Opened, SourceClip, Waveform, check_conflicts, check_heard, held_streams
@@ -147,6 +147,10 @@ def stage_list(
         streams: Which streams are generated.
     """
     if sampling.stages is not None:
+        if sampling.stage_1_adapters or sampling.stage_2_adapters:
+            raise ValueError(
+                "`stage_1_adapters` and `stage_2_adapters` are not read with `stages`; set `adapters` of each Stage"
+            )
         check_unread("`stages` are given, which say so themselves", sampling.stage_arguments)
         return _checked(sampling.stages)
     guided = Streams(*(here and not given for here, given in zip(streams, held)))
@@ -156,7 +160,12 @@ def stage_list(
     scales = Streams(*(NEUTRAL if given else s for given, s in zip(held, sampling.scales(pipeline.preset))))
     first = replace(sampling.first, scales=scales)
     if not sampling.two_stage:
-        return [first]
+        if sampling.stage_2_adapters:
+            raise ValueError(
+                f"`stage_2_adapters` {sampling.stage_2_adapters!r} belong to the second of two stages, but the call has one; "
+                "use `stage_1_adapters`, or two_stage=True"
+            )
+        return [replace(first, adapters=sampling.stage_1_adapters or None)]
     adapters = stage_adapters(pipeline, sampling.stage_1_adapters, sampling.stage_2_adapters)
     first = replace(first, spatial_scale=0.5 if streams.video else 1.0, adapters=adapters[0])
     makes_video = streams.video and not held.video
@@ -183,6 +192,8 @@ def refining_stage(
 ) -> Stage:
     """The second stage of the reference recipes: few fixed noise levels, no guidance, no reference videos."""
     options = sampling.first.guidance_options
+    if sampling.stage_2_sigmas is not None:
+        check_sigmas(sampling.stage_2_sigmas, "stage_2_sigmas")
     return Stage(
         sigmas=pipeline.preset.stage_2_sigmas if sampling.stage_2_sigmas is None else sampling.stage_2_sigmas,
         # CFG++ follows a negative prediction, which a run without guidance does not make.

@@ -36,8 +36,17 @@ LENGTH = {"latents": LATENTS, "output_type": "latent"}
         (TWO, ONE_STAGE, {"stage_2_adapters": {"nope": 1.0}}, r"`stage_2_adapters` .* one stage"),
         (TWO, ONE_STAGE, {"stage_2_adapters": {}}, r"`stage_2_adapters` .* one stage"),
         (LTX2RetakePipeline, RETAKE, {"stage_2_adapters": {"nope": 1.0}}, r"`stage_2_adapters` .* one stage"),
+        (TWO, ONE_STAGE, {"stage_1_adapters": {"nope": 1.0}}, r"no LoRA adapter 'nope' .* `stage_1_adapters`"),
+        (LTX2RetakePipeline, RETAKE, {"stage_1_adapters": {"nope": 1.0}}, "no LoRA adapter 'nope'"),
         (LTX2DistilledPipeline, DISTILLED, {"stage_2_sigmas": [0.5]}, r"`stage_2_sigmas` .* one stage"),
         (TWO, CALL, {"stages": [Stage()], "sigmas": [1.0]}, r"`sigmas` .* `stages` are given"),
+        (
+            TWO,
+            CALL,
+            {"stages": [Stage()], "stage_1_adapters": {"x": 1.0}},
+            r"`stage_1_adapters` .* `stages` are given",
+        ),
+        (TWO, CALL | {"stage_2_adapters": {}}, {"stage_2_sigmas": []}, "stage_2_sigmas must hold at least one"),
         (TWO, CALL, {"stages": [Stage()], "sampler": "euler"}, r"`sampler` .* `stages` are given"),
         (TWO, CALL, {"stages": [Stage()], "guidance_scale": 3.0}, r"`guidance_scale` .* `stages` are given"),
         (

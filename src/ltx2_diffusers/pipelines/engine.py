@@ -21,7 +21,7 @@ from ..guidance.scales import UNGUIDED, Guiders, always_negative, build_guiders,
 from ..media import pixels, preprocess, waveforms
 from ..prompts import Contexts, Prompts, ReadPrompts
 from ..sampling import GuidedDenoiser, Sampler, denoise, get_sampler, with_latents
-from ..schedulers.levels import noise_levels
+from ..schedulers.levels import check_sigmas, noise_levels
 from .arguments import BOTH, Callback, Delivery, Request, Sampling, Scales, Stage, Start
 from .base import LTX2PipelineBase
 from .conditions import Opened, SourceClip, Waveform, check_conflicts, check_heard, held_streams
@@ -156,6 +156,10 @@ def stage_list(
         streams: Which streams are generated.
     """
     if sampling.stages is not None:
+        if sampling.stage_1_adapters or sampling.stage_2_adapters:
+            raise ValueError(
+                "`stage_1_adapters` and `stage_2_adapters` are not read with `stages`; set `adapters` of each Stage"
+            )
         check_unread("`stages` are given, which say so themselves", sampling.stage_arguments)
         return _checked(sampling.stages)
     guided = Streams(*(here and not given for here, given in zip(streams, held)))
@@ -192,6 +196,8 @@ def refining_stage(
 ) -> Stage:
     """The second stage of the reference recipes: few fixed noise levels, no guidance, no reference videos."""
     options = sampling.first.guidance_options
+    if sampling.stage_2_sigmas is not None:
+        check_sigmas(sampling.stage_2_sigmas, "stage_2_sigmas")
     return Stage(
         sigmas=pipeline.preset.stage_2_sigmas if sampling.stage_2_sigmas is None else sampling.stage_2_sigmas,
         # CFG++ follows a negative prediction, which a run without guidance does not make.

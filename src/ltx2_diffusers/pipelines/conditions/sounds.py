@@ -33,7 +33,7 @@ def read_waveform(
     if not isinstance(audio, torch.Tensor):
         if sampling_rate is not None:
             raise ValueError(
-                f"`sampling_rate` is {sampling_rate}, but {str(audio)!r} is a file and says its own; leave it out"
+                f"`sampling_rate` is {sampling_rate}, but `audio` {str(audio)!r} is a file and says its own; leave it out"
             )
         path = os.fspath(audio)
         read = reading.read_audio(audio, start_s, None if length_s is None else start_s + length_s)

@@ -90,6 +90,10 @@ def generate(given: Options) -> dict[str, Any]:
     write_manifest(path, options, hashes, facts)
     for file, made in zip(paths, facts["outputs"]):
         print(f"{file}: {_description(made)}, made in {facts['result']['seconds']:.1f} s: {_settings(mode, output)}")
+    if pipeline.config.get("_weights") == "random":
+        print(
+            f"{options['checkpoint']} has random weights, made for trying things out: it shows noise, not the prompt"
+        )
     return facts
 
 

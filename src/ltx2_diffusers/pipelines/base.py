@@ -6,15 +6,14 @@ import os
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.video_processor import VideoProcessor
 from huggingface_hub import snapshot_download
-from typing_extensions import Self
 
-from ..checkpoints.class_names import PACKAGE, model_pair, to_ours, to_portable
+from ..checkpoints.class_names import PACKAGE, model_pair, portable_pipeline, to_ours, to_portable
 from ..checks import check_loaded
 from ..models import saving, video_vae
 
@@ -73,15 +72,19 @@ class LTX2PipelineBase(saving.AtomicSaveMixin, DiffusionPipeline):
             ValueError: If a folder lacks a component that its `model_index.json` lists and that is not given.
         """
         index = Path(pretrained_model_name_or_path, "model_index.json")
-        if index.is_file():
-            listed = {k: v for k, v in json.loads(index.read_text()).items() if isinstance(v, list) and v[0]}
-            missing = [name for name in listed if name not in kwargs and not (index.parent / name).is_dir()]
-            if missing:
-                raise ValueError(
-                    f"{pretrained_model_name_or_path} has no folder for the components {missing}, which its "
-                    "model_index.json lists; complete the checkpoint, or pass them by name (None to do without)"
-                )
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        contents = json.loads(index.read_text()) if index.is_file() else {}
+        listed = [name for name, value in contents.items() if isinstance(value, list) and value[0]]
+        missing = [name for name in listed if name not in kwargs and not (index.parent / name).is_dir()]
+        if missing:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} has no folder for the components {missing}, which its "
+                "model_index.json lists; complete the checkpoint, or pass them by name (None to do without)"
+            )
+        pipeline = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        if "_weights" in contents:
+            # What is said of the weights is passed on when they are saved again.
+            pipeline.register_to_config(_weights=contents["_weights"])
+        return pipeline
 
     @classmethod
     def download(cls, pretrained_model_name: str, **kwargs: Any) -> str:
@@ -157,6 +160,12 @@ class LTX2PipelineBase(saving.AtomicSaveMixin, DiffusionPipeline):
             for name, value in kwargs.items()
         }
         super().register_to_config(**portable)
+
+    def to_json_string(self) -> str:
+        """The index of a saved folder, which names a pipeline that diffusers has, so that the folder loads there."""
+        index = json.loads(super().to_json_string())
+        index["_class_name"] = portable_pipeline(index["_class_name"])
+        return json.dumps(index, indent=2, sort_keys=True) + "\n"
 
     def _register(self, **components: Any) -> None:
         """Register components and derive sizes from them; a missing component leaves the published value."""

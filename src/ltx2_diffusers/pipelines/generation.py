@@ -1,12 +1,11 @@
 """The base of all pipelines that generate from text: components, text and decoding stages, and the ends of a call."""
 
 import os
-from typing import Any
+from typing import Any, Self
 
 import PIL.Image
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
-from typing_extensions import Self
 
 from .. import prompts as texts
 from ..adapters.mixin import LTX2LoraMixin

@@ -209,7 +209,7 @@ def test_the_schedule_counts_appended_tokens_as_diffusers_does():
     plain = generate(num_inference_steps=3).info["sigmas"]
     assert generate(LTX2VideoCondition(PICTURE), num_inference_steps=3).info["sigmas"] == plain
     other = generate(LTX2VideoCondition(PICTURE, -1), num_inference_steps=3).info["sigmas"]
-    assert abs(other[1] - plain[1]) > 1e-3
+    assert abs(other[1] - plain[1]) > 1e-4
 
 
 # --- loading ---

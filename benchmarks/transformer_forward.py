@@ -1,7 +1,9 @@
 """One forward pass of the transformer, diffusers against ours, with the same weights in the same process.
 
 Run `python -m benchmarks.transformer_forward [--quick]`. Widths are reduced so that a CPU can run it, which keeps the
-share of matrix products and attention honest; what kernels do on an accelerator cannot be read off it.
+share of matrix products and attention honest; what kernels do on an accelerator cannot be read off it. With
+`--device cuda` the published model runs there, at its full width and depth, in bfloat16 and with random weights, which
+both sides share.
 """
 
 import argparse
@@ -30,19 +32,21 @@ TEXT_TOKENS = 256
 AUDIO_TOKENS = 126
 # Video tokens -> latent frames, rows, columns
 GRIDS = {288: (8, 6, 6), 1152: (8, 12, 12)}
+# 121 frames of 512 x 768 pixels, and of 1024 x 1536.
+FULL_GRIDS = {6144: (16, 16, 24), 24576: (16, 32, 48)}
 
 
-def make_inputs(tokens: int, per_token: bool) -> dict[str, Any]:
+def make_inputs(model: torch.nn.Module, tokens: int, per_token: bool) -> dict[str, Any]:
     """Arguments of one forward pass: plain generation, or the first latent frame given as an image."""
     generator = torch.Generator().manual_seed(0)
-    frames, height, width = GRIDS[tokens]
+    frames, height, width = (GRIDS | FULL_GRIDS)[tokens]
     timestep = torch.full((1,), 700.0)
     if per_token:
         timestep = torch.full((1, tokens), 700.0)
         timestep[:, : height * width] = 0.0
-    text = (1, TEXT_TOKENS, CONFIG["caption_channels"])
+    text = (1, TEXT_TOKENS, model.config.caption_channels)
     mask = torch.ones(1, TEXT_TOKENS)
-    return {
+    inputs = {
         "hidden_states": torch.randn(1, tokens, 128, generator=generator),
         "audio_hidden_states": torch.randn(1, AUDIO_TOKENS, 128, generator=generator),
         "encoder_hidden_states": torch.randn(*text, generator=generator),
@@ -57,13 +61,21 @@ def make_inputs(tokens: int, per_token: bool) -> dict[str, Any]:
         "audio_num_frames": AUDIO_TOKENS,
         "return_dict": False,
     }
+    return {name: _placed(value, model) for name, value in inputs.items()}
+
+
+def _placed(value: Any, model: torch.nn.Module) -> Any:
+    """A tensor where the model is, in its type, but for noise levels, which stay float32."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    return value.to(model.device, torch.float32 if value.ndim < 3 else model.dtype)
 
 
 def with_coords(model: torch.nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
     """Inputs with positions computed once, as pipelines do."""
     grid = [inputs[key] for key in ("num_frames", "height", "width")]
-    video = model.rope.prepare_video_coords(1, *grid, "cpu")
-    audio = model.audio_rope.prepare_audio_coords(1, AUDIO_TOKENS, "cpu")
+    video = model.rope.prepare_video_coords(1, *grid, model.device)
+    audio = model.audio_rope.prepare_audio_coords(1, AUDIO_TOKENS, model.device)
     return {**inputs, "video_coords": video, "audio_coords": audio}
 
 
@@ -76,10 +88,28 @@ def make_models() -> dict[str, torch.nn.Module]:
     return {"diffusers": baseline, "ours": ours}
 
 
+def make_full_models(device: str, layers: int) -> dict[str, torch.nn.Module]:
+    """Both classes at the published width on one set of random weights."""
+    with torch.device("meta"):
+        models = {
+            "diffusers": LTX2VideoTransformer3DModel(num_layers=layers),
+            "ours": LTX2AVTransformer3DModel(num_layers=layers),
+        }
+    generator = torch.Generator(device).manual_seed(0)
+    weights = {
+        name: torch.empty(value.shape, dtype=torch.bfloat16, device=device).normal_(0, 0.02, generator=generator)
+        for name, value in models["ours"].state_dict().items()
+    }
+    for model in models.values():
+        model.load_state_dict(weights, assign=True)
+        model.eval()
+    return models
+
+
 @torch.no_grad()
 def measure(models: dict[str, torch.nn.Module], tokens: int, per_token: bool, repeats: int) -> dict[str, Any]:
     """Time one case on both sides and compare the outputs."""
-    inputs = make_inputs(tokens, per_token)
+    inputs = make_inputs(models["ours"], tokens, per_token)
     calls: dict[str, Callable] = {}
     for name, model in models.items():
         arguments = with_coords(model, inputs)
@@ -99,15 +129,23 @@ def measure(models: dict[str, torch.nn.Module], tokens: int, per_token: bool, re
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer samples")
-    repeats = 7 if parser.parse_args().quick else 31
-    models = make_models()
+    parser.add_argument("--device", default="cpu", help="cpu (default) or an accelerator, which runs the full width")
+    parser.add_argument(
+        "--layers", type=int, default=48, help="blocks of the full width; default 48, the published depth"
+    )
+    options = parser.parse_args()
+    repeats = 7 if options.quick else 31
+    full = options.device != "cpu"
+    models = make_full_models(options.device, options.layers) if full else make_models()
     rows = [
-        measure(models, tokens, per_token, repeats if tokens < 1000 else repeats // 2 + 1)
-        for tokens in GRIDS
+        measure(models, tokens, per_token, repeats if tokens in (288, 6144) else repeats // 2 + 1)
+        for tokens in (FULL_GRIDS if full else GRIDS)
         for per_token in (False, True)
     ]
     print_table(rows)
-    print("written to", write_results("transformer_forward", {"config": CONFIG, "repeats": repeats, "cases": rows}))
+    payload = {"config": dict(models["ours"].config), "repeats": repeats, "cases": rows}
+    name = f"transformer_forward_{options.device.partition(':')[0]}" if full else "transformer_forward"
+    print("written to", write_results(name, payload))
 
 
 if __name__ == "__main__":

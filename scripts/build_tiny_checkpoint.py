@@ -134,7 +134,7 @@ def build(folder: Path, version: str) -> None:
         if component not in UPSAMPLERS:
             pairs[component] = pair
     write_scheduler(folder / "scheduler", is_distilled=False)
-    write_model_index(folder, pairs)
+    write_model_index(folder, pairs, _weights="random")
 
 
 def main() -> None:

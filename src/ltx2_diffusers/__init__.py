@@ -47,6 +47,7 @@ _MODULES = {
     ".application.generate": ("generate",),
     ".pipelines.arguments": ("Stage",),
     ".guidance": ("GuidanceOptions", "MultiModalGuiderParams"),
+    ".guidance.presets": ("RECOMMENDED_NEGATIVE_PROMPT",),
     ".application.director": ("PromptDirector",),
     ".prompts.cache": ("PromptCache",),
 }

@@ -10,6 +10,7 @@ from .application.selection import select_pipeline as select_pipeline
 from .checkpoints.packaged import packaged_checkpoint as packaged_checkpoint
 from .guidance import GuidanceOptions as GuidanceOptions
 from .guidance import MultiModalGuiderParams as MultiModalGuiderParams
+from .guidance.presets import RECOMMENDED_NEGATIVE_PROMPT as RECOMMENDED_NEGATIVE_PROMPT
 from .models.audio_vae import AutoencoderKLLTX2Audio as AutoencoderKLLTX2Audio
 from .models.connectors import LTX2TextConnectors as LTX2TextConnectors
 from .models.latent_upsampler import LTX2LatentUpsamplerModel as LTX2LatentUpsamplerModel

@@ -1,13 +1,15 @@
 """`ltx2 generate` writes the file it was asked for, or says what is wrong in one line."""
 
 import functools
+import json
+import shutil
 from fractions import Fraction
 
 import av
 import numpy as np
 import pytest
 
-from ltx2_diffusers import LTX2Pipeline
+from ltx2_diffusers import RECOMMENDED_NEGATIVE_PROMPT, LTX2Pipeline, packaged_checkpoint
 from ltx2_diffusers.cli.main import build_parser, main
 from tests.golden_data import GOLDEN_DIR
 
@@ -38,6 +40,26 @@ def test_a_packaged_checkpoint_makes_a_clip(tmp_path, capsys, checkpoint, sampli
     captured = capsys.readouterr()
     assert f"{path}: 9 frames of 64x64, 0.38 s" in captured.out
     assert "2/2" in captured.err
+
+
+def test_random_weights_are_named_in_the_last_line(tmp_path, capsys):
+    """By what the checkpoint says of itself, wherever it lies."""
+    shutil.copytree(packaged_checkpoint("ltx2-tiny"), tmp_path / "copy")
+    for checkpoint in ("ltx2-tiny", str(tmp_path / "copy")):
+        assert generate(tmp_path / "x.mp4", "--checkpoint", checkpoint) == 0
+        assert capsys.readouterr().out.splitlines()[-1].startswith(f"{checkpoint} has random weights")
+    index = tmp_path / "copy" / "model_index.json"
+    index.write_text(index.read_text().replace('"_weights": "random",', ""))
+    assert generate(tmp_path / "x.mp4", "--checkpoint", checkpoint) == 0
+    assert "random weights" not in capsys.readouterr().out
+
+
+def test_the_recommended_negative_prompt_is_written_out(tmp_path):
+    path = tmp_path / "x.mp4"
+    assert generate(path, "--negative-prompt", "recommended") == 0
+    options = json.loads(path.with_name("x.mp4.json").read_text())["options"]
+    assert options["negative_prompt"] == RECOMMENDED_NEGATIVE_PROMPT
+    assert len(RECOMMENDED_NEGATIVE_PROMPT) > 100
 
 
 def test_an_original_file_makes_a_clip(tmp_path):

@@ -235,9 +235,11 @@ def test_one_condition_needs_no_list():
 
 
 def test_the_schedule_counts_appended_tokens_as_diffusers_does():
-    plain = generate().info["sigmas"]
-    assert generate(LTX2VideoCondition(PICTURE)).info["sigmas"] == plain
-    assert generate(LTX2VideoCondition(PICTURE, -1)).info["sigmas"] != plain
+    # With fewer steps than three, all levels are fixed points of the schedule.
+    plain = generate(num_inference_steps=3).info["sigmas"]
+    assert generate(LTX2VideoCondition(PICTURE), num_inference_steps=3).info["sigmas"] == plain
+    other = generate(LTX2VideoCondition(PICTURE, -1), num_inference_steps=3).info["sigmas"]
+    assert abs(other[1] - plain[1]) > 1e-4
 
 
 # --- loading ---

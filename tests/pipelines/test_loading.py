@@ -1,9 +1,11 @@
 """Pipelines travel between this package and diffusers in both directions, and bad checkpoints are refused by name."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
@@ -85,6 +87,26 @@ def test_saved_names_are_diffusers_names(tmp_path):
     assert index["transformer"] == ["diffusers", "LTX2VideoTransformer3DModel"]
     assert index["connectors"] == ["ltx2", "LTX2TextConnectors"]
     assert not [entry for entry in index.values() if isinstance(entry, list) and "ltx2_diffusers" in entry]
+
+
+@pytest.mark.parametrize("name", [name for name in ltx2_diffusers.__all__ if re.fullmatch(r"LTX2\w*Pipeline", name)])
+def test_a_saved_folder_names_a_pipeline_that_diffusers_has(name, tmp_path):
+    """And everything comes back here under the class that was saved."""
+    cls = getattr(ltx2_diffusers, name)
+    saved = cls.from_pretrained(packaged_checkpoint("ltx2-tiny"))
+    saved.save_pretrained(tmp_path)
+    class_name = json.loads((tmp_path / "model_index.json").read_text())["_class_name"]
+    assert class_name == (name if hasattr(diffusers, name) else "LTX2Pipeline")
+    portable = DiffusionPipeline.from_pretrained(tmp_path)
+    assert type(portable) is getattr(diffusers, class_name)
+    restored = cls.from_pretrained(tmp_path)
+    present = [part for part, value in saved.components.items() if value is not None]
+    assert [part for part, value in restored.components.items() if value is not None] == present
+
+
+def test_what_is_said_of_weights_is_passed_on(tmp_path):
+    load().save_pretrained(tmp_path)
+    assert load(tmp_path).config["_weights"] == "random"
 
 
 def test_our_scheduler_is_saved_as_a_portable_one_and_restored(tmp_path):

@@ -23,6 +23,15 @@ _OURS = {pair: name for name, pair in _PORTABLE_COMPONENTS.items()}
 # FlowMatchEuler folder keeps FlowMatchEuler's schedule.
 _PORTABLE = _PORTABLE_COMPONENTS | {"LTX2Scheduler": ("diffusers", "FlowMatchEulerDiscreteScheduler")}
 
+# Pipelines that diffusers has under the same name; it can run every other one's folder as text to video.
+_PORTABLE_PIPELINES = (
+    "LTX2Pipeline",
+    "LTX2ImageToVideoPipeline",
+    "LTX2ConditionPipeline",
+    "LTX2InContextPipeline",
+    "LTX2LatentUpsamplePipeline",
+)
+
 # What an original file of a whole model holds, and a pipeline needs besides its text encoder.
 PIPELINE_COMPONENTS = ("transformer", "connectors", "vae", "audio_vae", "vocoder")
 # Component folder -> our class; the vocoder has two.
@@ -71,6 +80,11 @@ def to_portable(library: str, class_name: str) -> tuple[str, str]:
     if not _is_ours(library):
         return library, class_name
     return _PORTABLE.get(class_name, (PACKAGE, class_name))
+
+
+def portable_pipeline(class_name: str) -> str:
+    """The pipeline to name in a saved folder: the same one where diffusers has it, else the plain one."""
+    return class_name if class_name in _PORTABLE_PIPELINES else "LTX2Pipeline"
 
 
 def component_of(cls: type) -> str:

@@ -109,6 +109,10 @@ def generate(given: Options) -> dict[str, Any]:
             f"{path.with_name(file.name)}: {_description(identity)}, made in {facts['result']['seconds']:.1f} s: "
             f"{_settings(mode, output)}"
         )
+    if pipeline.config.get("_weights") == "random":
+        print(
+            f"{options['checkpoint']} has random weights, made for trying things out: it shows noise, not the prompt"
+        )
     return facts
 
 

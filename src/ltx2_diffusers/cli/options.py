@@ -8,7 +8,7 @@ from typing import Any
 
 from . import calls
 from .loading import CHECKPOINT, DTYPES
-from .values import AppendPlaced, Options, flag, stretch, weighted_file
+from .values import AppendPlaced, Options, flag, negative_prompt, stretch, weighted_file
 
 # How a text is read, by what stands for it in the help; others are taken as they are. An input file is a `Path`, by
 # which checks and manifests know it.
@@ -99,7 +99,8 @@ _GROUPS: dict[str, tuple[Option, ...]] = {
     "text": (
         Option("prompt", "TEXT", becomes=calls.prompts, parsing={**_REPEATED, "required": True},
             help="what to see and hear; repeat it for several clips, or for the parts of --extend"),
-        _same("negative_prompt", "TEXT", help="what to stay away from"),
+        _same("negative_prompt", "TEXT", parsing={"type": negative_prompt},
+            help="what to stay away from; 'recommended' stands for a text against common faults"),
         Option("enhance_prompt", None, "enable_prompt_enhancement", excludes=("no_text_encoder",),
             help="have the language model write out the prompt first"),
         _same("system_prompt", "TEXT", needs=("enhance_prompt",), help="your instructions for --enhance-prompt"),

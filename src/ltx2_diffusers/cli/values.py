@@ -43,6 +43,13 @@ def stretch(text: str) -> list[float]:
     return seconds
 
 
+def negative_prompt(text: str) -> str:
+    """The text, or the one that the word "recommended" stands for; the manifest keeps what was used."""
+    from ..guidance.presets import RECOMMENDED_NEGATIVE_PROMPT
+
+    return RECOMMENDED_NEGATIVE_PROMPT if text == "recommended" else text
+
+
 def flag(option: str) -> str:
     """The option as it is typed."""
     return f"--{option.replace('_', '-')}"

@@ -2,12 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
-
-# Python's own becomes generic with 3.11.
-from typing_extensions import NamedTuple
 
 from .state import LatentState
 

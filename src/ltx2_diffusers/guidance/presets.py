@@ -12,6 +12,18 @@ from .guiders import MultiModalGuiderParams
 NEUTRAL = MultiModalGuiderParams()
 """Scales of a stream without guidance."""
 
+RECOMMENDED_NEGATIVE_PROMPT = (
+    "soft focus, smeared detail, low resolution, blocky compression, banding, crushed blacks, blown highlights, faded or "
+    "garish colour, flickering light, trembling camera, stuttering or frozen motion, faces that warp, malformed hands, "
+    "missing or surplus limbs, bodies that melt together, things that appear from nowhere or vanish, plastic skin, "
+    "captions, logos, watermarks, unreadable lettering, black bars, muffled or clipped sound, hum, hiss, crackle, hollow "
+    "echo, metallic or slurred voices, speech out of step with the lips, music that cuts off"
+)
+"""What guided runs of dev checkpoints may be steered away from: common faults of pictures and sound.
+
+No call takes it by itself; pass it as `negative_prompt`. The reference's command line has a text of this kind as its default.
+"""
+
 
 @dataclass(frozen=True)
 class Preset:

@@ -119,8 +119,8 @@ def h264_round_trip(image: torch.Tensor, crf: int) -> torch.Tensor:
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
     buffer.seek(0)
-    with av.open(buffer) as container:
-        decoded = next(container.decode(video=0)).to_ndarray(format="rgb24")
+    with av.open(buffer, mode="r") as written:
+        decoded = next(written.decode(video=0)).to_ndarray(format="rgb24")
     return torch.from_numpy(decoded).to(image.device)
 
 

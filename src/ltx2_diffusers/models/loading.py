@@ -1,10 +1,9 @@
 """What every model adds to diffusers' classes when it is loaded: configurations and files are checked first."""
 
 import os
-from typing import Any
+from typing import Any, Self
 
 import torch
-from typing_extensions import Self
 
 from .config_values import check_sizes, check_types
 from .saving import finish_saves

@@ -2,12 +2,13 @@
 
 import copy
 import inspect
+import json
 import os
 import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -15,10 +16,9 @@ from diffusers.utils import logging
 from diffusers.video_processor import VideoProcessor
 from huggingface_hub import snapshot_download
 from transformers import PreTrainedModel
-from typing_extensions import Self
 
 from ..checkpoints import pipeline_folder
-from ..checkpoints.class_names import PACKAGE, model_pair, to_ours, to_portable
+from ..checkpoints.class_names import PACKAGE, model_pair, portable_pipeline, to_ours, to_portable
 from ..checks import check_loaded
 from ..models import saving, video_vae
 
@@ -92,7 +92,12 @@ class LTX2PipelineBase(saving.AtomicSaveMixin, DiffusionPipeline):
             raise ValueError(f"{str(folder)!r} is no folder of a pipeline: it has no {pipeline_folder.INDEX}")
         pipeline_folder.check_pipeline_folder(folder, {_LACKING: None, **kwargs}, takes)
         with pipeline_folder.named_errors(folder):
-            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+            pipeline = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        note = pipeline_folder.read_object(folder / pipeline_folder.INDEX).get("_weights")
+        if note is not None:
+            # What is said of the weights is passed on when they are saved again.
+            pipeline.register_to_config(_weights=note)
+        return pipeline
 
     @classmethod
     def download(cls, pretrained_model_name: str, **kwargs: Any) -> str:
@@ -172,6 +177,12 @@ class LTX2PipelineBase(saving.AtomicSaveMixin, DiffusionPipeline):
             for name, value in kwargs.items()
         }
         super().register_to_config(**portable)
+
+    def to_json_string(self) -> str:
+        """The index of a saved folder, which names a pipeline that diffusers has, so that the folder loads there."""
+        index = json.loads(super().to_json_string())
+        index["_class_name"] = portable_pipeline(index["_class_name"])
+        return json.dumps(index, indent=2, sort_keys=True) + "\n"
 
     def __getstate__(self) -> dict[str, Any]:
         """What is pickled and copied: everything, without hooks that a text encoder gets when it first runs."""

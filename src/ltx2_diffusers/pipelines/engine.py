@@ -156,10 +156,6 @@ def stage_list(
         streams: Which streams are generated.
     """
     if sampling.stages is not None:
-        if sampling.stage_1_adapters or sampling.stage_2_adapters:
-            raise ValueError(
-                "`stage_1_adapters` and `stage_2_adapters` are not read with `stages`; set `adapters` of each Stage"
-            )
         check_unread("`stages` are given, which say so themselves", sampling.stage_arguments)
         return _checked(sampling.stages)
     guided = Streams(*(here and not given for here, given in zip(streams, held)))

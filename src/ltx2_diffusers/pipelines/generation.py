@@ -2,12 +2,11 @@
 
 import os
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import PIL.Image
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
-from typing_extensions import Self
 
 from .. import checks, declared
 from .. import prompts as texts

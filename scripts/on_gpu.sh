@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Runs what needs a GPU, in at most eight minutes: the `gpu` tests, then every benchmark on the device. JSON files go to
+# $OUT (default: benchmarks/results). A PyTorch that is there already is used; for a machine without network give the
+# folder of the other packages as WHEELS. `--dry-run` only prints the commands. Not run on a GPU yet.
+#
+#   scripts/on_gpu.sh
+#   WHEELS=/path/to/wheels OUT=/tmp/results scripts/on_gpu.sh
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export LTX2_BENCHMARK_RESULTS="${OUT:-benchmarks/results}"
+mkdir -p "$LTX2_BENCHMARK_RESULTS"
+packages=$(mktemp -d)
+trap 'rm -rf "$packages"' EXIT
+dry_run=${1:-}
+
+run() {
+    echo "+ $*"
+    [ "$dry_run" = --dry-run ] || "$@"
+}
+
+if [ -n "${WHEELS:-}" ]; then
+    run python3 -m pip install --quiet --no-index --no-deps --target "$packages" "$WHEELS"/*.whl
+else
+    run python3 -m pip install --quiet --upgrade-strategy only-if-needed '.[test]'
+fi
+export PYTHONPATH="$PWD/src:$packages${PYTHONPATH:+:$PYTHONPATH}"
+# A failing test does not keep the figures from being taken.
+failed=0
+run timeout 240 python3 -m pytest -q -m gpu --junitxml="$LTX2_BENCHMARK_RESULTS/gpu_tests.xml" || failed=1
+run timeout 200 python3 -m benchmarks.transformer_forward --quick --device cuda || failed=1
+exit "$failed"

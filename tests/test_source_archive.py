@@ -1,0 +1,24 @@
+"""The source archive holds everything that the repository holds, so that its tests pass too."""
+
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# What a checkout holds beside its files: the history, and what tools make.
+MADE = shutil.ignore_patterns(".git", ".venv", "*.egg-info", "__pycache__", ".*_cache", "build", "dist", "*.mp4")
+
+
+@pytest.mark.slow
+def test_the_archive_holds_every_file(tmp_path):
+    tree = shutil.copytree(ROOT, tmp_path / "tree", ignore=MADE)
+    files = {str(path.relative_to(tree)) for path in tree.rglob("*") if path.is_file()}
+    build = f"from setuptools.build_meta import build_sdist; build_sdist({str(tmp_path)!r})"
+    subprocess.run([sys.executable, "-c", build], cwd=tree, check=True, capture_output=True)
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert files - names == set()

@@ -9,6 +9,8 @@ import pytest
 
 import ltx2_diffusers
 from ltx2_diffusers.cli.main import build_parser
+from ltx2_diffusers.media.copying import rule
+from tests.media.test_kinds import IMAGE_KINDS, VIDEO_KINDS
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"```(python|bash)\n(.*?)```", README, flags=re.DOTALL)
@@ -16,6 +18,9 @@ COMMANDS = [
     line for kind, block in BLOCKS if kind == "bash" for line in block.splitlines() if line.startswith("ltx2 ")
 ]
 PLACES = re.findall(r"^\| Where .*\? \| (.*) \|$", README, flags=re.MULTILINE)
+KINDS = README.partition("## What files are taken")[2].partition("\n## ")[0]
+# Names of codecs that are not FFmpeg's own, letters and digits alone.
+CODECS = {"mpeg2video": "mpeg2", "qtrle": "quicktimerle"}
 MODES = re.findall(r"^\| .* \| `(LTX2\w+Pipeline)`: `(.*)` \|$", README, flags=re.MULTILINE)
 
 
@@ -63,3 +68,23 @@ def test_places_that_are_named_exist(place):
 def test_commands_parse(command):
     arguments = re.findall(r'"([^"]*)"|(\S+)', command)
     build_parser().parse_args([quoted or plain for quoted, plain in arguments][1:])
+
+
+def cells(row: str) -> list[str]:
+    """The cells behind the first one of a row of the tables of files."""
+    return re.search(rf"^\| {re.escape(row)} \|(.*)\|$", KINDS, flags=re.MULTILINE)[1].split("|")
+
+
+@pytest.mark.parametrize(("row", "kinds"), [("Videos", VIDEO_KINDS), ("Pictures", IMAGE_KINDS)])
+def test_the_kinds_of_files_that_are_named_are_those_that_are_tested(row, kinds):
+    """AVIF depends on the version of Pillow."""
+    named = cells(row)[0].partition(" and whatever")[0].split(",")
+    assert sorted({name.partition(" (")[0].strip() for name in named} - {"AVIF"}) == sorted(kinds)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov"])
+def test_the_codecs_that_are_named_are_those_that_are_copied(suffix):
+    for kind, cell in zip(("video", "audio"), cells(f"`{suffix}`")):
+        named = {re.sub(r"[^a-z0-9]", "", name.lower()) for name in cell.split(",")}
+        held = {"pcm" if codec.startswith("pcm_") else codec for codec in rule._HELD[kind, suffix]}
+        assert named == {CODECS.get(codec, codec) for codec in held}

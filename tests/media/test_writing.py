@@ -209,3 +209,32 @@ def test_wave_file_holds_rounded_16_bit_samples(tmp_path):
     assert np.array_equal(samples[:, 0], samples[:, 1])
     with pytest.raises(ValueError, match=r"sound\.wav"):
         write_audio(tmp_path / "sound.mp3", tone(), 24000)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"frame_rate": "24"}, "`frame_rate` has to be a finite number or a Fraction but is '24'; use 24.0"),
+        ({"frame_rate": float("nan")}, "`frame_rate` has to be a finite number"),
+        ({"crf": 19.5}, "`crf` has to be a whole number but is 19.5; use 20"),
+        ({"crf": True}, "`crf` has to be a whole number but is True"),
+        ({"preset": 3}, "`preset` has to be a `str` but is 3"),
+        ({"frames": np.full((2, 32, 32, 3), np.nan, np.float32)}, "the frames hold values that are not finite"),
+    ],
+)
+def test_values_of_another_kind_are_named_and_nothing_is_written(tmp_path, arguments, message):
+    call = {
+        "path": tmp_path / "out.mp4",
+        "frames": np.zeros((2, 32, 32, 3), np.uint8),
+        "frame_rate": 24.0,
+        **arguments,
+    }
+    with pytest.raises(ValueError, match=message):
+        write_video(**call)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_numbers_of_other_libraries_are_taken(tmp_path):
+    frames = np.zeros((2, 32, 32, 3), np.uint8)
+    path = write_video(tmp_path / "out.mp4", frames, np.float32(24), crf=np.int64(30))
+    assert path.is_file()

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..checks import check_at_least_one, check_choice, check_num_frames, check_positive, check_unit
 from ..conditioning.shapes import VIDEO_SCALE_FACTORS
+from ..declared import settle
 from ..pipelines.conditions.pictures import LTX2ReferenceCondition, LTX2VideoCondition
 from .chunks import Chunk, plan_chunks
 
@@ -31,6 +32,9 @@ class TimelineItem:
     path: str | os.PathLike
     frame_index: int = 0
     strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        settle(self)
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,9 @@ class GenerationRequest:
     enhance_prompt: bool | None = None
     seed: int | None = None
     device_type: str = "cuda"
+
+    def __post_init__(self) -> None:
+        settle(self)
 
 
 @dataclass(frozen=True, kw_only=True)

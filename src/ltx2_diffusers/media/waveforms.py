@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ..atomic import complete_file
+from ..declared import takes_declared
 from .files import check_suffix
 
 
@@ -48,6 +49,7 @@ def stereo_samples(audio: torch.Tensor | np.ndarray, sampling_rate: int | None) 
     return audio.clamp(-1, 1).expand(2, -1).contiguous().cpu().numpy()
 
 
+@takes_declared
 def write_audio(path: str | os.PathLike, audio: torch.Tensor | np.ndarray, sampling_rate: int) -> Path:
     """Write a waveform as a stereo 16-bit WAV file and return its path.
 

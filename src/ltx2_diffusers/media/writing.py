@@ -18,6 +18,7 @@ from av.container import OutputContainer
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
 from ..atomic import complete_file
+from ..declared import takes_declared
 from .audio_tracks import CopiedAudio, EncodedAudio, NoAudio, check_audio_source
 from .files import check_suffix, exact_frame_rate, local_name
 from .pixels import byte_frames
@@ -37,6 +38,7 @@ _TIME_SCALE = 90000
 Frames = torch.Tensor | np.ndarray | Iterable[torch.Tensor | np.ndarray | PIL.Image.Image]
 
 
+@takes_declared
 def write_video(
     path: str | os.PathLike,
     frames: Frames,

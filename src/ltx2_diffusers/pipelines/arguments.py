@@ -210,16 +210,16 @@ class Arguments(Texts):
     Args:
         prompt: Text or list of texts. Either this or `prompt_embeds`.
         negative_prompt: Text to steer away from, one for all prompts or one each. Default the empty text. Only read
-            with classifier-free or normalized attention guidance.
+            with classifier-free or normalized attention guidance; as in diffusers it may be given without.
         height, width: Size in pixels, multiples of 32. Default that of `latents`, else 512 x 768.
         num_frames: Frames, 8 k + 1. Default that of `latents`, else 121.
         min_seconds, max_seconds: Bounds of an automatic duration, which no checkpoint loaded here predicts; other
             values than the defaults are refused.
-        frame_rate: Frames per second, above 0. The sound lasts `num_frames / frame_rate` seconds; a clip shorter than half
-            an audio latent (20 ms) has the sound of one, cut to its length.
-        motion_speed: Speed of motion relative to real time, above 0; below 1 is slow motion.
+        frame_rate: Frames per second, above 0 and up to 1000. The sound lasts `num_frames / frame_rate` seconds, at most
+            600; a clip shorter than half an audio latent (20 ms) has the sound of one, cut to its length.
+        motion_speed: Speed of motion relative to real time, 0.01 to 100; below 1 is slow motion.
         num_inference_steps: Denoising steps. Not read when `sigmas` or `timesteps` are given.
-        sigmas: Noise levels in (0, 1], falling. `LTX2Scheduler` uses them as they are, a FlowMatchEuler scheduler
+        sigmas: Noise levels from 1e-6 to 1, falling. `LTX2Scheduler` uses them as they are, a FlowMatchEuler scheduler
             shifts them.
         timesteps: Noise levels times 1000, used as they are.
         guidance_scale: Classifier-free guidance of the video; 1 is neutral. Given as 1.0 while no other guidance
@@ -230,7 +230,8 @@ class Arguments(Texts):
         audio_guidance_scale, audio_stg_scale, audio_modality_scale, audio_guidance_rescale: The same for the audio;
             `None` takes the video's value, 0.0 means 0.0.
         spatio_temporal_guidance_blocks: Blocks which spatio-temporal guidance perturbs.
-        noise_scale: Noise mixed into given `latents` and `audio_latents`, 0 to 1. Default 0.0.
+        noise_scale: Noise mixed into given `latents` and `audio_latents`, 0 to 1; as in diffusers it may be given without
+            them and is not read then. Default 0.0.
         num_videos_per_prompt: Videos per prompt.
         generator: Source of noise, or one per video. Noise is drawn on the generator's device, the CPU by default.
         latents: Video latents to start from: un-normalised `[B, C, F, h, w]`, or packed and normalised
@@ -240,7 +241,7 @@ class Arguments(Texts):
             whatever `max_sequence_length` says, filled up to a multiple of the connectors' registers (128).
         prompt_attention_mask, negative_prompt_attention_mask: Their masks `[B, T]`.
         decode_timestep, decode_noise_scale: Noise level of the decoder and share of noise mixed in, for a VAE with
-            timestep conditioning. One value or one per video.
+            timestep conditioning; others do not read it, as in diffusers. One value or one per video, 0 to 1.
         use_cross_timestep: Whose noise level modulates the exchange between the streams: the other stream's
             (`True`) or its own (`False`). All agree in plain text to video.
         enable_prompt_enhancement: Whether a language model rewrites the prompt before it is encoded; the text is
@@ -250,7 +251,7 @@ class Arguments(Texts):
             for 2.5. Floats cannot take it.
         output_type: `"pil"`, `"np"`, `"pt"`, `"uint8"` or `"latent"`; see [`LTX2PipelineOutput`].
         return_dict: Whether to return an [`LTX2PipelineOutput`] instead of the tuple `(frames, audio)`.
-        attention_kwargs: Passed to the transformer's attention; `{"scale": s}` scales LoRA adapters.
+        attention_kwargs: Passed to the transformer's attention, which takes `{"scale": s}`: it scales LoRA adapters.
         callback_on_step_end: Called as `callback(pipeline, step, timestep, tensors)` after each step. A dict it
             returns may replace `latents` and `audio_latents`. Setting `pipeline._interrupt = True` ends the loop; setting
             `pipeline._guidance_scale` (or another scale, with its underscore) guides the steps that follow by the new value.

@@ -32,7 +32,8 @@ class AudioToVideoArguments(TwoStageArguments, _Sound, _Audio):
         audio: The sound: a waveform `[C, N]` or `[B, C, N]` in [-1, 1] of any rate, or the name of a media file. The clip
             takes the window from `audio_start_s` on that is as long as the video.
         audio_cond_noise_scale: 0 keeps the sound exactly and returns the given samples (default). Above it, up to 1, the
-            sound is a hint, and a new one is generated and returned; the audio's guidance arguments are only read then.
+            sound is a hint, and a new one is generated and returned; the audio's guidance arguments belong to that and
+            are refused otherwise.
     """
 
     audio: Sound | None = field()

@@ -103,3 +103,5 @@ def test_commands_run_one_after_the_other(folder):
 
 def test_what_they_write_is_no_part_of_the_repository():
     assert "/out/" in (ROOT / ".gitignore").read_text().splitlines()
+    written = [name for command in COMMANDS for name in re.findall(r"-o (\S+)", command)]
+    assert len(written) >= 6 and all(name.startswith("out/") for name in written)

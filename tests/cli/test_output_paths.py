@@ -1,6 +1,5 @@
 """Where a result cannot be written is said before anything is loaded, and a manifest knows its clip from others."""
 
-import fnmatch
 import json
 import re
 import shutil
@@ -162,17 +161,3 @@ def test_a_manifest_that_is_not_there_or_the_clip_in_its_place(pair, capsys):
     assert "there is no file" in complaint(capsys, "replay")
     assert main(["replay", str(pair)]) == 2
     assert complaint(capsys, "replay").endswith(f"; give '{pair}.json'")
-
-
-# The README
-
-
-def test_what_the_commands_of_the_readme_write_is_no_part_of_the_repository():
-    text = (ROOT / "README.md").read_text()
-    commands = "\n".join(re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL))
-    written = {name for output in re.findall(r"-o (\S+)", commands) for name in (output, f"{output}.json")}
-    written |= {f"{name}.preview.png" for name in re.findall(r"--preview -o (\w+)\.mp4", commands)}
-    written |= {line.split()[3] for line in commands.splitlines() if line.startswith("python conversion/")}
-    assert len(written) > 10
-    ignored = [line.lstrip("/") for line in (ROOT / ".gitignore").read_text().splitlines()]
-    assert [name for name in written if not any(fnmatch.fnmatch(name, pattern) for pattern in ignored)] == []

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import time
 
 import pytest
 import torch
@@ -80,11 +79,10 @@ def test_conversion_checks_the_model(tmp_path, change, message):
 )
 def test_fields_that_contradict_the_tensors_are_refused_at_once(tmp_path, field, value):
     path = original_with(tmp_path / "x.safetensors", **{field: value})
-    started = time.perf_counter()
+    # A model of 10**9 layers would never be built, so that the test would not end.
     for use in (convert_to_diffusers, lambda path, _: LTX2AVTransformer3DModel.from_single_file(path)):
         with pytest.raises(ValueError, match=rf"x\.safetensors.*{field}|{field}.*x\.safetensors"):
             use(path, tmp_path / "out")
-    assert time.perf_counter() - started < 5
     assert not (tmp_path / "out").exists()
 
 

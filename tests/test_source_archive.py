@@ -10,7 +10,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 # What a checkout holds beside its files: the history, and what tools make.
-MADE = shutil.ignore_patterns(".git", ".venv", "*.egg-info", "__pycache__", ".*_cache", "build", "dist", "out", ".hypothesis", "*.mp4")
+MADE = shutil.ignore_patterns(
+    ".git", ".venv", "*.egg-info", "__pycache__", ".*_cache", "build", "dist", "out", ".hypothesis", "*.mp4"
+)
 
 
 @pytest.mark.slow

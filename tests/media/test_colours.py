@@ -235,10 +235,13 @@ def test_deinterlaced_frames_keep_their_times(tmp_path):
     options = {"crf": "4", "flags": "+ilme+ildct", "x264-params": "tff=1"}
     write_frames(path, _field_frames(moving_fields(True), "yuv420p", True), "libx264", "yuv420p", options)
     with av.open(str(path)) as container:
-        times = [(frame.pts, frame.time_base) for frame in container.decode(video=0)]
+        times = [(frame.pts, frame.time_base, frame.duration) for frame in container.decode(video=0)]
     with av.open(str(path)) as container, pytest.warns(UserWarning, match="interlaced"):
         frames = list(colours.decoded_frames(container, container.streams.video[0]))
-    assert [(frame.pts, frame.time_base) for frame in frames] == times
+    assert [(frame.pts, frame.time_base, frame.duration) for frame in frames] == times
+    # The last picture is not shown for longer than it lasts.
+    with pytest.warns(UserWarning, match="interlaced"):
+        assert len(read_video(path, frame_rate=48)) == 2 * len(times)
 
 
 def test_frames_of_several_sizes_are_refused(tmp_path):

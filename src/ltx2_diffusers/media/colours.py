@@ -212,7 +212,7 @@ def _filtered(graph: Graph, waiting: deque[av.VideoFrame]) -> Iterator[av.VideoF
         except (av.BlockingIOError, av.EOFError):
             return
         original = waiting.popleft()
-        frame.pts, frame.time_base = original.pts, original.time_base
+        frame.pts, frame.time_base, frame.duration = original.pts, original.time_base, original.duration
         frame.colorspace, frame.color_range = original.colorspace, original.color_range
         yield frame
 

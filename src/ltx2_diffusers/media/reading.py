@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, dropwhile, islice
 from math import ceil
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import av
 import numpy as np
@@ -193,7 +193,7 @@ def _one_format(container: InputContainer, stream: AudioStream) -> Iterator[av.A
         ValueError: If its rate or its channels change, as in files put one behind the other.
     """
     first: str | None = None
-    for frame in clock.decoded(container, stream):
+    for frame in cast(Iterator[av.AudioFrame], clock.decoded(container, stream)):
         # What the stream says follows the decoder.
         own = f"{frame.sample_rate} Hz {frame.layout.name}"
         first = own if first is None else first

@@ -52,6 +52,10 @@ def original_with(path, change=len, **fields):
             lambda tensors: tensors.update({f"{PREFIX}audio_proj_out.bias": torch.zeros(3)}),
             r"1 of another shape: audio_proj_out\.bias \[3\] \(the model has",
         ),
+        (
+            lambda tensors: tensors.update({PREFIX + Q: tensors[PREFIX + Q].to(torch.int32)}),
+            rf"{Q} holds torch\.int32",
+        ),
         (lambda tensors: tensors.pop("vae.per_channel_statistics.mean-of-means"), "1 missing: latents_mean"),
         (
             lambda tensors: tensors["vae.per_channel_statistics.mean-of-means"].fill_(float("nan")),
@@ -62,7 +66,7 @@ def original_with(path, change=len, **fields):
             "latents_std.*not finite and",
         ),
     ],
-    ids=["lost", "foreign", "shape", "statistics", "NaN", "zero"],
+    ids=["lost", "foreign", "shape", "whole numbers", "statistics", "NaN", "zero"],
 )
 def test_conversion_checks_the_model(tmp_path, change, message):
     path = original_with(tmp_path / "x.safetensors", change)

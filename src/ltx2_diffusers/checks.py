@@ -179,6 +179,14 @@ def check_generator(
             )
 
 
+def as_device(device: torch.device | str) -> torch.device:
+    """A device by its name."""
+    try:
+        return torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"`device` is {device!r}, which is none; use 'cpu' or 'cuda'") from None
+
+
 def check_seed(name: str, seed: int) -> None:
     """A seed has 64 bits."""
     if not is_whole(seed) or not -(2**63) <= seed < 2**64:

@@ -260,6 +260,12 @@ def test_a_callback_ends_the_call(library, name):
     assert not pipe.interrupt
 
 
+@generating
+@both
+def test_no_callback_needs_to_see_nothing(library, name):
+    assert difference(run(library, name, callback_on_step_end_tensor_inputs=None), run(library, name)) == 0
+
+
 class Watch(PipelineCallback):
     """One of diffusers' callback objects, which say themselves what they want to see."""
 

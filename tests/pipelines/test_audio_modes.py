@@ -193,6 +193,14 @@ def test_stretched_sound_fills_the_clip_and_is_made_from_latents(to_video, durat
     assert output.audio.shape[-1] == 33 * 240
 
 
+def test_samples_as_whole_numbers_are_named(to_video):
+    with (
+        no_computation(to_video),
+        pytest.raises(ValueError, match=r"`audio` has to lie in \[-1, 1\] but reaches .*32768"),
+    ):
+        to_video(**QUICK, audio=SOUND * 32768, sampling_rate=44100)
+
+
 def test_a_file_without_sound_is_named(to_video, tmp_path):
     write_video(tmp_path / "silent.mp4", gradient_clip(9, 64, 64), 24)
     with no_computation(to_video), pytest.raises(ValueError, match=r"silent\.mp4' has no sound"):

@@ -305,6 +305,12 @@ def test_wrong_conditions_are_named_before_any_computation(conditions, message):
         generate(*conditions, prompt=PROMPT)
 
 
+@pytest.mark.parametrize("sigmas", [[1.5], [1.2, 0.5], [0.0], [], [-0.5, 0.1]])
+def test_a_wrong_first_noise_level_is_no_matter_of_the_noise_scale(sigmas):
+    with pytest.raises(ValueError, match=r"^sigmas must"):
+        generate(LTX2VideoCondition(PICTURE), sigmas=sigmas)
+
+
 @pytest.mark.parametrize("name", ["empty.png", "empty.mp4"])
 def test_damaged_files_are_named(name, tmp_path):
     (tmp_path / name).write_bytes(b"")

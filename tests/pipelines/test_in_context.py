@@ -229,6 +229,7 @@ def test_a_scale_that_contradicts_the_lora_is_refused(tmp_path):
             {"conditioning_attention_mask": LEFT_HALF[:, :, :5]},
             "5 frames, the reference 9",
         ),
+        (LTX2ReferenceCondition(CLIP), {"conditioning_attention_mask": LEFT_HALF.cfloat()}, "has to hold numbers"),
         (LTX2ReferenceCondition(CLIP), {"conditioning_attention_mask": LEFT_HALF * 2}, "attention_mask` .* is 2.0"),
         (LTX2ReferenceCondition(FLOATS * 255), {}, "between 0 and 1"),
         (LTX2ReferenceCondition("nowhere.mp4"), {}, r"nowhere\.mp4"),

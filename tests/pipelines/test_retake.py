@@ -271,7 +271,7 @@ def test_a_stage_at_half_the_frame_rate_sees_every_other_frame(pipe):
         ({"region": torch.ones(64, 64), "regenerate_video": False, **WITH_SOUND}, "leave one of them out"),
         ({"regenerate_video": False}, "both False"),
         ({"regenerate_audio": True}, "no sound to keep"),
-        ({"video": FRAMES[:16]}, "16"),
+        ({"video": FRAMES[:16]}, "`video` has 16 frames at a `frame_rate` of 24, .*`num_frames`=9"),
         ({"video": FRAMES[:, :, :50]}, "50"),
         ({"num_frames": 25}, "has 17 frames; use 17"),
         ({"conditions": LTX2VideoCondition(FRAMES[0], frame=17)}, "17 lies outside the clip"),

@@ -6,6 +6,7 @@ import torch
 from ltx2_diffusers import LTX2Pipeline
 from tests.golden_data import EQUAL_MODELS
 from tests.pipelines.tiny import CFG, EXPLICIT, NEGATIVE, NO_GUIDANCE, PROMPT, load, max_difference, ours, seeded
+from tests.pipelines.watching import no_forward
 
 CALL = {**EXPLICIT, **CFG, "prompt": PROMPT, "negative_prompt": NEGATIVE}
 
@@ -34,7 +35,7 @@ def test_both_prompts_share_one_call_without_padding():
 
 def test_given_states_need_their_mask():
     embeds, *_ = ours().encode_prompt(PROMPT, None, False, max_sequence_length=16)
-    with pytest.raises(ValueError, match="attention mask"):
+    with pytest.raises(ValueError, match="`prompt_attention_mask`"):
         ours().encode_prompt(None, prompt_embeds=embeds)
 
 
@@ -158,3 +159,32 @@ def test_a_tokenizer_without_chat_template_is_refused():
     pipe.tokenizer.chat_template = None
     with pytest.raises(ValueError, match="no chat template"):
         pipe(**ENHANCED)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "name"),
+    [
+        ({"prompt": None}, "prompt"),
+        ({"prompt": []}, "prompt"),
+        ({"negative_prompt": ["a", "b"]}, "negative_prompt"),
+        ({"max_sequence_length": 0}, "max_sequence_length"),
+        ({"num_videos_per_prompt": 0}, "num_videos_per_prompt"),
+        ({"num_videos_per_prompt": 10**9}, "num_videos_per_prompt"),
+        ({"dtype": torch.int32}, "dtype"),
+        ({"device": "nope"}, "device"),
+        (
+            {"prompt_embeds": torch.full((1, 16, 96), float("nan")), "prompt_attention_mask": torch.ones(1, 16)},
+            "finite",
+        ),
+        ({"prompt_embeds": torch.zeros(1, 16, 96), "prompt_attention_mask": torch.ones(1, 16).cfloat()}, "mask"),
+    ],
+)
+def test_texts_are_checked_before_the_encoder_runs(wrong, name):
+    with no_forward(ours()), pytest.raises(ValueError, match=name):
+        ours().encode_prompt(**{"prompt": PROMPT, "max_sequence_length": 16, **wrong})
+
+
+def test_a_text_beside_its_states_is_not_read():
+    embeds, mask, *_ = ours().encode_prompt(PROMPT, max_sequence_length=16)
+    again, *_ = ours().encode_prompt("another", prompt_embeds=embeds, prompt_attention_mask=mask)
+    assert torch.equal(again, embeds)

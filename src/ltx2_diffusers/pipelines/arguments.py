@@ -257,7 +257,7 @@ class Arguments(Texts):
             `pipeline._guidance_scale` (or another scale, with its underscore) guides the steps that follow by the new value.
         callback_on_step_end_tensor_inputs: What `tensors` holds: any of `latents`, `audio_latents`,
             `prompt_embeds`, `negative_prompt_embeds`, and `denoised`, the step's prediction of the clean video as
-            normalised latents `[B, C, F, h, w]`. A diffusers `PipelineCallback` says it itself.
+            normalised latents `[B, C, F, h, w]`. `None` asks for none. A diffusers `PipelineCallback` says it itself.
         max_sequence_length: Text positions T of texts; longer prompts are cut.
         sampler: Name of the sampler; see [`~ltx2_diffusers.sampling.samplers.SAMPLERS`]. Default the preset's.
         guidance_options: Skipped steps, other formulas, scales by noise level, and a negative prompt without
@@ -312,7 +312,7 @@ class Arguments(Texts):
     return_dict: bool = True
     attention_kwargs: dict[str, Any] | None = None
     callback_on_step_end: Callback | None = None
-    callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",)
+    callback_on_step_end_tensor_inputs: Sequence[str] | None = ("latents",)
     max_sequence_length: int = 1024
     sampler: str | None = None
     guidance_options: GuidanceOptions | None = None

@@ -462,7 +462,7 @@ def _check_values(request: Request, batch_size: int, pipeline: LTX2GenerationPip
     checks.check_generator(start.generator, batch_size, torch.device(pipeline._execution_device))
     checks.check_attention_kwargs(request.attention_kwargs)
     checks.check_choice("output_type", delivery.output_type, OUTPUT_TYPES)
-    unknown = [name for name in delivery.callback_inputs or () if name not in watchable]
+    unknown = [name for name in delivery.callback_inputs if name not in watchable]
     if unknown:
         raise ValueError(f"`callback_on_step_end_tensor_inputs` has to be in {list(watchable)} but contains {unknown}")
     checks.check_float_tensors(latents=start.latents, audio_latents=start.audio_latents)

@@ -239,7 +239,7 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
         masks = (prompt_attention_mask, negative_prompt_attention_mask)
         prompts = texts.Prompts(prompt, negative_prompt, embeds, masks, num_videos_per_prompt, max_sequence_length)
         with_negative = do_classifier_free_guidance or negative_prompt_embeds is not None
-        encoder = self._text_encoder(None if device is None else torch.device(device))
+        encoder = self._text_encoder(None if device is None else checks.as_device(device))
         encoded = texts.encode_prompt(encoder, prompts, with_negative, dtype)
         prompt_embeds, prompt_attention_mask, negative_prompt_embeds, negative_prompt_attention_mask = encoded
         # diffusers' tests read from this line which arguments of a call take the results.
@@ -278,7 +278,7 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
         wish = texts.Enhancement(True, system_prompt, max_new_tokens, generation_kwargs, seed)
         prompts = [prompt] if isinstance(prompt, str) else prompt
         return texts.enhance(
-            self.chat_model, prompts, wish, torch.device(device or self._execution_device), generator, image
+            self.chat_model, prompts, wish, checks.as_device(device or self._execution_device), generator, image
         )
 
     @declared.takes_declared

@@ -5,7 +5,7 @@ Shapes: B prompts, N tokens of the longest prompt, T padded text positions, C la
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -133,12 +133,8 @@ class TextEncoder:
 
     def _stacked(self, embeds: torch.Tensor | None, mask: torch.Tensor | None) -> TextStates | None:
         """States that a caller gives, flat or stacked."""
-        if embeds is None:
+        if embeds is None or mask is None:
             return None
-        if mask is None:
-            raise ValueError(
-                "given states need their attention mask; pass that which `encode_prompt` returned with them"
-            )
         # Without connectors nothing reads them stacked.
         layers = 1 if "connectors" in self.absent else self.connectors.config.text_proj_in_factor
         stacked = embeds.unflatten(2, (-1, layers)) if embeds.ndim == 3 else embeds
@@ -220,7 +216,12 @@ def encode_prompt(
     encoder: TextEncoder, prompts: Prompts, with_negative: bool, dtype: torch.dtype | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """States and masks of the positive and the negative prompts, in the form that callers can hand over again."""
-
+    # A text beside its states is not read, as in diffusers.
+    given = zip((prompts.prompt, prompts.negative_prompt), prompts.embeds)
+    prompt, negative_prompt = (text if embeds is None else None for text, embeds in given)
+    check_prompts(replace(prompts, prompt=prompt, negative_prompt=negative_prompt))
+    if dtype is not None and not dtype.is_floating_point:
+        raise ValueError(f"`dtype` has to be a floating-point type but is {dtype}; use torch.float32")
     positive, negative = encoder.states(prompts, with_negative, dtype)
     # Given states keep their length, and a text beside them takes it.
     length = max(part.length for part in (positive, negative) if part is not None)
@@ -285,7 +286,7 @@ def _check_embeds(name: str, embeds: torch.Tensor, mask: torch.Tensor | None) ->
         raise ValueError(
             f"`{name}_attention_mask` has shape {tuple(mask.shape)}, but `{name}_embeds` need {tuple(embeds.shape[:2])}"
         )
-    if mask.is_meta or not ((mask == 0) | (mask == 1)).all() or not mask.any(dim=1).all():
+    if mask.is_meta or mask.is_complex() or not ((mask == 0) | (mask == 1)).all() or not mask.any(dim=1).all():
         raise ValueError(
             f"`{name}_attention_mask` has to hold 1 for tokens and 0 for padding, at least one token per text; pass that "
             "which `encode_prompt` returned"

@@ -402,10 +402,10 @@ def _counted(name: str, value: int, count: int) -> int:
 
 
 def _check_mask(mask: torch.Tensor, num_frames: int) -> None:
-    if not isinstance(mask, torch.Tensor) or mask.ndim != 5 or mask.shape[:2] != (1, 1):
+    if not isinstance(mask, torch.Tensor) or mask.is_complex() or mask.ndim != 5 or mask.shape[:2] != (1, 1):
         shape = tuple(mask.shape) if isinstance(mask, torch.Tensor) else type(mask)
         raise ValueError(
-            f"the attention mask (`conditioning_attention_mask`) has to have shape [1, 1, F, H, W] but has {shape}"
+            f"the attention mask (`conditioning_attention_mask`) has to hold numbers [1, 1, F, H, W] but has shape {shape}"
         )
     if mask.shape[2] != num_frames:
         raise ValueError(

@@ -18,6 +18,10 @@ from .condition import Condition, Items, Opened, Studio, Waveform, audio_item
 Sound = torch.Tensor | str | os.PathLike
 
 
+MAX_PEAK = 16.0
+"""Loud sounds exceed 1 by some decibels; whole numbers that stand for samples exceed this."""
+
+
 def read_waveform(
     audio: Sound, sampling_rate: int | None = None, start_s: float = 0.0, length_s: float | None = None
 ) -> Waveform:
@@ -44,6 +48,8 @@ def read_waveform(
     if sampling_rate is None:
         raise ValueError("an audio waveform needs its `sampling_rate`")
     checks.check_positive(sampling_rate=sampling_rate)
+    if (peak := audio.detach().abs().max().item()) > MAX_PEAK:
+        raise ValueError(f"`audio` has to lie in [-1, 1] but reaches {peak:g}; divide 16-bit samples by 32768")
     samples = audio if audio.ndim == 3 else audio[None]
     if samples.ndim != 3:
         raise ValueError(f"`audio` has to be [C, N] or [B, C, N] but has shape {tuple(audio.shape)}")
@@ -92,8 +98,8 @@ class AudioCondition(Condition):
         # One latent (40 ms) may be missing: the encoder rounds a clip of equal length up or down.
         if self.fit == "crop" and sound.duration_s < plan.duration_s - 0.04:
             raise ValueError(
-                f"the audio lasts {sound.duration_s:.2f} s and the video {plan.duration_s:.2f} s; use longer audio, fewer "
-                'frames, or audio_fit="pad" (silence at the end) or "stretch" (another tempo)'
+                f"the audio lasts {sound.duration_s:.2f} s and the video {plan.duration_s:.2f} s; use longer `audio`, "
+                'fewer frames (`num_frames`), a higher `frame_rate`, or audio_fit="pad" (silence at the end) or "stretch" (another tempo)'
             )
         # A sound that is only a hint, or played at another tempo, is not handed over.
         stretched = self.fit == "stretch"

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ...schedulers.sigmas import check_sigmas
 from ..conditions import Condition, Conditions, as_conditions
 from . import Arguments, LTX2GenerationPipeline, Result, Scheduler, extends, run, stage_list, takes
 
@@ -71,9 +72,9 @@ class LTX2ConditionPipeline(LTX2GenerationPipeline):
 def run_conditioned(pipeline: LTX2ConditionPipeline, call: Arguments, conditions: Sequence[Condition]) -> Result:
     """Generate in one stage; noise is drawn for the whole sequence, appended conditions included."""
     _check_audio_scheduler(pipeline)
-    if call.noise_scale is None and call.sigmas is not None and len(call.sigmas):
+    if call.noise_scale is None and call.sigmas is not None:
         # diffusers starts from the level as given, even where the scheduler shifts it.
-        call = replace(call, noise_scale=float(call.sigmas[0]))
+        call = replace(call, noise_scale=float(check_sigmas(call.sigmas)[0]))
     return run(pipeline, *call.request(stage_list(pipeline, call.sampling), conditions, packed_noise=True))
 
 

@@ -75,6 +75,11 @@ class LTX2RetakePipeline(LTX2StagedPipeline):
             ValueError: Before any computation, if an argument is out of range or contradicts another.
         """
         source = read_source(call.video, call.frame_rate, call.audio, call.sampling_rate, call.num_frames)
+        if call.num_frames is None and (fitting := self.sizes.whole_frames(source.num_frames)) != source.num_frames:
+            raise ValueError(
+                f"`video` has {source.num_frames} frames at a `frame_rate` of {source.frame_rate:g}, but only 8 k + 1 frames can "
+                f"be made anew; use the first ones with `num_frames`={fitting}"
+            )
         made = (call.regenerate_video, call.regenerate_audio)
         conditions = retake_conditions(source, call.start_s, call.end_s, call.region, *made)
         conditions += as_conditions("conditions", call.conditions)

@@ -1,5 +1,6 @@
 """Sound from text."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ...checks import MAX_SECONDS, check_most
@@ -31,7 +32,7 @@ class TextToAudioArguments(SoundArguments, _Duration):
     frame_rate: None = field(init=False, default=None)
     motion_speed: float = field(init=False, default=1.0)
     modality_scale: None = field(init=False, default=None)
-    callback_on_step_end_tensor_inputs: tuple[str, ...] = ("audio_latents",)
+    callback_on_step_end_tensor_inputs: Sequence[str] | None = ("audio_latents",)
 
     def check(self) -> None:
         """The same, and the length of the sound."""

@@ -52,6 +52,21 @@ def test_a_value_that_no_pipeline_can_have_is_refused_by_file_and_key(folder, fi
     refused(folder, rf"{file}.*{key}")
 
 
+@pytest.mark.parametrize(("pattern", "is_needed"), [("layers.0.self_attn.q_proj", True), ("vision_tower", False)])
+def test_the_text_encoder_has_all_weights_that_read_text(folder, pattern, is_needed):
+    """transformers draws what is missing, and the prompt means something else."""
+    file = folder / "text_encoder" / "model.safetensors"
+    weights = load_file(file)
+    lost = [name for name in weights if pattern in name and ("vision" in name) != is_needed]
+    save_file({name: value for name, value in weights.items() if name not in lost}, file, metadata={"format": "pt"})
+    if is_needed:
+        refused(folder, r"text_encoder' lacks 1 of \d+ tensors of the Gemma3.*layers\.0\.self_attn\.q_proj")
+        LTX2Pipeline.from_pretrained(folder, text_encoder=None)
+    else:
+        assert lost
+        LTX2Pipeline.from_pretrained(folder)
+
+
 @pytest.mark.parametrize("count", [1, 10**9])
 def test_layers_of_the_text_encoder_are_those_of_its_weights(folder, count):
     file = folder / "text_encoder" / "config.json"

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from ..schedulers.scheduling_ltx2 import FLOW_MATCH_CLASS, LTX2Scheduler
 from . import class_names, fit
 from .json_files import check_finite, read_config, read_object
@@ -15,6 +17,8 @@ from .safetensors_io import read_weight_map, tensor_names
 
 INDEX = "model_index.json"
 _SCHEDULER = "scheduler_config.json"
+# What a model that reads texts has beside the parts that do so.
+_BESIDE_TEXT = r"vision|audio|multi_modal|projector|lm_head"
 _CONFIGS = ("config.json", _SCHEDULER)
 # What the libraries read of a component beside its weights. Folders hold other files, too: notes, other formats, and what
 # file systems leave.
@@ -152,6 +156,21 @@ def _check_layers(file: Path, names: list[str]) -> None:
             raise ValueError(
                 f"{str(file)!r}: `{key}` is {count!r}, but the weights have {len(layers)} of these layers; use {len(layers)}"
             )
+
+
+def check_language_model(model: PreTrainedModel, folder: Path) -> None:
+    """Raise `ValueError` if weights of a language model were not in its folder: the library draws them and only reports it.
+
+    Parts that reading text does not need, such as the vision tower, may be left out of a folder.
+    """
+    parameters = {name: p for name, p in model.named_parameters() if not re.search(_BESIDE_TEXT, name)}
+    drawn = [name for name, p in parameters.items() if not getattr(p, "_is_hf_initialized", False)]
+    # Where no parameter is marked as read, as quantised ones are not, nothing is known.
+    if drawn and len(drawn) < len(parameters):
+        raise ValueError(
+            f"{str(folder)!r} lacks {len(drawn)} of {len(parameters)} tensors of the {type(model).__name__}, such as "
+            f"{drawn[0]}; fetch it again"
+        )
 
 
 @contextmanager

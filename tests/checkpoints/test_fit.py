@@ -80,11 +80,12 @@ def test_conversion_checks_the_model(tmp_path, change, message):
 )
 def test_fields_that_contradict_the_tensors_are_refused_at_once(tmp_path, field, value):
     path = original_with(tmp_path / "x.safetensors", **{field: value})
-    started = time.perf_counter()
+    # Of this process, however busy the machine is.
+    started = time.process_time()
     for use in (convert_to_diffusers, lambda path, _: LTX2AVTransformer3DModel.from_single_file(path)):
         with pytest.raises(ValueError, match=rf"x\.safetensors.*{field}|{field}.*x\.safetensors"):
             use(path, tmp_path / "out")
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
     assert not (tmp_path / "out").exists()
 
 

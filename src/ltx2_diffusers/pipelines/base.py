@@ -90,7 +90,8 @@ class LTX2PipelineBase(saving.AtomicSaveMixin, DiffusionPipeline):
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         if not (folder / pipeline_folder.INDEX).is_file():
             raise ValueError(f"{str(folder)!r} is no folder of a pipeline: it has no {pipeline_folder.INDEX}")
-        pipeline_folder.check_pipeline_folder(folder, {_LACKING: None, **kwargs}, takes)
+        required = set(cls._get_signature_keys(cls)[0]) - set(cls._optional_components)
+        pipeline_folder.check_pipeline_folder(folder, {_LACKING: None, **kwargs}, takes, required)
         with pipeline_folder.named_errors(folder):
             pipeline = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         note = pipeline_folder.read_object(folder / pipeline_folder.INDEX).get("_weights")

@@ -1,9 +1,11 @@
-"""The source archive holds everything that the repository holds, so that its tests pass too."""
+"""What is published: the archive holds all files, so that its tests pass too, and asks for versions that were run."""
 
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -22,3 +24,13 @@ def test_the_archive_holds_every_file(tmp_path):
     with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert files - names == set()
+
+
+def test_the_oldest_versions_are_those_of_their_constraints():
+    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    lowest = {re.split(r"[>,<]", line)[0]: re.search(r">=([\d.]+)", line)[1] for line in needed}
+    lines = (ROOT / "constraints-min.txt").read_text().splitlines()
+    run = dict(line.split("==") for line in lines if not line.startswith("#"))
+    assert run.keys() == lowest.keys()
+    # 2.7 and 2.7.0 are one version.
+    assert [name for name, version in run.items() if f"{lowest[name]}.0.0".find(version) != 0] == []

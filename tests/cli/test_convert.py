@@ -37,6 +37,12 @@ def test_folders_of_the_package_convert(tmp_path, capsys, source):
     assert capsys.readouterr().out == "equal\n"
 
 
+def test_what_is_left_out_is_said_without_all_options(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["convert", "x.safetensors"])
+    assert capsys.readouterr().err.splitlines()[0] == "usage: ltx2 convert SOURCE OUTPUT [options]"
+
+
 def test_the_data_type_and_the_scheduler_are_chosen(tmp_path):
     assert convert(V20, tmp_path / "out", "--dtype", "fp32", "--distilled", "--check") == 0
     weights = SafetensorsFile(tmp_path / "out" / "vae" / "diffusion_pytorch_model.safetensors").entries

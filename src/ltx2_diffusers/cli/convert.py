@@ -34,6 +34,7 @@ def add_parser(commands: Any) -> None:
     """Add the subcommand to the parser."""
     parser = commands.add_parser(
         "convert",
+        usage="ltx2 convert SOURCE OUTPUT [options]",
         help="convert a checkpoint between the original and diffusers' layout",
         description="Convert an original checkpoint file into a folder in diffusers' layout, or a folder into a file. "
         "Exit status 1 if --check finds differences.",

@@ -196,12 +196,13 @@ class LTX2PipelineBase(saving.AtomicSaveMixin, DiffusionPipeline):
         """Take over what was pickled or copied, in this process or in another one."""
         self.__dict__.update(state)
         # What the language models of a class can show of their states is noted in a process when one is constructed,
-        # which does not happen here.
+        # which does not happen here. Under the name of its class: a module as key would stay for ever where the registry
+        # is a plain dictionary.
         noted = getattr(sys.modules.get(_CAPTURING), "_CAN_RECORD_REGISTRY", {})
         for component in self.components.values():
             for part in component.modules() if isinstance(component, PreTrainedModel) else ():
                 if isinstance(part, PreTrainedModel):
-                    noted[part] = part._can_record_outputs
+                    dict.__setitem__(noted, str(part.__class__), part._can_record_outputs)
 
     def __copy__(self) -> Self:
         """A second pipeline on the very same components."""

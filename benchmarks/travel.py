@@ -156,7 +156,8 @@ def opened(staged: LTX2TwoStagePipeline) -> dict[str, int]:
             stack.callback(model.encoder.register_forward_pre_hook(lambda encoder, _: runs.append(encoder)).remove)
         doors = [stack.enter_context(patch.object(library, "open", wraps=library.open)) for library in (PIL.Image, av)]
         staged(PROMPT, image=picture, audio=sound, **TWO_STAGES)
-    names = [call.args[0] for door in doors for call in door.call_args_list]
+    # FFmpeg is given the names of files as those of files, whatever they look like.
+    names = [str(call.args[0]).removeprefix("file:") for door in doors for call in door.call_args_list]
     return {
         "times the picture is opened": names.count(picture),
         "times the sound is opened": names.count(sound),

@@ -102,6 +102,17 @@ def test_a_trial_leaves_nothing_behind(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["old.mp4"]
 
 
+def test_a_killed_trial_makes_no_folder_of_that_name(tmp_path):
+    """An empty one would be taken for a result."""
+    place = tmp_path / "new" / "model"
+    for step in range(count_steps(lambda: check_folder_writable(place), tmp_path)):
+        killed_before(lambda: check_folder_writable(place), tmp_path, step)
+        assert not place.exists()
+        save(place, **{"config.json": "new"})
+        assert hidden(tmp_path) == []
+        shutil.rmtree(place)
+
+
 @pytest.mark.parametrize("name", ["n" * 251 + ".mp4", "é" * 125 + ".mp4", "out:1.mp4", "a." + "b" * 253, "x"])
 def test_every_name_that_the_system_takes_can_be_written(tmp_path, name):
     check_writable(tmp_path / name)

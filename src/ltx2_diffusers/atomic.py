@@ -86,7 +86,8 @@ def check_folder_writable(folder: str | os.PathLike) -> None:
         OSError: If nothing can be written there. The message names it.
     """
     target = _followed(folder)
-    with _temporary(target, target, None):
+    # One that does not exist is tried beside its place, or a kill would leave an empty folder of that name.
+    with _temporary(target, target if target.is_dir() else target.parent, None):
         pass
 
 

@@ -55,8 +55,10 @@ def settle(record: Any) -> None:
         # Postponed annotations, which only a subclass from elsewhere can have, are not known here.
         if field.init and not isinstance(field.type, str):
             value = getattr(record, field.name)
+            if (read := _read(value, field.type)) is _UNFIT:
+                raise _refusal(field.name, value, field.type)
             # The way in which frozen dataclasses set their fields themselves.
-            object.__setattr__(record, field.name, as_declared(field.name, value, field.type))
+            object.__setattr__(record, field.name, read)
 
 
 def settled(record: R) -> R:
@@ -95,10 +97,13 @@ def as_declared(name: str, value: Any, kind: Any) -> Any:
     Raises:
         ValueError: If it is no such value.
     """
-    read = _read(value, kind)
-    if read is not _UNFIT:
-        return read
-    raise ValueError(f"`{name}` has to be {_all_words(kind)} but is {shown(value)}{_nearest(value, kind)}")
+    if (read := _read(value, kind)) is _UNFIT:
+        raise _refusal(name, value, kind)
+    return read
+
+
+def _refusal(name: str, value: Any, kind: Any) -> ValueError:
+    return ValueError(f"`{name}` has to be {_all_words(kind)} but is {shown(value)}{_nearest(value, kind)}")
 
 
 def shown(value: Any) -> str:
@@ -139,34 +144,27 @@ def finite_number(value: Any) -> Any:
     return number if isfinite(number) else _UNFIT
 
 
-def _text(value: Any) -> Any:
-    """A text; half a surrogate pair, which no tokenizer and no file name takes, is none."""
-    if not isinstance(value, str):
-        return _UNFIT
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return _UNFIT
-    return value
-
-
 def _truth(value: Any) -> Any:
     return bool(value) if isinstance(value, (bool, np.bool_)) else _UNFIT
 
 
-_READERS: dict[Any, Callable[[Any], Any]] = {bool: _truth, int: whole_number, float: finite_number, str: _text}
+_READERS: dict[Any, Callable[[Any], Any]] = {bool: _truth, int: whole_number, float: finite_number}
 
 
 def _read(value: Any, kind: Any) -> Any:
     """The value as one of a declared type, or `_UNFIT`."""
     if kind is Any:
         return value
+    if kind is str:
+        # Half a surrogate pair is no text that a tokenizer or a file name takes.
+        is_text = isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
+        return value if is_text else _UNFIT
     if kind in _READERS:
         return _READERS[kind](value)
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
     if origin in _UNIONS:
         # What is one of the classes stays as it is, a fraction among floats for example.
-        ordered = sorted(parts, key=lambda one: one in _READERS)
+        ordered = sorted(parts, key=lambda one: (one is not type(value), one in _READERS))
         return next((read for read in (_read(value, one) for one in ordered) if read is not _UNFIT), _UNFIT)
     if origin is Callable:
         return value if callable(value) else _UNFIT

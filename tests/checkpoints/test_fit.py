@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import time
 
 import pytest
 import torch
@@ -53,6 +52,10 @@ def original_with(path, change=len, **fields):
             lambda tensors: tensors.update({f"{PREFIX}audio_proj_out.bias": torch.zeros(3)}),
             r"1 of another shape: audio_proj_out\.bias \[3\] \(the model has",
         ),
+        (
+            lambda tensors: tensors.update({PREFIX + Q: tensors[PREFIX + Q].to(torch.int32)}),
+            rf"{Q} holds torch\.int32",
+        ),
         (lambda tensors: tensors.pop("vae.per_channel_statistics.mean-of-means"), "1 missing: latents_mean"),
         (
             lambda tensors: tensors["vae.per_channel_statistics.mean-of-means"].fill_(float("nan")),
@@ -63,7 +66,7 @@ def original_with(path, change=len, **fields):
             "latents_std.*not finite and",
         ),
     ],
-    ids=["lost", "foreign", "shape", "statistics", "NaN", "zero"],
+    ids=["lost", "foreign", "shape", "whole numbers", "statistics", "NaN", "zero"],
 )
 def test_conversion_checks_the_model(tmp_path, change, message):
     path = original_with(tmp_path / "x.safetensors", change)
@@ -80,12 +83,10 @@ def test_conversion_checks_the_model(tmp_path, change, message):
 )
 def test_fields_that_contradict_the_tensors_are_refused_at_once(tmp_path, field, value):
     path = original_with(tmp_path / "x.safetensors", **{field: value})
-    # Of this process, however busy the machine is.
-    started = time.process_time()
+    # A model of 10**9 layers would never be built, so that the test would not end.
     for use in (convert_to_diffusers, lambda path, _: LTX2AVTransformer3DModel.from_single_file(path)):
         with pytest.raises(ValueError, match=rf"x\.safetensors.*{field}|{field}.*x\.safetensors"):
             use(path, tmp_path / "out")
-    assert time.process_time() - started < 5
     assert not (tmp_path / "out").exists()
 
 

@@ -1,5 +1,6 @@
 """The table of options: it fits the pipelines, and a wrong value of any option is reported under the option's name."""
 
+import os
 import re
 from pathlib import Path
 
@@ -197,5 +198,7 @@ def test_names_in_messages_become_those_of_options(message, given, typed):
 def test_a_message_about_a_file_begins_with_the_option_that_names_it():
     given = {"output": "a.mp4", "lora": [[Path("a.sft"), 1.0], [Path("b.sft"), 0.5]], "image": Path("b.sft")}
     assert in_options("'b.sft' is damaged", given) == "--lora: 'b.sft' is damaged"
+    whole = repr(os.path.abspath("b.sft"))
+    assert in_options(f"{whole} is damaged", given) == f"--lora: {whole} is damaged"
     assert in_options("'c.sft' is damaged", given) == "'c.sft' is damaged"
     assert in_options("`width` is odd in 'b.sft'", given) == "--width is odd in 'b.sft'"

@@ -71,6 +71,21 @@ def write_timed(
     return os.fspath(path)
 
 
+def write_sound(path: str | os.PathLike, codec: str, sound: torch.Tensor, layout: str = "mono") -> Path:
+    """Write a waveform `[C, N]` at 48 kHz by an encoder."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=48000, layout=layout, options={"strict": "experimental"})
+        stream.bit_rate = 128000
+        stream.codec_context.format = sample_format = stream.codec_context.codec.audio_formats[0]
+        resampler = av.AudioResampler(format=sample_format, layout=layout, rate=48000)
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(sound.numpy()), format="fltp", layout=layout)
+        frame.sample_rate, frame.pts = 48000, 0
+        for part in [*resampler.resample(frame), *resampler.resample(None)]:
+            container.mux(stream.encode(part))
+        container.mux(stream.encode())
+    return Path(path)
+
+
 def numbers(frames: Iterable[np.ndarray] | torch.Tensor) -> list[int]:
     """Which frames of `write_timed` these are."""
     return [round((float(np.asarray(frame).mean()) / 255 * 219) / 2) for frame in frames]

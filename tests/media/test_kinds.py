@@ -11,7 +11,7 @@ from ltx2_diffusers.media.frames import read_frames
 from ltx2_diffusers.media.reading import probe, read_audio, read_image, read_video
 from ltx2_diffusers.media.writing import write_audio, write_video
 
-from .clips import gradient_clip, patches, tone, write_frames
+from .clips import gradient_clip, patches, tone, write_frames, write_sound
 
 READERS = [read_frames, read_image, read_video, read_audio, probe]
 X264 = ("libx264", "yuv420p")
@@ -188,7 +188,7 @@ def test_what_is_no_file_is_named(tmp_path, read):
 NOISE = torch.rand(12, 3, 48, 64, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi", "wav", "mp3"])
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi", "flv", "wmv", "wav", "aiff", "mp3"])
 @pytest.mark.parametrize("share", [0.5, 0.95])
 def test_files_that_are_cut_off_are_refused_with_both_sizes(tmp_path, suffix, share):
     if suffix == "mp4":
@@ -196,20 +196,51 @@ def test_files_that_are_cut_off_are_refused_with_both_sizes(tmp_path, suffix, sh
     elif suffix in ("mkv", "avi"):
         frames = list((NOISE * 255).byte().permute(0, 2, 3, 1).contiguous().numpy())
         path = write_frames(tmp_path / f"whole.{suffix}", frames, "mjpeg", "yuvj420p")
+    elif suffix in ("flv", "wmv"):
+        frames = list((NOISE * 255).byte().permute(0, 2, 3, 1).contiguous().numpy())
+        codec = {"flv": "flv", "wmv": "wmv2"}[suffix]
+        path = write_frames(tmp_path / f"whole.{suffix}", frames, codec, "yuv420p")
     elif suffix == "wav":
         path = write_audio(tmp_path / "whole.wav", tone(0.5), 24000)
+    elif suffix == "aiff":
+        path = write_sound(tmp_path / "whole.aiff", "pcm_s16be", tone(0.5)[:1])
     else:
         path = _write_mp3(tmp_path / "whole.mp3")
     cut = tmp_path / f"cut.{suffix}"
     content = path.read_bytes()
     cut.write_bytes(content[: int(len(content) * share)])
-    readers = (probe, read_audio) if suffix in ("wav", "mp3") else (probe, read_audio, read_video)
+    readers = (probe, read_audio) if suffix in ("wav", "aiff", "mp3") else (probe, read_audio, read_video)
     for read in readers:
         read(path)
         with pytest.raises(
             ValueError, match=rf"cut\.{suffix}' is cut off: .* {len(content)} bytes but {cut.stat().st_size} "
         ):
             read(cut)
+
+
+def test_broadcasts_whose_header_tells_no_size_are_read(tmp_path):
+    path = write_frames(tmp_path / "clip.wmv", [patches()] * 3, "wmv2", "yuv420p")
+    content = bytearray(path.read_bytes())
+    place = content.index(b"\xa1\xdc\xab\x8c\x47\xa9\xcf\x11")
+    content[place + 40 : place + 48], content[place + 88] = b"\xff" * 8, 3
+    path.write_bytes(content)
+    assert len(read_video(path)) == 3
+
+
+def test_sound_of_an_unknown_kind_is_named(tmp_path):
+    path = write_sound(tmp_path / "sound.mov", "pcm_s16le", tone(0.2)[:1])
+    content = path.read_bytes()
+    assert content.count(b"sowt") == 1
+    path.write_bytes(content.replace(b"sowt", b"xxxx"))
+    for read in (probe, read_audio):
+        with pytest.raises(ValueError, match=r"sound\.mov' has sound of a kind that cannot be decoded"):
+            read(path)
+
+
+def test_letters_of_a_text_are_no_pictures(tmp_path):
+    (tmp_path / "release.nfo").write_text("A text, of some lines\nand more.\n")
+    with pytest.raises(ValueError, match=r"release\.nfo' cannot be read"):
+        probe(tmp_path / "release.nfo")
 
 
 @pytest.mark.parametrize("size", [0, 0xFFFFFFFF])

@@ -11,7 +11,7 @@ import torch
 from ltx2_diffusers.media.reading import iterate_video, probe, read_audio, read_image, read_video
 from ltx2_diffusers.media.writing import write_audio, write_video
 
-from .clips import gradient_clip, tone
+from .clips import gradient_clip, tone, write_sound
 
 
 @pytest.fixture
@@ -184,19 +184,14 @@ def test_broken_profile_is_ignored_with_a_warning():
         assert np.asarray(read_image(buffer.getvalue()))[0, 0].tolist() == [10, 120, 230]
 
 
-def write_sound(path, codec, sound, layout="mono"):
-    """Write a waveform `[C, N]` at 48 kHz by an encoder."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=48000, layout=layout, options={"strict": "experimental"})
-        stream.bit_rate = 128000
-        stream.codec_context.format = sample_format = stream.codec_context.codec.audio_formats[0]
-        resampler = av.AudioResampler(format=sample_format, layout=layout, rate=48000)
-        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(sound.numpy()), format="fltp", layout=layout)
-        frame.sample_rate, frame.pts = 48000, 0
-        for part in [*resampler.resample(frame), *resampler.resample(None)]:
-            container.mux(stream.encode(part))
-        container.mux(stream.encode())
-    return path
+def test_sound_that_changes_its_channels_is_refused(tmp_path):
+    parts = [
+        write_sound(tmp_path / f"{layout}.aac", "aac", tone(0.2)[:channels], layout).read_bytes()
+        for channels, layout in ((1, "mono"), (2, "stereo"))
+    ]
+    (tmp_path / "both.aac").write_bytes(b"".join(parts))
+    with pytest.raises(ValueError, match=r"both\.aac' changes its sound from 48000 Hz mono to 48000 Hz stereo"):
+        read_audio(tmp_path / "both.aac")
 
 
 @pytest.mark.parametrize(

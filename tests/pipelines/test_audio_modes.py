@@ -256,6 +256,16 @@ def test_options_of_the_encoder_ask_for_new_packets(to_sound, clip_file, tmp_pat
     assert packets(path, "video") != packets(clip_file, "video")
 
 
+def test_sound_that_is_replaced_need_not_be_heard(to_sound, tmp_path):
+    """All of it precedes the first picture."""
+    clip = write_source(tmp_path / "in.mkv", Track("libx264", 5.0), Track("aac"))
+    with pytest.raises(ValueError, match="has no sound"):
+        read_audio(clip)
+    output = to_sound(clip, CALL["prompt"], **AUDIO_QUICK, num_inference_steps=1, output_type="uint8")
+    (path,) = output.save(tmp_path / "out.mp4")
+    assert (probe(path).num_frames, packets(path, "video")) == (25, packets(clip, "video"))
+
+
 def test_part_of_a_video_is_no_copy(to_sound, clip_file, tmp_path):
     output = to_sound(
         clip_file, CALL["prompt"], **AUDIO_QUICK, num_frames=9, num_inference_steps=1, output_type="uint8"

@@ -263,6 +263,88 @@ def test_a_missing_component_folder_is_refused(folder):
     assert load(folder, vocoder=ours().vocoder).vocoder is ours().vocoder
 
 
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("transformer/training_log.json", b"[1, 2]"),
+        ("transformer/notes.json", b"{"),
+        # What macOS leaves on other file systems.
+        ("text_encoder/._config.json", b"\0\5\x16\7"),
+        ("text_encoder/._model.safetensors", b"\0\5\x16\7"),
+        ("text_encoder/consolidated.safetensors", b"version https://git-lfs.github.com/spec/v1"),
+        ("text_encoder/model.fp16.safetensors", b"version https://git-lfs.github.com/spec/v1"),
+        ("text_encoder/model.safetensors.index.fp16.json", b"{}"),
+        ("vae/diffusion_pytorch_model.fp16.safetensors", b"version https://git-lfs.github.com/spec/v1"),
+        ("tokenizer/._tokenizer.json", b"\0\5\x16\7"),
+    ],
+)
+def test_files_that_are_not_loaded_may_be_anything(folder, file, content):
+    (folder / file).write_bytes(content)
+    assert load(folder).text_encoder is not None
+
+
+def test_a_damaged_variant_of_the_text_encoder_is_refused_by_name(folder):
+    (folder / "text_encoder" / "model.fp16.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(ValueError, match=r"model\.fp16\.safetensors.*Git LFS"):
+        load(folder, variant="fp16")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("base_shift", "x"),
+        ("max_shift", None),
+        ("num_train_timesteps", 0),
+        ("base_image_seq_len", 4096),
+        ("shift", -1),
+        ("use_dynamic_shifting", "no"),
+        ("use_beta_sigmas", 10**29),
+        ("time_shift_type", "spiral"),
+    ],
+)
+def test_a_scheduler_that_gives_no_schedule_is_refused_by_name(folder, key, value):
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    with pytest.raises(ValueError, match=rf"scheduler_config\.json.*{key}"):
+        load(folder)
+
+
+def test_a_scheduler_as_diffusers_saves_it_is_taken(folder):
+    path = folder / "scheduler"
+    for options in ({}, {"stochastic_sampling": True}, {"base_shift": None, "max_shift": None, "shift": 3.0}):
+        FlowMatchEulerDiscreteScheduler(**options).save_pretrained(path)
+        assert type(load(folder).scheduler) is FlowMatchEulerDiscreteScheduler
+
+
+@pytest.mark.parametrize(
+    ("file", "changes"),
+    [
+        ("tokenizer/tokenizer.json", {"post_processor": {"type": "nothing"}}),
+        ("processor/tokenizer_config.json", {"extra_special_tokens": [1]}),
+    ],
+)
+def test_what_a_library_refuses_names_the_component(folder, file, changes):
+    path = folder / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    with pytest.raises(ValueError, match=rf"checkpoint/{path.parent.name}"):
+        load(folder)
+
+
+@pytest.mark.parametrize("entry", [["transformers", "CLIPVisionModel"], [1, 2, 3], {"a": 1}])
+def test_entries_of_the_index_that_the_pipeline_does_not_take_are_passed_over(folder, entry):
+    path = folder / "model_index.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "image_encoder": entry}))
+    assert load(folder).transformer is not None
+
+
+def test_a_pipeline_of_few_components_loads_from_a_folder_with_no_others(folder):
+    """As it is on the disk if only these folders were fetched."""
+    for part in folder.iterdir():
+        if part.is_dir() and part.name not in ("vae", "latent_upsampler"):
+            shutil.rmtree(part)
+    assert load(folder, ltx2_diffusers.LTX2LatentUpsamplePipeline).latent_upsampler is not None
+
+
 def test_a_component_passed_as_none_is_named_when_it_is_needed():
     for component in ("text_encoder", "tokenizer", "transformer", "connectors", "vae", "audio_vae", "vocoder"):
         pipe = LTX2Pipeline(**{**ours().components, component: None})

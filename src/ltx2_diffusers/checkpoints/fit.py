@@ -111,6 +111,8 @@ def check_fit(
     if not problems:
         shapes = {name: entry.shape for name, entry in entries.items()}
         problems = shape_problems(_built(cls, config, len(entries), where), shapes, OPTIONAL_KEYS.get(component, ()))
+    # Quantised ones are made real before, or say so in the configuration.
+    problems += [f"{name} holds {e.dtype}" for name, e in entries.items() if not e.dtype.is_floating_point][:1]
     if problems:
         raise ValueError(
             f"{where}: {'; '.join(problems)}; these are not the {component} tensors of {cls.__name__} in this configuration{hint}"

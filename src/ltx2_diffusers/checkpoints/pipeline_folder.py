@@ -1,17 +1,30 @@
 """The folder of a pipeline in diffusers' layout, checked as a whole before its first component is loaded."""
 
+import inspect
 import re
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..schedulers.scheduling_ltx2 import FLOW_MATCH_CLASS, LTX2Scheduler
 from . import class_names, fit
 from .json_files import check_finite, read_config, read_object
 from .safetensors_io import read_weight_map, tensor_names
 
 INDEX = "model_index.json"
-_CONFIGS = ("config.json", "scheduler_config.json")
+_SCHEDULER = "scheduler_config.json"
+_CONFIGS = ("config.json", _SCHEDULER)
+# What the libraries read of a component beside its weights. Folders hold other files, too: notes, other formats, and what
+# file systems leave.
+_READ = (
+    *(*_CONFIGS, "generation_config.json", "preprocessor_config.json", "processor_config.json"),
+    *("video_preprocessor_config.json", "chat_template.json", "tokenizer.json", "tokenizer_config.json"),
+    *("special_tokens_map.json", "added_tokens.json", "vocab.json"),
+)
+# Names of weights, without ending: those of transformers and of diffusers.
+_STEMS = ("model", "diffusion_pytorch_model")
 # What the words of a tokenizer are in, one of them.
 _VOCABULARIES = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken", "tekken.json")
 # Sections of a language model's configuration, and the tensors of its layers.
@@ -49,12 +62,13 @@ def check_pipeline_folder(folder: Path, given: Mapping[str, Any], takes: set[str
 
 
 def component_pairs(folder: Path, takes: set[str]) -> dict[str, tuple[str, str]]:
-    """Library and class of the components that a folder's index lists, empty entries left out."""
+    """Library and class of the components that a pipeline takes and a folder's index lists, empty entries left out."""
     where, index = repr(str(folder / INDEX)), read_object(folder / INDEX)
     check_finite(index, where)
     pairs = {}
     for name, entry in index.items():
-        if name.startswith("_") or not (name in takes or isinstance(entry, list)):
+        # Other entries are those of another kind of pipeline, or notes.
+        if name not in takes:
             continue
         kinds = {type(part) for part in entry} if isinstance(entry, list) and len(entry) == 2 else set()
         if kinds == {str}:
@@ -67,28 +81,42 @@ def component_pairs(folder: Path, takes: set[str]) -> dict[str, tuple[str, str]]
 
 
 def check_component(folder: Path, pair: tuple[str, str], variant: str | None) -> None:
-    """Raise `ValueError` if a component's folder is damaged.
+    """Raise `ValueError` if any file of a component is damaged that is going to be read.
 
     Args:
         folder: The folder of the component.
         pair: Its library and class.
         variant: Which of several weights are loaded.
     """
-    for file in folder.glob("*.json"):
-        (read_config if file.name in _CONFIGS else read_object)(file)
+    for file in (folder / name for name in _READ):
+        if file.is_file():
+            (read_config if file.name in _CONFIGS else read_object)(file)
     library, class_name = class_names.to_ours(*pair)
     if library == class_names.PACKAGE and class_name in class_names.COMPONENT_OF:
         import ltx2_diffusers
 
         fit.check_folder(getattr(ltx2_diffusers, class_name), folder, variant=variant)
         return
+    if (folder / _SCHEDULER).is_file():
+        _check_scheduler(folder / _SCHEDULER)
     if "Tokenizer" in class_name:
         _check_words(folder)
-    for index in folder.glob("*.safetensors.index*.json"):
-        read_weight_map(index)
-    names = [name for file in folder.glob("*.safetensors") for name in tensor_names(file)]
+    names = [name for file in _weight_files(folder, variant) for name in tensor_names(file)]
     if names and (folder / "config.json").is_file():
         _check_layers(folder / "config.json", names)
+
+
+def _weight_files(folder: Path, variant: str | None) -> list[Path]:
+    """The safetensors files that are loaded of a folder: those of the variant if there are any, else the plain ones."""
+    for infix in ([f".{variant}"] if variant else []) + [""]:
+        for stem in _STEMS:
+            file, index = folder / f"{stem}{infix}.safetensors", folder / f"{stem}.safetensors.index{infix}.json"
+            if file.is_file():
+                return [file]
+            if index.is_file():
+                shards = [folder / name for name in sorted(set(read_weight_map(index).values()))]
+                return [shard for shard in shards if shard.is_file()]
+    return []
 
 
 def _check_words(folder: Path) -> None:
@@ -101,6 +129,22 @@ def _check_words(folder: Path) -> None:
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
     if file.is_file() and not (isinstance(vocabulary, (dict, list)) and len(vocabulary) > len(added)):
         raise ValueError(f"{str(file)!r} has no words, so that all prompts would read alike; fetch the file again")
+
+
+def _check_scheduler(file: Path) -> None:
+    """Values must give a schedule; diffusers' class would take them at face value until a call."""
+    config = read_config(file)
+    if config.get("_class_name") not in (FLOW_MATCH_CLASS, LTX2Scheduler.__name__):
+        return
+    # Calls say what is not implemented here, and another scheduler may take the place of this one until then.
+    known = inspect.signature(LTX2Scheduler).parameters.keys() - {"invert_sigmas", "stochastic_sampling"}
+    # Anchors of a shift may be empty where there is none.
+    empty = () if config.get("use_dynamic_shifting") else (None,)
+    values = {name: config[name] for name in known & config.keys() if config[name] not in empty}
+    try:
+        LTX2Scheduler.from_config({"_class_name": config["_class_name"], **values})
+    except ValueError as error:
+        raise ValueError(f"{str(file)!r}: {error}") from None
 
 
 def _check_layers(file: Path, names: list[str]) -> None:
@@ -119,14 +163,25 @@ def _check_layers(file: Path, names: list[str]) -> None:
 
 @contextmanager
 def named_errors(folder: Path) -> Iterator[None]:
-    """Let what the libraries of text encoders and tokenizers raise for damaged files say which checkpoint it is."""
+    """Let what the libraries of text encoders and tokenizers raise for damaged files say which component it is."""
     try:
         yield
     except Exception as error:
+        component = _being_loaded(error)
+        place = str(folder / component)
         if _is_damage(error):
             reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-            raise ValueError(f"{str(folder)!r} cannot be loaded: {reason}; fetch it again") from error
+            raise ValueError(f"{place!r} cannot be loaded: {reason}; fetch it again") from error
+        if component and isinstance(error, ValueError) and place not in str(error):
+            raise ValueError(f"{place!r} cannot be loaded: {error}") from error
         raise
+
+
+def _being_loaded(error: Exception) -> str:
+    """The component that diffusers was loading when an error came up, or nothing; its loop calls a function for each."""
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    loaders = [frame for frame in frames if frame.f_code.co_name == "load_sub_model"]
+    return str(loaders[0].f_locals.get("name", "")) if loaders else ""
 
 
 def _is_damage(error: Exception) -> bool:

@@ -1,5 +1,6 @@
 """Messages of pipelines in the words of the command line."""
 
+import os
 import re
 
 from .options import OPTIONS
@@ -32,8 +33,13 @@ def in_options(message: str, given: Options) -> str:
 
     message = _OBJECT.sub(r"\1", _NO_OPTION.sub("", message))
     message = _WORD.sub(typed, message)
-    quoted = [name for name, value in given.items() if any(repr(str(part)) in message for part in parts_of(value))]
+    quoted = [name for name, value in given.items() if any(_quotes(message, str(part)) for part in parts_of(value))]
     return message if "--" in message or not quoted else f"{flag(quoted[0])}: {message}"
+
+
+def _quotes(message: str, value: str) -> bool:
+    """Whether a message quotes a value, or a file of this name by its whole path."""
+    return repr(value) in message or repr(os.path.abspath(value)) in message
 
 
 def _typed(name: str, value: str | None, given: Options) -> str | None:

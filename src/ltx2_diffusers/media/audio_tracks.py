@@ -11,6 +11,7 @@ import numpy as np
 from av.container import OutputContainer
 from av.packet import Packet
 
+from .clock import main_audio
 from .copying import MP4_SOUND, CopiedPackets, copy_obstacle
 from .files import open_media
 
@@ -128,7 +129,7 @@ class CopiedAudio(NoAudio):
 def check_audio_source(source: str | os.PathLike, suffix: str) -> None:
     """Raise `ValueError` if a file has no sound that could be copied into one of a suffix."""
     with open_media(source) as container:
-        if not container.streams.audio:
+        if main_audio(container) is None:
             raise ValueError(
                 f"audio_source {str(source)!r} has no audio stream; pass audio=None to write a silent video"
             )
@@ -144,7 +145,7 @@ def can_copy_audio(source: str | os.PathLike, suffix: str = ".mp4") -> bool:
         suffix: `".mp4"` (default) or `".mov"`.
     """
     with open_media(source) as container:
-        if not container.streams.audio:
+        if main_audio(container) is None:
             return False
     return copy_obstacle(source, "audio", suffix) is None
 

@@ -47,8 +47,17 @@ def main_video(container: InputContainer) -> VideoStream | None:
 
 
 def main_audio(container: InputContainer) -> AudioStream | None:
-    """The first audio stream, if there is one."""
-    return next(iter(container.streams.audio), None)
+    """The first audio stream, if there is one.
+
+    Raises:
+        ValueError: If FFmpeg knows no decoder for it.
+    """
+    stream = next(iter(container.streams.audio), None)
+    if stream is not None and stream.codec_context is None:
+        raise ValueError(
+            f"{file_of(container)!r} has sound of a kind that cannot be decoded; convert it to AAC, or take it out"
+        )
+    return stream
 
 
 def main_stream(container: InputContainer) -> VideoStream | AudioStream:

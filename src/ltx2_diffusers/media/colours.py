@@ -92,9 +92,14 @@ def decoded_frames(container: InputContainer, stream: VideoStream) -> Iterator[a
     Raises:
         ValueError: If frames change their size, or the last part of the video cannot be decoded.
     """
+    yield from _deinterlaced(_one_size(container, stream), repr(file_of(container)))
+
+
+def _one_size(container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
+    """Decode frames, and raise `ValueError` if they change their size."""
     name = repr(file_of(container))
     size: tuple[int, int] | None = None
-    for frame in _deinterlaced(_complete(container, stream), name):
+    for frame in _complete(container, stream):
         if size is None:
             size = (frame.height, frame.width)
             _tell_conversion(frame, Look.of(stream))
@@ -207,7 +212,7 @@ def _filtered(graph: Graph, waiting: deque[av.VideoFrame]) -> Iterator[av.VideoF
         except (av.BlockingIOError, av.EOFError):
             return
         original = waiting.popleft()
-        frame.pts, frame.time_base = original.pts, original.time_base
+        frame.pts, frame.time_base, frame.duration = original.pts, original.time_base, original.duration
         frame.colorspace, frame.color_range = original.colorspace, original.color_range
         yield frame
 

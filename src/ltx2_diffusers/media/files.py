@@ -21,8 +21,9 @@ from .kinds import check_complete, check_kind, is_heif, may_be_animated
 # Rates of NTSC video are N * 1000 / 1001; people write them with two or three decimals.
 _NTSC_TOLERANCE = 5e-3
 _MAX_RATE_DENOMINATOR = 1001
-# Demuxers of playlists, of patterns of file names, of sessions and of devices.
-_POINTING_FORMATS = {
+# Demuxers of playlists, of patterns of file names, of sessions and of devices; and that of text, which draws its letters.
+_OTHER_FORMATS = {
+    "tty",
     *("hls", "dash", "concat", "imf", "image2", "vobsub", "webm_dash_manifest", "lavfi", "avs", "vapoursynth"),
     *(
         "sdp",
@@ -144,8 +145,8 @@ def file_of(container: Container) -> str:
 
 @cache
 def _formats() -> str:
-    """The formats that are read: all of FFmpeg's but those that go on to open other files, addresses or devices."""
-    return ",".join(sorted(av.formats_available - _POINTING_FORMATS))
+    """The formats that are read: all of FFmpeg's but those that open other files, addresses or devices, and text."""
+    return ",".join(sorted(av.formats_available - _OTHER_FORMATS))
 
 
 def _opened(path: str | os.PathLike, head: bytes, resources: ExitStack) -> InputContainer:

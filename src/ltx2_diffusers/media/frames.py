@@ -14,7 +14,7 @@ import torch
 
 from .. import checks
 from .files import exact_frame_rate
-from .images import is_clip, read_image
+from .images import is_clip, read_image, still_picture
 from .preprocess import h264_round_trip
 from .reading import MediaInfo, probe, read_video
 
@@ -41,9 +41,12 @@ def read_frames(
         frame_rate: Frames per second to read of video files, as in [`~ltx2_diffusers.media.reading.iterate_video`];
             default theirs one by one. Other frames have no rate.
     """
-    if is_video_file(frames):
-        return read_video(frames, max_frames, frame_rate=frame_rate)
-    if isinstance(frames, (str, os.PathLike, PIL.Image.Image)):
+    if isinstance(frames, (str, os.PathLike)):
+        picture = still_picture(frames)
+        if picture is None:
+            return read_video(frames, max_frames, frame_rate=frame_rate)
+        return torch.from_numpy(np.array(picture))[None]
+    if isinstance(frames, PIL.Image.Image):
         return torch.from_numpy(np.array(read_image(frames)))[None]
     if isinstance(frames, (list, tuple)) and frames:
         parts = [read_frames(part, max_frames, float_range, name, frame_rate) for part in frames[:max_frames]]
@@ -145,8 +148,8 @@ def one_picture(image: Frames) -> Frames:
     """What is given where a picture is wanted: of a file the picture, of a clip's the first frame, with a warning."""
     if not isinstance(image, (str, os.PathLike)):
         return image
-    if not is_clip(image):
-        return read_image(image)
+    if (picture := still_picture(image)) is not None:
+        return picture
     clip = read_video(image, 2)
     if len(clip) > 1:
         name = os.fspath(image)

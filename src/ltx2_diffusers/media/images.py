@@ -73,6 +73,18 @@ def is_clip(path: str | os.PathLike) -> bool:
         return image.format in _VIDEOS_TO_PILLOW or _count_in_time(image, name) > 0
 
 
+def still_picture(path: str | os.PathLike) -> PIL.Image.Image | None:
+    """The picture of a file as `read_image` reads it; `None` for what `is_clip` calls a clip. Errors as of `is_clip`."""
+    name = repr(os.fspath(path))
+    image = _opened(path, name)
+    if image is None:
+        return None
+    with image:
+        if image.format in _VIDEOS_TO_PILLOW or _count_in_time(image, name):
+            return None
+        return _as_seen(image, name)
+
+
 class VideoInMemory(io.BytesIO):
     """The bytes of a video file.
 

@@ -51,6 +51,7 @@ _ISO_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"s
 # Boxes whose end may be missing without harm are all others.
 _ISO_CONTENT = (b"moov", b"mdat", b"moof")
 # What writers put where they do not know a size yet.
+_ASF_START, _ASF_PROPERTIES = b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", b"\xa1\xdc\xab\x8c\x47\xa9\xcf\x11"
 _RIFF_UNKNOWN = (0, 0xFFFFFFFF, 0x7FFFFFFF)
 # Writers of RIFF and of MP3 disagree about what they count: padding, the last chunk, the frame of the header itself.
 _SLACK, _SLACK_BYTES = 0.01, 2048
@@ -137,6 +138,12 @@ def check_complete(path: str | os.PathLike, head: bytes) -> None:
             size = struct.unpack("<I", head[4:8].ljust(4, b"\0"))[0]
             promised = 0 if size in _RIFF_UNKNOWN else 8 + size
             slack = min(int(_SLACK * promised), _SLACK_BYTES)
+        elif head[:4] == b"FORM":
+            promised = 8 + int.from_bytes(head[4:8], "big")
+        elif head.startswith(_ASF_START):
+            promised = _promised_by_asf(head)
+        elif head[:3] == b"FLV":
+            promised = _promised_by_flv(head)
         else:
             promised = _promised_by_mp3(file, head)
             slack = max(int(_SLACK * promised), _SLACK_BYTES)
@@ -169,6 +176,21 @@ def _promised_by_segment(head: bytes, held: int) -> int:
         return held
     size, start = _ebml_number(head, start + 4)
     return held if size is None else max(held, start + size)
+
+
+def _promised_by_asf(head: bytes) -> int:
+    """Size of a WMV or WMA file by its properties; 0 if they are a broadcast's or not there."""
+    place = head.find(_ASF_PROPERTIES)
+    if place < 0 or len(head) < place + 92 or head[place + 88] & 1:
+        return 0
+    return int.from_bytes(head[place + 40 : place + 48], "little")
+
+
+def _promised_by_flv(head: bytes) -> int:
+    """Size of an FLV file by its script data, or 0."""
+    found = re.search(rb"\0\x08filesize\0(.{8})", head, re.S)
+    size = 0.0 if found is None else struct.unpack(">d", found[1])[0]
+    return int(size) if 0 < size < 2**63 else 0
 
 
 def _promised_by_mp3(file: BinaryIO, head: bytes) -> int:

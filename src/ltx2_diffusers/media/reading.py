@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, dropwhile, islice
 from math import ceil
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import av
 import numpy as np
@@ -173,9 +173,8 @@ def read_audio(
         zero = None if clock.main_video(container) is None else clock.zero_s(path)
         start = round(start_s * rate)
         end = None if end_s is None else start + round((end_s - start_s) * rate)
-        pieces = list(
-            _sound_pieces(clock.timed(container, stream, clock.decoded(container, stream)), stream, zero, start, end)
-        )
+        frames = clock.timed(container, stream, _one_format(container, stream))
+        pieces = list(_sound_pieces(frames, stream, zero, start, end))
     if not pieces:
         raise ValueError(f"{str(path)!r} has no sound {_window(start_s, end_s)}")
     last = max(place + piece.shape[1] for place, piece in pieces)
@@ -185,6 +184,24 @@ def read_audio(
         target = samples[0, :, max(place - start, 0) :][:, : kept.shape[1]]
         target.copy_(kept[:, : target.shape[1]])
     return samples, rate
+
+
+def _one_format(container: InputContainer, stream: AudioStream) -> Iterator[av.AudioFrame]:
+    """The decoded sound of a stream.
+
+    Raises:
+        ValueError: If its rate or its channels change, as in files put one behind the other.
+    """
+    first: str | None = None
+    for frame in cast(Iterator[av.AudioFrame], clock.decoded(container, stream)):
+        # What the stream says follows the decoder.
+        own = f"{frame.sample_rate} Hz {frame.layout.name}"
+        first = own if first is None else first
+        if own != first:
+            raise ValueError(
+                f"{file_of(container)!r} changes its sound from {first} to {own} on the way; convert it to one kind"
+            )
+        yield frame
 
 
 def _sound_pieces(

@@ -66,7 +66,7 @@ class PromptReader:
             if wish.max_new_tokens is not None:
                 check_at_least_one(prompt_max_new_tokens=wish.max_new_tokens)
             self.chat.check(with_picture)
-        cache = self._cache_for(prompts, watched)
+        cache = self._cache_for(prompts.as_states, watched)
         has_texts = prompts.prompt is not None or (with_negative and prompts.embeds[1] is None)
         if has_texts:
             self.encoder.check_length(prompts.max_sequence_length)
@@ -96,7 +96,7 @@ class PromptReader:
             wish, device = prompts.enhancement, self.encoder.device
             enhanced = enhance(self.chat, prompts.texts, wish, device, generator, picture)
             prompts = replace(prompts, prompt=enhanced)
-        cache, embeds = self._cache_for(prompts, watched), {}
+        cache, embeds = self._cache_for(prompts.as_states, watched), {}
         if cache is not None:
             positive, negative = self._cached(cache, prompts, with_negative)
         else:
@@ -111,9 +111,9 @@ class PromptReader:
         times = prompts.num_videos_per_prompt
         return ReadPrompts(enhanced, (positive.repeat(times), negative and negative.repeat(times)), embeds)
 
-    def _cache_for(self, prompts: Prompts, watched: Collection[str]) -> PromptCache | None:
+    def _cache_for(self, as_states: bool, watched: Collection[str]) -> PromptCache | None:
         """The cache, unless states are given or watched."""
-        return None if prompts.as_states or any(name in watched for name in EMBEDS) else self.cache
+        return None if as_states or any(name in watched for name in EMBEDS) else self.cache
 
     def _cached(self, cache: PromptCache, prompts: Prompts, with_negative: bool) -> Contexts:
         """Contexts of the positive and negative prompts, encoding and storing those that the cache lacks."""

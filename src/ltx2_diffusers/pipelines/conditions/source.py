@@ -28,6 +28,7 @@ def read_source(
     audio: Sound | None = None,
     sampling_rate: int | None = None,
     num_frames: int | None = None,
+    with_audio: bool = True,
 ) -> SourceClip:
     """Read a clip with its sound.
 
@@ -38,6 +39,7 @@ def read_source(
         audio: Waveform or file name; default the sound of the video file.
         sampling_rate: Samples per second of a waveform.
         num_frames: Frames to use from the start; default all.
+        with_audio: Whether the sound is read, too; one that is replaced may be damaged or empty.
     """
     if num_frames is not None:
         check_at_least_one(num_frames=num_frames)
@@ -48,7 +50,7 @@ def read_source(
     pixels = frames.read_frames(video, limit, name="video", frame_rate=read_at)
     if num_frames is not None and len(pixels) < num_frames:
         raise ValueError(f"`num_frames` is {num_frames}, but the video has {len(pixels)} frames; use {len(pixels)}")
-    if audio is None and info is not None and info.sampling_rate is not None:
+    if with_audio and audio is None and info is not None and info.sampling_rate is not None:
         audio = path
     sound = None if audio is None else read_waveform(audio, sampling_rate)
     if info is None or (num_frames is not None and len(pixels) > num_frames):

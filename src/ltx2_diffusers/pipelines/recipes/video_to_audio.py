@@ -60,7 +60,7 @@ class LTX2VideoToAudioPipeline(LTX2StagedPipeline):
         Raises:
             ValueError: Before any computation, if an argument is out of range or contradicts another.
         """
-        source = read_source(call.video, call.frame_rate, num_frames=call.num_frames)
+        source = read_source(call.video, call.frame_rate, num_frames=call.num_frames, with_audio=False)
         multiple = self.vae_spatial_compression_ratio * (2 if call.two_stage else 1)
         height, width = (max(side // multiple, 1) * multiple for side in source.pixels.shape[1:3])
         num_frames = source.num_frames + -(source.num_frames - 1) % self.vae_temporal_compression_ratio

@@ -1,12 +1,15 @@
-"""The source archive holds everything that the repository holds, so that its tests pass too."""
+"""What is published: the archive holds all files, so that its tests pass too, and asks for versions that were run."""
 
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
 # What a checkout holds beside its files: the history, and what tools make.
@@ -24,3 +27,11 @@ def test_the_archive_holds_every_file(tmp_path):
     with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert files - names == set()
+
+
+def test_the_oldest_versions_are_those_of_their_constraints():
+    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    found = [re.match(r"([\w-]+)>=([\d.]+)", line) for line in needed]
+    lines = (ROOT / "constraints-min.txt").read_text().splitlines()
+    run = dict(line.split("==") for line in lines if not line.startswith("#"))
+    assert {match[1]: Version(match[2]) for match in found} == {name: Version(run[name]) for name in run}

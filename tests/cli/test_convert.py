@@ -1,6 +1,7 @@
 """`ltx2 convert`: both directions, the check, and one line for what cannot be converted."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,10 +29,18 @@ def test_there_and_back_is_equal(tmp_path, capsys):
     assert SafetensorsFile(tmp_path / "back.safetensors").metadata == SafetensorsFile(V20).metadata
 
 
-@pytest.mark.parametrize("source", [TINY, TINY / "temporal_upsampler"], ids=["pipeline", "component"])
+@pytest.mark.parametrize(
+    "source", [TINY, TINY / "temporal_upsampler", "ltx2.3-tiny"], ids=["pipeline", "component", "name"]
+)
 def test_folders_of_the_package_convert(tmp_path, capsys, source):
     assert convert(source, tmp_path / "x.safetensors", "--to", "original", "--check") == 0
     assert capsys.readouterr().out == "equal\n"
+
+
+def test_what_is_left_out_is_said_without_all_options(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["convert", "x.safetensors"])
+    assert capsys.readouterr().err.splitlines()[0] == "usage: ltx2 convert SOURCE OUTPUT [options]"
 
 
 def test_the_data_type_and_the_scheduler_are_chosen(tmp_path):
@@ -53,7 +62,8 @@ def test_differences_are_listed_with_status_1(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere.safetensors"], "there is no file or folder 'nowhere.safetensors'"),
+        (["nowhere.safetensors"], "there is no file 'nowhere.safetensors'"),
+        (["ltx2-tny"], "there is no folder 'ltx2-tny'; did you mean the packaged 'ltx2-tiny'?"),
         ([V20, "--to", "original"], "--to original does not fit"),
         ([TINY, "--to", "diffusers"], "use --to original"),
         ([TINY, "--text-encoder", TINY], "--text-encoder belongs to --to diffusers"),
@@ -67,10 +77,31 @@ def test_differences_are_listed_with_status_1(tmp_path, capsys):
 )
 def test_what_cannot_be_converted_is_said_in_one_line(tmp_path, capsys, arguments, message):
     source, *options = arguments
-    assert convert(source, tmp_path / "out", *options) == 2
+    to_original = isinstance(source, Path) and source.is_dir()
+    assert convert(source, tmp_path / ("out.safetensors" if to_original else "out"), *options) == 2
     line = capsys.readouterr().err
     assert line.startswith("ltx2 convert: ") and line.count("\n") == 1
     assert message in line
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "output", "message"),
+    [
+        (
+            V20,
+            "x.safetensors",
+            "'x.safetensors' is the name of a file; a folder in diffusers' layout is written, use 'x'",
+        ),
+        (TINY, "x", "'x' has to be one .safetensors file; use 'x.safetensors'"),
+        (TINY, "x.bin", "'x.bin' has to be one .safetensors file; use 'x.safetensors'"),
+        (TINY, ".", "'.' has to be one .safetensors file; use 'model.safetensors'"),
+    ],
+)
+def test_the_name_of_the_output_says_what_it_is(tmp_path, capsys, monkeypatch, source, output, message):
+    monkeypatch.chdir(tmp_path)
+    assert convert(source, output) == 2
+    assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

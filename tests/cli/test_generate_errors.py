@@ -190,6 +190,12 @@ def test_what_needs_no_checkpoint_is_found_without_one(tmp_path, capsys, options
         (["generate", "--prompt", "a", "--guidence-scale=3", "-o", "x.mp4"], "did you mean --guidance-scale?"),
         (["generate", "--wobble"], "unknown option --wobble\n"),
         (["replay", "x.json", "--forse"], "unknown option --forse; did you mean --force?"),
+        (["doctor", "--nope"], "unknown option --nope\n"),
+        (["--promt", "a", "-o", "x.mp4"], "unknown option --promt; did you mean `ltx2 generate --prompt`?"),
+        (["--prompt", "a", "-o", "x.mp4"], "unknown option --prompt; did you mean `ltx2 generate --prompt`?"),
+        (["-o", "x.mp4"], "unknown option -o; did you mean `ltx2 generate -o`?"),
+        (["generte", "--prompt", "a"], "unknown command 'generte'; did you mean 'generate'?"),
+        (["sing"], "unknown command 'sing'; there are generate, replay, info, convert, doctor\n"),
     ],
 )
 def test_unknown_options_are_named_before_missing_ones(capsys, arguments, message):

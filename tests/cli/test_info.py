@@ -59,9 +59,17 @@ def test_the_table_lists_components_and_sizes(capsys):
     assert "float32" in line or "bfloat16" in line
 
 
-def test_what_is_not_there(capsys):
-    assert main(["info", "nowhere/at-all"]) == 2
-    assert "nowhere/at-all is neither a file, a folder nor a packaged name (ltx2-tiny" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("nowhere/at-all", "packaged are ltx2-tiny, ltx2.3-tiny\n"),
+        ("ltx2-tny", "did you mean the packaged 'ltx2-tiny'?\n"),
+    ],
+)
+def test_what_is_not_there(capsys, name, hint):
+    assert main(["info", name]) == 2
+    said = capsys.readouterr().err
+    assert f"there is no file or folder {name!r} (a Hub repository" in said and said.endswith(hint)
 
 
 def test_a_folder_without_index(capsys, tmp_path):

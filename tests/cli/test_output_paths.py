@@ -16,6 +16,13 @@ LONG = "n" * 245
 ABSENT = ["--checkpoint", "no-such-folder"]
 
 
+@pytest.mark.parametrize("output", ["", ".", "..", "/", "{}/.."])
+@pytest.mark.parametrize("options", [[], ["--audio-only"], ["--preview"]], ids=" ".join)
+def test_a_name_of_no_file(tmp_path, capsys, output, options):
+    assert generate(output.replace("{}", str(tmp_path)), *ABSENT, *options) == 2
+    assert re.search(r"--output.* has to be a file, got path '.*'; use '.*clip\.(mp4|wav)'$", complaint(capsys))
+
+
 @pytest.fixture
 def places(tmp_path):
     for folder in ("folder.mp4", "kept.mp4.json", "kept.preview.png"):

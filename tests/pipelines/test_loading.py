@@ -243,6 +243,18 @@ def test_truncated_weights_of_a_folder_are_refused(folder):
         load(folder)
 
 
+@pytest.mark.parametrize("entry", [None, [None, None]], ids=["left out", "empty"])
+def test_a_folder_whose_index_lists_too_little_is_refused(folder, entry):
+    index = json.loads((folder / "model_index.json").read_text())
+    del index["tokenizer"], index["text_encoder"]
+    entries = {} if entry is None else {"tokenizer": entry}
+    shutil.rmtree(folder / "text_encoder")
+    (folder / "model_index.json").write_text(json.dumps(index | entries))
+    with pytest.raises(ValueError, match=rf"{folder.name}' holds no text_encoder, tokenizer; complete the checkpoint"):
+        load(folder)
+    assert load(folder, text_encoder=None, tokenizer=None).text_encoder is None
+
+
 def test_a_missing_component_folder_is_refused(folder):
     shutil.rmtree(folder / "vocoder")
     with pytest.raises(ValueError, match=r"no folder for the components .*vocoder"):

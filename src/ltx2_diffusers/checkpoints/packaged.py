@@ -9,6 +9,17 @@ _FOLDERS = {"ltx2-tiny": "ltx-2-tiny", "ltx2.3-tiny": "ltx-2.3-tiny"}
 PACKAGED = tuple(_FOLDERS)
 
 
+def checkpoint_path(name: str) -> Path:
+    """The folder of a packaged checkpoint, or the path of that name."""
+    return packaged_checkpoint(name) if name in PACKAGED else Path(name)
+
+
+def meant_instead(name: str) -> str:
+    """Which packaged checkpoint somebody meant by a name that is none, for messages."""
+    near = difflib.get_close_matches(name, PACKAGED, n=1, cutoff=0.5)
+    return f"did you mean the packaged {near[0]!r}?" if near else f"packaged are {', '.join(PACKAGED)}"
+
+
 def packaged_checkpoint(name: str) -> Path:
     """Return the folder of a packaged miniature checkpoint, in diffusers' layout.
 

@@ -39,15 +39,22 @@ _LAYERS = {
 }
 
 
-def check_pipeline_folder(folder: Path, given: Mapping[str, Any], takes: set[str]) -> None:
+def check_pipeline_folder(folder: Path, given: Mapping[str, Any], takes: set[str], required: set[str]) -> None:
     """Raise `ValueError` for the first component that is missing, damaged, or another model than its weights are.
 
     Args:
         folder: The folder of the pipeline.
         given: Arguments of `from_pretrained`; components among them replace those of the folder.
         takes: Names of the components that the pipeline takes.
+        required: Those among them without which it cannot be built.
     """
-    pairs = component_pairs(folder, takes)
+    pairs, index = component_pairs(folder, takes), read_object(folder / INDEX)
+    listed = pairs.keys() | {name for name in takes - index.keys() if (folder / name / "config.json").is_file()}
+    if unlisted := sorted(required - given.keys() - listed):
+        raise ValueError(
+            f"{str(folder)!r} holds no {', '.join(unlisted)}; complete the checkpoint, or pass them by name (None to do "
+            "without)"
+        )
     needed = {name: pair for name, pair in pairs.items() if name not in given}
     if missing := [name for name in needed if not (folder / name).is_dir()]:
         raise ValueError(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 LAYOUTS = ("diffusers", "original")
+FILES = (".safetensors", ".gguf")
 _SHORT = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 DTYPES = (*_SHORT, *_SHORT.values())
 # Options that only one direction has.
@@ -33,13 +34,16 @@ def add_parser(commands: Any) -> None:
     """Add the subcommand to the parser."""
     parser = commands.add_parser(
         "convert",
+        usage="ltx2 convert SOURCE OUTPUT [options]",
         help="convert a checkpoint between the original and diffusers' layout",
         description="Convert an original checkpoint file into a folder in diffusers' layout, or a folder into a file. "
         "Exit status 1 if --check finds differences.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("source", help="original .safetensors file, or a pipeline's or component's folder")
+    parser.add_argument(
+        "source", help="original .safetensors file, folder of a pipeline or component, or a packaged name"
+    )
     parser.add_argument("output", help="folder or .safetensors file to write")
     parser.add_argument("--to", choices=LAYOUTS, help="layout to write (default: the one that the source is not in)")
     parser.add_argument(
@@ -83,20 +87,22 @@ def run(options: argparse.Namespace) -> int:
 
     from ..checkpoints import convert
 
-    to = _direction(options)
+    source = _existing(options.source)
+    to = _direction(options, source)
+    _check_output(options.output, to)
     dtype = None if options.dtype is None else getattr(torch, _SHORT.get(options.dtype, options.dtype))
     given = {name: getattr(options, name) for name in _ONLY[to] if getattr(options, name) is not None}
     write = convert.convert_to_diffusers if to == "diffusers" else convert.convert_to_original
     try:
         with tqdm(unit=" tensors", disable=options.quiet, file=sys.stderr) as progress:
-            write(options.source, options.output, dtype=dtype, on_tensor=_counter(progress), **given)
+            write(source, options.output, dtype=dtype, on_tensor=_counter(progress), **given)
     except ImportError as error:
         # A GGUF file without the package that reads it.
         raise ValueError(str(error)) from error
     if not options.check:
         return 0
-    pair = (options.source, options.output) if to == "diffusers" else (options.output, options.source)
-    found = convert.differences(*pair, dtype)
+    original, folder = (source, options.output) if to == "diffusers" else (options.output, source)
+    found = convert.differences(original, folder, dtype)
     print("\n".join(found) or "equal")
     return 1 if found else 0
 
@@ -105,11 +111,31 @@ def _counter(progress: Any) -> Callable[[str], None]:
     return lambda _name: progress.update()
 
 
-def _direction(options: argparse.Namespace) -> str:
+def _existing(name: str) -> Path:
+    """The file or folder of that name, which may be that of a packaged checkpoint."""
+    from ..checkpoints.packaged import checkpoint_path, meant_instead
+
+    path = checkpoint_path(name)
+    if not path.exists():
+        kind = "file" if path.suffix in FILES else "folder"
+        raise ValueError(f"there is no {kind} {name!r}; {meant_instead(name)}")
+    return path
+
+
+def _check_output(name: str, to: str) -> None:
+    """What is written can be told from its name: one file, or a folder."""
+    path = Path(name)
+    if to == "diffusers" and path.suffix in FILES:
+        raise ValueError(
+            f"{name!r} is the name of a file; a folder in diffusers' layout is written, use {str(path.with_suffix(''))!r}"
+        )
+    if to == "original" and path.suffix != ".safetensors":
+        file = path / "model.safetensors" if path.is_dir() else path.with_suffix(".safetensors")
+        raise ValueError(f"{name!r} has to be one .safetensors file; use {str(file)!r}")
+
+
+def _direction(options: argparse.Namespace, source: Path) -> str:
     """The layout to write, which follows from the source; refuse options of the other direction."""
-    source = Path(options.source)
-    if not source.exists():
-        raise ValueError(f"there is no file or folder {options.source!r}")
     to = "original" if source.is_dir() else "diffusers"
     if options.to not in (None, to):
         kind = (

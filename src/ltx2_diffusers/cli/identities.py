@@ -8,7 +8,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints.packaged import PACKAGED, packaged_checkpoint
+from ..checkpoints.packaged import checkpoint_path
 
 # Files up to this size are read whole; of longer ones evenly spaced blocks are, which any retraining changes.
 _WHOLE_BYTES = 8 * 2**20
@@ -33,7 +33,7 @@ def checkpoint_identity(name: str) -> dict[str, str]:
     Args:
         name: A folder, a file, a Hub id or the name of a packaged checkpoint. Empty for what is not on this machine.
     """
-    path = packaged_checkpoint(name) if name in PACKAGED else Path(name)
+    path = checkpoint_path(name)
     if path.exists():
         return {"sha256": folder_fingerprint(path) if path.is_dir() else _sampled(path).hexdigest()}
     from huggingface_hub import snapshot_download

@@ -25,13 +25,13 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the table."""
-    from ..checkpoints.packaged import PACKAGED, packaged_checkpoint
+    from ..checkpoints.packaged import checkpoint_path, meant_instead
 
-    path = packaged_checkpoint(options.checkpoint) if options.checkpoint in PACKAGED else Path(options.checkpoint)
+    path = checkpoint_path(options.checkpoint)
     if not path.exists():
         raise ValueError(
-            f"{options.checkpoint} is neither a file, a folder nor a packaged name ({', '.join(PACKAGED)}); download a "
-            "Hub repository first"
+            f"there is no file or folder {options.checkpoint!r} (a Hub repository has to be downloaded first); "
+            f"{meant_instead(options.checkpoint)}"
         )
     version, kind, parts = describe_folder(path) if path.is_dir() else describe_file(path)
     layout = "diffusers" if path.is_dir() else "original"

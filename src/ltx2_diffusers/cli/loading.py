@@ -1,11 +1,10 @@
 """Loading a pipeline as the command line describes it."""
 
-import difflib
 import re
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints.packaged import PACKAGED, packaged_checkpoint
+from ..checkpoints.packaged import PACKAGED, checkpoint_path, meant_instead
 from .values import Options
 
 DTYPES = ("bfloat16", "float16", "float32")
@@ -55,9 +54,7 @@ def check_checkpoint(name: str) -> None:
             )
     elif path.suffix in _SINGLE_FILES or not _HUB_ID.fullmatch(name) or Path(path.parts[0]).is_dir():
         kind = "file" if path.suffix in _SINGLE_FILES else "folder"
-        near = difflib.get_close_matches(name, PACKAGED, n=1, cutoff=0.5)
-        meant = f"did you mean the packaged {near[0]!r}?" if near else f"packaged are {', '.join(PACKAGED)}"
-        raise ValueError(f"--checkpoint {name!r}: there is no such {kind}; {meant}")
+        raise ValueError(f"--checkpoint {name!r}: there is no such {kind}; {meant_instead(name)}")
 
 
 def load_pipeline(options: Options, pipeline_class: Any) -> Any:
@@ -105,7 +102,8 @@ def _from_checkpoint(options: Options, pipeline_class: Any) -> Any:
         raise ValueError(f"--text-encoder belongs to original files; {checkpoint} brings its own, so leave it out")
     if options.get("no_text_encoder"):
         components |= {"text_encoder": None, "tokenizer": None}
-    folder = packaged_checkpoint(checkpoint) if checkpoint in PACKAGED else checkpoint
+    # A name that is no path is one of the Hub.
+    folder = checkpoint_path(checkpoint) if checkpoint in PACKAGED else checkpoint
     return pipeline_class.from_pretrained(folder, dtype=dtype, **components)
 
 

@@ -10,19 +10,41 @@ from .. import __version__
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that names an option which it does not know, before it misses others, and the nearest that it does."""
+    """A parser that names what it does not know, before it misses other things, and the nearest that it does know."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse, unless an option is unknown."""
+        """Parse, unless a command or an option is unknown."""
+        words = [word.partition("=")[0] for word in (sys.argv[1:] if args is None else args)]
         if self._subparsers is None:
-            known = list(self._option_string_actions)
-            words = [word.partition("=")[0] for word in (sys.argv[1:] if args is None else args)]
-            words = words[: words.index("--")] if "--" in words else words
-            unknown = [w for w in words if w.startswith("--") and not any(name.startswith(w) for name in known)]
-            if unknown:
-                meant = get_close_matches(unknown[0], known, n=1)
-                self.error(f"unknown option {unknown[0]}" + (f"; did you mean {meant[0]}?" if meant else ""))
+            self._check_options(words[: words.index("--")] if "--" in words else words)
+        elif words:
+            self._check_command(words[0])
         return super().parse_known_args(args, namespace)
+
+    def _check_options(self, words: Sequence[str]) -> None:
+        known = list(self._option_string_actions)
+        unknown = [w for w in words if w.startswith("--") and not any(name.startswith(w) for name in known)]
+        if unknown:
+            meant = _nearest(unknown[0], known)
+            self.error(f"unknown option {unknown[0]}" + (f"; did you mean {meant}?" if meant else ""))
+
+    def _check_command(self, word: str) -> None:
+        """The first word is a command, or an option that has no command."""
+        commands = next(iter(self._subparsers._group_actions)).choices  # type: ignore[union-attr]
+        if word.startswith("-"):
+            if not any(name.startswith(word) for name in self._option_string_actions):
+                meant = _nearest(word, list(commands["generate"]._option_string_actions))  # type: ignore[index]
+                self.error(f"unknown option {word}" + (f"; did you mean `ltx2 generate {meant}`?" if meant else ""))
+        elif word not in commands:  # type: ignore[operator]
+            meant = _nearest(word, list(commands or ()))
+            known = f"did you mean {meant!r}?" if meant else f"there are {', '.join(commands or ())}"
+            self.error(f"unknown command {word!r}; {known}")
+
+
+def _nearest(word: str, known: Sequence[str]) -> str | None:
+    """The nearest known word, if one is near; dashes do not make words alike."""
+    names = {name.lstrip("-"): name for name in known}
+    return next((names[name] for name in get_close_matches(word.lstrip("-"), names, n=1)), None)
 
 
 def build_parser() -> argparse.ArgumentParser:

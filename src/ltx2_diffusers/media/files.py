@@ -77,6 +77,10 @@ def exact_frame_rate(frame_rate: float | Fraction) -> Fraction:
 def check_suffix(path: str | os.PathLike, suffixes: Sequence[str], content: str) -> Path:
     """Return `path` as a `Path` if it ends in one of `suffixes`, and raise `ValueError` otherwise."""
     path = Path(path)
+    if path.name in ("", ".."):
+        raise ValueError(
+            f"{content} has to be a file, got path {str(path)!r}; use {str(path / f'clip{suffixes[0]}')!r}"
+        )
     if path.suffix.lower() not in suffixes:
         raise ValueError(
             f"{content} is written as {' or '.join(suffixes)}, got path {str(path)!r}; "

@@ -90,7 +90,8 @@ class LTX2PipelineBase(saving.AtomicSaveMixin, DiffusionPipeline):
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         if not (folder / pipeline_folder.INDEX).is_file():
             raise ValueError(f"{str(folder)!r} is no folder of a pipeline: it has no {pipeline_folder.INDEX}")
-        pipeline_folder.check_pipeline_folder(folder, {_LACKING: None, **kwargs}, takes)
+        required = set(cls._get_signature_keys(cls)[0]) - set(cls._optional_components)
+        pipeline_folder.check_pipeline_folder(folder, {_LACKING: None, **kwargs}, takes, required)
         with pipeline_folder.named_errors(folder):
             pipeline = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         for name, component in pipeline.components.items():
@@ -202,12 +203,13 @@ class LTX2PipelineBase(saving.AtomicSaveMixin, DiffusionPipeline):
         """Take over what was pickled or copied, in this process or in another one."""
         self.__dict__.update(state)
         # What the language models of a class can show of their states is noted in a process when one is constructed,
-        # which does not happen here.
+        # which does not happen here. Under the name of its class: a module as key would stay for ever where the registry
+        # is a plain dictionary.
         noted = getattr(sys.modules.get(_CAPTURING), "_CAN_RECORD_REGISTRY", {})
         for component in self.components.values():
             for part in component.modules() if isinstance(component, PreTrainedModel) else ():
                 if isinstance(part, PreTrainedModel):
-                    noted[part] = part._can_record_outputs
+                    dict.__setitem__(noted, str(part.__class__), part._can_record_outputs)
 
     def __copy__(self) -> Self:
         """A second pipeline on the very same components."""

@@ -4,7 +4,7 @@
 # folder of the other packages as WHEELS. `--dry-run` only prints the commands. Not run on a GPU yet.
 #
 #   scripts/on_gpu.sh
-#   WHEELS=/path/to/wheels OUT=/tmp/results scripts/on_gpu.sh
+#   WHEELS=wheels OUT=results scripts/on_gpu.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export LTX2_BENCHMARK_RESULTS="${OUT:-benchmarks/results}"

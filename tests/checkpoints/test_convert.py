@@ -277,7 +277,7 @@ def test_scripts_say_equal_both_ways(path, tmp_path, monkeypatch, capsys):
     text = ["--text-encoder", expected_folder(path) / "text_encoder"] if path in MODELS else []
     folder = tmp_path / "folder"
     assert run_script(monkeypatch, "convert_to_diffusers.py", path, folder, *text, "--check") == 0
-    assert run_script(monkeypatch, "convert_to_original.py", folder, tmp_path / "back", "--check") == 0
+    assert run_script(monkeypatch, "convert_to_original.py", folder, tmp_path / "back.safetensors", "--check") == 0
     assert capsys.readouterr().out == "equal\nequal\n"
 
 
@@ -286,7 +286,7 @@ def test_scripts_say_equal_both_ways(path, tmp_path, monkeypatch, capsys):
     [
         ("convert_to_diffusers.py", "file"),
         ("convert_to_diffusers.py", "file/folder"),
-        ("convert_to_original.py", "folder"),
+        ("convert_to_original.py", "folder.safetensors"),
         ("convert_to_original.py", "file/x.safetensors"),
         ("convert_lora.py", "folder"),
         ("convert_lora.py", "n" * 256),
@@ -294,7 +294,8 @@ def test_scripts_say_equal_both_ways(path, tmp_path, monkeypatch, capsys):
 )
 def test_scripts_try_the_output_before_they_read_the_input(script, name, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("kept")
-    (tmp_path / "folder").mkdir()
+    for folder in ("folder", "folder.safetensors"):
+        (tmp_path / folder).mkdir()
     # Not a checkpoint: read first, it would be named first.
     source = tmp_path / ("folder" if script == "convert_to_original.py" else "file")
     assert run_script(monkeypatch, script, source, tmp_path / name) == 2
@@ -302,7 +303,7 @@ def test_scripts_try_the_output_before_they_read_the_input(script, name, tmp_pat
     assert re.search(
         rf"^(?:error|ltx2 convert): cannot (?:write|save) to '{re.escape(str(tmp_path / name))}': ", said, re.MULTILINE
     )
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder", "folder.safetensors"]
 
 
 def test_scripts_report_bad_input_without_a_traceback(tmp_path, monkeypatch, capsys):

@@ -105,6 +105,14 @@ def test_the_name_of_the_output_says_what_it_is(tmp_path, capsys, monkeypatch, s
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("command", [["convert"], ["info"]], ids=" ".join)
+def test_a_lora_is_called_so(tmp_path, capsys, command):
+    path = tmp_path / "style.safetensors"
+    save_file({"transformer.transformer_blocks.0.attn1.to_q.lora_A.weight": torch.zeros(2, 32)}, path)
+    assert main([*command, str(path), *[str(tmp_path / "out")] * (command == ["convert"])]) == 2
+    assert "style.safetensors': these are factors of a LoRA" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("size", [0, 7, 5000, 100_000])
 def test_a_cut_file_is_said_in_one_line(tmp_path, capsys, size):
     (tmp_path / "cut.safetensors").write_bytes(V20.read_bytes()[:size])

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import FirstBlockCacheConfig, PyramidAttentionBroadcastConfig
+from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from diffusers.models.modeling_utils import ModelMixin
 from peft import LoraConfig
 
@@ -251,7 +252,9 @@ def test_adapters_of_a_model(library, tmp_path):
 
 @both
 @pytest.mark.parametrize("backend", ["native", "_native_math"])
-def test_attention_backends(library, backend):
+def test_attention_backends(library, backend, monkeypatch):
+    # diffusers sets it for all models, and does not set it back.
+    monkeypatch.setattr(_AttentionBackendRegistry, "_active_backend", _AttentionBackendRegistry._active_backend)
     network = new_model(library, "transformer")
     network.set_attention_backend(backend)
     assert difference(ran(network, "transformer"), ran(model(library, "transformer"), "transformer")) <= EQUAL

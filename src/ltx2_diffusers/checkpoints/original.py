@@ -99,6 +99,10 @@ class OriginalCheckpoint:
             return configs.upsampler_config_from_shapes(entries)
         version = guess_version(component, entries)
         if version is None:
+            if any("lora_" in name for name in entries):
+                raise ValueError(
+                    "these are factors of a LoRA; load a model, and give them to load_lora_weights (--lora)"
+                )
             raise ValueError(
                 "there is no `config` metadata for it, and its tensor names fit no published model; pass config= (a "
                 "diffusers folder) or original_config="

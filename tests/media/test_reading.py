@@ -1,4 +1,7 @@
+import gc
 import io
+import os
+import signal
 import tracemalloc
 
 import av
@@ -35,6 +38,22 @@ def test_frames_are_taken_from_a_time_window(numbered_clip):
     assert numbers(read_video(numbered_clip, start_s=0.5, end_s=1.0)) == [6, 7, 8, 9, 10, 11]
     assert numbers(read_video(numbered_clip, start_s=1.75)) == [21, 22, 23]
     assert numbers(read_video(numbered_clip, max_frames=2, start_s=1 / 12)) == [1, 2]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_process_may_be_forked_after_a_video_was_read(numbered_clip):
+    """What was decoded is collected in the child, which has none of the threads of its parent."""
+    gc.disable()
+    try:
+        read_video(numbered_clip)
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)
+            gc.collect()
+            os._exit(0)
+    finally:
+        gc.enable()
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_a_video_is_read_without_holding_it_twice(tmp_path):

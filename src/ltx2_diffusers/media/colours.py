@@ -128,6 +128,9 @@ def displayed_pixels(frame: av.VideoFrame, look: Look) -> np.ndarray:
         format=("rgba64le" if wide else "rgba") if transparent else ("rgb48le" if wide else "rgb24"),
         src_colorspace=_matrix(frame, wide),
         interpolation=None if width == frame.width else Interpolation.BICUBIC,
+        # Threads of a single picture cost more than they save, and outlive it until it is collected: in a forked process
+        # that would wait for them without end.
+        threads=1,
     ).to_ndarray()
     alpha = pixels[..., 3] if transparent else None
     pixels = pixels[..., :3]

@@ -10,6 +10,7 @@ from typing import Any
 import diffusers
 import numpy as np
 import PIL.Image
+import pytest
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines import ltx2
@@ -18,6 +19,8 @@ from transformers import AutoTokenizer, Gemma3ForConditionalGeneration
 
 import ltx2_diffusers
 from ltx2_diffusers.checkpoints.packaged import packaged_checkpoint
+from tests.models.video_vae_tools import SMALLEST
+from tests.pipelines import tiny
 
 logging.disable_progress_bar()
 
@@ -28,6 +31,9 @@ UPSAMPLING = "LTX2LatentUpsamplePipeline"
 PIPELINES = (*GENERATING, UPSAMPLING)
 # For what takes long: every class of ours, and one of diffusers that shows what is right.
 CASES = [("ours", name) for name in GENERATING] + [("diffusers", GENERATING[0])]
+each = pytest.mark.parametrize("name", PIPELINES)
+generating = pytest.mark.parametrize("name", GENERATING)
+both = pytest.mark.parametrize("library", LIBRARIES)
 
 TRANSFORMER = {
     "in_channels": 4,
@@ -60,23 +66,7 @@ CONNECTORS = {
     "rope_double_precision": False,
     "rope_type": "split",
 }
-VAE = {
-    "latent_channels": 4,
-    "block_out_channels": (8,),
-    "decoder_block_out_channels": (8,),
-    "layers_per_block": (1,),
-    "decoder_layers_per_block": (1, 1),
-    "spatio_temporal_scaling": (True,),
-    "decoder_spatio_temporal_scaling": (True,),
-    "decoder_inject_noise": (False, False),
-    "downsample_type": ("spatial",),
-    "upsample_residual": (False,),
-    "upsample_factor": (1,),
-    "patch_size": 1,
-    "patch_size_t": 1,
-    "encoder_causal": True,
-    "decoder_causal": False,
-}
+VAE = SMALLEST | {"patch_size_t": 1, "encoder_causal": True, "decoder_causal": False}
 AUDIO_VAE = {
     "base_channels": 4,
     "ch_mult": (1,),
@@ -107,17 +97,7 @@ _MODELS = {
 MODELS = tuple(_MODELS)
 
 PROMPT = "a robot dancing"
-NO_GUIDANCE = {
-    "guidance_scale": 1.0,
-    "stg_scale": 0.0,
-    "modality_scale": 1.0,
-    "guidance_rescale": 0.0,
-    "audio_guidance_scale": 1.0,
-    "audio_stg_scale": 0.0,
-    "audio_modality_scale": 1.0,
-    "audio_guidance_rescale": 0.0,
-    "spatio_temporal_guidance_blocks": [1],
-}
+NO_GUIDANCE = tiny.NO_GUIDANCE | {"spatio_temporal_guidance_blocks": [1]}
 CFG = {"guidance_scale": 2.0, "audio_guidance_scale": 3.0}
 _CALL = {
     "prompt": PROMPT,

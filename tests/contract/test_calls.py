@@ -12,13 +12,14 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
 from tests.contract.both import (
     CFG,
-    GENERATING,
     LIBRARIES,
-    PIPELINES,
     UPSAMPLING,
+    both,
     call,
     components,
     difference,
+    each,
+    generating,
     named,
     optional,
     picture,
@@ -28,9 +29,6 @@ from tests.contract.both import (
 )
 
 PARITY = 1e-5
-each = pytest.mark.parametrize("name", PIPELINES)
-generating = pytest.mark.parametrize("name", GENERATING)
-both = pytest.mark.parametrize("library", LIBRARIES)
 
 
 @each

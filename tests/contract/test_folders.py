@@ -16,9 +16,11 @@ from tests.contract.both import (
     CFG,
     GENERATING,
     LIBRARIES,
-    PIPELINES,
     UPSAMPLING,
+    both,
     difference,
+    each,
+    generating,
     named,
     new_model,
     optional,
@@ -29,9 +31,6 @@ from tests.contract.both import (
 )
 
 EQUAL = 1e-4
-each = pytest.mark.parametrize("name", PIPELINES)
-generating = pytest.mark.parametrize("name", GENERATING)
-both = pytest.mark.parametrize("library", LIBRARIES)
 cases = pytest.mark.parametrize(("library", "name"), CASES)
 
 

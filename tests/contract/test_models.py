@@ -14,11 +14,10 @@ from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from diffusers.models.modeling_utils import ModelMixin
 from peft import LoraConfig
 
-from tests.contract.both import LIBRARIES, MODELS, model, named, new_model, pipeline, run, seeded
+from tests.contract.both import LIBRARIES, MODELS, both, model, named, new_model, pipeline, run, seeded
 
 EQUAL = 1e-5
 each = pytest.mark.parametrize("part", MODELS)
-both = pytest.mark.parametrize("library", LIBRARIES)
 # With a switch for recomputing activations in the backward pass.
 CHECKPOINTING = ("transformer", "vae")
 AUTOENCODERS = ("vae", "audio_vae")

@@ -15,7 +15,7 @@ from ltx2_diffusers.models.video_vae_blocks import (
     unpatchify,
 )
 from tests.golden_data import EQUAL_MODELS, assert_within
-from tests.models.video_vae_tools import TINY, TINY_23, TINY_CONDITIONED, max_difference, pair, published_23
+from tests.models.video_vae_tools import SMALLEST, TINY, TINY_23, TINY_CONDITIONED, max_difference, pair, published_23
 
 STRUCTURES = {"2.0": TINY, "2.3": TINY_23, "conditioned": TINY_CONDITIONED}
 
@@ -191,21 +191,7 @@ def test_unusual_structures_as_diffusers():
         "decoder_causal": False,
         "temporal_compression_ratio": 4,
     }
-    single = {
-        "latent_channels": 4,
-        "block_out_channels": (8,),
-        "decoder_block_out_channels": (8,),
-        "layers_per_block": (1,),
-        "decoder_layers_per_block": (1, 1),
-        "spatio_temporal_scaling": (True,),
-        "decoder_spatio_temporal_scaling": (True,),
-        "decoder_inject_noise": (False, False),
-        "downsample_type": ("spatial",),
-        "upsample_residual": (False,),
-        "upsample_factor": (1,),
-        "patch_size": 1,
-    }
-    for config in (unusual, single):
+    for config in (unusual, SMALLEST):
         ours, theirs = pair(config)
         video, latents = _video(1, 3, 5, 16, 16), _latents(1, 4, 3, 4, 4)
         expected = theirs.encode(video).latent_dist.parameters

@@ -20,6 +20,21 @@ TINY = {
     "spatial_compression_ratio": 32,
     "temporal_compression_ratio": 8,
 }
+# One block and one scale.
+SMALLEST = {
+    "latent_channels": 4,
+    "block_out_channels": (8,),
+    "decoder_block_out_channels": (8,),
+    "layers_per_block": (1,),
+    "decoder_layers_per_block": (1, 1),
+    "spatio_temporal_scaling": (True,),
+    "decoder_spatio_temporal_scaling": (True,),
+    "decoder_inject_noise": (False, False),
+    "downsample_type": ("spatial",),
+    "upsample_residual": (False,),
+    "upsample_factor": (1,),
+    "patch_size": 1,
+}
 TINY_23 = TINY | {
     "decoder_block_out_channels": (8, 16, 16, 32),
     "decoder_layers_per_block": (1, 2, 1, 1, 1),

@@ -165,19 +165,27 @@ def _check_layers(file: Path, names: list[str]) -> None:
             )
 
 
-def check_language_model(model: PreTrainedModel, folder: Path) -> None:
+def check_language_models(components: Mapping[str, Any], folder: Path) -> None:
     """Raise `ValueError` if weights of a language model were not in its folder: the library draws them and only reports it.
 
     Parts that reading text does not need, such as the vision tower, may be left out of a folder.
+
+    Args:
+        components: What was loaded from the folder of the pipeline, by component.
+        folder: The folder of the pipeline.
     """
-    parameters = {name: p for name, p in model.named_parameters() if not re.search(_BESIDE_TEXT, name)}
-    drawn = [name for name, p in parameters.items() if not getattr(p, "_is_hf_initialized", False)]
-    # Where no parameter is marked as read, as quantised ones are not, nothing is known.
-    if drawn and len(drawn) < len(parameters):
-        raise ValueError(
-            f"{str(folder)!r} lacks {len(drawn)} of {len(parameters)} tensors of the {type(model).__name__}, such as "
-            f"{drawn[0]}; fetch it again"
-        )
+    for component, model in components.items():
+        # Of quantised weights nothing is known.
+        if not isinstance(model, PreTrainedModel) or hasattr(model, "hf_quantizer"):
+            continue
+        parameters = {name: p for name, p in model.named_parameters() if not re.search(_BESIDE_TEXT, name)}
+        drawn = [name for name, p in parameters.items() if not getattr(p, "_is_hf_initialized", False)]
+        # Where no parameter is marked as read, the mark is another one.
+        if drawn and len(drawn) < len(parameters):
+            raise ValueError(
+                f"{str(folder / component)!r} lacks {len(drawn)} of {len(parameters)} tensors of the "
+                f"{type(model).__name__}, such as {drawn[0]}; fetch it again"
+            )
 
 
 @contextmanager

@@ -115,8 +115,9 @@ def rate_to_read(frame_rate: float | str | None, frames: Frames, clip_rate: floa
     """
     if frame_rate is None:
         return clip_rate
+    parts = frames if isinstance(frames, (list, tuple)) else [frames]
     if frame_rate == "source":
-        for part in frames if isinstance(frames, (list, tuple)) else [frames]:
+        for part in parts:
             if is_video_file(part):
                 _tell_speed(part, clip_rate)
         return None
@@ -126,7 +127,7 @@ def rate_to_read(frame_rate: float | str | None, frames: Frames, clip_rate: floa
             "the frames of a file one by one"
         )
     checks.check_positive(frame_rate=frame_rate)
-    if not any(map(is_video_file, frames if isinstance(frames, (list, tuple)) else [frames])):
+    if not any(map(is_video_file, parts)):
         raise ValueError(
             f"`frame_rate` is {frame_rate}, but only video files have a rate, and `frames` names none; leave it out"
         )

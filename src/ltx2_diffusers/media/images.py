@@ -70,7 +70,7 @@ def is_clip(path: str | os.PathLike) -> bool:
     if image is None:
         return True
     with image:
-        return image.format in _VIDEOS_TO_PILLOW or _count_in_time(image, name) > 0
+        return _moves(image, name)
 
 
 def still_picture(path: str | os.PathLike) -> PIL.Image.Image | None:
@@ -80,9 +80,7 @@ def still_picture(path: str | os.PathLike) -> PIL.Image.Image | None:
     if image is None:
         return None
     with image:
-        if image.format in _VIDEOS_TO_PILLOW or _count_in_time(image, name):
-            return None
-        return _as_seen(image, name)
+        return None if _moves(image, name) else _as_seen(image, name)
 
 
 class VideoInMemory(io.BytesIO):
@@ -178,6 +176,10 @@ def _naming(name: str) -> Iterator[None]:
         raise ValueError(
             f"{name} cannot be read as an image ({error}); it is empty, damaged or of another kind"
         ) from error
+
+
+def _moves(image: PIL.Image.Image, name: str) -> bool:
+    return image.format in _VIDEOS_TO_PILLOW or _count_in_time(image, name) > 0
 
 
 def _count_in_time(image: PIL.Image.Image, name: str) -> int:

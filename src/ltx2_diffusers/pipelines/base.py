@@ -94,13 +94,8 @@ class LTX2PipelineBase(saving.AtomicSaveMixin, DiffusionPipeline):
         pipeline_folder.check_pipeline_folder(folder, {_LACKING: None, **kwargs}, takes, required)
         with pipeline_folder.named_errors(folder):
             pipeline = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        for name, component in pipeline.components.items():
-            if (
-                isinstance(component, PreTrainedModel)
-                and name not in kwargs
-                and not hasattr(component, "hf_quantizer")
-            ):
-                pipeline_folder.check_language_model(component, folder / name)
+        read = {name: component for name, component in pipeline.components.items() if name not in kwargs}
+        pipeline_folder.check_language_models(read, folder)
         note = pipeline_folder.read_object(folder / pipeline_folder.INDEX).get("_weights")
         if note is not None:
             # What is said of the weights is passed on when they are saved again.

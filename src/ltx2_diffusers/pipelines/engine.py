@@ -222,8 +222,6 @@ def stage_adapters(
             f"`stage_2_adapters` {dict(stage_2)} belong to `transformer`, but the second stage runs `stage_2_transformer`; "
             "pass stage_2_adapters={}, or build the pipeline with stage_2_transformer=None"
         )
-    for strengths in (stage_1, stage_2):
-        active.check_adapters_loaded(pipeline, {} if strengths is None else strengths)
     if stage_2 is None:
         stage_2 = {} if separate or pipeline.preset.kind == "distilled" else {active.DISTILLED_ADAPTER: 1.0}
         if stage_2 and active.DISTILLED_ADAPTER not in pipeline.lora_metadata:
@@ -439,7 +437,7 @@ def _prepared_stage(
     stage, preset = request.stages[index], pipeline.preset
     pipeline.require(stage.transformer, *([stage.upsampler] if stage.upsampler else []))
     _check_roles(pipeline, stage)
-    active.check_adapters_loaded(pipeline, {} if stage.adapters is None else stage.adapters)
+    active.check_adapters_loaded(pipeline, stage.adapters or {})
     if stage.adapters and stage.transformer != "transformer":
         raise ValueError(
             f"the adapters {dict(stage.adapters)} of a stage belong to `transformer`, but it runs `{stage.transformer}`; leave "

@@ -1,0 +1,1 @@
+"""`ltx2 data` and `ltx2 train`."""

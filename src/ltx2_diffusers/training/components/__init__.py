@@ -1,0 +1,1 @@
+"""A step of training for every network of LTX-2."""

@@ -25,7 +25,9 @@ def stored_samples(root: Path, count: int = 5, frames: int = 2, silent: tuple[in
         write_sample(folder / "latents" / name, {"latents": randn(128, frames, 1, 2).bfloat16()}, grid)
         write_sample(folder / "reference_latents" / name, {"latents": randn(128, frames, 1, 2).bfloat16()}, grid)
         write_sample(folder / "conditions" / name, {"video_prompt_embeds": randn(3 + index, 32).bfloat16()}, {})
-        write_sample(folder / "video_masks" / name, {"mask": (randn(frames, 1, 2) > 0).float()}, {})
+        mask = torch.ones(frames, 1, 2)
+        mask[index % frames] = 0
+        write_sample(folder / "video_masks" / name, {"mask": mask}, {})
         for source in ("audio_latents", "reference_audio_latents"):
             if index not in silent:
                 write_sample(folder / source / name, {"latents": randn(2, 8, 16)}, {"num_time_steps": 8})

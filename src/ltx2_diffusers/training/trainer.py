@@ -128,7 +128,7 @@ class LTX2Trainer:
         return Accelerator(
             mixed_precision=config.acceleration.mixed_precision_mode or "no",
             gradient_accumulation_plugin=GradientAccumulationPlugin(accumulation, sync_with_dataloader=False),
-            log_with=trackers,
+            log_with=trackers or None,
             project_config=ProjectConfiguration(os.fspath(folder), logging_dir=os.fspath(folder / "logs")),
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
@@ -145,7 +145,7 @@ class LTX2Trainer:
         self._check(accelerator, dataset)
 
         set_seed(config.seed)
-        models = load_models(config, accelerator.device, config.validation.interval is not None)
+        models = load_models(config, accelerator.device, config.validation.interval is not None, strategy.runs)
         levels = noise_levels(
             config.flow_matching.timestep_sampling_mode,
             config.flow_matching.timestep_sampling_params,
@@ -315,7 +315,7 @@ class LTX2Trainer:
         if dropped := config.training_strategy.caption_dropout_p:
             chosen = draws.uniform((size,)) < dropped
             text = with_empty_prompts(text, run.dataset.empty_prompt(), chosen)
-        streams = run.strategy.prepare(batch, run.levels, draws, run.models.sizes)
+        streams = run.strategy.prepare(batch, run.levels, draws, run.models.pipeline.sizes)
         predicted = Streams(*run.network(text, streams))
         weights = config.flow_matching
         return step_losses(predicted, streams, Streams(weights.video_loss_weight, weights.audio_loss_weight))

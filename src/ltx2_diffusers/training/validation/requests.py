@@ -14,7 +14,6 @@ from torch.nn import functional
 from ...conditioning import Streams
 from ...data.masks import video_mask
 from ...media.frames import as_image, read_frames
-from ...media.waveforms import fit_audio
 from ...pipelines.conditions import (
     AudioCondition,
     Condition,
@@ -37,6 +36,7 @@ from ...pipelines.recipes.text_to_audio import LTX2TextToAudioPipeline
 from ...pipelines.recipes.text_to_video import LTX2Pipeline
 from ...pipelines.recipes.two_stage import LTX2TwoStagePipeline
 from ...pipelines.recipes.video_to_audio import LTX2VideoToAudioPipeline
+from ...schedulers.levels import noise_levels
 from ..config import Guidance, SampleConfig, ValidationConfig
 
 
@@ -120,11 +120,13 @@ def _call(
     width, height, num_frames = sample.video_dims or section.video_dims
     size = Size(height, width, num_frames, section.frame_rate)
     plan = plan_clip(pipeline.sizes, 1, size, [(1.0, 1.0)])
+    steps = section.inference_steps
+    noise_levels(pipeline.scheduler, plan.num_video_tokens, steps, default_steps=steps)
     wish = _Wish(sample, plan, Streams(section.generate_video, section.generate_audio))
     kinds = {condition.type for condition in sample.conditions}
     make = _sound_of_video if "video_to_audio" in kinds else _video if section.generate_video else _sound
     kind, given = make(wish, pipeline)
-    arguments = {**_scales(kind, guidance, blocks), **given, "num_inference_steps": section.inference_steps}
+    arguments = {**_scales(kind, guidance, blocks), **given, "num_inference_steps": steps}
     shown = [c.video for c in sample.conditions if c.type == "reference" and c.include_in_output]
     if len(shown) > 1 or None in shown:
         raise ValueError("include_in_output shows one reference video; set it in one condition with a video")
@@ -246,18 +248,21 @@ def _first_frame(condition: Any, plan: ClipPlan) -> Condition:
 def _prefix(condition: Any, plan: ClipPlan) -> Condition:
     """How the clip begins."""
     if condition.audio is not None:
-        sound, length_s = _stretch_of_sound(condition, plan)
-        return RetakeCondition(length_s, plan.duration_s, audio=_filled(sound, plan, at_end=False, length_s=length_s))
+        sound, count = _stretch_of_sound(condition, plan)
+        # Between the end of the last latent that is given and that of the first one that is made.
+        ends = plan.tools.audio.positions()[0, 0, :, 1]
+        return RetakeCondition(ends[count - 1 : count + 1].mean().item(), plan.duration_s, audio=sound)
     frames = _frames(condition, plan, offset=1)
-    return LTX2VideoCondition(frames.movedim(-1, 1).float(), mode="replace")
+    return LTX2VideoCondition(frames.movedim(-1, 1), mode="replace")
 
 
 def _suffix(condition: Any, plan: ClipPlan) -> Condition:
     """How the clip ends, as training sees it: encoded as part of a whole clip."""
     if condition.audio is not None:
-        sound, length_s = _stretch_of_sound(condition, plan)
-        free_s = plan.duration_s - length_s
-        return RetakeCondition(0.0, free_s, audio=_filled(sound, plan, at_end=True, length_s=length_s))
+        sound, count = _stretch_of_sound(condition, plan)
+        starts = plan.tools.audio.positions()[0, 0, :, 0]
+        free = len(starts) - count
+        return RetakeCondition(0.0, starts[free - 1 : free + 1].mean().item(), audio=sound)
     frames = _frames(condition, plan, offset=0)
     free = plan.num_frames - len(frames)
     whole = torch.cat([frames[:1].expand(free, -1, -1, -1), frames])
@@ -288,8 +293,8 @@ def _frames(condition: Any, plan: ClipPlan, offset: int) -> torch.Tensor:
     return clip[:whole] if offset else clip[-whole:]
 
 
-def _stretch_of_sound(condition: Any, plan: ClipPlan) -> tuple[Waveform, float]:
-    """The sound of a prefix or suffix, and how many seconds of the clip it is."""
+def _stretch_of_sound(condition: Any, plan: ClipPlan) -> tuple[Waveform, int]:
+    """A sound as long as the clip, silent outside of its prefix or suffix, and the audio latents that this is."""
     sound = read_waveform(str(condition.audio))
     length_s = sound.duration_s if condition.duration is None else condition.duration
     if condition.num_frames is not None:
@@ -298,21 +303,16 @@ def _stretch_of_sound(condition: Any, plan: ClipPlan) -> tuple[Waveform, float]:
         raise ValueError(
             f"{str(condition.audio)!r} lasts {sound.duration_s:.3f} s, but {length_s:.3f} s are asked for"
         )
-    if length_s >= plan.duration_s:
+    count = round(length_s * plan.audio.frames / plan.duration_s)
+    if not 0 < count < plan.audio.frames:
         raise ValueError(
             f"its {condition.type} lasts {length_s:.3f} s of {plan.duration_s:.3f} s; leave some to be made"
         )
-    return sound, length_s
-
-
-def _filled(sound: Waveform, plan: ClipPlan, at_end: bool, length_s: float) -> Waveform:
-    """A sound as long as the clip with the given one at its start or end, and silence elsewhere."""
-    count = round(length_s * sound.rate)
-    part = sound.samples[..., -count:] if at_end else sound.samples[..., :count]
-    if at_end:
-        silence = round(plan.duration_s * sound.rate) - part.shape[-1]
-        part = functional.pad(part, (silence, 0))
-    return Waveform(fit_audio(part, plan.duration_s, sound.rate), sound.rate)
+    whole, part = (round(seconds * sound.rate) for seconds in (plan.duration_s, length_s))
+    samples = sound.samples[..., :part] if condition.type == "prefix" else sound.samples[..., -part:]
+    silence = max(whole - samples.shape[-1], 0)
+    sides = (0, silence) if condition.type == "prefix" else (silence, 0)
+    return Waveform(functional.pad(samples, sides), sound.rate), count
 
 
 def _whole_clip(condition: Any, plan: ClipPlan) -> torch.Tensor:

@@ -47,12 +47,13 @@ class Validator:
     Args:
         config: The settings.
         models: The networks. `models.pipeline` has to have a text encoder and tokenizer if there are samples to make.
+        device: Where prompts are encoded, default where the text encoder lies.
 
     Raises:
         ValueError: If a sample cannot be made.
     """
 
-    def __init__(self, config: TrainingConfig, models: "TrainedModels") -> None:
+    def __init__(self, config: TrainingConfig, models: "TrainedModels", device: torch.device | None = None) -> None:
         self.config, self.models = config, models
         section, pipeline = config.validation, models.pipeline
         wanted = section.interval is not None
@@ -60,6 +61,8 @@ class Validator:
         self._texts: dict[str, _Text] = {}
         if self.calls:
             pipeline.require("text_encoder", "tokenizer", "connectors", "transformer", "scheduler")
+            if device is not None and pipeline.text_encoder.device != device:
+                pipeline.text_encoder.to(device)
             texts = [section.negative_prompt, *(call.prompt for call in self.calls)]
             self._texts = {text: _encoded(pipeline, text) for text in dict.fromkeys(texts)}
         pipeline.text_encoder = None

@@ -228,7 +228,8 @@ def forecast(config: TrainingConfig, tokens: Tokens | None = None) -> Forecast:
         config.optimization.steps,
         weights=weights,
         host_weights=host,
-        adapters=0.0 if is_full else float(_FLOAT32 * trainable),
+        # Autocast keeps a copy in half precision for as long as the forward pass runs.
+        adapters=0.0 if is_full else float(trainable * (_FLOAT32 + _HALF * _autocasts(config))),
         gradients=float(_FLOAT32 * trainable),
         moments=trainable * (_MOMENTS[config.optimization.optimizer_type] + averages),
         activations=activation_bytes(config, transformer, tokens),
@@ -431,8 +432,8 @@ def block_activation_bytes(config: TrainingConfig, transformer: Any, tokens: Tok
     - GELU keeps its input: `h 4 D` for each token;
     - an adapted layer keeps its input and what its first factor made of it: `h (in + r)` for each of its rows; with DoRA
       two results, `h 2 out`; with dropout a mask, `in`;
-    - in full mode every linear layer keeps its input, `h in`, and modulation keeps what it scales and gates, in float32:
-      twice D for each token of self-attention, feed-forward and the attention between the streams.
+    - in full mode every linear layer keeps its input, `h in`; and modulation what it scales, in float32, and what it gates:
+      `(4 + h) D` for each token of self-attention, feed-forward and the attention between the streams.
 
     The sum over a token of video in the 2.0 geometry with adapters of rank 32 on all attention is 0.31 MB.
     """
@@ -444,7 +445,7 @@ def block_activation_bytes(config: TrainingConfig, transformer: Any, tokens: Tok
         branches = 4 if len(streams) > 1 else 3
         total += rows * (branches * (norm * width + 4) + half * 4 * width)
         if is_full:
-            total += rows * _FLOAT32 * 2 * width * (branches - 1)
+            total += rows * (_FLOAT32 + half) * width * (branches - 1)
     for one in _attentions(transformer.config, tokens):
         total += (one.queries + one.keys) * (norm * one.inner + 4 + half * 2 * one.inner)
         total += one.queries * _FLOAT32 * one.heads

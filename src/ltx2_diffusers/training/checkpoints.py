@@ -302,7 +302,7 @@ def own_tensors(
 
 def portable_settings(model: torch.nn.Module) -> dict[str, Any]:
     """Settings of a model's adapter that every version of PEFT takes, and of variants those in use."""
-    config = next(iter(adapter_configs(model).values())).to_dict()  # type: ignore[arg-type]
+    config = next(iter(adapter_configs(model).values())).to_dict()
     return {**{name: config[name] for name in _PORTABLE}, **{name: True for name in _VARIANTS if config.get(name)}}
 
 

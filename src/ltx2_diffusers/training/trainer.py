@@ -300,7 +300,7 @@ class LTX2Trainer:
                 accelerator.backward(losses.total)
                 meter.add(losses)
         means = meter.means(accelerator)
-        rate = run.schedule.get_last_lr()[0]
+        rate = float(run.schedule.get_last_lr()[0])
         grad_norm = self._update(run)
         run.schedule.step()
         return means, grad_norm, rate, names
@@ -367,10 +367,11 @@ class LTX2Trainer:
                 temporary = folder / f".{file.name}.partial"
                 shutil.copyfile(file, temporary)
                 temporary.replace(folder / file.name)
-        if self.config.hub.push_to_hub:
+        hub = self.config.hub
+        if hub.push_to_hub and hub.hub_model_id is not None:
             from .hub import push_training
 
-            push_training(self.config, checkpoint, validation.last, self.config.hub.hub_model_id)
+            push_training(self.config, checkpoint, validation.last, hub.hub_model_id)
 
 
 class _Validation:
@@ -381,7 +382,7 @@ class _Validation:
         self._folder = Path(config.output_dir) / "samples"
         self._validator = None
         self.last: list[Any] = []
-        if config.validation.interval is not None and config.validation.all_samples():
+        if _makes_samples(config):
             from .validation import Validator
 
             self._validator = Validator(config, run.models)
@@ -424,6 +425,10 @@ def with_empty_prompts(text: Mapping[str, Any], empty: Mapping[str, Any], chosen
             result[name], new_mask = padded_rows(rows)
             result[TEXT_MASK] = new_mask.to(mask.device)
     return result
+
+
+def _makes_samples(config: TrainingConfig) -> bool:
+    return config.validation.interval is not None and bool(config.validation.all_samples())
 
 
 def _due(step: int, interval: int | None) -> bool:

@@ -274,6 +274,8 @@ def test_numbers_have_to_be_positive(name):
 
 def test_default_outputs(tmp_path):
     assert default_output(tmp_path) == tmp_path / "dataset.json"
+    (tmp_path / "metadata.csv").touch()
+    assert default_output(tmp_path) == tmp_path / "metadata.csv"
     assert default_output(tmp_path / "a.mp4") == tmp_path / "a.mp4.dataset.json"
 
 

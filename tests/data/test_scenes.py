@@ -204,9 +204,9 @@ def test_a_silent_video_with_odd_sides(tmp_path):
 
 
 def test_pictures_and_a_page_show_the_scenes(film, tmp_path):
-    split_video(film, tmp_path, ANY, save_images=2)
-    assert len(list((tmp_path / "previews").glob("film-scene-*-0[12].jpg"))) == 8
-    page = (tmp_path / "film-scenes.html").read_text()
+    split_video(film, tmp_path / "scenes", ANY, save_images=2)
+    assert len(list((tmp_path / "scenes-previews").glob("film-scene-*-0[12].jpg"))) == 8
+    page = (tmp_path / "scenes-previews" / "film-scenes.html").read_text()
     assert page.count("data:image/jpeg;base64,") == 8
     assert "4 scenes of film" in page
 

@@ -20,7 +20,18 @@ from ..media.images import still_picture
 from ..media.reading import iterate_video, probe, read_audio
 from ..models.mel import resample
 from . import captions
-from .tables import CAPTION_COLUMNS, MEDIA_COLUMNS, TABLE_SUFFIXES, Row, library, read_rows, relative_name, write_rows
+from .tables import (
+    CAPTION_COLUMNS,
+    DATASET_FILE,
+    MEDIA_COLUMNS,
+    TABLE_SUFFIXES,
+    Row,
+    dataset_file,
+    library,
+    read_rows,
+    relative_name,
+    write_rows,
+)
 
 Sound = tuple[torch.Tensor, int]
 """A waveform `[C, N]` in [-1, 1] and its samples per second."""
@@ -115,8 +126,10 @@ def default_instruction(with_audio: bool) -> str:
 
 
 def default_output(source: Path) -> Path:
-    """Where captions of a folder or a file are written."""
-    return source / "dataset.json" if source.is_dir() else source.with_name(f"{source.name}.dataset.json")
+    """Where captions of a folder (its dataset file, if it has one) or of one clip are written."""
+    if source.is_dir():
+        return dataset_file(source) or source / DATASET_FILE
+    return source.with_name(f"{source.name}.{DATASET_FILE}")
 
 
 def without_other_turns(text: str) -> str:
@@ -238,11 +251,11 @@ class TransformersCaptioner:
             config = AutoConfig.from_pretrained(source)
             # Of a model that also speaks.
             config = getattr(config, "thinker_config", config)
-            model = AutoModelForImageTextToText.from_pretrained(source, config=config, **options)
+            model: Any = AutoModelForImageTextToText.from_pretrained(source, config=config, **options)
             processor = AutoProcessor.from_pretrained(_processor_place(source))
         except (OSError, ValueError) as error:
             raise ValueError(f"{str(source)!r} cannot be loaded as a model that captions: {error}") from error
-        return cls(model if use_8bit else model.to(torch.device(device)), processor, max_new_tokens)
+        return cls(model if use_8bit else model.to(device), processor, max_new_tokens)
 
     @property
     def hears(self) -> bool:
@@ -272,6 +285,9 @@ class TransformersCaptioner:
             mono = resample(audio[0][None], audio[1], rate)[0].mean(0)
             parts.append({"type": "audio"})
             media |= {"audio": [mono.numpy()], "audio_kwargs": {"sampling_rate": rate}}
+            if "videos" in media:
+                # Lets the model see and hear at one time.
+                media["videos_kwargs"]["fps"] = len(frames) * audio[1] / audio[0].shape[1]
         messages = [{"role": "user", "content": [*parts, {"type": "text", "text": instruction}]}]
         text = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         # The template already writes the tokens that begin a text.
@@ -297,7 +313,7 @@ def _captioned(file: Path, captioner: Captioner, options: CaptionOptions, report
     audio = None if heard is None else (heard[0][0], heard[1])
     text = captioner.caption(frames, audio, options.instruction or default_instruction(audio is not None))
     text = without_other_turns(text)
-    text = captions.clean_caption(text) if options.clean else text
+    text = captions.without_captioner_phrases(text).strip() if options.clean else text
     if not text:
         report.unanswered.append(file)
     return text or None

@@ -32,7 +32,7 @@ def load_pipeline_components(
     Args:
         pipeline_class: Class of the pipeline.
         path_or_link: The safetensors file, or a Hub link to one.
-        text_encoder: A language model, or a folder or Hub id to load it (and the tokenizer) from.
+        text_encoder: A language model, or a folder or Hub id to load it (and the tokenizer) from; `None` for none.
         tokenizer: Its tokenizer; needed if `text_encoder` is a model.
         torch_dtype, dtype: Data type of the components; `dtype` wins. Default as stored.
         given: Components that replace the file's, and options of the download (`revision`, `cache_dir`, ...).
@@ -67,7 +67,7 @@ def _load_text_encoder(
     text_encoder: Any, tokenizer: Any, dtype: torch.dtype | None, hub: dict[str, Any]
 ) -> tuple[Any, Any]:
     if not isinstance(text_encoder, (str, os.PathLike)):
-        if tokenizer is None:
+        if tokenizer is None and text_encoder is not None:
             raise ValueError("a `text_encoder` given as a model needs its `tokenizer` beside it")
         return text_encoder, tokenizer
     from transformers import AutoModelForImageTextToText, AutoTokenizer

@@ -77,7 +77,8 @@ def test_a_video_whose_rate_varies_keeps_its_time(tmp_path):
     times = [0, 1, 2, 3, 8, 9, 10, 20, 21, 22]
     path = tmp_path / "v.mkv"
     write_timed(path, [time / 24 for time in times], codecs=("ffv1", "pcm_s16le"))
-    make_reference(path, tmp_path / "out.mp4", lambda frames: frames)
+    assert not make_reference(path, tmp_path / "out.mp4", lambda frames: frames)
+    assert make_references(path, lambda frames: frames).varying == [path]
     before, after = probe(path), probe(tmp_path / "out.mp4")
     assert not before.constant_rate
     assert (after.num_frames, after.frame_rate) == (before.num_frames, before.frame_rate)

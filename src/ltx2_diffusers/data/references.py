@@ -75,12 +75,14 @@ class ReferenceReport:
         made: New references.
         kept: References that were there already.
         unreadable: Clips that cannot be read, with the reasons.
+        varying: Clips whose rate varies: their references have the average rate, and fit them at a constant one.
         table: Dataset file that names them; `None` for a single clip.
     """
 
     made: list[Path] = field(default_factory=list)
     kept: list[Path] = field(default_factory=list)
     unreadable: dict[Path, str] = field(default_factory=dict)
+    varying: list[Path] = field(default_factory=list)
     table: Path | None = None
 
 
@@ -166,7 +168,7 @@ def reference_file(media: Path) -> Path:
     return media.with_name(f"{media.stem}{REFERENCE_ENDING}{suffix}")
 
 
-def make_reference(media: Path, output: Path, maker: ReferenceMaker, batch_size: int = 100) -> None:
+def make_reference(media: Path, output: Path, maker: ReferenceMaker, batch_size: int = 100) -> bool:
     """Draw the reference of one clip, a few frames at a time.
 
     The last row or column of an odd side of a video is left out, since H.264 has none.
@@ -176,6 +178,10 @@ def make_reference(media: Path, output: Path, maker: ReferenceMaker, batch_size:
         output: File to write, with the clip's own frame rate; it appears only when it is complete.
         maker: What draws.
         batch_size: Frames that it is given at a time, default 100.
+
+    Returns:
+        Whether the frames of both belong together one by one. If the rate of a clip varies, the reference has its average
+        rate, and they belong together by their times.
 
     Raises:
         FileNotFoundError, ValueError: If the clip cannot be read.
@@ -187,11 +193,10 @@ def make_reference(media: Path, output: Path, maker: ReferenceMaker, batch_size:
         _look(maker, lambda: iter([frame]))
         with complete_file(output) as partial:
             PIL.Image.fromarray(_drawn(maker, frame)[0]).save(partial)
-        return
+        return True
     info = probe(media)
     if info.frame_rate is None:
         raise ValueError(f"{str(media)!r} has no video stream, so no reference can be drawn")
-    # Frames of a video whose rate varies are shown and left out as they are when it is encoded at its average rate.
     rate = None if info.constant_rate else info.frame_rate
 
     def pieces() -> Iterator[np.ndarray]:
@@ -201,6 +206,7 @@ def make_reference(media: Path, output: Path, maker: ReferenceMaker, batch_size:
 
     _look(maker, pieces)
     write_video(output, (_drawn(maker, piece) for piece in pieces()), info.frame_rate, crf=_CRF)
+    return info.constant_rate
 
 
 def make_references(
@@ -241,7 +247,8 @@ def make_references(
             if reference.is_file() and not override:
                 report.kept.append(reference)
             else:
-                make_reference(media, reference, maker, batch_size)
+                if not make_reference(media, reference, maker, batch_size):
+                    report.varying.append(media)
                 report.made.append(reference)
             row[REFERENCE_COLUMN] = relative_name(reference, target or place)
         except (ValueError, OSError) as error:

@@ -118,12 +118,16 @@ class PrecomputedDataset(torch.utils.data.Dataset[Item]):
             RuntimeError: If a file cannot be read; the message names it.
         """
         item: Item = {}
-        for folder, path in self._files[self.names[index]].items():
+        for key, path in self.files(index).items():
             try:
-                item[self.sources[folder]] = read_sample(path)
+                item[key] = read_sample(path)
             except (ValueError, OSError) as error:
                 raise RuntimeError(f"sample {self.names[index]!r} cannot be loaded: {error}") from error
         return {**item, "idx": index % len(self)}
+
+    def files(self, index: int) -> dict[str, Path]:
+        """The files of a sample, by the key under which an item gives what they hold."""
+        return {self.sources[folder]: path for folder, path in self._files[self.names[index]].items()}
 
     def empty_prompt(self) -> Sample:
         """The features of the empty caption, as a sample of `conditions` holds them.

@@ -32,7 +32,7 @@ ENCODE_TILES = TilingConfig(SpatialTilingConfig(512, 128))
 """Tiles of the reference trainer: 512 pixels, overlapping by 128, over all frames."""
 _SINGLE_FILES = (".safetensors", ".sft")
 _TEXT, _MEDIA = ("text_encoder", "tokenizer", "connectors"), ("vae", "audio_vae")
-_OTHERS = ("transformer", "vocoder", "processor", "prompt_enhancer")
+_OTHERS = ("transformer", "processor", "prompt_enhancer")
 # Frames per second of a file that does not say, and of a picture.
 _USUAL_RATE, _PICTURE_RATE = 24.0, 1.0
 
@@ -83,10 +83,14 @@ class Source:
     def load_text(self) -> LTX2GenerationPipeline:
         """A pipeline of what captions need: language model, tokenizer and connectors."""
         self.check()
-        return self._load(_MEDIA, _quantized_text_encoder(self) if self.text_encoder_in_8bit else {})
+        return self._load((*_MEDIA, "vocoder"), _quantized_text_encoder(self) if self.text_encoder_in_8bit else {})
 
     def load_media(self) -> LTX2GenerationPipeline:
         """A pipeline of what clips and sounds need: the two autoencoders."""
+        return self._load((*_TEXT, "vocoder"), {})
+
+    def load_decoders(self) -> LTX2GenerationPipeline:
+        """A pipeline of what turns latents back into clips and sounds: the two autoencoders and the vocoder."""
         return self._load(_TEXT, {})
 
     def _load(self, left_out: Sequence[str], given: dict[str, Any]) -> LTX2GenerationPipeline:

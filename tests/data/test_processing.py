@@ -52,7 +52,7 @@ def make(media, tmp_path):
     def options(*names, rows=None, **changes):
         rows = rows or [{"caption": f"A clip called {name}", "video": name} for name in names]
         (folder / "list.json").write_text(json.dumps(rows))
-        given = {"buckets": BUCKETS, "progress_bar": False, "source": TINY, **changes}
+        given = {"resolution_buckets": BUCKETS, "progress_bar": False, "source": TINY, **changes}
         return ProcessOptions(folder / "list.json", **given)
 
     return options
@@ -161,13 +161,13 @@ def test_sound_can_be_added_later_and_left_out(make):
 
 def test_settings_are_not_mixed_in_one_folder(make):
     process(make("loud.mp4"))
-    for change in ({"buckets": "64x64x1"}, {"lora_trigger": "XYZ"}, {"frame_rate": 8.0}):
+    for change in ({"resolution_buckets": "64x64x1"}, {"lora_trigger": "XYZ"}, {"frame_rate": 8.0}):
         with pytest.raises(
             ValueError,
             match=r"holds samples that were made with \w+ .*, not .*; use that, another output_dir, or overwrite",
         ):
             process(make("loud.mp4", **change))
-    options = make("loud.mp4", buckets="64x64x1", lora_trigger="XYZ", overwrite=True)
+    options = make("loud.mp4", resolution_buckets="64x64x1", lora_trigger="XYZ", overwrite=True)
     assert process(options).made == 1
     assert sample(options, "latents", "loud")["num_frames"] == 1
     assert process(dataclasses.replace(options, overwrite=False)).kept == 1
@@ -209,18 +209,18 @@ def test_streams_of_the_newer_generation_have_captions_of_their_own(make):
 def test_clips_are_brought_to_a_rate_by_their_times(make, tmp_path):
     path = tmp_path / "clips" / "varying.mkv"
     write_timed(path, [0.0, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6])
-    own = make("varying.mkv", buckets="32x32x9")
+    own = make("varying.mkv", resolution_buckets="32x32x9")
     report = process(own)
     assert "its frame rate varies" in report.remarks[0].reason
     assert sample(own, "latents", "varying")["fps"] == pytest.approx(11 / 1.8)
-    timed = make("varying.mkv", buckets="32x32x17", frame_rate=10.0, output_dir=tmp_path / "timed")
+    timed = make("varying.mkv", resolution_buckets="32x32x17", frame_rate=10.0, output_dir=tmp_path / "timed")
     assert process(timed).remarks == []
     assert sample(timed, "latents", "varying")["fps"] == 10.0
 
 
 def test_references_are_smaller_and_coarser(make):
     rows = [{"caption": "x", "video": "silent.mp4", "reference_path": "edges.mp4"}]
-    options = make(rows=rows, buckets="64x64x9", reference_downscale_factor=2)
+    options = make(rows=rows, resolution_buckets="64x64x9", reference_downscale_factor=2)
     process(options)
     reference = sample(options, "reference_latents", "silent")
     pixels, bucket = read_pixels(options.dataset.parent / "edges.mp4", 9), Bucket(32, 32, 9)
@@ -230,7 +230,7 @@ def test_references_are_smaller_and_coarser(make):
     clip = options.dataset.parent / "long.mp4"
     write_video(clip, gradient_clip(17, 64, 64), 8.0)
     rows = [{"caption": "x", "video": "long.mp4", "reference_path": "long.mp4"}]
-    options = make(rows=rows, buckets="64x64x17", reference_temporal_scale_factor=2, overwrite=True)
+    options = make(rows=rows, resolution_buckets="64x64x17", reference_temporal_scale_factor=2, overwrite=True)
     process(options)
     reference = sample(options, "reference_latents", "long")
     assert (reference["num_frames"], reference["fps"]) == (2, 4.0)
@@ -285,29 +285,40 @@ def test_masks_lie_on_the_grid_of_the_latents(make, tmp_path):
     assert sample(options, "audio_masks", "loud")["mask"].tolist() == [0.0] * 15 + [1.0] * 14
     # The mean amplitude of the tone stays below one half.
     assert not sample(options, "audio_masks", "sub/tall")["mask"].any()
-    report = process(make(rows=[{"caption": "x", "video": "silent.mp4", "audio_mask": "half.pt"}, rows[0]]))
-    assert report.skipped[0].reason == "it has no sound, but 'half.pt' is a mask of it"
+    (folder / "broken.pt").write_bytes(b"PK no archive")
+    bad = [("silent", "half.pt"), ("sub/tall", "broken.pt"), ("edges", "none.pt")]
+    torch.save([1], folder / "none.pt")
+    rows[1:] = [
+        {"caption": "x", "video": f"{name}.mp4", "audio": "tone.wav" if name != "silent" else "", "audio_mask": mask}
+        for name, mask in bad
+    ]
+    report = process(make(rows=rows))
+    assert report.kept == 1
+    reasons = [problem.reason for problem in report.skipped]
+    assert reasons[0] == "it has no sound, but 'half.pt' is a mask of it"
+    assert "broken.pt' cannot be read" in reasons[1]
+    assert reasons[2] == "its mask 'none.pt' holds no tensor with values"
 
 
 def test_sound_alone_and_reference_sound(make):
     rows = [{"caption": "x", "audio": "tone.wav", "reference_audio": "tone.wav"}]
-    options = make(rows=rows, buckets=None)
+    options = make(rows=rows, resolution_buckets=None)
     process(options)
     whole = sample(options, "audio_latents", "tone")
     assert whole["duration"] == pytest.approx(1.3)
     assert torch.equal(sample(options, "reference_audio_latents", "tone")["latents"], whole["latents"])
     assert PrecomputedDataset(options.folder, ["audio_latents", "conditions"]).names == ["tone"]
-    options = make(rows=rows, buckets=None, audio_durations="5;0.5;1.0", overwrite=True)
+    options = make(rows=rows, resolution_buckets=None, audio_durations="5;0.5;1.0", overwrite=True)
     process(options)
     assert sample(options, "audio_latents", "tone")["duration"] == 1.0
     with pytest.raises(ValueError, match=r"it lasts 1\.30 s, less than the shortest of audio_durations, 5 s"):
-        process(make(rows=rows, buckets=None, audio_durations="5", overwrite=True))
+        process(make(rows=rows, resolution_buckets=None, audio_durations="5", overwrite=True))
     with pytest.raises(ValueError, match="sounds alone"):
-        process(make(rows=rows, buckets=None, with_audio=False))
+        process(make(rows=rows, resolution_buckets=None, with_audio=False))
 
 
 def test_pictures_have_buckets_of_one_frame(make):
-    options = make("picture.png", buckets="96x64x1")
+    options = make("picture.png", resolution_buckets="96x64x1")
     report = process(options)
     assert (report.made, [problem.reason for problem in report.without_sound]) == (1, ["it has no sound"])
     assert sample(options, "latents", "picture")["fps"] == 1.0
@@ -316,7 +327,9 @@ def test_pictures_have_buckets_of_one_frame(make):
 
 def test_short_sound_is_told(make):
     options = make(
-        rows=[{"caption": "x", "video": "silent.mp4", "audio": "tone.wav"}], frame_rate=5.0, buckets="64x64x1;32x32x1"
+        rows=[{"caption": "x", "video": "silent.mp4", "audio": "tone.wav"}],
+        frame_rate=5.0,
+        resolution_buckets="64x64x1;32x32x1",
     )
     with pytest.warns(UserWarning, match="batch_size 1"):
         assert process(options).remarks == []
@@ -328,8 +341,8 @@ def test_short_sound_is_told(make):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"buckets": None}, "buckets say what size videos are brought to"),
-        ({"buckets": "60x64x9"}, "`width` has to be divisible by 32 but is 60; use 32 or 64"),
+        ({"resolution_buckets": None}, "the dataset has videos, which need resolution_buckets"),
+        ({"resolution_buckets": "60x64x9"}, "`width` has to be divisible by 32 but is 60; use 32 or 64"),
         ({"max_sequence_length": 30}, "`max_sequence_length` has to be a multiple of 16"),
         ({"source": Source("model.safetensors")}, "holds no text encoder"),
     ],
@@ -430,9 +443,14 @@ def test_several_processes_make_what_one_makes(make, tmp_path, way):
                 assert torch.allclose(found[name].float(), value.float(), atol=0.02), path
     skipped = json.loads((options.folder / "skipped.json").read_text())
     assert [entry["clip"] for entry in skipped["skipped"]] == ["broken"]
-    with pytest.raises(ValueError, match="`width` has to be divisible"):
-        process(dataclasses.replace(options, num_processes=2, buckets="60x64x9", output_dir=tmp_path / "none"))
-    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.slow
+def test_what_a_process_refuses_is_said_by_the_first(make):
+    options = make("loud.mp4", "silent.mp4", resolution_buckets="60x64x9", num_processes=2)
+    with pytest.raises(ValueError, match=r"^resolution bucket '60x64x9': `width` has to be divisible by 32"):
+        process(options)
+    assert not options.folder.exists()
 
 
 def test_one_may_not_launch_and_spawn(make, monkeypatch):

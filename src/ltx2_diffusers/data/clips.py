@@ -39,7 +39,7 @@ from .dataset import (
 from .encoding import Pixels, Sound, Source, encode_pixels, encode_sound, read_pixels, read_sound
 from .masks import audio_mask, video_mask
 from .metadata import Clip, dataset_folder
-from .samples import LEGACY_SUFFIX
+from .samples import LEGACY_SUFFIX, read_pickle
 
 STORED, OFF, IMPOSSIBLE = "stored", "off", "no audio VAE"
 """What may have become of the sound of a clip, beside reasons why it has none."""
@@ -60,7 +60,7 @@ class ProcessOptions:
     Args:
         dataset: A metadata file or a folder; see `read_clips`.
         source: The networks, and where they run.
-        buckets: Sizes of clips like `"960x544x49;544x960x49"`; needed with videos.
+        resolution_buckets: Sizes of clips like `"960x544x49;544x960x49"`; needed with videos.
         output_dir: Folder of the samples, default `.precomputed` beside the media.
         columns: Columns of a metadata file by what they hold; default the usual names.
         batch_size: Captions encoded at a time, default 8.
@@ -85,7 +85,7 @@ class ProcessOptions:
 
     dataset: Path
     source: Source
-    buckets: str | None = None
+    resolution_buckets: str | None = None
     output_dir: Path | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     batch_size: int = 8
@@ -130,7 +130,7 @@ class ProcessOptions:
             "text_encoder": None if source.text_encoder is None else _identity(source.text_encoder),
             "text_encoder_in_8bit": source.text_encoder_in_8bit,
             "max_sequence_length": self.max_sequence_length,
-            "resolution_buckets": self.buckets,
+            "resolution_buckets": self.resolution_buckets,
             "frame_rate": self.frame_rate,
             "reshape_mode": self.reshape_mode,
             "vae_tiling": self.vae_tiling,
@@ -221,8 +221,8 @@ class ClipEncoder:
         self.buckets: list[Bucket] = []
         if options.with_audio:
             pipeline.require("audio_vae")
-        if options.buckets is not None:
-            self.buckets = parse_buckets(options.buckets, self.space, self.time)
+        if options.resolution_buckets is not None:
+            self.buckets = parse_buckets(options.resolution_buckets, self.space, self.time)
         if any(clip.reference_video for clip in clips):
             scaled_buckets(self.buckets, options.reference_downscale_factor, self.space)
             for bucket in self.buckets:
@@ -379,7 +379,7 @@ class ClipEncoder:
             raise ValueError(f"it has no sound, but {path.name!r} is a mask of it")
         steps, duration_s = (samples[AUDIO_LATENTS].numbers[name] for name in ("num_time_steps", "duration"))
         if path.suffix == LEGACY_SUFFIX:
-            values = torch.load(path, map_location="cpu", weights_only=True)
+            values = read_pickle(path)
             if not isinstance(values, torch.Tensor) or values.numel() == 0:
                 raise ValueError(f"its mask {path.name!r} holds no tensor with values")
             return Content({"mask": audio_mask(values.flatten(), int(steps))}, {})

@@ -130,9 +130,9 @@ def _quantized_text_encoder(source: Source) -> dict[str, Any]:
 
 
 def release_memory() -> None:
-    """Give back what networks held that nobody refers to any more."""
-    gc.collect()
+    """Give back the memory of a GPU that networks held to which nobody refers any more."""
     if torch.cuda.is_available():
+        gc.collect()
         torch.cuda.empty_cache()
 
 

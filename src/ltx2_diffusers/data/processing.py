@@ -178,9 +178,9 @@ def _launched() -> _Share:
 
 def _check_columns(options: ProcessOptions, clips: Sequence[Clip]) -> None:
     """Options that go with what a dataset has."""
-    if options.buckets is None and any(clip.video for clip in clips):
+    if options.resolution_buckets is None and any(clip.video for clip in clips):
         raise ValueError(
-            "buckets say what size videos are brought to, and the dataset has videos; give e.g. 960x544x49"
+            "the dataset has videos, which need resolution_buckets, the sizes that they are brought to; give 960x544x49, say"
         )
     factors = (options.reference_downscale_factor, options.reference_temporal_scale_factor)
     if max(factors) > 1 and not any(clip.reference_video for clip in clips):
@@ -237,7 +237,13 @@ def _spawned(options: ProcessOptions, clips: Sequence[Clip]) -> list[Report]:
 
 
 def _spawned_worker(rank: int, options: ProcessOptions, clips: Sequence[Clip], count: int, answers: Path) -> None:
+    from diffusers.utils import logging
+    from transformers.utils import logging as transformers_logging
+
     torch.set_num_threads(max(1, torch.get_num_threads() // count))
+    for log in (logging, transformers_logging):
+        # Those of several processes would overwrite each other.
+        log.disable_progress_bar()
     result: Report | str
     try:
         result = _Worker(options, clips, _Share(rank, count, rank)).run()

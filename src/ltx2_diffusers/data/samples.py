@@ -97,7 +97,7 @@ def read_sample(path: Path) -> Sample:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is damaged or holds no sample.
     """
-    sample = _read_pickle(path) if path.suffix == LEGACY_SUFFIX else _read_safetensors(path)
+    sample = _read_pickled_sample(path) if path.suffix == LEGACY_SUFFIX else _read_safetensors(path)
     return _with_grid(_with_valid_rows(sample, path), path)
 
 
@@ -134,15 +134,24 @@ def _read_safetensors(path: Path) -> Sample:
     return {**{name: entry.load() for name, entry in file.entries.items()}, **numbers}
 
 
-def _read_pickle(path: Path) -> Sample:
-    """A file of `torch.save`, of which nothing but tensors and plain values is taken."""
+def read_pickle(path: Path) -> Any:
+    """What `torch.save` wrote into a file, of which nothing but tensors and plain values is taken.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged, or holds something else.
+    """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise
     except _DAMAGED as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{str(path)!r} cannot be read as a sample ({reason}); process it anew") from None
+        raise ValueError(f"{str(path)!r} cannot be read ({reason}); make it anew") from None
+
+
+def _read_pickled_sample(path: Path) -> Sample:
+    content = read_pickle(path)
     if not isinstance(content, dict):
         raise ValueError(f"{str(path)!r} holds a {type(content).__name__} and no sample; process it anew")
     # A number may be stored as a tensor without axes. Notes in words and empty entries are nothing that training reads.

@@ -13,10 +13,12 @@ from typing import Any
 
 from ..loading import DTYPES, best_device, check_checkpoint, check_device
 from ..values import flag
+from . import process
 
-Fill = Callable[[argparse.ArgumentParser], None]
+AddOptions = Callable[[argparse.ArgumentParser], None]
 Run = Callable[[argparse.Namespace], int]
 
+_KINDS = ("edges", "depth", "pose")
 _EXTENSIONS = "mp4,avi,mov,mkv,webm,jpg,jpeg,png"
 _SHOWN_SIDE = 72
 _SHOWN_NAMES = 5
@@ -43,16 +45,18 @@ def add_parser(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     steps = parser.add_subparsers(dest="data_command", metavar="COMMAND", required=True)
+    process.add_parser(steps)
     for add in (_add_split, _add_caption, _add_clean, _add_references, _add_decode, _add_check):
         add(steps)
 
 
-def _add(steps: Any, name: str, arguments: Mapping[str, str], fill: Fill, run: Run, **texts: str) -> None:
-    """Add a subcommand with its positional arguments; its options are added by `fill` when they are needed."""
+def _add(steps: Any, name: str, arguments: Mapping[str, str], add: AddOptions, run: Run, **texts: str) -> None:
+    """Add a subcommand with its positional arguments and its options."""
     usage = " ".join(["ltx2 data", name, *(argument.upper() for argument in arguments), "[options]"])
-    parser = steps.add_parser(name, usage=usage, fill=fill, **texts)
+    parser = steps.add_parser(name, usage=usage, **texts)
     for argument, text in arguments.items():
         parser.add_argument(argument, type=Path, metavar=argument.upper(), help=text)
+    add(parser)
     parser.set_defaults(run=_in_options(run))
 
 
@@ -80,7 +84,7 @@ def _add_split(steps: Any) -> None:
         steps,
         "split-scenes",
         {"video_or_folder": "a video, or a folder of videos", "output_dir": "folder for the scenes, one clip each"},
-        _fill_split,
+        _split_options,
         _split,
         help="cut videos into scenes",
         description="Cut videos where the picture changes; every scene becomes an MP4 file with its sound. Times are frames "
@@ -88,11 +92,14 @@ def _add_split(steps: Any) -> None:
     )
 
 
-def _fill_split(parser: argparse.ArgumentParser) -> None:
-    from ...data.scenes import DETECTORS
-
+def _split_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--detector", choices=DETECTORS, default="content", help="what tells a cut; default content")
+    add(
+        "--detector",
+        default="content",
+        metavar="NAME",
+        help="content (default), adaptive, threshold or histogram (hist)",
+    )
     add("--threshold", type=float, help="what counts as a cut, in the unit of the detector; default PySceneDetect's")
     add("--min-scene-length", metavar="TIME", help="least time between two cuts; default 15 frames")
     add("--filter-shorter-than", metavar="TIME", help="leave out scenes that are shorter")
@@ -168,7 +175,7 @@ def _add_caption(steps: Any) -> None:
         steps,
         "caption",
         {"input": "a clip, a picture or a folder of them"},
-        _fill_caption,
+        _caption_options,
         _caption,
         help="describe clips with a local model",
         description="Describe clips and pictures with a local model. What is there stays: broken off and begun again, it goes "
@@ -176,7 +183,7 @@ def _add_caption(steps: Any) -> None:
     )
 
 
-def _fill_caption(parser: argparse.ArgumentParser) -> None:
+def _caption_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("-o", "--output", type=Path, metavar="FILE", help=".json, .jsonl, .csv or .txt; default dataset.json beside")
     add("--model", metavar="FOLDER", help="vision-language model in the layout of transformers, or its Hub id")
@@ -256,14 +263,14 @@ def _add_clean(steps: Any) -> None:
         steps,
         "clean-captions",
         {"dataset": "a .json, .jsonl or .csv file with captions"},
-        _fill_clean,
+        _clean_options,
         _clean,
         help="take phrases of language models out of captions",
         description='Take phrases like "In this video," and "The scene shows " out of captions, and show what changes.',
     )
 
 
-def _fill_clean(parser: argparse.ArgumentParser) -> None:
+def _clean_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("-o", "--output", type=Path, metavar="FILE", help="file to write; default the dataset itself")
     add("--caption-column", metavar="NAME", help="column of the captions; default caption, text or prompt")
@@ -303,18 +310,16 @@ def _add_references(steps: Any) -> None:
         steps,
         "references",
         {"input": "a dataset file, a folder of clips or a clip"},
-        _fill_references,
+        _references_options,
         _references,
         help="draw references of clips: edges, depth, poses",
         description="Draw a reference of every clip, NAME_reference beside NAME, and name it in the dataset as reference_path.",
     )
 
 
-def _fill_references(parser: argparse.ArgumentParser) -> None:
-    from ...data.references import KINDS
-
+def _references_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--kind", choices=KINDS, default="edges", help="what references show; default edges")
+    add("--kind", choices=_KINDS, default="edges", help="what references show; default edges")
     add("--model", metavar="FOLDER", help="depth model in the layout of transformers, or its Hub id (depth)")
     add("--maker", metavar="MODULE:FUNCTION", help="function that makes a maker of your own, which draws frames")
     add("-o", "--output", type=Path, metavar="FILE", help="dataset file to write; default the one that was read")
@@ -381,14 +386,14 @@ def _add_decode(steps: Any) -> None:
             "latents_dir": "dataset, its .precomputed, or one folder of latents",
             "output_dir": "folder for clips, sounds and the contact sheet",
         },
-        _fill_decode,
+        _decode_options,
         _decode,
         help="decode latents back into clips",
         description="Decode what was computed back into clips (pictures where there is one frame) and sounds.",
     )
 
 
-def _fill_decode(parser: argparse.ArgumentParser) -> None:
+def _decode_options(parser: argparse.ArgumentParser) -> None:
     _add_model(parser, required=True)
     add = parser.add_argument
     add(
@@ -423,7 +428,7 @@ def _add_check(steps: Any) -> None:
         steps,
         "check",
         {"root": "dataset, or its .precomputed"},
-        _fill_check,
+        _check_options,
         _check,
         help="count and measure what was computed, and show it",
         description="Count and measure what was computed, name what is missing, damaged or odd, and with a model draw a contact "
@@ -431,7 +436,7 @@ def _add_check(steps: Any) -> None:
     )
 
 
-def _fill_check(parser: argparse.ArgumentParser) -> None:
+def _check_options(parser: argparse.ArgumentParser) -> None:
     _add_model(parser, required=False)
     add = parser.add_argument
     add("--sheet", type=Path, metavar="PNG", help="contact sheet to draw; default contact_sheet.png in the dataset")

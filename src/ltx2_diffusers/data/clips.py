@@ -183,7 +183,8 @@ class Content(NamedTuple):
 
 def _identity(name: str) -> str:
     """What a checkpoint is called, wherever it lies."""
-    return Path(name).expanduser().resolve().name if Path(name).exists() else name
+    path = Path(name).expanduser()
+    return path.absolute().name if path.exists() else name
 
 
 def parse_durations(text: str | None) -> list[float]:

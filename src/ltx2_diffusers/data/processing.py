@@ -276,6 +276,7 @@ class _Worker:
     def __init__(self, options: ProcessOptions, clips: Sequence[Clip], share: _Share) -> None:
         self.options, self.share, self.all_clips = options, share, clips
         self.clips = list(clips[share.rank :: share.count])
+        self.settings = options.settings
         self.source = _on_own_device(options.source, share.local)
         self.report = Report(options.folder, len(self.clips))
 
@@ -368,7 +369,7 @@ class _Worker:
         return _digest([self._settings(_OF_CAPTIONS), text])
 
     def _settings(self, names: Sequence[str]) -> dict[str, Any]:
-        return {name: self.options.settings[name] for name in names}
+        return {name: self.settings[name] for name in names}
 
     def _path(self, folder: str, clip: Clip) -> Path:
         return self.options.folder / folder / f"{clip.name}{SUFFIX}"

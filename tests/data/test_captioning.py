@@ -2,8 +2,7 @@
 
 import csv
 import json
-import subprocess
-import sys
+import os
 
 import numpy as np
 import PIL.Image
@@ -22,6 +21,7 @@ from ltx2_diffusers.data.captioning import (
     write_captions,
 )
 from ltx2_diffusers.media.writing import write_video
+from tests.killing import child, ended
 
 RATE = 24000
 TINY = packaged_checkpoint("ltx2-tiny")
@@ -225,34 +225,26 @@ def test_an_error_of_the_model_loses_nothing(folder):
     assert [row["media_path"] for row in json.loads((folder / "dataset.json").read_text())] == ["a.mp4"]
 
 
-KILLED = """
-import os, sys
-from pathlib import Path
-from ltx2_diffusers.data.captioning import CaptionOptions, write_captions
+class Dying(Describing):
+    """Ends its process at the fourth clip, as a kill does."""
 
-class Dying:
-    count = 0
     def caption(self, frames, audio, instruction):
-        self.count += 1
-        if self.count == 4:
+        if len(self.seen) == 3:
             os._exit(9)
-        return f"number {self.count}"
-
-folder = Path(sys.argv[1])
-files = sorted(folder.glob("*.png"))
-write_captions(files, folder / "dataset.json", Dying(), CaptionOptions(save_every=2))
-"""
+        super().caption(frames, audio, instruction)
+        return f"number {len(self.seen)}"
 
 
 def test_a_killed_run_goes_on_where_it_was_saved(tmp_path):
     for number in range(6):
         PIL.Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.png")
-    assert subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False).returncode == 9
-    saved = json.loads((tmp_path / "dataset.json").read_text())
+    files, output = sorted(tmp_path.glob("*.png")), tmp_path / "dataset.json"
+    assert ended(child(lambda: write_captions(files, output, Dying(), CaptionOptions(save_every=2)))) == 9
+    saved = json.loads(output.read_text())
     assert [row["caption"] for row in saved] == ["number 1", "number 2"]
-    report = write_captions(sorted(tmp_path.glob("*.png")), tmp_path / "dataset.json", Describing())
+    report = write_captions(files, output, Describing())
     assert (report.written, report.kept) == (4, 2)
-    assert json.loads((tmp_path / "dataset.json").read_text())[:2] == saved
+    assert json.loads(output.read_text())[:2] == saved
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 

@@ -1,5 +1,6 @@
 """What was computed is counted, measured and decoded back, and shown on a sheet."""
 
+import copy
 import csv
 import math
 
@@ -8,7 +9,7 @@ import PIL.Image
 import pytest
 import torch
 
-from ltx2_diffusers import LTX2Pipeline, packaged_checkpoint
+from ltx2_diffusers import AutoencoderKLLTX2Video, LTX2Pipeline, packaged_checkpoint
 from ltx2_diffusers.data.checking import SHEET, DecodePlan, Decoder, captions_of, check_dataset, decode_dataset
 from ltx2_diffusers.data.samples import write_sample
 from ltx2_diffusers.data.sheet import Card, draw_sheet
@@ -243,6 +244,24 @@ def test_what_comes_back_is_what_the_networks_decode(encoded, pipeline):
     samples, rate = Decoder(pipeline).sound(encoded["sound"])
     assert rate == pipeline.vocoder.config.output_sampling_rate
     assert (samples - waveform).abs().max() <= EQUAL_MODELS
+
+
+@pytest.mark.parametrize("tiling", [True, False])
+def test_the_noise_of_a_decoder_is_seeded(encoded, pipeline, tiling):
+    torch.manual_seed(0)
+    stages = len(pipeline.vae.config.decoder_inject_noise)
+    vae = AutoencoderKLLTX2Video.from_config({**pipeline.vae.config, "decoder_inject_noise": (True,) * stages}).eval()
+    for name, scale in vae.named_parameters():
+        if "per_channel_scale" in name:
+            torch.nn.init.ones_(scale)
+    noisy = copy.copy(pipeline)
+    noisy.register_modules(vae=vae)
+    one, same, other, drawn = (
+        torch.cat(list(Decoder(noisy, tiling, seed).frames(encoded["clip"]))) for seed in (1, 1, 2, None)
+    )
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+    assert not torch.equal(one, drawn)
 
 
 def test_one_folder_of_latents(dataset, pipeline, tmp_path):

@@ -45,8 +45,15 @@ class Parser(argparse.ArgumentParser):
         commands = next(iter(self._subparsers._group_actions)).choices  # type: ignore[union-attr]
         if word.startswith("-"):
             if not any(name.startswith(word) for name in self._option_string_actions):
-                meant = _nearest(word, list(commands["generate"]._option_string_actions))  # type: ignore[index]
-                self.error(f"unknown option {word}" + (f"; did you mean `ltx2 generate {meant}`?" if meant else ""))
+                # Of several commands that have such an option, the first is meant.
+                owners = {
+                    option: name
+                    for name in reversed(list(commands))  # type: ignore[arg-type]
+                    for option in commands[name]._option_string_actions  # type: ignore[index]
+                }
+                meant = _nearest(word, list(owners))
+                hint = f"; did you mean `{self.prog} {owners[meant]} {meant}`?" if meant else ""
+                self.error(f"unknown option {word}{hint}")
         elif word not in commands:  # type: ignore[operator]
             meant = _nearest(word, list(commands or ()))
             known = f"did you mean {meant!r}?" if meant else f"there are {', '.join(commands or ())}"
@@ -62,7 +69,7 @@ def _nearest(word: str, known: Sequence[str]) -> str | None:
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `ltx2` with all its subcommands."""
     from . import convert, doctor, generate, info, replay
-    from .training import train
+    from .training import data, train
 
     parser = Parser(
         prog="ltx2",
@@ -71,7 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"ltx2-diffusers {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in (generate, replay, info, convert, doctor, train):
+    for module in (generate, replay, info, convert, doctor, data, train):
         module.add_parser(commands)
     return parser
 
@@ -79,14 +86,15 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; wrong input ends with a line on stderr for each error, and exit status 2."""
     options = build_parser().parse_args(arguments)
+    command = " ".join(filter(None, (options.command, getattr(options, "data_command", None))))
     try:
         return options.run(options)
     except (ValueError, OSError) as error:
         for line in str(error).splitlines() or [type(error).__name__]:
-            print(f"ltx2 {options.command}: {line}", file=sys.stderr)
+            print(f"ltx2 {command}: {line}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"ltx2 {options.command}: interrupted", file=sys.stderr)
+        print(f"ltx2 {command}: interrupted", file=sys.stderr)
         return 130
 
 

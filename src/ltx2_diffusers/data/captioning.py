@@ -26,8 +26,10 @@ from .tables import (
     MEDIA_COLUMNS,
     TABLE_SUFFIXES,
     Row,
+    column_of,
     dataset_file,
     library,
+    media_of,
     read_rows,
     relative_name,
     write_rows,
@@ -178,6 +180,58 @@ def write_captions(
         if unsaved:
             entries.write()
     return report
+
+
+@dataclass(frozen=True)
+class ChangedCaption:
+    """A caption before and after it was cleaned; `entry` counts from 1."""
+
+    entry: int
+    before: str
+    after: str
+
+
+def clean_captions(
+    dataset: Path,
+    output: Path | None = None,
+    column: str | None = None,
+    prefixes: bool = True,
+    phrases: bool = True,
+    writes: bool = True,
+) -> list[ChangedCaption]:
+    """Take phrases of language models out of the captions of a dataset file; everything else in it stays.
+
+    Args:
+        dataset: A `.csv`, `.json` or `.jsonl` file.
+        output: File to write; `None` for the same.
+        column: Column of the captions; `None` for `caption`, `text` or `prompt`.
+        prefixes: Whether the phrase with which a caption begins is removed, such as "In this video,". Default true.
+        phrases: Whether phrases like "The scene shows " are removed wherever they stand first. Default true.
+        writes: Whether anything is written. Default true.
+
+    Returns:
+        What changes.
+
+    Raises:
+        FileNotFoundError, ValueError: If the file cannot be read, or has no such column.
+    """
+    rows = read_rows(dataset)
+    column = column_of(rows, CAPTION_COLUMNS, dataset, column, everywhere=False)
+    changed = []
+    for entry, row in enumerate(rows, start=1):
+        before = str(row.get(column) or "")
+        after = captions.without_llm_prefix(before) if prefixes else before
+        after = captions.without_captioner_phrases(after).strip() if phrases else after
+        if after != before:
+            row[column] = after
+            changed.append(ChangedCaption(entry, before, after))
+    target = output or dataset
+    if writes and (changed or target != dataset):
+        media = next((name for name in MEDIA_COLUMNS if any(name in row for row in rows)), None)
+        for row in rows if media is not None and target.parent != dataset.parent else ():
+            row[media] = relative_name(media_of(row, media, dataset), target)  # type: ignore[index, arg-type]
+        write_rows(target, rows)
+    return changed
 
 
 def sampled_frames(path: Path, frame_rate: float, max_frames: int) -> np.ndarray:

@@ -207,7 +207,7 @@ class Decoder:
         if self.tiling:
             pieces = pipeline.vae.decode_in_tiles(latents, _TILES, timestep, generator=self.generator)
         else:
-            pieces = iter([pipeline.vae.decode(latents, timestep, return_dict=False)[0]])
+            pieces = iter([pipeline.vae.decode(latents, timestep, return_dict=False, generator=self.generator)[0]])
         for piece in pieces:
             yield from decoded_frames(piece[0])
 

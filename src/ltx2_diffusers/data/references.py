@@ -40,8 +40,6 @@ from .tables import (
     write_rows,
 )
 
-KINDS = ("edges", "depth", "pose")
-"""What references show."""
 # Thresholds of Canny's method, those of the Lightricks trainer.
 _WEAK, _STRONG = 100, 200
 # Lines have to stay sharp.

@@ -84,8 +84,17 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
             table.writerows(rows)
 
 
-def column_of(rows: Sequence[Row], names: Sequence[str], path: Path, given: str | None = None) -> str:
+def column_of(
+    rows: Sequence[Row], names: Sequence[str], path: Path, given: str | None = None, everywhere: bool = True
+) -> str:
     """The column of a table to read: the given one, or the first of `names` that it has.
+
+    Args:
+        rows: The table.
+        names: Columns that may be meant.
+        path: Its file, for messages.
+        given: The column that somebody asks for.
+        everywhere: Whether every row has to have something there. Default true.
 
     Raises:
         ValueError: If the table has none of them, or a row lacks it; the message names the columns that there are.
@@ -95,7 +104,8 @@ def column_of(rows: Sequence[Row], names: Sequence[str], path: Path, given: str 
     if column is None or column not in present:
         wanted = repr(column) if given is not None else " or ".join(map(repr, names))
         raise ValueError(f"{str(path)!r} has no column {wanted}; it has {', '.join(present) or 'none'}")
-    if lacking := [number for number, row in enumerate(rows, start=1) if not str(row.get(column) or "").strip()]:
+    lacking = [number for number, row in enumerate(rows, start=1) if not str(row.get(column) or "").strip()]
+    if everywhere and lacking:
         raise ValueError(f"{str(path)!r} has no {column!r} in entry {lacking[0]}; add it, or take the entry out")
     return column
 

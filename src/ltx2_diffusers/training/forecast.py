@@ -93,6 +93,7 @@ class DataFacts:
         samples: Complete samples.
         dropped: Samples that lack a file.
         sizes: Numbers of samples by what they hold, in words.
+        features: Features of a token of video and of sound; 0 for a stream that is not read.
         largest: Tokens of the largest sample.
         steps_per_epoch: Steps of the optimiser in which every sample is read once, over all processes.
     """
@@ -100,6 +101,7 @@ class DataFacts:
     samples: int
     dropped: int
     sizes: Mapping[str, int]
+    features: Streams[int]
     largest: Tokens
     steps_per_epoch: float
 
@@ -114,7 +116,7 @@ class Forecast:
         tokens: Tokens of the largest sample.
         batch_size: Samples of a forward pass.
         steps: Steps of the optimiser.
-        weights: Frozen weights on the device, or all weights in full mode.
+        weights: Weights of transformer and connectors on the device.
         host_weights: Frozen weights that wait in host memory.
         adapters: Weights of the adapter.
         gradients: Gradients.
@@ -160,7 +162,7 @@ class Forecast:
             memory = GPUS[gpu].memory_gib
             fits = "fits" if self.peak / 2**30 < memory else "does not fit"
             lines.append(f"  which {fits} the {memory:g} GiB of {gpu}")
-        lines.append(f"step: {self.operations / 1e12:.1f} T operations")
+        lines.append(f"step: {self.operations / 1e12:.4g} T operations")
         speed = device_tflops or (GPUS[gpu].tflops if gpu is not None else None)
         if speed is not None:
             seconds = self.operations / (speed * 1e12)
@@ -214,11 +216,15 @@ def forecast(config: TrainingConfig, tokens: Tokens | None = None) -> Forecast:
     tokens = data.largest if data is not None else tokens
     assert tokens is not None
     transformer = meta_model(config, "transformer")
-    adapted = adapted_layers(config, transformer)
-    parameters = sum(p.numel() for p in transformer.parameters())
-    is_full = config.model.training_mode == "full"
-    trainable = parameters if is_full else _adapter_size(config, adapted) + _connector_adapter_size(config)
+    connectors = meta_model(config, "connectors")
+    if data is not None:
+        _check_widths(data, transformer.config)
+    is_full, parameters = config.model.training_mode == "full", _size(transformer)
+    models = {"transformer": transformer, "connectors": connectors}
+    adapters = [_adapter_size(config, adapted_layers(config, model, name)) for name, model in models.items()]
+    trainable = parameters if is_full else sum(adapters)
     weights, host = _weights(config, transformer, is_full)
+    weights += _size(connectors) * (_FLOAT32 if is_full else _HALF)
     averages = _FLOAT32 if config.optimization.ema_decay is not None else 0
     return Forecast(
         parameters,
@@ -242,9 +248,9 @@ def check_data(config: TrainingConfig) -> DataFacts:
     """Look whether the data of a run are there and complete; of safetensors files only headers are read.
 
     Raises:
-        ValueError: If a folder is missing or no sample is complete; it names the folder and the command that makes it.
+        ValueError: If a folder is missing, no sample is complete, or all are fewer than a batch; it names the folder and the command that makes it.
     """
-    from ..data.dataset import PrecomputedDataset
+    from ..data.dataset import PrecomputedDataset, check_not_smaller
     from .batches import BatchOrder, kinds_of
     from .strategies import strategy_of
 
@@ -253,12 +259,15 @@ def check_data(config: TrainingConfig) -> DataFacts:
         dataset = PrecomputedDataset(
             config.data.preprocessed_data_root, strategy.data_sources(), strategy.optional_sources()
         )
+        if config.training_strategy.caption_dropout_p > 0:
+            dataset.empty_prompt()
     except FileNotFoundError as error:
         raise ValueError(f"data.preprocessed_data_root: {error}") from None
     kinds = kinds_of(dataset)
     section = config.optimization
     # Set by the launcher of Accelerate and torchrun.
     processes = int(os.environ.get("WORLD_SIZE", "1"))
+    check_not_smaller(dataset, section.batch_size * processes)
     order = BatchOrder(kinds, section.batch_size * processes, config.seed)
     found = Counter(kinds)
     tokens = {kind: _tokens_of(json.loads(kind)) for kind in found}
@@ -266,6 +275,7 @@ def check_data(config: TrainingConfig) -> DataFacts:
         samples=len(kinds),
         dropped=len(dataset.dropped),
         sizes={_size_words(json.loads(kind)): count for kind, count in found.most_common()},
+        features=_features_of(json.loads(kinds[0])),
         largest=max(tokens.values(), key=lambda one: (one.total, one.video)),
         steps_per_epoch=len(order) / section.gradient_accumulation_steps,
     )
@@ -280,6 +290,23 @@ def _tokens_of(kind: Mapping[str, Any]) -> Tokens:
     shapes = _latent_shapes(kind).values()
     video = sum(shape[1] * shape[2] * shape[3] for shape in shapes if len(shape) == 4)
     return Tokens(video, sum(shape[1] for shape in shapes if len(shape) == 3))
+
+
+def _features_of(kind: Mapping[str, Any]) -> Streams[int]:
+    shapes = list(_latent_shapes(kind).values())
+    video = next((shape[0] for shape in shapes if len(shape) == 4), 0)
+    return Streams(video, next((shape[0] * shape[2] for shape in shapes if len(shape) == 3), 0))
+
+
+def _check_widths(data: DataFacts, config: Any) -> None:
+    """Raise `ValueError` if the data are of another model's VAEs."""
+    takes = Streams(config["in_channels"], config["audio_in_channels"])
+    for stream, found, wanted in zip(Streams._fields, data.features, takes):
+        if found not in (0, wanted):
+            raise ValueError(
+                f"data.preprocessed_data_root: {stream} latents have {found} features a token, but the transformer takes "
+                f"{wanted}; run `ltx2 data process` with the checkpoint that is trained"
+            )
 
 
 def _size_words(kind: Mapping[str, Any]) -> str:
@@ -326,33 +353,25 @@ def meta_model(config: TrainingConfig, component: str, **changes: Any) -> Any:
         return cls.from_config({**model_config(config, component), **changes})
 
 
-def adapted_layers(config: TrainingConfig, model: nn.Module) -> dict[str, tuple[int, int]]:
-    """Paths and sizes (out, in) of the transformer's layers that get an adapter."""
-    from .targets import matching_modules, resolve
+def adapted_layers(config: TrainingConfig, model: nn.Module, component: str) -> dict[str, tuple[int, int]]:
+    """Paths and sizes (out, in) of the layers of a component that get an adapter: those of streams that run."""
+    from .strategies import strategy_of
+    from .targets import matching_modules, resolve, unused_modules
 
     if config.lora is None or config.model.training_mode == "full":
         return {}
+    paths = matching_modules(model, getattr(resolve(config.lora.target_modules), component))
+    unused = set(unused_modules(paths, strategy_of(config.training_strategy).runs))
     shapes = linear_shapes(model)
-    return {path: shapes[path] for path in matching_modules(model, resolve(config.lora.target_modules).transformer)}
+    return {path: shapes[path] for path in paths if path not in unused}
 
 
 def _adapter_size(config: TrainingConfig, layers: Mapping[str, tuple[int, int]]) -> int:
     """Parameters of the adapters of layers: rank (in + out) each, and what DoRA and biases add."""
-    assert config.lora is not None
+    if config.lora is None:
+        return 0
     extra = config.lora.use_dora + config.lora.lora_bias
     return sum(config.lora.rank * (into + out) + extra * out for out, into in layers.values())
-
-
-def _connector_adapter_size(config: TrainingConfig) -> int:
-    from .targets import matching_modules, resolve
-
-    assert config.lora is not None
-    names = resolve(config.lora.target_modules).connectors
-    if not names:
-        return 0
-    connectors = meta_model(config, "connectors")
-    shapes = linear_shapes(connectors)
-    return _adapter_size(config, {path: shapes[path] for path in matching_modules(connectors, names)})
 
 
 def _weights(config: TrainingConfig, transformer: Any, is_full: bool) -> tuple[float, float]:
@@ -476,7 +495,7 @@ def _adapted_bytes(config: TrainingConfig, transformer: Any, tokens: Tokens, hal
     """What trained linear layers of one block keep."""
     prefix = "transformer_blocks.0."
     is_full = config.model.training_mode == "full"
-    layers = linear_shapes(transformer) if is_full else adapted_layers(config, transformer)
+    layers = linear_shapes(transformer) if is_full else adapted_layers(config, transformer, "transformer")
     # Without autocast, adapters work in their own precision, float32.
     number = half if is_full or _autocasts(config) else _FLOAT32
     rank = 0 if is_full or config.lora is None else config.lora.rank
@@ -517,7 +536,7 @@ def step_operations(config: TrainingConfig, transformer: Any, tokens: Tokens) ->
 def _counted(config: TrainingConfig, num_layers: int, tokens: Tokens) -> int:
     """Operations of one sample with a model of so many blocks."""
     model = meta_model(config, "transformer", num_layers=num_layers)
-    if layers := list(adapted_layers(config, model)):
+    if layers := list(adapted_layers(config, model, "transformer")):
         from peft import LoraConfig
 
         model.requires_grad_(False)

@@ -10,14 +10,15 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
+from typing import TYPE_CHECKING, Any
 
 from ..atomic import complete_file
 from ..declared import shown
-from .config import GUIDANCE_KEYS, STRATEGY_SECTIONS, StrategySection, TrainingConfig
+from .config import GUIDANCE_KEYS, STRATEGY_SECTIONS, Section, StrategySection, TrainingConfig
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+    from pydantic.fields import FieldInfo
 
 _NEAR = 0.6
 # Names of files are shown whole, up to here.
@@ -105,6 +106,8 @@ def parse_config(values: Mapping[str, Any]) -> TrainingConfig:
     Raises:
         ValueError: Naming everything that is wrong, one line each: place, value and what is allowed.
     """
+    from pydantic import ValidationError
+
     try:
         return TrainingConfig.model_validate(dict(values))
     except ValidationError as error:
@@ -227,7 +230,7 @@ def fields() -> list[FieldRow]:
     return rows
 
 
-def _row(name: str, info: FieldInfo, strategies: tuple[str, ...] = ()) -> FieldRow:
+def _row(name: str, info: "FieldInfo", strategies: tuple[str, ...] = ()) -> FieldRow:
     kinds = _alternatives(info.annotation)
     # What names layers is anything to pydantic, since one preset may stand for a list.
     entries = [str] if Any in kinds else [part for kind in kinds for part in _entries(kind)]
@@ -304,21 +307,21 @@ def _kind_words(kind: Any) -> str:
         return f"list of {_type_words(parts[0])}"
     if origin is tuple:
         return f"[{', '.join(_type_words(part) for part in parts)}]"
-    if isinstance(kind, type) and issubclass(kind, BaseModel):
+    if isinstance(kind, type) and issubclass(kind, Section):
         return "mapping"
     return _NAMES.get(origin or kind, "text or list of text")
 
 
-def _classes(annotation: Any) -> Iterator[type[BaseModel]]:
+def _classes(annotation: Any) -> Iterator[type[Section]]:
     """The sections that an annotation allows, also as entries of a list."""
     for kind in _alternatives(annotation):
         if typing.get_origin(kind) is list:
             yield from _classes(typing.get_args(kind)[0])
-        elif isinstance(kind, type) and issubclass(kind, BaseModel):
+        elif isinstance(kind, type) and issubclass(kind, Section):
             yield kind
 
 
-def _problems(error: ValidationError, values: Mapping[str, Any]) -> list[str]:
+def _problems(error: "ValidationError", values: Mapping[str, Any]) -> list[str]:
     """What is wrong, one line each, without repetitions."""
     found = [line for one in error.errors() for line in _problem(one, values)]
     return list(dict.fromkeys(found))
@@ -340,7 +343,7 @@ def _problem(error: Mapping[str, Any], values: Mapping[str, Any]) -> list[str]:
     return [_with_value(f"{name}: {rule}" if place else rule, error["input"]) for rule in rules]
 
 
-def _choices(info: FieldInfo | None) -> str:
+def _choices(info: "FieldInfo | None") -> str:
     words = [] if info is None else _type_words(info.annotation).split("|")
     return f"has to be one of {', '.join(words)}"
 
@@ -363,13 +366,13 @@ def _with_value(rule: str, value: Any) -> str:
 
 def _locate(
     loc: Sequence[str | int], values: Any, lacks_last: bool
-) -> tuple[list[str | int], type[BaseModel] | None, FieldInfo | None]:
+) -> tuple[list[str | int], type[Section] | None, "FieldInfo | None"]:
     """The place of an error in the file, the section it lies in, and the field.
 
     Tags of unions, which are no keys, are left out of the place; `lacks_last` says that the last part is a missing key.
     """
     place: list[str | int] = []
-    section: type[BaseModel] | None = TrainingConfig
+    section: type[Section] | None = TrainingConfig
     info: FieldInfo | None = None
     annotation: Any = TrainingConfig
     for index, part in enumerate(loc):
@@ -401,7 +404,7 @@ def _with_strategy(annotation: Any, values: Any) -> Any:
     return STRATEGY_SECTIONS.get(str(name), StrategySection)
 
 
-def _section_of(annotation: Any, loc: Sequence[str | int]) -> type[BaseModel] | None:
+def _section_of(annotation: Any, loc: Sequence[str | int]) -> type[Section] | None:
     """The section that an annotation means; of several, the one whose `type` stands last in `loc`."""
     kinds = list(_classes(annotation))
     tagged = {
@@ -413,7 +416,7 @@ def _section_of(annotation: Any, loc: Sequence[str | int]) -> type[BaseModel] | 
     return next((tagged[part] for part in reversed(loc) if part in tagged), kinds[0] if kinds else None)
 
 
-def _nearest_key(name: str, section: type[BaseModel] | None) -> str:
+def _nearest_key(name: str, section: type[Section] | None) -> str:
     """What an unknown key may have meant: a key of its section, or the same key elsewhere, or all there are."""
     known = list(section.model_fields) if section is not None else []
     if section is not None and issubclass(section, StrategySection):

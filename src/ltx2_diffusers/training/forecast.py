@@ -106,9 +106,34 @@ class DataFacts:
     steps_per_epoch: float
 
 
+class Memory(NamedTuple):
+    """What lies on a device while a step runs, in bytes.
+
+    Args:
+        weights: Weights of transformer and connectors on the device.
+        adapters: Weights of the adapter.
+        gradients: Gradients.
+        moments: States of the optimiser, and moving averages of the weights.
+        activations: What the forward pass keeps for the backward pass at most.
+        host_weights: Weights that wait in host memory.
+    """
+
+    weights: float
+    adapters: float
+    gradients: float
+    moments: float
+    activations: float
+    host_weights: float
+
+    @property
+    def peak(self) -> float:
+        """Most memory of the device at a time; libraries and fragments between tensors need 1 to 2 GiB more."""
+        return self.weights + self.adapters + self.gradients + self.moments + self.activations
+
+
 @dataclass(frozen=True)
 class Forecast:
-    """What a run needs on each device, in bytes and operations.
+    """What a run needs on each device.
 
     Args:
         parameters: Parameters of the transformer.
@@ -116,12 +141,7 @@ class Forecast:
         tokens: Tokens of the largest sample.
         batch_size: Samples of a forward pass.
         steps: Steps of the optimiser.
-        weights: Weights of transformer and connectors on the device.
-        host_weights: Frozen weights that wait in host memory.
-        adapters: Weights of the adapter.
-        gradients: Gradients.
-        moments: States of the optimiser, and moving averages of the weights.
-        activations: What the forward pass keeps for the backward pass at most.
+        memory: Memory.
         operations: Operations of a step.
         data: The data; `None` if they were not looked at.
     """
@@ -131,19 +151,9 @@ class Forecast:
     tokens: Tokens
     batch_size: int
     steps: int
-    weights: float
-    host_weights: float
-    adapters: float
-    gradients: float
-    moments: float
-    activations: float
+    memory: Memory
     operations: float
     data: DataFacts | None = None
-
-    @property
-    def peak(self) -> float:
-        """Most memory at a time; libraries and the fragments between tensors need 1 to 2 GiB more."""
-        return self.weights + self.adapters + self.gradients + self.moments + self.activations
 
     def text(self, gpu: str | None = None, device_tflops: float | None = None) -> str:
         """The forecast as lines.
@@ -159,9 +169,9 @@ class Forecast:
             raise ValueError(f"device_tflops has to be above 0 but is {device_tflops}; use that of {', '.join(GPUS)}")
         lines = [*self._data_lines(), *self._memory_lines()]
         if gpu is not None:
-            memory = GPUS[gpu].memory_gib
-            fits = "fits" if self.peak / 2**30 < memory else "does not fit"
-            lines.append(f"  which {fits} the {memory:g} GiB of {gpu}")
+            size = GPUS[gpu].memory_gib
+            fits = "fits" if self.memory.peak / 2**30 < size else "does not fit"
+            lines.append(f"  which {fits} the {size:g} GiB of {gpu}")
         lines.append(f"step: {self.operations / 1e12:.4g} T operations")
         speed = device_tflops or (GPUS[gpu].tflops if gpu is not None else None)
         if speed is not None:
@@ -181,18 +191,17 @@ class Forecast:
         return [f"data: {data.samples} samples{dropped}; {data.steps_per_epoch:g} steps an epoch", *sizes]
 
     def _memory_lines(self) -> list[str]:
-        share = 100 * self.trainable / self.parameters
-        kept = {"weights": self.weights, "adapter": self.adapters, "gradients": self.gradients}
-        kept |= {"optimiser": self.moments, "activations": self.activations}
-        rows = [f"  {name:<12}{_shown(size):>12}" for name, size in kept.items()]
-        host = [f"  and {_shown(self.host_weights)} of weights in host memory"] if self.host_weights else []
+        share, memory = 100 * self.trainable / self.parameters, self.memory
+        kept = {"weights": memory.weights, "adapter": memory.adapters, "gradients": memory.gradients}
+        kept |= {"optimiser": memory.moments, "activations": memory.activations}
+        host = [f"  and {_shown(memory.host_weights)} of weights in host memory"] if memory.host_weights else []
         return [
             f"transformer: {self.parameters:,} parameters, of which {self.trainable:,} train ({share:.2f}%)",
             f"largest batch: {self.batch_size} x {self.tokens.total} tokens "
             f"(video {self.tokens.video}, audio {self.tokens.audio}, text {self.tokens.text})",
             "memory of a device, an estimate:",
-            *rows,
-            f"  {'together':<12}{_shown(self.peak):>12}, and 1 to 2 GiB for libraries and fragments",
+            *(f"  {name:<12}{_shown(size):>12}" for name, size in kept.items()),
+            f"  {'together':<12}{_shown(memory.peak):>12}, and 1 to 2 GiB for libraries and fragments",
             *host,
         ]
 
@@ -215,32 +224,43 @@ def forecast(config: TrainingConfig, tokens: Tokens | None = None) -> Forecast:
     data = check_data(config) if tokens is None else None
     tokens = data.largest if data is not None else tokens
     assert tokens is not None
-    transformer = meta_model(config, "transformer")
-    connectors = meta_model(config, "connectors")
+    transformer, connectors = (meta_model(config, component) for component in ("transformer", "connectors"))
     if data is not None:
         _check_widths(data, transformer.config)
-    is_full, parameters = config.model.training_mode == "full", _size(transformer)
-    models = {"transformer": transformer, "connectors": connectors}
-    adapters = [_adapter_size(config, adapted_layers(config, model, name)) for name, model in models.items()]
-    trainable = parameters if is_full else sum(adapters)
-    weights, host = _weights(config, transformer, is_full)
-    weights += _size(connectors) * (_FLOAT32 if is_full else _HALF)
-    averages = _FLOAT32 if config.optimization.ema_decay is not None else 0
     return Forecast(
-        parameters,
-        trainable,
+        _size(transformer),
+        trainable_parameters(config, transformer, connectors),
         tokens,
         config.optimization.batch_size,
         config.optimization.steps,
-        weights=weights,
-        host_weights=host,
+        step_memory(config, transformer, connectors, tokens),
+        step_operations(config, transformer, tokens),
+        data,
+    )
+
+
+def trainable_parameters(config: TrainingConfig, transformer: Any, connectors: Any) -> int:
+    """Parameters that train: of the adapters, or all of the transformer in full mode."""
+    if config.model.training_mode == "full":
+        return _size(transformer)
+    models = {"transformer": transformer, "connectors": connectors}
+    return sum(_adapter_size(config, adapted_layers(config, model, name)) for name, model in models.items())
+
+
+def step_memory(config: TrainingConfig, transformer: Any, connectors: Any, tokens: Tokens) -> Memory:
+    """Memory of a step, for models without values."""
+    is_full = config.model.training_mode == "full"
+    trainable = trainable_parameters(config, transformer, connectors)
+    weights, host = _weights(config, transformer, is_full)
+    averages = _FLOAT32 if config.optimization.ema_decay is not None else 0
+    return Memory(
+        weights + _size(connectors) * (_FLOAT32 if is_full else _HALF),
         # Autocast keeps a copy in half precision for as long as the forward pass runs.
-        adapters=0.0 if is_full else float(trainable * (_FLOAT32 + _HALF * _autocasts(config))),
-        gradients=float(_FLOAT32 * trainable),
-        moments=trainable * (_MOMENTS[config.optimization.optimizer_type] + averages),
-        activations=activation_bytes(config, transformer, tokens),
-        operations=step_operations(config, transformer, tokens),
-        data=data,
+        0.0 if is_full else float(trainable * (_FLOAT32 + _HALF * _autocasts(config))),
+        float(_FLOAT32 * trainable),
+        trainable * (_MOMENTS[config.optimization.optimizer_type] + averages),
+        activation_bytes(config, transformer, tokens),
+        host,
     )
 
 

@@ -32,7 +32,7 @@ ENCODE_TILES = TilingConfig(SpatialTilingConfig(512, 128))
 """Tiles of the reference trainer: 512 pixels, overlapping by 128, over all frames."""
 _SINGLE_FILES = (".safetensors", ".sft")
 _TEXT, _MEDIA = ("text_encoder", "tokenizer", "connectors"), ("vae", "audio_vae")
-_OTHERS = ("transformer", "vocoder", "processor", "prompt_enhancer")
+_OTHERS = ("transformer", "processor", "prompt_enhancer")
 # Frames per second of a file that does not say, and of a picture.
 _USUAL_RATE, _PICTURE_RATE = 24.0, 1.0
 
@@ -69,8 +69,8 @@ class Source:
         """Whether the checkpoint is an original file."""
         return Path(self.checkpoint).suffix in _SINGLE_FILES
 
-    def load_text(self) -> LTX2GenerationPipeline:
-        """A pipeline of what captions need: language model, tokenizer and connectors."""
+    def check(self) -> None:
+        """Raise `ValueError` if the text encoder is missing, or named twice."""
         if self.is_file and self.text_encoder is None:
             raise ValueError(
                 f"{self.checkpoint} holds no text encoder; name a Gemma folder or Hub id as `text_encoder`"
@@ -79,10 +79,18 @@ class Source:
             raise ValueError(
                 f"`text_encoder` belongs to original files; {self.checkpoint} brings its own, so leave it out"
             )
-        return self._load(_MEDIA, _quantized_text_encoder(self) if self.text_encoder_in_8bit else {})
+
+    def load_text(self) -> LTX2GenerationPipeline:
+        """A pipeline of what captions need: language model, tokenizer and connectors."""
+        self.check()
+        return self._load((*_MEDIA, "vocoder"), _quantized_text_encoder(self) if self.text_encoder_in_8bit else {})
 
     def load_media(self) -> LTX2GenerationPipeline:
         """A pipeline of what clips and sounds need: the two autoencoders."""
+        return self._load((*_TEXT, "vocoder"), {})
+
+    def load_decoders(self) -> LTX2GenerationPipeline:
+        """A pipeline of what turns latents back into clips and sounds: the two autoencoders and the vocoder."""
         return self._load(_TEXT, {})
 
     def _load(self, left_out: Sequence[str], given: dict[str, Any]) -> LTX2GenerationPipeline:
@@ -229,6 +237,18 @@ def encode_sound(pipeline: LTX2GenerationPipeline, sound: Sound) -> torch.Tensor
     return pipeline.encode_audio(sound.waveform, sound.sampling_rate)[0].float().cpu()
 
 
+def check_caption_length(pipeline: LTX2GenerationPipeline, max_sequence_length: int) -> None:
+    """Raise `ValueError` if captions cannot have so many tokens, or a network that they need is not loaded."""
+    _text_encoder(pipeline).require("text_encoder", "tokenizer", "connectors")
+    _text_encoder(pipeline).check_length(max_sequence_length)
+
+
+def _text_encoder(pipeline: LTX2GenerationPipeline) -> TextEncoder:
+    # Offloaded networks are not where they run.
+    device = torch.device(pipeline._execution_device)
+    return TextEncoder(pipeline.tokenizer, pipeline.text_encoder, pipeline.connectors, device)
+
+
 @torch.no_grad()
 def encode_captions(
     pipeline: LTX2GenerationPipeline, captions: Sequence[str], max_sequence_length: int = 1024
@@ -244,12 +264,9 @@ def encode_captions(
         For each caption `video_prompt_embeds` bfloat16 `[n, W]` and, where the streams have projections of their own,
         `audio_prompt_embeds`; rows of its tokens only.
     """
-    # Offloaded networks are not where they run.
-    device = torch.device(getattr(pipeline, "_execution_device", pipeline.device))
-    encoder = TextEncoder(pipeline.tokenizer, pipeline.text_encoder, pipeline.connectors, device)
-    encoder.require("text_encoder", "tokenizer", "connectors")
-    encoder.check_length(max_sequence_length)
-    states, _ = encoder.states(Prompts(list(captions), max_sequence_length=max_sequence_length), with_negative=False)
+    check_caption_length(pipeline, max_sequence_length)
+    prompts = Prompts(list(captions), max_sequence_length=max_sequence_length)
+    states, _ = _text_encoder(pipeline).states(prompts, with_negative=False)
     video, audio = pipeline.connectors.extract_features(states.hidden.to(pipeline.connectors.dtype), states.mask)
     streams = {VIDEO_TEXT: video} if audio is video else {VIDEO_TEXT: video, AUDIO_TEXT: audio}
     return [

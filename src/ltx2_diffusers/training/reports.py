@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from tqdm import tqdm
+from tqdm import tqdm  # type: ignore[import-untyped]  # it ships no types
 
 from .losses import LEVEL_BOUNDS, StepLosses
 
@@ -139,6 +139,6 @@ class Reporter:
             "num_processes": processes,
         }
         logged = ("steps_per_second", "samples_per_second", "peak_gpu_memory_gb")
-        values = {f"stats/{name}": stats[name] for name in logged}
-        self._accelerator.log({"stats/total_time_minutes": seconds / 60, **values})
+        values = {"stats/total_time_minutes": seconds / 60} | {f"stats/{name}": stats[name] for name in logged}
+        self._accelerator.log(values)
         return stats

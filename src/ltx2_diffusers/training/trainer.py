@@ -146,6 +146,8 @@ class LTX2Trainer:
 
         set_seed(config.seed)
         models = load_models(config, accelerator.device, config.validation.interval is not None, strategy.runs)
+        if accelerator.distributed_type == DistributedType.FSDP:
+            models.to_float32()
         levels = noise_levels(
             config.flow_matching.timestep_sampling_mode,
             config.flow_matching.timestep_sampling_params,
@@ -156,11 +158,13 @@ class LTX2Trainer:
         schedule = make_schedule(optimizer, config.optimization)
         decay = config.optimization.ema_decay
         average = None if decay is None else EMAModel(parameters, decay=decay)
-        network = TrainingNetwork(models.transformer, models.connectors, "connectors" in models.trained)
-        # The connectors have no dropout, but the transformer's adapters may.
-        prepared, optimizer = accelerator.prepare(network.train(), optimizer)
+        network = TrainingNetwork(models.transformer, models.connectors, "connectors" in models.trained).train()
+        if models.streaming is not None:
+            models.streaming.leave_out_of_ddp(network)
+        # The networks are where they belong, some of them in host memory.
+        prepared, optimizer = accelerator.prepare(network, optimizer, device_placement=[False, True])
         accelerator.register_for_checkpointing(schedule, *([] if average is None else [average]))
-        checkpoints = Checkpoints(config, accelerator, prepared, models.trained)
+        checkpoints = Checkpoints(config, accelerator, prepared, models)
         # Dropout differs between processes; noise and order do not come from these generators.
         set_seed(config.seed, device_specific=True)
         fingerprint = self._fingerprint(dataset, batch_size, parameters)
@@ -300,7 +304,7 @@ class LTX2Trainer:
                 accelerator.backward(losses.total)
                 meter.add(losses)
         means = meter.means(accelerator)
-        rate = run.schedule.get_last_lr()[0]
+        rate = float(run.schedule.get_last_lr()[0])
         grad_norm = self._update(run)
         run.schedule.step()
         return means, grad_norm, rate, names
@@ -367,10 +371,11 @@ class LTX2Trainer:
                 temporary = folder / f".{file.name}.partial"
                 shutil.copyfile(file, temporary)
                 temporary.replace(folder / file.name)
-        if self.config.hub.push_to_hub:
+        hub = self.config.hub
+        if hub.push_to_hub and hub.hub_model_id is not None:
             from .hub import push_training
 
-            push_training(self.config, checkpoint, validation.last, self.config.hub.hub_model_id)
+            push_training(self.config, checkpoint, validation.last, hub.hub_model_id)
 
 
 class _Validation:
@@ -381,7 +386,7 @@ class _Validation:
         self._folder = Path(config.output_dir) / "samples"
         self._validator = None
         self.last: list[Any] = []
-        if config.validation.interval is not None and config.validation.all_samples():
+        if _makes_samples(config):
             from .validation import Validator
 
             self._validator = Validator(config, run.models)
@@ -424,6 +429,10 @@ def with_empty_prompts(text: Mapping[str, Any], empty: Mapping[str, Any], chosen
             result[name], new_mask = padded_rows(rows)
             result[TEXT_MASK] = new_mask.to(mask.device)
     return result
+
+
+def _makes_samples(config: TrainingConfig) -> bool:
+    return config.validation.interval is not None and bool(config.validation.all_samples())
 
 
 def _due(step: int, interval: int | None) -> bool:

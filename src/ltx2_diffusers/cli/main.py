@@ -26,6 +26,8 @@ class Parser(argparse.ArgumentParser):
         if self._fill is not None:
             fill, self._fill = self._fill, None
             fill(self)
+            # Words may stand between options, too.
+            return self.parse_known_intermixed_args(args, namespace)
         words = [word.partition("=")[0] for word in (sys.argv[1:] if args is None else args)]
         if self._subparsers is None:
             self._check_options(words[: words.index("--")] if "--" in words else words)

@@ -93,6 +93,7 @@ class DataFacts:
         samples: Complete samples.
         dropped: Samples that lack a file.
         sizes: Numbers of samples by what they hold, in words.
+        features: Features of a token of video and of sound; 0 for a stream that is not read.
         largest: Tokens of the largest sample.
         steps_per_epoch: Steps of the optimiser in which every sample is read once, over all processes.
     """
@@ -100,13 +101,39 @@ class DataFacts:
     samples: int
     dropped: int
     sizes: Mapping[str, int]
+    features: Streams[int]
     largest: Tokens
     steps_per_epoch: float
 
 
+class Memory(NamedTuple):
+    """What lies on a device while a step runs, in bytes.
+
+    Args:
+        weights: Weights of transformer and connectors on the device.
+        adapters: Weights of the adapter.
+        gradients: Gradients.
+        moments: States of the optimiser, and moving averages of the weights.
+        activations: What the forward pass keeps for the backward pass at most.
+        host_weights: Weights that wait in host memory.
+    """
+
+    weights: float
+    adapters: float
+    gradients: float
+    moments: float
+    activations: float
+    host_weights: float
+
+    @property
+    def peak(self) -> float:
+        """Most memory of the device at a time; libraries and fragments between tensors need 1 to 2 GiB more."""
+        return self.weights + self.adapters + self.gradients + self.moments + self.activations
+
+
 @dataclass(frozen=True)
 class Forecast:
-    """What a run needs on each device, in bytes and operations.
+    """What a run needs on each device.
 
     Args:
         parameters: Parameters of the transformer.
@@ -114,12 +141,7 @@ class Forecast:
         tokens: Tokens of the largest sample.
         batch_size: Samples of a forward pass.
         steps: Steps of the optimiser.
-        weights: Frozen weights on the device, or all weights in full mode.
-        host_weights: Frozen weights that wait in host memory.
-        adapters: Weights of the adapter.
-        gradients: Gradients.
-        moments: States of the optimiser, and moving averages of the weights.
-        activations: What the forward pass keeps for the backward pass at most.
+        memory: Memory.
         operations: Operations of a step.
         data: The data; `None` if they were not looked at.
     """
@@ -129,19 +151,9 @@ class Forecast:
     tokens: Tokens
     batch_size: int
     steps: int
-    weights: float
-    host_weights: float
-    adapters: float
-    gradients: float
-    moments: float
-    activations: float
+    memory: Memory
     operations: float
     data: DataFacts | None = None
-
-    @property
-    def peak(self) -> float:
-        """Most memory at a time; libraries and the fragments between tensors need 1 to 2 GiB more."""
-        return self.weights + self.adapters + self.gradients + self.moments + self.activations
 
     def text(self, gpu: str | None = None, device_tflops: float | None = None) -> str:
         """The forecast as lines.
@@ -157,10 +169,10 @@ class Forecast:
             raise ValueError(f"device_tflops has to be above 0 but is {device_tflops}; use that of {', '.join(GPUS)}")
         lines = [*self._data_lines(), *self._memory_lines()]
         if gpu is not None:
-            memory = GPUS[gpu].memory_gib
-            fits = "fits" if self.peak / 2**30 < memory else "does not fit"
-            lines.append(f"  which {fits} the {memory:g} GiB of {gpu}")
-        lines.append(f"step: {self.operations / 1e12:.1f} T operations")
+            size = GPUS[gpu].memory_gib
+            fits = "fits" if self.memory.peak / 2**30 < size else "does not fit"
+            lines.append(f"  which {fits} the {size:g} GiB of {gpu}")
+        lines.append(f"step: {self.operations / 1e12:.4g} T operations")
         speed = device_tflops or (GPUS[gpu].tflops if gpu is not None else None)
         if speed is not None:
             seconds = self.operations / (speed * 1e12)
@@ -179,18 +191,17 @@ class Forecast:
         return [f"data: {data.samples} samples{dropped}; {data.steps_per_epoch:g} steps an epoch", *sizes]
 
     def _memory_lines(self) -> list[str]:
-        share = 100 * self.trainable / self.parameters
-        kept = {"weights": self.weights, "adapter": self.adapters, "gradients": self.gradients}
-        kept |= {"optimiser": self.moments, "activations": self.activations}
-        rows = [f"  {name:<12}{_shown(size):>12}" for name, size in kept.items()]
-        host = [f"  and {_shown(self.host_weights)} of weights in host memory"] if self.host_weights else []
+        share, memory = 100 * self.trainable / self.parameters, self.memory
+        kept = {"weights": memory.weights, "adapter": memory.adapters, "gradients": memory.gradients}
+        kept |= {"optimiser": memory.moments, "activations": memory.activations}
+        host = [f"  and {_shown(memory.host_weights)} of weights in host memory"] if memory.host_weights else []
         return [
             f"transformer: {self.parameters:,} parameters, of which {self.trainable:,} train ({share:.2f}%)",
             f"largest batch: {self.batch_size} x {self.tokens.total} tokens "
             f"(video {self.tokens.video}, audio {self.tokens.audio}, text {self.tokens.text})",
             "memory of a device, an estimate:",
-            *rows,
-            f"  {'together':<12}{_shown(self.peak):>12}, and 1 to 2 GiB for libraries and fragments",
+            *(f"  {name:<12}{_shown(size):>12}" for name, size in kept.items()),
+            f"  {'together':<12}{_shown(memory.peak):>12}, and 1 to 2 GiB for libraries and fragments",
             *host,
         ]
 
@@ -213,28 +224,43 @@ def forecast(config: TrainingConfig, tokens: Tokens | None = None) -> Forecast:
     data = check_data(config) if tokens is None else None
     tokens = data.largest if data is not None else tokens
     assert tokens is not None
-    transformer = meta_model(config, "transformer")
-    adapted = adapted_layers(config, transformer)
-    parameters = sum(p.numel() for p in transformer.parameters())
-    is_full = config.model.training_mode == "full"
-    trainable = parameters if is_full else _adapter_size(config, adapted) + _connector_adapter_size(config)
-    weights, host = _weights(config, transformer, is_full)
-    averages = _FLOAT32 if config.optimization.ema_decay is not None else 0
+    transformer, connectors = (meta_model(config, component) for component in ("transformer", "connectors"))
+    if data is not None:
+        _check_widths(data, transformer.config)
     return Forecast(
-        parameters,
-        trainable,
+        _size(transformer),
+        trainable_parameters(config, transformer, connectors),
         tokens,
         config.optimization.batch_size,
         config.optimization.steps,
-        weights=weights,
-        host_weights=host,
+        step_memory(config, transformer, connectors, tokens),
+        step_operations(config, transformer, tokens),
+        data,
+    )
+
+
+def trainable_parameters(config: TrainingConfig, transformer: Any, connectors: Any) -> int:
+    """Parameters that train: of the adapters, or all of the transformer in full mode."""
+    if config.model.training_mode == "full":
+        return _size(transformer)
+    models = {"transformer": transformer, "connectors": connectors}
+    return sum(_adapter_size(config, adapted_layers(config, model, name)) for name, model in models.items())
+
+
+def step_memory(config: TrainingConfig, transformer: Any, connectors: Any, tokens: Tokens) -> Memory:
+    """Memory of a step, for models without values."""
+    is_full = config.model.training_mode == "full"
+    trainable = trainable_parameters(config, transformer, connectors)
+    weights, host = _weights(config, transformer, is_full)
+    averages = _FLOAT32 if config.optimization.ema_decay is not None else 0
+    return Memory(
+        weights + _size(connectors) * (_FLOAT32 if is_full else _HALF),
         # Autocast keeps a copy in half precision for as long as the forward pass runs.
-        adapters=0.0 if is_full else float(trainable * (_FLOAT32 + _HALF * _autocasts(config))),
-        gradients=float(_FLOAT32 * trainable),
-        moments=trainable * (_MOMENTS[config.optimization.optimizer_type] + averages),
-        activations=activation_bytes(config, transformer, tokens),
-        operations=step_operations(config, transformer, tokens),
-        data=data,
+        0.0 if is_full else float(trainable * (_FLOAT32 + _HALF * _autocasts(config))),
+        float(_FLOAT32 * trainable),
+        trainable * (_MOMENTS[config.optimization.optimizer_type] + averages),
+        activation_bytes(config, transformer, tokens),
+        host,
     )
 
 
@@ -242,9 +268,9 @@ def check_data(config: TrainingConfig) -> DataFacts:
     """Look whether the data of a run are there and complete; of safetensors files only headers are read.
 
     Raises:
-        ValueError: If a folder is missing or no sample is complete; it names the folder and the command that makes it.
+        ValueError: If a folder is missing, no sample is complete, or all are fewer than a batch; it names the folder and the command that makes it.
     """
-    from ..data.dataset import PrecomputedDataset
+    from ..data.dataset import PrecomputedDataset, check_not_smaller
     from .batches import BatchOrder, kinds_of
     from .strategies import strategy_of
 
@@ -253,12 +279,15 @@ def check_data(config: TrainingConfig) -> DataFacts:
         dataset = PrecomputedDataset(
             config.data.preprocessed_data_root, strategy.data_sources(), strategy.optional_sources()
         )
+        if config.training_strategy.caption_dropout_p > 0:
+            dataset.empty_prompt()
     except FileNotFoundError as error:
         raise ValueError(f"data.preprocessed_data_root: {error}") from None
     kinds = kinds_of(dataset)
     section = config.optimization
     # Set by the launcher of Accelerate and torchrun.
     processes = int(os.environ.get("WORLD_SIZE", "1"))
+    check_not_smaller(dataset, section.batch_size * processes)
     order = BatchOrder(kinds, section.batch_size * processes, config.seed)
     found = Counter(kinds)
     tokens = {kind: _tokens_of(json.loads(kind)) for kind in found}
@@ -266,6 +295,7 @@ def check_data(config: TrainingConfig) -> DataFacts:
         samples=len(kinds),
         dropped=len(dataset.dropped),
         sizes={_size_words(json.loads(kind)): count for kind, count in found.most_common()},
+        features=_features_of(json.loads(kinds[0])),
         largest=max(tokens.values(), key=lambda one: (one.total, one.video)),
         steps_per_epoch=len(order) / section.gradient_accumulation_steps,
     )
@@ -280,6 +310,23 @@ def _tokens_of(kind: Mapping[str, Any]) -> Tokens:
     shapes = _latent_shapes(kind).values()
     video = sum(shape[1] * shape[2] * shape[3] for shape in shapes if len(shape) == 4)
     return Tokens(video, sum(shape[1] for shape in shapes if len(shape) == 3))
+
+
+def _features_of(kind: Mapping[str, Any]) -> Streams[int]:
+    shapes = list(_latent_shapes(kind).values())
+    video = next((shape[0] for shape in shapes if len(shape) == 4), 0)
+    return Streams(video, next((shape[0] * shape[2] for shape in shapes if len(shape) == 3), 0))
+
+
+def _check_widths(data: DataFacts, config: Any) -> None:
+    """Raise `ValueError` if the data are of another model's VAEs."""
+    takes = Streams(config["in_channels"], config["audio_in_channels"])
+    for stream, found, wanted in zip(Streams._fields, data.features, takes):
+        if found not in (0, wanted):
+            raise ValueError(
+                f"data.preprocessed_data_root: {stream} latents have {found} features a token, but the transformer takes "
+                f"{wanted}; run `ltx2 data process` with the checkpoint that is trained"
+            )
 
 
 def _size_words(kind: Mapping[str, Any]) -> str:
@@ -326,33 +373,25 @@ def meta_model(config: TrainingConfig, component: str, **changes: Any) -> Any:
         return cls.from_config({**model_config(config, component), **changes})
 
 
-def adapted_layers(config: TrainingConfig, model: nn.Module) -> dict[str, tuple[int, int]]:
-    """Paths and sizes (out, in) of the transformer's layers that get an adapter."""
-    from .targets import matching_modules, resolve
+def adapted_layers(config: TrainingConfig, model: nn.Module, component: str) -> dict[str, tuple[int, int]]:
+    """Paths and sizes (out, in) of the layers of a component that get an adapter: those of streams that run."""
+    from .strategies import strategy_of
+    from .targets import matching_modules, resolve, unused_modules
 
     if config.lora is None or config.model.training_mode == "full":
         return {}
+    paths = matching_modules(model, getattr(resolve(config.lora.target_modules), component))
+    unused = set(unused_modules(paths, strategy_of(config.training_strategy).runs))
     shapes = linear_shapes(model)
-    return {path: shapes[path] for path in matching_modules(model, resolve(config.lora.target_modules).transformer)}
+    return {path: shapes[path] for path in paths if path not in unused}
 
 
 def _adapter_size(config: TrainingConfig, layers: Mapping[str, tuple[int, int]]) -> int:
     """Parameters of the adapters of layers: rank (in + out) each, and what DoRA and biases add."""
-    assert config.lora is not None
+    if config.lora is None:
+        return 0
     extra = config.lora.use_dora + config.lora.lora_bias
     return sum(config.lora.rank * (into + out) + extra * out for out, into in layers.values())
-
-
-def _connector_adapter_size(config: TrainingConfig) -> int:
-    from .targets import matching_modules, resolve
-
-    assert config.lora is not None
-    names = resolve(config.lora.target_modules).connectors
-    if not names:
-        return 0
-    connectors = meta_model(config, "connectors")
-    shapes = linear_shapes(connectors)
-    return _adapter_size(config, {path: shapes[path] for path in matching_modules(connectors, names)})
 
 
 def _weights(config: TrainingConfig, transformer: Any, is_full: bool) -> tuple[float, float]:
@@ -476,7 +515,7 @@ def _adapted_bytes(config: TrainingConfig, transformer: Any, tokens: Tokens, hal
     """What trained linear layers of one block keep."""
     prefix = "transformer_blocks.0."
     is_full = config.model.training_mode == "full"
-    layers = linear_shapes(transformer) if is_full else adapted_layers(config, transformer)
+    layers = linear_shapes(transformer) if is_full else adapted_layers(config, transformer, "transformer")
     # Without autocast, adapters work in their own precision, float32.
     number = half if is_full or _autocasts(config) else _FLOAT32
     rank = 0 if is_full or config.lora is None else config.lora.rank
@@ -517,7 +556,7 @@ def step_operations(config: TrainingConfig, transformer: Any, tokens: Tokens) ->
 def _counted(config: TrainingConfig, num_layers: int, tokens: Tokens) -> int:
     """Operations of one sample with a model of so many blocks."""
     model = meta_model(config, "transformer", num_layers=num_layers)
-    if layers := list(adapted_layers(config, model)):
+    if layers := list(adapted_layers(config, model, "transformer")):
         from peft import LoraConfig
 
         model.requires_grad_(False)

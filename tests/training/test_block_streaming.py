@@ -159,3 +159,44 @@ def test_impossible_streaming_is_refused():
         step(transformer)
     with torch.no_grad():
         transformer(**tiny_inputs(transformer))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("quantization", [None, "torchao-int8", "int8-quanto"])
+@pytest.mark.parametrize("num_on_device", [1, 2, 4])
+def test_streaming_on_a_card_changes_nothing_but_memory(num_on_device, quantization):
+    """Copies run beside the computation, into memory that the block before has just used."""
+    cuda = torch.device("cuda")
+    wide = {"num_layers": 12, "num_attention_heads": 16, "attention_head_dim": 64, "cross_attention_dim": 1024}
+    found = []
+    for streams in (False, True):
+        transformer = tiny_transformer("2.3", **wide).requires_grad_(False).train().to(torch.bfloat16)
+        if quantization:
+            quantize_blocks(transformer, quantization, cuda, CPU)
+        torch.manual_seed(0)
+        transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q", "ff.net.2"]))
+        for name, parameter in transformer.named_parameters():
+            if "lora_" in name:
+                parameter.data = torch.randn(parameter.shape) * 0.1
+        transformer.enable_gradient_checkpointing()
+        torch.cuda.reset_peak_memory_stats()
+        if streams:
+            BlockStreaming(transformer, cuda, num_on_device)
+        else:
+            transformer.to(cuda)
+        inputs = {k: v.to(cuda) if torch.is_tensor(v) else v for k, v in tiny_inputs(transformer, 2).items()}
+        inputs |= {k: v.to(torch.bfloat16) for k, v in inputs.items() if k.endswith("hidden_states")}
+        results = []
+        for _ in range(3):
+            velocities = transformer(**inputs)
+            sum(v.float().square().mean() for v in velocities).backward()
+            gradients = [p.grad for p in transformer.parameters() if p.requires_grad]
+            results += [t.detach().float().cpu() for t in (*velocities, *gradients)]
+            transformer.zero_grad(set_to_none=True)
+        found.append((results, torch.cuda.max_memory_allocated()))
+        del transformer, inputs, velocities, gradients
+        torch.cuda.empty_cache()
+    (plain, most), (streamed, least) = found
+    for one, other in zip(streamed, plain, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+    assert least < most

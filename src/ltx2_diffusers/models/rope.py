@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .tensor_memo import TensorMemo
+from .tensor_memo import TensorMemo, host_can_read
 
 ROPE_TYPES = ("split", "interleaved")
 
@@ -233,7 +233,8 @@ class RotaryPositionEmbedding(nn.Module):
     def _tables(self, coords: torch.Tensor, device: torch.device) -> RotaryTables:
         spec = self.spec
         # Comparing rows waits for the device, which is worth it only where the answer is remembered.
-        if coords.shape[0] > 1 and TensorMemo.can_remember(coords) and bool((coords == coords[:1]).all()):
+        compares = coords.shape[0] > 1 and TensorMemo.can_remember(coords) and host_can_read(coords)
+        if compares and bool((coords == coords[:1]).all()):
             cos, sin = self._tables(coords[:1], device)
             shape = (coords.shape[0], *cos.shape[1:])
             return cos.expand(shape), sin.expand(shape)

@@ -224,14 +224,14 @@ def _load_pipeline(config: "TrainingConfig", needs_decoders: bool) -> "LTX2Pipel
 
     source, full = config.model, config.model.training_mode == "full"
     dtype = torch.float32 if full else torch.bfloat16
-    needs_text = needs_decoders or config.training_strategy.caption_dropout_p > 0
-    given: dict[str, Any] = {} if needs_text else dict.fromkeys(_TEXT)
-    given |= _own_decoders(source, dtype) if needs_decoders else dict.fromkeys(_DECODERS)
+    given: dict[str, Any] = {} if needs_decoders else dict.fromkeys((*_DECODERS, *_TEXT))
+    if needs_decoders:
+        given |= _own_decoders(source, dtype)
     path = checkpoint_path(source.model_path)
     if not path.exists():
         hub = {"revision": source.revision, "variant": source.variant}
         path = Path(LTX2Pipeline.download(source.model_path, **hub, **given))
-    if needs_text:
+    if needs_decoders:
         given |= _own_text(config, path, torch.bfloat16)
     if full and source.load_checkpoint is not None:
         given["transformer"] = _started_transformer(start_file(source.load_checkpoint), path)
@@ -245,7 +245,7 @@ def _own_text(config: "TrainingConfig", path: Path, dtype: torch.dtype) -> dict[
     source, in_8bit = config.model.text_encoder_path, config.acceleration.load_text_encoder_in_8bit
     if source is None and path.is_file():
         raise ValueError(
-            f"{str(path)!r} holds no text encoder, which samples and caption dropout need; name a Gemma folder or Hub id as "
+            f"{str(path)!r} holds no text encoder, which samples need; name a Gemma folder or Hub id as "
             "`model.text_encoder_path`"
         )
     if source is None and not in_8bit:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import nn
@@ -185,7 +186,7 @@ class _Run:
 
     def advance(self, batch: Batch) -> dict[str, float]:
         """Train on a batch."""
-        batch = {key: _moved(value, self.step.device) for key, value in batch.items()}
+        batch = send_to_device(batch, self.step.device)
         record = self._descend(self.learners[0], lambda: self.step(batch))
         if self.ema is not None:
             self.ema.step(self.learners[0].parameters)
@@ -265,10 +266,6 @@ class _Run:
 
 # Settings that change nothing of what is computed.
 _FREE_SETTINGS = ("state_file", "save_every", "progress")
-
-
-def _moved(value: Any, device: torch.device) -> Any:
-    return value.to(device) if isinstance(value, torch.Tensor) else value
 
 
 def _random_state() -> dict[str, Any]:

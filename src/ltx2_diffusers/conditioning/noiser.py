@@ -49,15 +49,21 @@ class GaussianNoiser:
             )
         return randn_tensor(tuple(shape), self.generator, device=torch.device(device or "cpu"), dtype=self.noise_dtype)
 
-    def __call__(self, state: LatentState, noise_scale: float = 1.0, noise: torch.Tensor | None = None) -> LatentState:
+    def __call__(
+        self, state: LatentState, noise_scale: float | torch.Tensor = 1.0, noise: torch.Tensor | None = None
+    ) -> LatentState:
         """The state with noise on its latent.
 
         Args:
             state: Packed state, conditions already applied.
-            noise_scale: Noise level in [0, 1] of tokens with mask 1, default 1.0 (pure noise).
+            noise_scale: Noise level in [0, 1] of tokens with mask 1, one for all rows or one per row `[B]`; default 1.0
+                (pure noise).
             noise: Noise `[B, T, D]` drawn elsewhere, default None (drawn here).
         """
-        check_share(noise_scale=noise_scale)
+        if isinstance(noise_scale, torch.Tensor):
+            noise_scale = noise_scale.to(state.latent.device)[:, None, None]
+        else:
+            check_share(noise_scale=noise_scale)
         if noise is None:
             noise = self.draw(state.latent.shape, state.latent.device)
         elif noise.shape != state.latent.shape:
@@ -68,6 +74,6 @@ class GaussianNoiser:
             weight = mask * noise_scale
             latent = noise * weight + state.latent * (1 - weight)
         else:
-            noised = torch.lerp(state.latent.float(), noise.float(), noise_scale)
+            noised = torch.lerp(state.latent.float(), noise.float(), torch.as_tensor(noise_scale).to(noise).float())
             latent = torch.lerp(state.clean_latent.float(), noised, mask)
         return replace(state, latent=latent.to(state.latent.dtype))

@@ -1,0 +1,78 @@
+"""What is trained as one module: text connectors and transformer, from stored text features and noisy tokens to velocities.
+
+Shapes: B samples, L text features given, P text positions of the context, W width of a feature, T tokens, D features of a
+token.
+"""
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..conditioning import Streams, TextContext
+from ..models.connectors import LTX2TextConnectors
+from ..models.modality_front import LTX2ModalityModel
+from ..models.transformer import LTX2AVTransformer3DModel
+from .streams import TrainedStream
+
+
+class TrainingNetwork(nn.Module):
+    """One forward pass of a training step.
+
+    Args:
+        transformer: The transformer.
+        connectors: The text connectors.
+        trains_connectors: Whether gradients reach the connectors; else they run without. Default `False`.
+        text_positions: Positions P of the contexts that the streams attend to, default 1024.
+    """
+
+    def __init__(
+        self,
+        transformer: LTX2AVTransformer3DModel,
+        connectors: LTX2TextConnectors,
+        trains_connectors: bool = False,
+        text_positions: int = 1024,
+    ) -> None:
+        super().__init__()
+        self.front = LTX2ModalityModel(transformer)
+        self.connectors = connectors
+        self.trains_connectors = trains_connectors
+        self.text_positions = text_positions
+
+    def forward(
+        self, text: Mapping[str, Any], streams: Streams[TrainedStream | None]
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Velocities of both streams `[B, T, D]`; `None` for an absent stream.
+
+        Args:
+            text: Features between projection and connectors: `video_prompt_embeds` `[B, L, W]`, `audio_prompt_embeds`
+                (left out where both streams read the same), `prompt_attention_mask` `[B, L]`.
+            streams: Noisy tokens of both streams.
+        """
+        return velocities(self.front, streams, self.contexts(text))
+
+    def contexts(self, text: Mapping[str, Any]) -> TextContext:
+        """What the streams attend to."""
+        video = text["video_prompt_embeds"]
+        with nullcontext() if self.trains_connectors else torch.no_grad():
+            dtype = next(self.connectors.parameters()).dtype
+            features = [text.get(name, video).to(dtype) for name in ("video_prompt_embeds", "audio_prompt_embeds")]
+            length = self.connectors.fitting_length(max(self.text_positions, features[0].shape[1]))
+            context, audio, _ = self.connectors.run_connectors(*features, text["prompt_attention_mask"], length)
+        return TextContext(context, audio)
+
+
+def velocities(
+    front: LTX2ModalityModel, streams: Streams[TrainedStream | None], contexts: TextContext
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Velocities of both streams for contexts `[B, P, W]`."""
+    # Without autocast nothing else brings tokens into the type of the weights.
+    dtype = front.transformer.proj_in.weight.dtype
+    modalities = (
+        None if stream is None else stream.modality(context.to(dtype), dtype)
+        for stream, context in zip(streams, (contexts.video, contexts.audio))
+    )
+    video, audio = front(*modalities)
+    return video, audio

@@ -43,7 +43,7 @@ class AudioVaeStep(TrainingStep):
     def __init__(
         self,
         vae: AutoencoderKLLTX2Audio,
-        weights: AudioVaeWeights = AudioVaeWeights(),  # noqa: B008 - frozen
+        weights: AudioVaeWeights = AudioVaeWeights(),
     ) -> None:
         super().__init__()
         self.vae, self.weights = vae, weights
@@ -85,4 +85,6 @@ def centre_output(vae: AutoencoderKLLTX2Audio, mel: Tensor) -> None:
         vae: A VAE with fresh weights.
         mel: Log-mel spectrograms `[B, 2, T, M]` of the data.
     """
-    vae.decoder.conv_out.conv.bias.copy_(mel.mean((0, 2, 3)))
+    last = vae.decoder.conv_out.conv
+    assert last.bias is not None
+    last.bias.copy_(mel.mean((0, 2, 3)))

@@ -4,6 +4,7 @@ Shapes: B batch, C channels, F frames, H height, W width, N samples.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ class PairCritic(nn.Module):
         widths = [2 * in_channels, *(channels * 2**level for level in range(layers))]
         self.convs = nn.ModuleList(
             nn.Conv3d(width, wider, 3, stride=(1 if level == 0 else 2, 2, 2), padding=1)
-            for level, (width, wider) in enumerate(zip(widths, widths[1:]))
+            for level, (width, wider) in enumerate(pairwise(widths))
         )
         self.norms = nn.ModuleList(nn.GroupNorm(1, width) for width in widths[2:])
         self.out = nn.Conv3d(widths[-1], 1, 3, padding=1)
@@ -69,7 +70,7 @@ class _StridedStack(nn.Module):
         size, padding = (2 * stride - 1, 1), (stride - 1, 0)
         self.convs = nn.ModuleList(
             nn.Conv2d(width, wider, size, stride=(stride, 1), padding=padding)
-            for width, wider in zip(widths, widths[1:])
+            for width, wider in pairwise(widths)
         )
         self.out = nn.Conv2d(widths[-1], 1, (3, 1), padding=(1, 0))
 

@@ -13,7 +13,7 @@ from accelerate.utils import send_to_device
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import nn
-from tqdm.auto import tqdm
+from tqdm import tqdm  # type: ignore[import-untyped]  # it ships no types
 
 from ...atomic import complete_file, replaced_folder
 from ...checks import check_at_least_one, check_choice, check_from_zero, check_positive, check_unit
@@ -70,7 +70,7 @@ def fit(
     batches: Batches,
     steps: int,
     learning_rate: float,
-    options: FitOptions = FitOptions(),  # noqa: B008 - frozen
+    options: FitOptions = FitOptions(),
 ) -> Records:
     """Train a network, and its critic where the step has one, with AdamW.
 
@@ -92,7 +92,7 @@ def fit(
 
     Raises:
         ValueError: If there is nothing to train, or `state_file` belongs to another training.
-        FloatingPointError: If a loss is not finite, before it changes a weight; the message names it.
+        FloatingPointError: If a loss or its gradient is not finite, before it changes a weight; the message names it.
     """
     check_at_least_one(steps=steps)
     check_positive(learning_rate=learning_rate)
@@ -105,7 +105,13 @@ def fit(
         while len(run.records) < steps:
             number = len(run.records)
             batch = batches(number) if callable(batches) else batches[number % len(batches)]
-            record = run.advance(batch)
+            try:
+                record = run.advance(batch)
+            except FloatingPointError as error:
+                raise FloatingPointError(
+                    f"in step {number} {error}; no weight was changed by it. Look at the batch of this step, or lower the "
+                    "learning rate."
+                ) from error
             bar.set_postfix({name: f"{value:.4g}" for name, value in record.items()})
             bar.update()
             if len(run.records) % options.save_every == 0 or len(run.records) == steps:
@@ -136,10 +142,12 @@ class _Learner:
         )
 
     def descend(self, loss: torch.Tensor) -> None:
-        """Change the parameters along the gradient of a loss."""
+        """Change the parameters along the gradient of a loss; `FloatingPointError` if that is not finite."""
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm).item()
+        if not np.isfinite(norm):
+            raise FloatingPointError(f"the gradient's norm is {norm} though its loss is {loss.item():.4g}")
         self.optimizer.step()
         self.schedule.step()
 
@@ -157,12 +165,7 @@ class _Run:
     """One training: its learners, its average and what has been done so far."""
 
     def __init__(
-        self,
-        step: TrainingStep,
-        parameters: list[nn.Parameter],
-        steps: int,
-        learning_rate: float,
-        options: FitOptions,
+        self, step: TrainingStep, parameters: list[nn.Parameter], steps: int, learning_rate: float, options: FitOptions
     ) -> None:
         if not parameters:
             raise ValueError(
@@ -213,10 +216,7 @@ class _Run:
         # The sum comes first but says less than its parts.
         for name, value in reversed(record.items()):
             if not np.isfinite(value):
-                raise FloatingPointError(
-                    f"the loss {name!r} of step {len(self.records)} is {value}; nothing was changed by it. Look at the "
-                    "batch of this step, or lower the learning rate or max_grad_norm."
-                )
+                raise FloatingPointError(f"the loss {name!r} is {value}")
 
     def save(self) -> None:
         """Write the state, whole or not at all."""

@@ -25,7 +25,7 @@ def in_float32(
     """Make a loss of two tensors compute in float32: half precision is too coarse for sums and logarithms."""
 
     @wraps(loss)
-    def widened(made: Tensor, real: Tensor, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Tensor:
+    def widened(made: Tensor, real: Tensor, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Tensor:
         with torch.autocast(made.device.type, enabled=False):
             return loss(made.float(), real.float(), *args, **kwargs)
 
@@ -114,5 +114,5 @@ def mel_loss(made: Tensor, real: Tensor, sample_rate: int, mel_bins: int = 80) -
         sample_rate: Their rate in Hz.
         mel_bins: Bands from 0 Hz to half the rate. Default 80.
     """
-    spectra = (log_mel_spectrogram(waveform, sample_rate, mel_bins, mel_hop_length=256) for waveform in (made, real))
-    return F.l1_loss(*spectra)
+    mel, wanted = (log_mel_spectrogram(waveform, sample_rate, mel_bins, mel_hop_length=256) for waveform in (made, real))
+    return F.l1_loss(mel, wanted)

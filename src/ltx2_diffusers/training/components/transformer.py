@@ -121,6 +121,6 @@ def _close_branches(block: LTX2AVTransformerBlock) -> None:
             _zero(getattr(block, f"{prefix}attn2").to_out[0].weight)
 
 
-def _zero(parameter: nn.Parameter | None) -> None:
+def _zero(parameter: Tensor | None) -> None:
     if parameter is not None:
         nn.init.zeros_(parameter)

@@ -47,7 +47,7 @@ class UpsamplerStep(TrainingStep):
         self,
         upsampler: LTX2LatentUpsamplerModel,
         vae: AutoencoderKLLTX2Video,
-        weights: UpsamplerWeights = UpsamplerWeights(),  # noqa: B008 - frozen
+        weights: UpsamplerWeights = UpsamplerWeights(),
     ) -> None:
         super().__init__()
         self.upsampler, self.vae, self.weights = upsampler, vae.requires_grad_(False), weights
@@ -76,9 +76,7 @@ class UpsamplerStep(TrainingStep):
 
 
 @torch.no_grad()
-def latent_pair(
-    vae: AutoencoderKLLTX2Video, upsampler: LTX2LatentUpsamplerModel, pixels: Tensor
-) -> dict[str, Tensor]:
+def latent_pair(vae: AutoencoderKLLTX2Video, upsampler: LTX2LatentUpsamplerModel, pixels: Tensor) -> dict[str, Tensor]:
     """Un-normalised latents of clips, `large`, and of the same clips as the upsampler is to be given them, `small`.
 
     In space a clip is made smaller by area averaging, in time by leaving out every second frame.

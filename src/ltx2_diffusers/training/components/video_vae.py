@@ -55,7 +55,7 @@ class VideoVaeStep(TrainingStep):
     def __init__(
         self,
         vae: AutoencoderKLLTX2Video,
-        weights: VideoVaeWeights = VideoVaeWeights(),  # noqa: B008 - frozen
+        weights: VideoVaeWeights = VideoVaeWeights(),
         critic: nn.Module | None = None,
         max_decode_timestep: float = 0.1,
     ) -> None:

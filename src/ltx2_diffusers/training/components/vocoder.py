@@ -55,7 +55,7 @@ class VocoderStep(TrainingStep):
     def __init__(
         self,
         vocoder: LTX2Vocoder | LTX2VocoderWithBWE,
-        weights: VocoderWeights = VocoderWeights(),  # noqa: B008 - frozen
+        weights: VocoderWeights = VocoderWeights(),
         critic: nn.Module | None = None,
     ) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class VocoderStep(TrainingStep):
             return self.vocoder(mel), None
         seen: list[Tensor] = []
         # The result alone does not hold what the first stage made, and running it again would double its cost.
-        handle = self.vocoder.vocoder.register_forward_hook(lambda module, inputs, output: seen.append(output))
+        handle = self.vocoder.vocoder.register_forward_hook(lambda *call: seen.append(call[-1]))
         try:
             made = self.vocoder(mel)
         finally:

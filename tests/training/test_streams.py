@@ -9,8 +9,8 @@ import torch
 from ltx2_diffusers.conditioning import Streams
 from ltx2_diffusers.training.losses import step_losses, velocity_loss
 from ltx2_diffusers.training.noise_levels import LEVELS
-from ltx2_diffusers.training.streams import TrainedStream
 from ltx2_diffusers.training.strategies import reference_scale, strategy_of
+from ltx2_diffusers.training.streams import TrainedStream
 from tests.golden_data import load_json, load_tensors
 from tests.training.drawing import GlobalDraws, HalfDraws, sizes
 
@@ -111,7 +111,7 @@ def compared(stream: TrainedStream, expected: dict, name: str, case: dict) -> in
     for key, value in expected.items():
         if value.dtype == torch.bfloat16:
             # The reference of 2.0 rounds positions before it divides by the frame rate, and targets of such latents.
-            rounded = [t if key.endswith("targets") else t * scale_of(t, case) for t in (got[key], value)]
+            rounded = [t if key.endswith("targets") else t * scale_of(case) for t in (got[key], value)]
             assert torch.equal(rounded[0].to(torch.bfloat16), rounded[1].to(torch.bfloat16)) or close(*rounded)
         else:
             assert got[key].dtype == value.dtype, key
@@ -120,7 +120,7 @@ def compared(stream: TrainedStream, expected: dict, name: str, case: dict) -> in
     return count
 
 
-def scale_of(positions: torch.Tensor, case: dict) -> torch.Tensor:
+def scale_of(case: dict) -> torch.Tensor:
     """Frames per second along the time axis."""
     return torch.tensor([case["fps"], 1.0, 1.0])[None, :, None, None]
 

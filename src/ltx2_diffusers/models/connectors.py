@@ -328,6 +328,33 @@ class LTX2TextConnectors(CheckpointMixin, AtomicAdapterSaveMixin, ModelMixin, Pe
         audio = self.audio_text_proj_in(normalized * math.sqrt(self.config.audio_hidden_dim / channels))
         return video, audio
 
+    @apply_forward_hook
+    def run_connectors(
+        self,
+        video_features: torch.Tensor,
+        audio_features: torch.Tensor,
+        attention_mask: torch.Tensor,
+        target_length: int | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Turn projected states into the text contexts of both streams; the second half of `forward`.
+
+        Args:
+            video_features, audio_features: what `extract_features` returned, `[B, T, W]`. With registers, padding may be
+                left out or moved: the order of the tokens is all that counts.
+            attention_mask: 1 for tokens, 0 for padding, `[B, T]`.
+            target_length: text positions P of the result, at least the number of tokens. Default T.
+
+        Returns:
+            As `forward`.
+        """
+        mask = attention_mask.bool()
+        length = video_features.shape[1] if target_length is None else target_length
+        self._check_positions("video_features", video_features, mask, length)
+        self._check_positions("audio_features", audio_features, mask, length)
+        video = self.video_connector(video_features, mask, length)
+        audio = self.audio_connector(audio_features, mask, length)
+        return video, audio, torch.ones(video.shape[:2], dtype=torch.int64, device=video.device)
+
     def forward(
         self,
         text_encoder_hidden_states: torch.Tensor,
@@ -359,10 +386,7 @@ class LTX2TextConnectors(CheckpointMixin, AtomicAdapterSaveMixin, ModelMixin, Pe
             states, mask = pad_positions(states, mask, length, padding_side)
         elif not torch.compiler.is_compiling():
             states, mask = trim_padding(states, mask)
-        video_features, audio_features = self.extract_features(states, mask, scale_factor)
-        video = self.video_connector(video_features, mask, length)
-        audio = self.audio_connector(audio_features, mask, length)
-        return video, audio, torch.ones(video.shape[:2], dtype=torch.int64, device=video.device)
+        return self.run_connectors(*self.extract_features(states, mask, scale_factor), mask, length)
 
     def _stacked(self, states: torch.Tensor) -> torch.Tensor:
         channels, layers = self.config.caption_channels, self.config.text_proj_in_factor
@@ -377,10 +401,14 @@ class LTX2TextConnectors(CheckpointMixin, AtomicAdapterSaveMixin, ModelMixin, Pe
     def _check_inputs(self, states: torch.Tensor, mask: torch.Tensor, padding_side: str, length: int) -> None:
         if padding_side not in ("left", "right"):
             raise ValueError(f"padding_side must be 'left' or 'right', got {padding_side!r}.")
+        self._check_positions("the hidden states", states, mask, length)
+        for connector in self._connectors:
+            connector.check_length(length)
+
+    def _check_positions(self, name: str, states: torch.Tensor, mask: torch.Tensor, length: int) -> None:
         if mask.shape != states.shape[:2]:
             raise ValueError(
-                f"attention_mask must have shape {tuple(states.shape[:2])} like the hidden states, got "
-                f"{tuple(mask.shape)}."
+                f"attention_mask must have shape {tuple(states.shape[:2])} like {name}, got {tuple(mask.shape)}."
             )
         if length < mask.shape[1]:
             # Shorter than the given positions is legal as long as only padding is lost.
@@ -388,5 +416,3 @@ class LTX2TextConnectors(CheckpointMixin, AtomicAdapterSaveMixin, ModelMixin, Pe
             if not self.has_registers or length < tokens:
                 needed = tokens if self.has_registers else mask.shape[1]
                 raise ValueError(f"target_length must be at least {needed}, got {length}; use {needed} or more.")
-        for connector in self._connectors:
-            connector.check_length(length)

@@ -69,10 +69,11 @@ def step_losses(
         streams: What they are compared with.
         weights: Factor of each stream in the total.
     """
-    total, values, sigmas = torch.zeros(()), [], []
+    total = torch.zeros(())
+    values: list[torch.Tensor | None] = []
+    sigmas: list[torch.Tensor | None] = []
     for said, stream, weight in zip(predicted, streams, weights):
-        trained = stream is not None and stream.velocity is not None and stream.loss_mask is not None
-        if not trained or said is None:
+        if said is None or stream is None or stream.velocity is None or stream.loss_mask is None:
             values.append(None)
             sigmas.append(None)
             continue

@@ -43,8 +43,8 @@ class RowDraws:
     """
 
     def __init__(self, seed: int, step: int, rows: Sequence[int], device: torch.device | str = "cpu") -> None:
-        self._rows = [_generator(seed, step, row) for row in rows]
-        self._batch = _generator(seed, step, "batch")
+        self._rows = [generator_of(seed, step, row) for row in rows]
+        self._batch = generator_of(seed, step, "batch")
         self._device = device
 
     def normal(self, shape: Sequence[int]) -> torch.Tensor:
@@ -66,7 +66,7 @@ class RowDraws:
         return torch.stack(rows).to(self._device)
 
 
-def _generator(*names: object) -> torch.Generator:
+def generator_of(*names: object) -> torch.Generator:
     """A generator of its own for every tuple of names."""
     digest = hashlib.sha256(repr(names).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

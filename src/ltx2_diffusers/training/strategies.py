@@ -437,18 +437,25 @@ class MaskedStrategy(Strategy):
 
     def _moment(self, batch: Batch, draws: Draws, sizes: ModelSizes) -> Moment:
         video, audio = (None if role is None else batch.get(role.folder) for role in self.roles)
-        rates = None if video is None else video.get("fps")
-        if rates is not None and (rates != rates[0]).any():
-            raise ValueError(f"clips of a batch have to have one frame rate but have {rates.tolist()}")
-        frame_rate = _FRAME_RATE if rates is None else float(rates[0])
+        frame_rate = _frame_rate(video or {})
         if video is not None:
-            duration_s = sizes.pixel_frames(video["latents"].shape[2]) / frame_rate
+            count, duration_s = len(video["latents"]), sizes.pixel_frames(video["latents"].shape[2]) / frame_rate
         else:
+            assert audio is not None
             mel_frames = sizes.mel_frames(audio["latents"].shape[2])
-            duration_s = mel_frames * sizes.hop_length / sizes.sample_rate
-        count = len((audio if video is None else video)["latents"])
+            count, duration_s = len(audio["latents"]), mel_frames * sizes.hop_length / sizes.sample_rate
         stretch = draws.uniform((count, 2)) if self._draws_stretch else None
         return Moment(batch, draws, frame_rate, duration_s, sizes.temporal_ratio, stretch)
+
+
+def _frame_rate(video: Mapping[str, Any]) -> float:
+    """Frames per second of the videos of a batch."""
+    if "fps" not in video:
+        return _FRAME_RATE
+    rates = video["fps"]
+    if (rates != rates[0]).any():
+        raise ValueError(f"clips of a batch have to have one frame rate but have {rates.tolist()}")
+    return float(rates[0])
 
 
 def _shown(

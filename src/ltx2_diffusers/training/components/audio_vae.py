@@ -40,11 +40,7 @@ class AudioVaeStep(TrainingStep):
         weights: Weights of the losses.
     """
 
-    def __init__(
-        self,
-        vae: AutoencoderKLLTX2Audio,
-        weights: AudioVaeWeights = AudioVaeWeights(),
-    ) -> None:
+    def __init__(self, vae: AutoencoderKLLTX2Audio, weights: AudioVaeWeights = AudioVaeWeights()) -> None:
         super().__init__()
         self.vae, self.weights = vae, weights
 

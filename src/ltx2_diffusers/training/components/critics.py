@@ -69,8 +69,7 @@ class _StridedStack(nn.Module):
         widths = [1, *(channels * 2**level for level in range(layers))]
         size, padding = (2 * stride - 1, 1), (stride - 1, 0)
         self.convs = nn.ModuleList(
-            nn.Conv2d(width, wider, size, stride=(stride, 1), padding=padding)
-            for width, wider in pairwise(widths)
+            nn.Conv2d(width, wider, size, stride=(stride, 1), padding=padding) for width, wider in pairwise(widths)
         )
         self.out = nn.Conv2d(widths[-1], 1, (3, 1), padding=(1, 0))
 

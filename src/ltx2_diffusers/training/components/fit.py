@@ -249,6 +249,7 @@ class _Run:
                     f"{str(path)!r} is the state of a training with {name}={before.get(name)!r}, not {value!r}; use that, "
                     "or another file to begin anew."
                 )
+        self._check_weights(state["step"])
         self.step.load_state_dict(state["step"])
         for learner, saved in zip(self.learners, state["learners"]):
             learner.load(saved)
@@ -257,6 +258,17 @@ class _Run:
             self.ema.to(self.step.device)
         self.records = state["records"]
         _set_random_state(state["random"])
+
+    def _check_weights(self, saved: Mapping[str, torch.Tensor]) -> None:
+        # Before anything is loaded: torch copies what fits even if something else does not.
+        own = self.step.state_dict()
+        for name in [*own, *saved]:
+            shapes = [list(weights[name].shape) if name in weights else None for weights in (saved, own)]
+            if shapes[0] != shapes[1]:
+                raise ValueError(
+                    f"{str(self.options.state_file)!r} is the state of other networks: {name} has shape {shapes[0]} there "
+                    f"and {shapes[1]} here; use another file to begin anew."
+                )
 
     def average(self) -> None:
         """Put the running average into the parameters."""

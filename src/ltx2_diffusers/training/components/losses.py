@@ -22,10 +22,12 @@ STFT_RESOLUTIONS = ((2048, 512), (1024, 256), (512, 128))
 def in_float32(
     loss: Callable[Concatenate[Tensor, Tensor, Arguments], Tensor],
 ) -> Callable[Concatenate[Tensor, Tensor, Arguments], Tensor]:
-    """Make a loss of two tensors compute in float32: half precision is too coarse for sums and logarithms."""
+    """Make a loss of two tensors of one shape compute in float32: half precision is too coarse for sums and logarithms."""
 
     @wraps(loss)
     def widened(made: Tensor, real: Tensor, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Tensor:
+        if made.shape != real.shape:
+            raise ValueError(f"what is compared must have one shape, got {list(made.shape)} and {list(real.shape)}.")
         with torch.autocast(made.device.type, enabled=False):
             return loss(made.float(), real.float(), *args, **kwargs)
 
@@ -114,5 +116,7 @@ def mel_loss(made: Tensor, real: Tensor, sample_rate: int, mel_bins: int = 80) -
         sample_rate: Their rate in Hz.
         mel_bins: Bands from 0 Hz to half the rate. Default 80.
     """
-    mel, wanted = (log_mel_spectrogram(waveform, sample_rate, mel_bins, mel_hop_length=256) for waveform in (made, real))
+    mel, wanted = (
+        log_mel_spectrogram(waveform, sample_rate, mel_bins, mel_hop_length=256) for waveform in (made, real)
+    )
     return F.l1_loss(mel, wanted)

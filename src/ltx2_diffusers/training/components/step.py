@@ -17,7 +17,12 @@ class TrainingStep(nn.Module):
     The attribute `critic` is the network that learns to tell what is made from what is real, or None.
     """
 
-    critic: nn.Module | None = None
+    critic: nn.Module | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Not on the class, where it would hide what a subclass sets: modules are no plain attributes.
+        self.critic = None
 
     @property
     def networks(self) -> dict[str, nn.Module]:

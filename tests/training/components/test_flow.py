@@ -71,7 +71,7 @@ def _class(name: str) -> type:
 def test_a_fresh_transformer_says_nothing_and_hands_its_tokens_through(version):
     model, seen = transformer(version), []
     block = model.transformer_blocks[-1]
-    block.register_forward_hook(lambda module, inputs, outputs: seen.append((inputs[:2], outputs)))
+    block.register_forward_hook(lambda *call: seen.append((call[1][:2], call[2])))
     step = TransformerStep(model, SIZES)
     losses = step(with_contexts(version))
     (before, after) = seen[0]
@@ -104,7 +104,7 @@ def test_the_text_decides_once_it_is_learned():
 def test_streams_have_noise_levels_and_weights_of_their_own():
     step = TransformerStep(transformer("2.0"), SIZES, levels=UniformLevels(), weights=Streams(1.0, 0.25))
     seen = []
-    step.model.register_forward_pre_hook(lambda module, inputs: seen.append([stream.sigma for stream in inputs]))
+    step.model.register_forward_pre_hook(lambda *call: seen.append([stream.sigma for stream in call[1]]))
     losses = step(with_contexts("2.0"))
     assert not torch.equal(*seen[0])
     assert_close(losses["loss"], losses["video"] + 0.25 * losses["audio"])

@@ -76,7 +76,7 @@ def fit(
 
     A run that was interrupted and goes on from its `state_file` is bit for bit the run that was not: weights, moments,
     average, learning rate and random numbers (of torch, Python and numpy) are in the file. Batches have to follow from
-    their number, or from those random numbers.
+    their number, or from those random numbers. Networks are in training mode meanwhile, and in evaluation mode afterwards.
 
     Args:
         step: The step of training, on its device.
@@ -117,6 +117,7 @@ def fit(
             if len(run.records) % options.save_every == 0 or len(run.records) == steps:
                 run.save()
     run.average()
+    step.eval()
     return run.records
 
 

@@ -10,11 +10,15 @@ import torch
 from diffusers.loaders.lora_base import LoraBaseMixin
 from diffusers.loaders.peft import PeftAdapterMixin
 
+from .. import publishing
 from . import active, fusing
 from .active import adapted_models, adapter_configs, adapter_layers, adapter_metadata, held_adapters
 from .file import LORA_WEIGHT_NAME, LoraMetadata, by_component, load_lora, lora_for_saving, write_lora
 from .loading import check_hotswap, check_not_fused, delete_adapter, for_present, insert_adapter
 from .strengths import AdapterWeight, check_weight, listed_weights, strength_at
+
+LORA_TAGS = ("lora", "template:sd-lora")
+"""Tags by which the Hub knows a LoRA."""
 
 
 class ReferenceFactors(NamedTuple):
@@ -138,8 +142,13 @@ class LTX2LoraMixin(LoraBaseMixin):
         connectors_lora_adapter_metadata: Mapping[str, Any] | None = None,
         format: str = "diffusers",
         metadata: Mapping[str, str] | None = None,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        token: str | None = None,
+        private: bool | None = None,
+        commit_message: str | None = None,
     ) -> None:
-        """Save LoRA factors to one file.
+        """Save LoRA factors to one file, and upload it if that is asked for.
 
         Args:
             save_directory: Folder, made if needed.
@@ -154,7 +163,18 @@ class LTX2LoraMixin(LoraBaseMixin):
             format: Layout, one of `LORA_FORMATS`: "diffusers" (default), "original" for Lightricks' tools and
                 ComfyUI, ... All but "diffusers" have alpha folded into the factors.
             metadata: Strings for the file's metadata, such as `{"reference_downscale_factor": "2"}`.
+            push_to_hub: Whether to upload the file once it is saved, with a model card: the `README.md` in
+                `save_directory` if there is one, else that of the repository, else a short one. Default `False`.
+            repo_id: Repository to upload to, made if it does not exist. Default the name of `save_directory`.
+            token: Token that may write, default the stored one.
+            private: Whether a new repository is private, default the owner's setting.
+            commit_message: Default "Upload with ltx2-diffusers".
+
+        Raises:
+            ValueError: If there is nothing to save, or an argument is not valid.
+            OSError: If the file cannot be written, or the Hub cannot be reached or refuses; a file that was saved stays.
         """
+        push = _push(save_directory, save_function, push_to_hub, repo_id, token, private, commit_message)
         given = {"transformer": transformer_lora_layers, "connectors": connectors_lora_layers}
         layers = {
             component: part.state_dict() if isinstance(part, torch.nn.Module) else part
@@ -179,6 +199,8 @@ class LTX2LoraMixin(LoraBaseMixin):
             save_function(tensors, path.as_posix())
         else:
             write_lora(path, tensors, header if safe_serialization else None)
+        if push is not None:
+            publishing.publish_files([path], push, _card)
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """Save the pipeline as diffusers does; refused while adapters are loaded, which its folder cannot hold.
@@ -352,6 +374,27 @@ class LTX2LoraMixin(LoraBaseMixin):
             advice = f"; use {name.replace('.', '_')!r}" if name else ""
             raise ValueError(f"adapter_name must not be empty or hold dots, got {name!r}{advice}")
         return name
+
+
+def _push(
+    folder: str | os.PathLike, save_function: Callable | None, push_to_hub: bool, repo_id: str | None, *how: Any
+) -> publishing.Push | None:
+    """Where to upload a saved LoRA to, checked before anything is written; `None` for nowhere."""
+    if not push_to_hub:
+        if repo_id is not None:
+            raise ValueError(
+                f"`repo_id` is {repo_id!r}, but `push_to_hub` is False; set it to True, or leave both out"
+            )
+        return None
+    if save_function is not None:
+        raise ValueError("push_to_hub=True uploads a file that is written here; leave `save_function` out")
+    return publishing.Push(repo_id or Path(folder).absolute().name, *how)
+
+
+def _card(repo_id: str) -> publishing.Card:
+    """The card of a repository that holds a LoRA of which nothing else is known."""
+    use = publishing.usage([f'pipe.load_lora_weights("{repo_id}")  # pipe: a pipeline of the base model'])
+    return publishing.Card(publishing.card_text(repo_id.split("/")[-1], "A LoRA for LTX-2.", use), LORA_TAGS)
 
 
 def _common_factor(factors: Mapping[str, int]) -> int:

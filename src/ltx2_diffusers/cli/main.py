@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -10,10 +10,22 @@ from .. import __version__
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that names what it does not know, before it misses other things, and the nearest that it does know."""
+    """A parser that names what it does not know, before it misses other things, and the nearest that it does know.
+
+    Args:
+        fill: Adds options when they are needed first, where to know them costs imports.
+        settings: Those of every parser.
+    """
+
+    def __init__(self, *, fill: "Callable[[Parser], None] | None" = None, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._fill = fill
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse, unless a command or an option is unknown."""
+        if self._fill is not None:
+            fill, self._fill = self._fill, None
+            fill(self)
         words = [word.partition("=")[0] for word in (sys.argv[1:] if args is None else args)]
         if self._subparsers is None:
             self._check_options(words[: words.index("--")] if "--" in words else words)
@@ -50,6 +62,7 @@ def _nearest(word: str, known: Sequence[str]) -> str | None:
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `ltx2` with all its subcommands."""
     from . import convert, doctor, generate, info, replay
+    from .training import train
 
     parser = Parser(
         prog="ltx2",
@@ -58,18 +71,19 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"ltx2-diffusers {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in (generate, replay, info, convert, doctor):
+    for module in (generate, replay, info, convert, doctor, train):
         module.add_parser(commands)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; wrong input ends with one line on stderr and exit status 2."""
+    """Run the command; wrong input ends with a line on stderr for each error, and exit status 2."""
     options = build_parser().parse_args(arguments)
     try:
         return options.run(options)
     except (ValueError, OSError) as error:
-        print(f"ltx2 {options.command}: {error}", file=sys.stderr)
+        for line in str(error).splitlines() or [type(error).__name__]:
+            print(f"ltx2 {options.command}: {line}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"ltx2 {options.command}: interrupted", file=sys.stderr)

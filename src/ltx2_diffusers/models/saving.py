@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from .. import publishing
 from ..atomic import finish_save, replaced_folder
 
 
@@ -31,14 +32,25 @@ class AtomicSaveMixin:
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """Save to a folder; an interrupted or failed save leaves nothing under the final name.
 
-        Takes the arguments of diffusers' method.
+        Takes the arguments of diffusers' method. With `push_to_hub=True` the folder is uploaded once it is complete, with a
+        model card, and stays if that fails.
         """
-        if kwargs.get("push_to_hub"):
-            # The default repository name comes from the folder's name, which is a temporary one below.
-            kwargs.setdefault("repo_id", Path(save_directory).name)
+        said = {name: kwargs.pop(name) for name in publishing.OPTIONS if name in kwargs}
+        push = None
+        if kwargs.pop("push_to_hub", False):
+            push = publishing.Push(**{"repo_id": Path(save_directory).name, **said})
         with replaced_folder(save_directory) as temporary:
             _check_names(self)
             super().save_pretrained(temporary, *args, **kwargs)  # type: ignore[misc]  # of the class behind this one
+        if push is not None:
+            publishing.publish_folder(save_directory, push, self._card)
+
+    def _card(self, repo_id: str) -> publishing.Card:
+        """The card of a repository that holds this model."""
+        name = type(self).__name__
+        statements = [f"from ltx2_diffusers import {name}", "", f'model = {name}.from_pretrained("{repo_id}")']
+        said = f"A part of an LTX-2 pipeline, `{name}`."
+        return publishing.Card(publishing.card_text(repo_id.split("/")[-1], said, publishing.usage(statements)))
 
     def save_config(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """Save the configuration alone, whole or not at all. Takes the arguments of diffusers' method."""

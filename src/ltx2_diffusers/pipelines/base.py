@@ -5,6 +5,7 @@ import inspect
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -17,6 +18,7 @@ from diffusers.video_processor import VideoProcessor
 from huggingface_hub import snapshot_download
 from transformers import PreTrainedModel
 
+from .. import publishing
 from ..checkpoints import pipeline_folder
 from ..checkpoints.class_names import PACKAGE, model_pair, portable_pipeline, to_ours, to_portable
 from ..checks import check_loaded
@@ -186,6 +188,50 @@ class LTX2PipelineBase(saving.AtomicSaveMixin, DiffusionPipeline):
         index = json.loads(super().to_json_string())
         index["_class_name"] = portable_pipeline(index["_class_name"])
         return json.dumps(index, indent=2, sort_keys=True) + "\n"
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        create_pr: bool = False,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        subfolder: str | None = None,
+    ) -> str:
+        """Upload the pipeline to the Hub, with a model card, and return the address of its repository.
+
+        Args:
+            repo_id: Name of the repository, `owner/name` or a name in one's own space; made if it does not exist.
+            commit_message: Default "Upload with ltx2-diffusers".
+            private: Whether a new repository is private, default the owner's setting.
+            token: Token that may write, default the stored one.
+            create_pr: Whether to propose the change instead of making it. Default `False`.
+            safe_serialization: Whether to upload safetensors files rather than pickles. Default `True`.
+            variant: Inserted into the names of the weight files, for example `"fp16"`.
+            subfolder: Folder in the repository, which gets no card. Default its root.
+
+        Raises:
+            ValueError: If no repository can have this name, or the pipeline cannot be saved.
+            OSError: If the Hub cannot be reached or refuses; the message names the repository.
+        """
+        push = publishing.Push(repo_id, token, private, commit_message, create_pr, subfolder=subfolder)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, safe_serialization=safe_serialization, variant=variant)
+            return publishing.publish_folder(folder, push, self._card)
+
+    def _card(self, repo_id: str) -> publishing.Card:
+        """The card of a repository that holds this pipeline."""
+        name = type(self).__name__
+        base = publishing.hub_id(self.config.get("_name_or_path"))
+        statements = ["import torch", f"from ltx2_diffusers import {name}", ""]
+        statements.append(f'pipe = {name}.from_pretrained("{repo_id}", dtype=torch.bfloat16)')
+        said = f"An LTX-2 pipeline for video with sound, saved from `{name}`" + (
+            f", made from `{base}`." if base else "."
+        )
+        text = publishing.card_text(repo_id.split("/")[-1], said, publishing.usage(statements))
+        return publishing.Card(text, base_model=base)
 
     def __getstate__(self) -> dict[str, Any]:
         """What is pickled and copied: everything, without hooks that a text encoder gets when it first runs."""

@@ -110,7 +110,7 @@ class LTX2PipelineOutput(BaseOutput):
         if (source := _copied_file(self.audio_source, "audio", suffix)) is not None:
             sound = {"audio_source": source}
         elif audio is not None:
-            audio, rate = _encodable(audio, rate)
+            audio, rate = encodable(audio, rate)
             sound = {"audio": audio, "sampling_rate": rate}
         if self.video_source is not None:
             # A given video may have odd sides, which H.264 cannot have.
@@ -192,7 +192,7 @@ Result = LTX2PipelineOutput | Any
 """What a call returns: this, or with `return_dict=False` the tuple `(frames, audio)`."""
 
 
-def _encodable(audio: torch.Tensor, sampling_rate: int) -> tuple[torch.Tensor, int]:
+def encodable(audio: torch.Tensor, sampling_rate: int) -> tuple[torch.Tensor, int]:
     """A waveform `[channels, samples]` and its rate as AAC takes them; given sound may have any layout and rate."""
     rate = audio_tracks.encodable_rate(sampling_rate)
     stereo = audio if audio.shape[0] <= 2 else mel.conform_to_stereo(audio[None])[0]

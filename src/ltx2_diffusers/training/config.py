@@ -27,6 +27,7 @@ except ImportError as error:
 
 from ..checkpoints.packaged import PACKAGED, meant_instead
 from ..checks import neighbours
+from .targets import PRESETS
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _FILE_SUFFIXES = (".safetensors", ".sft", ".gguf")
@@ -113,13 +114,9 @@ class ModelConfig(Section):
     audio_vae_path: ExistingPath | None = Field(None, description="Audio VAE of a checkpoint in several files.")
 
 
-TARGET_PRESETS = (*("video", "audio", "cross_modal", "text", "all", "av", "ic_lora", "video_to_audio", "connectors"),)
-"""Names that stand for lists of modules; `training.targets` says which."""
-
-
 def _target_names(value: Any) -> Any:
-    if isinstance(value, str) and value not in TARGET_PRESETS:
-        raise ValueError(f"has to be a list of module names, or one of {', '.join(TARGET_PRESETS)}")
+    if isinstance(value, str) and value not in PRESETS:
+        raise ValueError(f"has to be a list of module names, or one of {', '.join(PRESETS)}")
     if not isinstance(value, (str, list, tuple)) or not value or not all(isinstance(n, str) and n for n in value):
         raise ValueError("has to be a list of module names and presets, with at least one")
     return value if isinstance(value, str) else list(value)
@@ -133,7 +130,7 @@ class LoraConfig(Section):
     dropout: Share = Field(0.0, description="Share of the adapter's inputs that are dropped.")
     target_modules: Annotated[Any, BeforeValidator(_target_names)] = Field(
         ["to_k", "to_q", "to_v", "to_out.0"],
-        description=f"Names of layers to adapt, as they end, or presets: {', '.join(TARGET_PRESETS)}.",
+        description=f"Names of layers to adapt, as they end, or presets: {', '.join(PRESETS)}.",
     )
     use_dora: bool = Field(False, description="Train magnitudes apart from directions (DoRA).")
     use_rslora: bool = Field(False, description="Scale by alpha / sqrt(rank) instead of alpha / rank.")

@@ -8,7 +8,7 @@ import os
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from ..declared import shown
 from .config import GUIDANCE_KEYS, STRATEGY_SECTIONS, StrategySection, TrainingConfig
 
 _NEAR = 0.6
+_NULLS = ("null", "~", "")
 _NAMES = {str: "text", int: "whole number", float: "number", bool: "true|false", Path: "path", dict: "mapping"}
 # Pydantic's kinds of errors -> what is allowed, with the numbers of the error.
 _ALLOWED = {
@@ -39,12 +40,17 @@ _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false",
 _KINDS |= {"list": "a list", "tuple": "a list", "dict": "a mapping", "model": "a mapping of keys to values"}
 
 
-def load_config(path: str | os.PathLike | None, overrides: Sequence[str] = ()) -> TrainingConfig:
+def load_config(
+    path: str | os.PathLike | None,
+    overrides: Sequence[str] = (),
+    changes: Mapping[str, str | bool | Sequence[str]] = types.MappingProxyType({}),
+) -> TrainingConfig:
     """The settings in a YAML file, with single values changed.
 
     Args:
-        path: The file; `None` begins with nothing but defaults.
+        path: The file; `None` begins with nothing but defaults, and an adapter.
         overrides: `section.key=value`, each value as YAML writes it.
+        changes: The same by place, as the command line gives them; they win.
 
     Raises:
         ValueError: If the file is no YAML or no mapping, or holds what is not allowed; all of it is named, a line each.
@@ -54,8 +60,12 @@ def load_config(path: str | os.PathLike | None, overrides: Sequence[str] = ()) -
     for override in overrides:
         place, mark, text = override.partition("=")
         if not mark or not place:
-            raise ValueError(f"{override!r} is no override; write section.key=value")
-        set_value(values, place, read_value(place, text))
+            raise ValueError(f"{override!r} is neither an option nor section.key=value")
+        _set(values, place, _read(place, text))
+    for place, given in changes.items():
+        _set(values, place, given if isinstance(given, bool) else _read(place, given))
+    if path is None and values.get("model", {}).get("training_mode", "lora") == "lora":
+        values.setdefault("lora", {})
     return parse_config(values)
 
 
@@ -120,7 +130,7 @@ def config_text(config: TrainingConfig) -> str:
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=119)
 
 
-def set_value(values: dict[str, Any], place: str, value: Any) -> None:
+def _set(values: dict[str, Any], place: str, value: Any) -> None:
     """Set one value in nested mappings; missing ones are made."""
     *parents, last = place.split(".")
     for name in parents:
@@ -130,13 +140,29 @@ def set_value(values: dict[str, Any], place: str, value: Any) -> None:
     values[last] = value
 
 
-def read_value(place: str, text: str) -> Any:
-    """The value of a key as YAML writes it; what stands for a text stays as it is."""
+def _read(place: str, given: str | Sequence[str]) -> Any:
+    """The value of a key as YAML writes it; what stands for a text stays as it is, and one entry makes a list."""
+    row = next((row for row in fields() if row.name == place), None)
+    if row is None:
+        return _read_yaml(place, str(given))
+    if not row.is_list:
+        return _read_one(row, given if isinstance(given, str) else " ".join(given))
+    texts = [given] if isinstance(given, str) else list(given)
+    if len(texts) == 1 and (texts[0].startswith("[") or texts[0] in _NULLS):
+        return _read_yaml(place, texts[0])
+    return [_read_one(row, text) for text in texts]
+
+
+def _read_one(row: "FieldRow", text: str) -> Any:
+    if not row.holds_text or text in _NULLS:
+        return _read_yaml(row.name, text)
+    is_quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+    return text[1:-1] if is_quoted else text
+
+
+def _read_yaml(place: str, text: str) -> Any:
     import yaml
 
-    kinds = {kind for row in fields() if row.name == place for kind in row.kinds}
-    if kinds & {str, Path} and text not in ("null", "~", ""):
-        return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -152,8 +178,9 @@ class FieldRow:
         type: Its type in words.
         default: Its default as YAML writes it, `required`, or several for different strategies.
         description: One sentence.
-        kinds: Its Python types.
-        strategies: Names of the strategies that have it; empty for keys outside `training_strategy`.
+        kinds: Its Python types; of a list, those of its entries.
+        is_list: Whether it is a list.
+        strategies: Names of the strategies that have it, where not all have; else empty.
     """
 
     name: str
@@ -161,12 +188,23 @@ class FieldRow:
     default: str
     description: str
     kinds: frozenset[Any]
+    is_list: bool = False
     strategies: tuple[str, ...] = ()
 
     @property
     def section(self) -> str:
         """The section, `""` for what stands outside all."""
         return self.name.rpartition(".")[0]
+
+    @property
+    def entry_type(self) -> str:
+        """The type of a list's entries in words."""
+        return "|".join(sorted(_NAMES.get(kind, "mapping") for kind in self.kinds))
+
+    @property
+    def holds_text(self) -> bool:
+        """Whether its value, or an entry of it, is a text."""
+        return bool(self.kinds & {str, Path})
 
     @property
     def key(self) -> str:
@@ -189,26 +227,36 @@ def fields() -> list[FieldRow]:
 
 
 def _row(name: str, info: FieldInfo, strategies: tuple[str, ...] = ()) -> FieldRow:
-    kinds = frozenset(_plain(kind) for kind in _alternatives(info.annotation))
+    kinds = _alternatives(info.annotation)
+    # What names layers is anything to pydantic, since one preset may stand for a list.
+    entries = [str] if Any in kinds else [part for kind in kinds for part in _entries(kind)]
+    plain = frozenset(one for kind in entries or kinds for one in _plain(kind))
     default = "required" if info.is_required() else _yaml(info.get_default(call_default_factory=True))
-    return FieldRow(name, _type_words(info.annotation), default, info.description or "", kinds, strategies)
+    words = _type_words(info.annotation)
+    return FieldRow(name, words, default, info.description or "", plain, bool(entries), strategies)
+
+
+def _entries(kind: Any) -> tuple[Any, ...]:
+    """The types of a list's entries; none for what is no list."""
+    is_list = typing.get_origin(kind) in (list, tuple)
+    return tuple(one for part in typing.get_args(kind) for one in _alternatives(part)) if is_list else ()
 
 
 def _strategy_rows(section: str) -> Iterator[FieldRow]:
     keys = dict.fromkeys(key for kind in STRATEGY_SECTIONS.values() for key in kind.model_fields)
     for key in keys:
         having = {name: kind.model_fields[key] for name, kind in STRATEGY_SECTIONS.items() if key in kind.model_fields}
-        place, names = f"{section}.{key}", tuple(having)
+        place, names = f"{section}.{key}", tuple(having) if len(having) < len(STRATEGY_SECTIONS) else ()
         if key == "name":
             what = "; ".join(f"{name}: {(info.description or '').rstrip('.')}" for name, info in having.items())
-            yield FieldRow(place, "|".join(having), "text_to_video", f"{what}.", frozenset({str}), names)
+            yield FieldRow(place, "|".join(having), "text_to_video", f"{what}.", frozenset({str}))
             continue
         first = _row(place, next(iter(having.values())), names)
         defaults: dict[str, list[str]] = {}
         for name, info in having.items():
             defaults.setdefault(_row(place, info).default, []).append(name)
         texts = [default if len(defaults) == 1 else f"{default} for {', '.join(n)}" for default, n in defaults.items()]
-        yield FieldRow(place, first.type, "; ".join(texts), first.description, first.kinds, names)
+        yield replace(first, default="; ".join(texts))
 
 
 def _yaml(value: Any) -> str:
@@ -230,11 +278,11 @@ def _alternatives(annotation: Any) -> tuple[Any, ...]:
     return (annotation,)
 
 
-def _plain(kind: Any) -> Any:
-    """The class behind a type: a literal's values are texts, a list's origin is `list`."""
+def _plain(kind: Any) -> tuple[Any, ...]:
+    """The classes behind a type: those of a literal's values, `list` for a list of something."""
     if typing.get_origin(kind) is typing.Literal:
-        return type(typing.get_args(kind)[0])
-    return typing.get_origin(kind) or kind
+        return tuple(type(value) for value in typing.get_args(kind))
+    return (typing.get_origin(kind) or kind,)
 
 
 def _allows_null(annotation: Any) -> bool:

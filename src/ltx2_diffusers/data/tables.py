@@ -1,0 +1,178 @@
+"""Dataset files as tables of text (csv, json, jsonl), and the media files of a folder.
+
+Whoever adds a column or changes one keeps all the others; a file appears whole or not at all.
+"""
+
+import csv
+import importlib
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ..atomic import complete_file
+
+Row = dict[str, Any]
+"""What a dataset file says of one clip, by column."""
+
+TABLE_SUFFIXES = (".json", ".jsonl", ".csv")
+"""Endings of dataset files."""
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+MEDIA_SUFFIXES = VIDEO_SUFFIXES + IMAGE_SUFFIXES
+"""Endings of the files that are taken from a folder."""
+MEDIA_COLUMNS = ("media_path", "video", "file_name")
+"""Columns that name a clip, the one that is looked for first in front."""
+CAPTION_COLUMNS = ("caption", "text", "prompt")
+"""Columns that hold its caption."""
+MEDIA_COLUMN, CAPTION_COLUMN = MEDIA_COLUMNS[0], CAPTION_COLUMNS[0]
+REFERENCE_COLUMN = "reference_path"
+REFERENCE_ENDING = "_reference"
+"""What the stem of a reference has behind that of its clip."""
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Read a dataset file.
+
+    Args:
+        path: A `.csv` file with a header, a `.json` file with a list of objects, or a `.jsonl` file with one a line.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it has another ending, is damaged or holds no list of objects.
+    """
+    suffix = _checked_suffix(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if suffix == ".csv":
+            return _csv_rows(text)
+        rows = (
+            json.loads(text) if suffix == ".json" else [json.loads(line) for line in text.split("\n") if line.strip()]
+        )
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no dataset file {str(path)!r}") from None
+    except (OSError, ValueError, csv.Error) as error:
+        raise ValueError(f"{str(path)!r} cannot be read as a dataset file: {error}") from error
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(
+            f'{str(path)!r} has to hold a list of objects, one per clip, each like {{"{MEDIA_COLUMN}": ...}}'
+        )
+    return rows
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write a dataset file, whole or not at all, in the form that its ending says.
+
+    Raises:
+        ValueError: If it has another ending than `.csv`, `.json` or `.jsonl`.
+    """
+    suffix = _checked_suffix(path)
+    with complete_file(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        if suffix == ".json":
+            file.write(json.dumps(list(rows), indent=2, ensure_ascii=False) + "\n")
+        elif suffix == ".jsonl":
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        else:
+            columns = dict.fromkeys(column for row in rows for column in row)
+            table = csv.DictWriter(file, list(columns), restval="", lineterminator="\n")
+            table.writeheader()
+            table.writerows(rows)
+
+
+def column_of(rows: Sequence[Row], names: Sequence[str], path: Path, given: str | None = None) -> str:
+    """The column of a table to read: the given one, or the first of `names` that it has.
+
+    Raises:
+        ValueError: If the table has none of them, or a row lacks it; the message names the columns that there are.
+    """
+    present = dict.fromkeys(column for row in rows for column in row)
+    column = given if given is not None else next((name for name in names if name in present), None)
+    if column is None or column not in present:
+        wanted = repr(column) if given is not None else " or ".join(map(repr, names))
+        raise ValueError(f"{str(path)!r} has no column {wanted}; it has {', '.join(present) or 'none'}")
+    if lacking := [number for number, row in enumerate(rows, start=1) if not str(row.get(column) or "").strip()]:
+        raise ValueError(f"{str(path)!r} has no {column!r} in entry {lacking[0]}; add it, or take the entry out")
+    return column
+
+
+def media_of(row: Row, column: str, path: Path) -> Path:
+    """The file that a row names, relative to the folder of the dataset file."""
+    return path.parent / str(row[column]).strip()
+
+
+def relative_name(media: Path, table: Path) -> str:
+    """How a dataset file names a media file: from its own folder on, with forward slashes."""
+    try:
+        return Path(os.path.relpath(media, table.parent)).as_posix()
+    except ValueError:
+        # On another drive, as Windows has them.
+        return media.absolute().as_posix()
+
+
+def media_files(folder: Path, suffixes: Sequence[str] = MEDIA_SUFFIXES, recursive: bool = False) -> list[Path]:
+    """The media files of a folder in the order of their names, without hidden ones and without references.
+
+    Args:
+        folder: Where to look.
+        suffixes: Endings of names; upper case counts, too.
+        recursive: Whether to look into its folders. Default false.
+    """
+    found = [
+        path
+        for path in sorted(folder.rglob("*") if recursive else folder.iterdir())
+        if path.suffix.lower() in suffixes
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and path.is_file()
+    ]
+    stems = {path.with_suffix("") for path in found}
+    return [path for path in found if _referred(path) not in stems]
+
+
+def _referred(path: Path) -> Path | None:
+    """The clip, without ending, that a file would be the reference of."""
+    stem = path.stem.removesuffix(REFERENCE_ENDING)
+    return None if stem == path.stem or not stem else path.with_name(stem)
+
+
+def dataset_file(folder: Path) -> Path | None:
+    """The dataset file of a folder, named `dataset` or `metadata`; `None` if it has none.
+
+    Raises:
+        ValueError: If it has several.
+    """
+    names = [f"{stem}{suffix}" for stem in ("dataset", "metadata") for suffix in TABLE_SUFFIXES]
+    found = [folder / name for name in names if (folder / name).is_file()]
+    if len(found) > 1:
+        raise ValueError(f"{str(folder)!r} holds {' and '.join(path.name for path in found)}; name the one to use")
+    return found[0] if found else None
+
+
+def library(name: str, purpose: str) -> ModuleType:
+    """A package of the extra `train`.
+
+    Raises:
+        ImportError: If it is not installed; the message says how to.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(f"{purpose} needs {name}; install it with pip install 'ltx2-diffusers[train]'") from error
+
+
+def _checked_suffix(path: Path) -> str:
+    if path.suffix.lower() not in TABLE_SUFFIXES:
+        raise ValueError(
+            f"a dataset file ends in {', '.join(TABLE_SUFFIXES)}, got {str(path)!r}; use {path.with_suffix('.json').name!r}"
+        )
+    return path.suffix.lower()
+
+
+def _csv_rows(text: str) -> list[Row]:
+    table = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    rows = list(table)
+    if (odd := next((row for row in rows if None in row), None)) is not None:
+        raise ValueError(f"entry {rows.index(odd) + 1} has more cells than the header; quote cells that hold commas")
+    return [{name: value for name, value in row.items() if value is not None} for row in rows]

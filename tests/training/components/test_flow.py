@@ -5,13 +5,20 @@ from typing import Any
 import pytest
 import torch
 from torch.testing import assert_close
+from transformers import Gemma3ForConditionalGeneration
 
 from ltx2_diffusers import LTX2Pipeline
 from ltx2_diffusers.conditioning import Streams
 from ltx2_diffusers.models.connectors import LTX2TextConnectors
 from ltx2_diffusers.models.transformer import LTX2AVTransformer3DModel
 from ltx2_diffusers.pipelines.plan import ModelSizes
-from ltx2_diffusers.training.components import ConnectorsStep, TransformerStep, initialise_transformer
+from ltx2_diffusers.training.components import (
+    ConnectorsStep,
+    TransformerStep,
+    initialise_transformer,
+    save_networks,
+    text_to_video_and_audio,
+)
 from ltx2_diffusers.training.noise_levels import UniformLevels
 from scripts.tiny_configs import component_configs
 from scripts.tiny_text_model import build_text_encoder, build_tokenizer
@@ -110,6 +117,20 @@ def test_streams_have_noise_levels_and_weights_of_their_own():
     assert_close(losses["loss"], losses["video"] + 0.25 * losses["audio"])
 
 
+def test_the_first_frame_may_be_given():
+    step = TransformerStep(transformer("2.0"), SIZES, text_to_video_and_audio(first_frame_probability=1.0))
+    seen = []
+    step.model.register_forward_pre_hook(lambda *call: seen.append(call[1]))
+    batch = with_contexts("2.0")
+    step(batch)
+    video, audio = seen[0]
+    # Of two frames of four latents each the first is without noise.
+    assert not video.timesteps[:, :4].any()
+    assert video.timesteps[:, 4:].all()
+    assert audio.timesteps.all()
+    assert torch.equal(video.latent[:, :4], batch["latents"]["latents"][:, :, :1].flatten(2).transpose(1, 2))
+
+
 def test_noise_follows_from_the_global_seed():
     step, batch = TransformerStep(transformer("2.0", initialised=False), SIZES), with_contexts("2.0")
     losses = []
@@ -169,6 +190,21 @@ def test_texts_are_read_as_in_generation():
         torch.manual_seed(0)
         losses.append(step({**latents(), **text})["loss"])
     assert_close(*losses)
+
+
+def test_trained_networks_load_as_a_pipeline_loads_them(tmp_path):
+    tokenizer = build_tokenizer()
+    flow = TransformerStep(transformer("2.3", initialised=False), SIZES)
+    step = ConnectorsStep(connectors("2.3"), flow, 32, build_text_encoder(len(tokenizer)), tokenizer)
+    save_networks(step, tmp_path)
+    for name, kind in (
+        ("transformer", LTX2AVTransformer3DModel),
+        ("connectors", LTX2TextConnectors),
+        ("text_encoder", Gemma3ForConditionalGeneration),
+    ):
+        loaded, trained = kind.from_pretrained(tmp_path / name).state_dict(), step.networks[name].state_dict()
+        assert loaded.keys() == trained.keys()
+        assert all(torch.equal(value, trained[key]) for key, value in loaded.items())
 
 
 def test_a_language_model_needs_its_tokenizer():

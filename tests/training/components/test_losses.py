@@ -66,6 +66,11 @@ def test_stft_loss_of_half_the_loudness_by_hand():
     assert_close(stft_loss(0.5 * waveform, waveform, resolutions), torch.tensor(0.5 + math.log(2)), atol=1e-3, rtol=0)
 
 
+def test_sound_shorter_than_half_a_window_is_refused():
+    with pytest.raises(ValueError, match="at least 1025 samples, half the longest window, got 1000"):
+        stft_loss(torch.zeros(1, 1, 1000), torch.zeros(1, 1, 1000))
+
+
 def test_silence_has_finite_losses_and_gradients():
     waveform = torch.zeros(1, 2, 4000, requires_grad=True)
     (stft_loss(waveform, sound(1)) + stft_loss(sound(1), waveform) + mel_loss(waveform, sound(1), 16000)).backward()

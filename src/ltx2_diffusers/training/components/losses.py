@@ -92,7 +92,11 @@ def stft_loss(made: Tensor, real: Tensor, resolutions: Sequence[tuple[int, int]]
         made, real: Waveforms `[B, C, N]`, N above half the longest window.
         resolutions: Window and hop in samples. Default ((2048, 512), (1024, 256), (512, 128)).
     """
-    losses = []
+    losses, shortest = [], max(size for size, _ in resolutions) // 2 + 1
+    if made.shape[-1] < shortest:
+        raise ValueError(
+            f"waveforms must have at least {shortest} samples, half the longest window, got {made.shape[-1]}; use longer ones."
+        )
     for size, hop in resolutions:
         magnitude, wanted = (_magnitudes(waveform, size, hop) for waveform in (made, real))
         convergence = (wanted - magnitude).norm() / wanted.norm().clamp(min=LOG_MEL_FLOOR)

@@ -18,15 +18,20 @@ from ...models.transformer_block import LTX2AVTransformerBlock
 from ...pipelines.plan import ModelSizes
 from ..losses import step_losses
 from ..noise_levels import NoiseLevels, RowDraws, StretchedLogitNormalLevels
-from ..strategies import MaskedStrategy, Role, Strategy
+from ..strategies import MaskedStrategy, Prefix, Role, Strategy
 from .step import Losses, TrainingStep
 
 _STREAMS = ("video", "audio")
 
 
-def text_to_video_and_audio() -> Strategy:
-    """Both streams are made of the text, each at a noise level of its own; clips without sound train the video alone."""
-    return MaskedStrategy(None, Streams(Role("latents"), Role("audio_latents", optional=True)))
+def text_to_video_and_audio(first_frame_probability: float = 0.0) -> Strategy:
+    """Both streams are made of the text, each at a noise level of its own; clips without sound train the video alone.
+
+    Args:
+        first_frame_probability: Share of the videos of more than one frame whose first one is given. Default 0.0.
+    """
+    rules = (Prefix(first_frame_probability, optional=True),) if first_frame_probability else ()
+    return MaskedStrategy(None, Streams(Role("latents", rules=rules), Role("audio_latents", optional=True)))
 
 
 class TransformerStep(TrainingStep):

@@ -19,6 +19,7 @@ from ltx2_diffusers.atomic import write_json
 from ltx2_diffusers.checkpoints.class_names import COMPONENT_CLASSES
 from ltx2_diffusers.checkpoints.folder import portable_pair, write_component, write_model_index, write_scheduler
 from ltx2_diffusers.checkpoints.safetensors_io import Entry
+from ltx2_diffusers.training.components import set_spectrum_filters
 
 from . import tiny_weights
 from .tiny_configs import AUDIO_LATENT_BINS, AUDIO_LATENT_CHANNELS, component_configs
@@ -78,7 +79,7 @@ def _scale_vocoder(vocoder: nn.Module) -> None:
     first = getattr(vocoder, "vocoder", vocoder)
     tiny_weights.scale_output(first.conv_out, lambda: first(mel), tiny_weights.WAVE_STD)
     if first is not vocoder:
-        tiny_weights.set_spectrum_filters(vocoder)
+        set_spectrum_filters(vocoder)
         second = vocoder.bwe_generator
         tiny_weights.scale_output(second.conv_out, lambda: second(mel), tiny_weights.WAVE_STD / 2)
 

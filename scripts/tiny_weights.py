@@ -11,8 +11,6 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from ltx2_diffusers.models.mel import mel_filterbank
-
 # Standard deviations of outputs: half the range of a pixel, sound that is audible and far from clipping.
 LATENT_STD = 1.0
 PIXEL_STD = 0.4
@@ -74,21 +72,6 @@ def smooth_decoder(decoder: nn.Module, patch_size: int) -> None:
         gains = layer.weight[::sub_pixels, :, 1:2, 1:2, 1:2] * 27**0.5
         layer.weight.copy_((gains * low_pass).repeat_interleave(sub_pixels, dim=0))
         layer.bias.copy_(layer.bias[::sub_pixels].repeat_interleave(sub_pixels))
-
-
-@torch.no_grad()
-def set_spectrum_filters(vocoder: nn.Module) -> None:
-    """Set the Fourier and mel filters between the two stages of a vocoder, which only checkpoints provide."""
-    size = vocoder.config.filter_length
-    sample, frequency = torch.arange(size), torch.arange(size // 2 + 1)
-    angle = 2 * torch.pi * frequency[:, None] * sample / size
-    window = torch.hann_window(size)
-    basis = torch.cat([torch.cos(angle), -torch.sin(angle)]) * window
-    mel_stft = vocoder.mel_stft
-    mel_stft.stft_fn.forward_basis.copy_(basis[:, None])
-    mel_stft.stft_fn.inverse_basis.copy_(basis[:, None] / (window.square().sum() * size / 4))
-    rate = vocoder.config.input_sampling_rate
-    mel_stft.mel_basis.copy_(mel_filterbank(vocoder.config.num_mel_channels, rate, size).T)
 
 
 @torch.no_grad()

@@ -181,6 +181,7 @@ class CausalSTFT(nn.Module):
     """
 
     forward_basis: Tensor
+    inverse_basis: Tensor
 
     def __init__(self, filter_length: int, hop_length: int) -> None:
         super().__init__()

@@ -1,0 +1,101 @@
+"""Training the video VAE from nothing.
+
+Shapes: B batch, C latent channels, F frames, H height, W width; F', H', W' their latent counterparts.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...models.video_vae import AutoencoderKLLTX2Video
+from .critics import pair_adversarial_loss, pair_critic_loss
+from .losses import kl_divergence, l1, wavelet_loss
+from .step import Losses, TrainingStep, held, weighted
+
+
+@dataclass(frozen=True)
+class VideoVaeWeights:
+    """Weights of the losses of a video VAE.
+
+    Args:
+        pixels: Of the mean absolute difference of pixels. Default 1.0.
+        wavelets: Of the difference of details, see [`wavelet_loss`]. Default 1.0.
+        kl: Of the KL divergence per latent, in nats. Default 1e-4.
+        adversarial: Of what the critic finds; read only with a critic. Default 0.05.
+    """
+
+    pixels: float = 1.0
+    wavelets: float = 1.0
+    kl: float = 1e-4
+    adversarial: float = 0.05
+
+
+class VideoVaeStep(TrainingStep):
+    """Encodes videos, draws latents, decodes them and compares.
+
+    The posterior is a diagonal Gaussian whose log variance is one number per position, shared by all channels, so
+    the noise on a latent has the same size in every channel, and the encoder scales its channels against it. Decoders
+    that are conditioned on a timestep see latents mixed with noise, normalised as in generation (the share of noise is
+    the timestep), and learn to take it away; noise that decoders inject (`decoder_inject_noise`) they draw by
+    themselves.
+
+    A batch holds `pixels` `[B, 3, F, H, W]` in [-1, 1], F = 8 k + 1.
+
+    Args:
+        vae: The autoencoder to train.
+        weights: Weights of the losses.
+        critic: A [`PairCritic`]; default None, no adversarial loss. Best given once reconstructions are recognisable.
+        max_decode_timestep: Timesteps of a conditioned decoder are drawn evenly from 0 to this. Default 0.1, twice the
+            timestep that the reference decodes with.
+    """
+
+    def __init__(
+        self,
+        vae: AutoencoderKLLTX2Video,
+        weights: VideoVaeWeights = VideoVaeWeights(),
+        critic: nn.Module | None = None,
+        max_decode_timestep: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.vae, self.critic = vae, critic
+        self.weights, self.max_decode_timestep = weights, max_decode_timestep
+        self._pair: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """The autoencoder."""
+        return {"vae": self.vae}
+
+    def forward(self, batch: Mapping[str, Any]) -> Losses:
+        """`pixels`, `wavelets`, `kl`, and `adversarial` with a critic."""
+        pixels = batch["pixels"]
+        posterior = self.vae.encode(pixels).latent_dist
+        made = self._decoded(posterior.sample())
+        losses = {
+            "pixels": l1(made, pixels),
+            "wavelets": wavelet_loss(made, pixels),
+            "kl": kl_divergence(posterior.mean, posterior.logvar),
+        }
+        if self.critic is not None:
+            with held(self.critic):
+                losses["adversarial"] = pair_adversarial_loss(self.critic, made, pixels)
+            self._pair = made.detach(), pixels
+        return weighted(losses, asdict(self.weights))
+
+    def critic_losses(self) -> Losses:
+        """`critic`, of the videos of the last `forward`."""
+        if self.critic is None or self._pair is None:
+            return super().critic_losses()
+        return weighted({"critic": pair_critic_loss(self.critic, *self._pair)}, {"critic": 1.0})
+
+    def _decoded(self, latents: Tensor) -> Tensor:
+        """Videos of raw latents `[B, C, F', H', W']`, through noise where the decoder takes it away."""
+        if not self.vae.config.timestep_conditioning:
+            return self.vae.decode(latents).sample
+        timestep = self.max_decode_timestep * torch.rand(len(latents), device=latents.device)
+        clean = self.vae.normalize_latents(latents)
+        noisy = torch.lerp(clean, torch.randn_like(clean), timestep.view(-1, 1, 1, 1, 1).to(clean.dtype))
+        return self.vae.decode(self.vae.denormalize_latents(noisy), timestep).sample

@@ -79,19 +79,21 @@ _RECIPES = {
     ),
     "retake": Recipe(
         "LTX2RetakePipeline",
-        ('video="clip.mp4"', "start_s=1.0", "end_s=2.0"),
+        ('video="clip.mp4"', "start_s=0.5", "end_s=1.0"),
         ("video-to-video",),
         "video-to-video",
         sized=False,
     ),
     "inpainting": Recipe(
         "LTX2RetakePipeline",
-        ('video="clip.mp4"', "start_s=0.0", "end_s=2.0", 'region=Image.open("mask.png")'),
+        ('video="clip.mp4"', "start_s=0.0", "end_s=1.0", 'region=Image.open("mask.png")'),
         ("video-to-video", "inpainting"),
         "video-to-video",
         sized=False,
     ),
-    "extension": Recipe("LTX2ExtendPipeline", ('video="clip.mp4"',), ("video-to-video",), "video-to-video"),
+    "extension": Recipe(
+        "LTX2ExtendPipeline", ('video="clip.mp4"',), ("video-to-video",), "video-to-video", sized=False
+    ),
     "reference_audio": Recipe(
         "LTX2ConditionPipeline", (_VOICE,), ("audio-to-video",), imports=("LTX2AudioReferenceCondition",)
     ),

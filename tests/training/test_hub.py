@@ -1,304 +1,294 @@
 """Publishing to the Hub, against a stand-in of its HTTP interface."""
 
 import hashlib
-import json
 import subprocess
 import sys
-from io import BytesIO
-from pathlib import Path
 
 import PIL.Image
 import pytest
 import torch
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, constants
 
-from ltx2_diffusers import LTX2Pipeline, packaged_checkpoint
+from ltx2_diffusers import LTX2Pipeline, LTX2Vocoder, packaged_checkpoint
 from ltx2_diffusers.media.reading import probe
 from ltx2_diffusers.media.writing import write_video
+from ltx2_diffusers.training.config import TrainingConfig
 from ltx2_diffusers.training.config_files import save_config
-from ltx2_diffusers.training.hub import MAX_GIF_RATE, ORIGINAL_NAME, write_gif
+from ltx2_diffusers.training.hub import MAX_GIF_RATE, ORIGINAL_NAME, push_training, write_gif
+from ltx2_diffusers.training.model_card import CONFIG_NAME
+from ltx2_diffusers.training.validation import ValidationSample
 from tests.hub_server import READER, HubServer
 
-PATH = json.dumps(sys.path)
 TINY = str(packaged_checkpoint("ltx2-tiny"))
 WEIGHTS = "pytorch_lora_weights.safetensors"
 
 
 @pytest.fixture
-def hub():
+def hub(monkeypatch, tmp_path):
     with HubServer() as server:
+        server.connect(monkeypatch, tmp_path / "cache")
         yield server
 
 
-def run_client(hub, cache: Path, script: str, environment: dict | None = None, **said: object) -> dict:
-    """Run a script in a process whose Hub is the stand-in: it finds `said` in `given`, and `told` comes back.
-
-    The library reads its settings from the environment when it is imported, once in a process.
-    """
-    begin = f"import json, sys; sys.path[:] = {PATH}\ngiven = json.loads(sys.argv[1]); told = {{}}\n"
-    command = [sys.executable, "-c", f"{begin}{script}\nprint(json.dumps(told))", json.dumps(said)]
-    variables = {"PATH": "/usr/bin:/bin", "HOME": str(cache), **hub.environment(str(cache)), **(environment or {})}
-    result = subprocess.run(command, env=variables, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout.splitlines()[-1])
+@pytest.fixture(scope="module")
+def pipeline():
+    return LTX2Pipeline.from_pretrained(TINY)
 
 
-def factors() -> dict[str, torch.Tensor]:
+@pytest.fixture(scope="module")
+def factors(pipeline):
     module = "transformer_blocks.0.attn1.to_q"
-    linear = LTX2Pipeline.from_pretrained(TINY).transformer.get_submodule(module)
+    linear = pipeline.transformer.get_submodule(module)
     down, up = torch.ones(2, linear.in_features), torch.ones(linear.out_features, 2)
     return {f"{module}.lora_A.weight": down, f"{module}.lora_B.weight": up}
 
 
-LORA = """
-from pathlib import Path
-from safetensors.torch import load_file
-from ltx2_diffusers import LTX2Pipeline
-factors = {key.removeprefix("transformer."): value for key, value in load_file(given["lora"]).items()}
-
-def push(**arguments):
-    try:
-        LTX2Pipeline.save_lora_weights(given["folder"], factors, push_to_hub=True, **arguments)
-    except Exception as error:
-        return [type(error).__name__, str(error)]
-"""
+def push_lora(folder, factors, repo_id="user/my-lora", **arguments):
+    LTX2Pipeline.save_lora_weights(folder, factors, push_to_hub=True, repo_id=repo_id, **arguments)
 
 
-@pytest.fixture(scope="module")
-def lora(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("factors")
-    LTX2Pipeline.save_lora_weights(folder, factors())
-    return str(folder / WEIGHTS)
+def card_of(repository):
+    return ModelCard(repository.files()["README.md"].decode())
 
 
-def test_a_lora_is_saved_pushed_and_loaded_back(hub, lora, tmp_path):
-    script = (
-        LORA
-        + """
-told["first"] = push(repo_id="user/my-lora", private=True, commit_message="First")
-told["again"] = push(repo_id="my-lora")
-pipe = LTX2Pipeline.from_pretrained(given["base"])
-pipe.load_lora_weights("user/my-lora")
-told["loaded"] = pipe.get_list_adapters()
-told["equal"] = bool((pipe.lora_state_dict("user/my-lora")["transformer.transformer_blocks.0.attn1.to_q.lora_A.weight"] == 1).all())
-"""
-    )
+def test_a_lora_is_saved_pushed_and_loaded_back(hub, factors, tmp_path):
     folder = tmp_path / "lora"
-    told = run_client(hub, tmp_path / "cache", script, folder=str(folder), lora=lora, base=TINY)
-    assert told == {"first": None, "again": None, "loaded": {"transformer": ["default_0"]}, "equal": True}
+    push_lora(folder, factors, private=True, commit_message="First")
+    # A name in one's own space; and nothing has changed, so that there is nothing to commit.
+    push_lora(folder, factors, "my-lora")
     repository = hub.repositories["user/my-lora"]
     assert repository.private
-    # The second time nothing had changed.
     assert repository.messages == ["First"]
     assert repository.files().keys() == {"README.md", WEIGHTS}
     assert repository.files()[WEIGHTS] == (folder / WEIGHTS).read_bytes()
     assert [path.name for path in folder.iterdir()] == [WEIGHTS]
-    data = ModelCard(repository.files()["README.md"].decode()).data
-    assert {"lora", "template:sd-lora", "ltx-2"} <= set(data.tags)
+    assert {"lora", "template:sd-lora", "ltx-2"} <= set(card_of(repository).data.tags)
     assert not [request for request in hub.requests if "xet" in request]
+    own = LTX2Pipeline.from_pretrained(TINY)
+    own.load_lora_weights("user/my-lora")
+    assert own.get_list_adapters() == {"transformer": ["default_0"]}
+    loaded = own.lora_state_dict("user/my-lora")
+    assert all(torch.equal(loaded[f"transformer.{name}"], tensor) for name, tensor in factors.items())
 
 
-def test_a_card_beside_the_lora_is_pushed_and_one_in_the_repository_stays(hub, lora, tmp_path):
+def test_a_card_beside_the_lora_is_pushed_and_one_in_the_repository_stays(hub, factors, tmp_path):
     folder = tmp_path / "lora"
     folder.mkdir()
     (folder / "README.md").write_text("---\nlicense: mit\n---\nMy own card.\n")
     (folder / "notes.txt").write_text("private")
-    told = run_client(hub, tmp_path / "cache", LORA + 'push(repo_id="user/x")', folder=str(folder), lora=lora)
-    assert told == {}
-    files = hub.repositories["user/x"].files()
+    push_lora(folder, factors)
+    files = hub.repositories["user/my-lora"].files()
     assert files.keys() == {"README.md", WEIGHTS}
     assert files["README.md"] == (folder / "README.md").read_bytes()
     (folder / "README.md").unlink()
-    run_client(hub, tmp_path / "cache", LORA + 'push(repo_id="user/x")', folder=str(folder), lora=lora)
-    assert b"My own card." in hub.repositories["user/x"].files()["README.md"]
-    assert b"license: mit" in hub.repositories["user/x"].files()["README.md"]
+    push_lora(folder, factors)
+    card = card_of(hub.repositories["user/my-lora"])
+    assert "My own card." in card.text
+    assert card.data.license == "mit"
+
+
+def named(monkeypatch, name, value):
+    """Set what the library reads from its environment."""
+    if name == "HF_TOKEN":
+        monkeypatch.setenv(name, value)
+    else:
+        monkeypatch.setattr(constants, name, value)
 
 
 @pytest.mark.parametrize(
-    ("environment", "arguments", "kind", "parts"),
+    ("setting", "arguments", "kind", "parts"),
     [
-        ({"HF_TOKEN": "hf_wrong"}, {}, "PermissionError", ["status 401", "hf auth login"]),
-        ({"HF_TOKEN": READER}, {}, "PermissionError", ["status 403", "may not write"]),
-        ({}, {"token": "hf_wrong"}, "PermissionError", ["status 401"]),
-        ({}, {"repo_id": "stranger/x"}, "PermissionError", ["'stranger/x'", "status 403"]),
-        ({"HF_ENDPOINT": "http://127.0.0.1:9"}, {}, "ConnectionError", ["http://127.0.0.1:9", "cannot be reached"]),
-        ({"HF_HUB_OFFLINE": "1"}, {}, "ConnectionError", ["HF_HUB_OFFLINE"]),
+        (("HF_TOKEN", "hf_wrong"), {}, PermissionError, ["status 401", "hf auth login"]),
+        (("HF_TOKEN", READER), {}, PermissionError, ["status 403", "may not write"]),
+        (None, {"token": "hf_wrong"}, PermissionError, ["status 401"]),
+        (None, {"repo_id": "stranger/x"}, PermissionError, ["'stranger/x'", "status 403"]),
+        (("ENDPOINT", "http://127.0.0.1:9"), {}, ConnectionError, ["http://127.0.0.1:9", "cannot be reached"]),
+        (("HF_HUB_OFFLINE", True), {}, ConnectionError, ["HF_HUB_OFFLINE"]),
     ],
 )
-def test_a_push_that_fails_says_why_and_loses_nothing(hub, lora, tmp_path, environment, arguments, kind, parts):
-    folder = tmp_path / "lora"
-    said = {"repo_id": "user/x", **arguments}
-    script = LORA + 'told["error"] = push(**given["said"])'
-    told = run_client(hub, tmp_path / "cache", script, environment, folder=str(folder), lora=lora, said=said)
-    name, message = told["error"]
-    assert name == kind
-    assert all(part in message for part in [said["repo_id"], "nothing local was lost", *parts]), message
-    assert [path.name for path in folder.iterdir()] == [WEIGHTS]
+def test_a_push_that_fails_says_why_and_loses_nothing(
+    hub, factors, tmp_path, monkeypatch, setting, arguments, kind, parts
+):
+    del hub
+    if setting is not None:
+        named(monkeypatch, *setting)
+    with pytest.raises(kind) as caught:
+        push_lora(tmp_path / "lora", factors, **arguments)
+    message = str(caught.value)
+    expected = [arguments.get("repo_id", "'user/my-lora'"), "nothing local was lost", *parts]
+    assert all(part in message for part in expected), message
+    assert [path.name for path in (tmp_path / "lora").iterdir()] == [WEIGHTS]
 
 
-def test_what_cannot_name_a_repository_is_refused_before_anything_is_written(lora, tmp_path):
-    del lora
+def test_what_cannot_name_a_repository_is_refused_before_anything_is_written(pipeline, factors, tmp_path):
     with pytest.raises(ValueError, match=r"`repo_id` is 'a/b/c', which cannot name a repository"):
-        LTX2Pipeline.save_lora_weights(tmp_path / "x", factors(), push_to_hub=True, repo_id="a/b/c")
+        push_lora(tmp_path / "x", factors, "a/b/c")
     with pytest.raises(ValueError, match="`push_to_hub` is False"):
-        LTX2Pipeline.save_lora_weights(tmp_path / "x", factors(), repo_id="user/x")
+        LTX2Pipeline.save_lora_weights(tmp_path / "x", factors, repo_id="user/x")
     with pytest.raises(ValueError, match="cannot name a repository"):
-        LTX2Pipeline.from_pretrained(TINY).save_pretrained(tmp_path / "x", push_to_hub=True, repo_id="no spaces")
+        pipeline.save_pretrained(tmp_path / "x", push_to_hub=True, repo_id="no spaces")
     assert not (tmp_path / "x").exists()
 
 
-PIPELINE = """
-import torch
-from ltx2_diffusers import LTX2Pipeline
-pipe = LTX2Pipeline.from_pretrained(given["base"])
-
-def frames(pipe):
-    made = pipe("a cat", height=64, width=64, num_frames=9, num_inference_steps=2, output_type="uint8", generator=torch.Generator().manual_seed(0))
-    return made.frames
-"""
+def weights(pipeline):
+    return pipeline.transformer.state_dict()
 
 
-def test_a_pipeline_is_pushed_and_loaded_back(hub, tmp_path):
-    script = (
-        PIPELINE
-        + """
-told["url"] = pipe.push_to_hub("user/tiny", commit_message="Whole pipeline")
-again = LTX2Pipeline.from_pretrained("user/tiny")
-told["equal"] = torch.equal(frames(pipe), frames(again))
-pipe.save_pretrained(given["folder"], push_to_hub=True, repo_id="user/tiny-2", private=True)
-told["class"] = type(LTX2Pipeline.from_pretrained("user/tiny-2")).__name__
-"""
-    )
-    folder = tmp_path / "saved"
-    told = run_client(hub, tmp_path / "cache", script, base=TINY, folder=str(folder))
-    assert told == {"url": f"{hub.url}/user/tiny", "equal": True, "class": "LTX2Pipeline"}
-    first, second = (hub.repositories[name] for name in ("user/tiny", "user/tiny-2"))
-    assert (first.messages, first.private, second.private) == (["Whole pipeline"], False, True)
-    saved = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    assert second.files() == saved
-    card = ModelCard(first.files()["README.md"].decode())
+def assert_same_weights(one, other):
+    assert weights(one).keys() == weights(other).keys()
+    assert all(torch.equal(tensor, weights(other)[name]) for name, tensor in weights(one).items())
+
+
+def test_a_pipeline_is_pushed_and_loaded_back(hub, pipeline):
+    assert pipeline.push_to_hub("user/tiny", commit_message="Whole pipeline") == f"{hub.url}/user/tiny"
+    repository = hub.repositories["user/tiny"]
+    assert (repository.messages, repository.private) == (["Whole pipeline"], False)
+    card = card_of(repository)
     assert {"ltx-2", "text-to-video", "audio-video"} <= set(card.data.tags)
     assert (card.data.license, card.data.library_name) == ("other", "diffusers")
     assert 'LTX2Pipeline.from_pretrained("user/tiny", dtype=torch.bfloat16)' in card.text
+    assert_same_weights(pipeline, LTX2Pipeline.from_pretrained("user/tiny"))
 
 
-def test_a_pipeline_whose_push_fails_is_saved(hub, tmp_path):
+def test_a_saved_pipeline_is_pushed_as_it_was_saved(hub, pipeline, tmp_path):
+    folder = tmp_path / "saved"
+    pipeline.save_pretrained(folder, push_to_hub=True, private=True)
+    repository = hub.repositories["user/saved"]
+    assert repository.private
+    saved = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert repository.files() == saved
+
+
+def test_a_pipeline_whose_push_fails_is_saved(hub, pipeline, tmp_path):
     hub.breaks_at = "POST api/models/user/tiny/commit"
-    script = (
-        PIPELINE
-        + """
-try:
-    pipe.save_pretrained(given["folder"], push_to_hub=True, repo_id="user/tiny")
-except OSError as error:
-    told["error"] = str(error)
-told["equal"] = torch.equal(frames(pipe), frames(LTX2Pipeline.from_pretrained(given["folder"])))
+    with pytest.raises(OSError, match=r"'user/tiny'.*status 500.*nothing local was lost"):
+        pipeline.save_pretrained(tmp_path / "saved", push_to_hub=True, repo_id="user/tiny")
+    assert_same_weights(pipeline, LTX2Pipeline.from_pretrained(tmp_path / "saved"))
+
+
+def test_a_model_is_pushed_with_a_card(hub, pipeline, tmp_path):
+    pipeline.vocoder.save_pretrained(tmp_path / "my-vocoder", push_to_hub=True)
+    assert "LTX2Vocoder.from_pretrained" in card_of(hub.repositories["user/my-vocoder"]).text
+    assert isinstance(LTX2Vocoder.from_pretrained("user/my-vocoder"), LTX2Vocoder)
+
+
+CLIENT = """
+import sys, torch
+sys.path[:] = {path}
+from ltx2_diffusers import LTX2Pipeline
+pipe = LTX2Pipeline.from_pretrained({base!r})
+pipe.push_to_hub("user/tiny")
+again = LTX2Pipeline.from_pretrained("user/tiny")
+again.load_lora_weights("user/my-lora")
+
+def frames(pipe):
+    size = dict(height=64, width=64, num_frames=9, num_inference_steps=2, output_type="uint8")
+    return pipe("a cat", generator=torch.Generator().manual_seed(0), **size).frames
+
+changed = frames(again)
+again.unload_lora_weights()
+print(torch.equal(frames(pipe), frames(again)), torch.equal(changed, frames(again)))
 """
-    )
-    told = run_client(hub, tmp_path / "cache", script, base=TINY, folder=str(tmp_path / "saved"))
-    assert "'user/tiny'" in told["error"]
-    assert "status 500" in told["error"]
-    assert told["equal"]
 
 
-def test_a_model_is_pushed_with_a_card(hub, tmp_path):
-    script = (
-        PIPELINE
-        + """
-pipe.vae.save_pretrained(given["folder"], push_to_hub=True)
-told["class"] = type(type(pipe.vae).from_pretrained("user/my-vae")).__name__
-"""
-    )
-    told = run_client(hub, tmp_path / "cache", script, base=TINY, folder=str(tmp_path / "my-vae"))
-    assert told == {"class": "AutoencoderKLLTX2Video"}
-    assert b"AutoencoderKLLTX2Video.from_pretrained" in hub.repositories["user/my-vae"].files()["README.md"]
-
-
-TRAINING = """
-from pathlib import Path
-from ltx2_diffusers.training.config_files import load_config
-from ltx2_diffusers.training.hub import push_training
-from ltx2_diffusers.training.validation import ValidationSample
-folder = Path(given["folder"])
-config = load_config(folder / "training_config.yaml")
-samples = [ValidationSample(folder / "samples" / name, f"prompt of {name}", 1) for name in given["samples"]]
-
-def push(**arguments):
-    try:
-        return push_training(config, folder, samples, "user/trained", **arguments)
-    except Exception as error:
-        return [type(error).__name__, str(error)]
-"""
+@pytest.mark.slow
+def test_a_process_whose_hub_is_another_one_pushes_and_loads(hub, factors, tmp_path):
+    """The library reads its settings when it is imported, as here."""
+    push_lora(tmp_path / "lora", {name: 3 * tensor for name, tensor in factors.items()})
+    variables = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), **hub.environment(str(tmp_path / "own"))}
+    script = CLIENT.format(path=sys.path, base=TINY)
+    result = subprocess.run([sys.executable, "-c", script], env=variables, capture_output=True, text=True)
+    assert result.stdout.splitlines()[-1:] == ["True False"], result.stderr
 
 
 @pytest.fixture
-def result(tmp_path, lora):
+def outputs(tmp_path, factors):
     """The folder of a training run at its end."""
-    from ltx2_diffusers.training.config import TrainingConfig
-
     folder = tmp_path / "outputs"
-    folder.mkdir()
-    (folder / WEIGHTS).write_bytes(Path(lora).read_bytes())
+    LTX2Pipeline.save_lora_weights(folder, factors)
     (folder / "checkpoint-7").mkdir()
     (folder / "checkpoint-7" / "optimizer.bin").write_bytes(b"states")
-    sections = {"model": {"model_path": "ltx2-tiny"}, "lora": {"rank": 2, "alpha": 2}, "output_dir": str(folder)}
-    config = TrainingConfig.model_validate({**sections, "data": {"preprocessed_data_root": str(tmp_path)}})
-    save_config(config, folder / "training_config.yaml")
     pixels = torch.randint(0, 256, (25, 64, 64, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     write_video(folder / "samples" / "step_000007_1.mp4", pixels, 25.0)
     PIL.Image.fromarray(pixels[0].numpy()).save(folder / "samples" / "step_000007_2.png")
+    save_config(settings(folder), folder / CONFIG_NAME)
     return folder
 
 
-def test_the_result_of_training_is_pushed_whole_and_loads(hub, result, tmp_path):
-    before = {path: path.read_bytes() for path in result.rglob("*") if path.is_file()}
-    script = (
-        TRAINING
-        + """
-told["url"] = push(private=True, commit_message="Trained", trigger="SKSCAT")
-from ltx2_diffusers import LTX2Pipeline, packaged_checkpoint
-pipe = LTX2Pipeline.from_pretrained(packaged_checkpoint("ltx2-tiny"))
-pipe.load_lora_weights("user/trained")
-told["loaded"] = pipe.get_list_adapters()
-pipe.load_lora_weights("user/trained", weight_name=given["original"], adapter_name="original")
-told["branch"] = push(revision="second")
-"""
-    )
-    samples = ["step_000007_1.mp4", "step_000007_2.png"]
-    told = run_client(hub, tmp_path / "cache", script, folder=str(result), samples=samples, original=ORIGINAL_NAME)
-    url = f"{hub.url}/user/trained"
-    assert told == {"url": url, "loaded": {"transformer": ["default_0"]}, "branch": url}
+def settings(folder):
+    sections = {"model": {"model_path": "ltx2-tiny"}, "lora": {"rank": 2, "alpha": 2}, "output_dir": str(folder)}
+    return TrainingConfig.model_validate({**sections, "data": {"preprocessed_data_root": str(folder)}})
+
+
+def samples_in(folder):
+    files = sorted((folder / "samples").iterdir())
+    return [ValidationSample(path, f"prompt of {path.name}", 1) for path in files]
+
+
+def test_the_result_of_training_is_pushed_whole_and_loads(hub, outputs):
+    before = {path: path.read_bytes() for path in outputs.rglob("*") if path.is_file()}
+    arguments = {"private": True, "commit_message": "Trained", "trigger": "SKSCAT"}
+    url = push_training(settings(outputs), outputs, samples_in(outputs), "user/trained", **arguments)
+    assert url == f"{hub.url}/user/trained"
     repository = hub.repositories["user/trained"]
-    assert repository.private
-    assert repository.messages[0] == "Trained"
-    assert repository.branches.keys() == {"main", "second"}
+    assert (repository.private, repository.messages) == (True, ["Trained"])
     files = repository.files()
     pictures = {"samples/sample_0.mp4", "samples/sample_0.gif", "samples/sample_1.png"}
-    assert files.keys() == {"README.md", "training_config.yaml", WEIGHTS, ORIGINAL_NAME, *pictures}
-    assert files[WEIGHTS] == before[result / WEIGHTS]
-    assert files["training_config.yaml"] == before[result / "training_config.yaml"]
-    assert files["samples/sample_0.mp4"] == before[result / "samples" / samples[0]]
-    assert {path: path.read_bytes() for path in result.rglob("*") if path.is_file()} == before
-    data = ModelCard(files["README.md"].decode()).data
+    assert files.keys() == {"README.md", CONFIG_NAME, WEIGHTS, ORIGINAL_NAME, *pictures}
+    assert files[WEIGHTS] == before[outputs / WEIGHTS]
+    assert files[CONFIG_NAME] == before[outputs / CONFIG_NAME]
+    assert files["samples/sample_0.mp4"] == before[outputs / "samples" / "step_000007_1.mp4"]
+    assert files["samples/sample_0.gif"].startswith(b"GIF89a")
+    assert {path: path.read_bytes() for path in outputs.rglob("*") if path.is_file()} == before
+    data = card_of(repository).data
     assert data.get("instance_prompt") == "SKSCAT"
     assert [one["output"]["url"] for one in data.get("widget")] == ["samples/sample_0.gif", "samples/sample_1.png"]
-    assert files["samples/sample_0.gif"].startswith(b"GIF89a")
+    own = LTX2Pipeline.from_pretrained(TINY)
+    own.load_lora_weights("user/trained")
+    own.load_lora_weights("user/trained", weight_name=ORIGINAL_NAME, adapter_name="original")
+    assert own.get_list_adapters() == {"transformer": ["default_0", "original"]}
 
 
-def test_a_second_push_renews_the_card(hub, result, tmp_path):
-    script = TRAINING + 'push(trigger="OLD"); samples = []; push(trigger="NEW")'
-    run_client(hub, tmp_path / "cache", script, folder=str(result), samples=["step_000007_1.mp4"])
-    card = ModelCard(hub.repositories["user/trained"].files()["README.md"].decode())
+def test_a_branch_is_made_and_the_main_one_left_alone(hub, outputs):
+    push_training(settings(outputs), outputs, [], "user/trained", revision="second")
+    repository = hub.repositories["user/trained"]
+    assert repository.files("second").keys() >= {WEIGHTS, "README.md"}
+    assert repository.files("main") == {}
+
+
+def test_a_second_push_renews_the_card(hub, outputs):
+    for trigger, samples in (("OLD", samples_in(outputs)), ("NEW", samples_in(outputs)[1:])):
+        push_training(settings(outputs), outputs, samples, "user/trained", trigger=trigger)
+    card = card_of(hub.repositories["user/trained"])
     assert card.data.get("instance_prompt") == "NEW"
+    assert len(card.data.get("widget")) == 1
     assert "OLD" not in card.text
     assert len(card.data.tags) == len(set(card.data.tags))
 
 
-def test_a_result_that_lacks_something_is_not_pushed(hub, result, tmp_path):
-    script = TRAINING + 'told["gone"] = push(); (folder / given["weights"]).unlink(); told["weights"] = push()'
-    told = run_client(hub, tmp_path / "cache", script, folder=str(result), samples=["gone.mp4"], weights=WEIGHTS)
-    assert told["gone"][0] == told["weights"][0] == "ValueError"
-    assert "gone.mp4" in told["gone"][1]
-    assert "there are no weights to push" in told["weights"][1]
+def test_a_whole_transformer_is_pushed_as_its_folder(hub, pipeline, outputs):
+    (outputs / WEIGHTS).unlink()
+    pipeline.transformer.save_pretrained(outputs / "transformer")
+    config = settings(outputs)
+    config.model.training_mode = "full"
+    push_training(config, outputs, [], "user/trained")
+    files = hub.repositories["user/trained"].files()
+    assert {name for name in files if "/" in name} == {
+        f"transformer/{path.name}" for path in (outputs / "transformer").iterdir()
+    }
+    assert "lora" not in card_of(hub.repositories["user/trained"]).data.tags
+
+
+def test_a_result_that_lacks_something_is_not_pushed(hub, outputs):
+    gone = [ValidationSample(outputs / "gone.mp4", "a", 1)]
+    with pytest.raises(ValueError, match=r"gone\.mp4' is gone"):
+        push_training(settings(outputs), outputs, gone, "user/trained")
+    (outputs / CONFIG_NAME).unlink()
+    with pytest.raises(ValueError, match=f"holds no {CONFIG_NAME}"):
+        push_training(settings(outputs), outputs, [], "user/trained")
+    (outputs / WEIGHTS).unlink()
+    with pytest.raises(ValueError, match="there are no weights to push"):
+        push_training(settings(outputs), outputs, [], "user/trained")
     assert hub.repositories == {}
 
 
@@ -321,4 +311,4 @@ def test_the_stand_in_refuses_bytes_with_another_checksum(hub):
     with pytest.raises(HTTPError, match="422"):
         urlopen(Request(place, data=b"two", method="PUT"))
     urlopen(Request(place, data=b"one", method="PUT"))
-    assert BytesIO(hub.large_files[place.rsplit("/", 1)[1]]).read() == b"one"
+    assert hub.large_files == {place.rsplit("/", 1)[1]: b"one"}

@@ -72,7 +72,7 @@ def test_times(text, rate, frames):
 
 @pytest.mark.parametrize("text", ["-1", "12.5", "5 min", "00:61:00", "00:00:61", "1e3s", "", "٣"])
 def test_what_is_no_time(text):
-    with pytest.raises(ValueError, match="`skip_start` has to be a number of frames like 123, seconds like 12.5s"):
+    with pytest.raises(ValueError, match=r"`skip_start` has to be a number of frames like 123, seconds like 12.5s"):
         SceneOptions(skip_start=text)
 
 
@@ -204,9 +204,9 @@ def test_a_silent_video_with_odd_sides(tmp_path):
 
 
 def test_pictures_and_a_page_show_the_scenes(film, tmp_path):
-    split_video(film, tmp_path, ANY, save_images=2)
-    assert len(list((tmp_path / "previews").glob("film-scene-*-0[12].jpg"))) == 8
-    page = (tmp_path / "film-scenes.html").read_text()
+    split_video(film, tmp_path / "scenes", ANY, save_images=2)
+    assert len(list((tmp_path / "scenes-previews").glob("film-scene-*-0[12].jpg"))) == 8
+    page = (tmp_path / "scenes-previews" / "film-scenes.html").read_text()
     assert page.count("data:image/jpeg;base64,") == 8
     assert "4 scenes of film" in page
 
@@ -224,7 +224,7 @@ def test_a_split_video_is_left_alone_until_it_is_to_be_split_anew(film, tmp_path
 
 
 def test_nothing_is_listed_of_a_split_that_was_broken_off(film, tmp_path, monkeypatch):
-    def broken(*arguments, **options):
+    def broken(*_arguments, **_options):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

@@ -137,10 +137,11 @@ def test_adapters_may_be_on_some_blocks_only():
 
 def test_data_parallelism_leaves_host_memory_alone():
     transformer = model()
-    BlockStreaming(transformer, CPU, 3)
-    ignored = set(transformer._ddp_params_and_buffers_to_ignore)
-    frozen = {name for name, p in transformer.named_parameters() if not p.requires_grad}
-    assert ignored == {name for name in frozen if name.startswith("transformer_blocks.") and name[19] != "0"}
+    network = torch.nn.ModuleDict({"front": transformer, "other": torch.nn.Linear(2, 2)})
+    BlockStreaming(transformer, CPU, 3).leave_out_of_ddp(network)
+    frozen = {name for name, p in network.named_parameters() if not p.requires_grad}
+    streamed = {name for name in frozen if name.startswith("front.transformer_blocks.") and name.split(".")[2] != "0"}
+    assert set(network._ddp_params_and_buffers_to_ignore) == streamed
 
 
 def test_impossible_streaming_is_refused():

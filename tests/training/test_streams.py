@@ -5,10 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from ltx2_diffusers.conditioning import Streams
 from ltx2_diffusers.training.losses import step_losses, velocity_loss
 from ltx2_diffusers.training.noise_levels import LEVELS
+from ltx2_diffusers.training.reports import LossMeter
 from ltx2_diffusers.training.strategies import reference_scale, strategy_of
 from ltx2_diffusers.training.streams import TrainedStream
 from tests.golden_data import load_json, load_tensors
@@ -164,10 +166,16 @@ def test_losses_are_weighted_and_told_by_noise_level():
     state = SimpleNamespace(num_tokens=4)
     stream = TrainedStream(state, torch.tensor([0.1, 1.0]), velocity, torch.ones(2, 4, dtype=torch.bool))
     said = torch.stack([torch.ones(4, 3), 2 * torch.ones(4, 3)])
-    losses = step_losses(Streams(said, said), Streams(stream, stream), Streams(1.0, 0.5))
-    assert losses.total.item() == pytest.approx(2.5 + 0.5 * 2.5)
-    assert losses.named() == {
-        "loss": pytest.approx(3.75),
+    both = step_losses(Streams(said, said), Streams(stream, stream), Streams(1.0, 0.5))
+    assert both.total.item() == pytest.approx(2.5 + 0.5 * 2.5)
+    silent = step_losses(Streams(said, None), Streams(stream, None), Streams(1.0, 0.5))
+    assert silent.total.item() == pytest.approx(2.5)
+    meter = LossMeter(torch.device("cpu"))
+    for losses in (both, silent):
+        meter.add(losses)
+    # Buckets without samples are not told.
+    assert meter.means(Accelerator(cpu=True)) == {
+        "loss": pytest.approx((3.75 + 2.5) / 2),
         **{
             f"loss_{name}{level}": pytest.approx(value)
             for name in ("video", "audio")

@@ -32,7 +32,7 @@ def load_pipeline_components(
     Args:
         pipeline_class: Class of the pipeline.
         path_or_link: The safetensors file, or a Hub link to one.
-        text_encoder: A language model, or a folder or Hub id to load it (and the tokenizer) from.
+        text_encoder: A language model, or a folder or Hub id to load it (and the tokenizer) from; `None` for none.
         tokenizer: Its tokenizer; needed if `text_encoder` is a model.
         torch_dtype, dtype: Data type of the components; `dtype` wins. Default as stored.
         given: Components that replace the file's, and options of the download (`revision`, `cache_dir`, ...).
@@ -55,7 +55,7 @@ def load_pipeline_components(
             f"{checkpoint.name} holds {', '.join(checkpoint.components()) or 'no LTX-2 component'}, but a pipeline also "
             f"needs {', '.join(missing)}; pass them as arguments"
         )
-    text_encoder, tokenizer = _load_text_encoder(text_encoder, tokenizer, dtype, hub)
+    text_encoder, tokenizer = load_text_encoder(text_encoder, tokenizer, dtype, **hub)
     components = {"text_encoder": text_encoder, "tokenizer": tokenizer, **given}
     for name in needed:
         model_class = getattr(ltx2_diffusers, class_name_for(name, checkpoint.config(name)))
@@ -63,11 +63,19 @@ def load_pipeline_components(
     return {"scheduler": new_scheduler(is_distilled(path)), **components}
 
 
-def _load_text_encoder(
-    text_encoder: Any, tokenizer: Any, dtype: torch.dtype | None, hub: dict[str, Any]
+def load_text_encoder(
+    text_encoder: Any, tokenizer: Any = None, dtype: torch.dtype | None = None, **options: Any
 ) -> tuple[Any, Any]:
+    """A language model and its tokenizer.
+
+    Args:
+        text_encoder: The model, `None` to do without, or a folder or Hub id to load it from.
+        tokenizer: Its tokenizer, default from the same place; needed if `text_encoder` is a model.
+        dtype: Data type of its weights, default as stored.
+        options: Arguments of the download, and `quantization_config` for the model.
+    """
     if not isinstance(text_encoder, (str, os.PathLike)):
-        if tokenizer is None:
+        if text_encoder is not None and tokenizer is None:
             raise ValueError("a `text_encoder` given as a model needs its `tokenizer` beside it")
         return text_encoder, tokenizer
     from transformers import AutoModelForImageTextToText, AutoTokenizer
@@ -79,8 +87,9 @@ def _load_text_encoder(
         for name, kind in _TEXT_MODELS.items():
             if name != "tokenizer" or tokenizer is None:
                 check_component(Path(source, inside[name]), ("transformers", kind), None)
+    hub = {name: value for name, value in options.items() if name in _HUB_OPTIONS}
     with named_errors(Path(source)):
         if tokenizer is None:
             tokenizer = AutoTokenizer.from_pretrained(source, subfolder=inside["tokenizer"], **hub)
-        options = {"subfolder": inside["text_encoder"], **hub}
-        return AutoModelForImageTextToText.from_pretrained(source, dtype=dtype or "auto", **options), tokenizer
+        of_model = {"subfolder": inside["text_encoder"], **options}
+        return AutoModelForImageTextToText.from_pretrained(source, dtype=dtype or "auto", **of_model), tokenizer

@@ -69,7 +69,7 @@ class PrecomputedDataset(torch.utils.data.Dataset[Item]):
         self.sources = _sources(data_sources)
         if unknown := [folder for folder in optional if folder not in self.sources]:
             raise ValueError(f"optional names {unknown[0]!r}, which is none of the sources {', '.join(self.sources)}")
-        files = {folder: _files(self.root, folder, folder in optional) for folder in self.sources}
+        files = {folder: sample_files(self.root, folder, folder in optional) for folder in self.sources}
         first = LATENTS if LATENTS in files else next(iter(files))
         if not files[first]:
             raise ValueError(
@@ -79,7 +79,7 @@ class PrecomputedDataset(torch.utils.data.Dataset[Item]):
         self.dropped: list[str] = []
         lacking: dict[str, int] = {}
         for name in sorted(files[first]):
-            found = {folder: _matching(files[folder], folder, name) for folder in self.sources}
+            found = {folder: matching_file(files[folder], folder, name) for folder in self.sources}
             missing = [folder for folder, file in found.items() if file is None and folder not in optional]
             if missing:
                 self.dropped.append(name)
@@ -222,7 +222,7 @@ def _sources(given: Mapping[str, str] | Sequence[str] | None) -> dict[str, str]:
     raise TypeError(f"data_sources must be a dict, a list or None, got {type(given).__name__}")
 
 
-def _files(root: Path, folder: str, optional: bool) -> dict[str, Path]:
+def sample_files(root: Path, folder: str, optional: bool) -> dict[str, Path]:
     """Files of a folder by sub-path without ending; of two that differ in their ending, ours."""
     place = root / folder
     if not place.is_dir():
@@ -240,7 +240,7 @@ def _files(root: Path, folder: str, optional: bool) -> dict[str, Path]:
     return found
 
 
-def _matching(files: Mapping[str, Path], folder: str, name: str) -> Path | None:
+def matching_file(files: Mapping[str, Path], folder: str, name: str) -> Path | None:
     """The file of a sample in a folder."""
     if name in files:
         return files[name]

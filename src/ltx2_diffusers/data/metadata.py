@@ -126,7 +126,7 @@ def _chosen_columns(path: Path, rows: Sequence[Row], columns: Mapping[str, str])
     for roles in (("caption",), ("video", "audio")):
         if rows and not any(role in chosen for role in roles):
             asked = [name for role in roles for name in COLUMNS[role]]
-            near = next(filter(None, (_nearest(name, present) for name in names)), "")
+            near = next(filter(None, (_nearest(name, present) for name in asked)), "")
             raise ValueError(
                 f"{str(path)!r} has no column {', '.join(asked[:-1])} or {asked[-1]}{near}; it has "
                 f"{', '.join(present) or 'none'}: name the one that holds the {' or the '.join(roles)}"

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..checkpoints.safetensors_io import Entry, SafetensorsFile, write_file
+from ..checks import check_finite
 
 Sample = dict[str, torch.Tensor | int | float]
 """Tensors and numbers by name."""
@@ -46,13 +47,19 @@ class TextFeatures(NamedTuple):
     mask: torch.Tensor
 
 
-def write_sample(path: Path, tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, int | float]) -> None:
+def write_sample(
+    path: Path,
+    tensors: Mapping[str, torch.Tensor],
+    numbers: Mapping[str, int | float],
+    notes: Mapping[str, str] | None = None,
+) -> None:
     """Write one sample; the file appears only when it is complete.
 
     Args:
         path: File ending in `.safetensors`. Missing folders are created.
         tensors: Tensors by name.
         numbers: Sizes, rates and durations by name; they stand in the file's metadata.
+        notes: Further metadata that training does not read, default none; see `read_notes`.
 
     Raises:
         ValueError: If a tensor holds values that are not finite.
@@ -60,10 +67,18 @@ def write_sample(path: Path, tensors: Mapping[str, torch.Tensor], numbers: Mappi
     if path.suffix != SUFFIX:
         raise ValueError(f"a sample is written as {SUFFIX}, got {str(path)!r}; use {path.with_suffix(SUFFIX).name!r}")
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise ValueError(f"{name!r} of {path.stem!r} holds values that are not finite; encode it in float32")
+        if tensor.is_floating_point() and tensor.numel():
+            check_finite(f"{name!r} of {path.stem!r}", tensor, "encode it in float32")
     entries = {name: Entry.of(tensor.detach().cpu().contiguous()) for name, tensor in tensors.items()}
-    write_file(path, entries, {"format": "pt", _NUMBERS: json.dumps(dict(numbers))})
+    write_file(path, entries, {"format": "pt", _NUMBERS: json.dumps(dict(numbers)), **(notes or {})})
+
+
+def read_notes(path: Path) -> dict[str, str]:
+    """The metadata of a whole sample file; empty if there is no such file or it is damaged."""
+    try:
+        return SafetensorsFile(path).metadata
+    except (ValueError, OSError):
+        return {}
 
 
 def read_sample(path: Path) -> Sample:

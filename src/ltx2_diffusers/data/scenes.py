@@ -209,8 +209,8 @@ def split_video(
         path: The video.
         output_dir: Folder for `<stem>-scene-001.mp4` and so on.
         options: How it is cut.
-        save_images: Pictures of each scene, in the folder `previews`; with any, the page `<stem>-scenes.html` shows
-            them. Default 0.
+        save_images: Pictures of each scene, which are written to the folder `<output_dir>-previews`, beside that of the
+            clips, with the page `<stem>-scenes.html` that shows them. Default 0.
         stats_file: As in [`find_scenes`].
         crf: Quality of the clips as x264 counts it, 0 (lossless) to 51; default 14.
         override: Whether a video that was split before is split anew. Default false.
@@ -239,7 +239,8 @@ def split_video(
     files = _write_scenes(path, output_dir, scenes, rate, crf)
     _remove_former(output_dir, path.stem, files)
     if save_images:
-        _write_previews(output_dir, path.stem, files, save_images)
+        folder = output_dir.absolute()
+        _write_previews(folder.with_name(f"{folder.name}-previews"), path.stem, files, save_images)
     entries = [_entry(file, scene, rate) for file, scene in zip(files, scenes)]
     write_json(listed, {"made_by": made_by, "frame_rate": str(rate), "scenes": entries})
     return SplitVideo(path, files, scenes, dropped)
@@ -374,18 +375,18 @@ def _entry(file: Path, scene: Scene, rate: Fraction) -> dict[str, Any]:
     }
 
 
-def _write_previews(output_dir: Path, stem: str, files: Sequence[Path], count: int) -> None:
+def _write_previews(folder: Path, stem: str, files: Sequence[Path], count: int) -> None:
     """Write pictures of the scenes, and a page that shows them."""
     rows = []
     for file in files:
         pictures = [PIL.Image.fromarray(frame) for frame in _spread(file, count)]
         for number, picture in enumerate(pictures, start=1):
-            with complete_file(output_dir / "previews" / f"{file.stem}-{number:02d}.jpg") as partial:
+            with complete_file(folder / f"{file.stem}-{number:02d}.jpg") as partial:
                 picture.save(partial, quality=90)
         rows.append(f"<h2>{html.escape(file.name)}</h2>" + "".join(map(_inlined, pictures)))
     title = f"{len(files)} scenes of {html.escape(stem)}"
     page = f"<!DOCTYPE html><meta charset='utf-8'><title>{title}</title><h1>{title}</h1>" + "\n".join(rows)
-    with complete_file(output_dir / f"{stem}-scenes.html") as partial:
+    with complete_file(folder / f"{stem}-scenes.html") as partial:
         partial.write_text(page + "\n", encoding="utf-8")
 
 

@@ -28,6 +28,8 @@ MEDIA_COLUMNS = ("media_path", "video", "file_name")
 """Columns that name a clip, the one that is looked for first in front."""
 CAPTION_COLUMNS = ("caption", "text", "prompt")
 """Columns that hold its caption."""
+DATASET_FILE = "dataset.json"
+"""Dataset file that is written for a folder without one."""
 MEDIA_COLUMN, CAPTION_COLUMN = MEDIA_COLUMNS[0], CAPTION_COLUMNS[0]
 REFERENCE_COLUMN = "reference_path"
 REFERENCE_ENDING = "_reference"

@@ -117,7 +117,7 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
         cls,
         pretrained_model_link_or_path: str | os.PathLike,
         *,
-        text_encoder: PreTrainedModel | str | os.PathLike,
+        text_encoder: PreTrainedModel | str | os.PathLike | None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         torch_dtype: torch.dtype | None = None,
         **kwargs: Any,
@@ -126,7 +126,8 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
 
         Args:
             pretrained_model_link_or_path: The safetensors file, or a Hub link to it.
-            text_encoder: The Gemma model, or a folder or Hub id that holds it (and, unless given, its tokenizer).
+            text_encoder: The Gemma model, or a folder or Hub id that holds it (and, unless given, its tokenizer). `None`
+                for a pipeline that is given precomputed states, or only encodes and decodes.
             tokenizer: The tokenizer of the text encoder.
             torch_dtype: Data type of all components, default that of the file.
             kwargs: Components to use in place of the file's (`vae=`, `scheduler=`, ...), and options of

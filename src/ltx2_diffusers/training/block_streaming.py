@@ -39,13 +39,12 @@ class BlockStreaming:
         _check(model, blocks, num_on_device)
         # Those of the first blocks that stay.
         num_resident = max(num_on_device - 2, 0)
-        self._model, self._device = model, device
-        self._blocks = [_HostBlock(block, device) for block in blocks[num_resident:]]
-        _move_rest(model, device, {id(block) for block in blocks[num_resident:]})
+        self._model, self._device, self._streamed = model, device, blocks[num_resident:]
+        self._blocks = [_HostBlock(block, device) for block in self._streamed]
+        _move_rest(model, device, {id(block) for block in self._streamed})
         self._slots = [_Slot(self._blocks[0], device) for _ in range(min(num_on_device, 2))]
         self._side_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._ignore_in_ddp(blocks[num_resident:])
-        for index, block in enumerate(blocks[num_resident:]):
+        for index, block in enumerate(self._streamed):
             block.register_forward_pre_hook(self._entering(index))
 
     @property
@@ -101,13 +100,21 @@ class BlockStreaming:
             slot.ready = stream.record_event() if stream is not None else None
         return slot
 
-    def _ignore_in_ddp(self, blocks: list[nn.Module]) -> None:
-        """Keep data parallelism from sending weights that every process has read, from memory that it cannot send."""
-        streamed = {
-            id(parameter) for block in blocks for parameter in block.parameters() if not parameter.requires_grad
-        }
-        names = [name for name, parameter in self._model.named_parameters() if id(parameter) in streamed]
-        self._model._ddp_params_and_buffers_to_ignore = names  # type: ignore[assignment]  # read by torch
+    def leave_out_of_ddp(self, network: nn.Module) -> None:
+        """Keep data parallelism from sending weights that every process has read, from memory that it cannot send.
+
+        Args:
+            network: The module that is going to be wrapped, with the model somewhere in it.
+        """
+        streamed = {id(module) for block in self._streamed for module in block.modules()}
+        names = [
+            f"{path}.{name}" if path else name
+            for path, module in network.named_modules()
+            if id(module) in streamed
+            for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+            if not tensor.requires_grad
+        ]
+        network._ddp_params_and_buffers_to_ignore = names  # type: ignore[assignment]  # read by torch
 
 
 class _HostBlock:

@@ -491,7 +491,7 @@ class _OneSource(SampleCondition):
     @model_validator(mode="after")
     def _check_source(self) -> Self:
         if (self.video is None) == (self.audio is None):
-            raise ValueError("has to have either video or audio; give one of them")
+            raise ValueError("video and audio are both given, or neither is; give one of them")
         return self
 
 

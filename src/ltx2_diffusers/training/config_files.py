@@ -20,11 +20,12 @@ from ..declared import shown
 from .config import GUIDANCE_KEYS, STRATEGY_SECTIONS, StrategySection, TrainingConfig
 
 _NEAR = 0.6
+# Names of files are shown whole, up to here.
+_LONG = 400
 _NULLS = ("null", "~", "")
 _NAMES = {str: "text", int: "whole number", float: "number", bool: "true|false", Path: "path", dict: "mapping"}
 # Pydantic's kinds of errors -> what is allowed, with the numbers of the error.
 _ALLOWED = {
-    "missing": "is missing",
     "finite_number": "has to be a finite number",
     "greater_than": "has to be greater than {gt:g}",
     "greater_than_equal": "has to be at least {ge:g}",
@@ -34,7 +35,7 @@ _ALLOWED = {
     "too_long": "has to have {max_length} entries",
     "too_short": "has to have {min_length} entries",
     "union_tag_invalid": "has to have a `type` among {expected_tags}",
-    "union_tag_not_found": "needs a `type`",
+    "union_tag_not_found": "has to have a `type`",
 }
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "a text", "path": "a path"}
 _KINDS |= {"list": "a list", "tuple": "a list", "dict": "a mapping", "model": "a mapping of keys to values"}
@@ -324,22 +325,19 @@ def _problems(error: ValidationError, values: Mapping[str, Any]) -> list[str]:
 
 
 def _problem(error: Mapping[str, Any], values: Mapping[str, Any]) -> list[str]:
-    place, section, info = _locate(error["loc"], values)
-    name = ".".join(map(str, place))
     kind, context = error["type"], error.get("ctx", {})
+    place, section, info = _locate(error["loc"], values, kind == "missing")
+    name = ".".join(map(str, place))
     if kind == "extra_forbidden":
         return [f"{name}: unknown key; {_nearest_key(str(place[-1]), section)}"]
+    if kind == "missing":
+        what = info.description if info is not None and info.description else "Give the section."
+        return [f"{name}: is missing; {what[0].lower()}{what[1:].rstrip('.')}"]
     if kind == "value_error":
-        lines = str(context["error"]).split("\n")
-        if not place:
-            return lines
-        return [_with_value(f"{name}: {line}", error["input"]) for line in lines]
-    allowed = _choices(info) if kind == "literal_error" else _allowed(kind, context)
-    if kind == "missing" and info is not None:
-        allowed += (
-            f"; {info.description[0].lower()}{info.description[1:]}" if info.description else "; give the section"
-        )
-    return [f"{name}: {allowed}" if kind == "missing" else _with_value(f"{name}: {allowed}", error["input"])]
+        rules = str(context["error"]).split("\n")
+    else:
+        rules = [_choices(info) if kind == "literal_error" else _allowed(kind, context)]
+    return [_with_value(f"{name}: {rule}" if place else rule, error["input"]) for rule in rules]
 
 
 def _choices(info: FieldInfo | None) -> str:
@@ -351,30 +349,32 @@ def _allowed(kind: str, context: Mapping[str, Any]) -> str:
     """What a value has to be where pydantic found an error of some kind."""
     if kind in _ALLOWED:
         return _ALLOWED[kind].format(**context)
-    words = _KINDS.get(kind.partition("_")[0])
-    if words is None:
-        raise AssertionError(f"no words for errors of kind {kind!r}")
-    return f"has to be {words}"
+    return f"has to be {_KINDS.get(kind.partition('_')[0], 'a value of another kind')}"
 
 
-def _with_value(text: str, value: Any) -> str:
-    """A line that says what has to be, with what is."""
-    if " has to be " not in text and " has to have " not in text and not text.endswith("needs a `type`"):
-        return text
-    rule, mark, remedy = text.partition(";")
-    verb = "is" if " has to " in rule and " but " not in rule else ""
-    return f"{rule} but {verb} {shown(value)}{mark}{remedy}" if verb else text
+def _with_value(rule: str, value: Any) -> str:
+    """A rule together with the value that breaks it, unless it names what is wrong itself."""
+    rule, mark, remedy = rule.partition(";")
+    if " has to " not in rule or " but " in rule:
+        return rule + mark + remedy
+    is_name = isinstance(value, (str, Path)) and len(str(value)) < _LONG
+    return f"{rule} but is {repr(value) if is_name else shown(value)}{mark}{remedy}"
 
 
-def _locate(loc: Sequence[str | int], values: Any) -> tuple[list[str | int], type[BaseModel] | None, FieldInfo | None]:
-    """The place of an error in the file, the section it lies in, and the field; tags of unions are left out of it."""
+def _locate(
+    loc: Sequence[str | int], values: Any, lacks_last: bool
+) -> tuple[list[str | int], type[BaseModel] | None, FieldInfo | None]:
+    """The place of an error in the file, the section it lies in, and the field.
+
+    Tags of unions, which are no keys, are left out of the place; `lacks_last` says that the last part is a missing key.
+    """
     place: list[str | int] = []
     section: type[BaseModel] | None = TrainingConfig
     info: FieldInfo | None = None
     annotation: Any = TrainingConfig
     for index, part in enumerate(loc):
         is_there = part in values if isinstance(values, Mapping) else isinstance(part, int)
-        if not is_there and index < len(loc) - 1:
+        if not is_there and not (lacks_last and index == len(loc) - 1):
             continue
         place.append(part)
         values = _child(values, part)

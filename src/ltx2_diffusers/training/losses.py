@@ -44,20 +44,6 @@ class StepLosses:
     streams: Streams[torch.Tensor | None]
     sigmas: Streams[torch.Tensor | None]
 
-    def named(self) -> dict[str, float]:
-        """Mean losses to report: of each stream, and of its samples between two noise levels, where there are any."""
-        found = {"loss": self.total.item()}
-        for name, values, sigmas in zip(("video", "audio"), self.streams, self.sigmas):
-            if values is None or sigmas is None:
-                continue
-            found[f"loss_{name}"] = values.mean().item()
-            for low, high in zip(LEVEL_BOUNDS, LEVEL_BOUNDS[1:]):
-                # The last bucket holds pure noise, too.
-                inside = (sigmas >= low) & ((sigmas < high) | (high == LEVEL_BOUNDS[-1]))
-                if inside.any():
-                    found[f"loss_{name}_sigma_{low:.2f}-{high:.2f}"] = values[inside].mean().item()
-        return found
-
 
 def step_losses(
     predicted: Streams[torch.Tensor | None], streams: Streams[TrainedStream | None], weights: Streams[float]

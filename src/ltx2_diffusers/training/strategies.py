@@ -594,7 +594,10 @@ def register_strategy(name: str, strategy: Callable[[Any], Strategy]) -> None:
     """
     if name in _ROLES:
         raise ValueError(f"there is a strategy {name!r} in this package; give yours another name")
+    from .config import register_strategy_section
+
     _OWN[name] = strategy
+    register_strategy_section(name)
 
 
 def registered_strategies() -> tuple[str, ...]:

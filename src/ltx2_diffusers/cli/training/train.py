@@ -79,8 +79,9 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     for row in rows:
         if row.section not in groups:
             groups[row.section] = parser.add_argument_group(row.section or "run")
-        short = [f"--{row.key.replace('_', '-')}"] if row.key in unique and row.section else []
-        groups[row.section].add_argument(*short, f"--{row.name}", dest=row.name, help=_help(row), **_parsing(row))
+        short = [f"--{row.key.replace('_', '-')}"] if row.key in unique else []
+        names = dict.fromkeys([*short, f"--{row.name}"])
+        groups[row.section].add_argument(*names, dest=row.name, help=_help(row), **_parsing(row))
 
 
 def _help(row: Any) -> str:
@@ -107,16 +108,23 @@ def run(options: argparse.Namespace) -> int:
         print(config_text(config), end="")
         return 0
     if options.dry_run:
-        from ...training.forecast import forecast
-
-        print(forecast(config).text(options.gpu, options.device_tflops))
+        print(_forecast(config, options))
         return 0
-    from ...training.forecast import check_data
     from ...training.trainer import LTX2Trainer
 
-    check_data(config)
     LTX2Trainer(config).train()
     return 0
+
+
+def _forecast(config: Any, options: argparse.Namespace) -> str:
+    import torch
+
+    from ...training.forecast import forecast
+    from ...training.models import check_settings
+    from ..loading import best_device
+
+    check_settings(config, torch.device(best_device()))
+    return forecast(config).text(options.gpu, options.device_tflops)
 
 
 def read_config(options: argparse.Namespace) -> Any:

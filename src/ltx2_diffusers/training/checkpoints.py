@@ -1,0 +1,316 @@
+"""Checkpoints of a training run: what they hold, which are kept, and how a run goes on from one.
+
+`<output_dir>/checkpoints/checkpoint-<step>/` holds the trained weights as pipelines load them, the configuration, and
+`training_state/` with everything that a run needs to go on exactly. A checkpoint appears whole or not at all.
+"""
+
+import json
+import re
+import shutil
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, broadcast_object_list
+from peft import get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+
+from ..adapters.active import adapter_configs
+from ..adapters.file import LORA_WEIGHT_NAME
+from ..atomic import remove_leftovers, replaced_folder, write_json
+from ..pipelines.recipes.text_to_video import LTX2Pipeline
+
+STATE = "training_state"
+PROGRESS, TRAINED = "progress.json", "trained.safetensors"
+_STEP_FOLDER = re.compile(r"checkpoint-(\d+)")
+_STEP_FILE = re.compile(r"step_(\d+)")
+# What every version of PEFT knows.
+_PORTABLE = ("r", "lora_alpha", "lora_dropout", "target_modules", "bias", "rank_pattern", "alpha_pattern", "peft_type")
+_VARIANTS = ("use_dora", "use_rslora", "lora_bias")
+_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+@dataclass
+class Progress:
+    """How far a run is.
+
+    Args:
+        step: Steps of the optimiser that are done.
+        skipped: Steps whose loss or gradients were not finite, of which nothing was learnt.
+        written: Steps of the checkpoints of this run that were kept, oldest first.
+        fingerprint: Settings that the numbers of a run depend on.
+    """
+
+    step: int = 0
+    skipped: int = 0
+    written: list[int] = field(default_factory=list)
+    fingerprint: dict[str, Any] = field(default_factory=dict)
+
+
+def find_checkpoint(place: str | Path) -> Path | None:
+    """The newest file of weights in a folder, by the number after `step_` in its name; `None` if there is none.
+
+    Args:
+        place: A folder, which is searched with all below it, or a `.safetensors` file, which is returned.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    place = Path(place)
+    if place.is_file() and place.suffix == ".safetensors":
+        return place
+    if not place.is_dir():
+        raise ValueError(f"{str(place)!r} is neither a folder nor a .safetensors file")
+    files = sorted(place.rglob("*step_*.safetensors"))
+    return max(files, key=lambda file: _number(_STEP_FILE, file.name), default=None)
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint in a folder that a run can go on from; `None` if there is none."""
+    found = [path for path in folder.glob("checkpoint-*") if (path / STATE / PROGRESS).is_file()]
+    return max(found, key=lambda path: _number(_STEP_FOLDER, path.name), default=None)
+
+
+def _number(pattern: re.Pattern[str], name: str) -> int:
+    match = pattern.search(name)
+    return -1 if match is None else int(match[1])
+
+
+def read_progress(checkpoint: Path) -> Progress:
+    """How far the run was when a checkpoint was written.
+
+    Raises:
+        ValueError: If the folder is no checkpoint that a run can go on from.
+    """
+    file = checkpoint / STATE / PROGRESS
+    if not file.is_file():
+        raise ValueError(
+            f"{str(checkpoint)!r} has no {STATE}/{PROGRESS}, so no run can go on from it; give a folder checkpoint-<step>, or "
+            "start a new run from its weights with model.load_checkpoint"
+        )
+    try:
+        return Progress(**json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{str(file)!r} is damaged ({error}); go on from another checkpoint") from None
+
+
+def check_fingerprint(found: Mapping[str, Any], now: Mapping[str, Any], checkpoint: Path) -> None:
+    """`ValueError` if a run with other settings than now would go on from a checkpoint."""
+    other = [name for name in now if found.get(name) != now[name]]
+    if other:
+        changes = ", ".join(f"{name} was {found.get(name)!r} and is {now[name]!r}" for name in other)
+        raise ValueError(
+            f"the run cannot go on exactly from {str(checkpoint)!r}: {changes}; restore the settings, or start a new run from "
+            "its weights with model.load_checkpoint"
+        )
+
+
+class Checkpoints:
+    """Writes the checkpoints of a run and goes on from them.
+
+    Args:
+        config: Configuration of the run.
+        accelerator: What runs it; the optimiser is prepared by it, and schedule and moving average are registered.
+        network: The trained module, prepared.
+        components: The trained networks, by their place in a pipeline.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        accelerator: Accelerator,
+        network: torch.nn.Module,
+        components: Mapping[str, torch.nn.Module],
+    ) -> None:
+        self.section, self.is_full = config.checkpoints, config.model.training_mode == "full"
+        self.config, self.accelerator, self.network, self.components = config, accelerator, network, components
+        self.folder = Path(config.output_dir) / "checkpoints"
+        if not self._is_sharded:
+            # The frozen base is not part of what a run has to remember.
+            accelerator.register_save_state_pre_hook(self._keep_trained)
+            accelerator.register_load_state_pre_hook(self._load_trained)
+
+    @property
+    def _is_sharded(self) -> bool:
+        return self.accelerator.distributed_type == DistributedType.FSDP
+
+    def save(self, progress: Progress, published: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> Path:
+        """Write a checkpoint and remove those that are too many; all processes take part.
+
+        Args:
+            progress: How far the run is; the checkpoint is added to those written.
+            published: Trained weights by their names in the network, as users are to load them; read in the main process.
+            metadata: What the file of weights says about how to use them.
+        """
+        target = self.folder / f"checkpoint-{progress.step}"
+        if progress.step not in progress.written:
+            progress.written.append(progress.step)
+        surplus = self._surplus(progress)
+        if not self.accelerator.is_main_process:
+            self._save_state(Path(self._shared(None)), progress)
+            self.accelerator.wait_for_everyone()
+            return target
+        self.folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(self.folder)
+        with replaced_folder(target) as temporary:
+            self._save_state(Path(self._shared(temporary)), progress)
+            self._write_weights(Path(temporary), progress.step, published, metadata)
+            self._write_config(Path(temporary))
+        self.accelerator.wait_for_everyone()
+        for step in surplus:
+            _remove_checkpoint(self.folder / f"checkpoint-{step}")
+        return target
+
+    def _shared(self, path: str | None) -> str:
+        """A path of the main process, in all processes."""
+        paths = [path]
+        if self.accelerator.num_processes > 1:
+            broadcast_object_list(paths)
+        assert paths[0] is not None
+        return paths[0]
+
+    def _surplus(self, progress: Progress) -> list[int]:
+        """Steps of this run's checkpoints beyond those that are kept; never the newest."""
+        kept = self.section.keep_last_n
+        if kept < 1:
+            return []
+        surplus, progress.written = progress.written[:-kept], progress.written[-kept:]
+        return surplus
+
+    def _save_state(self, folder: Path, progress: Progress) -> None:
+        """What a run needs to go on, from all processes."""
+        if self.section.save_training_state == "off":
+            return
+        state = folder / STATE
+        if self.section.save_training_state == "full":
+            self.accelerator.save_state(str(state))
+        elif self.accelerator.is_main_process:
+            state.mkdir(parents=True)
+            save_file(trained_tensors(self.accelerator, self.network), state / TRAINED)
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            write_json(state / PROGRESS, asdict(progress))
+
+    def _keep_trained(self, _models: list[torch.nn.Module], weights: list[Any], folder: str) -> None:
+        """Before Accelerate saves models: the trained weights alone, in full precision."""
+        weights.clear()
+        if self.accelerator.is_main_process:
+            save_file(trained_tensors(self.accelerator, self.network), Path(folder) / TRAINED)
+
+    def _load_trained(self, models: list[torch.nn.Module], folder: str) -> None:
+        """Before Accelerate loads models: the trained weights."""
+        models.clear()
+        load_trained(self.accelerator.unwrap_model(self.network), Path(folder) / TRAINED)
+
+    def _write_weights(
+        self, folder: Path, step: int, published: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
+    ) -> None:
+        network, dtype = self.accelerator.unwrap_model(self.network), _DTYPES[self.section.precision]
+        parts = {
+            name: {key: tensor.to(dtype) for key, tensor in own_tensors(network, model, published).items()}
+            for name, model in self.components.items()
+        }
+        if self.is_full:
+            for name, model in self.components.items():
+                model.save_pretrained(folder / name, state_dict=parts[name])  # type: ignore[operator]
+            return
+        layers: dict[str, Any] = {}
+        for name, model in self.components.items():
+            layers[f"{name}_lora_layers"] = get_peft_model_state_dict(model, state_dict=parts[name])
+            layers[f"{name}_lora_adapter_metadata"] = portable_settings(model)
+        LTX2Pipeline.save_lora_weights(folder, **layers, metadata=metadata, weight_name=LORA_WEIGHT_NAME)
+        if self.section.export_original:
+            weight_name = f"lora_weights_step_{step:05d}.safetensors"
+            LTX2Pipeline.save_lora_weights(
+                folder, **layers, metadata=metadata, weight_name=weight_name, format="original"
+            )
+
+    def _write_config(self, folder: Path) -> None:
+        from .config_files import save_config
+
+        save_config(self.config, folder / "training_config.yaml")
+
+    def resume(self, checkpoint: Path, fingerprint: Mapping[str, Any]) -> Progress:
+        """Go on from a checkpoint: weights, optimiser, schedule, moving average and random numbers are as they were.
+
+        Raises:
+            ValueError: If the run had other settings, or is at its end already.
+        """
+        progress = read_progress(checkpoint)
+        check_fingerprint(progress.fingerprint, fingerprint, checkpoint)
+        if progress.step >= self.config.optimization.steps:
+            raise ValueError(
+                f"{str(checkpoint)!r} is at step {progress.step} of {self.config.optimization.steps}; raise optimization.steps "
+                "to go on"
+            )
+        state = checkpoint / STATE
+        if (state / "random_states_0.pkl").is_file():
+            self.accelerator.load_state(str(state))
+        else:
+            warnings.warn(
+                f"{str(checkpoint)!r} holds no states of the optimiser, which begins anew; the run goes on, but not exactly",
+                stacklevel=2,
+            )
+            load_trained(self.accelerator.unwrap_model(self.network), state / TRAINED)
+        return progress
+
+
+def trained_tensors(accelerator: Accelerator, network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Copies of all trained weights on the CPU, by their names in the network.
+
+    Where they are sharded, all processes have to ask, and only the main one gets them.
+    """
+    plain = accelerator.unwrap_model(network)
+    names = [name for name, parameter in plain.named_parameters() if parameter.requires_grad]
+    if accelerator.distributed_type == DistributedType.FSDP:
+        state = accelerator.get_state_dict(network)
+        return {name: state[name] for name in names if name in state}
+    state = dict(plain.named_parameters())
+    return {name: state[name].detach().to("cpu", copy=True).contiguous() for name in names}
+
+
+def load_trained(network: torch.nn.Module, file: Path) -> None:
+    """Put saved weights in the place of the trained ones, all of them or none.
+
+    Raises:
+        ValueError: If the file is damaged, or holds others than those that are trained.
+    """
+    try:
+        saved = load_file(file)
+    except Exception as error:
+        # The library raises what no one else knows.
+        raise ValueError(f"{str(file)!r} cannot be read ({error}); go on from another checkpoint") from None
+    trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    if odd := sorted(trained.keys() ^ saved.keys()):
+        raise ValueError(f"{str(file)!r} and the trained weights differ in {odd[0]!r}; was it written by another run?")
+    with torch.no_grad():
+        for name, parameter in trained.items():
+            parameter.copy_(saved[name])
+
+
+def own_tensors(
+    network: torch.nn.Module, model: torch.nn.Module, tensors: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Of the tensors of a network, those of one model in it, by their names in the model."""
+    prefix = next(f"{name}." for name, module in network.named_modules() if module is model)
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def portable_settings(model: torch.nn.Module) -> dict[str, Any]:
+    """Settings of a model's adapter that every version of PEFT takes, and of variants those in use."""
+    config = next(iter(adapter_configs(model).values())).to_dict()
+    return {**{name: config[name] for name in _PORTABLE}, **{name: True for name in _VARIANTS if config.get(name)}}
+
+
+def _remove_checkpoint(folder: Path) -> None:
+    """Remove a checkpoint so that no half of it is taken for one."""
+    if not folder.is_dir():
+        return
+    hidden = folder.with_name(f".{folder.name}.removed")
+    shutil.rmtree(hidden, ignore_errors=True)
+    folder.rename(hidden)
+    shutil.rmtree(hidden)

@@ -1,0 +1,443 @@
+"""The training loop.
+
+Shapes: B samples of a batch in one process.
+"""
+
+import hashlib
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
+from accelerate.utils import (
+    DistributedType,
+    GradientAccumulationPlugin,
+    ProjectConfiguration,
+    gather_object,
+    send_to_device,
+    set_seed,
+)
+from diffusers.training_utils import EMAModel
+from torch.optim.lr_scheduler import LambdaLR
+
+from ..conditioning import Streams
+from ..data.dataset import PrecomputedDataset, check_not_smaller
+from ..data.samples import AUDIO_TEXT, TEXT_MASK, VIDEO_TEXT, padded_rows
+from .batches import BatchOrder, kinds_of, make_loader, names_of
+from .checkpoints import Checkpoints, Progress, latest_checkpoint, trained_tensors
+from .config import TrainingConfig
+from .losses import StepLosses, step_losses
+from .models import TrainedModels, load_models
+from .network import TrainingNetwork
+from .noise_levels import NoiseLevels, RowDraws, noise_levels
+from .optimisers import make_optimizer, make_schedule
+from .reports import LossMeter, Reporter, logger
+from .strategies import Strategy, strategy_of
+
+Callback = Callable[[int, int, list[Path]], None]
+"""Called after every step with its number, the number of all, and the samples that validation has made."""
+
+# Steps in a row of which nothing could be learnt, after which a run ends.
+_MOST_SKIPPED = 10
+
+
+@dataclass
+class Run:
+    """Everything that a run is made of, ready for its first step.
+
+    Args:
+        accelerator: What runs it.
+        models: Networks and the pipeline that they belong to.
+        network: The trained module, prepared.
+        optimizer: The optimiser, prepared.
+        schedule: Its schedule, not prepared.
+        average: Moving average of the trained weights, if there is one.
+        strategy: What is trained.
+        levels: Distribution of the noise levels.
+        dataset: The samples.
+        order: Which samples each batch has.
+        checkpoints: Writes what is learnt.
+        progress: How far it is.
+    """
+
+    accelerator: Accelerator
+    models: TrainedModels
+    network: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: LambdaLR
+    average: EMAModel | None
+    strategy: Strategy
+    levels: NoiseLevels
+    dataset: Any
+    order: BatchOrder
+    checkpoints: Checkpoints
+    progress: Progress
+
+
+class LTX2Trainer:
+    """Trains an adapter or the whole transformer on precomputed samples.
+
+    Args:
+        config: All settings; `ltx2_diffusers.training.config_files.load_config` reads them from a YAML file.
+        callback: Called after every step with its number, the number of all, and the paths of the samples that
+            validation has made after it.
+    """
+
+    def __init__(self, config: TrainingConfig, callback: Callback | None = None) -> None:
+        self.config = config
+        self.callback = callback
+
+    def train(self) -> tuple[Path, dict[str, float | int]]:
+        """Train, or go on with a run.
+
+        Returns:
+            The folder of the last checkpoint, and what the run took: `total_time_seconds`, `steps_per_second`,
+            `samples_per_second`, `peak_gpu_memory_gb`, `global_batch_size`, `num_processes`.
+
+        Raises:
+            ValueError: Before anything is loaded, if settings, data or checkpoint do not fit each other.
+            RuntimeError: If losses are not finite for many steps in a row; the last checkpoint stays.
+        """
+        accelerator = self._accelerator()
+        try:
+            run = self._prepared(accelerator)
+            result = self._train(run)
+            accelerator.end_training()
+        finally:
+            if accelerator.num_processes == 1:
+                # The settings of this run must not be those of the next one in this process.
+                AcceleratorState._reset_state(reset_partial_state=True)
+        return result
+
+    def _accelerator(self) -> Accelerator:
+        config = self.config
+        trackers = [
+            name
+            for name, wanted in (("tensorboard", config.tracking.tensorboard), ("wandb", config.wandb.enabled))
+            if wanted
+        ]
+        folder = Path(config.output_dir)
+        accumulation = config.optimization.gradient_accumulation_steps
+        return Accelerator(
+            mixed_precision=config.acceleration.mixed_precision_mode or "no",
+            gradient_accumulation_plugin=GradientAccumulationPlugin(accumulation, sync_with_dataloader=False),
+            log_with=trackers or None,
+            project_config=ProjectConfiguration(os.fspath(folder), logging_dir=os.fspath(folder / "logs")),
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        )
+
+    def _prepared(self, accelerator: Accelerator) -> Run:
+        """Check the data, load the models and prepare them."""
+        config = self.config
+        strategy = strategy_of(config.training_strategy, bool(config.flow_matching.shared_noise_level))
+        dataset = self._dataset(strategy)
+        batch_size = config.optimization.batch_size * accelerator.num_processes
+        check_not_smaller(dataset, batch_size)
+        order = BatchOrder(kinds_of(dataset), batch_size, config.seed)
+        resumed = self._resumed()
+        self._check(accelerator, dataset)
+
+        set_seed(config.seed)
+        models = load_models(config, accelerator.device, config.validation.interval is not None, strategy.runs)
+        levels = noise_levels(
+            config.flow_matching.timestep_sampling_mode,
+            config.flow_matching.timestep_sampling_params,
+            models.generation,
+        )
+        parameters = models.parameters()
+        optimizer = make_optimizer(config.optimization, parameters)
+        schedule = make_schedule(optimizer, config.optimization)
+        decay = config.optimization.ema_decay
+        average = None if decay is None else EMAModel(parameters, decay=decay)
+        network = TrainingNetwork(models.transformer, models.connectors, "connectors" in models.trained)
+        # The connectors have no dropout, but the transformer's adapters may.
+        prepared, optimizer = accelerator.prepare(network.train(), optimizer)
+        accelerator.register_for_checkpointing(schedule, *([] if average is None else [average]))
+        checkpoints = Checkpoints(config, accelerator, prepared, models.trained)
+        # Dropout differs between processes; noise and order do not come from these generators.
+        set_seed(config.seed, device_specific=True)
+        fingerprint = self._fingerprint(dataset, batch_size, parameters)
+        progress = Progress() if resumed is None else checkpoints.resume(resumed, fingerprint)
+        progress.fingerprint = fingerprint
+        return Run(
+            accelerator,
+            models,
+            prepared,
+            optimizer,
+            schedule,
+            average,
+            strategy,
+            levels,
+            dataset,
+            order,
+            checkpoints,
+            progress,
+        )
+
+    def _dataset(self, strategy: Strategy) -> PrecomputedDataset:
+        root = self.config.data.preprocessed_data_root
+        return PrecomputedDataset(root, strategy.data_sources(), strategy.optional_sources())
+
+    def _resumed(self) -> Path | None:
+        """The checkpoint that the run goes on from, if it does."""
+        section, folder = self.config.checkpoints, Path(self.config.output_dir) / "checkpoints"
+        if section.resume is None or section.no_resume:
+            return None
+        if section.resume != "latest":
+            return Path(section.resume).expanduser()
+        found = latest_checkpoint(folder)
+        if found is None:
+            warnings.warn(
+                f"there is no checkpoint in {str(folder)!r} to go on from; the run begins anew", stacklevel=2
+            )
+        return found
+
+    def _check(self, accelerator: Accelerator, dataset: PrecomputedDataset) -> None:
+        """What cannot work is refused before anything is loaded."""
+        if self.config.training_strategy.caption_dropout_p:
+            dataset.empty_prompt()
+        if self.config.optimization.ema_decay is not None and accelerator.distributed_type == DistributedType.FSDP:
+            raise ValueError(
+                "optimization.ema_decay cannot follow weights that FSDP has cut to pieces; set it to null"
+            )
+
+    def _fingerprint(
+        self, dataset: PrecomputedDataset, batch_size: int, parameters: list[torch.nn.Parameter]
+    ) -> dict[str, Any]:
+        """Settings without which the numbers of a run are others."""
+        config, section = self.config, self.config.optimization
+        return {
+            "training_mode": config.model.training_mode,
+            "strategy": config.training_strategy.name,
+            "trained_parameters": sum(parameter.numel() for parameter in parameters),
+            "optimizer_type": section.optimizer_type,
+            "scheduler_type": section.scheduler_type,
+            "samples_per_batch": batch_size,
+            "gradient_accumulation_steps": section.gradient_accumulation_steps,
+            "seed": config.seed,
+            "samples": hashlib.sha256("\n".join(dataset.names).encode()).hexdigest()[:16],
+        }
+
+    def _train(self, run: Run) -> tuple[Path, dict[str, float | int]]:
+        """All steps, with what is done between them."""
+        config, accelerator, progress = self.config, run.accelerator, run.progress
+        section, total = config.optimization, config.optimization.steps
+        self._begin_tracking(accelerator)
+        validation = _Validation(config, run)
+        if progress.step == 0 and not config.validation.skip_initial_validation:
+            validation.sample(0)
+        batch_size = section.batch_size * accelerator.num_processes
+        reporter = Reporter(
+            accelerator, config.tracking, progress.step, total, batch_size, section.gradient_accumulation_steps
+        )
+        first, batches, checkpoint, skipped_in_a_row = progress.step, self._batches(run), None, 0
+        while progress.step < total:
+            progress.step += 1
+            losses, grad_norm, rate, names = self._step(run, batches, reporter)
+            learnt = grad_norm is not None
+            skipped_in_a_row = 0 if learnt else skipped_in_a_row + 1
+            if not learnt:
+                self._tell_skipped(run, names, skipped_in_a_row, checkpoint)
+            reporter.step(progress.step, losses, rate, grad_norm)
+            with reporter.pause():
+                samples = validation.sample(progress.step)
+                if progress.step == total or _due(progress.step, config.checkpoints.interval):
+                    checkpoint = self._save(run)
+            if self.callback is not None:
+                self.callback(progress.step, total, samples)
+        assert checkpoint is not None
+        stats = reporter.close(progress.step - first)
+        self._finish(run, checkpoint, validation)
+        return checkpoint, stats
+
+    def _begin_tracking(self, accelerator: Accelerator) -> None:
+        config = self.config
+        wandb = {"name": Path(config.output_dir).name, "entity": config.wandb.entity, "tags": config.wandb.tags}
+        accelerator.init_trackers(
+            config.wandb.project if config.wandb.enabled else "",
+            config={key: str(value) for key, value in _flat(config.model_dump(mode="json")).items()},
+            init_kwargs={"wandb": wandb},
+        )
+
+    def _batches(self, run: Run) -> Iterator[Mapping[str, Any]]:
+        """Batches of this process from where the run is."""
+        size, rank = self.config.optimization.batch_size, run.accelerator.process_index
+        loader = make_loader(
+            run.dataset,
+            run.order,
+            run.progress.step * self.config.optimization.gradient_accumulation_steps,
+            (rank * size, (rank + 1) * size),
+            self.config.data.num_dataloader_workers,
+            run.accelerator.device.type == "cuda",
+        )
+        return iter(loader)
+
+    def _step(
+        self, run: Run, batches: Iterator[Mapping[str, Any]], reporter: Reporter
+    ) -> tuple[dict[str, float], float | None, float, list[str]]:
+        """One step of the optimiser.
+
+        Returns:
+            Mean losses, the norm of the gradients before clipping or `None` if they were not finite, the learning rate, and
+            the names of the samples of this process.
+        """
+        accelerator, accumulation = run.accelerator, self.config.optimization.gradient_accumulation_steps
+        meter, names = LossMeter(accelerator.device), []
+        for part in range(accumulation):
+            with reporter.waiting():
+                batch = next(batches)
+            names += names_of(run.dataset, batch["idx"].tolist())
+            number = (run.progress.step - 1) * accumulation + part
+            with accelerator.accumulate(run.network):
+                losses = self._losses(run, send_to_device(batch, accelerator.device, non_blocking=True), number)
+                accelerator.backward(losses.total)
+                meter.add(losses)
+        means = meter.means(accelerator)
+        rate = float(run.schedule.get_last_lr()[0])
+        grad_norm = self._update(run)
+        run.schedule.step()
+        return means, grad_norm, rate, names
+
+    def _losses(self, run: Run, batch: Mapping[str, Any], number: int) -> StepLosses:
+        """One forward pass, the `number`th of the run."""
+        config, accelerator = self.config, run.accelerator
+        size = config.optimization.batch_size
+        rows = range(accelerator.process_index * size, (accelerator.process_index + 1) * size)
+        draws = RowDraws(config.seed, number, rows, accelerator.device)
+        text = batch["conditions"]
+        if dropped := config.training_strategy.caption_dropout_p:
+            chosen = draws.uniform((size,)) < dropped
+            text = with_empty_prompts(text, run.dataset.empty_prompt(), chosen)
+        streams = run.strategy.prepare(batch, run.levels, draws, run.models.pipeline.sizes)
+        predicted = Streams(*run.network(text, streams))
+        weights = config.flow_matching
+        return step_losses(predicted, streams, Streams(weights.video_loss_weight, weights.audio_loss_weight))
+
+    def _update(self, run: Run) -> float | None:
+        """Step the optimiser, unless gradients are not finite; returns their norm before clipping, or `None` then."""
+        accelerator = run.accelerator
+        limit = self.config.optimization.max_grad_norm
+        parameters = [p for p in run.network.parameters() if p.requires_grad]
+        norm = float(accelerator.clip_grad_norm_(parameters, limit if limit > 0 else float("inf")))
+        finite = norm == norm and norm != float("inf")
+        # With fp16 the scaler meets infinite gradients by design, and has to see them.
+        if finite or accelerator.scaler is not None:
+            run.optimizer.step()
+            if run.average is not None and not accelerator.optimizer_step_was_skipped:
+                run.average.step(run.models.parameters())
+        run.optimizer.zero_grad(set_to_none=True)
+        return norm if finite or accelerator.scaler is not None else None
+
+    def _tell_skipped(self, run: Run, names: list[str], in_a_row: int, checkpoint: Path | None) -> None:
+        """Name the samples of a step of which nothing was learnt; end the run if there are too many such steps."""
+        run.progress.skipped += 1
+        everyones = gather_object(names)
+        message = (
+            f"step {run.progress.step} is skipped, loss or gradients are not finite (skipped so far: "
+            f"{run.progress.skipped}); its samples: {', '.join(everyones)}"
+        )
+        logger.warning(message)
+        if in_a_row >= _MOST_SKIPPED:
+            kept = f"; the last checkpoint is {str(checkpoint)!r}" if checkpoint is not None else ""
+            raise RuntimeError(
+                f"losses or gradients were not finite for {in_a_row} steps in a row, the last one with the samples "
+                f"{', '.join(everyones)}; check the data with `ltx2 data check`, or lower optimization.learning_rate{kept}"
+            )
+
+    def _save(self, run: Run) -> Path:
+        """Write a checkpoint; what it publishes is the moving average, if there is one."""
+        with averaged(run):
+            published = trained_tensors(run.accelerator, run.network)
+        return run.checkpoints.save(run.progress, published, run.strategy.metadata())
+
+    def _finish(self, run: Run, checkpoint: Path, validation: "_Validation") -> None:
+        """Put the result where users look for it, and publish it if asked."""
+        if not run.accelerator.is_main_process:
+            return
+        folder = Path(self.config.output_dir)
+        for file in checkpoint.iterdir():
+            if file.is_file():
+                temporary = folder / f".{file.name}.partial"
+                shutil.copyfile(file, temporary)
+                temporary.replace(folder / file.name)
+        hub = self.config.hub
+        if hub.push_to_hub and hub.hub_model_id is not None:
+            from .hub import push_training
+
+            push_training(self.config, checkpoint, validation.last, hub.hub_model_id)
+
+
+class _Validation:
+    """Samples made between steps, if any are wanted."""
+
+    def __init__(self, config: TrainingConfig, run: Run) -> None:
+        self._config, self._run = config, run
+        self._folder = Path(config.output_dir) / "samples"
+        self._validator = None
+        self.last: list[Any] = []
+        if _makes_samples(config):
+            from .validation import Validator
+
+            self._validator = Validator(config, run.models)
+
+    def sample(self, step: int) -> list[Path]:
+        """Samples after a step, if they are due; paths of all of them."""
+        if self._validator is None or not _due(step, self._config.validation.interval):
+            return []
+        from .validation import offloaded_states
+
+        offloads = self._config.acceleration.offload_optimizer_during_validation
+        with offloaded_states(self._run.optimizer, offloads), averaged(self._run):
+            self.last = self._validator.sample(step, self._folder, self._run.accelerator)
+        return [sample.path for sample in self.last]
+
+
+@contextmanager
+def averaged(run: Run) -> Iterator[None]:
+    """Put the moving average, if there is one, in the place of the trained weights for a while."""
+    if run.average is None:
+        yield
+        return
+    parameters = run.models.parameters()
+    run.average.store(parameters)
+    run.average.copy_to(parameters)
+    try:
+        yield
+    finally:
+        run.average.restore(parameters)
+
+
+def with_empty_prompts(text: Mapping[str, Any], empty: Mapping[str, Any], chosen: torch.Tensor) -> dict[str, Any]:
+    """The captions of a batch, those that are chosen `[B]` replaced by the features of the empty one."""
+    mask, result = text[TEXT_MASK], dict(text)
+    for name in (VIDEO_TEXT, AUDIO_TEXT):
+        if name in text:
+            rows = [
+                empty[name].to(row) if drop else row[own] for row, own, drop in zip(text[name], mask, chosen.tolist())
+            ]
+            result[name], new_mask = padded_rows(rows)
+            result[TEXT_MASK] = new_mask.to(mask.device)
+    return result
+
+
+def _makes_samples(config: TrainingConfig) -> bool:
+    return config.validation.interval is not None and bool(config.validation.all_samples())
+
+
+def _due(step: int, interval: int | None) -> bool:
+    return interval is not None and step % interval == 0
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings with dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found

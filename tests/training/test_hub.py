@@ -249,6 +249,15 @@ def test_the_result_of_training_is_pushed_whole_and_loads(hub, outputs):
     assert own.get_list_adapters() == {"transformer": ["default_0", "original"]}
 
 
+def test_the_trigger_is_the_one_that_the_data_was_processed_with(hub, outputs):
+    (outputs / ".precomputed").mkdir()
+    (outputs / ".precomputed" / "process.json").write_text('{"lora_trigger": "SKSDOG"}')
+    push_training(settings(outputs), outputs, [], "user/trained")
+    card = card_of(hub.repositories["user/trained"])
+    assert card.data.get("instance_prompt") == "SKSDOG"
+    assert "Say `SKSDOG` in the prompt." in card.text
+
+
 def test_a_branch_is_made_and_the_main_one_left_alone(hub, outputs):
     push_training(settings(outputs), outputs, [], "user/trained", revision="second")
     repository = hub.repositories["user/trained"]

@@ -14,7 +14,7 @@ from ltx2_diffusers.training.config import STRATEGY_SECTIONS, TrainingConfig
 from ltx2_diffusers.training.model_card import CardFacts, CardSample, card_facts, model_card, published_base
 
 SAMPLES = [
-    CardSample(f"prompt {i} | with a bar", f"samples/sample_{i}.mp4", f"samples/sample_{i}.gif") for i in range(5)
+    CardSample(f"prompt {i} | with a <bar>", f"samples/sample_{i}.mp4", f"samples/sample_{i}.gif") for i in range(5)
 ]
 CALL = {"width": 64, "height": 64, "num_frames": 17, "frame_rate": 24.0, "num_inference_steps": 2}
 
@@ -39,7 +39,7 @@ def test_the_hub_reads_what_the_lora_is(tmp_path):
     assert data.get("instance_prompt") == "SKSCAT"
     assert {"ltx-2", "ltx-video", "text-to-video", "audio-video"} <= set(data.tags)
     assert {"lora", "diffusers-training", "template:sd-lora"} <= set(data.tags)
-    first = {"text": "prompt 0 | with a bar", "output": {"url": "samples/sample_0.gif"}}
+    first = {"text": "prompt 0 | with a <bar>", "output": {"url": "samples/sample_0.gif"}}
     assert data.get("widget")[0] == first
     assert len(data.get("widget")) == 5
 
@@ -77,7 +77,7 @@ def test_samples_stand_at_most_four_in_a_row_with_their_prompts():
     # The bar of a prompt must not end a cell.
     assert [len(re.findall(r"(?<!\\)\|", row)) for row in rows] == [5, 5]
     assert 'href="samples/sample_4.mp4"' in rows[1]
-    assert "<details>" in rows[1]
+    assert r"<details><summary>prompt</summary>prompt 4 \| with a &lt;bar&gt;</details>" in rows[1]
 
 
 def test_settings_are_those_of_the_run(tmp_path):

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -224,7 +225,7 @@ def _grid(samples: Sequence[CardSample]) -> str:
 
 
 def _shown(sample: CardSample) -> str:
-    prompt = f"<details><summary>prompt</summary>{_cell(sample.prompt)}</details>"
+    prompt = f"<details><summary>prompt</summary>{_cell(escape(sample.prompt))}</details>"
     kind = Path(sample.file).suffix[1:]
     link = f'<a href="{sample.file}">{kind}</a>' if sample.file != sample.picture else ""
     picture = "" if sample.picture is None else f'<img src="{sample.picture}" alt="sample" />'

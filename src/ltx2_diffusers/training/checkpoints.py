@@ -16,21 +16,16 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, broadcast_object_list
-from peft import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
-from ..adapters.active import adapter_configs
 from ..adapters.file import LORA_WEIGHT_NAME
 from ..atomic import remove_leftovers, replaced_folder, write_json
 from ..pipelines.recipes.text_to_video import LTX2Pipeline
+from .models import TrainedModels, lora_arguments
 
 STATE = "training_state"
 PROGRESS, TRAINED = "progress.json", "trained.safetensors"
 _STEP_FOLDER = re.compile(r"checkpoint-(\d+)")
-_STEP_FILE = re.compile(r"step_(\d+)")
-# What every version of PEFT knows.
-_PORTABLE = ("r", "lora_alpha", "lora_dropout", "target_modules", "bias", "rank_pattern", "alpha_pattern", "peft_type")
-_VARIANTS = ("use_dora", "use_rslora", "lora_bias")
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -51,32 +46,14 @@ class Progress:
     fingerprint: dict[str, Any] = field(default_factory=dict)
 
 
-def find_checkpoint(place: str | Path) -> Path | None:
-    """The newest file of weights in a folder, by the number after `step_` in its name; `None` if there is none.
-
-    Args:
-        place: A folder, which is searched with all below it, or a `.safetensors` file, which is returned.
-
-    Raises:
-        ValueError: If it is neither.
-    """
-    place = Path(place)
-    if place.is_file() and place.suffix == ".safetensors":
-        return place
-    if not place.is_dir():
-        raise ValueError(f"{str(place)!r} is neither a folder nor a .safetensors file")
-    files = sorted(place.rglob("*step_*.safetensors"))
-    return max(files, key=lambda file: _number(_STEP_FILE, file.name), default=None)
-
-
 def latest_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint in a folder that a run can go on from; `None` if there is none."""
     found = [path for path in folder.glob("checkpoint-*") if (path / STATE / PROGRESS).is_file()]
-    return max(found, key=lambda path: _number(_STEP_FOLDER, path.name), default=None)
+    return max(found, key=_step_of, default=None)
 
 
-def _number(pattern: re.Pattern[str], name: str) -> int:
-    match = pattern.search(name)
+def _step_of(folder: Path) -> int:
+    match = _STEP_FOLDER.fullmatch(folder.name)
     return -1 if match is None else int(match[1])
 
 
@@ -116,18 +93,12 @@ class Checkpoints:
         config: Configuration of the run.
         accelerator: What runs it; the optimiser is prepared by it, and schedule and moving average are registered.
         network: The trained module, prepared.
-        components: The trained networks, by their place in a pipeline.
+        models: The networks.
     """
 
-    def __init__(
-        self,
-        config: Any,
-        accelerator: Accelerator,
-        network: torch.nn.Module,
-        components: Mapping[str, torch.nn.Module],
-    ) -> None:
+    def __init__(self, config: Any, accelerator: Accelerator, network: torch.nn.Module, models: TrainedModels) -> None:
         self.section, self.is_full = config.checkpoints, config.model.training_mode == "full"
-        self.config, self.accelerator, self.network, self.components = config, accelerator, network, components
+        self.config, self.accelerator, self.network, self.models = config, accelerator, network, models
         self.folder = Path(config.output_dir) / "checkpoints"
         if not self._is_sharded:
             # The frozen base is not part of what a run has to remember.
@@ -212,16 +183,13 @@ class Checkpoints:
         network, dtype = self.accelerator.unwrap_model(self.network), _DTYPES[self.section.precision]
         parts = {
             name: {key: tensor.to(dtype) for key, tensor in own_tensors(network, model, published).items()}
-            for name, model in self.components.items()
+            for name, model in self.models.trained.items()
         }
         if self.is_full:
-            for name, model in self.components.items():
-                model.save_pretrained(folder / name, state_dict=parts[name])  # type: ignore[operator]
+            for name, model in self.models.trained.items():
+                model.save_pretrained(folder / name, state_dict=parts[name])
             return
-        layers: dict[str, Any] = {}
-        for name, model in self.components.items():
-            layers[f"{name}_lora_layers"] = get_peft_model_state_dict(model, state_dict=parts[name])
-            layers[f"{name}_lora_adapter_metadata"] = portable_settings(model)
+        layers = lora_arguments(self.models, parts)
         LTX2Pipeline.save_lora_weights(folder, **layers, metadata=metadata, weight_name=LORA_WEIGHT_NAME)
         if self.section.export_original:
             weight_name = f"lora_weights_step_{step:05d}.safetensors"
@@ -298,12 +266,6 @@ def own_tensors(
     """Of the tensors of a network, those of one model in it, by their names in the model."""
     prefix = next(f"{name}." for name, module in network.named_modules() if module is model)
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def portable_settings(model: torch.nn.Module) -> dict[str, Any]:
-    """Settings of a model's adapter that every version of PEFT takes, and of variants those in use."""
-    config = next(iter(adapter_configs(model).values())).to_dict()
-    return {**{name: config[name] for name in _PORTABLE}, **{name: True for name in _VARIANTS if config.get(name)}}
 
 
 def _remove_checkpoint(folder: Path) -> None:

@@ -6,6 +6,7 @@ the transformer itself trains, in float32.
 
 import math
 import os
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
+_STEP = re.compile(r"step_(\d+)")
 ADAPTER = "default"
 """Name of the adapter that is trained."""
 _BOTH = Streams(True, True)
@@ -181,18 +183,36 @@ def start_file(path: str | os.PathLike) -> Path:
     for folder in (path, path / "transformer"):
         if (folder / "config.json").is_file():
             return folder
-    files = sorted(path.rglob("*step_*.safetensors"))
-    if not files:
+    found = find_checkpoint(path)
+    if found is None:
         raise ValueError(
             f"{str(path)!r} holds no weights to start from: neither {LORA_WEIGHT_NAME}, nor a transformer, nor a file named "
             "*step_*.safetensors; name the file"
         )
-    return max(files, key=_step_of)
+    return found
+
+
+def find_checkpoint(place: str | Path) -> Path | None:
+    """The newest file of weights in a folder, by the number after `step_` in its name; `None` if there is none.
+
+    Args:
+        place: A folder, which is searched with all below it, or a `.safetensors` file, which is returned.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    place = Path(place)
+    if place.is_file() and place.suffix == ".safetensors":
+        return place
+    if not place.is_dir():
+        raise ValueError(f"{str(place)!r} is neither a folder nor a .safetensors file")
+    files = sorted(place.rglob("*step_*.safetensors"))
+    return max(files, key=_step_of, default=None)
 
 
 def _step_of(file: Path) -> int:
-    number = file.stem.rpartition("step_")[2]
-    return int(number) if number.isdecimal() else -1
+    match = _STEP.search(file.name)
+    return -1 if match is None else int(match[1])
 
 
 # --- loading ---

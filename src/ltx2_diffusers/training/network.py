@@ -28,6 +28,9 @@ class TrainingNetwork(nn.Module):
         text_positions: Positions P of the contexts that the streams attend to, default 1024.
     """
 
+    # What FSDP cuts to pieces as a unit.
+    _no_split_modules = ("LTX2AVTransformerBlock",)
+
     def __init__(
         self,
         transformer: LTX2AVTransformer3DModel,

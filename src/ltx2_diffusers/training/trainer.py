@@ -146,6 +146,8 @@ class LTX2Trainer:
 
         set_seed(config.seed)
         models = load_models(config, accelerator.device, config.validation.interval is not None, strategy.runs)
+        if accelerator.distributed_type == DistributedType.FSDP:
+            models.to_float32()
         levels = noise_levels(
             config.flow_matching.timestep_sampling_mode,
             config.flow_matching.timestep_sampling_params,
@@ -156,11 +158,13 @@ class LTX2Trainer:
         schedule = make_schedule(optimizer, config.optimization)
         decay = config.optimization.ema_decay
         average = None if decay is None else EMAModel(parameters, decay=decay)
-        network = TrainingNetwork(models.transformer, models.connectors, "connectors" in models.trained)
-        # The connectors have no dropout, but the transformer's adapters may.
-        prepared, optimizer = accelerator.prepare(network.train(), optimizer)
+        network = TrainingNetwork(models.transformer, models.connectors, "connectors" in models.trained).train()
+        if models.streaming is not None:
+            models.streaming.leave_out_of_ddp(network)
+        # The networks are where they belong, some of them in host memory.
+        prepared, optimizer = accelerator.prepare(network, optimizer, device_placement=[False, True])
         accelerator.register_for_checkpointing(schedule, *([] if average is None else [average]))
-        checkpoints = Checkpoints(config, accelerator, prepared, models.trained)
+        checkpoints = Checkpoints(config, accelerator, prepared, models)
         # Dropout differs between processes; noise and order do not come from these generators.
         set_seed(config.seed, device_specific=True)
         fingerprint = self._fingerprint(dataset, batch_size, parameters)

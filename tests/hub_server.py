@@ -11,7 +11,10 @@ import threading
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from huggingface_hub import constants, hf_api
 
 TOKEN, READER = "hf_writes", "hf_reads"
 OWNER = "user"
@@ -39,7 +42,8 @@ class Repository:
 
     def commit(self, revision: str, files: dict[str, bytes], message: str) -> str:
         """Add a commit and return its name."""
-        name = hashlib.sha1(f"{len(self.commits)}{message}".encode()).hexdigest()
+        content = [message, len(self.commits), *((path, _git_oid(data)) for path, data in sorted(files.items()))]
+        name = hashlib.sha1(json.dumps(content).encode()).hexdigest()
         self.commits[name] = files
         self.branches[revision].append(name)
         self.messages.append(message)
@@ -68,6 +72,19 @@ class HubServer(ThreadingHTTPServer):
         said = {"HF_ENDPOINT": self.url, "HF_HOME": cache, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
         said |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "NO_PROXY": "127.0.0.1"}
         return said | ({} if token is None else {"HF_TOKEN": token})
+
+    def connect(self, monkeypatch, cache: Path) -> None:
+        """Make this server the Hub of this process, where the library was imported with another one."""
+        said = {
+            "ENDPOINT": self.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": self.url + "/{repo_id}/resolve/{revision}/{filename}",
+        }
+        said |= {"HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True, "HF_HUB_CACHE": str(cache)}
+        for name, value in said.items():
+            monkeypatch.setattr(constants, name, value)
+        monkeypatch.setattr(hf_api.api, "endpoint", self.url)
+        for name, value in {"HF_TOKEN": TOKEN, "NO_PROXY": "127.0.0.1"}.items():
+            monkeypatch.setenv(name, value)
 
     def __enter__(self) -> "HubServer":
         threading.Thread(target=self.serve_forever, daemon=True).start()

@@ -11,6 +11,9 @@ import PIL.Image
 from ..adapters.convert import convert_lora
 from ..adapters.file import LORA_WEIGHT_NAME
 from ..atomic import temporary_folder
+from ..checkpoints.json_files import read_object
+from ..data.dataset import precomputed_folder
+from ..data.processing import SETTINGS_FILE
 from ..media.reading import probe, read_video
 from ..publishing import Card, Push, link_or_copy, publish_folder
 from .model_card import CONFIG_NAME, CardSample, card_facts, training_card
@@ -49,7 +52,7 @@ def push_training(
         private: Whether a new repository is private, default the owner's setting.
         commit_message: Default "Upload with ltx2-diffusers".
         revision: Branch to upload to, made if it does not exist. Default "main".
-        trigger: What a prompt says to make use of the weights.
+        trigger: What a prompt says to make use of the weights, default what the dataset was processed with.
 
     Raises:
         ValueError: If no repository can have this name, or the folder lacks the weights or the settings.
@@ -66,7 +69,14 @@ def push_training(
         if lora.is_file() and len(list(gathered.glob("*.safetensors"))) == 1:
             convert_lora(lora, gathered / ORIGINAL_NAME, "original")
         shown = [_sample(sample, index, gathered) for index, sample in enumerate(samples)]
+        trigger = recorded_trigger(config.data.preprocessed_data_root) if trigger is None else trigger
         return publish_folder(gathered, push, partial(_card, config, shown, trigger), renew_card=True)
+
+
+def recorded_trigger(data_root: Path) -> str | None:
+    """The word that stands before all captions of a processed dataset; `None` if there is none, or no record of it."""
+    settings = precomputed_folder(data_root) / SETTINGS_FILE
+    return read_object(settings).get("lora_trigger") if settings.is_file() else None
 
 
 def _card(config: "TrainingConfig", samples: Sequence[CardSample], trigger: str | None, repo_id: str) -> Card:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -79,19 +80,21 @@ _RECIPES = {
     ),
     "retake": Recipe(
         "LTX2RetakePipeline",
-        ('video="clip.mp4"', "start_s=1.0", "end_s=2.0"),
+        ('video="clip.mp4"', "start_s=0.5", "end_s=1.0"),
         ("video-to-video",),
         "video-to-video",
         sized=False,
     ),
     "inpainting": Recipe(
         "LTX2RetakePipeline",
-        ('video="clip.mp4"', "start_s=0.0", "end_s=2.0", 'region=Image.open("mask.png")'),
+        ('video="clip.mp4"', "start_s=0.0", "end_s=1.0", 'region=Image.open("mask.png")'),
         ("video-to-video", "inpainting"),
         "video-to-video",
         sized=False,
     ),
-    "extension": Recipe("LTX2ExtendPipeline", ('video="clip.mp4"',), ("video-to-video",), "video-to-video"),
+    "extension": Recipe(
+        "LTX2ExtendPipeline", ('video="clip.mp4"',), ("video-to-video",), "video-to-video", sized=False
+    ),
     "reference_audio": Recipe(
         "LTX2ConditionPipeline", (_VOICE,), ("audio-to-video",), imports=("LTX2AudioReferenceCondition",)
     ),
@@ -222,7 +225,7 @@ def _grid(samples: Sequence[CardSample]) -> str:
 
 
 def _shown(sample: CardSample) -> str:
-    prompt = f"<details><summary>prompt</summary>{_cell(sample.prompt)}</details>"
+    prompt = f"<details><summary>prompt</summary>{_cell(escape(sample.prompt))}</details>"
     kind = Path(sample.file).suffix[1:]
     link = f'<a href="{sample.file}">{kind}</a>' if sample.file != sample.picture else ""
     picture = "" if sample.picture is None else f'<img src="{sample.picture}" alt="sample" />'

@@ -282,7 +282,7 @@ def _frames(condition: Any, plan: ClipPlan, offset: int) -> torch.Tensor:
     if condition.num_frames is not None and whole != count:
         raise ValueError(
             f"{condition.type}.num_frames has to be {ratio} k{' + 1' if offset else ''} but is {count}; use "
-            f"{max(whole, ratio)}"
+            f"{whole or ratio}"
         )
     if not 0 < whole <= most:
         raise ValueError(

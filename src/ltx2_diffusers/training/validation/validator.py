@@ -62,10 +62,10 @@ class Validator:
         if self.calls:
             pipeline.require("text_encoder", "tokenizer", "connectors", "transformer", "scheduler")
             if device is not None and pipeline.text_encoder.device != device:
-                pipeline.text_encoder.to(device)
+                torch.nn.Module.to(pipeline.text_encoder, device)
             texts = [section.negative_prompt, *(call.prompt for call in self.calls)]
             self._texts = {text: _encoded(pipeline, text) for text in dict.fromkeys(texts)}
-        pipeline.text_encoder = None
+        pipeline.register_modules(text_encoder=None)
         gc.collect()
 
     def sample(self, step: int, folder: Path, accelerator: "Accelerator") -> list[ValidationSample]:

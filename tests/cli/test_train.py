@@ -62,7 +62,12 @@ def test_options_win_over_values_and_values_over_the_file(capsys, file):
 
 def test_words_may_stand_between_options(capsys, file):
     found = printed(capsys, "--steps", "9", file, "--rank", "16", "lora.alpha=2", "--no-with-audio", "seed=5")
-    assert (found["optimization"]["steps"], found["lora"]["rank"], found["lora"]["alpha"], found["seed"]) == (9, 16, 2, 5)
+    assert (found["optimization"]["steps"], found["lora"]["rank"], found["lora"]["alpha"], found["seed"]) == (
+        9,
+        16,
+        2,
+        5,
+    )
 
 
 def test_switches_have_two_sides(capsys, file):

@@ -277,12 +277,18 @@ def test_a_dataset_is_checked_and_shown(computed, tmp_path, capsys):
     assert lines[5] == "captions    3 to 3 tokens, half of them at most 3"
     assert lines[-1] == "nothing is wrong"
     assert sheet.is_file()
+    # Its own captions are found.
+    first = sheet.read_bytes()
+    assert data("check", computed / ".precomputed", *words, "--dataset", computed / "dataset.json") == 0
+    assert sheet.read_bytes() == first
     # The caption is drawn, so that the sheet of another one differs.
     other = tmp_path / "other.json"
     other.write_text(json.dumps([{"media_path": str(computed / "a.mp4"), "caption": "Something else."}]))
     before = sheet.read_bytes()
     assert data("check", computed, *words, "--dataset", other) == 0
     assert sheet.read_bytes() != before
+    other.write_text("{")
+    assert data("check", computed, *words, "--dataset", other) == 2
 
 
 def test_a_dataset_with_faults_has_another_status(computed, tmp_path, capsys):

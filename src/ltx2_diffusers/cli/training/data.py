@@ -531,19 +531,21 @@ def _decoder(options: argparse.Namespace, tiling: bool, seed: int | None) -> Any
 
 
 def _captions(options: argparse.Namespace, root: Path) -> dict[str, str]:
-    """Captions for the sheet; those of a dataset that nobody named are shown if they can be read."""
+    """Captions for the sheet: of the dataset that is named, or of the one beside whose clips the samples lie."""
     from ...data.checking import captions_of
-    from ...data.dataset import precomputed_folder
+    from ...data.dataset import PRECOMPUTED, precomputed_folder
 
     if options.dataset is not None:
         return captions_of(options.dataset)
-    folder = precomputed_folder(root)
-    for place in (folder.parent, folder.parent.parent):
-        try:
-            return captions_of(place)
-        except (ValueError, OSError):
-            continue
-    return {}
+    folder = precomputed_folder(root.absolute())
+    place = next((place.parent for place in (folder, folder.parent) if place.name == PRECOMPUTED), None)
+    if place is None:
+        return {}
+    try:
+        return captions_of(place)
+    except (ValueError, OSError) as error:
+        print(f"the contact sheet has no captions: {error}", file=sys.stderr)
+        return {}
 
 
 # --- what they share ---

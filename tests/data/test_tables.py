@@ -1,0 +1,73 @@
+"""Dataset files keep all their columns, and folders tell clips from references."""
+
+import pytest
+
+from ltx2_diffusers.data.tables import column_of, dataset_file, media_files, read_rows, relative_name, write_rows
+
+ROWS = [
+    {"media_path": "a b.mp4", "caption": 'One, "two"\nand three \u2028 four'},
+    {"media_path": "ü/c.mp4", "caption": "", "note": "x"},
+]
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".csv"])
+def test_rows_come_back(tmp_path, suffix):
+    path = tmp_path / f"set{suffix}"
+    write_rows(path, ROWS)
+    filled = [{**dict.fromkeys(("media_path", "caption", "note"), ""), **row} for row in ROWS]
+    assert read_rows(path) == (filled if suffix == ".csv" else ROWS)
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.json", "[1]", "has to hold a list of objects"),
+        ("a.json", '{"a": 1}', "has to hold a list of objects"),
+        ("a.jsonl", '{"a": 1}\n{', "cannot be read as a dataset file"),
+        ("a.csv", "a,b\n1,2,3\n", "entry 1 has more cells than the header"),
+        ("a.xlsx", "", r"a dataset file ends in .json, .jsonl, .csv, got .*; use 'a.json'"),
+    ],
+)
+def test_what_is_no_dataset_file(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_rows(tmp_path / name)
+
+
+def test_a_file_from_a_spreadsheet_may_begin_with_a_mark(tmp_path):
+    (tmp_path / "a.csv").write_text("\ufeffcaption\r\nx\r\n", encoding="utf-8")
+    assert read_rows(tmp_path / "a.csv") == [{"caption": "x"}]
+
+
+def test_columns_are_found_by_name(tmp_path):
+    rows = [{"video": "a", "text": "x"}, {"video": "", "text": "y"}]
+    path = tmp_path / "a.json"
+    assert column_of(rows, ("caption", "text"), path) == "text"
+    assert column_of(rows, ("media_path",), path, given="video", everywhere=False) == "video"
+    with pytest.raises(ValueError, match="has no 'video' in entry 2"):
+        column_of(rows, ("media_path", "video"), path)
+    with pytest.raises(ValueError, match="has no column 'media_path' or 'film'; it has video, text"):
+        column_of(rows, ("media_path", "film"), path)
+
+
+def test_media_of_a_folder(tmp_path):
+    for name in ("b.MP4", "a.png", "a_reference.png", "lone_reference.mp4", ".hidden.mp4", "x.txt", "sub/c.webm"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    assert [path.name for path in media_files(tmp_path)] == ["a.png", "b.MP4", "lone_reference.mp4"]
+    assert [path.name for path in media_files(tmp_path, (".webm",), recursive=True)] == ["c.webm"]
+
+
+def test_the_dataset_file_of_a_folder(tmp_path):
+    assert dataset_file(tmp_path) is None
+    (tmp_path / "metadata.csv").touch()
+    assert dataset_file(tmp_path) == tmp_path / "metadata.csv"
+    (tmp_path / "dataset.json").touch()
+    with pytest.raises(ValueError, match=r"holds dataset.json and metadata.csv; name the one to use"):
+        dataset_file(tmp_path)
+
+
+def test_names_are_relative_to_the_dataset_file(tmp_path):
+    assert relative_name(tmp_path / "clips" / "a.mp4", tmp_path / "sets" / "x.json") == "../clips/a.mp4"

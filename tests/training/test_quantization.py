@@ -21,15 +21,15 @@ WIDE = {
 }
 # Relative errors of both velocities after three blocks of random weights, in bfloat16; half as much again as measured.
 ERRORS = {
-    "int8-quanto": 0.015,
-    "torchao-int8": 0.015,
-    "bnb-int8": 0.02,
-    "fp8-quanto": 0.06,
-    "fp8uz-quanto": 0.06,
-    "torchao-fp8": 0.07,
-    "int4-quanto": 0.15,
-    "bnb-nf4": 0.18,
-    "int2-quanto": 1.0,
+    "int8-quanto": 0.016,
+    "torchao-int8": 0.012,
+    "bnb-int8": 0.012,
+    "fp8-quanto": 0.03,
+    "fp8uz-quanto": 0.03,
+    "torchao-fp8": 0.03,
+    "int4-quanto": 0.12,
+    "bnb-nf4": 0.1,
+    "int2-quanto": 0.58,
 }
 # Bytes of a weight, without its scales.
 BYTES = {"int4-quanto": 0.5, "bnb-nf4": 0.5, "int2-quanto": 0.25}
@@ -73,7 +73,7 @@ def test_a_quantised_base_is_as_exact_as_its_type(name):
     errors = [float((a - e).norm() / e.norm()) for a, e in zip(velocities(quantized(name)), expected)]
     assert 0 < max(errors) < ERRORS[name], errors
     # The bound is near, so that a worse conversion would show.
-    assert max(errors) > ERRORS[name] / 4, errors
+    assert max(errors) > ERRORS[name] / 2, errors
 
 
 @pytest.mark.parametrize("name", QUANTIZATIONS)

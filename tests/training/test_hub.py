@@ -16,8 +16,10 @@ from ltx2_diffusers.training.config import TrainingConfig
 from ltx2_diffusers.training.config_files import save_config
 from ltx2_diffusers.training.hub import MAX_GIF_RATE, ORIGINAL_NAME, push_training, write_gif
 from ltx2_diffusers.training.model_card import CONFIG_NAME
+from ltx2_diffusers.training.trainer import LTX2Trainer
 from ltx2_diffusers.training.validation import ValidationSample
 from tests.hub_server import READER, HubServer
+from tests.training.running import Losses, config, stored_samples
 
 TINY = str(packaged_checkpoint("ltx2-tiny"))
 WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -278,9 +280,9 @@ def test_a_second_push_renews_the_card(hub, outputs):
 def test_a_whole_transformer_is_pushed_as_its_folder(hub, pipeline, outputs):
     (outputs / WEIGHTS).unlink()
     pipeline.transformer.save_pretrained(outputs / "transformer")
-    config = settings(outputs)
-    config.model.training_mode = "full"
-    push_training(config, outputs, [], "user/trained")
+    whole = settings(outputs)
+    whole.model.training_mode = "full"
+    push_training(whole, outputs, [], "user/trained")
     files = hub.repositories["user/trained"].files()
     assert {name for name in files if "/" in name} == {
         f"transformer/{path.name}" for path in (outputs / "transformer").iterdir()
@@ -321,3 +323,24 @@ def test_the_stand_in_refuses_bytes_with_another_checksum(hub):
         urlopen(Request(place, data=b"two", method="PUT"))
     urlopen(Request(place, data=b"one", method="PUT"))
     assert hub.large_files == {place.rsplit("/", 1)[1]: b"one"}
+
+
+def test_a_run_makes_samples_without_a_trace_and_publishes_its_result(hub, tmp_path):
+    data = stored_samples(tmp_path / "data")
+    losses = {}
+    for name, validation in {
+        "plain": {"interval": None},
+        "sampled": {"interval": 2, "prompts": ["a cat"], "video_dims": [64, 64, 9], "inference_steps": 2},
+    }.items():
+        published = {"push_to_hub": True, "hub_model_id": f"user/{name}"}
+        trainer = LTX2Trainer(config(data, tmp_path / name, validation=validation, hub=published))
+        losses[name] = Losses(trainer)
+        trainer.train()
+    assert losses["plain"].values == losses["sampled"].values
+    made = sorted(path.name for path in (tmp_path / "sampled" / "samples").iterdir())
+    assert made == [f"step_{step:06d}_1.mp4" for step in (0, 2, 4)]
+    files = hub.repositories["user/sampled"].files()
+    assert files["samples/sample_0.mp4"] == (tmp_path / "sampled" / "samples" / made[-1]).read_bytes()
+    own = LTX2Pipeline.from_pretrained(TINY)
+    own.load_lora_weights("user/sampled")
+    assert own.get_list_adapters() == {"transformer": ["default_0"]}

@@ -500,15 +500,8 @@ print(accelerator.process_index, [(sample.path.name, sample.prompt) for sample i
 """
 
 
-@pytest.mark.slow
-def test_two_processes_make_the_samples_of_one(tmp_path):
-    prompts = ["a cat", "a dog", "a horse"]
-    said = {"prompts": prompts, "video_dims": DIMS, "inference_steps": 2}
-    config = tiny.config(validation=said, tracking={"progress_bar": False})
-    validator = Validator(config, tiny.loaded(config, needs_decoders=True))
-    alone = validator.sample(0, tmp_path / "alone", Accelerator(cpu=True))
-    save_config(config, tmp_path / "config.yaml")
-    script = PROCESS.format(path=sys.path, config=str(tmp_path / "config.yaml"), folder=str(tmp_path / "shared"))
+def two_processes(script: str) -> list[list[str]]:
+    """What two processes of one group print, line by line."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -522,7 +515,58 @@ def test_two_processes_make_the_samples_of_one(tmp_path):
         )
         for rank in range(2)
     ]
-    said_by = [process.communicate(timeout=300)[0].splitlines()[-1] for process in processes]
+    return [process.communicate(timeout=300)[0].splitlines() for process in processes]
+
+
+SPREAD = """
+import sys
+sys.path[:] = {path}
+import torch
+from torch.distributed import destroy_process_group, init_process_group
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+from ltx2_diffusers.training.validation.gathering import gathered
+
+init_process_group("gloo")
+torch.manual_seed(0)
+inner = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Bilinear(4, 4, 4))
+inner.forward = lambda x: inner[1](inner[0](x), x)
+network, x = torch.nn.Sequential(inner), torch.ones(2, 4)
+expected = inner(x).detach()
+if {version} == 1:
+    policy = ModuleWrapPolicy([torch.nn.Bilinear])
+    network = FullyShardedDataParallel(network, auto_wrap_policy=policy, use_orig_params=True, device_id=torch.device("cpu"))
+else:
+    fully_shard(inner[1])
+    fully_shard(network)
+equal = []
+for _ in range(2):
+    with torch.no_grad(), gathered([network]):
+        equal.append(torch.allclose(inner(x), expected))
+    network(x).sum().backward()
+print(equal, sum(parameter.grad is not None for parameter in network.parameters()) > 0)
+destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", [1, 2])
+def test_weights_that_are_spread_over_processes_are_whole_in_validation(version):
+    """Before the first step, and between steps; training goes on afterwards."""
+    lines = two_processes(SPREAD.format(path=sys.path, version=version))
+    assert [line[-1] for line in lines] == ["[True, True] True"] * 2
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_samples_of_one(tmp_path):
+    prompts = ["a cat", "a dog", "a horse"]
+    said = {"prompts": prompts, "video_dims": DIMS, "inference_steps": 2}
+    config = tiny.config(validation=said, tracking={"progress_bar": False})
+    validator = Validator(config, tiny.loaded(config, needs_decoders=True))
+    alone = validator.sample(0, tmp_path / "alone", Accelerator(cpu=True))
+    save_config(config, tmp_path / "config.yaml")
+    script = PROCESS.format(path=sys.path, config=str(tmp_path / "config.yaml"), folder=str(tmp_path / "shared"))
+    said_by = [lines[-1] for lines in two_processes(script)]
     expected = [(sample.path.name, prompt) for sample, prompt in zip(alone, prompts)]
     assert said_by == [f"{rank} {expected}" for rank in range(2)]
     for sample in alone:

@@ -13,6 +13,7 @@ from torch.nn import functional
 from ...pipelines.recipes.text_to_video import LTX2Pipeline
 from ..config import TrainingConfig
 from .files import ValidationSample, log_samples, write_sample
+from .gathering import gathered
 from .requests import SampleCall, same_number_of_forwards, sample_calls
 from .undisturbed import undisturbed
 
@@ -80,23 +81,20 @@ class Validator:
         """
         made: list[tuple[int, ValidationSample]] = []
         modules = [part for part in self.models.pipeline.components.values() if isinstance(part, torch.nn.Module)]
-        transformer = _forwarded(self.models.transformer, accelerator)
-        with undisturbed([*modules, transformer]), self._placed(accelerator.device):
+        with undisturbed(modules), gathered(accelerator._models), self._placed(accelerator.device):
             for index, is_kept in _share(self.calls, accelerator):
                 stem = folder / f"step_{step:06d}_{index + 1}"
-                sample = self._make(self.calls[index], transformer, stem if is_kept else None, accelerator)
+                sample = self._make(self.calls[index], stem if is_kept else None, accelerator)
                 made += [] if sample is None else [(index, sample)]
-        gathered = gather_object(made) if accelerator.num_processes > 1 else made
-        samples = [sample for _, sample in sorted(gathered, key=lambda pair: pair[0])]
+        shared = gather_object(made) if accelerator.num_processes > 1 else made
+        samples = [sample for _, sample in sorted(shared, key=lambda pair: pair[0])]
         if accelerator.is_main_process:
             log_samples(accelerator.trackers, samples, step, self.config.wandb.log_validation_videos)
         return samples
 
-    def _make(
-        self, call: SampleCall, transformer: Any, stem: Path | None, accelerator: "Accelerator"
-    ) -> ValidationSample | None:
+    def _make(self, call: SampleCall, stem: Path | None, accelerator: "Accelerator") -> ValidationSample | None:
         """Run a call, and write what it made if a name is given."""
-        pipeline = call.pipeline.from_pipe(self.models.pipeline, text_encoder=None, transformer=transformer)
+        pipeline = call.pipeline.from_pipe(self.models.pipeline, text_encoder=None)
         shows_progress = self.config.tracking.progress_bar and accelerator.is_local_main_process
         pipeline.set_progress_bar_config(disable=not shows_progress, leave=False, desc="validation sample")
         positive, negative = (self._texts[text].padded() for text in (call.prompt, self._negative))
@@ -125,7 +123,7 @@ class Validator:
         with ExitStack() as back:
             for name in _DECODERS:
                 part = getattr(pipeline, name, None)
-                if part is not None:
+                if part is not None and part.device != device:
                     back.callback(part.to, part.device)
                     part.to(device)
             vae = pipeline.vae
@@ -141,14 +139,6 @@ def _encoded(pipeline: LTX2Pipeline, text: str) -> _Text:
     states, mask, *_ = pipeline.encode_prompt(text, None, False, device=device, max_sequence_length=TEXT_LENGTH)
     # A copy, or the padding would stay in memory.
     return _Text(states[:, -int(mask.sum()) :].to("cpu", copy=True).contiguous())
-
-
-def _forwarded(transformer: torch.nn.Module, accelerator: "Accelerator") -> torch.nn.Module:
-    """The transformer to call: of one whose weights are spread over processes, the wrapper that gathers them."""
-    if accelerator.distributed_type != DistributedType.FSDP:
-        return transformer
-    prepared = (model for model in accelerator._models if accelerator.unwrap_model(model) is transformer)
-    return next(prepared, transformer)
 
 
 def _share(calls: list[SampleCall], accelerator: "Accelerator") -> Iterator[tuple[int, bool]]:

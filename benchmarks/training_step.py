@@ -25,12 +25,12 @@ from ltx2_diffusers.data.samples import write_sample
 from ltx2_diffusers.pipelines.plan import ModelSizes
 from ltx2_diffusers.training.batches import BatchOrder, kinds_of, make_loader
 from ltx2_diffusers.training.config import TextToVideoConfig
-from ltx2_diffusers.training.losses import step_losses
-from ltx2_diffusers.training.network import TrainingNetwork
-from ltx2_diffusers.training.noise_levels import LogitNormalLevels, RowDraws
-from ltx2_diffusers.training.quantization import check_quantization, quantize_blocks
-from ltx2_diffusers.training.strategies import strategy_of
-from ltx2_diffusers.training.targets import matching_modules, resolve
+from ltx2_diffusers.training.objective.losses import step_losses
+from ltx2_diffusers.training.objective.noise_levels import LogitNormalLevels, RowDraws
+from ltx2_diffusers.training.objective.strategies import strategy_of
+from ltx2_diffusers.training.trained.network import TrainingNetwork
+from ltx2_diffusers.training.trained.quantization import check_quantization, quantize_blocks
+from ltx2_diffusers.training.trained.targets import matching_modules, resolve
 
 FOLDERS = ("latents", "conditions", "audio_latents")
 # The text connectors of the benchmark's transformer.

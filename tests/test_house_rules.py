@@ -22,7 +22,7 @@ MODULES_IN_A_FOLDER = 15
 # One file per network, one per file format.
 LARGE_FOLDERS = ("models", "checkpoints")
 OWN_BASES = 3
-CODE_LINES = 18_000
+CODE_LINES = 26_500
 IMPORT_SHARE = 0.08
 ROOMS = (ltx2_diffusers, conditioning, guidance, sampling)
 # Names may stand in two lists, and some are constants.
@@ -83,9 +83,9 @@ def test_pipelines_are_not_made_of_imports():
 def test_a_folder_holds_no_more_than_a_reader_can_look_over():
     folders = defaultdict(list)
     for path in FILES:
-        folders[path.parent.name].append(path.stem)
+        folders[path.parent].append(path.stem)
     crowded = {folder: names for folder, names in folders.items() if len(names) - 1 > MODULES_IN_A_FOLDER}
-    assert crowded.keys() <= set(LARGE_FOLDERS)
+    assert {folder.name for folder in crowded} <= set(LARGE_FOLDERS)
 
 
 @pytest.mark.parametrize("path", FILES, ids=NAMES)

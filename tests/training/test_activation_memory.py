@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig
 
 from ltx2_diffusers import LTX2VideoTransformer3DModel
-from ltx2_diffusers.training.block_streaming import BlockStreaming
+from ltx2_diffusers.training.trained.block_streaming import BlockStreaming
 from tests.models.transformer_tools import AUDIO_TOKENS, VIDEO_TOKENS, tiny_inputs, tiny_transformer
 from tests.training.live_bytes import LiveBytes
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from peft import LoraConfig
 
-from ltx2_diffusers.training.block_streaming import BlockStreaming
-from ltx2_diffusers.training.quantization import STREAMABLE, quantize_blocks
+from ltx2_diffusers.training.trained.block_streaming import BlockStreaming
+from ltx2_diffusers.training.trained.quantization import STREAMABLE, quantize_blocks
 from tests.models.transformer_tools import tiny_inputs, tiny_transformer
 
 CPU = torch.device("cpu")
@@ -109,7 +109,7 @@ def test_a_block_computes_on_the_device_and_few_are_there(num_on_device, rotatin
 
 
 def test_copies_are_as_few_as_can_be(monkeypatch):
-    from ltx2_diffusers.training import block_streaming
+    from ltx2_diffusers.training.trained import block_streaming
 
     transformer, filled = model(), []
     streaming = BlockStreaming(transformer, CPU, 2)

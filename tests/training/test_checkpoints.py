@@ -3,7 +3,7 @@ import json
 import pytest
 
 from ltx2_diffusers.training.checkpoints import Progress, check_fingerprint, latest_checkpoint, read_progress
-from ltx2_diffusers.training.models import find_checkpoint
+from ltx2_diffusers.training.trained.models import find_checkpoint
 from tests.golden_data import load_json
 
 

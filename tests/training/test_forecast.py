@@ -16,7 +16,7 @@ from ltx2_diffusers.models.transformer import LTX2AVTransformer3DModel
 from ltx2_diffusers.training import forecast as module
 from ltx2_diffusers.training.config_files import load_config, parse_config
 from ltx2_diffusers.training.forecast import QUANTIZED, Forecast, Tokens, check_data, forecast
-from ltx2_diffusers.training.quantization import quantize_blocks
+from ltx2_diffusers.training.trained.quantization import quantize_blocks
 from tests.golden_data import load_json
 from tests.training.running import config, stored_samples
 from tests.training.running import settings as run_settings

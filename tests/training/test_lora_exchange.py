@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model_state_dict
 
 from ltx2_diffusers import LTX2Pipeline
 from ltx2_diffusers.adapters.keys import LORA_FORMATS
-from ltx2_diffusers.training.models import load_adapter, lora_arguments
+from ltx2_diffusers.training.trained.models import load_adapter, lora_arguments
 from tests.pipelines.tiny import load
 from tests.training.tiny import config, loaded, train, velocities
 

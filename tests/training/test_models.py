@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 from ltx2_diffusers import LTX2Pipeline, LTX2VideoTransformer3DModel, packaged_checkpoint
 from ltx2_diffusers.checkpoints import keys
 from ltx2_diffusers.conditioning.streams import Streams
-from ltx2_diffusers.training.models import load_adapter, lora_arguments, start_file
-from ltx2_diffusers.training.quantization import _LIBRARIES, QUANTIZATIONS
-from ltx2_diffusers.training.targets import matching_modules, resolve
+from ltx2_diffusers.training.trained.models import load_adapter, lora_arguments, start_file
+from ltx2_diffusers.training.trained.quantization import _LIBRARIES, QUANTIZATIONS
+from ltx2_diffusers.training.trained.targets import matching_modules, resolve
 from tests.golden_data import load_json
 from tests.training.tiny import config, loaded, train, velocities
 

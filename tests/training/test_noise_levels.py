@@ -3,7 +3,7 @@ import statistics
 import pytest
 import torch
 
-from ltx2_diffusers.training.noise_levels import LEVELS, RowDraws, noise_levels, shifted_mean
+from ltx2_diffusers.training.objective.noise_levels import LEVELS, RowDraws, noise_levels, shifted_mean
 from tests.golden_data import load_json
 from tests.training.drawing import GlobalDraws
 

@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig
 from torch import nn
 
-from ltx2_diffusers.training.quantization import _LIBRARIES, QUANTIZATIONS, check_quantization, quantize_blocks
+from ltx2_diffusers.training.trained.quantization import _LIBRARIES, QUANTIZATIONS, check_quantization, quantize_blocks
 from tests.models.transformer_tools import tiny_inputs, tiny_transformer
 
 CPU = torch.device("cpu")

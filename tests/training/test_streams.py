@@ -8,11 +8,11 @@ import torch
 from accelerate import Accelerator
 
 from ltx2_diffusers.conditioning import Streams
-from ltx2_diffusers.training.losses import step_losses, velocity_loss
-from ltx2_diffusers.training.noise_levels import LEVELS
+from ltx2_diffusers.training.objective.losses import step_losses, velocity_loss
+from ltx2_diffusers.training.objective.noise_levels import LEVELS
+from ltx2_diffusers.training.objective.strategies import reference_scale, strategy_of
+from ltx2_diffusers.training.objective.streams import TrainedStream
 from ltx2_diffusers.training.reports import LossMeter
-from ltx2_diffusers.training.strategies import reference_scale, strategy_of
-from ltx2_diffusers.training.streams import TrainedStream
 from tests.golden_data import load_json, load_tensors
 from tests.training.drawing import GlobalDraws, HalfDraws, sizes
 

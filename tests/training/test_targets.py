@@ -10,7 +10,7 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from ltx2_diffusers import LTX2TextConnectors, LTX2VideoTransformer3DModel
 from ltx2_diffusers.adapters.keys import linear_shapes, lora_to_format, read_lora
 from ltx2_diffusers.conditioning.streams import Streams
-from ltx2_diffusers.training.targets import PRESETS, Targets, matching_modules, resolve, unused_modules
+from ltx2_diffusers.training.trained.targets import PRESETS, Targets, matching_modules, resolve, unused_modules
 from tests.golden_data import load_json
 from tests.models.transformer_tools import tiny_inputs, tiny_transformer
 

@@ -10,10 +10,10 @@ from peft import LoraConfig
 from ltx2_diffusers import LTX2AVTransformer3DModel
 from ltx2_diffusers.conditioning import Streams, TextContext
 from ltx2_diffusers.models.modality_front import LTX2ModalityModel
-from ltx2_diffusers.training.losses import step_losses
-from ltx2_diffusers.training.network import velocities
-from ltx2_diffusers.training.noise_levels import LogitNormalLevels
-from ltx2_diffusers.training.strategies import strategy_of
+from ltx2_diffusers.training.objective.losses import step_losses
+from ltx2_diffusers.training.objective.noise_levels import LogitNormalLevels
+from ltx2_diffusers.training.objective.strategies import strategy_of
+from ltx2_diffusers.training.trained.network import velocities
 from tests.golden_data import load_json, load_tensors
 from tests.training.drawing import GlobalDraws, sizes
 

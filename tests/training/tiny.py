@@ -5,8 +5,8 @@ from typing import Any
 import torch
 
 from ltx2_diffusers.training.config import TrainingConfig
-from ltx2_diffusers.training.models import TrainedModels, load_models
 from ltx2_diffusers.training.optimisers import make_optimizer
+from ltx2_diffusers.training.trained.models import TrainedModels, load_models
 from tests.models.transformer_tools import tiny_inputs
 
 CPU = torch.device("cpu")

@@ -14,7 +14,7 @@ import torch
 from ..checkpoints.safetensors_io import SafetensorsFile
 from ..data.dataset import PrecomputedDataset, collate
 from ..data.samples import LEGACY_SUFFIX, read_sample
-from .noise_levels import generator_of
+from .objective.noise_levels import generator_of
 
 # What a batch has in common, beside the shapes of its latents: clips of several rates have different positions.
 _RATE = "fps"

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from ..adapters.file import LORA_WEIGHT_NAME
 from ..atomic import remove_leftovers, replaced_folder, write_json
 from ..pipelines.recipes.text_to_video import LTX2Pipeline
-from .models import TrainedModels, lora_arguments
+from .trained.models import TrainedModels, lora_arguments
 
 STATE = "training_state"
 PROGRESS, TRAINED = "progress.json", "trained.safetensors"

@@ -27,7 +27,7 @@ except ImportError as error:
 
 from ..checkpoints.packaged import PACKAGED, meant_instead
 from ..checks import neighbours
-from .targets import PRESETS
+from .trained.targets import PRESETS
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _FILE_SUFFIXES = (".safetensors", ".sft", ".gguf")

@@ -272,7 +272,7 @@ def check_data(config: TrainingConfig) -> DataFacts:
     """
     from ..data.dataset import PrecomputedDataset, check_not_smaller
     from .batches import BatchOrder, kinds_of
-    from .strategies import strategy_of
+    from .objective.strategies import strategy_of
 
     strategy = strategy_of(config.training_strategy)
     try:
@@ -375,8 +375,8 @@ def meta_model(config: TrainingConfig, component: str, **changes: Any) -> Any:
 
 def adapted_layers(config: TrainingConfig, model: nn.Module, component: str) -> dict[str, tuple[int, int]]:
     """Paths and sizes (out, in) of the layers of a component that get an adapter: those of streams that run."""
-    from .strategies import strategy_of
-    from .targets import matching_modules, resolve, unused_modules
+    from .objective.strategies import strategy_of
+    from .trained.targets import matching_modules, resolve, unused_modules
 
     if config.lora is None or config.model.training_mode == "full":
         return {}

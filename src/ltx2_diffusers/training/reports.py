@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.logging import get_logger
 from tqdm import tqdm  # type: ignore[import-untyped]  # it ships no types
 
-from .losses import LEVEL_BOUNDS, StepLosses
+from .objective.losses import LEVEL_BOUNDS, StepLosses
 
 logger = get_logger(__name__, log_level="INFO")
 
@@ -115,7 +115,7 @@ class Reporter:
         self._accelerator.log(values, step=step)
         shown = {name: f"{losses[name]:.4f}" for name in ("loss", "loss_video", "loss_audio") if name in losses}
         speed = f"{self._samples_per_step / seconds:.2f}"
-        self._bar.set_postfix({**shown, "lr": f"{rate:.1e}", "samples/s": speed})
+        self._bar.set_postfix(shown | {"lr": f"{rate:.1e}", "samples/s": speed})
         self._bar.update()
         if self._lines and (step % _LINE_STEPS == 0 or step == self._total):
             left = (self._total - step) * self._seconds() / max(step - self._first, 1)

@@ -33,13 +33,13 @@ from ..data.samples import AUDIO_TEXT, TEXT_MASK, VIDEO_TEXT, padded_rows
 from .batches import BatchOrder, kinds_of, make_loader, names_of
 from .checkpoints import Checkpoints, Progress, latest_checkpoint, trained_tensors
 from .config import TrainingConfig
-from .losses import StepLosses, step_losses
-from .models import TrainedModels, load_models
-from .network import TrainingNetwork
-from .noise_levels import NoiseLevels, RowDraws, noise_levels
+from .objective.losses import StepLosses, step_losses
+from .objective.noise_levels import NoiseLevels, RowDraws, noise_levels
+from .objective.strategies import Strategy, strategy_of
 from .optimisers import make_optimizer, make_schedule
 from .reports import LossMeter, Reporter, logger
-from .strategies import Strategy, strategy_of
+from .trained.models import TrainedModels, load_models
+from .trained.network import TrainingNetwork
 
 Callback = Callable[[int, int, list[Path]], None]
 """Called after every step with its number, the number of all, and the samples that validation has made."""

@@ -19,7 +19,7 @@ from ltx2_diffusers.training.components import (
     save_networks,
     text_to_video_and_audio,
 )
-from ltx2_diffusers.training.noise_levels import UniformLevels
+from ltx2_diffusers.training.objective.noise_levels import UniformLevels
 from scripts.tiny_configs import component_configs
 from scripts.tiny_text_model import build_text_encoder, build_tokenizer
 from tests.training.components.made import ratio, without_gradient

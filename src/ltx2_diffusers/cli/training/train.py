@@ -120,7 +120,7 @@ def _forecast(config: Any, options: argparse.Namespace) -> str:
     import torch
 
     from ...training.forecast import forecast
-    from ...training.models import check_settings
+    from ...training.trained.models import check_settings
     from ..loading import best_device
 
     check_settings(config, torch.device(best_device()))

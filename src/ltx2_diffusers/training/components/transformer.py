@@ -16,9 +16,9 @@ from ...models.modulation import AdaLayerNormSingle
 from ...models.transformer import LTX2AVTransformer3DModel
 from ...models.transformer_block import LTX2AVTransformerBlock
 from ...pipelines.plan import ModelSizes
-from ..losses import step_losses
-from ..noise_levels import NoiseLevels, RowDraws, StretchedLogitNormalLevels
-from ..strategies import MaskedStrategy, Prefix, Role, Strategy
+from ..objective.losses import step_losses
+from ..objective.noise_levels import NoiseLevels, RowDraws, StretchedLogitNormalLevels
+from ..objective.strategies import MaskedStrategy, Prefix, Role, Strategy
 from .step import Losses, TrainingStep
 
 _STREAMS = ("video", "audio")

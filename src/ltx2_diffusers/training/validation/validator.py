@@ -20,7 +20,7 @@ from .undisturbed import undisturbed
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from ..models import TrainedModels
+    from ..trained.models import TrainedModels
 
 TEXT_LENGTH = 1024
 """Text positions of a prompt, as in the calls of pipelines."""

@@ -20,21 +20,21 @@ from peft import LoraConfig, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from ..adapters.file import LORA_WEIGHT_NAME, LoraFile, load_lora
-from ..checkpoints.original import OriginalCheckpoint
-from ..checkpoints.packaged import checkpoint_path
-from ..checkpoints.pipeline_file import load_text_encoder
-from ..checkpoints.versions import model_version
-from ..conditioning.streams import Streams
-from ..models.connectors import LTX2TextConnectors
-from ..models.transformer import LTX2AVTransformer3DModel
+from ...adapters.file import LORA_WEIGHT_NAME, LoraFile, load_lora
+from ...checkpoints.original import OriginalCheckpoint
+from ...checkpoints.packaged import checkpoint_path
+from ...checkpoints.pipeline_file import load_text_encoder
+from ...checkpoints.versions import model_version
+from ...conditioning.streams import Streams
+from ...models.connectors import LTX2TextConnectors
+from ...models.transformer import LTX2AVTransformer3DModel
 from .block_streaming import BlockStreaming
 from .quantization import STREAMABLE, check_quantization, quantize_blocks
 from .targets import matching_modules, resolve, unused_modules
 
 if TYPE_CHECKING:
-    from ..pipelines.recipes.text_to_video import LTX2Pipeline
-    from .config import TrainingConfig
+    from ...pipelines.recipes.text_to_video import LTX2Pipeline
+    from ..config import TrainingConfig
 
 logger = logging.get_logger(__name__)
 
@@ -220,7 +220,7 @@ def _step_of(file: Path) -> int:
 
 def _load_pipeline(config: "TrainingConfig", needs_decoders: bool) -> "LTX2Pipeline":
     """The pipeline with the components that the run needs, on the CPU."""
-    from ..pipelines.recipes.text_to_video import LTX2Pipeline
+    from ...pipelines.recipes.text_to_video import LTX2Pipeline
 
     source, full = config.model, config.model.training_mode == "full"
     dtype = torch.float32 if full else torch.bfloat16

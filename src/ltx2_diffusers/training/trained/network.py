@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..conditioning import Streams, TextContext
-from ..models.connectors import LTX2TextConnectors
-from ..models.modality_front import LTX2ModalityModel
-from ..models.transformer import LTX2AVTransformer3DModel
-from .streams import TrainedStream
+from ...conditioning import Streams, TextContext
+from ...models.connectors import LTX2TextConnectors
+from ...models.modality_front import LTX2ModalityModel
+from ...models.transformer import LTX2AVTransformer3DModel
+from ..objective.streams import TrainedStream
 
 
 class TrainingNetwork(nn.Module):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ..conditioning import ConditionByWholeLatent, ConditionItem, GaussianNoiser, LatentState, LatentTools, Modality
+from ...conditioning import ConditionByWholeLatent, ConditionItem, GaussianNoiser, LatentState, LatentTools, Modality
 from .noise_levels import Draws, NoiseLevels
 
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ..adapters.keys import linear_shapes
-from ..conditioning.streams import Streams
+from ...adapters.keys import linear_shapes
+from ...conditioning.streams import Streams
 
 _ATTENTION = ("to_k", "to_q", "to_v", "to_out.0")
 _FEED_FORWARD = ("net.0.proj", "net.2")

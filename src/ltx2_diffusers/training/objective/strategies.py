@@ -15,9 +15,9 @@ from typing import Any, ClassVar
 
 import torch
 
-from .. import conditioning
-from ..conditioning import ConditionItem, ConditionOutsideRegion, LatentTools, Streams, VideoLatentTools
-from ..pipelines.plan import ModelSizes
+from ... import conditioning
+from ...conditioning import ConditionItem, ConditionOutsideRegion, LatentTools, Streams, VideoLatentTools
+from ...pipelines.plan import ModelSizes
 from .noise_levels import Draws, NoiseLevels
 from .streams import Shown, TrainedStream, given_stream, trained_stream
 
@@ -594,7 +594,7 @@ def register_strategy(name: str, strategy: Callable[[Any], Strategy]) -> None:
     """
     if name in _ROLES:
         raise ValueError(f"there is a strategy {name!r} in this package; give yours another name")
-    from .config import register_strategy_section
+    from ..config import register_strategy_section
 
     _OWN[name] = strategy
     register_strategy_section(name)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..conditioning import Streams
+from ...conditioning import Streams
 from .streams import TrainedStream
 
 LEVEL_BOUNDS = (0.0, 0.25, 0.5, 0.75, 1.0)

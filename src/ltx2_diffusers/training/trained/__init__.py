@@ -1,0 +1,1 @@
+"""The networks of a run: loaded, frozen, quantised, adapted, streamed."""

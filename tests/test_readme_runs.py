@@ -51,11 +51,22 @@ def folder(tmp_path_factory) -> Path:
     for name in ("pose", "cat", "train"):
         write_video(folder / f"{name}.mp4", frames, 24.0, sound[:, : 73 * RATE // 24], RATE)
     write_video(folder / "silent.mp4", frames[:9], 24.0)
+    _save_clips(folder / "clips", sound)
     shutil.copyfile(GOLDEN_DIR / "checkpoint" / "ltx-2-tiny-dev.safetensors", folder / "ltx-2-19b-dev.safetensors")
     shutil.copytree(GOLDEN_DIR / "checkpoint" / "expected_diffusers" / "ltx-2-tiny-dev", folder / "gemma-3-12b")
     shutil.copytree(ROOT / "conversion", folder / "conversion", ignore=shutil.ignore_patterns("__pycache__"))
     _save_loras(folder)
     return folder
+
+
+def _save_clips(folder: Path, sound: np.ndarray) -> None:
+    """Squares that move, each with a tone and a caption."""
+    for number in range(3):
+        frames = np.full((25, 96, 96, 3), 40, np.uint8)
+        for index, frame in enumerate(frames):
+            frame[30 * number : 30 * number + 24, 2 * index : 2 * index + 24, number] = 230
+        write_video(folder / f"ball_{number}.mp4", frames, 24.0, sound[:, : 25 * RATE // 24], RATE)
+        (folder / f"ball_{number}.txt").write_text(f"a square moves to the right in row {number}")
 
 
 def _save_loras(folder: Path) -> None:

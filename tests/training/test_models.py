@@ -217,6 +217,7 @@ def test_streaming_changes_no_loss(quantization):
     assert train(models, streamed, 3) == train(loaded(plain), plain, 3)
 
 
+@pytest.mark.slow
 def test_compiled_blocks_train_alike(monkeypatch):
     """With a compiler that changes nothing but how blocks are called."""
     compiled, original = [], torch.nn.Module.compile

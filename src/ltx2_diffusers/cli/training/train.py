@@ -1,6 +1,7 @@
 """`ltx2 train`: train an adapter or a whole model as a configuration says, or say what that would cost."""
 
 import argparse
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,11 @@ def run(options: argparse.Namespace) -> int:
         return 0
     from ...training.trainer import LTX2Trainer
 
-    LTX2Trainer(config).train()
+    checkpoint, stats = LTX2Trainer(config).train()
+    if os.environ.get("RANK", "0") == "0":
+        steps = f"{config.optimization.steps} steps in {stats['total_time_seconds']:.0f} s"
+        what = "adapter" if config.model.training_mode == "lora" else "transformer"
+        print(f"{checkpoint}: {what} after {steps}, {stats['samples_per_second']:.2f} samples/s")
     return 0
 
 

@@ -46,7 +46,7 @@ class TransformerStep(TrainingStep):
         sizes: What the autoencoders make of pixels and seconds; `pipeline.sizes` of a pipeline with them.
         strategy: What is shown and what is made. Default [`text_to_video_and_audio`].
         levels: Distribution of the noise levels. Default that of LTX-2.3, which follows the number of tokens.
-        weights: Weight of each stream's loss. Default 1.0 for both.
+        weights: Weight of each stream's loss; both count alike unless given.
     """
 
     def __init__(

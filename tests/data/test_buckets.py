@@ -137,3 +137,11 @@ def test_random_crops_lie_in_the_picture_and_repeat():
     assert again[0] == again[1]
     with pytest.raises(ValueError, match="reshape_mode"):
         crop_to(40, 32, bucket, "left")
+
+
+def test_pictures_are_resized_as_in_the_references_validation():
+    for case in load_json("training/validation_resize.json"):
+        (width, height), target = case["image"], Bucket(*case["target"], 1)
+        crop = crop_to(width, height, target)
+        assert [crop.width, crop.height] == case["resized"]
+        assert (crop.left, crop.top) == (case["crop_left"], case["crop_top"])

@@ -218,3 +218,11 @@ def test_the_whole_transformer_trains(data, tmp_path):
     after = trained.state_dict()
     assert before.keys() == after.keys()
     assert sum(not torch.equal(before[key], after[key]) for key in before) > 50
+
+
+def test_texts_take_as_many_positions_as_asked(data, tmp_path):
+    lengths = {}
+    for length in (16, 64):
+        losses, _, _ = run(data, tmp_path / str(length), data={"max_sequence_length": length})
+        lengths[length] = losses[0]
+    assert lengths[16] != lengths[64]

@@ -474,6 +474,9 @@ class DataConfig(Section):
     num_dataloader_workers: Annotated[Whole, Field(ge=0)] = Field(
         2, description="Processes that read samples; 0 reads in the training process."
     )
+    max_sequence_length: Count = Field(
+        1024, description="Text positions that the streams attend to, as in a call of a pipeline."
+    )
 
 
 class SampleCondition(Section):

@@ -222,7 +222,8 @@ def forecast(config: TrainingConfig, tokens: Tokens | None = None) -> Forecast:
         ValueError: If data are missing, a target is no layer of the model, or the checkpoint does not say what it is.
     """
     data = check_data(config) if tokens is None else None
-    tokens = data.largest if data is not None else tokens
+    if data is not None:
+        tokens = data.largest._replace(text=config.data.max_sequence_length)
     assert tokens is not None
     transformer, connectors = (meta_model(config, component) for component in ("transformer", "connectors"))
     if data is not None:

@@ -158,7 +158,9 @@ class LTX2Trainer:
         schedule = make_schedule(optimizer, config.optimization)
         decay = config.optimization.ema_decay
         average = None if decay is None else EMAModel(parameters, decay=decay)
-        network = TrainingNetwork(models.transformer, models.connectors, "connectors" in models.trained).train()
+        network = TrainingNetwork(
+            models.transformer, models.connectors, "connectors" in models.trained, config.data.max_sequence_length
+        ).train()
         if models.streaming is not None:
             models.streaming.leave_out_of_ddp(network)
         # The networks are where they belong, some of them in host memory.

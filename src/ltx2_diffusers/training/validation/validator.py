@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from ..trained.models import TrainedModels
 
-TEXT_LENGTH = 1024
-"""Text positions of a prompt, as in the calls of pipelines."""
 _DECODERS = ("vae", "audio_vae", "vocoder", "connectors")
 
 
@@ -32,9 +30,9 @@ class _Text(NamedTuple):
 
     states: torch.Tensor
 
-    def padded(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """States `[1, T, W]` with zeros in front, and their mask `[1, T]`."""
-        missing = TEXT_LENGTH - self.states.shape[1]
+    def padded(self, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """States `[1, length, W]` with zeros in front, and their mask `[1, length]`."""
+        missing = length - self.states.shape[1]
         mask = functional.pad(torch.ones(1, self.states.shape[1], dtype=torch.long), (missing, 0))
         return functional.pad(self.states, (0, 0, missing, 0)), mask
 
@@ -65,7 +63,7 @@ class Validator:
             if device is not None and pipeline.text_encoder.device != device:
                 torch.nn.Module.to(pipeline.text_encoder, device)
             texts = [section.negative_prompt, *(call.prompt for call in self.calls)]
-            self._texts = {text: _encoded(pipeline, text) for text in dict.fromkeys(texts)}
+            self._texts = {text: _encoded(pipeline, text, self._length) for text in dict.fromkeys(texts)}
         pipeline.register_modules(text_encoder=None)
         gc.collect()
 
@@ -97,7 +95,7 @@ class Validator:
         pipeline = call.pipeline.from_pipe(self.models.pipeline, text_encoder=None)
         shows_progress = self.config.tracking.progress_bar and accelerator.is_local_main_process
         pipeline.set_progress_bar_config(disable=not shows_progress, leave=False, desc="validation sample")
-        positive, negative = (self._texts[text].padded() for text in (call.prompt, self._negative))
+        positive, negative = (self._texts[text].padded(self._length) for text in (call.prompt, self._negative))
         output: Any = pipeline(  # type: ignore[operator]  # every pipeline is called, with arguments of its own
             prompt_embeds=positive[0],
             prompt_attention_mask=positive[1],
@@ -111,6 +109,11 @@ class Validator:
             return None
         path = write_sample(output, stem, call.reference, call.plan.num_frames)
         return ValidationSample(path, call.prompt, call.seed)
+
+    @property
+    def _length(self) -> int:
+        """Text positions that the streams attend to, as in training."""
+        return self.config.data.max_sequence_length
 
     @property
     def _negative(self) -> str:
@@ -134,9 +137,9 @@ class Validator:
 
 
 @torch.no_grad()
-def _encoded(pipeline: LTX2Pipeline, text: str) -> _Text:
+def _encoded(pipeline: LTX2Pipeline, text: str, length: int) -> _Text:
     device = pipeline.text_encoder.device
-    states, mask, *_ = pipeline.encode_prompt(text, None, False, device=device, max_sequence_length=TEXT_LENGTH)
+    states, mask, *_ = pipeline.encode_prompt(text, None, False, device=device, max_sequence_length=length)
     # A copy, or the padding would stay in memory.
     return _Text(states[:, -int(mask.sum()) :].to("cpu", copy=True).contiguous())
 

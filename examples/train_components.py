@@ -23,6 +23,7 @@ def train(step: parts.TrainingStep, batch: dict) -> None:
     print(f"{', '.join(step.networks)}: loss {losses[0]:.2f} -> {losses[-1]:.2f}")
 
 
+parts.spread_latents(vae, pixels)
 train(parts.VideoVaeStep(vae), {"pixels": pixels})
 train(parts.AudioVaeStep(audio_vae), {"mel": mel})
 train(parts.VocoderStep(vocoder), {"mel": mel, "waveform": tone})

@@ -2,8 +2,8 @@
 
 | network | step | a batch holds | before | after |
 |---|---|---|---|---|
-| video VAE | `VideoVaeStep` | `pixels` | | `calibrate_video_latents` |
-| audio VAE | `AudioVaeStep` | `mel` (`spectrogram`) | `centre_output` | `calibrate_audio_latents` |
+| video VAE | `VideoVaeStep` | `pixels` | `spread_latents` | `calibrate_video_latents` |
+| audio VAE | `AudioVaeStep` | `mel` (`spectrogram`) | `spread_latents`, `centre_output` | `calibrate_audio_latents` |
 | vocoder | `VocoderStep` | `mel`, `waveform` | `set_spectrum_filters` (2.3) | |
 | upsampler | `UpsamplerStep` | `small`, `large` (`latent_pair`) | the video VAE | |
 | text encoder | `TextEncoderStep` | `input_ids`, `attention_mask` (`tokenized`) | | |
@@ -11,10 +11,11 @@
 | connectors | `ConnectorsStep` | latents and `prompts` | | |
 """
 
-from .audio_vae import AudioVaeStep, AudioVaeWeights, centre_output, spectrogram
+from .audio_vae import AudioVaeStep, AudioVaeWeights, spectrogram
 from .connectors import ConnectorsStep
 from .critics import PairCritic, WaveCritics
 from .fit import FitOptions, fit, save_networks
+from .initialise import centre_output, spread_latents
 from .statistics import calibrate_audio_latents, calibrate_video_latents
 from .step import TrainingStep, trained_parameters, weighted
 from .text_encoder import TextEncoderStep, tokenized
@@ -48,6 +49,7 @@ __all__ = [
     "save_networks",
     "set_spectrum_filters",
     "spectrogram",
+    "spread_latents",
     "text_to_video_and_audio",
     "tokenized",
     "trained_parameters",

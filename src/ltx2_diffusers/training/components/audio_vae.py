@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ...models.audio_vae import AutoencoderKLLTX2Audio
@@ -22,18 +21,18 @@ class AudioVaeWeights:
 
     Args:
         mel: Of the mean absolute difference of log-mel spectrograms. Default 1.0.
-        kl: Of the KL divergence per latent, in nats. Default 1e-3.
+        kl: Of the KL divergence per latent, in nats. Default 1e-6.
     """
 
     mel: float = 1.0
-    kl: float = 1e-3
+    kl: float = 1e-6
 
 
 class AudioVaeStep(TrainingStep):
     """Encodes log-mel spectrograms, draws latents, decodes them and compares.
 
     Latents hold four frames, the first one alone, so T frames come back as the largest 4 k + 1 among them; the rest
-    is not compared. A batch holds `mel` `[B, 2, T, M]`, see [`spectrogram`].
+    is not compared. Begin with [`spread_latents`] and [`centre_output`]. A batch holds `mel` `[B, 2, T, M]`, see [`spectrogram`].
 
     Args:
         vae: The autoencoder to train.
@@ -69,18 +68,3 @@ def spectrogram(vae: AutoencoderKLLTX2Audio, waveform: Tensor, sample_rate: int)
     """
     config = vae.config
     return waveform_to_mel(waveform, sample_rate, config.sample_rate, config.mel_bins, config.mel_hop_length)
-
-
-@torch.no_grad()
-def centre_output(vae: AutoencoderKLLTX2Audio, mel: Tensor) -> None:
-    """Let the decoder begin at the mean of the data, which is far from zero: silence is -11.5 in a log-mel spectrogram.
-
-    Without it, the first thousands of steps move one number, the bias of the last layer.
-
-    Args:
-        vae: A VAE with fresh weights.
-        mel: Log-mel spectrograms `[B, 2, T, M]` of the data.
-    """
-    last = vae.decoder.conv_out.conv
-    assert last.bias is not None
-    last.bias.copy_(mel.mean((0, 2, 3)))

@@ -22,14 +22,15 @@ class VideoVaeWeights:
 
     Args:
         pixels: Of the mean absolute difference of pixels. Default 1.0.
-        wavelets: Of the difference of details, see [`wavelet_loss`]. Default 1.0.
-        kl: Of the KL divergence per latent, in nats. Default 1e-4.
+        wavelets: Of the difference of details, see [`wavelet_loss`]. Default 0.1: a fresh network makes details that are
+            not there, and with 1.0 it learns to make nothing at all.
+        kl: Of the KL divergence per latent, in nats. Default 1e-6.
         adversarial: Of what the critic finds; read only with a critic. Default 0.05.
     """
 
     pixels: float = 1.0
-    wavelets: float = 1.0
-    kl: float = 1e-4
+    wavelets: float = 0.1
+    kl: float = 1e-6
     adversarial: float = 0.05
 
 
@@ -40,7 +41,7 @@ class VideoVaeStep(TrainingStep):
     the noise on a latent has the same size in every channel, and the encoder scales its channels against it. Decoders
     that are conditioned on a timestep see latents mixed with noise, normalised as in generation (the share of noise is
     the timestep), and learn to take it away; noise that decoders inject (`decoder_inject_noise`) they draw by
-    themselves.
+    themselves. Begin with [`spread_latents`].
 
     A batch holds `pixels` `[B, 3, F, H, W]` in [-1, 1], F = 8 k + 1.
 

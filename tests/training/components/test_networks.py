@@ -109,7 +109,7 @@ def test_spread_latents_tell_clips_apart(kind):
 
 
 def clips_of_one_colour(number: int) -> dict[str, torch.Tensor]:
-    colours = torch.rand(16, 3, 1, 1, 1, generator=torch.Generator().manual_seed(number)) * 2 - 1
+    colours = torch.rand(12, 3, 1, 1, 1, generator=torch.Generator().manual_seed(number)) * 2 - 1
     return {"pixels": colours.expand(-1, -1, 1, 8, 8).clone()}
 
 
@@ -121,9 +121,9 @@ def test_with_spread_latents_a_video_vae_hands_on_colours_sooner():
         vae = AutoencoderKLLTX2Video(**SMALLEST | {"upsample_type": ("spatial",)})
         if spreads:
             spread_latents(vae, clips_of_one_colour(10**6)["pixels"])
-        records = fit(VideoVaeStep(vae), vae.parameters(), clips_of_one_colour, 120, 1e-3, QUIET)
+        records = fit(VideoVaeStep(vae), vae.parameters(), clips_of_one_colour, 100, 1e-3, QUIET)
         errors.append(sum(record["pixels"] for record in records[-20:]) / 20)
-    assert errors[0] < 0.2 < 0.3 < errors[1] < 0.5
+    assert errors[0] < 0.25 < 0.3 < errors[1] < 0.5
 
 
 def test_frames_that_no_latent_holds_are_not_compared():

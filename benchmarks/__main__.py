@@ -15,7 +15,7 @@ from typing import Any
 
 from .common import RESULTS_DIR, print_table, write_file
 
-BENCHMARKS = ("transformer_forward", "guided_call", "vae_decode", "export_video", "import_time")
+BENCHMARKS = ("transformer_forward", "guided_call", "vae_decode", "export_video", "training_step", "import_time")
 
 
 def measured(name: str, quick: bool, results: Path) -> dict[str, Any]:
@@ -45,6 +45,14 @@ def ratios(name: str, payload: dict[str, Any]) -> Iterator[tuple[str, float, flo
         for case in payload["time"]:
             label = f"VAE decode, {case['structure']}, {case['width']} px: speed"
             yield label, case["ratio_diffusers_over_ours"]["paired"], 1.0, True
+    elif name == "training_step":
+        for case in payload["cases"]:
+            how = "with" if case["gradient checkpointing"] else "without"
+            label = f"training step, {case['video tokens']} video tokens, {how} gradient checkpointing: forwards"
+            yield label, case["forwards per step, paired"], 3.3, False
+        for case in payload["data"]:
+            label = f"training step, waiting for data read by {case['workers']} processes: share of the step"
+            yield label, case["share of the step"], 0.05, False
     elif name == "import_time":
         yield (
             "import of every public name, seconds beyond torch and diffusers",

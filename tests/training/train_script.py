@@ -32,9 +32,7 @@ class ShardedTrainer(LTX2Trainer):
 def main(data: str, output: str, sections: str) -> None:
     torch.set_num_threads(1)
     sharded = os.environ.get("ACCELERATE_USE_FSDP") == "true"
-    trainer = (ShardedTrainer if sharded else LTX2Trainer)(
-        config(Path(data), Path(output), **json.loads(sections))
-    )
+    trainer = (ShardedTrainer if sharded else LTX2Trainer)(config(Path(data), Path(output), **json.loads(sections)))
     losses = Losses(trainer)
     trainer.train()
     (Path(output) / "losses.json").write_text(json.dumps(losses.values))

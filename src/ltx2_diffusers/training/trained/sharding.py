@@ -32,16 +32,16 @@ def check_sharding(config: "TrainingConfig", accelerator: Accelerator) -> None:
         )
     section, acceleration = config.optimization, config.acceleration
     if section.ema_decay is not None:
-        raise ValueError(
-            "optimization.ema_decay cannot follow weights that FSDP has cut to pieces; set it to null"
-        )
+        raise ValueError("optimization.ema_decay cannot follow weights that FSDP has cut to pieces; set it to null")
     if section.optimizer_type != "adamw":
         raise ValueError(
             f"optimization.optimizer_type {section.optimizer_type!r} cannot step weights that FSDP has cut to pieces; use 'adamw'"
         )
     for name in ("quantization", "block_streaming"):
         if getattr(acceleration, name):
-            raise ValueError(f"acceleration.{name} does not go with FSDP, which spreads the weights itself; leave it out")
+            raise ValueError(
+                f"acceleration.{name} does not go with FSDP, which spreads the weights itself; leave it out"
+            )
 
 
 def set_types(accelerator: Accelerator) -> None:

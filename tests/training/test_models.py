@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from ltx2_diffusers import LTX2Pipeline, LTX2VideoTransformer3DModel, packaged_checkpoint
 from ltx2_diffusers.checkpoints import keys
 from ltx2_diffusers.conditioning.streams import Streams
-from ltx2_diffusers.training.trained.models import load_adapter, lora_arguments, start_file
+from ltx2_diffusers.training.trained.models import load_adapter, lora_arguments, start_file, without_projections
 from ltx2_diffusers.training.trained.quantization import _LIBRARIES, QUANTIZATIONS
 from ltx2_diffusers.training.trained.targets import matching_modules, resolve
 from tests.golden_data import load_json
@@ -201,8 +201,6 @@ def test_training_runs_on_a_quantised_base(name):
     models = loaded(settings)
     losses = train(models, settings, 3)
     assert losses[-1] < losses[0]
-    with pytest.raises(ValueError, match="FSDP takes neither quantised nor streamed weights"):
-        models.to_float32()
 
 
 @pytest.mark.parametrize("quantization", [None, "torchao-int8"])
@@ -231,10 +229,17 @@ def test_compiled_blocks_train_alike(monkeypatch):
     assert all("_orig_mod" not in name for name in lora_arguments(models)["transformer_lora_layers"])
 
 
-def test_everything_can_be_float32_for_fsdp():
-    models = loaded(config())
-    models.to_float32()
-    assert {p.dtype for m in (models.transformer, models.connectors) for p in m.parameters()} == {torch.float32}
+@pytest.mark.parametrize(("model", "names"), [("ltx2-tiny", 1), ("ltx2.3-tiny", 2)])
+def test_projections_of_the_text_stay_on_the_host(model, names):
+    """All else goes to the device; here one without values."""
+    connectors = loaded(config(model={"model_path": model})).connectors
+    order = list(connectors.state_dict())
+    with without_projections(connectors):
+        torch.nn.Module.to(connectors, "meta")
+    devices = {name: next(part.parameters()).device.type for name, part in connectors.named_children()}
+    assert [device for name, device in devices.items() if name.endswith("text_proj_in")] == ["cpu"] * names
+    assert {device for name, device in devices.items() if name.endswith("_connector")} == {"meta"}
+    assert list(connectors.state_dict()) == order
 
 
 # --- weights to start from ---

@@ -176,6 +176,20 @@ def test_losses_that_are_not_finite_are_named_and_cost_nothing(tmp_path, caplog)
     assert all(torch.isfinite(value).all() for value in weights.values())
 
 
+def test_a_first_step_that_is_skipped_warns_of_nothing_else(tmp_path):
+    root = damaged(tmp_path, 0, 1, 2, 3)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        run(root, tmp_path / "run", optimization={"steps": 2})
+    assert not [warning for warning in told if "lr_scheduler" in str(warning.message)]
+
+
+def test_an_impossible_repository_is_refused_before_training(data, tmp_path):
+    with pytest.raises(ValueError, match="cannot name a repository"):
+        run(data, tmp_path / "run", hub={"push_to_hub": True, "hub_model_id": "a/b/c"})
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_of_nothing_but_infinite_losses_ends_and_keeps_its_checkpoint(tmp_path):
     root = damaged(tmp_path, 0, 1, 2, 3)
     with pytest.raises(RuntimeError, match=r"10 steps in a row.*clip_\d.*checkpoint-5"):
@@ -208,6 +222,16 @@ def test_the_callback_hears_of_every_step(data, tmp_path):
     heard = []
     LTX2Trainer(config(data, tmp_path), lambda *call: heard.append(call)).train()
     assert heard == [(step, 4, []) for step in (1, 2, 3, 4)]
+
+
+def test_the_whole_transformer_publishes_its_average_in_the_precision_that_is_asked_for(data, tmp_path):
+    sections = {"model": {"training_mode": "full"}, "checkpoints": {"precision": "bfloat16"}}
+    _, checkpoint, _ = run(data, tmp_path, optimization={"learning_rate": 1e-3, "ema_decay": 0.99}, **sections)
+    published = load_file(checkpoint / "transformer" / "diffusion_pytorch_model.safetensors")
+    trained = load_file(checkpoint / "training_state" / "trained.safetensors")
+    assert {value.dtype for value in published.values()} == {torch.bfloat16}
+    differ = [not torch.equal(v, trained[f"front.transformer.{k}"].bfloat16()) for k, v in published.items()]
+    assert sum(differ) > 50
 
 
 def test_the_whole_transformer_trains(data, tmp_path):

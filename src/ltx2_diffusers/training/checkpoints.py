@@ -8,20 +8,23 @@ import json
 import re
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, broadcast_object_list
-from safetensors.torch import load_file, save_file
+from accelerate.utils import broadcast_object_list, load_fsdp_optimizer, save_fsdp_optimizer
+from safetensors.torch import save_file
 
 from ..adapters.file import LORA_WEIGHT_NAME
 from ..atomic import remove_leftovers, replaced_folder, write_json
+from ..checkpoints.safetensors_io import Entry, SafetensorsFile, write_sharded
 from ..pipelines.recipes.text_to_video import LTX2Pipeline
 from .trained.models import TrainedModels, lora_arguments
+from .trained.sharding import fill, is_sharded, whole
 
 STATE = "training_state"
 PROGRESS, TRAINED = "progress.json", "trained.safetensors"
@@ -93,21 +96,22 @@ class Checkpoints:
         config: Configuration of the run.
         accelerator: What runs it; the optimiser is prepared by it, and schedule and moving average are registered.
         network: The trained module, prepared.
+        optimizer: The optimiser, prepared.
         models: The networks.
     """
 
-    def __init__(self, config: Any, accelerator: Accelerator, network: torch.nn.Module, models: TrainedModels) -> None:
+    def __init__(
+        self,
+        config: Any,
+        accelerator: Accelerator,
+        network: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        models: TrainedModels,
+    ) -> None:
         self.section, self.is_full = config.checkpoints, config.model.training_mode == "full"
         self.config, self.accelerator, self.network, self.models = config, accelerator, network, models
+        self.optimizer = optimizer
         self.folder = Path(config.output_dir) / "checkpoints"
-        if not self._is_sharded:
-            # The frozen base is not part of what a run has to remember.
-            accelerator.register_save_state_pre_hook(self._keep_trained)
-            accelerator.register_load_state_pre_hook(self._load_trained)
-
-    @property
-    def _is_sharded(self) -> bool:
-        return self.accelerator.distributed_type == DistributedType.FSDP
 
     def save(self, progress: Progress, published: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> Path:
         """Write a checkpoint and remove those that are too many; all processes take part.
@@ -122,13 +126,13 @@ class Checkpoints:
             progress.written.append(progress.step)
         surplus = self._surplus(progress)
         if not self.accelerator.is_main_process:
-            self._save_state(Path(self._shared(None)), progress)
+            self._save_state(Path(self._shared(None)), progress, published)
             self.accelerator.wait_for_everyone()
             return target
         self.folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self.folder)
         with replaced_folder(target) as temporary:
-            self._save_state(Path(self._shared(temporary)), progress)
+            self._save_state(Path(self._shared(temporary)), progress, published)
             self._write_weights(Path(temporary), progress.step, published, metadata)
             self._write_config(Path(temporary))
         self.accelerator.wait_for_everyone()
@@ -152,43 +156,57 @@ class Checkpoints:
         surplus, progress.written = progress.written[:-kept], progress.written[-kept:]
         return surplus
 
-    def _save_state(self, folder: Path, progress: Progress) -> None:
+    def _save_state(self, folder: Path, progress: Progress, published: Mapping[str, torch.Tensor]) -> None:
         """What a run needs to go on, from all processes."""
         if self.section.save_training_state == "off":
             return
         state = folder / STATE
+        averages = self.config.optimization.ema_decay is not None
+        trained = trained_tensors(self.accelerator, self.network) if averages else published
         if self.section.save_training_state == "full":
-            self.accelerator.save_state(str(state))
-        elif self.accelerator.is_main_process:
-            state.mkdir(parents=True)
-            save_file(trained_tensors(self.accelerator, self.network), state / TRAINED)
+            with self._without_networks():
+                self.accelerator.save_state(str(state))
+            if is_sharded(self.accelerator):
+                save_fsdp_optimizer(*self._sharded, str(state))
+        if self.accelerator.is_main_process:
+            state.mkdir(parents=True, exist_ok=True)
+            # In full precision, and without the frozen base, which a run need not remember.
+            save_file(dict(trained), state / TRAINED)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             write_json(state / PROGRESS, asdict(progress))
 
-    def _keep_trained(self, _models: list[torch.nn.Module], weights: list[Any], folder: str) -> None:
-        """Before Accelerate saves models: the trained weights alone, in full precision."""
-        weights.clear()
-        if self.accelerator.is_main_process:
-            save_file(trained_tensors(self.accelerator, self.network), Path(folder) / TRAINED)
+    @contextmanager
+    def _without_networks(self) -> Iterator[None]:
+        """Let Accelerate save or load what is neither a network nor, if they are cut to pieces, their optimiser."""
+        accelerator = self.accelerator
+        networks, optimizers = accelerator._models, accelerator._optimizers
+        accelerator._models = []
+        if is_sharded(accelerator):
+            accelerator._optimizers = []
+        try:
+            yield
+        finally:
+            accelerator._models, accelerator._optimizers = networks, optimizers
 
-    def _load_trained(self, models: list[torch.nn.Module], folder: str) -> None:
-        """Before Accelerate loads models: the trained weights."""
-        models.clear()
-        load_trained(self.accelerator.unwrap_model(self.network), Path(folder) / TRAINED)
+    @property
+    def _sharded(self) -> tuple[Any, Accelerator, torch.optim.Optimizer, torch.nn.Module]:
+        """What Accelerate asks for to save or load states of an optimiser that are cut to pieces."""
+        return self.accelerator.state.fsdp_plugin, self.accelerator, self.optimizer, self.network
 
     def _write_weights(
         self, folder: Path, step: int, published: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
     ) -> None:
         network, dtype = self.accelerator.unwrap_model(self.network), _DTYPES[self.section.precision]
-        parts = {
-            name: {key: tensor.to(dtype) for key, tensor in own_tensors(network, model, published).items()}
-            for name, model in self.models.trained.items()
-        }
+        parts = {name: own_tensors(network, model, published) for name, model in self.models.trained.items()}
         if self.is_full:
             for name, model in self.models.trained.items():
-                model.save_pretrained(folder / name, state_dict=parts[name])
+                # What lies in the model is not averaged, and may be cut to pieces.
+                (folder / name).mkdir()
+                model.save_config(folder / name)
+                write_sharded(folder / name, {key: Entry.of(t).to(dtype) for key, t in parts[name].items()})
             return
+        parts = {name: {key: tensor.to(dtype) for key, tensor in part.items()} for name, part in parts.items()}
         layers = lora_arguments(self.models, parts)
         LTX2Pipeline.save_lora_weights(folder, **layers, metadata=metadata, weight_name=LORA_WEIGHT_NAME)
         if self.section.export_original:
@@ -216,29 +234,35 @@ class Checkpoints:
                 "to go on"
             )
         state = checkpoint / STATE
-        if (state / "random_states_0.pkl").is_file():
-            self.accelerator.load_state(str(state))
-        else:
+        load_trained(self.accelerator.unwrap_model(self.network), state / TRAINED)
+        if not (state / "random_states_0.pkl").is_file():
             warnings.warn(
                 f"{str(checkpoint)!r} holds no states of the optimiser, which begins anew; the run goes on, but not exactly",
                 stacklevel=2,
             )
-            load_trained(self.accelerator.unwrap_model(self.network), state / TRAINED)
+            return progress
+        if is_sharded(self.accelerator):
+            load_fsdp_optimizer(*self._sharded, str(state))
+        # Random numbers last.
+        with self._without_networks():
+            self.accelerator.load_state(str(state))
         return progress
 
 
 def trained_tensors(accelerator: Accelerator, network: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Copies of all trained weights on the CPU, by their names in the network.
 
-    Where they are sharded, all processes have to ask, and only the main one gets them.
+    Where they are cut to pieces, all processes have to ask, and only the main one gets them; no more than one of them is
+    whole on a device at a time.
     """
-    plain = accelerator.unwrap_model(network)
-    names = [name for name, parameter in plain.named_parameters() if parameter.requires_grad]
-    if accelerator.distributed_type == DistributedType.FSDP:
-        state = accelerator.get_state_dict(network)
-        return {name: state[name] for name in names if name in state}
-    state = dict(plain.named_parameters())
-    return {name: state[name].detach().to("cpu", copy=True).contiguous() for name in names}
+    keeps = accelerator.is_main_process or not is_sharded(accelerator)
+    found = {}
+    for name, parameter in accelerator.unwrap_model(network).named_parameters():
+        if parameter.requires_grad:
+            tensor = whole(parameter)
+            if keeps:
+                found[name] = tensor.to("cpu", copy=True).contiguous()
+    return found
 
 
 def load_trained(network: torch.nn.Module, file: Path) -> None:
@@ -247,17 +271,17 @@ def load_trained(network: torch.nn.Module, file: Path) -> None:
     Raises:
         ValueError: If the file is damaged, or holds others than those that are trained.
     """
-    try:
-        saved = load_file(file)
-    except Exception as error:
-        # The library raises what no one else knows.
-        raise ValueError(f"{str(file)!r} cannot be read ({error}); go on from another checkpoint") from None
     trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
-    if odd := sorted(trained.keys() ^ saved.keys()):
+    try:
+        saved = SafetensorsFile(file).entries
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{error}; go on from another checkpoint") from None
+    shapes = {name: entry.shape for name, entry in saved.items()}
+    expected = {name: tuple(parameter.shape) for name, parameter in trained.items()}
+    if odd := sorted(name for name in shapes.keys() | expected.keys() if shapes.get(name) != expected.get(name)):
         raise ValueError(f"{str(file)!r} and the trained weights differ in {odd[0]!r}; was it written by another run?")
-    with torch.no_grad():
-        for name, parameter in trained.items():
-            parameter.copy_(saved[name])
+    for name, parameter in trained.items():
+        fill(parameter, saved[name].load())
 
 
 def own_tensors(

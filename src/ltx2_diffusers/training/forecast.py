@@ -110,7 +110,7 @@ class Memory(NamedTuple):
     """What lies on a device while a step runs, in bytes.
 
     Args:
-        weights: Weights of transformer and connectors on the device.
+        weights: Weights of transformer and connectors on the device, without the projections of the text.
         adapters: Weights of the adapter.
         gradients: Gradients.
         moments: States of the optimiser, and moving averages of the weights.
@@ -254,14 +254,17 @@ def step_memory(config: TrainingConfig, transformer: Any, connectors: Any, token
     trainable = trainable_parameters(config, transformer, connectors)
     weights, host = _weights(config, transformer, is_full)
     averages = _FLOAT32 if config.optimization.ema_decay is not None else 0
+    number = _FLOAT32 if is_full else _HALF
+    # Only samples run the projections of the text.
+    waiting = sum(_size(part) for name, part in connectors.named_children() if name.endswith("text_proj_in"))
     return Memory(
-        weights + _size(connectors) * (_FLOAT32 if is_full else _HALF),
+        weights + number * (_size(connectors) - waiting),
         # Autocast keeps a copy in half precision for as long as the forward pass runs.
         0.0 if is_full else float(trainable * (_FLOAT32 + _HALF * _autocasts(config))),
         float(_FLOAT32 * trainable),
         trainable * (_MOMENTS[config.optimization.optimizer_type] + averages),
         activation_bytes(config, transformer, tokens),
-        host,
+        host + number * waiting,
     )
 
 

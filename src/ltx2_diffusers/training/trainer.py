@@ -17,9 +17,10 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from accelerate.utils import (
-    DistributedType,
+    DynamoBackend,
     GradientAccumulationPlugin,
     ProjectConfiguration,
+    disable_fsdp_ram_efficient_loading,
     gather_object,
     send_to_device,
     set_seed,
@@ -30,6 +31,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from ..conditioning import Streams
 from ..data.dataset import PrecomputedDataset, check_not_smaller
 from ..data.samples import AUDIO_TEXT, TEXT_MASK, VIDEO_TEXT, padded_rows
+from ..publishing import check_repository_name
 from .batches import BatchOrder, kinds_of, make_loader, names_of
 from .checkpoints import Checkpoints, Progress, latest_checkpoint, trained_tensors
 from .config import TrainingConfig
@@ -38,8 +40,9 @@ from .objective.noise_levels import NoiseLevels, RowDraws, noise_levels
 from .objective.strategies import Strategy, strategy_of
 from .optimisers import make_optimizer, make_schedule
 from .reports import LossMeter, Reporter, logger
-from .trained.models import TrainedModels, load_models
+from .trained.models import TrainedModels, load_models, without_projections
 from .trained.network import TrainingNetwork
+from .trained.sharding import check_sharding, is_sharded, set_types
 
 Callback = Callable[[int, int, list[Path]], None]
 """Called after every step with its number, the number of all, and the samples that validation has made."""
@@ -145,9 +148,7 @@ class LTX2Trainer:
         self._check(accelerator, dataset)
 
         set_seed(config.seed)
-        models = load_models(config, accelerator.device, config.validation.interval is not None, strategy.runs)
-        if accelerator.distributed_type == DistributedType.FSDP:
-            models.to_float32()
+        models = self._models(accelerator, strategy)
         levels = noise_levels(
             config.flow_matching.timestep_sampling_mode,
             config.flow_matching.timestep_sampling_params,
@@ -163,13 +164,14 @@ class LTX2Trainer:
         ).train()
         if models.streaming is not None:
             models.streaming.leave_out_of_ddp(network)
-        # The networks are where they belong, some of them in host memory.
-        prepared, optimizer = accelerator.prepare(network, optimizer, device_placement=[False, True])
+        fingerprint = self._fingerprint(dataset, batch_size, parameters)
+        with without_projections(models.connectors):
+            # The networks are where they belong, some of them in host memory.
+            prepared, optimizer = accelerator.prepare(network, optimizer, device_placement=[False, True])
         accelerator.register_for_checkpointing(schedule, *([] if average is None else [average]))
-        checkpoints = Checkpoints(config, accelerator, prepared, models)
+        checkpoints = Checkpoints(config, accelerator, prepared, optimizer, models)
         # Dropout differs between processes; noise and order do not come from these generators.
         set_seed(config.seed, device_specific=True)
-        fingerprint = self._fingerprint(dataset, batch_size, parameters)
         progress = Progress() if resumed is None else checkpoints.resume(resumed, fingerprint)
         progress.fingerprint = fingerprint
         return Run(
@@ -186,6 +188,23 @@ class LTX2Trainer:
             checkpoints,
             progress,
         )
+
+    def _models(self, accelerator: Accelerator, strategy: Strategy) -> TrainedModels:
+        """The models, compiled if the launcher says so."""
+        config, sharded = self.config, is_sharded(accelerator)
+        if sharded:
+            set_types(accelerator)
+            # Transformers would leave the text encoder without weights in all processes but one.
+            disable_fsdp_ram_efficient_loading()
+        # FSDP brings weights to the device in pieces, which the whole might not fit.
+        device = torch.device("cpu") if sharded else accelerator.device
+        models = load_models(config, device, config.validation.interval is not None, strategy.runs)
+        compiler = accelerator.state.dynamo_plugin
+        if compiler.backend != DynamoBackend.NO:
+            # Block by block and in place: parameters keep their names, and FSDP its hooks.
+            models.transformer.compile_repeated_blocks(**compiler.to_kwargs())
+            compiler.backend = DynamoBackend.NO
+        return models
 
     def _dataset(self, strategy: Strategy) -> PrecomputedDataset:
         root = self.config.data.preprocessed_data_root
@@ -209,9 +228,13 @@ class LTX2Trainer:
         """What cannot work is refused before anything is loaded."""
         if self.config.training_strategy.caption_dropout_p:
             dataset.empty_prompt()
-        if self.config.optimization.ema_decay is not None and accelerator.distributed_type == DistributedType.FSDP:
+        hub = self.config.hub
+        if hub.push_to_hub and hub.hub_model_id is not None:
+            check_repository_name(hub.hub_model_id)
+        check_sharding(self.config, accelerator)
+        if self.config.acceleration.block_streaming and accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
             raise ValueError(
-                "optimization.ema_decay cannot follow weights that FSDP has cut to pieces; set it to null"
+                "acceleration.block_streaming and a launch file with a compiler exclude each other; use the file without"
             )
 
     def _fingerprint(
@@ -308,7 +331,10 @@ class LTX2Trainer:
         means = meter.means(accelerator)
         rate = float(run.schedule.get_last_lr()[0])
         grad_norm = self._update(run)
-        run.schedule.step()
+        with warnings.catch_warnings():
+            # It goes on over a step that is skipped, even if that is the first one.
+            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+            run.schedule.step()
         return means, grad_norm, rate, names
 
     def _losses(self, run: Run, batch: Mapping[str, Any], number: int) -> StepLosses:
@@ -322,7 +348,9 @@ class LTX2Trainer:
             chosen = draws.uniform((size,)) < dropped
             text = with_empty_prompts(text, run.dataset.empty_prompt(), chosen)
         streams = run.strategy.prepare(batch, run.levels, draws, run.models.pipeline.sizes)
-        predicted = Streams(*run.network(text, streams))
+        # FSDP does not bring it itself.
+        with accelerator.autocast():
+            predicted = Streams(*run.network(text, streams))
         weights = config.flow_matching
         return step_losses(predicted, streams, Streams(weights.video_loss_weight, weights.audio_loss_weight))
 

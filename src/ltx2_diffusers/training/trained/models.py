@@ -8,7 +8,8 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,20 +76,6 @@ class TrainedModels:
         """Those that train, in float32, in the order of components and modules."""
         return [p for model in self.trained.values() for p in model.parameters() if p.requires_grad]
 
-    def to_float32(self) -> None:
-        """Bring frozen weights into float32, too: the first version of FSDP needs one type in a unit.
-
-        Raises:
-            ValueError: If they are quantised or streamed, which FSDP cannot have.
-        """
-        plain = all(type(p) is nn.Parameter and p.is_floating_point() for p in self.transformer.parameters())
-        if not plain or self.streaming is not None:
-            raise ValueError(
-                "FSDP takes neither quantised nor streamed weights; leave out `acceleration.quantization`"
-            )
-        for model in (self.transformer, self.connectors):
-            nn.Module.to(model, torch.float32)
-
 
 def load_models(
     config: "TrainingConfig", device: torch.device, needs_decoders: bool, runs: Streams[bool] = _BOTH
@@ -97,7 +84,7 @@ def load_models(
 
     Args:
         config: The configuration of the run. Seed before: adapters begin at random.
-        device: Where transformer and connectors go.
+        device: Where transformer and connectors go, but for the projections of the text, which only samples run.
         needs_decoders: Whether samples are made: VAEs, vocoder and text encoder are loaded, too.
         runs: Streams that the strategy gives to the transformer, default both; layers that never run get no adapter.
 
@@ -432,13 +419,34 @@ def _fill(layer: Any, path: str, state: Mapping[str, torch.Tensor], alpha: float
 # --- the rest ---
 
 
+@contextmanager
+def without_projections(connectors: LTX2TextConnectors) -> Iterator[None]:
+    """Take the projections of the text out of the connectors for a while.
+
+    Training reads what they made, so that their 0.7 G parameters (2.0) need not be where the others are, nor be spread over
+    processes or sent between them.
+    """
+    parts = connectors._modules
+    kept = dict(parts)
+    for name in kept:
+        if name.endswith("text_proj_in"):
+            del parts[name]
+    try:
+        yield
+    finally:
+        # In their order, which is that of state dicts.
+        parts.clear()
+        parts.update(kept)
+
+
 def _settle(models: TrainedModels, config: "TrainingConfig", device: torch.device) -> None:
     """Switch on what saves memory and time, and move to the device what runs in every step."""
     if config.optimization.enable_gradient_checkpointing:
         trained: dict[str, Any] = {"transformer": models.transformer, **models.trained}
         for model in trained.values():
             model.enable_gradient_checkpointing()
-    nn.Module.to(models.connectors, device)
+    with without_projections(models.connectors):
+        nn.Module.to(models.connectors, device)
     if config.acceleration.block_streaming:
         models.streaming = BlockStreaming(models.transformer, device, config.acceleration.block_streaming)
     else:

@@ -60,7 +60,8 @@ class TrainingNetwork(nn.Module):
         """What the streams attend to."""
         video = text["video_prompt_embeds"]
         with nullcontext() if self.trains_connectors else torch.no_grad():
-            dtype = next(self.connectors.parameters()).dtype
+            # The projection, which does not run here, may be of another type.
+            dtype = next(self.connectors.video_connector.parameters()).dtype
             features = [text.get(name, video).to(dtype) for name in ("video_prompt_embeds", "audio_prompt_embeds")]
             length = self.connectors.fitting_length(max(self.text_positions, features[0].shape[1]))
             context, audio, _ = self.connectors.run_connectors(*features, text["prompt_attention_mask"], length)

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
-from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+from torch.distributed.fsdp import FSDPModule
 
 
 @contextmanager
@@ -19,11 +19,7 @@ def gathered(networks: Iterable[torch.nn.Module]) -> Iterator[None]:
     """
     with ExitStack() as held:
         for network in networks:
-            if isinstance(network, FullyShardedDataParallel):
-                held.enter_context(
-                    FullyShardedDataParallel.summon_full_params(network, recurse=False, writeback=False)
-                )
-            elif isinstance(network, FSDPModule):
+            if isinstance(network, FSDPModule):
                 # Otherwise the first part that is called would take itself for the outermost one.
                 network._get_fsdp_state()._lazy_init()
                 network.unshard()

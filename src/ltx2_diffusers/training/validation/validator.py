@@ -2,16 +2,17 @@
 
 import gc
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from accelerate.utils import DistributedType, gather_object
+from accelerate.utils import gather_object
 from torch.nn import functional
 
 from ...pipelines.recipes.text_to_video import LTX2Pipeline
 from ..config import TrainingConfig
+from ..trained.sharding import is_sharded
 from .files import ValidationSample, log_samples, write_sample
 from .gathering import gathered
 from .requests import SampleCall, same_number_of_forwards, sample_calls
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from ..trained.models import TrainedModels
 
-_DECODERS = ("vae", "audio_vae", "vocoder", "connectors")
+_DECODERS = ("vae", "audio_vae", "vocoder")
 
 
 class _Text(NamedTuple):
@@ -79,7 +80,9 @@ class Validator:
         """
         made: list[tuple[int, ValidationSample]] = []
         modules = [part for part in self.models.pipeline.components.values() if isinstance(part, torch.nn.Module)]
-        with undisturbed(modules), gathered(accelerator._models), self._placed(accelerator.device):
+        # Weights that FSDP gathers are in half precision then, those beside them in their own.
+        types = accelerator.autocast() if is_sharded(accelerator) else nullcontext()
+        with undisturbed(modules), gathered(accelerator._models), self._placed(accelerator.device), types:
             for index, is_kept in _share(self.calls, accelerator):
                 stem = folder / f"step_{step:06d}_{index + 1}"
                 sample = self._make(self.calls[index], stem if is_kept else None, accelerator)
@@ -124,11 +127,13 @@ class Validator:
         """Bring the networks beside the transformer to a device for a block, and decode in tiles there."""
         pipeline = self.models.pipeline
         with ExitStack() as back:
-            for name in _DECODERS:
-                part = getattr(pipeline, name, None)
-                if part is not None and part.device != device:
-                    back.callback(part.to, part.device)
-                    part.to(device)
+            parts = [part for name in _DECODERS if (part := getattr(pipeline, name, None)) is not None]
+            # Of the connectors, the projection lies on the host in training.
+            for part in [*parts, *([] if pipeline.connectors is None else pipeline.connectors.children())]:
+                lies_on = next(part.parameters()).device
+                if lies_on != device:
+                    back.callback(torch.nn.Module.to, part, lies_on)
+                    torch.nn.Module.to(part, device)
             vae = pipeline.vae
             if vae is not None and not vae.use_tiling:
                 vae.use_tiling = True
@@ -150,7 +155,7 @@ def _share(calls: list[SampleCall], accelerator: "Accelerator") -> Iterator[tupl
     Processes that share the weights of the transformer have to run it together and equally often.
     """
     rank, count = accelerator.process_index, accelerator.num_processes
-    together = accelerator.distributed_type == DistributedType.FSDP
+    together = is_sharded(accelerator)
     if together and not same_number_of_forwards(calls):
         yield from ((index, index % count == rank) for index in range(len(calls)))
         return

@@ -8,7 +8,7 @@ import json
 import re
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, broadcast_object_list
+from accelerate.utils import load as load_pickled
 from safetensors.torch import load_file, save_file
 
 from ..adapters.file import LORA_WEIGHT_NAME
@@ -25,6 +26,7 @@ from .trained.models import TrainedModels, lora_arguments
 
 STATE = "training_state"
 PROGRESS, TRAINED = "progress.json", "trained.safetensors"
+CONFIG_FILE = "training_config.yaml"
 _STEP_FOLDER = re.compile(r"checkpoint-(\d+)")
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -75,6 +77,14 @@ def read_progress(checkpoint: Path) -> Progress:
         raise ValueError(f"{str(file)!r} is damaged ({error}); go on from another checkpoint") from None
 
 
+def check_unfinished(progress: Progress, steps: int, checkpoint: Path) -> None:
+    """`ValueError` if a run is at its end already."""
+    if progress.step >= steps:
+        raise ValueError(
+            f"{str(checkpoint)!r} is at step {progress.step} of {steps}; raise optimization.steps to go on"
+        )
+
+
 def check_fingerprint(found: Mapping[str, Any], now: Mapping[str, Any], checkpoint: Path) -> None:
     """`ValueError` if a run with other settings than now would go on from a checkpoint."""
     other = [name for name in now if found.get(name) != now[name]]
@@ -120,10 +130,10 @@ class Checkpoints:
         target = self.folder / f"checkpoint-{progress.step}"
         if progress.step not in progress.written:
             progress.written.append(progress.step)
-        surplus = self._surplus(progress)
         if not self.accelerator.is_main_process:
             self._save_state(Path(self._shared(None)), progress)
             self.accelerator.wait_for_everyone()
+            self._surplus(progress)
             return target
         self.folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self.folder)
@@ -132,7 +142,8 @@ class Checkpoints:
             self._write_weights(Path(temporary), progress.step, published, metadata)
             self._write_config(Path(temporary))
         self.accelerator.wait_for_everyone()
-        for step in surplus:
+        # Until they are gone, they stand in the file of the newest, so that a run goes on removing them after a kill.
+        for step in self._surplus(progress):
             _remove_checkpoint(self.folder / f"checkpoint-{step}")
         return target
 
@@ -200,7 +211,7 @@ class Checkpoints:
     def _write_config(self, folder: Path) -> None:
         from .config_files import save_config
 
-        save_config(self.config, folder / "training_config.yaml")
+        save_config(self.config, folder / CONFIG_FILE)
 
     def resume(self, checkpoint: Path, fingerprint: Mapping[str, Any]) -> Progress:
         """Go on from a checkpoint: weights, optimiser, schedule, moving average and random numbers are as they were.
@@ -210,14 +221,13 @@ class Checkpoints:
         """
         progress = read_progress(checkpoint)
         check_fingerprint(progress.fingerprint, fingerprint, checkpoint)
-        if progress.step >= self.config.optimization.steps:
-            raise ValueError(
-                f"{str(checkpoint)!r} is at step {progress.step} of {self.config.optimization.steps}; raise optimization.steps "
-                "to go on"
-            )
+        check_unfinished(progress, self.config.optimization.steps, checkpoint)
+        if checkpoint.resolve().parent != self.folder.resolve():
+            # What another folder holds is not this run's to remove.
+            progress.written = []
         state = checkpoint / STATE
-        if (state / "random_states_0.pkl").is_file():
-            self.accelerator.load_state(str(state))
+        if (state / "optimizer.bin").is_file() or self._is_sharded:
+            self._load_state(state)
         else:
             warnings.warn(
                 f"{str(checkpoint)!r} holds no states of the optimiser, which begins anew; the run goes on, but not exactly",
@@ -225,6 +235,29 @@ class Checkpoints:
             )
             load_trained(self.accelerator.unwrap_model(self.network), state / TRAINED)
         return progress
+
+    def _load_state(self, state: Path) -> None:
+        random = state / f"random_states_{self.accelerator.process_index}.pkl"
+        if not random.is_file() and self.accelerator.num_processes > 1:
+            warnings.warn(
+                f"{str(state)!r} was written by fewer processes; dropout goes on with other random numbers",
+                stacklevel=3,
+            )
+        else:
+            # Accelerate goes on without random states that it cannot read.
+            _checked(random, lambda: load_pickled(random, weights_only=False))
+        _checked(state, lambda: self.accelerator.load_state(str(state)))
+
+
+def _checked(place: Path, read: Callable[[], Any]) -> None:
+    """Read something; `ValueError` naming the place if that fails."""
+    try:
+        read()
+    except Exception as error:
+        if isinstance(error, ValueError) and str(place) in str(error):
+            raise
+        # Damaged pickles raise anything.
+        raise ValueError(f"{str(place)!r} cannot be read ({error}); go on from another checkpoint") from None
 
 
 def trained_tensors(accelerator: Accelerator, network: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -247,13 +280,12 @@ def load_trained(network: torch.nn.Module, file: Path) -> None:
     Raises:
         ValueError: If the file is damaged, or holds others than those that are trained.
     """
-    try:
-        saved = load_file(file)
-    except Exception as error:
-        # The library raises what no one else knows.
-        raise ValueError(f"{str(file)!r} cannot be read ({error}); go on from another checkpoint") from None
+    saved: dict[str, torch.Tensor] = {}
+    _checked(file, lambda: saved.update(load_file(file)))
     trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
-    if odd := sorted(trained.keys() ^ saved.keys()):
+    odd = sorted(trained.keys() ^ saved.keys())
+    odd = odd or [name for name in trained if trained[name].shape != saved[name].shape]
+    if odd:
         raise ValueError(f"{str(file)!r} and the trained weights differ in {odd[0]!r}; was it written by another run?")
     with torch.no_grad():
         for name, parameter in trained.items():

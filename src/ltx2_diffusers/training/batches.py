@@ -13,7 +13,7 @@ import torch
 
 from ..checkpoints.safetensors_io import SafetensorsFile
 from ..data.dataset import PrecomputedDataset, collate
-from ..data.samples import LEGACY_SUFFIX, read_sample
+from ..data.samples import AUDIO_TEXT, LEGACY_SUFFIX, VIDEO_TEXT, read_sample
 from .objective.noise_levels import generator_of
 
 # What a batch has in common, beside the shapes of its latents: clips of several rates have different positions.
@@ -147,3 +147,32 @@ def names_of(dataset: Any, indices: Sequence[int]) -> list[str]:
     """What to call samples in messages."""
     names = getattr(dataset, "names", None)
     return [str(index) if names is None else names[index] for index in indices]
+
+
+def check_widths(dataset: Any, models: Any) -> None:
+    """Raise `ValueError` if the first sample is what the networks of another model made.
+
+    Args:
+        dataset: The samples.
+        models: [`TrainedModels`] that are going to read them.
+    """
+    tokens, text = models.transformer.config, models.connectors.config
+    names = ("video_hidden_dim", "audio_hidden_dim") if text.per_modality_projections else ("caption_channels",) * 2
+    video_width, audio_width = (text[name] for name in names)
+    for source, part in dataset[0].items():
+        # Where there is no feature of its own, the audio connector reads the video's.
+        if source == "conditions":
+            video = part[VIDEO_TEXT]
+            pairs = [(video.shape[1], video_width), (part.get(AUDIO_TEXT, video).shape[1], audio_width)]
+        elif source == "idx" or "latents" not in part:
+            continue
+        elif part["latents"].ndim == 4:
+            pairs = [(part["latents"].shape[0] * tokens.patch_size**2, tokens.in_channels)]
+        else:
+            channels, _, bins = part["latents"].shape
+            pairs = [(channels * bins, tokens.audio_in_channels)]
+        if odd := next(((found, width) for found, width in pairs if found != width), None):
+            raise ValueError(
+                f"{source} of sample {names_of(dataset, [0])[0]!r} are {odd[0]} wide, but the model reads {odd[1]}: they are of "
+                "another model; run `ltx2 data process` with this one"
+            )

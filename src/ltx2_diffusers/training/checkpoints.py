@@ -8,7 +8,7 @@ import json
 import re
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, load_fsdp_optimizer, save_fsdp_optimizer
+from accelerate.utils import load as load_pickled
 from safetensors.torch import save_file
 
 from ..adapters.file import LORA_WEIGHT_NAME
@@ -28,6 +29,7 @@ from .trained.sharding import fill, is_sharded, whole
 
 STATE = "training_state"
 PROGRESS, TRAINED = "progress.json", "trained.safetensors"
+CONFIG_FILE = "training_config.yaml"
 _STEP_FOLDER = re.compile(r"checkpoint-(\d+)")
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -78,6 +80,14 @@ def read_progress(checkpoint: Path) -> Progress:
         raise ValueError(f"{str(file)!r} is damaged ({error}); go on from another checkpoint") from None
 
 
+def check_unfinished(progress: Progress, steps: int, checkpoint: Path) -> None:
+    """`ValueError` if a run is at its end already."""
+    if progress.step >= steps:
+        raise ValueError(
+            f"{str(checkpoint)!r} is at step {progress.step} of {steps}; raise optimization.steps to go on"
+        )
+
+
 def check_fingerprint(found: Mapping[str, Any], now: Mapping[str, Any], checkpoint: Path) -> None:
     """`ValueError` if a run with other settings than now would go on from a checkpoint."""
     other = [name for name in now if found.get(name) != now[name]]
@@ -124,10 +134,10 @@ class Checkpoints:
         target = self.folder / f"checkpoint-{progress.step}"
         if progress.step not in progress.written:
             progress.written.append(progress.step)
-        surplus = self._surplus(progress)
         if not self.accelerator.is_main_process:
             self._save_state(Path(self._shared(None)), progress, published)
             self.accelerator.wait_for_everyone()
+            self._surplus(progress)
             return target
         self.folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self.folder)
@@ -136,7 +146,8 @@ class Checkpoints:
             self._write_weights(Path(temporary), progress.step, published, metadata)
             self._write_config(Path(temporary))
         self.accelerator.wait_for_everyone()
-        for step in surplus:
+        # Until they are gone, they stand in the file of the newest, so that a run goes on removing them after a kill.
+        for step in self._surplus(progress):
             _remove_checkpoint(self.folder / f"checkpoint-{step}")
         return target
 
@@ -218,7 +229,7 @@ class Checkpoints:
     def _write_config(self, folder: Path) -> None:
         from .config_files import save_config
 
-        save_config(self.config, folder / "training_config.yaml")
+        save_config(self.config, folder / CONFIG_FILE)
 
     def resume(self, checkpoint: Path, fingerprint: Mapping[str, Any]) -> Progress:
         """Go on from a checkpoint: weights, optimiser, schedule, moving average and random numbers are as they were.
@@ -228,25 +239,47 @@ class Checkpoints:
         """
         progress = read_progress(checkpoint)
         check_fingerprint(progress.fingerprint, fingerprint, checkpoint)
-        if progress.step >= self.config.optimization.steps:
-            raise ValueError(
-                f"{str(checkpoint)!r} is at step {progress.step} of {self.config.optimization.steps}; raise optimization.steps "
-                "to go on"
-            )
+        check_unfinished(progress, self.config.optimization.steps, checkpoint)
+        if checkpoint.resolve().parent != self.folder.resolve():
+            # What another folder holds is not this run's to remove.
+            progress.written = []
         state = checkpoint / STATE
         load_trained(self.accelerator.unwrap_model(self.network), state / TRAINED)
-        if not (state / "random_states_0.pkl").is_file():
+        if not any(state.glob("optimizer*")):
             warnings.warn(
                 f"{str(checkpoint)!r} holds no states of the optimiser, which begins anew; the run goes on, but not exactly",
                 stacklevel=2,
             )
             return progress
         if is_sharded(self.accelerator):
-            load_fsdp_optimizer(*self._sharded, str(state))
+            _checked(state, lambda: load_fsdp_optimizer(*self._sharded, str(state)))
         # Random numbers last.
         with self._without_networks():
-            self.accelerator.load_state(str(state))
+            self._load_state(state)
         return progress
+
+    def _load_state(self, state: Path) -> None:
+        random = state / f"random_states_{self.accelerator.process_index}.pkl"
+        if not random.is_file() and self.accelerator.num_processes > 1:
+            warnings.warn(
+                f"{str(state)!r} was written by fewer processes; dropout goes on with other random numbers",
+                stacklevel=3,
+            )
+        else:
+            # Accelerate goes on without random states that it cannot read.
+            _checked(random, lambda: load_pickled(random, weights_only=False))
+        _checked(state, lambda: self.accelerator.load_state(str(state)))
+
+
+def _checked(place: Path, read: Callable[[], Any]) -> None:
+    """Read something; `ValueError` naming the place if that fails."""
+    try:
+        read()
+    except Exception as error:
+        if isinstance(error, ValueError) and str(place) in str(error):
+            raise
+        # Damaged pickles raise anything.
+        raise ValueError(f"{str(place)!r} cannot be read ({error}); go on from another checkpoint") from None
 
 
 def trained_tensors(accelerator: Accelerator, network: torch.nn.Module) -> dict[str, torch.Tensor]:

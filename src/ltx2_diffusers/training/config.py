@@ -239,8 +239,8 @@ class RetakeConfig(StrategySection):
     """A stretch of a clip made anew, at a place of its own in every sample."""
 
     name: Literal["retake"] = Field("retake", description="A stretch of a clip made anew.")
-    min_share: Share = Field(0.2, description="Shortest stretch that is made anew, as a share of the clip.")
-    max_share: Share = Field(0.8, description="Longest stretch that is made anew, as a share of the clip.")
+    min_share: Share = Field(0.2, gt=0, description="Shortest stretch that is made anew, as a share of the clip.")
+    max_share: Share = Field(0.8, gt=0, description="Longest stretch that is made anew, as a share of the clip.")
     with_audio: WithAudio = False
     audio_latents_dir: AudioFolder = "audio_latents"
 
@@ -361,6 +361,13 @@ class FlexibleConfig(StrategySection):
     def _check(self) -> Self:
         if not any(stream is not None and stream.is_generated for stream in (self.video, self.audio)):
             raise ValueError("nothing is trained; set is_generated of video or audio to true")
+        for name, stream in (("video", self.video), ("audio", self.audio)):
+            kinds = [] if stream is None or stream.is_generated else [one.type for one in stream.conditions]
+            if odd := [kind for kind in kinds if kind != "reference"]:
+                raise ValueError(
+                    f"{name}.conditions has {odd[0]}, but the whole {name} is given; leave it out, or set "
+                    f"{name}.is_generated to true"
+                )
         return self
 
 
@@ -868,6 +875,8 @@ class FlowMatchingConfig(Section):
                 f"{self.timestep_sampling_mode} has no timestep_sampling_params {unknown[0]!r}; it has "
                 f"{', '.join(known)}"
             )
+        if self.video_loss_weight == self.audio_loss_weight == 0:
+            raise ValueError("video_loss_weight and audio_loss_weight are both 0; raise one of them")
         return self
 
 

@@ -4,6 +4,7 @@ Shapes: B samples of a batch in one process.
 """
 
 import hashlib
+import math
 import os
 import shutil
 import warnings
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import (
     DynamoBackend,
     GradientAccumulationPlugin,
@@ -32,9 +33,18 @@ from ..conditioning import Streams
 from ..data.dataset import PrecomputedDataset, check_not_smaller
 from ..data.samples import AUDIO_TEXT, TEXT_MASK, VIDEO_TEXT, padded_rows
 from ..publishing import check_repository_name
-from .batches import BatchOrder, kinds_of, make_loader, names_of
-from .checkpoints import Checkpoints, Progress, latest_checkpoint, trained_tensors
+from .batches import BatchOrder, check_widths, kinds_of, make_loader, names_of
+from .checkpoints import (
+    CONFIG_FILE,
+    Checkpoints,
+    Progress,
+    check_unfinished,
+    latest_checkpoint,
+    read_progress,
+    trained_tensors,
+)
 from .config import TrainingConfig
+from .config_files import save_config
 from .objective.losses import StepLosses, step_losses
 from .objective.noise_levels import NoiseLevels, RowDraws, noise_levels
 from .objective.strategies import Strategy, strategy_of
@@ -108,13 +118,13 @@ class LTX2Trainer:
             ValueError: Before anything is loaded, if settings, data or checkpoint do not fit each other.
             RuntimeError: If losses are not finite for many steps in a row; the last checkpoint stays.
         """
-        accelerator = self._accelerator()
         try:
+            accelerator = self._accelerator()
             run = self._prepared(accelerator)
             result = self._train(run)
             accelerator.end_training()
         finally:
-            if accelerator.num_processes == 1:
+            if PartialState._shared_state and PartialState().num_processes == 1:
                 # The settings of this run must not be those of the next one in this process.
                 AcceleratorState._reset_state(reset_partial_state=True)
         return result
@@ -143,12 +153,20 @@ class LTX2Trainer:
         dataset = self._dataset(strategy)
         batch_size = config.optimization.batch_size * accelerator.num_processes
         check_not_smaller(dataset, batch_size)
-        order = BatchOrder(kinds_of(dataset), batch_size, config.seed)
         resumed = self._resumed()
         self._check(accelerator, dataset)
+        self._begin_folder(accelerator)
 
         set_seed(config.seed)
         models = self._models(accelerator, strategy)
+        if strategy.optional_sources() and not models.learns_from(Streams(True, False)):
+            # Of clips without sound, an adapter of the sound alone could learn nothing.
+            dataset = self._dataset(strategy, complete=True)
+            check_not_smaller(dataset, batch_size)
+        check_widths(dataset, models)
+        kinds = kinds_of(dataset)
+        order = BatchOrder(kinds, batch_size, config.seed)
+        fingerprint = self._fingerprint(dataset, kinds, batch_size, models)
         levels = noise_levels(
             config.flow_matching.timestep_sampling_mode,
             config.flow_matching.timestep_sampling_params,
@@ -174,6 +192,9 @@ class LTX2Trainer:
         set_seed(config.seed, device_specific=True)
         progress = Progress() if resumed is None else checkpoints.resume(resumed, fingerprint)
         progress.fingerprint = fingerprint
+        if average is not None:
+            # What is read from a checkpoint lies on the CPU.
+            average.to(accelerator.device)
         return Run(
             accelerator,
             models,
@@ -206,23 +227,29 @@ class LTX2Trainer:
             compiler.backend = DynamoBackend.NO
         return models
 
-    def _dataset(self, strategy: Strategy) -> PrecomputedDataset:
+    def _dataset(self, strategy: Strategy, complete: bool = False) -> PrecomputedDataset:
+        """The samples, or those alone that have all that the strategy can read."""
         root = self.config.data.preprocessed_data_root
-        return PrecomputedDataset(root, strategy.data_sources(), strategy.optional_sources())
+        return PrecomputedDataset(root, strategy.data_sources(), () if complete else strategy.optional_sources())
 
     def _resumed(self) -> Path | None:
         """The checkpoint that the run goes on from, if it does."""
         section, folder = self.config.checkpoints, Path(self.config.output_dir) / "checkpoints"
         if section.resume is None or section.no_resume:
             return None
-        if section.resume != "latest":
-            return Path(section.resume).expanduser()
-        found = latest_checkpoint(folder)
+        found = latest_checkpoint(folder) if section.resume == "latest" else Path(section.resume).expanduser()
         if found is None:
             warnings.warn(
                 f"there is no checkpoint in {str(folder)!r} to go on from; the run begins anew", stacklevel=2
             )
+        else:
+            check_unfinished(read_progress(found), self.config.optimization.steps, found)
         return found
+
+    def _begin_folder(self, accelerator: Accelerator) -> None:
+        """Write the settings; a folder that cannot be written to is found before anything is loaded."""
+        if accelerator.is_main_process:
+            save_config(self.config, Path(self.config.output_dir) / CONFIG_FILE)
 
     def _check(self, accelerator: Accelerator, dataset: PrecomputedDataset) -> None:
         """What cannot work is refused before anything is loaded."""
@@ -238,20 +265,24 @@ class LTX2Trainer:
             )
 
     def _fingerprint(
-        self, dataset: PrecomputedDataset, batch_size: int, parameters: list[torch.nn.Parameter]
+        self, dataset: PrecomputedDataset, kinds: list[str], batch_size: int, models: TrainedModels
     ) -> dict[str, Any]:
         """Settings without which the numbers of a run are others."""
-        config, section = self.config, self.config.optimization
+        config = self.config
+        settings = config.model_dump(
+            mode="json", include={"lora", "training_strategy", "flow_matching", "optimization", "seed"}
+        )
+        for name in ("steps", "batch_size", "enable_gradient_checkpointing"):
+            del settings["optimization"][name]
         return {
+            **_flat(settings),
             "training_mode": config.model.training_mode,
-            "strategy": config.training_strategy.name,
-            "trained_parameters": sum(parameter.numel() for parameter in parameters),
-            "optimizer_type": section.optimizer_type,
-            "scheduler_type": section.scheduler_type,
+            "mixed_precision_mode": config.acceleration.mixed_precision_mode or "no",
+            "quantization": config.acceleration.quantization,
+            "base_model": models.base_identity(),
+            "trained_parameters": sum(parameter.numel() for parameter in models.parameters()),
             "samples_per_batch": batch_size,
-            "gradient_accumulation_steps": section.gradient_accumulation_steps,
-            "seed": config.seed,
-            "samples": hashlib.sha256("\n".join(dataset.names).encode()).hexdigest()[:16],
+            "samples": hashlib.sha256("\n".join([*dataset.names, *kinds]).encode()).hexdigest()[:16],
         }
 
     def _train(self, run: Run) -> tuple[Path, dict[str, float | int]]:
@@ -330,7 +361,7 @@ class LTX2Trainer:
                 meter.add(losses)
         means = meter.means(accelerator)
         rate = float(run.schedule.get_last_lr()[0])
-        grad_norm = self._update(run)
+        grad_norm = self._update(run, means["loss"])
         with warnings.catch_warnings():
             # It goes on over a step that is skipped, even if that is the first one.
             warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
@@ -354,20 +385,21 @@ class LTX2Trainer:
         weights = config.flow_matching
         return step_losses(predicted, streams, Streams(weights.video_loss_weight, weights.audio_loss_weight))
 
-    def _update(self, run: Run) -> float | None:
-        """Step the optimiser, unless gradients are not finite; returns their norm before clipping, or `None` then."""
+    def _update(self, run: Run, loss: float) -> float | None:
+        """Step the optimiser, unless loss or gradients are not finite; returns their norm before clipping, or `None`."""
         accelerator = run.accelerator
         limit = self.config.optimization.max_grad_norm
         parameters = [p for p in run.network.parameters() if p.requires_grad]
         norm = float(accelerator.clip_grad_norm_(parameters, limit if limit > 0 else float("inf")))
-        finite = norm == norm and norm != float("inf")
         # With fp16 the scaler meets infinite gradients by design, and has to see them.
-        if finite or accelerator.scaler is not None:
+        is_scaled = accelerator.scaler is not None
+        learns = math.isfinite(loss) and (is_scaled or math.isfinite(norm))
+        if learns or is_scaled:
             run.optimizer.step()
             if run.average is not None and not accelerator.optimizer_step_was_skipped:
                 run.average.step(run.models.parameters())
         run.optimizer.zero_grad(set_to_none=True)
-        return norm if finite or accelerator.scaler is not None else None
+        return norm if learns else None
 
     def _tell_skipped(self, run: Run, names: list[str], in_a_row: int, checkpoint: Path | None) -> None:
         """Name the samples of a step of which nothing was learnt; end the run if there are too many such steps."""

@@ -181,7 +181,9 @@ class OutsideStretch(Rule):
         for row, (size, place) in enumerate(moment.stretch.tolist()):
             low, high = self.shares
             length = (low + (high - low) * size) * moment.duration_s
-            start = place * (moment.duration_s - length)
+            # Sound may end a little before the video.
+            last = tools.positions(clean.device)[row, 0, -1, 0].item()
+            start = min(place * (moment.duration_s - length), last)
             free.append(conditioning.tokens_in_time(start, start + length, tools, clean.device)[row])
         return _free_where(torch.stack(free), clean, tools)
 
@@ -209,7 +211,9 @@ class OutsideTime(Rule):
                 f"temporal_boundary is {self.boundary}, but a clip lasts {moment.duration_s:.2f} s, of which nothing would be "
                 "left to learn; use fewer latent frames, or longer clips"
             )
-        stretch = (0.0, edge_s) if self.backward else (edge_s, moment.duration_s + 1.0)
+        last = tools.positions(clean.device)[0, 0, -1, 0].item()
+        # Sound may end a little before the video, or after it.
+        stretch = (0.0, edge_s) if self.backward else (min(edge_s, last), float("inf"))
         return ConditionOutsideRegion(clean, *stretch)
 
 

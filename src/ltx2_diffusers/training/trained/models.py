@@ -4,6 +4,7 @@ A base is loaded, frozen, and quantised if asked for; then adapters are put on i
 the transformer itself trains, in float32.
 """
 
+import hashlib
 import math
 import os
 import re
@@ -76,6 +77,16 @@ class TrainedModels:
         """Those that train, in float32, in the order of components and modules."""
         return [p for model in self.trained.values() for p in model.parameters() if p.requires_grad]
 
+    def learns_from(self, runs: Streams[bool]) -> bool:
+        """Whether anything that trains runs in a step with these streams."""
+        paths = [name for model in self.trained.values() for name, p in model.named_parameters() if p.requires_grad]
+        return len(unused_modules(paths, runs)) < len(paths)
+
+    def base_identity(self) -> str:
+        """What tells the base from others of its kind: a digest of the weights that read the tokens of the video."""
+        weights = self.transformer.proj_in.weight.detach().to("cpu", torch.float32)
+        return hashlib.sha256(weights.numpy().tobytes()).hexdigest()[:16]
+
 
 def load_models(
     config: "TrainingConfig", device: torch.device, needs_decoders: bool, runs: Streams[bool] = _BOTH
@@ -118,6 +129,9 @@ def check_settings(config: "TrainingConfig", device: torch.device) -> None:
     """Raise `ValueError` for settings that contradict each other, or that this machine cannot do; nothing is loaded."""
     acceleration, full = config.acceleration, config.model.training_mode == "full"
     quantization, streams = acceleration.quantization, acceleration.block_streaming
+    if acceleration.mixed_precision_mode == "fp16" and device.type == "cpu":
+        # Accelerate would compute in float32 and say nothing.
+        raise ValueError("`acceleration.mixed_precision_mode: fp16` needs a GPU; use 'bf16' or 'no'")
     if quantization is not None:
         check_quantization(quantization, device)
     if full and (quantization is not None or streams):

@@ -413,6 +413,19 @@ def test_masks_lie_on_the_grid_of_the_latents(make, tmp_path):
     assert reasons[2] == "its mask 'none.pt' holds no tensor with values"
 
 
+def test_masks_that_end_early_are_told(make):
+    folder = make("loud.mp4").dataset.parent
+    write_video(folder / "white.mp4", torch.ones(5, 3, 64, 96), 8.0)
+    write_audio(folder / "brief.wav", torch.full((1, 12000), 0.9), 24000)
+    rows = [{"caption": "x", "video": "loud.mp4", "video_mask": "white.mp4", "audio_mask": "brief.wav"}]
+    options = make(rows=rows)
+    assert [remark.reason for remark in process(options).remarks] == [
+        "its mask 'white.mp4' has 5 frames; it is black behind them",
+        "its mask 'brief.wav' ends 0.62 s early; it is silent behind that",
+    ]
+    assert sample(options, "video_masks", "loud")["mask"].flatten(1).tolist() == [[1.0] * 4, [0.0] * 4]
+
+
 def test_sound_alone_and_reference_sound(make):
     rows = [{"caption": "x", "audio": "tone.wav", "reference_audio": "tone.wav"}]
     options = make(rows=rows, resolution_buckets=None)
@@ -503,7 +516,7 @@ def test_factors_without_references_are_told_and_with_them_checked(make):
 
 @pytest.mark.slow
 def test_a_killed_run_leaves_whole_files_and_the_next_goes_on(make, tmp_path):
-    options = make("loud.mp4", "silent.mp4", "sub/tall.mp4")
+    options = make("loud.mp4", "silent.mp4", "sub/tall.mp4", batch_size=2)
     wanted = dataclasses.replace(options, output_dir=tmp_path / "whole")
     process(wanted)
     killed = 0

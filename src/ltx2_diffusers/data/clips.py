@@ -368,6 +368,8 @@ class ClipEncoder:
 
     def _video_mask(self, path: Path, target: Target) -> Content:
         pixels, bucket = self._in_step(path, target), target.bucket
+        if 1 < len(pixels.frames) < bucket.frames:
+            self.remarks.append(f"its mask {path.name!r} has {len(pixels.frames)} frames; it is black behind them")
         if pixels.size == target.size:
             # It is cut like the clip that it covers.
             frames = fitted(pixels.frames, bucket._replace(frames=len(pixels.frames)), target.crop)[0].transpose(0, 1)
@@ -389,6 +391,8 @@ class ClipEncoder:
         sound = read_sound(path, float(duration_s))
         if sound is None:
             raise ValueError(f"its mask {path.name!r} has no sound")
+        if sound.missing_s > _MISSING_S:
+            self.remarks.append(f"its mask {path.name!r} ends {sound.missing_s:.2f} s early; it is silent behind that")
         return Content({"mask": audio_mask(sound.waveform[0].abs().mean(0), int(steps))}, {})
 
 

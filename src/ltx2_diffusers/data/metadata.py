@@ -170,7 +170,7 @@ def _of_folder(folder: Path, columns: Mapping[str, str]) -> list[Clip]:
         )
     clips, silent = [], []
     for path in media_files(folder, MEDIA_SUFFIXES + AUDIO_SUFFIXES, recursive=True):
-        text = next((own for s in CAPTION_SUFFIXES if (own := path.with_suffix(s)).is_file()), None)
+        text = text_beside(path)
         if text is None:
             silent.append(path)
             continue
@@ -180,7 +180,7 @@ def _of_folder(folder: Path, columns: Mapping[str, str]) -> list[Clip]:
             reference = next((own for own in endings if own.is_file()), None)
             if reference is not None and (kind in files or kind == "audio"):
                 files[f"reference_{kind}"] = reference
-        clips.append(Clip(_name_of(path, folder), _text_of(text), **files))
+        clips.append(Clip(_name_of(path, folder), read_text(text), **files))
     if silent:
         raise ValueError(
             f"{len(silent)} media files of {str(folder)!r} have no caption, such as {_some(silent)}; write "
@@ -202,7 +202,17 @@ def _tell_lone_texts(folder: Path, clips: Sequence[Clip]) -> None:
         )
 
 
-def _text_of(path: Path) -> str:
+def text_beside(media: Path) -> Path | None:
+    """The file with the caption of a clip, which has its stem; `None` if there is none."""
+    return next((own for suffix in CAPTION_SUFFIXES if (own := media.with_suffix(suffix)).is_file()), None)
+
+
+def read_text(path: Path) -> str:
+    """The caption in a file.
+
+    Raises:
+        ValueError: If it is no text in UTF-8.
+    """
     try:
         return path.read_text(encoding="utf-8-sig").strip()
     except UnicodeDecodeError as error:

@@ -313,7 +313,8 @@ def _add_references(steps: Any) -> None:
         _references_options,
         _references,
         help="draw references of clips: edges, depth, poses",
-        description="Draw a reference of every clip, NAME_reference beside NAME, and name it in the dataset as reference_path.",
+        description="Draw a reference of every clip, NAME_reference beside NAME, and name it in the dataset file as "
+        "reference_path. A folder with captions in .txt files beside its clips needs no dataset file and gets none.",
     )
 
 

@@ -233,7 +233,7 @@ def test_clips_that_no_sample_can_be_named_after_are_skipped(make):
     assert [problem.reason for problem in report.skipped] == [
         "its name begins with a dot, as those of files do that are being written; rename it",
         "its name is too long for a sample, 244 bytes; use at most 243",
-        "its name is no text in Unicode; write it anew",
+        "its name is no text in Unicode; rename it",
         "its caption is no text in Unicode; write it anew",
     ]
     # They can be printed.

@@ -102,3 +102,15 @@ def test_other_encodings_are_named(tmp_path):
 def test_blanks_around_names_of_columns_do_not_count(tmp_path):
     (tmp_path / "a.csv").write_text("caption , video,,\nx,a.mp4,,\n")
     assert read_rows(tmp_path / "a.csv") == [{"caption": "x", "video": "a.mp4", "": ""}]
+
+
+def test_folders_that_are_links_are_looked_into(tmp_path):
+    (tmp_path / "store" / "deep").mkdir(parents=True)
+    (tmp_path / "store" / "deep" / "a.mp4").touch()
+    clips = tmp_path / "clips"
+    (clips / ".hidden").mkdir(parents=True)
+    (clips / ".hidden" / "b.mp4").touch()
+    (clips / "linked").symlink_to(tmp_path / "store")
+    # One that leads in a circle does not.
+    (tmp_path / "store" / "deep" / "back").symlink_to(tmp_path / "store")
+    assert media_files(clips, recursive=True) == [clips / "linked" / "deep" / "a.mp4"]

@@ -462,11 +462,11 @@ def _main_folder(clip: Clip) -> str:
 
 def _check_storable(clip: Clip) -> None:
     """Raise `ValueError` if no sample can have the name of a clip, or nothing can read its caption."""
-    for what, text in (("name", clip.name), ("caption", clip.caption)):
+    for what, text, advice in (("name", clip.name, "rename it"), ("caption", clip.caption, "write it anew")):
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise ValueError(f"its {what} is no text in Unicode; write it anew") from None
+            raise ValueError(f"its {what} is no text in Unicode; {advice}") from None
     stem, most = clip.name.rpartition("/")[2], _LONGEST_NAME - len(SUFFIX)
     if stem.startswith("."):
         raise ValueError("its name begins with a dot, as those of files do that are being written; rename it")

@@ -9,7 +9,7 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -133,17 +133,26 @@ def media_files(folder: Path, suffixes: Sequence[str] = MEDIA_SUFFIXES, recursiv
     Args:
         folder: Where to look.
         suffixes: Endings of names; upper case counts, too.
-        recursive: Whether to look into its folders. Default false.
+        recursive: Whether to look into its folders, also into those that are links. Default false.
     """
     found = [
         path
-        for path in sorted(folder.rglob("*") if recursive else folder.iterdir())
-        if path.suffix.lower() in suffixes
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and path.is_file()
+        for path in sorted(_inside(folder) if recursive else folder.iterdir())
+        if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file()
     ]
     stems = {path.with_suffix("") for path in found}
     return [path for path in found if _referred(path) not in stems]
+
+
+def _inside(folder: Path) -> Iterator[Path]:
+    """Files in a folder and in its folders that are not hidden; each folder once, whatever links to it."""
+    seen = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        folders[:] = [name for name in sorted(folders) if not name.startswith(".") and real not in seen]
+        if real not in seen:
+            yield from (Path(place, name) for name in files)
+        seen.add(real)
 
 
 def _referred(path: Path) -> Path | None:

@@ -24,7 +24,7 @@ _NAMED_PROBLEMS = 20
 _EPILOG = """\
 DATASET is a .csv file with a header, a .json file with a list of objects or a .jsonl file with one object a line, whose
 paths are relative to its folder; or a folder, with such a file named metadata or dataset, or with clips and beside each
-a .txt or .caption file of the same stem that holds its caption (and, if it has a reference, NAME_reference.mp4).
+a .txt or .caption file of the same stem that holds its caption (and, if it has references, NAME_reference.mp4 or .wav).
 
 The samples go to .precomputed beside the clips. A run that was stopped goes on where it stopped when it is started
 again; clips, captions and files that changed are made anew. Clips that cannot be used are named, counted, listed in

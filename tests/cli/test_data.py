@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from fractions import Fraction
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from ltx2_diffusers import LTX2Pipeline, packaged_checkpoint
 from ltx2_diffusers.cli.main import main
 from ltx2_diffusers.data.captioning import TransformersCaptioner, default_instruction
 from ltx2_diffusers.data.samples import write_sample
+from ltx2_diffusers.data.tables import media_files
 from ltx2_diffusers.media.reading import probe
 from ltx2_diffusers.media.writing import write_video
 from tests.cli.running import complaint
@@ -289,6 +291,22 @@ def test_a_dataset_is_checked_and_shown(computed, tmp_path, capsys):
     assert sheet.read_bytes() != before
     other.write_text("{")
     assert data("check", computed, *words, "--dataset", other) == 2
+
+
+def test_a_contact_sheet_is_not_taken_for_a_clip(computed, tmp_path):
+    shutil.copytree(computed, tmp_path / "set")
+    assert data("check", tmp_path / "set", "--checkpoint", "ltx2-tiny", "--device", "cpu", "--quiet") == 0
+    assert (tmp_path / "set" / ".precomputed" / "contact_sheet.png").is_file()
+    assert [path.name for path in media_files(tmp_path / "set")] == ["a.mp4"]
+
+
+def test_warnings_are_notes_of_one_line(tmp_path, capsys):
+    for name in ("moving.gif", "moving.txt"):
+        (tmp_path / name).touch()
+    assert data("process", tmp_path, "--checkpoint", "ltx2-tiny", "--device", "cpu") == 2
+    note, error = capsys.readouterr().err.splitlines()
+    assert note.startswith(f"note: 1 texts of {str(tmp_path)!r} are captions of no clip")
+    assert error == f"ltx2 data process: {str(tmp_path)!r} names no clips; add at least one"
 
 
 def test_a_dataset_with_faults_has_another_status(computed, tmp_path, capsys):

@@ -150,3 +150,43 @@ def test_a_folder_with_texts(tmp_path):
 def test_a_folder_with_a_metadata_file(folder):
     (folder / "metadata.jsonl").write_text('{"file_name": "a.mp4", "text": "x"}\n')
     assert read_clips(folder) == [Clip("a", "x", video=folder / "a.mp4")]
+
+
+def test_a_folder_has_references_of_sounds(tmp_path):
+    for name in ("a.wav", "a_reference.wav", "b.mp4", "b_reference.mp4", "b_reference.flac"):
+        (tmp_path / name).touch()
+    for stem in ("a", "b"):
+        (tmp_path / f"{stem}.txt").write_text(stem)
+    assert read_clips(tmp_path) == [
+        Clip("a", "a", audio=tmp_path / "a.wav", reference_audio=tmp_path / "a_reference.wav"),
+        Clip(
+            "b",
+            "b",
+            video=tmp_path / "b.mp4",
+            reference_video=tmp_path / "b_reference.mp4",
+            reference_audio=tmp_path / "b_reference.flac",
+        ),
+    ]
+
+
+def test_captions_of_no_clip_are_told(tmp_path):
+    for name in ("a.mp4", "moving.gif"):
+        (tmp_path / name).touch()
+        (tmp_path / name).with_suffix(".txt").write_text("x")
+    with pytest.warns(
+        UserWarning, match=r"1 texts of .* captions of no clip, such as .*moving\.txt'; clips .* end in"
+    ):
+        assert [clip.name for clip in read_clips(tmp_path)] == ["a"]
+
+
+@pytest.mark.parametrize(
+    "name", ["with space.mp4", "dots.v1.2.mp4", "ünï 日本 🎬.mp4", "it's;[br]*?%d.mp4", "-dash.MP4", "d.d/e e/f.mp4"]
+)
+def test_names_of_all_kinds(tmp_path, name):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).touch()
+    (tmp_path / name).with_suffix(".txt").write_bytes(b"\xef\xbb\xbfTwo\r\nlines\r\n")
+    expected = [Clip(name[:-4], "Two\nlines", video=tmp_path / name)]
+    assert read_clips(tmp_path) == expected
+    (tmp_path / "metadata.csv").write_text(f'caption,video\n"Two\nlines","{name}"\n', encoding="utf-8")
+    assert read_clips(tmp_path) == expected

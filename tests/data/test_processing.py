@@ -192,6 +192,119 @@ def test_samples_of_no_clip_are_told(make):
     ]
 
 
+def test_a_run_that_made_nothing_binds_no_settings(make):
+    with pytest.raises(ValueError, match="none of the 1 clips can be used"):
+        process(make("short.mp4", resolution_buckets="64x64x17"))
+    assert process(make("short.mp4", resolution_buckets="64x64x1")).made == 1
+
+
+def test_damaged_settings_are_named_and_overwritten(make):
+    options = make("silent.mp4")
+    process(options)
+    (options.folder / "process.json").write_text("{half")
+    with pytest.raises(ValueError, match=r"process\.json', which says how .* is damaged; overwrite to make all anew"):
+        process(options)
+    assert process(dataclasses.replace(options, overwrite=True)).made == 1
+    assert process(options).kept == 1
+
+
+def test_another_file_of_the_same_size_is_another_clip(make):
+    options = make(rows=[{"caption": "x", "audio": "tone.wav"}], resolution_buckets=None)
+    process(options)
+    sound, before = options.dataset.parent / "tone.wav", sample(options, "audio_latents", "tone")["latents"]
+    # A copy with another time is the same clip.
+    os.utime(sound, ns=(0, 0))
+    assert process(options).kept == 1
+    size = sound.stat().st_size
+    write_audio(sound, tone(1.3, frequency=880.0), 24000)
+    assert sound.stat().st_size == size
+    assert process(options).made == 1
+    assert not torch.equal(sample(options, "audio_latents", "tone")["latents"], before)
+
+
+def test_clips_that_no_sample_can_be_named_after_are_skipped(make):
+    folder = make("loud.mp4").dataset.parent
+    names = (".hidden", "x" * 244, os.fsdecode(b"caf\xe9"), "half")
+    for name in names:
+        shutil.copy(folder / "silent.mp4", folder / f"{name}.mp4")
+    rows = [{"caption": "x \ud800" if name == "half" else "x", "video": f"{name}.mp4"} for name in ("loud", *names)]
+    report = process(make(rows=rows))
+    assert report.made == 1
+    assert [problem.reason for problem in report.skipped] == [
+        "its name begins with a dot, as those of files do that are being written; rename it",
+        "its name is too long for a sample, 244 bytes; use at most 243",
+        "its name is no text in Unicode; rename it",
+        "its caption is no text in Unicode; write it anew",
+    ]
+    # They can be printed.
+    assert report.skipped[2].file.endswith("caf\\udce9.mp4")
+
+
+def test_captions_that_are_cut_or_empty_are_told(make):
+    names, texts = ("loud.mp4", "silent.mp4", "edges.mp4"), ("word " * 5000, " ", "A clip")
+    options = make(rows=[{"caption": text, "video": name} for name, text in zip(names, texts)])
+    report = process(options)
+    assert report.made == 3
+    assert [(remark.clip, remark.reason) for remark in report.remarks] == [
+        ("silent", "its caption is empty"),
+        ("loud", "its caption is cut at 1024 tokens, max_sequence_length"),
+    ]
+    assert len(sample(options, "conditions", "loud")["video_prompt_embeds"]) == 1024
+    # What is said of more clips than fit on a screen is in the file.
+    said = json.loads((options.folder / "skipped.json").read_text())
+    assert [entry["clip"] for entry in said["remarks"]] == ["silent", "loud"]
+
+
+def test_features_of_a_caption_do_not_depend_on_its_batch():
+    pipeline = Source("ltx2-tiny").load_text()
+    captions = ["A cat", "", "A dog runs over a street " * 9, "Rain", "x", "Two people talk", "A car", "Snow " * 30]
+    for caption, found in zip(captions, encode_captions(pipeline, captions)):
+        (alone,) = encode_captions(pipeline, [caption])
+        for name, value in alone.items():
+            assert value.shape == found[name].shape
+            # Half a unit in the last place of bfloat16 at most, in either of them.
+            assert torch.allclose(found[name].float(), value.float(), rtol=2**-7, atol=1e-5)
+
+
+def test_captions_that_were_missed_are_made_as_in_one_run(make):
+    """Bit by bit: they are encoded in the same batches."""
+    options = make("loud.mp4", "silent.mp4", "edges.mp4", "sub/tall.mp4", batch_size=2)
+    process(options)
+    before = contents(options.folder)
+    for name in ("silent", "sub/tall"):
+        (options.folder / "conditions" / f"{name}.safetensors").unlink()
+    process(options)
+    assert contents(options.folder) == before
+
+
+def test_what_only_some_clips_have_is_told(make):
+    rows = [
+        {"caption": "x", "video": "loud.mp4"},
+        {"caption": "x", "video": "silent.mp4", "reference_path": "edges.mp4"},
+    ]
+    (remark,) = process(make(rows=rows)).remarks
+    assert (remark.clip, remark.reason) == (
+        "loud",
+        "1 of 2 clips, such as this, have no reference_video; training with reference_latents leaves them out",
+    )
+
+
+def test_without_sound_its_mask_is_left_out(make):
+    rows = [{"caption": "x", "video": "loud.mp4", "audio_mask": "tone.wav"}, {"caption": "x", "audio": "tone.wav"}]
+    options = make(rows=rows, with_audio=False)
+    report = process(options)
+    assert [str(problem).partition(": ")[2] for problem in report.skipped] == ["it is a sound, and sound is left out"]
+    assert not (options.folder / "audio_masks").exists()
+    assert process(options).kept == 1
+    assert process(make(rows=rows)).made == 2
+    assert (options.folder / "audio_masks" / "loud.safetensors").is_file()
+
+
+def test_durations_without_sounds_alone_are_told(make):
+    with pytest.warns(UserWarning, match="audio_durations is not used"):
+        process(make("silent.mp4", audio_durations="2"))
+
+
 def test_captions_are_cleaned_and_get_a_trigger(make):
     rows = [{"caption": "The video shows a cat", "video": "silent.mp4"}]
     options = make(rows=rows, remove_llm_prefixes=True, lora_trigger="XYZ")
@@ -300,6 +413,19 @@ def test_masks_lie_on_the_grid_of_the_latents(make, tmp_path):
     assert reasons[2] == "its mask 'none.pt' holds no tensor with values"
 
 
+def test_masks_that_end_early_are_told(make):
+    folder = make("loud.mp4").dataset.parent
+    write_video(folder / "white.mp4", torch.ones(5, 3, 64, 96), 8.0)
+    write_audio(folder / "brief.wav", torch.full((1, 12000), 0.9), 24000)
+    rows = [{"caption": "x", "video": "loud.mp4", "video_mask": "white.mp4", "audio_mask": "brief.wav"}]
+    options = make(rows=rows)
+    assert [remark.reason for remark in process(options).remarks] == [
+        "its mask 'white.mp4' has 5 frames; it is black behind them",
+        "its mask 'brief.wav' ends 0.62 s early; it is silent behind that",
+    ]
+    assert sample(options, "video_masks", "loud")["mask"].flatten(1).tolist() == [[1.0] * 4, [0.0] * 4]
+
+
 def test_sound_alone_and_reference_sound(make):
     rows = [{"caption": "x", "audio": "tone.wav", "reference_audio": "tone.wav"}]
     options = make(rows=rows, resolution_buckets=None)
@@ -331,8 +457,7 @@ def test_short_sound_is_told(make):
         frame_rate=5.0,
         resolution_buckets="64x64x1;32x32x1",
     )
-    with pytest.warns(UserWarning, match="batch_size 1"):
-        assert process(options).remarks == []
+    assert process(options).remarks == []
     write_audio(options.dataset.parent / "tone.wav", tone(0.5), 24000)
     options = make(rows=[{"caption": "x", "video": "silent.mp4", "audio": "tone.wav"}], overwrite=True)
     assert process(options).remarks[0].reason == "its sound ends 0.62 s early; silence stands there"
@@ -363,6 +488,7 @@ def test_impossible_options_are_refused(make, change, message):
         ({"batch_size": 0}, "batch_size"),
         ({"num_processes": 0}, "num_processes"),
         ({"frame_rate": 0.0}, "frame_rate"),
+        ({"frame_rate": float("inf")}, "frame_rate"),
         ({"reshape_mode": "left"}, "reshape_mode"),
         ({"audio_durations": "2;x"}, r"audio_durations must look like 2\.0;4\.0, positive seconds, got '2;x'"),
         ({"reference_downscale_factor": 0}, "reference_downscale_factor"),
@@ -390,7 +516,7 @@ def test_factors_without_references_are_told_and_with_them_checked(make):
 
 @pytest.mark.slow
 def test_a_killed_run_leaves_whole_files_and_the_next_goes_on(make, tmp_path):
-    options = make("loud.mp4", "silent.mp4", "sub/tall.mp4")
+    options = make("loud.mp4", "silent.mp4", "sub/tall.mp4", batch_size=2)
     wanted = dataclasses.replace(options, output_dir=tmp_path / "whole")
     process(wanted)
     killed = 0

@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, DPTImageProcessor
 
+from ltx2_diffusers.data.metadata import read_clips
 from ltx2_diffusers.data.references import DepthMaker, edges, make_reference, make_references, reference_file
 from ltx2_diffusers.data.tables import read_rows
 from ltx2_diffusers.media.reading import probe, read_video
@@ -274,3 +275,19 @@ def test_depth_as_the_reference_of_a_clip(depth_model, clip):
 def test_a_folder_that_is_no_depth_model_is_named(tmp_path):
     with pytest.raises(ValueError, match="cannot be loaded as a depth model"):
         DepthMaker.from_pretrained(tmp_path)
+
+
+def test_captions_beside_clips_stay_in_force(tmp_path):
+    """A dataset file without them would be read in place of the texts."""
+    for name in ("a.mp4", "sub/b.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_video(tmp_path / name, squares(2), RATE)
+        (tmp_path / name).with_suffix(".txt").write_text(f"Clip {name}")
+    report = make_references(tmp_path, inverted)
+    assert (report.table, len(report.made)) == (None, 2)
+    assert [(clip.caption, clip.reference_video) for clip in read_clips(tmp_path)] == [
+        ("Clip a.mp4", tmp_path / "a_reference.mp4"),
+        ("Clip sub/b.mp4", tmp_path / "sub" / "b_reference.mp4"),
+    ]
+    report = make_references(tmp_path, inverted, tmp_path / "all.csv")
+    assert [row["caption"] for row in read_rows(report.table)] == ["Clip a.mp4", "Clip sub/b.mp4"]

@@ -71,3 +71,46 @@ def test_the_dataset_file_of_a_folder(tmp_path):
 
 def test_names_are_relative_to_the_dataset_file(tmp_path):
     assert relative_name(tmp_path / "clips" / "a.mp4", tmp_path / "sets" / "x.json") == "../clips/a.mp4"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", "caption;video\nx;a.mp4\n", "its columns are divided by semicolons; divide them by commas"),
+        ("a.csv", "caption\tvideo\nx\ta.mp4\n", "its columns are divided by tabs; divide them by commas"),
+        ("a.csv", "caption,video, caption\nx,a.mp4,y\n", "it has two columns 'caption'; rename one"),
+        ("a.csv", "caption,video\nx,a.mp4,y\n", "entry 1 has more cells than the header"),
+        ("a.csv", 'caption,video\n"x,a.mp4\n', "unexpected end of data"),
+        ("a.jsonl", '{"a": "b"}\r\n\r\n{"a": \r\n', "line 3: Expecting value at character"),
+        ("a.jsonl", '{"a": "b"}{"a": "c"}', "line 1: Extra data at character 11"),
+        ("a.json", '{"caption": "x"}', "has to hold a list of objects"),
+    ],
+)
+def test_what_is_wrong_with_a_table_is_said(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read_rows(tmp_path / name)
+
+
+def test_other_encodings_are_named(tmp_path):
+    for encoding in ("utf-16", "latin-1"):
+        (tmp_path / "a.csv").write_text("caption,video\nü,a.mp4\n", encoding=encoding)
+        with pytest.raises(ValueError, match=r"a\.csv' is no text in UTF-8 .*; save it as UTF-8"):
+            read_rows(tmp_path / "a.csv")
+
+
+def test_blanks_around_names_of_columns_do_not_count(tmp_path):
+    (tmp_path / "a.csv").write_text("caption , video,,\nx,a.mp4,,\n")
+    assert read_rows(tmp_path / "a.csv") == [{"caption": "x", "video": "a.mp4", "": ""}]
+
+
+def test_folders_that_are_links_are_looked_into(tmp_path):
+    (tmp_path / "store" / "deep").mkdir(parents=True)
+    (tmp_path / "store" / "deep" / "a.mp4").touch()
+    clips = tmp_path / "clips"
+    (clips / ".hidden").mkdir(parents=True)
+    (clips / ".hidden" / "b.mp4").touch()
+    (clips / "linked").symlink_to(tmp_path / "store")
+    # One that leads in a circle does not.
+    (tmp_path / "store" / "deep" / "back").symlink_to(tmp_path / "store")
+    assert media_files(clips, recursive=True) == [clips / "linked" / "deep" / "a.mp4"]

@@ -5,7 +5,6 @@ Shapes: F frames, H and W rows and columns of a clip, h and w those of its bucke
 
 import math
 import re
-import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -66,10 +65,6 @@ def parse_buckets(text: str, spatial: int = 32, temporal: int = 8) -> list[Bucke
         except ValueError as error:
             raise ValueError(f"resolution bucket {str(bucket)!r}: {error}") from None
         buckets.append(bucket)
-    if len(set(buckets)) > 1:
-        warnings.warn(
-            "several resolution buckets make samples of several sizes: train with batch_size 1", stacklevel=2
-        )
     return buckets
 
 

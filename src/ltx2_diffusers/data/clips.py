@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..checks import check_at_least_one, check_choice, check_finite, check_positive
+from ..checks import check_at_least_one, check_choice, check_finite
+from ..media.files import exact_frame_rate
 from ..pipelines.generation import LTX2GenerationPipeline
 from .buckets import (
     RESHAPE_MODES,
@@ -104,7 +105,8 @@ class ProcessOptions:
     progress_bar: bool = True
 
     def __post_init__(self) -> None:
-        check_positive(frame_rate=self.frame_rate)
+        if self.frame_rate is not None:
+            exact_frame_rate(self.frame_rate)
         check_choice("reshape_mode", self.reshape_mode, RESHAPE_MODES)
         check_at_least_one(
             batch_size=self.batch_size,
@@ -242,14 +244,14 @@ class ClipEncoder:
             samples[LATENTS], target = self._video(clip.video, clip.name)
         sound = self._sound(clip, target, samples)
         if target is None and AUDIO_LATENTS not in samples:
-            raise ValueError(sound)
+            raise ValueError("it is a sound, and sound is left out" if sound == OFF else sound)
         if clip.reference_video is not None:
             samples[REFERENCE_LATENTS] = self._reference(clip.reference_video, _needed(target, "a reference"))
         if clip.reference_audio is not None:
             samples[REFERENCE_AUDIO_LATENTS] = self._reference_sound(clip.reference_audio)
         if clip.video_mask is not None:
             samples[VIDEO_MASKS] = self._video_mask(clip.video_mask, _needed(target, "a mask of the video"))
-        if clip.audio_mask is not None:
+        if clip.audio_mask is not None and self.options.wants_sound:
             samples[AUDIO_MASKS] = self._audio_mask(clip.audio_mask, samples)
         return samples, sound
 
@@ -366,6 +368,8 @@ class ClipEncoder:
 
     def _video_mask(self, path: Path, target: Target) -> Content:
         pixels, bucket = self._in_step(path, target), target.bucket
+        if 1 < len(pixels.frames) < bucket.frames:
+            self.remarks.append(f"its mask {path.name!r} has {len(pixels.frames)} frames; it is black behind them")
         if pixels.size == target.size:
             # It is cut like the clip that it covers.
             frames = fitted(pixels.frames, bucket._replace(frames=len(pixels.frames)), target.crop)[0].transpose(0, 1)
@@ -387,6 +391,8 @@ class ClipEncoder:
         sound = read_sound(path, float(duration_s))
         if sound is None:
             raise ValueError(f"its mask {path.name!r} has no sound")
+        if sound.missing_s > _MISSING_S:
+            self.remarks.append(f"its mask {path.name!r} ends {sound.missing_s:.2f} s early; it is silent behind that")
         return Content({"mask": audio_mask(sound.waveform[0].abs().mean(0), int(steps))}, {})
 
 

@@ -206,7 +206,7 @@ def _stacked(name: str, values: Sequence[Any], indices: Sequence[int]) -> torch.
         if value.shape != values[0].shape:
             raise ValueError(
                 f"{name} of sample {indices[0]} has shape {list(values[0].shape)} but of sample {index} {list(value.shape)}; "
-                "samples of several sizes need batch_size 1"
+                "a batch holds samples of one size"
             )
     return torch.stack(list(values))
 

@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -72,7 +73,7 @@ def read_clips(dataset: str | Path, columns: Mapping[str, str] | None = None) ->
     Args:
         dataset: A `.csv` (with header), `.json` (list of objects) or `.jsonl` file, whose paths are relative to its own
             folder. Or a folder: with a file of these kinds named `metadata` or `dataset`, or with media files and beside
-            each a `.txt` or `.caption` file of the same stem; `NAME_reference` beside `NAME` is its reference.
+            each a `.txt` or `.caption` file of the same stem; the clip or sound `NAME_reference` beside `NAME` is its reference.
         columns: Columns to take instead of those in `COLUMNS`, by what they are.
 
     Returns:
@@ -169,24 +170,49 @@ def _of_folder(folder: Path, columns: Mapping[str, str]) -> list[Clip]:
         )
     clips, silent = [], []
     for path in media_files(folder, MEDIA_SUFFIXES + AUDIO_SUFFIXES, recursive=True):
-        text = next((own for s in CAPTION_SUFFIXES if (own := path.with_suffix(s)).is_file()), None)
+        text = text_beside(path)
         if text is None:
             silent.append(path)
             continue
         files = {"audio" if path.suffix.lower() in AUDIO_SUFFIXES else "video": path}
-        endings = (path.with_name(f"{path.stem}{REFERENCE_ENDING}{suffix}") for suffix in MEDIA_SUFFIXES)
-        if "video" in files and (reference := next((own for own in endings if own.is_file()), None)) is not None:
-            files["reference_video"] = reference
-        clips.append(Clip(_name_of(path, folder), _text_of(text), **files))
+        for kind, suffixes in (("video", MEDIA_SUFFIXES), ("audio", AUDIO_SUFFIXES)):
+            endings = (path.with_name(f"{path.stem}{REFERENCE_ENDING}{suffix}") for suffix in suffixes)
+            reference = next((own for own in endings if own.is_file()), None)
+            if reference is not None and (kind in files or kind == "audio"):
+                files[f"reference_{kind}"] = reference
+        clips.append(Clip(_name_of(path, folder), read_text(text), **files))
     if silent:
         raise ValueError(
             f"{len(silent)} media files of {str(folder)!r} have no caption, such as {_some(silent)}; write "
             f"{silent[0].with_suffix('.txt').name!r}, or give a metadata file"
         )
+    _tell_lone_texts(folder, clips)
     return clips
 
 
-def _text_of(path: Path) -> str:
+def _tell_lone_texts(folder: Path, clips: Sequence[Clip]) -> None:
+    """Warn of captions of nothing: their clips may be of a kind that is not taken from folders."""
+    known = {clip.name for clip in clips}
+    texts = media_files(folder, CAPTION_SUFFIXES, recursive=True)
+    if lone := [path for path in texts if _name_of(path, folder) not in known]:
+        warnings.warn(
+            f"{len(lone)} texts of {str(folder)!r} are captions of no clip, such as {str(lone[0])!r}; clips of a folder "
+            f"end in {', '.join(MEDIA_SUFFIXES + AUDIO_SUFFIXES)}, others need a metadata file",
+            stacklevel=4,
+        )
+
+
+def text_beside(media: Path) -> Path | None:
+    """The file with the caption of a clip, which has its stem; `None` if there is none."""
+    return next((own for suffix in CAPTION_SUFFIXES if (own := media.with_suffix(suffix)).is_file()), None)
+
+
+def read_text(path: Path) -> str:
+    """The caption in a file.
+
+    Raises:
+        ValueError: If it is no text in UTF-8.
+    """
     try:
         return path.read_text(encoding="utf-8-sig").strip()
     except UnicodeDecodeError as error:

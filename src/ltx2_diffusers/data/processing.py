@@ -8,7 +8,8 @@ import json
 import os
 import pickle
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -32,7 +33,7 @@ from .dataset import (
 )
 from .encoding import Source, check_caption_length, encode_captions, release_memory
 from .metadata import Clip, read_clips
-from .samples import LEGACY_SUFFIX, SUFFIX, read_notes, write_sample
+from .samples import LEGACY_SUFFIX, SUFFIX, VIDEO_TEXT, read_notes, write_sample
 
 SETTINGS_FILE, SKIPPED_FILE = "process.json", "skipped.json"
 """Beside the samples: how they were made, and which clips are not among them and why."""
@@ -44,8 +45,11 @@ _FOLDERS = {
     "audio_mask": AUDIO_MASKS,
 }
 _MEDIA_FOLDERS = (LATENTS, AUDIO_LATENTS, *_FOLDERS.values())
-# Notes in the metadata of a sample: what it was made of and how, and what became of the sound.
-_MADE_WITH, _SOUND = "made_with", "sound"
+# Notes in the metadata of a sample: what it was made of and how, the times and digests of its files, and what became of the
+# sound.
+_MADE_WITH, _FILES, _SOUND = "made_with", "files", "sound"
+# Longest name of a file in the usual file systems, in bytes.
+_LONGEST_NAME = 255
 # Settings that change what is encoded of a text, those that change the text, and those of all else.
 _OF_CAPTIONS = ("checkpoint", "text_encoder", "text_encoder_in_8bit", "max_sequence_length")
 _OF_TEXTS = ("remove_llm_prefixes", "lora_trigger")
@@ -185,6 +189,8 @@ def _check_columns(options: ProcessOptions, clips: Sequence[Clip]) -> None:
     factors = (options.reference_downscale_factor, options.reference_temporal_scale_factor)
     if max(factors) > 1 and not any(clip.reference_video for clip in clips):
         warnings.warn("the dataset has no references, so their factors are not used", stacklevel=3)
+    if options.audio_durations is not None and all(clip.video for clip in clips):
+        warnings.warn("the dataset has no sounds without video, so audio_durations is not used", stacklevel=3)
     if options.with_audio is False and not any(clip.video for clip in clips):
         raise ValueError("with_audio is False, but the dataset holds sounds alone, of which nothing would be left")
 
@@ -192,9 +198,18 @@ def _check_columns(options: ProcessOptions, clips: Sequence[Clip]) -> None:
 def _check_settings(options: ProcessOptions) -> None:
     """Refuse to mix samples that were made in different ways."""
     path = options.folder / SETTINGS_FILE
-    if options.overwrite or not path.is_file():
+    # A run that could use no clip has left settings, but nothing that could be mixed.
+    made = (
+        sample for folder in (LATENTS, AUDIO_LATENTS) for sample in (options.folder / folder).rglob(f"[!.]*{SUFFIX}")
+    )
+    if options.overwrite or not path.is_file() or next(made, None) is None:
         return
-    before = read_object(path)
+    try:
+        before = read_object(path)
+    except ValueError:
+        raise ValueError(
+            f"{str(path)!r}, which says how the samples beside it were made, is damaged; overwrite to make all anew"
+        ) from None
     for name, value in options.settings.items():
         if name in before and before[name] != value:
             raise ValueError(
@@ -214,11 +229,22 @@ def _finish(report: Report, clips: Sequence[Clip], writes: bool) -> None:
     if strange:
         reason = f"{len(strange)} samples of the folder, such as this, are of no clip of the dataset, but would be trained on"
         report.remarks.append(Problem(strange[0], str(first / strange[0]), reason))
+    report.remarks += _lacking(clips)
     if writes:
-        lists = {name: [asdict(problem) for problem in getattr(report, name)] for name in ("skipped", "without_sound")}
+        kinds = ("skipped", "without_sound", "remarks")
+        lists = {name: [asdict(problem) for problem in getattr(report, name)] for name in kinds}
         write_json(report.folder / SKIPPED_FILE, lists)
     if report.made + report.kept == 0:
         raise ValueError(f"none of the {report.total} clips can be used; the first: {report.skipped[0]}")
+
+
+def _lacking(clips: Sequence[Clip]) -> Iterator[Problem]:
+    """What some clips have and others do not: training that reads it leaves those out."""
+    for kind, folder in _FOLDERS.items():
+        without = [clip for clip in clips if kind not in clip.files]
+        if 0 < len(without) < len(clips):
+            reason = f"{len(without)} of {len(clips)} clips, such as this, have no {kind}; training with {folder} leaves them out"
+            yield Problem(without[0].name, str(without[0].video or without[0].audio), reason)
 
 
 def _spawned(options: ProcessOptions, clips: Sequence[Clip]) -> list[Report]:
@@ -279,6 +305,7 @@ class _Worker:
         self.settings = options.settings
         self.source = _on_own_device(options.source, share.local)
         self.report = Report(options.folder, len(self.clips))
+        self.written: dict[str, Any] = {}
 
     def run(self) -> Report:
         """Encode all media, then the captions of the clips that can be used."""
@@ -291,30 +318,43 @@ class _Worker:
         return self.report
 
     def _process_media(self) -> set[str]:
-        stale = [clip for clip in self.clips if not self._is_there(clip)]
+        stale = [clip for clip in self.clips if self._can_be_stored(clip) and not self._is_there(clip)]
         if not stale:
             return set()
         encoder = ClipEncoder(self.options, self.source.load_media(), self.all_clips)
         self._write_settings(_OF_MEDIA)
         made = set()
         for clip in self._progress(stale, "clips"):
+            # Another run may have made it by now.
+            if self._is_there(clip):
+                continue
             # An older sample of the clip must not be taken for it, nor be mixed with what is new.
             self._path(_main_folder(clip), clip).unlink(missing_ok=True)
             try:
+                notes = {_MADE_WITH: self._media_mark(clip), _FILES: _files_of(clip)}
                 samples, sound = encoder.encode(clip)
             except (ValueError, OSError) as error:
                 self._note(self.report.skipped, clip, str(error))
                 continue
-            self._write(clip, samples, sound)
+            self._write(clip, samples, {**notes, _SOUND: sound})
             made.add(clip.name)
             self._note_sound(clip, sound)
             for remark in encoder.remarks:
                 self._note(self.report.remarks, clip, remark)
         return made
 
-    def _write(self, clip: Clip, samples: dict[str, Content], sound: str) -> None:
+    def _can_be_stored(self, clip: Clip) -> bool:
+        """Whether samples can have the clip's name and its caption be read; if not, notes why."""
+        try:
+            _check_storable(clip)
+        except ValueError as error:
+            self._note(self.report.skipped, clip, str(error))
+            return False
+        return True
+
+    def _write(self, clip: Clip, samples: dict[str, Content], notes: dict[str, str]) -> None:
         """Write what was made of a clip; the main file comes last, so that a sample that has it is whole."""
-        notes, main = {_MADE_WITH: self._media_mark(clip), _SOUND: sound}, _main_folder(clip)
+        main = _main_folder(clip)
         for folder in _MEDIA_FOLDERS:
             if folder not in samples:
                 self._path(folder, clip).unlink(missing_ok=True)
@@ -324,32 +364,37 @@ class _Worker:
     def _process_captions(self, clips: Sequence[Clip]) -> set[str]:
         """Encode captions, and in one process the empty one."""
         texts = {self._path(CONDITIONS, clip): self.options.caption(clip) for clip in clips}
-        owners = {self._path(CONDITIONS, clip): clip.name for clip in clips}
+        owners = {self._path(CONDITIONS, clip): clip for clip in clips}
         if self.share.rank == 0:
             texts[self.options.folder / EMPTY_PROMPT] = ""
-        stale = [path for path, text in texts.items() if not self._is_fresh(path, self._caption_mark(text))]
+        stale = {path for path, text in texts.items() if not self._is_fresh(path, self._caption_mark(text))}
         if not stale:
             return set()
         # Captions of like length waste no padding.
-        stale.sort(key=lambda path: len(texts[path]))
+        paths = sorted(texts, key=lambda path: len(texts[path]))
         pipeline, length = self.source.load_text(), self.options.max_sequence_length
         check_caption_length(pipeline, length)
         self._write_settings((*_OF_CAPTIONS, *_OF_TEXTS))
         size = self.options.batch_size
-        batches = [stale[start : start + size] for start in range(0, len(stale), size)]
-        for paths in self._progress(batches, "batches of captions"):
-            features = encode_captions(pipeline, [texts[path] for path in paths], length)
-            for path, tensors in zip(paths, features):
-                write_sample(path, tensors, {}, {_MADE_WITH: self._caption_mark(texts[path])})
-        return {owners[path] for path in stale if path in owners}
+        # The last bit of a caption depends on its batch. That has to be the one of a run that was not killed.
+        batches = [paths[start : start + size] for start in range(0, len(paths), size)]
+        for batch in self._progress([batch for batch in batches if stale & set(batch)], "batches of captions"):
+            features = encode_captions(pipeline, [texts[path] for path in batch], length)
+            for path, tensors in zip(batch, features):
+                if path in stale:
+                    write_sample(path, tensors, {}, {_MADE_WITH: self._caption_mark(texts[path])})
+                    self._note_caption(owners.get(path), texts[path], len(tensors[VIDEO_TEXT]))
+        return {owners[path].name for path in stale if path in owners}
 
     def _is_there(self, clip: Clip) -> bool:
         """Whether all that is wanted of a clip is there; if so, notes what is to be told of its sound again."""
         mark, notes = self._media_mark(clip), read_notes(self._path(_main_folder(clip), clip))
-        if self.options.overwrite or notes.get(_MADE_WITH) != mark:
+        if self.options.overwrite or notes.get(_MADE_WITH) != mark or not _has_same_files(clip, notes):
             return False
         sound, folders = notes.get(_SOUND, OFF), [_FOLDERS[kind] for kind in clip.files if kind in _FOLDERS]
-        if self.options.wants_sound:
+        if not self.options.wants_sound:
+            folders = [folder for folder in folders if folder != AUDIO_MASKS]
+        else:
             if sound == OFF or (sound == IMPOSSIBLE and self.options.with_audio):
                 return False
             folders += [AUDIO_LATENTS] * (sound == STORED)
@@ -375,17 +420,33 @@ class _Worker:
         return self.options.folder / folder / f"{clip.name}{SUFFIX}"
 
     def _note(self, where: list[Problem], clip: Clip, reason: str) -> None:
-        where.append(Problem(clip.name, str(clip.video or clip.audio), reason))
+        # Names that are no Unicode text cannot be printed.
+        file = str(clip.video or clip.audio).encode(errors="backslashreplace").decode()
+        where.append(Problem(clip.name, file, reason))
 
     def _note_sound(self, clip: Clip, sound: str) -> None:
         if self.options.wants_sound and sound not in (STORED, IMPOSSIBLE, OFF):
             self._note(self.report.without_sound, clip, sound)
 
+    def _note_caption(self, clip: Clip | None, text: str, tokens: int) -> None:
+        if clip is None:
+            return
+        if tokens >= self.options.max_sequence_length:
+            self._note(self.report.remarks, clip, f"its caption is cut at {tokens} tokens, max_sequence_length")
+        if not text.strip():
+            self._note(self.report.remarks, clip, "its caption is empty")
+
     def _write_settings(self, names: Sequence[str]) -> None:
         """Before the first sample, so that a run that was killed is not mixed with another kind, either."""
-        path = self.options.folder / SETTINGS_FILE
+        # Another run may have begun while the networks were read.
+        _check_settings(self.options)
+        path, before = self.options.folder / SETTINGS_FILE, {}
+        if path.is_file() and not self.options.overwrite:
+            with suppress(ValueError):
+                before = read_object(path)
+        self.written |= self._settings(names)
         if self.share.rank == 0:
-            write_json(path, {**(read_object(path) if path.is_file() else {}), **self._settings(names)})
+            write_json(path, {**before, **self.written})
 
     def _progress(self, items: Sequence[Any], what: str) -> Iterator[Any]:
         name = what if self.share.count == 1 else f"{what} of process 1 of {self.share.count}"
@@ -397,6 +458,42 @@ class _Worker:
 def _main_folder(clip: Clip) -> str:
     """Whose file says of a sample that it is whole."""
     return LATENTS if clip.video else AUDIO_LATENTS
+
+
+def _check_storable(clip: Clip) -> None:
+    """Raise `ValueError` if no sample can have the name of a clip, or nothing can read its caption."""
+    for what, text, advice in (("name", clip.name, "rename it"), ("caption", clip.caption, "write it anew")):
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"its {what} is no text in Unicode; {advice}") from None
+    stem, most = clip.name.rpartition("/")[2], _LONGEST_NAME - len(SUFFIX)
+    if stem.startswith("."):
+        raise ValueError("its name begins with a dot, as those of files do that are being written; rename it")
+    if len(stem.encode()) > most:
+        raise ValueError(f"its name is too long for a sample, {len(stem.encode())} bytes; use at most {most}")
+
+
+def _files_of(clip: Clip) -> str:
+    """Times and digests of the files of a clip, by what they are."""
+    return json.dumps({kind: [path.stat().st_mtime_ns, _digest_of(path)] for kind, path in clip.files.items()})
+
+
+def _has_same_files(clip: Clip, notes: Mapping[str, str]) -> bool:
+    """Whether the files of a clip are those that were noted; only what has another time is read."""
+    try:
+        noted = json.loads(notes.get(_FILES, "{}"))
+        return all(
+            path.stat().st_mtime_ns == noted[kind][0] or _digest_of(path) == noted[kind][1]
+            for kind, path in clip.files.items()
+        )
+    except (ValueError, KeyError, OSError):
+        return False
+
+
+def _digest_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:32]
 
 
 def _digest(content: Any) -> str:

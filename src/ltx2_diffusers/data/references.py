@@ -21,7 +21,9 @@ from ..checks import check_at_least_one
 from ..media.images import still_picture
 from ..media.reading import iterate_video, probe
 from ..media.writing import VIDEO_SUFFIXES, write_video
+from .metadata import read_text, text_beside
 from .tables import (
+    CAPTION_COLUMN,
     DATASET_FILE,
     MEDIA_COLUMN,
     MEDIA_COLUMNS,
@@ -74,7 +76,7 @@ class ReferenceReport:
         kept: References that were there already.
         unreadable: Clips that cannot be read, with the reasons.
         varying: Clips whose rate varies: their references have the average rate, and fit them at a constant one.
-        table: Dataset file that names them; `None` for a single clip.
+        table: Dataset file that names them; `None` for a single clip and for clips with texts beside them.
     """
 
     made: list[Path] = field(default_factory=list)
@@ -220,8 +222,8 @@ def make_references(
     """Draw references of all clips of a dataset, and name them in its file under `reference_path`.
 
     Args:
-        source: A dataset file; a folder with one; a folder of clips, for which `dataset.json` is written; or one clip, for
-            which no file is written unless `output` names one.
+        source: A dataset file; a folder with one; a folder of clips, for which `dataset.json` is written unless it holds
+            captions as texts beside its clips; or one clip. Where no file is written, `output` may name one.
         maker: What draws.
         output: Dataset file to write; `None` for the one that was read.
         column: Column that names the clips; `None` for `media_path`, `video` or `file_name`.
@@ -270,16 +272,21 @@ def _entries(
     if column is not None:
         raise ValueError(f"{str(source)!r} is no dataset file, so it has no column {column!r}; leave it out")
     if source.is_dir():
-        files, place, target = (
-            media_files(source, suffixes or MEDIA_SUFFIXES),
-            source / DATASET_FILE,
-            source / DATASET_FILE,
-        )
+        files, place = media_files(source, suffixes or MEDIA_SUFFIXES, recursive=True), source / DATASET_FILE
         if not files:
             raise ValueError(f"{str(source)!r} holds no clips")
+        # Beside texts, references are found by their names; a dataset file would take the place of the texts.
+        target = None if any(map(text_beside, files)) else place
     else:
         files, place, target = [source], source, None
-    return place, output or target, [{MEDIA_COLUMN: relative_name(file, place)} for file in files], MEDIA_COLUMN
+    return place, output or target, [_row(file, place) for file in files], MEDIA_COLUMN
+
+
+def _row(media: Path, place: Path) -> Row:
+    """What a dataset file says of a clip before it names its reference."""
+    text = text_beside(media)
+    caption = {} if text is None else {CAPTION_COLUMN: read_text(text)}
+    return {MEDIA_COLUMN: relative_name(media, place), **caption}
 
 
 def _check_apart(clips: Sequence[Path]) -> None:

@@ -8,7 +8,8 @@ import importlib
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -34,6 +35,8 @@ MEDIA_COLUMN, CAPTION_COLUMN = MEDIA_COLUMNS[0], CAPTION_COLUMNS[0]
 REFERENCE_COLUMN = "reference_path"
 REFERENCE_ENDING = "_reference"
 """What the stem of a reference has behind that of its clip."""
+# What spreadsheets write in some countries.
+_OTHER_DIVIDERS = {";": "semicolons", "\t": "tabs"}
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -51,11 +54,11 @@ def read_rows(path: Path) -> list[Row]:
         text = path.read_text(encoding="utf-8-sig")
         if suffix == ".csv":
             return _csv_rows(text)
-        rows = (
-            json.loads(text) if suffix == ".json" else [json.loads(line) for line in text.split("\n") if line.strip()]
-        )
+        rows = json.loads(text) if suffix == ".json" else _lines(text)
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no dataset file {str(path)!r}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{str(path)!r} is no text in UTF-8 ({error}); save it as UTF-8") from None
     except (OSError, ValueError, csv.Error) as error:
         raise ValueError(f"{str(path)!r} cannot be read as a dataset file: {error}") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
@@ -130,17 +133,26 @@ def media_files(folder: Path, suffixes: Sequence[str] = MEDIA_SUFFIXES, recursiv
     Args:
         folder: Where to look.
         suffixes: Endings of names; upper case counts, too.
-        recursive: Whether to look into its folders. Default false.
+        recursive: Whether to look into its folders, also into those that are links. Default false.
     """
     found = [
         path
-        for path in sorted(folder.rglob("*") if recursive else folder.iterdir())
-        if path.suffix.lower() in suffixes
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and path.is_file()
+        for path in sorted(_inside(folder) if recursive else folder.iterdir())
+        if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file()
     ]
     stems = {path.with_suffix("") for path in found}
     return [path for path in found if _referred(path) not in stems]
+
+
+def _inside(folder: Path) -> Iterator[Path]:
+    """Files in a folder and in its folders that are not hidden; each folder once, whatever links to it."""
+    seen = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        folders[:] = [name for name in sorted(folders) if not name.startswith(".") and real not in seen]
+        if real not in seen:
+            yield from (Path(place, name) for name in files)
+        seen.add(real)
 
 
 def _referred(path: Path) -> Path | None:
@@ -182,8 +194,27 @@ def _checked_suffix(path: Path) -> str:
     return path.suffix.lower()
 
 
+def _lines(text: str) -> list[Any]:
+    """What stands on the lines of a `.jsonl` file that are not empty."""
+    rows = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        try:
+            rows += [json.loads(line)] if line.strip() else []
+        except json.JSONDecodeError as error:
+            raise ValueError(f"line {number}: {error.msg} at character {error.pos + 1}") from None
+    return rows
+
+
 def _csv_rows(text: str) -> list[Row]:
     table = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    header = [name.strip() for name in table.fieldnames or ()]
+    if len(header) == 1 and (
+        other := next((name for sign, name in _OTHER_DIVIDERS.items() if sign in header[0]), None)
+    ):
+        raise ValueError(f"its columns are divided by {other}; divide them by commas")
+    if twice := [name for name, count in Counter(header).items() if name and count > 1]:
+        raise ValueError(f"it has two columns {twice[0]!r}; rename one")
+    table.fieldnames = header
     rows = list(table)
     if (odd := next((row for row in rows if None in row), None)) is not None:
         raise ValueError(f"entry {rows.index(odd) + 1} has more cells than the header; quote cells that hold commas")

@@ -313,7 +313,8 @@ def _add_references(steps: Any) -> None:
         _references_options,
         _references,
         help="draw references of clips: edges, depth, poses",
-        description="Draw a reference of every clip, NAME_reference beside NAME, and name it in the dataset as reference_path.",
+        description="Draw a reference of every clip, NAME_reference beside NAME, and name it in the dataset file as "
+        "reference_path. A folder with captions in .txt files beside its clips needs no dataset file and gets none.",
     )
 
 
@@ -439,7 +440,7 @@ def _add_check(steps: Any) -> None:
 def _check_options(parser: argparse.ArgumentParser) -> None:
     _add_model(parser, required=False)
     add = parser.add_argument
-    add("--sheet", type=Path, metavar="PNG", help="contact sheet to draw; default contact_sheet.png in the dataset")
+    add("--sheet", type=Path, metavar="PNG", help="contact sheet to draw; default .precomputed/contact_sheet.png")
     add("--max-samples", type=int, default=24, metavar="N", help="samples on the sheet, spread evenly; default 24")
     add("--json", action="store_true", help="print JSON instead of text")
 
@@ -462,7 +463,8 @@ def _check(options: argparse.Namespace) -> int:
             for name in check.counts
             if name in (dataset.LATENTS, dataset.AUDIO_LATENTS)
         }
-        sheet = options.sheet or options.root / checking.SHEET
+        # Among the clips it would be taken for one.
+        sheet = options.sheet or check.root / checking.SHEET
         plan = checking.DecodePlan(places)
         report = checking.decode_dataset(decoder, plan, sheet, _captions(options, options.root), options.max_samples)
         print(f"contact sheet {report.sheet}" if report.sheet else "no pictures to show", file=sys.stderr)

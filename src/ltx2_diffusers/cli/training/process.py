@@ -2,6 +2,8 @@
 
 import argparse
 import re
+import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ _NAMED_PROBLEMS = 20
 _EPILOG = """\
 DATASET is a .csv file with a header, a .json file with a list of objects or a .jsonl file with one object a line, whose
 paths are relative to its folder; or a folder, with such a file named metadata or dataset, or with clips and beside each
-a .txt or .caption file of the same stem that holds its caption (and, if it has a reference, NAME_reference.mp4).
+a .txt or .caption file of the same stem that holds its caption (and, if it has references, NAME_reference.mp4 or .wav).
 
 The samples go to .precomputed beside the clips. A run that was stopped goes on where it stopped when it is started
 again; clips, captions and files that changed are made anew. Clips that cannot be used are named, counted, listed in
@@ -68,7 +70,7 @@ def _add_dataset(group: Any) -> None:
 def _add_clips(group: Any) -> None:
     add = group.add_argument
     add("--resolution-buckets", metavar="WxHxF;...", help="sizes of clips: multiples of 32 and 8 k + 1 frames; a clip gets the "
-        "one nearest in shape, then with most frames. Several need batch_size 1 in training. Needed with videos")  # fmt: skip
+        "one nearest in shape, then with most frames. Needed with videos")  # fmt: skip
     add(
         "--frame-rate",
         type=float,
@@ -144,7 +146,11 @@ def run(options: argparse.Namespace) -> int:
     for log in (logging, transformers_logging):
         log.disable_progress_bar()
     try:
-        report = process(process_options(options, device))
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_args, **_kwargs: print(
+                _in_flags(f"note: {message}", vars(options)), file=sys.stderr
+            )
+            report = process(process_options(options, device))
     except (ValueError, OSError) as error:
         raise type(error)(_in_flags(str(error), vars(options))) from error
     if is_first_process():

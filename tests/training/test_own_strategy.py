@@ -44,7 +44,7 @@ def test_names_of_the_package_are_taken():
         register_strategy("retake", MaskedStrategy)
 
 
-def test_unknown_names_get_the_nearest(tmp_path):
+def test_unknown_names_get_the_nearest():
     class Section:
         name = "retakes"
 

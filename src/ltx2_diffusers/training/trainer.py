@@ -182,7 +182,6 @@ class LTX2Trainer:
         ).train()
         if models.streaming is not None:
             models.streaming.leave_out_of_ddp(network)
-        fingerprint = self._fingerprint(dataset, batch_size, parameters)
         with without_projections(models.connectors):
             # The networks are where they belong, some of them in host memory.
             prepared, optimizer = accelerator.prepare(network, optimizer, device_placement=[False, True])
@@ -219,7 +218,7 @@ class LTX2Trainer:
             disable_fsdp_ram_efficient_loading()
         # FSDP brings weights to the device in pieces, which the whole might not fit.
         device = torch.device("cpu") if sharded else accelerator.device
-        models = load_models(config, device, config.validation.interval is not None, strategy.runs)
+        models = load_models(config, device, _makes_samples(config), strategy.runs)
         compiler = accelerator.state.dynamo_plugin
         if compiler.backend != DynamoBackend.NO:
             # Block by block and in place: parameters keep their names, and FSDP its hooks.
@@ -279,6 +278,7 @@ class LTX2Trainer:
             "training_mode": config.model.training_mode,
             "mixed_precision_mode": config.acceleration.mixed_precision_mode or "no",
             "quantization": config.acceleration.quantization,
+            "max_sequence_length": config.data.max_sequence_length,
             "base_model": models.base_identity(),
             "trained_parameters": sum(parameter.numel() for parameter in models.parameters()),
             "samples_per_batch": batch_size,

@@ -12,6 +12,7 @@ mkdir -p "$LTX2_BENCHMARK_RESULTS"
 packages=$(mktemp -d)
 trap 'rm -rf "$packages"' EXIT
 dry_run=${1:-}
+failed=0
 
 run() {
     echo "+ $*"
@@ -19,13 +20,12 @@ run() {
 }
 
 if [ -n "${WHEELS:-}" ]; then
-    run python3 -m pip install --quiet --no-index --no-deps --target "$packages" "$WHEELS"/*.whl
+    run python3 -m pip install --quiet --no-index --no-deps --target "$packages" "$WHEELS"/*.whl || failed=1
 else
-    run python3 -m pip install --quiet --upgrade-strategy only-if-needed '.[test]'
+    run python3 -m pip install --quiet --upgrade-strategy only-if-needed '.[test]' || failed=1
 fi
 export PYTHONPATH="$PWD/src:$packages${PYTHONPATH:+:$PYTHONPATH}"
 # A failing test does not keep the figures from being taken.
-failed=0
 run timeout 240 python3 -m pytest -q -m gpu --junitxml="$LTX2_BENCHMARK_RESULTS/gpu_tests.xml" || failed=1
 run timeout 120 python3 -m benchmarks.transformer_forward --quick --device cuda || failed=1
 # Some cases need the libraries for quantised weights; those that cannot run say so in their row.

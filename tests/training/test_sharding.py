@@ -50,7 +50,7 @@ def test_the_class_that_is_wrapped_is_that_of_the_blocks():
     named = launched(SHARDED)["FSDP_TRANSFORMER_CLS_TO_WRAP"]
     assert {type(block).__name__ for block in pipe.transformer.transformer_blocks} == {named}
     assert TrainingNetwork._no_split_modules == (named,)
-    assert ltx2_diffusers.LTX2AVTransformer3DModel._no_split_modules == [named]
+    assert ltx2_diffusers.LTX2AVTransformer3DModel._no_split_modules == (named,)
 
 
 # --- what is refused ---

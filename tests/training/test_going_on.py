@@ -96,14 +96,16 @@ def test_weights_of_another_shape_are_not_spread_over_those_that_train(tmp_path)
     assert torch.equal(network.weight, before)
 
 
-def test_a_checkpoint_is_looked_at_before_models_are_loaded(data, checkpoint, tmp_path, not_loaded):
+@pytest.mark.usefixtures("not_loaded")
+def test_a_checkpoint_is_looked_at_before_models_are_loaded(data, checkpoint, tmp_path):
     for resume, message in (("/nowhere", "no run can go on from it"), (str(checkpoint), "is at step 2 of 2")):
         sections = {"optimization": {**LONGER, "steps": 2}, "checkpoints": {"resume": resume}}
         with pytest.raises(ValueError, match=message):
             run(data, tmp_path, **sections)
 
 
-def test_a_folder_that_cannot_be_written_to_is_found_before_models_are_loaded(data, tmp_path, not_loaded):
+@pytest.mark.usefixtures("not_loaded")
+def test_a_folder_that_cannot_be_written_to_is_found_before_models_are_loaded(data, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="is a file; choose a folder"):
         run(data, tmp_path / "file")
@@ -136,6 +138,7 @@ def test_a_checkpoint_that_a_kill_saved_from_removal_is_removed_later(data, tmp_
     assert json.loads((second / "training_state" / "progress.json").read_text())["written"] == [2, 3]
     # As if the process had been killed after it wrote the second one.
     left.rename(first)
+    (tmp_path / "checkpoints" / ".checkpoint-1.removed").mkdir()
     run(data, tmp_path, optimization={"steps": 4}, checkpoints={"resume": "latest"})
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["checkpoint-4"]
 
@@ -199,7 +202,7 @@ def test_infinite_losses_with_finite_gradients_change_nothing(data, tmp_path, mo
     """A mean square overflows long before its gradient."""
     update, seen = LTX2Trainer._update, []
 
-    def overflown(self, run, loss):
+    def overflown(self, run, _loss):
         before = [parameter.detach().clone() for parameter in run.models.parameters()]
         result = update(self, run, float("inf"))
         seen.append(all(torch.equal(a, b) for a, b in zip(before, run.models.parameters())) and result is None)

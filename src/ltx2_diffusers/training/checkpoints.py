@@ -30,6 +30,7 @@ from .trained.sharding import fill, is_sharded, whole
 STATE = "training_state"
 PROGRESS, TRAINED = "progress.json", "trained.safetensors"
 CONFIG_FILE = "training_config.yaml"
+_REMOVED = ".removed"
 _STEP_FOLDER = re.compile(r"checkpoint-(\d+)")
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -141,6 +142,9 @@ class Checkpoints:
             return target
         self.folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self.folder)
+        for removed in self.folder.glob(f".checkpoint-*{_REMOVED}"):
+            # The removal was interrupted.
+            shutil.rmtree(removed)
         with replaced_folder(target) as temporary:
             self._save_state(Path(self._shared(temporary)), progress, published)
             self._write_weights(Path(temporary), progress.step, published, metadata)
@@ -329,7 +333,7 @@ def _remove_checkpoint(folder: Path) -> None:
     """Remove a checkpoint so that no half of it is taken for one."""
     if not folder.is_dir():
         return
-    hidden = folder.with_name(f".{folder.name}.removed")
+    hidden = folder.with_name(f".{folder.name}{_REMOVED}")
     shutil.rmtree(hidden, ignore_errors=True)
     folder.rename(hidden)
     shutil.rmtree(hidden)

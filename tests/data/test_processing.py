@@ -194,8 +194,10 @@ def test_samples_of_no_clip_are_told(make):
 
 def test_a_run_that_made_nothing_binds_no_settings(make):
     with pytest.raises(ValueError, match="none of the 1 clips can be used"):
-        process(make("short.mp4", resolution_buckets="64x64x17"))
-    assert process(make("short.mp4", resolution_buckets="64x64x1")).made == 1
+        process(make("short.mp4", resolution_buckets="64x64x17", lora_trigger="A"))
+    options = make("short.mp4", resolution_buckets="64x64x1", lora_trigger="B")
+    assert process(options).made == 1
+    assert json.loads((options.folder / "process.json").read_text()) == options.settings
 
 
 def test_damaged_settings_are_named_and_overwritten(make):
@@ -237,7 +239,7 @@ def test_clips_that_no_sample_can_be_named_after_are_skipped(make):
         "its caption is no text in Unicode; write it anew",
     ]
     # They can be printed.
-    assert report.skipped[2].file.endswith("caf\\udce9.mp4")
+    assert "caf\\udce9.mp4: its name" in str(report.skipped[2])
 
 
 def test_captions_that_are_cut_or_empty_are_told(make):

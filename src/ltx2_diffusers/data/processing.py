@@ -9,7 +9,6 @@ import os
 import pickle
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -76,7 +75,8 @@ class Problem:
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.file}: {self.reason}"
+        # Names that are no text in Unicode cannot be printed.
+        return f"{self.file}: {self.reason}".encode(errors="backslashreplace").decode()
 
 
 @dataclass
@@ -195,21 +195,25 @@ def _check_columns(options: ProcessOptions, clips: Sequence[Clip]) -> None:
         raise ValueError("with_audio is False, but the dataset holds sounds alone, of which nothing would be left")
 
 
-def _check_settings(options: ProcessOptions) -> None:
-    """Refuse to mix samples that were made in different ways."""
+def _settings_before(options: ProcessOptions) -> dict[str, Any]:
+    """How the samples that are there and stay were made; empty if there are none."""
     path = options.folder / SETTINGS_FILE
     # A run that could use no clip has left settings, but nothing that could be mixed.
-    made = (
-        sample for folder in (LATENTS, AUDIO_LATENTS) for sample in (options.folder / folder).rglob(f"[!.]*{SUFFIX}")
-    )
+    places = (options.folder / folder for folder in (LATENTS, AUDIO_LATENTS))
+    made = (sample for place in places for sample in place.rglob(f"[!.]*{SUFFIX}"))
     if options.overwrite or not path.is_file() or next(made, None) is None:
-        return
+        return {}
     try:
-        before = read_object(path)
+        return read_object(path)
     except ValueError:
         raise ValueError(
             f"{str(path)!r}, which says how the samples beside it were made, is damaged; overwrite to make all anew"
         ) from None
+
+
+def _check_settings(options: ProcessOptions) -> None:
+    """Refuse to mix samples that were made in different ways."""
+    before = _settings_before(options)
     for name, value in options.settings.items():
         if name in before and before[name] != value:
             raise ValueError(
@@ -305,7 +309,7 @@ class _Worker:
         self.settings = options.settings
         self.source = _on_own_device(options.source, share.local)
         self.report = Report(options.folder, len(self.clips))
-        self.written: dict[str, Any] = {}
+        self.stored_settings = _settings_before(options)
 
     def run(self) -> Report:
         """Encode all media, then the captions of the clips that can be used."""
@@ -420,9 +424,7 @@ class _Worker:
         return self.options.folder / folder / f"{clip.name}{SUFFIX}"
 
     def _note(self, where: list[Problem], clip: Clip, reason: str) -> None:
-        # Names that are no Unicode text cannot be printed.
-        file = str(clip.video or clip.audio).encode(errors="backslashreplace").decode()
-        where.append(Problem(clip.name, file, reason))
+        where.append(Problem(clip.name, str(clip.video or clip.audio), reason))
 
     def _note_sound(self, clip: Clip, sound: str) -> None:
         if self.options.wants_sound and sound not in (STORED, IMPOSSIBLE, OFF):
@@ -438,15 +440,9 @@ class _Worker:
 
     def _write_settings(self, names: Sequence[str]) -> None:
         """Before the first sample, so that a run that was killed is not mixed with another kind, either."""
-        # Another run may have begun while the networks were read.
-        _check_settings(self.options)
-        path, before = self.options.folder / SETTINGS_FILE, {}
-        if path.is_file() and not self.options.overwrite:
-            with suppress(ValueError):
-                before = read_object(path)
-        self.written |= self._settings(names)
+        self.stored_settings |= self._settings(names)
         if self.share.rank == 0:
-            write_json(path, {**before, **self.written})
+            write_json(self.options.folder / SETTINGS_FILE, self.stored_settings)
 
     def _progress(self, items: Sequence[Any], what: str) -> Iterator[Any]:
         name = what if self.share.count == 1 else f"{what} of process 1 of {self.share.count}"

@@ -78,7 +78,7 @@ def test_whenever_a_run_is_killed_its_last_checkpoint_loads(data, tmp_path):
     step, kills = 0, 0
     while kills < int(os.environ.get("LTX2_KILLS", "100")):
         process = started(data, output, **sections)
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         # Wait for its first checkpoint, so that the kill meets training and saving, not loading.
         while latest_step(output) <= step:
             assert process.poll() is None, "the run ended by itself"

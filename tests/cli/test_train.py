@@ -4,9 +4,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 import yaml
 
 from ltx2_diffusers.cli.main import main
+from ltx2_diffusers.data.samples import write_sample
 from ltx2_diffusers.training.config_files import fields, load_config
 from tests.training.running import settings, stored_samples
 
@@ -170,6 +172,21 @@ def test_a_run(file, tmp_path):
     assert main(["train", file, "--steps", "2", "--disable-progress-bars"]) == 0
     assert load_config(tmp_path / "out" / "training_config.yaml").optimization.steps == 2
     assert (tmp_path / "out" / "pytorch_lora_weights.safetensors").is_file()
+
+
+def test_a_run_that_cannot_go_on_says_so_in_a_line(file, tmp_path, capsys):
+    root = stored_samples(tmp_path)
+    for path in (root / ".precomputed" / "latents").iterdir():
+        grid = {"num_frames": 2, "height": 1, "width": 2, "fps": 24.0}
+        write_sample(path, {"latents": torch.full((128, 2, 1, 2), 3e38)}, grid)
+    assert main(["train", file, "--steps", "20", "--disable-progress-bars"]) == 1
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith("ltx2 train: losses or gradients were not finite for 10 steps in a row")
+
+
+def test_a_revision_is_of_a_hub_id(file, capsys):
+    assert main(["train", file, "--revision", "main"]) == 2
+    assert "model.revision: is of a Hub id" in capsys.readouterr().err
 
 
 @pytest.mark.slow

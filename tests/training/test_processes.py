@@ -2,22 +2,19 @@
 
 import json
 import os
-import random
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from ltx2_diffusers import LTX2Pipeline, packaged_checkpoint
-from ltx2_diffusers.training.checkpoints import latest_checkpoint, read_progress
 from tests.training.running import stored_samples
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
+ALONE = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
 
 
 def started(data, output, processes=1, environment=None, **sections):
@@ -26,7 +23,7 @@ def started(data, output, processes=1, environment=None, **sections):
     if processes > 1:
         command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     command += ["-m", "tests.training.train_script", str(data), str(output), json.dumps(sections)]
-    environment = {**os.environ, **(environment or {}), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **(environment or {}), **ALONE}
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
@@ -69,40 +66,8 @@ def test_two_processes_go_on_exactly(data, tmp_path):
 
 def test_whenever_a_run_is_killed_its_last_checkpoint_loads(data, tmp_path):
     """A hundred kills at random moments; every run goes on from where the last one was."""
-    output, moments = tmp_path / "run", random.Random(5)
-    sections = {
-        "optimization": {"steps": 100000, "learning_rate": 1e-4},
-        "checkpoints": {"interval": 1, "keep_last_n": 1, "resume": "latest"},
-    }
-    pipe = LTX2Pipeline.from_pretrained(packaged_checkpoint("ltx2-tiny"), text_encoder=None, tokenizer=None)
-    step, kills = 0, 0
-    while kills < int(os.environ.get("LTX2_KILLS", "100")):
-        process = started(data, output, **sections)
-        deadline = time.monotonic() + 600
-        # Wait for its first checkpoint, so that the kill meets training and saving, not loading.
-        while latest_step(output) <= step:
-            assert process.poll() is None, "the run ended by itself"
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        time.sleep(moments.uniform(0, 0.4))
-        process.kill()
-        process.wait()
-        kills += 1
-        checkpoint = latest_checkpoint(output / "checkpoints")
-        reached = read_progress(checkpoint).step
-        assert reached > step
-        step = reached
-        pipe.load_lora_weights(checkpoint, adapter_name="killed")
-        pipe.delete_adapters("killed")
-        assert load_file(checkpoint / "training_state" / "trained.safetensors")
-    visible = [path.name for path in (output / "checkpoints").iterdir() if not path.name.startswith(".")]
-    assert len(visible) <= 2
-
-
-def latest_step(output):
-    found = latest_checkpoint(output / "checkpoints")
-    try:
-        return -1 if found is None else read_progress(found).step
-    except ValueError:
-        # It was removed between two looks.
-        return -1
+    kills = os.environ.get("LTX2_KILLS", "100")
+    command = [sys.executable, "-m", "tests.training.killed_runs", str(data), str(tmp_path / "run"), kills]
+    result = subprocess.run(command, cwd=ROOT, env={**os.environ, **ALONE}, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.splitlines()[-1].startswith(f"{kills} kills")

@@ -942,6 +942,10 @@ class TrainingConfig(Section):
         """Rules across sections that are broken."""
         is_full, strategy = self.model.training_mode == "full", self.training_strategy.name
         problems = []
+        if self.model.revision is not None and (
+            self.model.model_path in PACKAGED or os.path.exists(self.model.model_path)
+        ):
+            problems.append("model.revision: is of a Hub id, but model_path is a local place; leave it out")
         if not is_full and self.lora is None:
             problems.append("lora: is missing; give a section `lora`, or set model.training_mode to full")
         if is_full and self.acceleration.quantization is not None:

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,14 @@ def run(options: argparse.Namespace) -> int:
         return 0
     from ...training.trainer import LTX2Trainer
 
-    checkpoint, stats = LTX2Trainer(config).train()
+    try:
+        checkpoint, stats = LTX2Trainer(config).train()
+    except RuntimeError as error:
+        # Of the run itself, such as losses that are not finite; other kinds of it are faults.
+        if type(error) is not RuntimeError:
+            raise
+        print(f"ltx2 train: {error}", file=sys.stderr)
+        return 1
     if os.environ.get("RANK", "0") == "0":
         steps = f"{config.optimization.steps} steps in {stats['total_time_seconds']:.0f} s"
         what = "adapter" if config.model.training_mode == "lora" else "transformer"

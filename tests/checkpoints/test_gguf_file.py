@@ -116,6 +116,7 @@ def test_quantization_config_belongs_to_gguf_files():
         LTX2AVTransformer3DModel.from_single_file(V20, quantization_config={"load_in_4bit": True})
 
 
+@pytest.mark.slow
 def test_without_the_package_it_is_named(tmp_path):
     """In a process of its own: diffusers looks for the package once."""
     (tmp_path / "x.gguf").write_bytes(b"GGUF" + bytes(100))

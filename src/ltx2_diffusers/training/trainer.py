@@ -235,6 +235,12 @@ class LTX2Trainer:
         """The checkpoint that the run goes on from, if it does."""
         section, folder = self.config.checkpoints, Path(self.config.output_dir) / "checkpoints"
         if section.resume is None or section.no_resume:
+            if (older := latest_checkpoint(folder)) is not None:
+                warnings.warn(
+                    f"{str(older)!r} is of an earlier run, which this one does not go on with (checkpoints.resume: latest "
+                    "would); choose another output_dir to keep the two apart",
+                    stacklevel=2,
+                )
             return None
         found = latest_checkpoint(folder) if section.resume == "latest" else Path(section.resume).expanduser()
         if found is None:

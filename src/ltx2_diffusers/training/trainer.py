@@ -235,6 +235,12 @@ class LTX2Trainer:
         """The checkpoint that the run goes on from, if it does."""
         section, folder = self.config.checkpoints, Path(self.config.output_dir) / "checkpoints"
         if section.resume is None or section.no_resume:
+            if not section.no_resume and (earlier := latest_checkpoint(folder)) is not None:
+                warnings.warn(
+                    f"{str(folder)!r} holds {earlier.name} of an earlier run, and this run begins anew; checkpoints.resume "
+                    "goes on from it, and another output_dir keeps them apart",
+                    stacklevel=2,
+                )
             return None
         found = latest_checkpoint(folder) if section.resume == "latest" else Path(section.resume).expanduser()
         if found is None:

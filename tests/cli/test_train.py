@@ -92,6 +92,56 @@ def test_resume_before_the_file_does_not_take_it_for_a_checkpoint(capsys, file):
     assert (found["checkpoints"]["resume"], found["lora"]["rank"]) == ("latest", 8)
 
 
+def test_resume_before_a_value_does_not_take_it_for_a_checkpoint(capsys, file):
+    found = printed(capsys, file, "--resume", "lora.rank=8")
+    assert (found["checkpoints"]["resume"], found["lora"]["rank"]) == ("latest", 8)
+
+
+def short_run(tmp_path, **sections) -> list[str]:
+    """A command of one step."""
+    given = settings(
+        stored_samples(tmp_path / "data", silent=(1,)), tmp_path / "out", optimization={"steps": 1}, **sections
+    )
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(given))
+    return ["train", str(path)]
+
+
+def test_notes_are_single_lines_and_the_last_line_names_the_adapter(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = [*short_run(tmp_path), "training_strategy={name: audio_to_video}"]
+    assert main(command) == 0
+    assert main(command) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines()[-1].startswith("out/pytorch_lora_weights.safetensors: adapter after 1 steps")
+    notes = [line for line in err.splitlines() if line.startswith("note: ")]
+    assert "such as 'clip_1': files are missing for 1 in 'audio_latents'" in notes[0]
+    assert "holds checkpoint-1 of an earlier run, and this run begins anew" in notes[-1]
+    assert "UserWarning" not in err
+
+
+def test_sound_that_is_not_trained_is_told(capsys, tmp_path):
+    assert main([*short_run(tmp_path), "--no-with-audio"]) == 0
+    assert (
+        "note: the data have sound, which this run does not train; --with-audio trains it" in capsys.readouterr().err
+    )
+
+
+def test_an_interrupted_run_says_how_to_go_on(capsys, tmp_path, monkeypatch):
+    from ltx2_diffusers.training.trainer import LTX2Trainer
+
+    monkeypatch.chdir(tmp_path)
+    assert main(short_run(tmp_path)) == 0
+
+    def interrupted(_trainer):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LTX2Trainer, "train", interrupted)
+    assert main([*short_run(tmp_path), "--resume"]) == 130
+    expected = "ltx2 train: interrupted; --resume goes on from out/checkpoints/checkpoint-1"
+    assert capsys.readouterr().err.splitlines()[-1] == expected
+
+
 def test_every_error_has_a_line(capsys, file):
     found = complaints(capsys, file, "lora.ranks=4", "--steps", "0", "--name", "nope")
     assert [line.removeprefix("ltx2 train: ").partition(":")[0] for line in found] == [
@@ -106,7 +156,7 @@ def test_every_error_has_a_line(capsys, file):
     [
         (("gone.yaml",), "ltx2 train: there is no configuration file 'gone.yaml'; give a YAML file"),
         (("lora.rank=4", "rank"), "ltx2 train: 'rank' is neither an option nor section.key=value"),
-        ((), "ltx2 train: model: is missing; give the section"),
+        ((), "ltx2 train: model: is missing; give model.model_path"),
         (("--rnak", "3"), "ltx2 train: error: unknown option --rnak; did you mean --rank?"),
     ],
 )

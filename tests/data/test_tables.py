@@ -27,6 +27,7 @@ def test_rows_come_back(tmp_path, suffix):
         ("a.jsonl", '{"a": 1}\n{', "cannot be read as a dataset file"),
         ("a.csv", "a,b\n1,2,3\n", "entry 1 has more cells than the header"),
         ("a.xlsx", "", r"a dataset file ends in .json, .jsonl, .csv, got .*; use 'a.json'"),
+        ("a.mp4", "", r"a dataset file ends in .json, .jsonl, .csv, got .*; give the folder of the clips, '"),
     ],
 )
 def test_what_is_no_dataset_file(tmp_path, name, text, message):

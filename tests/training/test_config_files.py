@@ -176,7 +176,10 @@ def test_a_missing_file_is_named():
 
 
 def test_an_empty_file_lacks_its_sections(write):
-    with pytest.raises(ValueError, match="model: is missing; give the section\ndata: is missing; give the section"):
+    with pytest.raises(
+        ValueError,
+        match=r"model: is missing; give model\.model_path\ndata: is missing; give data\.preprocessed_data_root",
+    ):
         load_config(write("# nothing yet\n"))
 
 

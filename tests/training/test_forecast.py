@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from peft import LoraConfig
 from torch import nn
 
 from ltx2_diffusers.adapters.keys import linear_shapes
+from ltx2_diffusers.data.samples import write_sample
 from ltx2_diffusers.models.transformer import LTX2AVTransformer3DModel
 from ltx2_diffusers.training import forecast as module
 from ltx2_diffusers.training.config_files import load_config, parse_config
@@ -364,6 +366,9 @@ def test_a_folder_that_the_strategy_needs_is_named_with_the_command(tmp_path):
         ValueError, match=r"data.preprocessed_data_root: there is no folder '.*/mask'; run `ltx2 data process`"
     ):
         forecast(run)
+    shutil.rmtree(tmp_path / ".precomputed" / "video_masks")
+    with pytest.raises(ValueError, match=r"run `ltx2 data process` on a dataset with a column 'video_mask' so that"):
+        forecast(with_strategy(tmp_path, name="inpainting"))
 
 
 def test_caption_dropout_needs_the_empty_caption(tmp_path):
@@ -388,7 +393,15 @@ def test_latents_of_another_model_are_refused(tmp_path, monkeypatch):
         return {**known(*arguments), **({"audio_in_channels": 64} if arguments[1] == "transformer" else {})}
 
     monkeypatch.setattr(module, "model_config", other)
-    with pytest.raises(ValueError, match="audio latents have 32 features a token, but the transformer takes 64"):
+    with pytest.raises(ValueError, match="audio_latents of sample 'clip_0' are 32 wide, but the model reads 64"):
+        forecast(run)
+
+
+def test_captions_of_another_model_are_refused(tmp_path):
+    run = config(stored_samples(tmp_path), tmp_path)
+    for file in (tmp_path / ".precomputed" / "conditions").iterdir():
+        write_sample(file, {"video_prompt_embeds": torch.zeros(3, 16)}, {})
+    with pytest.raises(ValueError, match="conditions of sample 'clip_0' are 16 wide, but the model reads 32"):
         forecast(run)
 
 

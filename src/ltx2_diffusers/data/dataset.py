@@ -23,6 +23,13 @@ EMPTY_PROMPT = f"empty_prompt{SUFFIX}"
 LATENTS, CONDITIONS, AUDIO_LATENTS = "latents", "conditions", "audio_latents"
 REFERENCE_LATENTS, REFERENCE_AUDIO_LATENTS = "reference_latents", "reference_audio_latents"
 VIDEO_MASKS, AUDIO_MASKS = "video_masks", "audio_masks"
+# Folders that `ltx2 data process` makes of a column of the dataset.
+_COLUMNS = {
+    REFERENCE_LATENTS: "reference_video",
+    REFERENCE_AUDIO_LATENTS: "reference_audio",
+    VIDEO_MASKS: "video_mask",
+    AUDIO_MASKS: "audio_mask",
+}
 PRESENT = "present"
 """In a batch, which samples have what others lack, `[B]`."""
 _DEFAULT_SOURCES = {LATENTS: "latent_conditions", CONDITIONS: "text_conditions"}
@@ -228,8 +235,9 @@ def sample_files(root: Path, folder: str, optional: bool) -> dict[str, Path]:
     if not place.is_dir():
         if optional:
             return {}
+        of = f" on a dataset with a column {_COLUMNS[folder]!r}" if folder in _COLUMNS else ""
         raise FileNotFoundError(
-            f"there is no folder {str(place)!r}; run `ltx2 data process` so that it makes {folder!r}, or name another root"
+            f"there is no folder {str(place)!r}; run `ltx2 data process`{of} so that it makes {folder!r}, or name another root"
         )
     found = {}
     for suffix in (LEGACY_SUFFIX, SUFFIX):

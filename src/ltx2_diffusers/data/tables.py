@@ -187,11 +187,12 @@ def library(name: str, purpose: str) -> ModuleType:
 
 
 def _checked_suffix(path: Path) -> str:
-    if path.suffix.lower() not in TABLE_SUFFIXES:
-        raise ValueError(
-            f"a dataset file ends in {', '.join(TABLE_SUFFIXES)}, got {str(path)!r}; use {path.with_suffix('.json').name!r}"
-        )
-    return path.suffix.lower()
+    suffix = path.suffix.lower()
+    if suffix not in TABLE_SUFFIXES:
+        is_clip = suffix in MEDIA_SUFFIXES
+        meant = f"give the folder of the clips, {str(path.parent)!r}" if is_clip else f"use {path.stem + '.json'!r}"
+        raise ValueError(f"a dataset file ends in {', '.join(TABLE_SUFFIXES)}, got {str(path)!r}; {meant}")
+    return suffix
 
 
 def _lines(text: str) -> list[Any]:

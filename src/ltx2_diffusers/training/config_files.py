@@ -334,7 +334,8 @@ def _problem(error: Mapping[str, Any], values: Mapping[str, Any]) -> list[str]:
     if kind == "extra_forbidden":
         return [f"{name}: unknown key; {_nearest_key(str(place[-1]), section)}"]
     if kind == "missing":
-        what = info.description if info is not None and info.description else "Give the section."
+        needed = [row.name for row in fields() if row.section == name and row.default == "required"]
+        what = info.description if info is not None and info.description else f"Give {', '.join(needed)}."
         return [f"{name}: is missing; {what[0].lower()}{what[1:].rstrip('.')}"]
     if kind == "value_error":
         rules = str(context["error"]).split("\n")

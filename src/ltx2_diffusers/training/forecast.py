@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -93,7 +94,7 @@ class DataFacts:
         samples: Complete samples.
         dropped: Samples that lack a file.
         sizes: Numbers of samples by what they hold, in words.
-        features: Features of a token of video and of sound; 0 for a stream that is not read.
+        dataset: The samples.
         largest: Tokens of the largest sample.
         steps_per_epoch: Steps of the optimiser in which every sample is read once, over all processes.
     """
@@ -101,7 +102,7 @@ class DataFacts:
     samples: int
     dropped: int
     sizes: Mapping[str, int]
-    features: Streams[int]
+    dataset: Any
     largest: Tokens
     steps_per_epoch: float
 
@@ -221,13 +222,15 @@ def forecast(config: TrainingConfig, tokens: Tokens | None = None) -> Forecast:
     Raises:
         ValueError: If data are missing, a target is no layer of the model, or the checkpoint does not say what it is.
     """
+    from .batches import check_widths
+
     data = check_data(config) if tokens is None else None
     if data is not None:
         tokens = data.largest._replace(text=config.data.max_sequence_length)
     assert tokens is not None
     transformer, connectors = (meta_model(config, component) for component in ("transformer", "connectors"))
     if data is not None:
-        _check_widths(data, transformer.config)
+        check_widths(data.dataset, SimpleNamespace(transformer=transformer, connectors=connectors))
     return Forecast(
         _size(transformer),
         trainable_parameters(config, transformer, connectors),
@@ -299,7 +302,7 @@ def check_data(config: TrainingConfig) -> DataFacts:
         samples=len(kinds),
         dropped=len(dataset.dropped),
         sizes={_size_words(json.loads(kind)): count for kind, count in found.most_common()},
-        features=_features_of(json.loads(kinds[0])),
+        dataset=dataset,
         largest=max(tokens.values(), key=lambda one: (one.total, one.video)),
         steps_per_epoch=len(order) / section.gradient_accumulation_steps,
     )
@@ -314,23 +317,6 @@ def _tokens_of(kind: Mapping[str, Any]) -> Tokens:
     shapes = _latent_shapes(kind).values()
     video = sum(shape[1] * shape[2] * shape[3] for shape in shapes if len(shape) == 4)
     return Tokens(video, sum(shape[1] for shape in shapes if len(shape) == 3))
-
-
-def _features_of(kind: Mapping[str, Any]) -> Streams[int]:
-    shapes = list(_latent_shapes(kind).values())
-    video = next((shape[0] for shape in shapes if len(shape) == 4), 0)
-    return Streams(video, next((shape[0] * shape[2] for shape in shapes if len(shape) == 3), 0))
-
-
-def _check_widths(data: DataFacts, config: Any) -> None:
-    """Raise `ValueError` if the data are of another model's VAEs."""
-    takes = Streams(config["in_channels"], config["audio_in_channels"])
-    for stream, found, wanted in zip(Streams._fields, data.features, takes):
-        if found not in (0, wanted):
-            raise ValueError(
-                f"data.preprocessed_data_root: {stream} latents have {found} features a token, but the transformer takes "
-                f"{wanted}; run `ltx2 data process` with the checkpoint that is trained"
-            )
 
 
 def _size_words(kind: Mapping[str, Any]) -> str:

@@ -235,10 +235,10 @@ class LTX2Trainer:
         """The checkpoint that the run goes on from, if it does."""
         section, folder = self.config.checkpoints, Path(self.config.output_dir) / "checkpoints"
         if section.resume is None or section.no_resume:
-            if (older := latest_checkpoint(folder)) is not None:
+            if not section.no_resume and (earlier := latest_checkpoint(folder)) is not None:
                 warnings.warn(
-                    f"{str(older)!r} is of an earlier run, which this one does not go on with (checkpoints.resume: latest "
-                    "would); choose another output_dir to keep the two apart",
+                    f"{str(folder)!r} holds {earlier.name} of an earlier run, and this run begins anew; checkpoints.resume "
+                    "goes on from it, and another output_dir keeps them apart",
                     stacklevel=2,
                 )
             return None

@@ -513,7 +513,12 @@ def _add_model(parser: argparse.ArgumentParser, required: bool) -> None:
     add = parser.add_argument
     add("--checkpoint", "--model-path", required=required, metavar="NAME", help="folder or Hub id in diffusers layout, an original "
         ".safetensors file, or the name of a packaged miniature")  # fmt: skip
-    add("--dataset", type=Path, metavar="FILE", help="metadata file with the captions for the contact sheet")
+    add(
+        "--dataset",
+        type=Path,
+        metavar="DATASET",
+        help="metadata file or folder with the captions for the contact sheet",
+    )
     add("--device", help="where networks run; default the accelerator, if there is one")
     add("--dtype", choices=DTYPES, help="data type of weights; default bfloat16 on an accelerator, float32 on a CPU")
     add("--quiet", action="store_true", help="no progress bar")
@@ -542,6 +547,7 @@ def _captions(options: argparse.Namespace, root: Path) -> dict[str, str]:
     folder = precomputed_folder(root.absolute())
     place = next((place.parent for place in (folder, folder.parent) if place.name == PRECOMPUTED), None)
     if place is None:
+        print("the contact sheet has no captions; --dataset names what they stand in", file=sys.stderr)
         return {}
     try:
         return captions_of(place)

@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -109,24 +110,57 @@ def run(options: argparse.Namespace) -> int:
     if options.print_config:
         print(config_text(config), end="")
         return 0
-    if options.dry_run:
-        print(_forecast(config, options))
-        return 0
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_args, **_kwargs: print(f"note: {message}", file=sys.stderr)
+        if options.dry_run:
+            print(_forecast(config, options))
+            return 0
+        return _train(config)
+
+
+def _train(config: Any) -> int:
+    from ...adapters.file import LORA_WEIGHT_NAME
+    from ...training.checkpoints import latest_checkpoint
     from ...training.trainer import LTX2Trainer
 
+    is_first = os.environ.get("RANK", "0") == "0"
+    if is_first and _leaves_sound(config):
+        print("note: the data have sound, which this run does not train; --with-audio trains it", file=sys.stderr)
     try:
         checkpoint, stats = LTX2Trainer(config).train()
+    except KeyboardInterrupt:
+        last = latest_checkpoint(Path(config.output_dir) / "checkpoints")
+        hint = f"; --resume goes on from {_near(last)}" if last is not None else ", before the first checkpoint"
+        print(f"ltx2 train: interrupted{hint}", file=sys.stderr)
+        return 130
     except RuntimeError as error:
         # Of the run itself, such as losses that are not finite; other kinds of it are faults.
         if type(error) is not RuntimeError:
             raise
         print(f"ltx2 train: {error}", file=sys.stderr)
         return 1
-    if os.environ.get("RANK", "0") == "0":
+    if is_first:
+        is_lora = config.model.training_mode == "lora"
         steps = f"{config.optimization.steps} steps in {stats['total_time_seconds']:.0f} s"
-        what = "adapter" if config.model.training_mode == "lora" else "transformer"
-        print(f"{checkpoint}: {what} after {steps}, {stats['samples_per_second']:.2f} samples/s")
+        made = Path(config.output_dir) / LORA_WEIGHT_NAME if is_lora else checkpoint
+        what = "adapter" if is_lora else "transformer"
+        print(f"{_near(made)}: {what} after {steps}, {stats['samples_per_second']:.2f} samples/s")
     return 0
+
+
+def _leaves_sound(config: Any) -> bool:
+    """Whether the data have sound that `with_audio` would train."""
+    from ...data.dataset import precomputed_folder
+
+    strategy = config.training_strategy
+    if getattr(strategy, "with_audio", True):
+        return False
+    return (precomputed_folder(config.data.preprocessed_data_root) / strategy.audio_latents_dir).is_dir()
+
+
+def _near(path: Path) -> Path:
+    """The path as one types it here, if it lies below the working folder."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _forecast(config: Any, options: argparse.Namespace) -> str:
@@ -145,9 +179,13 @@ def read_config(options: argparse.Namespace) -> Any:
     from ...training.config_files import fields, load_config
 
     given, words = vars(options), list(options.words)
-    if str(given.get("checkpoints.resume")).endswith(_CONFIG_SUFFIXES):
+    resume = str(given.get("checkpoints.resume"))
+    if resume.endswith(_CONFIG_SUFFIXES):
         # `--resume config.yaml`: no checkpoint has such a name.
-        words, given["checkpoints.resume"] = [given["checkpoints.resume"], *words], "latest"
+        words, given["checkpoints.resume"] = [resume, *words], "latest"
+    elif "=" in resume and not Path(resume).exists():
+        # `--resume section.key=value`
+        words, given["checkpoints.resume"] = [*words, resume], "latest"
     has_file = bool(words) and ("=" not in words[0] or Path(words[0]).is_file())
     file = words.pop(0) if has_file else None
     changes = {row.name: given[row.name] for row in fields() if row.name in given}

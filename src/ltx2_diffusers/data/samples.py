@@ -101,6 +101,17 @@ def read_sample(path: Path) -> Sample:
     return _with_grid(_with_valid_rows(sample, path), path)
 
 
+def read_outline(path: Path) -> Sample:
+    """What `read_sample` returns, with tensors on the meta device: of a safetensors file only the header is read."""
+    if path.suffix == LEGACY_SUFFIX:
+        return read_sample(path)
+    file, numbers = _opened(path)
+    return {
+        **{name: torch.empty(e.shape, dtype=e.dtype, device="meta") for name, e in file.entries.items()},
+        **numbers,
+    }
+
+
 def valid_rows(features: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """The rows `[n, W]` of features `[T, W]` that stand for tokens, 1 in the mask `[T]`."""
     return features[mask.bool()].contiguous()
@@ -124,6 +135,12 @@ def text_features(conditions: Mapping[str, Any]) -> TextFeatures:
 
 
 def _read_safetensors(path: Path) -> Sample:
+    file, numbers = _opened(path)
+    return {**{name: entry.load() for name, entry in file.entries.items()}, **numbers}
+
+
+def _opened(path: Path) -> tuple[SafetensorsFile, dict[str, int | float]]:
+    """A file of a sample, of which the header is read, and its numbers."""
     file = SafetensorsFile(path)
     try:
         numbers = json.loads(file.metadata.get(_NUMBERS, "{}"))
@@ -131,7 +148,7 @@ def _read_safetensors(path: Path) -> Sample:
             raise ValueError("they are no object of numbers")
     except ValueError as error:
         raise ValueError(f"{str(path)!r} is damaged: its numbers cannot be read ({error}); process it anew") from None
-    return {**{name: entry.load() for name, entry in file.entries.items()}, **numbers}
+    return file, numbers
 
 
 def read_pickle(path: Path) -> Any:

@@ -6,14 +6,12 @@ Shapes: B samples of a batch in one process.
 import json
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..checkpoints.safetensors_io import SafetensorsFile
 from ..data.dataset import PrecomputedDataset, collate
-from ..data.samples import AUDIO_TEXT, LEGACY_SUFFIX, VIDEO_TEXT, read_sample
+from ..data.samples import AUDIO_TEXT, VIDEO_TEXT, read_outline
 from .objective.noise_levels import generator_of
 
 # What a batch has in common, beside the shapes of its latents: clips of several rates have different positions.
@@ -41,11 +39,6 @@ class BatchOrder:
     def __len__(self) -> int:
         """Batches of an epoch."""
         return sum(-(-len(group) // self._batch_size) for group in self._groups)
-
-    @property
-    def sizes(self) -> int:
-        """Kinds of samples."""
-        return len(self._groups)
 
     def epoch(self, number: int) -> list[list[int]]:
         """The batches of an epoch, counted from 0."""
@@ -89,20 +82,9 @@ def kinds_of(dataset: Any) -> list[str]:
         dataset: A [`PrecomputedDataset`], of which only headers are read; another one is read whole.
     """
     if isinstance(dataset, PrecomputedDataset):
-        return [_kind_of_files(dataset.files(index)) for index in range(len(dataset))]
+        places = [dataset.files(index) for index in range(len(dataset))]
+        return [_kind({source: read_outline(path) for source, path in files.items()}) for files in places]
     return [_kind(dataset[index]) for index in range(len(dataset))]
-
-
-def _kind_of_files(files: dict[str, Path]) -> str:
-    parts = {}
-    for folder, path in files.items():
-        if path.suffix == LEGACY_SUFFIX:
-            parts[folder] = read_sample(path)
-            continue
-        file = SafetensorsFile(path)
-        numbers = json.loads(file.metadata.get("numbers", "{}"))
-        parts[folder] = {**numbers, **{name: torch.empty(e.shape, device="meta") for name, e in file.entries.items()}}
-    return _kind(parts)
 
 
 def _kind(item: dict[str, Any]) -> str:

@@ -24,6 +24,7 @@ from ..adapters.file import LORA_WEIGHT_NAME
 from ..atomic import remove_leftovers, replaced_folder, write_json
 from ..checkpoints.safetensors_io import Entry, SafetensorsFile, write_sharded
 from ..pipelines.recipes.text_to_video import LTX2Pipeline
+from .config_files import save_config
 from .trained.models import TrainedModels, lora_arguments
 from .trained.sharding import fill, is_sharded, whole
 
@@ -148,7 +149,7 @@ class Checkpoints:
         with replaced_folder(target) as temporary:
             self._save_state(Path(self._shared(temporary)), progress, published)
             self._write_weights(Path(temporary), progress.step, published, metadata)
-            self._write_config(Path(temporary))
+            save_config(self.config, Path(temporary) / CONFIG_FILE)
         self.accelerator.wait_for_everyone()
         # Until they are gone, they stand in the file of the newest, so that a run goes on removing them after a kill.
         for step in self._surplus(progress):
@@ -229,11 +230,6 @@ class Checkpoints:
             LTX2Pipeline.save_lora_weights(
                 folder, **layers, metadata=metadata, weight_name=weight_name, format="original"
             )
-
-    def _write_config(self, folder: Path) -> None:
-        from .config_files import save_config
-
-        save_config(self.config, folder / CONFIG_FILE)
 
     def resume(self, checkpoint: Path, fingerprint: Mapping[str, Any]) -> Progress:
         """Go on from a checkpoint: weights, optimiser, schedule, moving average and random numbers are as they were.

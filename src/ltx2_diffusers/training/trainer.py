@@ -29,9 +29,10 @@ from accelerate.utils import (
 from diffusers.training_utils import EMAModel
 from torch.optim.lr_scheduler import LambdaLR
 
+from ..atomic import complete_file
 from ..conditioning import Streams
 from ..data.dataset import PrecomputedDataset, check_not_smaller
-from ..data.samples import AUDIO_TEXT, TEXT_MASK, VIDEO_TEXT, padded_rows
+from ..data.samples import AUDIO_TEXT, TEXT_MASK, VIDEO_TEXT, Sample, padded_rows
 from ..publishing import check_repository_name
 from .batches import BatchOrder, check_widths, kinds_of, make_loader, names_of
 from .checkpoints import (
@@ -75,6 +76,7 @@ class Run:
         strategy: What is trained.
         levels: Distribution of the noise levels.
         dataset: The samples.
+        empty_prompt: Features of the empty caption, where captions are dropped.
         order: Which samples each batch has.
         checkpoints: Writes what is learnt.
         progress: How far it is.
@@ -89,6 +91,7 @@ class Run:
     strategy: Strategy
     levels: NoiseLevels
     dataset: Any
+    empty_prompt: Sample | None
     order: BatchOrder
     checkpoints: Checkpoints
     progress: Progress
@@ -154,7 +157,8 @@ class LTX2Trainer:
         batch_size = config.optimization.batch_size * accelerator.num_processes
         check_not_smaller(dataset, batch_size)
         resumed = self._resumed()
-        self._check(accelerator, dataset)
+        empty_prompt = dataset.empty_prompt() if config.training_strategy.caption_dropout_p else None
+        self._check(accelerator)
         self._begin_folder(accelerator)
 
         set_seed(config.seed)
@@ -177,11 +181,7 @@ class LTX2Trainer:
         schedule = make_schedule(optimizer, config.optimization)
         decay = config.optimization.ema_decay
         average = None if decay is None else EMAModel(parameters, decay=decay)
-        network = TrainingNetwork(
-            models.transformer, models.connectors, "connectors" in models.trained, config.data.max_sequence_length
-        ).train()
-        if models.streaming is not None:
-            models.streaming.leave_out_of_ddp(network)
+        network = self._network(models)
         with without_projections(models.connectors):
             # The networks are where they belong, some of them in host memory.
             prepared, optimizer = accelerator.prepare(network, optimizer, device_placement=[False, True])
@@ -204,6 +204,7 @@ class LTX2Trainer:
             strategy,
             levels,
             dataset,
+            empty_prompt,
             order,
             checkpoints,
             progress,
@@ -225,6 +226,14 @@ class LTX2Trainer:
             models.transformer.compile_repeated_blocks(**compiler.to_kwargs())
             compiler.backend = DynamoBackend.NO
         return models
+
+    def _network(self, models: TrainedModels) -> TrainingNetwork:
+        """What every process runs."""
+        trains_connectors, positions = "connectors" in models.trained, self.config.data.max_sequence_length
+        network = TrainingNetwork(models.transformer, models.connectors, trains_connectors, positions).train()
+        if models.streaming is not None:
+            models.streaming.leave_out_of_ddp(network)
+        return network
 
     def _dataset(self, strategy: Strategy, complete: bool = False) -> PrecomputedDataset:
         """The samples, or those alone that have all that the strategy can read."""
@@ -256,10 +265,8 @@ class LTX2Trainer:
         if accelerator.is_main_process:
             save_config(self.config, Path(self.config.output_dir) / CONFIG_FILE)
 
-    def _check(self, accelerator: Accelerator, dataset: PrecomputedDataset) -> None:
+    def _check(self, accelerator: Accelerator) -> None:
         """What cannot work is refused before anything is loaded."""
-        if self.config.training_strategy.caption_dropout_p:
-            dataset.empty_prompt()
         hub = self.config.hub
         if hub.push_to_hub and hub.hub_model_id is not None:
             check_repository_name(hub.hub_model_id)
@@ -381,9 +388,9 @@ class LTX2Trainer:
         rows = range(accelerator.process_index * size, (accelerator.process_index + 1) * size)
         draws = RowDraws(config.seed, number, rows, accelerator.device)
         text = batch["conditions"]
-        if dropped := config.training_strategy.caption_dropout_p:
-            chosen = draws.uniform((size,)) < dropped
-            text = with_empty_prompts(text, run.dataset.empty_prompt(), chosen)
+        if run.empty_prompt is not None:
+            chosen = draws.uniform((size,)) < config.training_strategy.caption_dropout_p
+            text = with_empty_prompts(text, run.empty_prompt, chosen)
         streams = run.strategy.prepare(batch, run.levels, draws, run.models.pipeline.sizes)
         # FSDP does not bring it itself.
         with accelerator.autocast():
@@ -436,9 +443,8 @@ class LTX2Trainer:
         folder = Path(self.config.output_dir)
         for file in checkpoint.iterdir():
             if file.is_file():
-                temporary = folder / f".{file.name}.partial"
-                shutil.copyfile(file, temporary)
-                temporary.replace(folder / file.name)
+                with complete_file(folder / file.name) as temporary:
+                    shutil.copyfile(file, temporary)
         hub = self.config.hub
         if hub.push_to_hub and hub.hub_model_id is not None:
             from .hub import push_training

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ...conditioning import Streams, TextContext
+from ...data.samples import text_features
 from ...models.connectors import LTX2TextConnectors
 from ...models.modality_front import LTX2ModalityModel
 from ...models.transformer import LTX2AVTransformer3DModel
@@ -58,14 +59,15 @@ class TrainingNetwork(nn.Module):
 
     def contexts(self, text: Mapping[str, Any]) -> TextContext:
         """What the streams attend to."""
-        video = text["video_prompt_embeds"]
+        features = text_features(text)
         with nullcontext() if self.trains_connectors else torch.no_grad():
             # The projection, which does not run here, may be of another type.
             dtype = next(self.connectors.video_connector.parameters()).dtype
-            features = [text.get(name, video).to(dtype) for name in ("video_prompt_embeds", "audio_prompt_embeds")]
-            length = self.connectors.fitting_length(max(self.text_positions, features[0].shape[1]))
-            context, audio, _ = self.connectors.run_connectors(*features, text["prompt_attention_mask"], length)
-        return TextContext(context, audio)
+            length = self.connectors.fitting_length(max(self.text_positions, features.video.shape[1]))
+            video, audio, _ = self.connectors.run_connectors(
+                features.video.to(dtype), features.audio.to(dtype), features.mask, length
+            )
+        return TextContext(video, audio)
 
 
 def velocities(

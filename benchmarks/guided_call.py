@@ -56,7 +56,7 @@ def pipelines() -> dict[str, Any]:
     theirs = LTX2VideoTransformer3DModel(**config), DiffusersConnectors(**CONNECTORS)
     for own, other in zip((transformer, connectors), theirs):
         other.load_state_dict(own.state_dict())
-    checkpoint = packaged_checkpoint("ltx2-tiny")
+    checkpoint = packaged_checkpoint("ltx2-mini")
     built = {
         "diffusers": DiffusersPipeline.from_pretrained(checkpoint, transformer=theirs[0], connectors=theirs[1]),
         "ours": LTX2Pipeline.from_pretrained(checkpoint, transformer=transformer, connectors=connectors),

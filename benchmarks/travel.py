@@ -118,7 +118,7 @@ def run() -> dict[str, Any]:
     """Counts of every value in every call and of the calls as wholes, and how often given files are opened."""
     logging.disable_progress_bar()
     kinds = (LTX2Pipeline, LTX2TwoStagePipeline, LTX2ExtendPipeline)
-    text, staged, extend = pipes = [kind.from_pretrained(packaged_checkpoint("ltx2-tiny")) for kind in kinds]
+    text, staged, extend = pipes = [kind.from_pretrained(packaged_checkpoint("ltx2-mini")) for kind in kinds]
     for pipe in pipes:
         pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)

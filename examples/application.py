@@ -1,7 +1,7 @@
 """What an application does with a request: writes application.mp4."""
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from ltx2_diffusers import (
     GenerationRequest,
@@ -12,25 +12,28 @@ from ltx2_diffusers import (
     select_pipeline,
 )
 
-# A miniature with random weights, to try things out in seconds. For real weights: CHECKPOINT = "Lightricks/LTX-2"
-CHECKPOINT = packaged_checkpoint("ltx2-tiny")
+# The packaged miniature, to try things out in seconds. For real weights: CHECKPOINT = "Lightricks/LTX-2"
+CHECKPOINT = packaged_checkpoint("ltx2-mini")
 
-is_tiny = "tiny" in str(CHECKPOINT)
-small = {"width": 192, "height": 128, "num_frames": 9, "num_inference_steps": 4} if is_tiny else {}
+is_mini = "mini" in str(CHECKPOINT)
+small = {"width": 128, "height": 128, "num_frames": 25} if is_mini else {}
 on_gpu = torch.cuda.is_available()
 pipe = LTX2TwoStagePipeline.from_pretrained(CHECKPOINT, dtype=torch.bfloat16 if on_gpu else torch.float32)
 pipe.to("cuda" if on_gpu else "cpu")
-if not is_tiny:
-    # What turns the dev weights into those that refine.
-    lora = "ltx-2-19b-distilled-lora-384.safetensors"
-    pipe.load_lora_weights(CHECKPOINT, weight_name=lora, adapter_name="distilled")
+# What turns the dev weights into those that refine.
+lora = "distilled_lora.safetensors" if is_mini else "ltx-2-19b-distilled-lora-384.safetensors"
+pipe.load_lora_weights(CHECKPOINT, weight_name=lora, adapter_name="distilled")
 
-Image.new("RGB", (768, 512), "midnightblue").save("night.png")
-Image.new("RGB", (768, 512), "lightsalmon").save("morning.png")
-timeline = [TimelineItem("image", "night.png"), TimelineItem("image", "morning.png", frame_index=-1)]
-request = GenerationRequest("Dawn breaks over hills.", timeline=timeline, seed=7, enhance_prompt=not is_tiny, **small)
+for name, left in (("first.png", 16), ("last.png", 210)):
+    picture = Image.new("RGB", (512, 512), "#1a33f2")
+    ImageDraw.Draw(picture).ellipse((left, 113, left + 286, 399), fill="#e61a1a")
+    picture.save(name)
+timeline = [TimelineItem("image", "first.png"), TimelineItem("image", "last.png", frame_index=-1)]
+prompt = "a red circle moves to the right on a blue background"
+# The miniature's language model was never taught to write.
+request = GenerationRequest(prompt, timeline=timeline, seed=7, enhance_prompt=not is_mini, **small)
 
 # A picture at either end asks for interpolation; clips, long videos and single pictures have rules of their own.
 print(select_pipeline(request).pipeline_name)
-output = generate(request, pipe, stage_2_adapters={} if is_tiny else None)
+output = generate(request, pipe)
 print(*output.save("application.mp4"))

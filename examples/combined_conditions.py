@@ -5,34 +5,34 @@ from PIL import Image, ImageDraw
 
 from ltx2_diffusers import LTX2ReferenceCondition, LTX2TwoStagePipeline, LTX2VideoCondition, packaged_checkpoint
 
-# A miniature with random weights, to try things out in seconds. For real weights: CHECKPOINT = "Lightricks/LTX-2"
-CHECKPOINT = packaged_checkpoint("ltx2-tiny")
+# The packaged miniature, to try things out in seconds. For real weights: CHECKPOINT = "Lightricks/LTX-2"
+CHECKPOINT = packaged_checkpoint("ltx2-mini")
 
 
-def dancer(step: int, colour: str = "white") -> Image.Image:
-    picture = Image.new("RGB", (768, 512), "black")
-    ImageDraw.Draw(picture).ellipse((60 + 70 * step, 200, 160 + 70 * step, 400), fill=colour)
+def square(step: int, half: int, background: str, **drawing) -> Image.Image:
+    picture, x = Image.new("RGB", (512, 512), background), 159 + 8 * step
+    ImageDraw.Draw(picture).rectangle((x - half, 256 - half, x + half, 256 + half), **drawing)
     return picture
 
 
-is_tiny = "tiny" in str(CHECKPOINT)
-size = {"height": 128, "width": 192, "num_frames": 9} if is_tiny else {"height": 512, "width": 768}
+is_mini = "mini" in str(CHECKPOINT)
+size = {"height": 128, "width": 128, "num_frames": 25} if is_mini else {"height": 512, "width": 768}
 on_gpu = torch.cuda.is_available()
 pipe = LTX2TwoStagePipeline.from_pretrained(CHECKPOINT, dtype=torch.bfloat16 if on_gpu else torch.float32)
 pipe.to("cuda" if on_gpu else "cpu")
-if not is_tiny:  # What refines. An IC-LoRA that fits the reference is loaded in the same way.
-    pipe.load_lora_weights(
-        CHECKPOINT, weight_name="ltx-2-19b-distilled-lora-384.safetensors", adapter_name="distilled"
-    )
+lora = "distilled_lora.safetensors" if is_mini else "ltx-2-19b-distilled-lora-384.safetensors"
+pipe.load_lora_weights(CHECKPOINT, weight_name=lora, adapter_name="distilled")  # What refines.
+if is_mini:  # What reads the reference; for real weights an IC-LoRA that fits it is loaded in the same way.
+    pipe.load_lora_weights(CHECKPOINT, weight_name="ic_lora.safetensors", adapter_name="outline")
 
-seconds = torch.arange(6 * 48_000) / 48_000
+first, last = (square(step, 127, "#1a33f2", fill="white") for step in (0, 24))
+outline = [square(step, 142, "black", outline="white", width=31) for step in range(25)]
 output = pipe(
-    "A dancer crosses a dark stage.",
-    conditions=[LTX2VideoCondition(dancer(0, "crimson")), LTX2VideoCondition(dancer(8, "crimson"), frame=-1)],
-    reference_conditions=LTX2ReferenceCondition([dancer(step) for step in range(9)]),
-    audio=torch.sin(2 * torch.pi * 220 * seconds).expand(2, -1),
+    "a white square moves to the right on a blue background",
+    conditions=[LTX2VideoCondition(first), LTX2VideoCondition(last, frame=-1)],
+    reference_conditions=LTX2ReferenceCondition(outline),
+    audio=(0.4 * torch.sin(2 * torch.pi * 400 / 48_000 * torch.arange(6 * 48_000))).expand(2, -1),
     sampling_rate=48_000,
-    stage_2_adapters={} if is_tiny else None,
     **size,
     generator=torch.manual_seed(0),
 )

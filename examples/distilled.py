@@ -4,18 +4,17 @@ import torch
 
 from ltx2_diffusers import LTX2DistilledPipeline, packaged_checkpoint
 
-# A miniature with random weights, to try things out in seconds. For real weights: CHECKPOINT = "Lightricks/LTX-2"
-CHECKPOINT = packaged_checkpoint("ltx2-tiny")
+# The packaged miniature, to try things out in seconds. For real weights: CHECKPOINT = "Lightricks/LTX-2"
+CHECKPOINT = packaged_checkpoint("ltx2-mini")
 
-is_tiny = "tiny" in str(CHECKPOINT)
-size = {"height": 128, "width": 192, "num_frames": 9} if is_tiny else {"height": 1024, "width": 1536}
+is_mini = "mini" in str(CHECKPOINT)
+size = {"height": 128, "width": 128, "num_frames": 25} if is_mini else {"height": 1024, "width": 1536}
 on_gpu = torch.cuda.is_available()
 pipe = LTX2DistilledPipeline.from_pretrained(CHECKPOINT, dtype=torch.bfloat16 if on_gpu else torch.float32)
 pipe.to("cuda" if on_gpu else "cpu")
-if not is_tiny:
-    # What turns the dev weights into those that need few steps.
-    lora = "ltx-2-19b-distilled-lora-384.safetensors"
-    pipe.load_lora_weights(CHECKPOINT, weight_name=lora, adapter_name="distilled")
+# What turns the dev weights into those that need few steps.
+lora = "distilled_lora.safetensors" if is_mini else "ltx-2-19b-distilled-lora-384.safetensors"
+pipe.load_lora_weights(CHECKPOINT, weight_name=lora, adapter_name="distilled")
 
-output = pipe("A kitten chases a ball of wool across the floor.", **size, generator=torch.manual_seed(0))
+output = pipe("a green triangle moves up on a yellow background", **size, generator=torch.manual_seed(0))
 print(*output.save("distilled.mp4"), [len(stage) - 1 for stage in output.info["sigmas"]], "steps")

@@ -5,17 +5,18 @@ from PIL import Image, ImageDraw
 
 from ltx2_diffusers import LTX2ImageToVideoPipeline, packaged_checkpoint
 
-# A miniature with random weights, to try things out in seconds. For real weights: CHECKPOINT = "Lightricks/LTX-2"
-CHECKPOINT = packaged_checkpoint("ltx2-tiny")
+# The packaged miniature, to try things out in seconds. For real weights: CHECKPOINT = "Lightricks/LTX-2"
+CHECKPOINT = packaged_checkpoint("ltx2-mini")
 
-size = {"height": 64, "width": 96, "num_frames": 17} if "tiny" in str(CHECKPOINT) else {}
+size = {"height": 128, "width": 128, "num_frames": 25} if "mini" in str(CHECKPOINT) else {}
 on_gpu = torch.cuda.is_available()
 pipe = LTX2ImageToVideoPipeline.from_pretrained(CHECKPOINT, dtype=torch.bfloat16 if on_gpu else torch.float32)
 pipe.to("cuda" if on_gpu else "cpu")
 
 # Any image, or the name of its file; it is scaled to cover the frame and cropped to its centre.
-picture = Image.new("RGB", (960, 640), "midnightblue")
-ImageDraw.Draw(picture).ellipse((380, 220, 580, 420), fill="gold")
+picture = Image.new("RGB", (512, 512), "#1a33f2")
+ImageDraw.Draw(picture).ellipse((16, 113, 302, 399), fill="#e61a1a")
 
-output = pipe(picture, "The moon sinks into the sea while waves roll ashore.", **size, generator=torch.manual_seed(0))
+prompt = "a red circle moves to the right on a blue background"
+output = pipe(picture, prompt, **size, generator=torch.manual_seed(0))
 print(*output.save("image_to_video.mp4"))

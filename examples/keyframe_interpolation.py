@@ -5,17 +5,17 @@ from PIL import Image, ImageDraw
 
 from ltx2_diffusers import LTX2KeyframeInterpolationPipeline, packaged_checkpoint
 
-# A miniature with random weights, to try things out in seconds. For real weights: CHECKPOINT = "Lightricks/LTX-2"
-CHECKPOINT = packaged_checkpoint("ltx2-tiny")
+# The packaged miniature, to try things out in seconds. For real weights: CHECKPOINT = "Lightricks/LTX-2"
+CHECKPOINT = packaged_checkpoint("ltx2-mini")
 
 
 def sun(height: int) -> Image.Image:
-    picture = Image.new("RGB", (768, 512), "lightskyblue")
-    ImageDraw.Draw(picture).ellipse((320, height, 440, height + 120), fill="orange")
+    picture = Image.new("RGB", (512, 512), "#1a33f2")
+    ImageDraw.Draw(picture).ellipse((113, height, 399, height + 286), fill="#fae61a")
     return picture
 
 
-small = {"height": 64, "width": 96, "num_frames": 17, "two_stage": False} if "tiny" in str(CHECKPOINT) else {}
+small = {"height": 128, "width": 128, "num_frames": 25, "two_stage": False} if "mini" in str(CHECKPOINT) else {}
 on_gpu = torch.cuda.is_available()
 pipe = LTX2KeyframeInterpolationPipeline.from_pretrained(CHECKPOINT, dtype=torch.bfloat16 if on_gpu else torch.float32)
 pipe.to("cuda" if on_gpu else "cpu")
@@ -25,7 +25,7 @@ if not small:
     pipe.load_lora_weights(CHECKPOINT, weight_name=lora, adapter_name="distilled")
 
 # Spread evenly over the video, unless `frame_indices` says where; the one in the middle has some freedom.
-pictures, strengths = [sun(380), sun(60), sun(380)], [1.0, 0.6, 1.0]
-prompt = "The sun rises and sets again while birds sing."
+pictures, strengths = [sun(16), sun(113), sun(210)], [1.0, 0.6, 1.0]
+prompt = "a yellow circle moves down on a blue background"
 output = pipe(pictures, prompt, strengths=strengths, **small, generator=torch.manual_seed(0))
 print(*output.save("keyframe_interpolation.mp4"))

@@ -4,19 +4,19 @@ import torch
 
 from ltx2_diffusers import LTX2Pipeline, packaged_checkpoint
 
-# A miniature with random weights, to try things out in seconds. For real weights: CHECKPOINT = "Lightricks/LTX-2"
-CHECKPOINT = packaged_checkpoint("ltx2-tiny")
+# The packaged miniature, to try things out in seconds. For real weights: CHECKPOINT = "Lightricks/LTX-2"
+CHECKPOINT = packaged_checkpoint("ltx2-mini")
 
-small = {"height": 64, "width": 96, "num_frames": 17, "num_inference_steps": 8} if "tiny" in str(CHECKPOINT) else {}
+small = {"height": 128, "width": 128, "num_frames": 25} if "mini" in str(CHECKPOINT) else {}
 on_gpu = torch.cuda.is_available()
 device, dtype = ("cuda", torch.bfloat16) if on_gpu else ("cpu", torch.float32)
 
 pipe = LTX2Pipeline.from_pretrained(CHECKPOINT, dtype=dtype).to(device)
 pipe.enable_prompt_cache("prompts", max_bytes="2GB")
-# The text encoder rewrites the prompt before it encodes it.
+# The text encoder rewrites the prompt before it encodes it; the miniature's was never taught to write.
 tokens = 16 if small else 512
 rewriting = {"enable_prompt_enhancement": True, "prompt_max_new_tokens": tokens}
-first = pipe("A dog in the snow.", **rewriting, **small, generator=torch.manual_seed(0))
+first = pipe("a purple square grows on a white background", **rewriting, **small, generator=torch.manual_seed(0))
 print(*first.save("enhanced.mp4"), first.info["enhanced_prompt"])
 
 # A later run takes the prompt's encoding from the folder, without the largest model of the checkpoint.

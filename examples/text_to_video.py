@@ -4,15 +4,16 @@ import torch
 
 from ltx2_diffusers import LTX2Pipeline, packaged_checkpoint
 
-# A miniature with random weights, to try things out in seconds. For real weights: CHECKPOINT = "Lightricks/LTX-2"
-CHECKPOINT = packaged_checkpoint("ltx2-tiny")
+# The packaged miniature, to try things out in seconds. For real weights: CHECKPOINT = "Lightricks/LTX-2"
+CHECKPOINT = packaged_checkpoint("ltx2-mini")
 
-size = {"height": 64, "width": 96, "num_frames": 17} if "tiny" in str(CHECKPOINT) else {}
+size = {"height": 128, "width": 128, "num_frames": 25} if "mini" in str(CHECKPOINT) else {}
 on_gpu = torch.cuda.is_available()
 pipe = LTX2Pipeline.from_pretrained(CHECKPOINT, dtype=torch.bfloat16 if on_gpu else torch.float32)
 pipe.to("cuda" if on_gpu else "cpu")
 
-prompt = "A lighthouse in a storm; waves break over the rocks and the wind howls."
+prompt = "a red circle bounces on a blue background"
 # Steps and guidance that are not given follow the checkpoint; `output.info` tells which were used.
-output = pipe(prompt, negative_prompt="blurry, still", **size, generator=torch.manual_seed(0))
+still = "a red circle does not move on a blue background"
+output = pipe(prompt, negative_prompt=still, **size, generator=torch.manual_seed(0))
 print(*output.save("text_to_video.mp4"), output.info["preset"])

@@ -6,15 +6,15 @@ from ltx2_diffusers import LTX2LatentUpsamplerModel, LTX2Pipeline, packaged_chec
 from ltx2_diffusers.media.writing import write_video
 from ltx2_diffusers.training import components as parts
 
-# A miniature with random weights, from which training begins. For real weights: CHECKPOINT = "Lightricks/LTX-2"
-CHECKPOINT = packaged_checkpoint("ltx2-tiny")
+# The packaged miniature, with whose structure training begins. For real weights: CHECKPOINT = "Lightricks/LTX-2"
+CHECKPOINT = packaged_checkpoint("ltx2-mini")
 pipe = LTX2Pipeline.from_pretrained(CHECKPOINT)
 upsampler = LTX2LatentUpsamplerModel.from_pretrained(CHECKPOINT, subfolder="latent_upsampler")
 vae, audio_vae, vocoder, rate = pipe.vae, pipe.audio_vae, pipe.vocoder, pipe.vocoder.config.output_sampling_rate
-# A bright bar that moves to the right, and a tone.
-pixels = ((torch.arange(64) - 4 * torch.arange(9)[:, None, None] - 8).abs() < 6).expand(1, 3, 9, 64, 64) * 1.2 - 0.6
-tone = (0.3 * torch.sin(torch.arange(rate * 9 // 24) * 2764.6 / rate)).expand(1, 2, -1)
-mel, texts = parts.spectrogram(audio_vae, tone, rate), ["A bar moves to the right."]
+place, frame = torch.arange(64), torch.arange(9)[:, None, None]  # A circle that moves to the right, and its tone.
+pixels = ((place - 3 * frame - 20) ** 2 + (place[:, None] - 32) ** 2 < 18**2).expand(1, 3, 9, 64, 64) * 2.0 - 1
+tone = (0.3 * torch.sin(torch.arange(rate * 9 // 24) * 1256.6 / rate)).expand(1, 2, -1)
+mel, texts = parts.spectrogram(audio_vae, tone, rate), ["a white circle moves to the right on a black background"]
 
 
 def train(step: parts.TrainingStep, batch: dict) -> None:

@@ -4,15 +4,15 @@ import torch
 
 from ltx2_diffusers import LTX2LatentUpsamplePipeline, LTX2Pipeline, packaged_checkpoint
 
-# A miniature with random weights, to try things out in seconds. For real weights: CHECKPOINT = "Lightricks/LTX-2"
-CHECKPOINT = packaged_checkpoint("ltx2-tiny")
+# The packaged miniature, to try things out in seconds. For real weights: CHECKPOINT = "Lightricks/LTX-2"
+CHECKPOINT = packaged_checkpoint("ltx2-mini")
 
-size = {"height": 64, "width": 96, "num_frames": 17} if "tiny" in str(CHECKPOINT) else {}
+size = {"height": 64, "width": 64, "num_frames": 25} if "mini" in str(CHECKPOINT) else {}
 on_gpu = torch.cuda.is_available()
 device, dtype = ("cuda", torch.bfloat16) if on_gpu else ("cpu", torch.float32)
 pipe = LTX2Pipeline.from_pretrained(CHECKPOINT, dtype=dtype).to(device)
 
-prompt = "Rain drums on a tin roof at night."
+prompt = "a yellow triangle moves to the left on a blue background"
 small = pipe(prompt, **size, output_type="latent", generator=torch.manual_seed(0))
 
 # The upsampler lies in the checkpoint's folder `latent_upsampler`, which is fetched from the Hub although the index of

@@ -1,6 +1,9 @@
 import os
+from contextlib import contextmanager
 
 import pytest
+
+from ltx2_diffusers.checkpoints import packaged
 
 # The suite must pass without a network; a test that reached for the Hub would fail at once instead of hanging.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -15,3 +18,34 @@ def golden_sinusoid(monkeypatch):
     from tests.golden_data import golden_sinusoid
 
     monkeypatch.setattr("ltx2_diffusers.models.modulation.timestep_sinusoid", golden_sinusoid)
+
+
+@pytest.fixture(scope="session")
+def stand_in(tmp_path_factory):
+    """A folder called `ltx2-mini` that is the tiny checkpoint of 2.0: of its structure, and quicker."""
+    from tests.tiny_checkpoints import tiny_checkpoint
+
+    folder = tmp_path_factory.mktemp("packaged") / "ltx2-mini"
+    folder.symlink_to(tiny_checkpoint("2.0"), target_is_directory=True)
+    return folder
+
+
+@contextmanager
+def _packaged(folder):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(packaged._FOLDERS, "ltx2-mini", str(folder))
+        yield
+
+
+@pytest.fixture
+def tiny_is_packaged(stand_in):
+    """`ltx2-mini` names a tiny checkpoint of random weights within this process."""
+    with _packaged(stand_in):
+        yield
+
+
+@pytest.fixture(scope="module")
+def tiny_is_packaged_throughout(stand_in):
+    """As `tiny_is_packaged`, for all tests and fixtures of a file."""
+    with _packaged(stand_in):
+        yield

@@ -1,7 +1,4 @@
-"""Access to the golden vectors: `tests/golden` (or a larger set named by `LTX2_GOLDEN_DIR`) and the packaged ones.
-
-What `ltx2 doctor` checks on a user's machine lies in the package; the rest lies here. Tests see one folder.
-"""
+"""Access to the golden vectors: `tests/golden`, or a larger set named by `LTX2_GOLDEN_DIR`."""
 
 import json
 import math
@@ -12,7 +9,6 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-import ltx2_diffusers
 from ltx2_diffusers.checkpoints.tolerances import TOLERANCES
 
 GOLDEN_DIR = Path(os.environ.get("LTX2_GOLDEN_DIR", Path(__file__).parent / "golden"))
@@ -21,41 +17,31 @@ EQUAL_MODELS = TOLERANCES["equal models"].absolute
 EQUAL_PIPELINES = TOLERANCES["equal pipelines"].absolute
 # The relative error that no comparison may let pass.
 PLANTED = 1e-3
-PACKAGED_DIR = Path(ltx2_diffusers.__file__).parent / "resources" / "golden"
 
 
 def golden_cases(folder: str, pattern: str = "*.safetensors") -> list[Path]:
-    """Files of `folder` that match `pattern`, sorted; an empty selection is an error, so that no test vanishes.
-
-    Every path lies under `GOLDEN_DIR` by name, also that of a packaged file; the loaders below find both.
-    """
-    found = {path.relative_to(root) for root in (GOLDEN_DIR, PACKAGED_DIR) for path in (root / folder).glob(pattern)}
+    """Files of `folder` that match `pattern`, sorted; an empty selection is an error, so that no test vanishes."""
+    found = sorted((GOLDEN_DIR / folder).glob(pattern))
     if not found:
         raise FileNotFoundError(f"no golden vectors match {GOLDEN_DIR / folder / pattern}")
-    return sorted(GOLDEN_DIR / path for path in found)
-
-
-def golden_file(path: Path | str) -> Path:
-    """Where a golden file lies; `path` is relative to the golden folder, or as `golden_cases` returns it."""
-    own = GOLDEN_DIR / path
-    return own if own.exists() else PACKAGED_DIR / own.relative_to(GOLDEN_DIR)
+    return found
 
 
 def load_tensors(path: Path | str) -> dict[str, torch.Tensor]:
-    """All tensors of a safetensors file."""
-    with safe_open(golden_file(path), framework="pt") as file:
+    """All tensors of a safetensors file; `path` is relative to the golden folder, or as `golden_cases` returns it."""
+    with safe_open(GOLDEN_DIR / path, framework="pt") as file:
         return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
 
 
 def load_metadata(path: Path | str) -> dict[str, str]:
     """The safetensors metadata of a file."""
-    with safe_open(golden_file(path), framework="pt") as file:
+    with safe_open(GOLDEN_DIR / path, framework="pt") as file:
         return file.metadata() or {}
 
 
 def load_json(path: Path | str) -> dict:
     """A JSON file of the golden folder."""
-    return json.loads(golden_file(path).read_text())
+    return json.loads((GOLDEN_DIR / path).read_text())
 
 
 def assert_within(actual: torch.Tensor, expected: torch.Tensor, row: str, what: str = "") -> None:

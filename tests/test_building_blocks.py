@@ -66,7 +66,7 @@ def test_the_readme_runs():
     names = {}
     (block,) = BLOCKS
     exec(compile(block, "README.md", "exec"), names)
-    assert names["frames"].shape == (1, 3, 25, 64, 96) and names["frames"].isfinite().all()
+    assert names["frames"].shape == (1, 3, 25, 128, 128) and names["frames"].isfinite().all()
     tools, kept = names["tools"], names["picture"]
     for state in (names["state"], names["states"].video):
         latent = tools.unpatchify(state).latent

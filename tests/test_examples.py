@@ -3,6 +3,7 @@
 import random
 import re
 import runpy
+import shutil
 from pathlib import Path
 
 import av
@@ -11,6 +12,8 @@ import torch
 from diffusers.utils import logging
 
 import ltx2_diffusers
+from ltx2_diffusers.checkpoints import packaged
+from tests.adapters.files import save_random_loras
 
 EXAMPLES = sorted(Path(__file__).parents[1].joinpath("examples").glob("*.py"))
 PIPELINES = [name for name in ltx2_diffusers.__all__ if name.endswith("Pipeline")]
@@ -38,7 +41,24 @@ def in_empty_folder(tmp_path, monkeypatch):
     torch.set_rng_state(states[1])
 
 
+@pytest.fixture(scope="module")
+def tiny_with_adapters(stand_in, tmp_path_factory):
+    """The tiny checkpoint with random adapters beside its components, where the miniature has trained ones."""
+    folder = shutil.copytree(stand_in, tmp_path_factory.mktemp("examples") / "ltx2-mini")
+    save_random_loras(folder, folder, ("distilled_lora", "ic_lora"))
+    return folder
+
+
+@pytest.fixture(params=["tiny", pytest.param("packaged", marks=pytest.mark.slow)])
+def checkpoint(request, monkeypatch):
+    """What `ltx2-mini` names: a smaller one of its structure, and the one of the package."""
+    if request.param == "tiny":
+        folder = request.getfixturevalue("tiny_with_adapters")
+        monkeypatch.setitem(packaged._FOLDERS, "ltx2-mini", str(folder))
+
+
 @pytest.mark.parametrize("script", EXAMPLES, ids=lambda script: script.stem)
+@pytest.mark.usefixtures("checkpoint")
 def test_a_script_writes_what_it_says(script, in_empty_folder, capsys):
     runpy.run_path(str(script), run_name="__main__")
     names = written_files(script)

@@ -18,7 +18,6 @@ from ltx2_diffusers import LTX2AVTransformer3DModel, LTX2LatentUpsamplerModel, L
 from ltx2_diffusers.adapters.convert import convert_lora
 from ltx2_diffusers.atomic import finish_save
 from ltx2_diffusers.checkpoints.convert import convert_to_diffusers, convert_to_original
-from ltx2_diffusers.checkpoints.packaged import packaged_checkpoint
 from ltx2_diffusers.cli.main import main
 from ltx2_diffusers.conditioning.streams import TextContext
 from ltx2_diffusers.media.streaming import ClipWriter
@@ -26,12 +25,13 @@ from ltx2_diffusers.media.writing import write_audio, write_video
 from ltx2_diffusers.prompts.cache import EncodedBy, PromptCache, PromptKey
 from tests.cli.running import QUICK, SMALL
 from tests.killing import child, contents, count_steps, ended, hidden, killed_after, killed_before, some_steps
+from tests.tiny_checkpoints import tiny_checkpoint
 
 # Steps per writer: a few in every run, most of them where there is time.
 FEW, MANY = 8, 60
 Writer = Callable[[Path, float], object]
 
-TINY = packaged_checkpoint("ltx2-tiny")
+TINY = tiny_checkpoint("2.0")
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
 LAYER = "transformer_blocks.0.attn1.to_q"
 

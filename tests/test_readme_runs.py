@@ -1,6 +1,6 @@
 """Every command and every snippet of the README runs as it stands, and leaves nothing behind but `out/`.
 
-They run in a folder in which the files that they name lie, with the packaged checkpoints.
+They run in a folder in which the files that they name lie, with the packaged checkpoint.
 """
 
 import os
@@ -13,10 +13,13 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
-import torch
 
-from ltx2_diffusers import LTX2Pipeline
+from examples.mini_world.drawing import draw
+from examples.mini_world.scenes import Scene, outlined
+from examples.mini_world.sounding import sound
+from ltx2_diffusers import packaged_checkpoint
 from ltx2_diffusers.media.writing import write_audio, write_video
+from tests.adapters.files import save_random_loras
 from tests.golden_data import GOLDEN_DIR
 
 ROOT = Path(__file__).parents[1]
@@ -33,50 +36,39 @@ COMMANDS = [
 ]
 # These tests themselves.
 TESTS = "pytest -n 2"
-RATE, SIZE = 24000, 192
+RATE = 24000
+# Of clips: frames, height and width.
+SIZE = (25, 128, 128)
+SCENE = Scene("circle", "red", "blue", "right", radius=0.28, place=(0.5, 0.5), reach=0.38)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """A folder with everything that the README names, in a place of its own."""
     folder = tmp_path_factory.mktemp("readme")
-    for number, name in enumerate(("first", "last", "singer", "mask")):
-        pixels = np.zeros((SIZE, SIZE, 3), np.uint8)
-        pixels[:, number * 32 : number * 32 + 64] = 255
-        PIL.Image.fromarray(pixels).save(folder / f"{name}.png")
-    seconds = np.arange(4 * RATE) / RATE
-    sound = 0.3 * np.stack([np.sin(2 * np.pi * 440 * seconds)] * 2).astype(np.float32)
-    write_audio(folder / "song.wav", sound, RATE)
-    frames = np.random.default_rng(0).integers(0, 255, (73, 2, 2, 3), dtype=np.uint8).repeat(32, 1).repeat(32, 2)
-    for name in ("pose", "cat", "train"):
-        write_video(folder / f"{name}.mp4", frames, 24.0, sound[:, : 73 * RATE // 24], RATE)
-    write_video(folder / "silent.mp4", frames[:9], 24.0)
-    _save_clips(folder / "clips", sound)
+    _save_scene(folder)
+    mask = np.zeros(SIZE[1:], np.uint8)
+    mask[:, 64:] = 255
+    PIL.Image.fromarray(mask).save(folder / "mask.png")
     shutil.copyfile(GOLDEN_DIR / "checkpoint" / "ltx-2-tiny-dev.safetensors", folder / "ltx-2-19b-dev.safetensors")
     shutil.copytree(GOLDEN_DIR / "checkpoint" / "expected_diffusers" / "ltx-2-tiny-dev", folder / "gemma-3-12b")
-    shutil.copytree(ROOT / "conversion", folder / "conversion", ignore=shutil.ignore_patterns("__pycache__"))
-    _save_loras(folder)
+    for name in ("conversion", "examples"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    save_random_loras(packaged_checkpoint("ltx2-mini"), folder, ("style", "camera"))
     return folder
 
 
-def _save_clips(folder: Path, sound: np.ndarray) -> None:
-    """Squares that move, each with a tone and a caption."""
-    for number in range(3):
-        frames = np.full((25, 96, 96, 3), 40, np.uint8)
-        for index, frame in enumerate(frames):
-            frame[30 * number : 30 * number + 24, 2 * index : 2 * index + 24, number] = 230
-        write_video(folder / f"ball_{number}.mp4", frames, 24.0, sound[:, : 25 * RATE // 24], RATE)
-        (folder / f"ball_{number}.txt").write_text(f"a square moves to the right in row {number}")
-
-
-def _save_loras(folder: Path) -> None:
-    layer, noise = "transformer_blocks.0.attn1.to_q", torch.Generator().manual_seed(0)
-    factors = {
-        f"{layer}.lora_A.weight": torch.randn(2, 32, generator=noise),
-        f"{layer}.lora_B.weight": torch.randn(32, 2, generator=noise),
-    }
-    for name in ("style", "camera", "distilled"):
-        LTX2Pipeline.save_lora_weights(folder, factors, weight_name=f"{name}.safetensors")
+def _save_scene(folder: Path) -> None:
+    """A scene as a clip with its tone, as both of these alone, as its outline, and as its first and last picture."""
+    pixels, outline = (draw([scene], *SIZE)[0].transpose(0, 1) / 2 + 0.5 for scene in (SCENE, outlined(SCENE)))
+    tone = sound([SCENE], SIZE[0], RATE)[0]
+    write_video(folder / "clip.mp4", pixels, 24.0, tone, RATE)
+    write_video(folder / "silent.mp4", pixels, 24.0)
+    write_video(folder / "outline.mp4", outline, 24.0)
+    write_audio(folder / "tone.wav", tone, RATE)
+    for name, frame in (("first", pixels[0]), ("last", pixels[-1])):
+        array = (frame.permute(1, 2, 0) * 255).round().byte().numpy()
+        PIL.Image.fromarray(array).save(folder / f"{name}.png")
 
 
 def run(command: list[str] | str, folder: Path) -> subprocess.CompletedProcess:

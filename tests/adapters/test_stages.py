@@ -13,7 +13,7 @@ ONE, NAN = {"two_stage": False}, float("nan")
 
 @pytest.fixture(scope="module")
 def pipe() -> LTX2TwoStagePipeline:
-    pipe = load("ltx2-tiny", LTX2TwoStagePipeline)
+    pipe = load("2.0", LTX2TwoStagePipeline)
     pipe.load_lora_weights(lora(), adapter_name="style")
     pipe.set_adapters([])
     return pipe

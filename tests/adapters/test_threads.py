@@ -20,7 +20,7 @@ STAGES = {"height": 128, "width": 128, "stage_1_adapters": {"a": 0.1}, "stage_2_
 @pytest.fixture(scope="module")
 def pipes() -> tuple[LTX2TwoStagePipeline, LTX2Pipeline]:
     """Two pipelines that share their models, and two adapters, of which one is active."""
-    staged = load("ltx2-tiny", LTX2TwoStagePipeline)
+    staged = load("2.0", LTX2TwoStagePipeline)
     plain = LTX2Pipeline.from_pipe(staged)
     plain.set_progress_bar_config(disable=True)
     for seed, name in enumerate("ab"):

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
-from ltx2_diffusers import LTX2Pipeline, packaged_checkpoint
+from ltx2_diffusers import LTX2Pipeline
 from ltx2_diffusers.checkpoints.convert import convert_to_diffusers, convert_to_original
 from ltx2_diffusers.checkpoints.json_files import read_config, read_object
 from ltx2_diffusers.checkpoints.safetensors_io import SafetensorsFile, read_folder
@@ -18,13 +18,13 @@ from ltx2_diffusers.models.audio_vae import AutoencoderKLLTX2Audio
 from ltx2_diffusers.models.latent_upsampler import LTX2LatentUpsamplerModel
 from ltx2_diffusers.models.transformer import LTX2AVTransformer3DModel
 from ltx2_diffusers.models.video_vae import AutoencoderKLLTX2Video
-from tests.golden_data import golden_file
+from tests.tiny_checkpoints import tiny_checkpoint
 
 from .damage import flipped_or_cut, split_file, with_header, with_junk, write_header
 from .tiny import UPSCALERS, V20
 
-ORIGINAL = golden_file(V20)
-UPSCALER = golden_file(UPSCALERS[0])
+ORIGINAL = V20
+UPSCALER = UPSCALERS[0]
 FIRST = next(name for name in split_file(ORIGINAL)[0] if name != "__metadata__")
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
 A = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
@@ -92,7 +92,7 @@ def test_metadata_of_nothing_are_no_metadata(tmp_path):
 @pytest.fixture
 def sharded(tmp_path):
     folder = tmp_path / "sharded"
-    source = packaged_checkpoint("ltx2-tiny") / "transformer"
+    source = tiny_checkpoint("2.0") / "transformer"
     LTX2AVTransformer3DModel.from_pretrained(source).save_pretrained(folder, max_shard_size="60KB")
     return folder
 
@@ -176,7 +176,7 @@ def test_configurations_are_objects_with_finite_numbers(tmp_path, text, message)
     (tmp_path / "config.json").write_bytes(text)
     with pytest.raises(ValueError, match=rf"config\.json.*{message}"):
         read_config(tmp_path / "config.json")
-    assert read_object(packaged_checkpoint("ltx2-tiny") / "model_index.json")["_class_name"] == "LTX2Pipeline"
+    assert read_object(tiny_checkpoint("2.0") / "model_index.json")["_class_name"] == "LTX2Pipeline"
 
 
 def outcome(use, folder):
@@ -226,7 +226,7 @@ def test_a_damaged_pipeline_folder_loads_or_is_named(tmp_path, seed):
     source = random.Random(seed)
     for _ in range(10):
         folder = tmp_path / "pipeline"
-        shutil.copytree(packaged_checkpoint("ltx2-tiny"), folder)
+        shutil.copytree(tiny_checkpoint("2.0"), folder)
         file = source.choice(sorted(path for path in folder.rglob("*.json")) + sorted(folder.rglob("*.safetensors")))
         if file.suffix == ".safetensors":
             file.write_bytes(flipped_or_cut(file.read_bytes(), source))

@@ -8,17 +8,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import ltx2_diffusers
-from ltx2_diffusers import LTX2AVTransformer3DModel, packaged_checkpoint
+from ltx2_diffusers import LTX2AVTransformer3DModel
 from ltx2_diffusers.checkpoints import fit
 from ltx2_diffusers.checkpoints.convert import convert_to_diffusers, convert_to_original, differences
 from ltx2_diffusers.checkpoints.safetensors_io import Entry, SafetensorsFile, read_folder, tensor_differences
-from tests.golden_data import golden_file, load_metadata, load_tensors
+from tests.golden_data import load_metadata, load_tensors
+from tests.tiny_checkpoints import tiny_checkpoint
 
 from .tiny import V20
 
 PREFIX = "model.diffusion_model."
 Q = "transformer_blocks.0.attn1.to_q.weight"
-TINY = packaged_checkpoint("ltx2-tiny")
+TINY = tiny_checkpoint("2.0")
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 COMPONENTS = {
     "transformer": "LTX2AVTransformer3DModel",
@@ -175,7 +176,7 @@ def test_building_stops_where_the_tensors_end():
 
 def test_a_broken_pair_is_not_equal(tmp_path):
     """Both sides lack the same tensor, so that comparing them with each other finds nothing."""
-    convert_to_diffusers(golden_file(V20), tmp_path / "out")
+    convert_to_diffusers(V20, tmp_path / "out")
     weights = tmp_path / "out" / "transformer" / WEIGHTS
     tensors = load_file(weights)
     del tensors[Q]
@@ -185,18 +186,18 @@ def test_a_broken_pair_is_not_equal(tmp_path):
 
 
 def test_a_value_that_the_folder_leaves_out_is_the_default_of_the_class(tmp_path):
-    convert_to_diffusers(golden_file(V20), tmp_path / "out")
+    convert_to_diffusers(V20, tmp_path / "out")
     file = tmp_path / "out" / "transformer" / "config.json"
     config = json.loads(file.read_text())
     del config["rope_type"]
     file.write_text(json.dumps(config))
     found = "transformer: config rope_type is 'split' in the file, 'interleaved' in the folder"
-    assert differences(golden_file(V20), tmp_path / "out") == [found]
+    assert differences(V20, tmp_path / "out") == [found]
 
 
-@pytest.mark.parametrize("name", ["ltx2-tiny", "ltx2.3-tiny"])
+@pytest.mark.parametrize("name", ["2.0", "2.3"])
 def test_packaged_miniatures_go_to_the_original_layout_and_back(tmp_path, name):
-    source, original, back = packaged_checkpoint(name), tmp_path / "whole.safetensors", tmp_path / "back"
+    source, original, back = tiny_checkpoint(name), tmp_path / "whole.safetensors", tmp_path / "back"
     convert_to_original(source, original)
     assert differences(original, source) == []
     convert_to_diffusers(original, back)

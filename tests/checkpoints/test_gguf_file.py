@@ -8,13 +8,14 @@ import pytest
 import torch
 from diffusers import GGUFQuantizationConfig, LTX2VideoTransformer3DModel
 
-from ltx2_diffusers import LTX2AVTransformer3DModel, LTX2Pipeline, packaged_checkpoint
+from ltx2_diffusers import LTX2AVTransformer3DModel, LTX2Pipeline
 from ltx2_diffusers.checkpoints import keys
 from tests.models.transformer_tools import tiny_inputs
+from tests.tiny_checkpoints import tiny_checkpoint
 
 from .tiny import V20
 
-TINY = packaged_checkpoint("ltx2-tiny")
+TINY = tiny_checkpoint("2.0")
 WITH_CONFIG = {"config": str(TINY), "subfolder": "transformer"}
 
 

@@ -14,6 +14,11 @@ from tests.pipelines.tiny import ours
 RATE = 24000
 
 
+@pytest.fixture(autouse=True, scope="module")
+def quick(tiny_is_packaged_throughout):
+    """What a command makes of the packaged checkpoint does not depend on its weights."""
+
+
 @pytest.fixture(scope="session")
 def media(tmp_path_factory) -> Path:
     """A folder with pictures, sounds, clips, a mask and LoRAs."""

@@ -7,13 +7,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ltx2_diffusers import packaged_checkpoint
 from ltx2_diffusers.checkpoints.safetensors_io import SafetensorsFile
 from ltx2_diffusers.cli.main import main
-from tests.golden_data import golden_file, load_metadata, load_tensors
+from tests.golden_data import GOLDEN_DIR, load_metadata, load_tensors
+from tests.tiny_checkpoints import tiny_checkpoint
 
-V20 = golden_file("checkpoint/ltx-2-tiny-dev.safetensors")
-TINY = packaged_checkpoint("ltx2-tiny")
+V20 = GOLDEN_DIR / "checkpoint/ltx-2-tiny-dev.safetensors"
+TINY = tiny_checkpoint("2.0")
 
 
 def convert(*arguments: object) -> int:
@@ -30,9 +30,9 @@ def test_there_and_back_is_equal(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "source", [TINY, TINY / "temporal_upsampler", "ltx2.3-tiny"], ids=["pipeline", "component", "name"]
+    "source", [tiny_checkpoint("2.3"), TINY / "temporal_upsampler", "ltx2-mini"], ids=["pipeline", "component", "name"]
 )
-def test_folders_of_the_package_convert(tmp_path, capsys, source):
+def test_folders_and_packaged_names_convert(tmp_path, capsys, source):
     assert convert(source, tmp_path / "x.safetensors", "--to", "original", "--check") == 0
     assert capsys.readouterr().out == "equal\n"
 
@@ -63,7 +63,7 @@ def test_differences_are_listed_with_status_1(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["nowhere.safetensors"], "there is no file 'nowhere.safetensors'"),
-        (["ltx2-tny"], "there is no folder 'ltx2-tny'; did you mean the packaged 'ltx2-tiny'?"),
+        (["ltx2-mni"], "there is no folder 'ltx2-mni'; did you mean the packaged 'ltx2-mini'?"),
         ([V20, "--to", "original"], "--to original does not fit"),
         ([TINY, "--to", "diffusers"], "use --to original"),
         ([TINY, "--text-encoder", TINY], "--text-encoder belongs to --to diffusers"),

@@ -11,7 +11,7 @@ import PIL.Image
 import pytest
 import torch
 
-from ltx2_diffusers import LTX2Pipeline, packaged_checkpoint
+from ltx2_diffusers import LTX2Pipeline
 from ltx2_diffusers.cli.main import main
 from ltx2_diffusers.data.captioning import TransformersCaptioner, default_instruction
 from ltx2_diffusers.data.samples import write_sample
@@ -20,6 +20,7 @@ from ltx2_diffusers.media.reading import probe
 from ltx2_diffusers.media.writing import write_video
 from tests.cli.running import complaint
 from tests.media.clips import gradient_clip
+from tests.tiny_checkpoints import tiny_checkpoint
 
 COLOURS = ((200, 30, 30), (20, 60, 200), (240, 240, 90))
 SHOT = 20
@@ -111,11 +112,11 @@ def test_unknown_words_name_the_nearest(capsys, words, said):
         ),
         (["references", "FILM", "--batch-size", "0"], "--batch-size has to be a whole number"),
         (["references", "FILM", "--video-column", "v"], "is no dataset file, so it has no column 'v'"),
-        (["decode", "FILM", "out", "--checkpoint", "ltx2-tiny"], "holds no latents; give a dataset"),
-        (["decode", "FILM", "out", "--checkpoint", "ltx2-tin"], "holds no latents; give a dataset"),
+        (["decode", "FILM", "out", "--checkpoint", "ltx2-mini"], "holds no latents; give a dataset"),
+        (["decode", "FILM", "out", "--checkpoint", "ltx2-min"], "holds no latents; give a dataset"),
         (["check", "FILM"], "holds no samples; run `ltx2 data process` first"),
         (["check", "FILM", "--sheet", "x.png"], "--sheet is for the contact sheet, which needs --checkpoint"),
-        (["check", "FILM", "--checkpoint", "ltx2-tin"], "did you mean the packaged 'ltx2-tiny'?"),
+        (["check", "FILM", "--checkpoint", "ltx2-min"], "did you mean the packaged 'ltx2-mini'?"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
@@ -183,7 +184,7 @@ def test_nothing_captioned_is_a_failure(tmp_path, own_module):
 
 def test_a_local_model_captions(tmp_path, monkeypatch):
     """Its weights are random; that something is written is what the machinery owes."""
-    model = packaged_checkpoint("ltx2-tiny") / "text_encoder"
+    model = tiny_checkpoint("2.0") / "text_encoder"
     PIL.Image.new("RGB", (32, 32), "red").save(tmp_path / "p.png")
     words = ("--model", model, "-d", "cpu", "--max-new-tokens", "4", "--raw-caption", "--quiet")
     assert data("caption", tmp_path, *words, "-e", "PNG") == 0
@@ -247,7 +248,7 @@ def test_references_are_drawn_and_named(film, tmp_path, own_module, capsys):
 def computed(tmp_path_factory) -> Path:
     """A dataset of one computed sample, with its caption."""
     components = dict.fromkeys(("transformer", "text_encoder", "tokenizer", "connectors"))
-    pipeline = LTX2Pipeline.from_pretrained(packaged_checkpoint("ltx2-tiny"), **components)
+    pipeline = LTX2Pipeline.from_pretrained(tiny_checkpoint("2.0"), **components)
     pixels = gradient_clip(9, 64, 64).movedim(1, 0)[None] * 2 - 1
     latents = pipeline.encode_video(pixels)[0].detach().bfloat16()
     folder = tmp_path_factory.mktemp("computed")
@@ -261,7 +262,7 @@ def computed(tmp_path_factory) -> Path:
 
 
 def test_latents_are_decoded(computed, tmp_path, capsys):
-    assert data("decode", computed, tmp_path, "--checkpoint", "ltx2-tiny", "--device", "cpu", "--quiet") == 0
+    assert data("decode", computed, tmp_path, "--checkpoint", "ltx2-mini", "--device", "cpu", "--quiet") == 0
     assert probe(tmp_path / "decoded_videos" / "a.mp4").num_frames == 9
     assert PIL.Image.open(tmp_path / "contact_sheet.png").width > 1600
     assert f"1 files written to {tmp_path}, contact sheet" in capsys.readouterr().out
@@ -269,7 +270,7 @@ def test_latents_are_decoded(computed, tmp_path, capsys):
 
 def test_a_dataset_is_checked_and_shown(computed, tmp_path, capsys):
     sheet = tmp_path / "sheet.png"
-    words = ("--checkpoint", "ltx2-tiny", "--device", "cpu", "--sheet", sheet, "--quiet")
+    words = ("--checkpoint", "ltx2-mini", "--device", "cpu", "--sheet", sheet, "--quiet")
     assert data("check", computed, *words) == 0
     said = capsys.readouterr()
     lines = said.out.splitlines()
@@ -295,7 +296,7 @@ def test_a_dataset_is_checked_and_shown(computed, tmp_path, capsys):
 
 def test_a_contact_sheet_is_not_taken_for_a_clip(computed, tmp_path):
     shutil.copytree(computed, tmp_path / "set")
-    assert data("check", tmp_path / "set", "--checkpoint", "ltx2-tiny", "--device", "cpu", "--quiet") == 0
+    assert data("check", tmp_path / "set", "--checkpoint", "ltx2-mini", "--device", "cpu", "--quiet") == 0
     assert (tmp_path / "set" / ".precomputed" / "contact_sheet.png").is_file()
     assert [path.name for path in media_files(tmp_path / "set")] == ["a.mp4"]
 
@@ -303,7 +304,7 @@ def test_a_contact_sheet_is_not_taken_for_a_clip(computed, tmp_path):
 def test_warnings_are_notes_of_one_line(tmp_path, capsys):
     for name in ("moving.gif", "moving.txt"):
         (tmp_path / name).touch()
-    assert data("process", tmp_path, "--checkpoint", "ltx2-tiny", "--device", "cpu") == 2
+    assert data("process", tmp_path, "--checkpoint", "ltx2-mini", "--device", "cpu") == 2
     note, error = capsys.readouterr().err.splitlines()
     assert note.startswith(f"note: 1 texts of {str(tmp_path)!r} are captions of no clip")
     assert error == f"ltx2 data process: {str(tmp_path)!r} names no clips; add at least one"

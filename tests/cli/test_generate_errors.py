@@ -10,6 +10,7 @@ from ltx2_diffusers.cli.modes import choose_mode
 from ltx2_diffusers.cli.options import OPTIONS
 from tests.cli.running import QUICK, SMALL, STAGED, complaint, generate, located
 from tests.media.sources import Track, write_source
+from tests.tiny_checkpoints import tiny_checkpoint
 
 NEEDS = {name: option.needs for name, option in OPTIONS.items() if option.needs}
 CONFLICTS = [(name, other) for name, option in OPTIONS.items() for other in option.excludes]
@@ -213,9 +214,8 @@ def test_an_input_is_not_overwritten(tmp_path, media, capsys):
 
 
 def test_a_dev_checkpoint_names_the_options_that_it_needs(tmp_path, capsys):
-    from ltx2_diffusers.checkpoints.packaged import packaged_checkpoint
 
-    checkpoint = ["--checkpoint", str(packaged_checkpoint("ltx2-tiny"))]
+    checkpoint = ["--checkpoint", str(tiny_checkpoint("2.0"))]
     for option, other in (("--two-stage", "--refine-with-same-weights"), ("--distilled", "a distilled checkpoint")):
         assert generate(tmp_path / "out.mp4", option, *checkpoint, *STAGED) == 2
         line = complaint(capsys)

@@ -2,18 +2,17 @@
 
 import pytest
 
-from ltx2_diffusers import packaged_checkpoint
 from ltx2_diffusers.cli.loading import check_checkpoint
 from ltx2_diffusers.cli.main import main
+from tests.tiny_checkpoints import tiny_checkpoint
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("ltx2-tny", "no such folder; did you mean the packaged 'ltx2-tiny'"),
-        ("ltx2.3tiny", "did you mean the packaged 'ltx2.3-tiny'"),
-        ("LTX2-tiny", "did you mean the packaged 'ltx2-tiny'"),
-        ("/no/such/folder", "no such folder; packaged are ltx2-tiny, ltx2.3-tiny"),
+        ("ltx2-mni", "no such folder; did you mean the packaged 'ltx2-mini'"),
+        ("LTX2-mini", "did you mean the packaged 'ltx2-mini'"),
+        ("/no/such/folder", "no such folder; packaged are ltx2-mini"),
         ("./models/ltx2", "no such folder"),
         ("models/ltx-2", "no such folder"),
         ("a/b/c", "no such folder"),
@@ -35,12 +34,12 @@ def test_names_that_are_nothing_are_refused(tmp_path, monkeypatch, name, message
 
 def test_packaged_names_folders_files_and_ids_of_the_hub_pass(tmp_path):
     (tmp_path / "model.safetensors").touch()
-    for name in ("ltx2-tiny", packaged_checkpoint("ltx2-tiny"), tmp_path / "model.safetensors", "Lightricks/LTX-2"):
+    for name in ("ltx2-mini", tiny_checkpoint("2.0"), tmp_path / "model.safetensors", "Lightricks/LTX-2"):
         check_checkpoint(str(name))
 
 
 def test_generate_says_so_in_one_line(tmp_path, capsys):
-    assert main(["generate", "--prompt", "rain", "--checkpoint", "ltx2-tny", "--output", str(tmp_path / "x.mp4")]) == 2
+    assert main(["generate", "--prompt", "rain", "--checkpoint", "ltx2-mni", "--output", str(tmp_path / "x.mp4")]) == 2
     line = capsys.readouterr().err
-    assert "did you mean the packaged 'ltx2-tiny'" in line and line.count("\n") == 1
+    assert "did you mean the packaged 'ltx2-mini'" in line and line.count("\n") == 1
     assert list(tmp_path.iterdir()) == []

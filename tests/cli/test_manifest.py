@@ -8,13 +8,13 @@ from importlib.metadata import version
 import pytest
 import torch
 
-from ltx2_diffusers.checkpoints.packaged import packaged_checkpoint
 from ltx2_diffusers.cli import identities as fingerprints
 from ltx2_diffusers.cli.main import main
 from ltx2_diffusers.guidance import preset
 from ltx2_diffusers.media.reading import read_audio, read_video
 from ltx2_diffusers.pipelines.generation import LTX2GenerationPipeline
 from tests.cli.running import QUICK, SMALL, STAGED, complaint, generate, manifest
+from tests.tiny_checkpoints import tiny_checkpoint
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ WRITTEN = {
     "image_at": [[-1, {"file": "red.png"}, 0.5]],
     "audio": {"file": "tone.wav"},
     "lora": [[{"file": "strong.safetensors"}, 0.5]],
-    "checkpoint": "ltx2-tiny",
+    "checkpoint": "ltx2-mini",
     "device": "cpu",
     "dtype": "float32",
     "offload": "none",
@@ -194,7 +194,7 @@ def test_another_picture_is_used_with_force_and_the_difference_is_said(inputs, m
 
 
 def test_a_changed_checkpoint_is_named(tmp_path, capsys):
-    folder = shutil.copytree(packaged_checkpoint("ltx2-tiny"), tmp_path / "checkpoint")
+    folder = shutil.copytree(tiny_checkpoint("2.0"), tmp_path / "checkpoint")
     out = tmp_path / "out.mp4"
     assert generate(out, "--checkpoint", folder, *SMALL, *QUICK) == 0
     weights = folder / "vae" / "diffusion_pytorch_model.safetensors"

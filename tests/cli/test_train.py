@@ -12,7 +12,7 @@ from ltx2_diffusers.data.samples import write_sample
 from ltx2_diffusers.training.config_files import fields, load_config
 from tests.training.running import settings, stored_samples
 
-BASE = ("--model-path", "ltx2-tiny", "--preprocessed-data-root", "clips", "--output-dir", "outputs")
+BASE = ("--model-path", "ltx2-mini", "--preprocessed-data-root", "clips", "--output-dir", "outputs")
 
 
 def printed(capsys, *words: str) -> dict:
@@ -40,7 +40,7 @@ def file(tmp_path):
 def test_without_a_file(capsys):
     found = printed(capsys, *BASE, "--steps", "200")
     assert (found["model"]["model_path"], found["optimization"]["steps"], found["lora"]["rank"]) == (
-        "ltx2-tiny",
+        "ltx2-mini",
         200,
         64,
     )

@@ -18,9 +18,9 @@ from diffusers.utils import logging
 from transformers import AutoTokenizer, Gemma3ForConditionalGeneration
 
 import ltx2_diffusers
-from ltx2_diffusers.checkpoints.packaged import packaged_checkpoint
 from tests.models.video_vae_tools import SMALLEST
 from tests.pipelines import tiny
+from tests.tiny_checkpoints import tiny_checkpoint
 
 logging.disable_progress_bar()
 
@@ -142,7 +142,7 @@ def model(library: str, component: str) -> Any:
 @cache
 def text_models() -> dict[str, Any]:
     """Text encoder and tokenizer of the packaged checkpoint."""
-    folder = packaged_checkpoint("ltx2-tiny")
+    folder = tiny_checkpoint("2.0")
     return {
         "text_encoder": Gemma3ForConditionalGeneration.from_pretrained(folder / "text_encoder", dtype=torch.float32),
         "tokenizer": AutoTokenizer.from_pretrained(folder / "tokenizer"),

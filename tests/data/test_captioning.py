@@ -10,7 +10,6 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from ltx2_diffusers import packaged_checkpoint
 from ltx2_diffusers.data.captioning import (
     CaptionOptions,
     TransformersCaptioner,
@@ -22,9 +21,10 @@ from ltx2_diffusers.data.captioning import (
 )
 from ltx2_diffusers.media.writing import write_video
 from tests.killing import child, ended
+from tests.tiny_checkpoints import tiny_checkpoint
 
 RATE = 24000
-TINY = packaged_checkpoint("ltx2-tiny")
+TINY = tiny_checkpoint("2.0")
 
 
 class Describing:

@@ -9,13 +9,14 @@ import PIL.Image
 import pytest
 import torch
 
-from ltx2_diffusers import AutoencoderKLLTX2Video, LTX2Pipeline, packaged_checkpoint
+from ltx2_diffusers import AutoencoderKLLTX2Video, LTX2Pipeline
 from ltx2_diffusers.data.checking import SHEET, DecodePlan, Decoder, captions_of, check_dataset, decode_dataset
 from ltx2_diffusers.data.samples import write_sample
 from ltx2_diffusers.data.sheet import Card, draw_sheet
 from ltx2_diffusers.media.reading import probe, read_audio
 from tests.golden_data import EQUAL_MODELS
 from tests.media.clips import gradient_clip, tone
+from tests.tiny_checkpoints import tiny_checkpoint
 
 RATE = 25.0
 FRAMES = 17
@@ -24,7 +25,7 @@ FRAMES = 17
 @pytest.fixture(scope="module")
 def pipeline():
     components = dict.fromkeys(("transformer", "text_encoder", "tokenizer", "connectors"))
-    return LTX2Pipeline.from_pretrained(packaged_checkpoint("ltx2-tiny"), **components)
+    return LTX2Pipeline.from_pretrained(tiny_checkpoint("2.0"), **components)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from ltx2_diffusers.checkpoints.convert import convert_to_original
-from ltx2_diffusers.checkpoints.packaged import packaged_checkpoint
 from ltx2_diffusers.data.encoding import (
     ENCODE_TILES,
     Sound,
@@ -22,18 +21,20 @@ from ltx2_diffusers.models.video_vae_tiling import plan_encode, run_weighted
 from ltx2_diffusers.models.video_vae_tiling_config import SpatialTilingConfig, TilingConfig
 from tests.golden_data import load_json
 from tests.media.clips import gradient_clip, tone, write_timed
+from tests.tiny_checkpoints import tiny_checkpoint
 
 GOLDEN = load_json("training/tiled_encode.json")
+TINY = str(tiny_checkpoint("2.0"))
 TEXTS = ["A cat", "", "A dog that runs along the shore of a lake"]
 
 
 @cache
-def media(checkpoint="ltx2-tiny"):
+def media(checkpoint=TINY):
     return Source(checkpoint).load_media()
 
 
 @cache
-def language(checkpoint="ltx2-tiny"):
+def language(checkpoint=TINY):
     return Source(checkpoint).load_text()
 
 
@@ -114,7 +115,7 @@ def test_sound_is_encoded_in_float32():
     audio_vae = media().audio_vae
     with torch.no_grad():
         expected = audio_vae.normalize_latents(audio_vae.encode_waveform(waveform, 24000))[0]
-    for pipeline in (media(), Source("ltx2-tiny", dtype=torch.bfloat16).load_media()):
+    for pipeline in (media(), Source(TINY, dtype=torch.bfloat16).load_media()):
         latents = encode_sound(pipeline, Sound(waveform, 24000, 0.0))
         assert (latents.shape, latents.dtype) == (expected.shape, torch.float32)
         # Weights in bfloat16 differ; the spectrogram does not.
@@ -123,12 +124,12 @@ def test_sound_is_encoded_in_float32():
     assert encode_sound(media(), Sound(surround, 24000, 0.0)).shape == expected.shape
 
 
-@pytest.mark.parametrize("checkpoint", ["ltx2-tiny", "ltx2.3-tiny"])
-def test_captions_are_what_the_connectors_read(checkpoint):
+@pytest.mark.parametrize("version", ["2.0", "2.3"])
+def test_captions_are_what_the_connectors_read(version):
     """They give the contexts that the pipeline gives its transformer, whether in one batch or alone."""
-    pipeline = language(checkpoint)
+    pipeline = language(str(tiny_checkpoint(version)))
     captions = encode_captions(pipeline, TEXTS)
-    streams = ["video_prompt_embeds"] + ["audio_prompt_embeds"] * (checkpoint == "ltx2.3-tiny")
+    streams = ["video_prompt_embeds"] + ["audio_prompt_embeds"] * (version == "2.3")
     assert all(list(caption) == streams for caption in captions)
     assert len(captions[1][streams[0]]) == 1
     for text, caption in zip(TEXTS, captions):
@@ -154,25 +155,25 @@ def test_long_captions_are_cut():
 
 def test_an_original_file_is_a_source(tmp_path):
     file = tmp_path / "model.safetensors"
-    convert_to_original(packaged_checkpoint("ltx2-tiny"), file)
+    convert_to_original(tiny_checkpoint("2.0"), file)
     pixels = torch.zeros(1, 3, 1, 64, 64)
     assert torch.equal(encode_pixels(Source(str(file)).load_media(), pixels), encode_pixels(media(), pixels))
     with pytest.raises(ValueError, match="holds no text encoder"):
         Source(str(file)).load_text()
-    gemma = str(packaged_checkpoint("ltx2-tiny"))
+    gemma = TINY
     (caption,) = encode_captions(Source(str(file), text_encoder=gemma).load_text(), ["A cat"])
     assert torch.equal(
         caption["video_prompt_embeds"], encode_captions(language(), ["A cat"])[0]["video_prompt_embeds"]
     )
     with pytest.raises(ValueError, match="brings its own"):
-        Source("ltx2-tiny", text_encoder=gemma).load_text()
+        Source(TINY, text_encoder=gemma).load_text()
 
 
 def test_settings_are_checked():
     with pytest.raises(ValueError, match="offload"):
-        Source("ltx2-tiny", offload="some")
+        Source(TINY, offload="some")
     with pytest.raises(ValueError, match="stays on its device"):
-        Source("ltx2-tiny", offload="model", text_encoder_in_8bit=True)
+        Source(TINY, offload="model", text_encoder_in_8bit=True)
 
 
 def test_frames_come_one_by_one_or_by_their_times(tmp_path):

@@ -21,9 +21,10 @@ from ltx2_diffusers.data.samples import read_sample
 from ltx2_diffusers.media.writing import write_audio, write_video
 from tests.killing import child, contents, ended, hidden, killed_after, killed_before
 from tests.media.clips import gradient_clip, tone, write_timed
+from tests.tiny_checkpoints import tiny_checkpoint
 
 BUCKETS = "64x64x9"
-TINY = Source("ltx2-tiny")
+TINY = Source(str(tiny_checkpoint("2.0")))
 
 
 @pytest.fixture(scope="module")
@@ -258,7 +259,7 @@ def test_captions_that_are_cut_or_empty_are_told(make):
 
 
 def test_features_of_a_caption_do_not_depend_on_its_batch():
-    pipeline = Source("ltx2-tiny").load_text()
+    pipeline = TINY.load_text()
     captions = ["A cat", "", "A dog runs over a street " * 9, "Rain", "x", "Two people talk", "A car", "Snow " * 30]
     for caption, found in zip(captions, encode_captions(pipeline, captions)):
         (alone,) = encode_captions(pipeline, [caption])
@@ -316,7 +317,7 @@ def test_captions_are_cleaned_and_get_a_trigger(make):
 
 
 def test_streams_of_the_newer_generation_have_captions_of_their_own(make):
-    options = make("silent.mp4", source=Source("ltx2.3-tiny"))
+    options = make("silent.mp4", source=Source(str(tiny_checkpoint("2.3"))))
     process(options)
     assert list(sample(options, "conditions", "silent")) == ["audio_prompt_embeds", "video_prompt_embeds"]
 
@@ -547,7 +548,7 @@ def test_several_processes_make_what_one_makes(make, tmp_path, way):
             "from ltx2_diffusers.data.clips import ProcessOptions\n"
             "from ltx2_diffusers.data.encoding import Source\n"
             "from ltx2_diffusers.data.processing import process\n"
-            f"print(process(ProcessOptions(Path({str(options.dataset)!r}), Source('ltx2-tiny'), {BUCKETS!r})).summary())"
+            f"print(process(ProcessOptions(Path({str(options.dataset)!r}), Source({TINY.checkpoint!r}), {BUCKETS!r})).summary())"
         )
         started = [
             subprocess.Popen(

@@ -5,8 +5,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from ltx2_diffusers import LTX2TextConnectors, packaged_checkpoint
+from ltx2_diffusers import LTX2TextConnectors
 from ltx2_diffusers.data.samples import padded_rows, read_sample, valid_rows, write_sample
+from tests.tiny_checkpoints import tiny_checkpoint
 
 CAPTION_TOKENS = 60
 
@@ -111,10 +112,10 @@ def test_files_of_another_kind_are_refused(tmp_path):
         read_sample(tmp_path / "none.pt")
 
 
-@pytest.mark.parametrize("checkpoint", ["ltx2-tiny", "ltx2.3-tiny"])
+@pytest.mark.parametrize("checkpoint", ["2.0", "2.3"])
 def test_rows_of_tokens_give_what_all_positions_give(checkpoint):
     """Registers stand in the place of padding, so that padding need not be stored."""
-    connectors = LTX2TextConnectors.from_pretrained(packaged_checkpoint(checkpoint), subfolder="connectors")
+    connectors = LTX2TextConnectors.from_pretrained(tiny_checkpoint(checkpoint), subfolder="connectors")
     lengths, states = (7, 12), torch.randn(2, 1024, 32, 3, generator=torch.Generator().manual_seed(0))
     mask = torch.stack([torch.arange(1024) >= 1024 - length for length in lengths])
     features = connectors.extract_features(states, mask)
@@ -128,7 +129,7 @@ def test_rows_of_tokens_give_what_all_positions_give(checkpoint):
 
 
 def test_connectors_check_what_they_are_given():
-    connectors = LTX2TextConnectors.from_pretrained(packaged_checkpoint("ltx2-tiny"), subfolder="connectors")
+    connectors = LTX2TextConnectors.from_pretrained(tiny_checkpoint("2.0"), subfolder="connectors")
     features = torch.zeros(1, 20, 32)
     with pytest.raises(
         ValueError, match=r"attention_mask must have shape \(1, 20\) like video_features, got \(1, 3\)"

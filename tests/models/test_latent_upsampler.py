@@ -49,6 +49,7 @@ def test_golden_vectors(case):
         {"use_rational_resampler": False},
         {"rational_spatial_scale": 1.5},
         {"rational_spatial_scale": 0.75, "dims": 2},
+        {"rational_spatial_scale": 1.5, "dims": 2},
         {"rational_spatial_scale": 4.0},
         {"temporal_upsample": True},
         {"temporal_upsample": True, "spatial_upsample": False},

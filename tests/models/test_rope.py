@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from diffusers.models.transformers.transformer_ltx2 import LTX2AudioVideoRotaryPosEmbed
 
 from ltx2_diffusers.models import rope as rope_module
 from ltx2_diffusers.models.rope import (
@@ -59,13 +60,35 @@ def test_coords_equal_golden_vectors():
             assert torch.equal(prepare_audio_coords(1, int(name)), expected)
 
 
-@pytest.mark.parametrize("name", TABLES)
-def test_tables_equal_golden_vectors(name):
+def spec_of(name: str) -> RotarySpec:
+    """The real model's specification that a name like `rope.video.split.float64` stands for."""
     _, kind, rope_type, precision = name.split(".")
     axes = (20, 2048, 2048) if kind == "video" else (20,)
-    spec = RotarySpec(4096 if kind == "video" else 2048, 32, axes, rope_type, double_precision=precision == "float64")
+    return RotarySpec(4096 if kind == "video" else 2048, 32, axes, rope_type, double_precision=precision == "float64")
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_equal_golden_vectors(name):
+    spec = spec_of(name)
     tables = RotaryPositionEmbedding(spec)(PRIMITIVES[f"{name}.coords"])
     assert_same_rotation(tables, (PRIMITIVES[f"{name}.cos"], PRIMITIVES[f"{name}.sin"]), spec)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_interleaved_tables_equal_those_of_diffusers(name):
+    spec = spec_of(name.replace("split", "interleaved"))
+    theirs = LTX2AudioVideoRotaryPosEmbed(
+        spec.dim,
+        modality="video" if len(spec.max_positions) == 3 else "audio",
+        double_precision=spec.double_precision,
+        rope_type="interleaved",
+    )
+    coords = PRIMITIVES[f"{name}.coords"]
+    tables = RotaryPositionEmbedding(spec)(coords)
+    assert tables[0].shape == (1, 4, spec.dim)
+    assert_same_rotation(tables, theirs(coords), spec)
+    # The other half of each pair turns by the same angle.
+    assert_same_rotation(tables, tuple(table[..., 1::2].repeat_interleave(2, -1) for table in theirs(coords)), spec)
 
 
 @pytest.mark.parametrize("name", TABLES)

@@ -37,10 +37,6 @@ def golden_model(folder: Path) -> LTX2AVTransformer3DModel:
     return model
 
 
-def row_of(model: LTX2AVTransformer3DModel) -> str:
-    return "transformer" if model.config.rope_double_precision else "transformer with its own angles"
-
-
 def variants(case: Path, tensors: dict) -> dict[str, dict]:
     """Arguments of the forward passes of one case, by the pattern that names their expected outputs."""
     name, is_20 = case.stem, case.parts[1].startswith("ltx20")
@@ -84,7 +80,7 @@ def test_golden_case(case):
         for stream, output in zip(("video", "audio"), outputs):
             name = pattern.format(stream)
             if name in tensors:
-                assert_within(output, tensors[name], row_of(model), name)
+                assert_within(output, tensors[name], "transformer", name)
                 checked.add(name)
     # Fractional masks are where this model follows the reference and not diffusers.
     expected = {name for name in tensors if name.startswith(("expected_", "reference_"))}
@@ -105,7 +101,7 @@ def test_diffusers_stg_arguments(case):
         return_dict=False,
     )
     for stream, output in zip(("video", "audio"), outputs):
-        assert_within(output, tensors[f"expected_{stream}_{mode}"], row_of(model))
+        assert_within(output, tensors[f"expected_{stream}_{mode}"], "transformer")
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.stem == "t2v_intermediates"], ids=str)
@@ -135,7 +131,7 @@ def test_every_module_on_the_way(case):
         assert_same_rotation(*pairs, model.get_submodule(name).spec)
     assert len(tables) == 4
     for key, value in expected.items():
-        assert_within(seen[key], value, row_of(model), key)
+        assert_within(seen[key], value, "transformer", key)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.stem == "t2v"], ids=str)
@@ -146,7 +142,7 @@ def test_positions_from_the_grid(case):
     grid = {"num_frames": 3, "height": 2, "width": 3, "fps": 25.0, "audio_num_frames": 7}
     outputs = model(**inputs, **grid, return_dict=False)
     for stream, output in zip(("video", "audio"), outputs):
-        assert_within(output, tensors[f"expected_{stream}"], row_of(model))
+        assert_within(output, tensors[f"expected_{stream}"], "transformer")
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.stem == "two_sigmas_per_token"], ids=str)

@@ -75,7 +75,7 @@ def test_equals_diffusers(layout, batch_size):
     assert max(differences.values()) <= EQUAL_MODELS, differences
 
 
-@pytest.mark.parametrize("layout", ["2.0", "2.3"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 @torch.no_grad()
 def test_stg_equals_diffusers_where_values_pass_through(layout):
     ours, theirs = pair(layout, perturbed_attn=True)
@@ -102,16 +102,21 @@ def test_stg_on_2_0_weights_is_a_perturbation_here_and_none_in_diffusers():
     assert max_difference(ours(**inputs), perturbed) <= EQUAL_MODELS
 
 
+@pytest.mark.parametrize("prompt_modulation", [True, False])
 @torch.no_grad()
-def test_layouts_of_2_5_equal_diffusers():
-    ours, theirs = pair("2.3", ff_bias=False, use_keyframes_abs_pos_embedding=True, use_prompt_adaln_single=False)
+def test_keyframes_of_2_5_equal_diffusers(prompt_modulation):
+    ours, theirs = pair("2.5", use_prompt_adaln_single=prompt_modulation)
     inputs = tiny_inputs(ours)
+    plain = ours(**inputs)
     inputs["video_keyframes_mask"] = (torch.arange(VIDEO_TOKENS) < 4).float()[None, :, None]
-    assert max_difference(ours(**inputs), theirs(**inputs)) <= EQUAL_MODELS
+    marked = ours(**inputs)
+    assert max_difference(marked, theirs(**inputs)) <= EQUAL_MODELS
+    assert max_difference(marked, plain) > 1e-2
 
 
+@pytest.mark.parametrize("layout", ["2.0", "2.0 interleaved"])
 @torch.no_grad()
-def test_uncommon_settings_equal_diffusers():
+def test_uncommon_settings_equal_diffusers(layout):
     settings = {
         "norm_elementwise_affine": True,
         "attention_bias": False,
@@ -124,7 +129,7 @@ def test_uncommon_settings_equal_diffusers():
         "norm_eps": 1e-2,
         "audio_cross_attn_mod": True,
     }
-    ours, theirs = pair("2.0", **settings)
+    ours, theirs = pair(layout, **settings)
     inputs = tiny_inputs(ours)
     inputs["video_coords"] = ours.rope.prepare_video_coords(1, 3, 4, 4, "cpu")
     assert torch.equal(inputs["video_coords"], theirs.rope.prepare_video_coords(1, 3, 4, 4, "cpu"))

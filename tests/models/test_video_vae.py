@@ -44,6 +44,20 @@ def test_encode_and_decode_as_diffusers(structure, gradients):
             assert max_difference(ours.decode(latents, temb, causal=causal).sample, expected) <= EQUAL_MODELS
 
 
+@torch.no_grad()
+def test_injected_noise_may_come_from_a_generator_and_leaves_the_global_one_alone():
+    ours, theirs = pair(TINY_CONDITIONED)
+    latents, temb = _latents(2, 4, 2, 2, 3), torch.tensor([0.05, 0.4])
+    torch.manual_seed(3)
+    expected = theirs.decode(latents, temb).sample
+    state = torch.get_rng_state()
+    video = ours.decode(latents, temb, generator=torch.Generator().manual_seed(3)).sample
+    assert torch.equal(torch.get_rng_state(), state)
+    assert max_difference(video, expected) <= EQUAL_MODELS
+    other = ours.decode(latents, temb, generator=torch.Generator().manual_seed(4)).sample
+    assert max_difference(video, other) > 1e-3
+
+
 @pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
 @pytest.mark.parametrize("causal", [False, True])
 def test_every_padding_is_the_same_with_and_without_gradients(mode, causal):

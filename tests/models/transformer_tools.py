@@ -22,19 +22,21 @@ TINY = {
     "caption_channels": 12,
     "num_layers": 3,
 }
+NEWER = {
+    **TINY,
+    "rope_type": "split",
+    "cross_attn_mod": True,
+    "audio_cross_attn_mod": True,
+    "gated_attn": True,
+    "audio_gated_attn": True,
+    "use_prompt_embeddings": False,
+    "perturbed_attn": True,
+}
 LAYOUTS = {
     "2.0": {**TINY, "rope_type": "split"},
     "2.0 interleaved": {**TINY, "rope_type": "interleaved", "rope_double_precision": False},
-    "2.3": {
-        **TINY,
-        "rope_type": "split",
-        "cross_attn_mod": True,
-        "audio_cross_attn_mod": True,
-        "gated_attn": True,
-        "audio_gated_attn": True,
-        "use_prompt_embeddings": False,
-        "perturbed_attn": True,
-    },
+    "2.3": NEWER,
+    "2.5": {**NEWER, "ff_bias": False, "use_keyframes_abs_pos_embedding": True},
 }
 FRAMES, HEIGHT, WIDTH = 3, 2, 2
 VIDEO_TOKENS, AUDIO_TOKENS, TEXT_TOKENS = FRAMES * HEIGHT * WIDTH, 5, 6

@@ -42,7 +42,7 @@ PICTURE, OTHER = (PIL.Image.fromarray(CLIP[i]) for i in (0, 5))
 @cache
 def staged() -> LTX2TwoStagePipeline:
     """The packaged checkpoint, whose scheduler is of the dev kind, without adapters."""
-    return load("ltx2-tiny", LTX2TwoStagePipeline)
+    return load("2.0", LTX2TwoStagePipeline)
 
 
 @cache

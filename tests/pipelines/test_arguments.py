@@ -116,7 +116,7 @@ WRONG = {
     "text positions": ({"max_sequence_length": 1000}, r"`max_sequence_length` .* multiple of 16, .* use 992 or 1008"),
     "many text positions": (
         {"max_sequence_length": 4096},
-        r"`max_sequence_length` .* up to 2048 but is 4096; use 2048",
+        r"`max_sequence_length` .* up to 1024 but is 4096; use 1024",
     ),
     "latents that are no numbers": (
         {"latents": torch.full((1, CHANNELS, 2, 2, 3), NAN)},

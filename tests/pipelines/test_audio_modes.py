@@ -293,7 +293,7 @@ def test_a_long_video_is_held_once_beside_its_result(tmp_path, kind, times):
     write_video(tmp_path / "small.mp4", np.zeros((9, 64, 64, 3), np.uint8), 24)
     code = f"""
 import resource, torch, ltx2_diffusers
-pipe = ltx2_diffusers.LTX2VideoToAudioPipeline.from_pretrained(ltx2_diffusers.packaged_checkpoint("ltx2-tiny"))
+pipe = ltx2_diffusers.LTX2VideoToAudioPipeline.from_pretrained(ltx2_diffusers.tiny_checkpoint("2.0"))
 def peak(name):
     pipe({str(tmp_path)!r} + "/" + name, "rain", width=64, height=64, output_type={kind!r}, num_inference_steps=1)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -58,7 +58,7 @@ PLACES = {
 }
 
 
-def ours(name: str = "ltx2-tiny") -> LTX2ConditionPipeline:
+def ours(name: str = "2.0") -> LTX2ConditionPipeline:
     return sibling(name, LTX2ConditionPipeline)
 
 
@@ -66,7 +66,7 @@ def generate(*conditions, **kwargs):
     return ours()(list(conditions), **BASE | kwargs, generator=seeded(0))
 
 
-def compare(places, name: str = "ltx2-tiny", **kwargs) -> float:
+def compare(places, name: str = "2.0", **kwargs) -> float:
     outputs = [
         sibling(name, pipeline)([condition(*place) for place in places], **BASE | kwargs, generator=seeded(1))
         for pipeline, condition in (
@@ -92,10 +92,10 @@ def test_same_latents_as_diffusers(places):
     assert compare(places) <= EQUAL_PIPELINES
 
 
-@pytest.mark.parametrize("name", ["ltx2-tiny", "ltx2.3-tiny"])
+@pytest.mark.parametrize("name", ["2.0", "2.3"])
 @pytest.mark.parametrize("guidance", [CFG, ALL_GUIDANCE], ids=["cfg", "all guidance"])
 def test_same_guided_latents_as_diffusers(name, guidance):
-    if name == "ltx2-tiny":
+    if name == "2.0":
         guidance = {**guidance, "stg_scale": 0.0, "audio_stg_scale": 0.0}
     assert compare([FIRST, LAST], name, **guidance) <= EQUAL_PIPELINES
 
@@ -136,7 +136,7 @@ def test_unchanged_diffusers_agrees_where_conditions_hold_fully(guidance):
     held = [LTX2VideoCondition(PICTURE), LTX2VideoCondition(OTHER, -1)]
     actual = generate(*held, **guidance)
     their_conditions = [DiffusersCondition(PICTURE), DiffusersCondition(OTHER, -1)]
-    theirs = sibling("ltx2-tiny", DiffusersOriginal)
+    theirs = sibling("2.0", DiffusersOriginal)
     expected = theirs(their_conditions, **BASE | guidance, generator=seeded(0))
     assert max_difference(actual, expected) <= EQUAL_PIPELINES
 
@@ -246,7 +246,7 @@ def test_the_schedule_counts_appended_tokens_as_diffusers_does():
 
 
 def test_an_audio_scheduler_is_loaded_and_may_repeat_the_scheduler(tmp_path):
-    pipe = load("ltx2-tiny", LTX2ConditionPipeline, scheduler=LTX2Scheduler())
+    pipe = load("2.0", LTX2ConditionPipeline, scheduler=LTX2Scheduler())
     pipe.register_modules(audio_scheduler=LTX2Scheduler())
     pipe.save_pretrained(tmp_path)
     pipe = load(tmp_path, LTX2ConditionPipeline)
@@ -258,7 +258,7 @@ def test_an_audio_scheduler_is_loaded_and_may_repeat_the_scheduler(tmp_path):
 
 
 def test_an_audio_scheduler_with_other_noise_levels_is_refused():
-    pipe = load("ltx2-tiny", LTX2ConditionPipeline)
+    pipe = load("2.0", LTX2ConditionPipeline)
     pipe.audio_scheduler = FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config, max_shift=3.0)
     with pytest.raises(ValueError, match=r"`audio_scheduler` differs from `scheduler` in \['max_shift'\]"):
         pipe(**BASE)

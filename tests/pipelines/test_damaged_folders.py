@@ -9,15 +9,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GemmaTokenizer
 
-from ltx2_diffusers import LTX2Pipeline, packaged_checkpoint
-from tests.golden_data import golden_file
+from ltx2_diffusers import LTX2Pipeline
+from tests.golden_data import GOLDEN_DIR
+from tests.tiny_checkpoints import tiny_checkpoint
 
 CALL = {"height": 64, "width": 64, "num_frames": 9, "num_inference_steps": 2, "output_type": "latent"}
 
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    return shutil.copytree(packaged_checkpoint("ltx2-tiny"), tmp_path / "pipeline")
+    return shutil.copytree(tiny_checkpoint("2.0"), tmp_path / "pipeline")
 
 
 def change(file: Path, **values) -> None:
@@ -132,9 +133,7 @@ def test_a_tokenizer_with_an_emptied_vocabulary_is_refused(folder):
 
 
 def test_a_given_tokenizer_without_words_is_refused_before_the_encoder_runs(tmp_path):
-    pipe = LTX2Pipeline.from_pretrained(
-        packaged_checkpoint("ltx2-tiny"), tokenizer=GemmaTokenizer.from_pretrained(tmp_path)
-    )
+    pipe = LTX2Pipeline.from_pretrained(tiny_checkpoint("2.0"), tokenizer=GemmaTokenizer.from_pretrained(tmp_path))
     with pytest.raises(ValueError, match="tokenizer has no words"):
         pipe("a lighthouse", **CALL)
 
@@ -161,7 +160,7 @@ def test_weights_of_another_model_are_refused_before_anything_is_loaded(folder):
 
 
 def test_a_gemma_folder_beside_an_original_file_is_checked_alike(folder):
-    original = golden_file("checkpoint/ltx-2-tiny-dev.safetensors")
+    original = GOLDEN_DIR / "checkpoint/ltx-2-tiny-dev.safetensors"
     for file in (folder / "tokenizer").iterdir():
         file.unlink()
     with pytest.raises(ValueError, match="holds no vocabulary"):

@@ -43,7 +43,7 @@ REFINED = {
 @pytest.fixture(scope="module")
 def staged() -> LTX2TwoStagePipeline:
     """A pipeline with an upsampler; the other recipes share its components."""
-    return load("ltx2-tiny", LTX2TwoStagePipeline)
+    return load("2.0", LTX2TwoStagePipeline)
 
 
 def staged_as(staged, pipeline_class):
@@ -83,7 +83,7 @@ def row_of(output: LTX2PipelineOutput, row: int) -> LTX2PipelineOutput:
     ],
 )
 def test_noise_does_not_depend_on_the_place_in_the_batch(pipeline_class, given):
-    pipe = sibling("ltx2-tiny", pipeline_class)
+    pipe = sibling("2.0", pipeline_class)
     call = {**UNGUIDED, **given}
     batch = first_inputs(pipe, **{**call, "prompt": [PROMPT] * 3}, generator=seeded(3, 4, 5))
     for row, seed in enumerate((3, 4, 5)):
@@ -109,7 +109,7 @@ def test_a_row_of_a_refined_batch_equals_its_single_run(staged):
 
 
 def test_a_row_of_a_batch_of_retakes_equals_its_single_run():
-    pipe = sibling("ltx2-tiny", LTX2RetakePipeline)
+    pipe = sibling("2.0", LTX2RetakePipeline)
     call = {"audio": tone(9 / 24), "sampling_rate": 24000, "num_inference_steps": 2, **CFG, "output_type": "latent"}
     batch = pipe(CLIP, 0.1, 0.3, [PROMPT, "Waves."], **call, generator=seeded(3, 4))
     single = pipe(CLIP, 0.1, 0.3, "Waves.", **call, generator=seeded(4))
@@ -125,7 +125,7 @@ def test_rows_follow_their_generators():
 
 @pytest.mark.parametrize("pipeline_class", [LTX2Pipeline, LTX2ConditionPipeline])
 def test_a_list_of_one_generator_is_that_generator(pipeline_class):
-    pipe = sibling("ltx2-tiny", pipeline_class)
+    pipe = sibling("2.0", pipeline_class)
     call = CALL | {"sampler": "euler_ancestral"}
     single, listed = (pipe(**call, generator=generator) for generator in (seeded(3), [seeded(3)]))
     assert max_difference(single, listed) == 0
@@ -208,8 +208,8 @@ def test_tiling_leaves_latents_as_they_are():
 
 def test_tiling_leaves_the_noise_as_it_is():
     call = {**UNGUIDED, "conditions": CONDITIONS, "generator": seeded(1)}
-    whole = first_inputs(sibling("ltx2-tiny", LTX2ConditionPipeline), **call)
-    pipe = load("ltx2-tiny", LTX2ConditionPipeline)
+    whole = first_inputs(sibling("2.0", LTX2ConditionPipeline), **call)
+    pipe = load("2.0", LTX2ConditionPipeline)
     small_tiles(pipe)
     tiled = first_inputs(pipe, **call | {"generator": seeded(1)})
     # 2 latent frames of 2 x 3 tokens: the first is the picture, encoded in tiles; the second is noise.
@@ -222,8 +222,8 @@ def test_tiling_leaves_the_noise_as_it_is():
 @pytest.mark.gpu
 def test_noise_does_not_depend_on_the_device():
     call = {**UNGUIDED, "conditions": CONDITIONS}
-    expected = first_inputs(sibling("ltx2-tiny", LTX2ConditionPipeline), **call, generator=seeded(1))
-    seen = first_inputs(load("ltx2-tiny", LTX2ConditionPipeline).to("cuda"), **call, generator=seeded(1))
+    expected = first_inputs(sibling("2.0", LTX2ConditionPipeline), **call, generator=seeded(1))
+    seen = first_inputs(load("2.0", LTX2ConditionPipeline).to("cuda"), **call, generator=seeded(1))
     assert torch.equal(seen[0][:, 6:12].cpu(), expected[0][:, 6:12])
     assert torch.equal(seen[1].cpu(), expected[1])
 
@@ -308,7 +308,7 @@ def test_fractional_rates_of_files_survive_new_sound(staged, tmp_path):
 
 @pytest.mark.parametrize("frame_rate", [23.976, 30000 / 1001])
 def test_long_extensions_at_fractional_rates_stay_in_step(frame_rate):
-    pipe = sibling("ltx2-tiny", LTX2ExtendPipeline)
+    pipe = sibling("2.0", LTX2ExtendPipeline)
     output = pipe(
         PROMPT,
         height=64,

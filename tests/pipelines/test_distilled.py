@@ -47,7 +47,7 @@ def test_there_is_nothing_to_guide_or_to_count(argument):
 
 def test_stages_choose_their_adapters(tmp_path):
     """A dev checkpoint whose distilled LoRA is active: the strength of either stage can be set."""
-    pipe = load("ltx2-tiny", LTX2DistilledPipeline)
+    pipe = load("2.0", LTX2DistilledPipeline)
     for seed, name in enumerate(("distilled", "style")):
         add_lora(pipe, tmp_path, name, seed)
     pipe.set_adapters(["distilled", "style"], [0.7, 0.7])

@@ -40,7 +40,7 @@ NTSC = 24000 / 1001
 
 @pytest.fixture(scope="module")
 def pipe() -> LTX2ExtendPipeline:
-    return load("ltx2-tiny", LTX2ExtendPipeline)
+    return load("2.0", LTX2ExtendPipeline)
 
 
 @pytest.fixture(scope="module")

@@ -30,10 +30,10 @@ CALL = {**EXPLICIT, "prompt": PROMPT, "negative_prompt": NEGATIVE}
 # Two stages halve the size of the first one.
 STAGED = {"height": 128, "width": 128, "num_frames": 9, "max_sequence_length": 64, "output_type": "latent"}
 NAG = GuidanceOptions(nag_scale=5.0)
-MODELS = ("ltx2-tiny", "ltx2.3-tiny")
+MODELS = ("2.0", "2.3")
 
 
-def run(options=None, name="ltx2-tiny", pipeline=None, **call):
+def run(options=None, name="2.0", pipeline=None, **call):
     pipeline = ours(name) if pipeline is None else pipeline
     return pipeline(**{**CALL, **call}, guidance_options=options, generator=seeded(0))
 
@@ -42,7 +42,7 @@ def run(options=None, name="ltx2-tiny", pipeline=None, **call):
 def calls():
     """Whether each forward of the 2.0 transformer was given a negative text."""
     found = []
-    handle = ours("ltx2-tiny").transformer.register_forward_pre_hook(
+    handle = ours("2.0").transformer.register_forward_pre_hook(
         lambda _module, _args, kwargs: found.append(kwargs.get("negative_text") is not None), with_kwargs=True
     )
     yield found
@@ -50,7 +50,7 @@ def calls():
 
 
 @cache
-def staged(name="ltx2-tiny", pipeline_class=LTX2DistilledPipeline):
+def staged(name="2.0", pipeline_class=LTX2DistilledPipeline):
     shared = {part: model for part, model in ours(name).components.items() if model is not None}
     return load(name, pipeline_class, **shared)
 
@@ -116,7 +116,7 @@ def test_bins_guide_where_they_say_and_cost_nothing_elsewhere(calls):
     part = run(GuidanceOptions(bins=interval, audio_bins=interval), **scales)
     # Two steps with the negative pass and one without.
     assert len(calls) == 5
-    assert part.info["forwards_per_step"] == 2 and ours("ltx2-tiny").guidance_scale == 3.0
+    assert part.info["forwards_per_step"] == 2 and ours("2.0").guidance_scale == 3.0
     everywhere = {1.0: MultiModalGuiderParams(3.0)}
     binned = run(GuidanceOptions(bins=everywhere, audio_bins=everywhere), **scales)
     whole = NO_GUIDANCE | {"guidance_scale": 3.0, "audio_guidance_scale": 3.0}
@@ -203,7 +203,7 @@ def test_options_that_cannot_be_honoured_are_refused(case):
 
 
 def test_options_of_a_stream_that_is_not_generated_are_refused():
-    sound = sibling("ltx2-tiny", LTX2TextToAudioPipeline)
+    sound = sibling("2.0", LTX2TextToAudioPipeline)
     with pytest.raises(ValueError, match=r"`skip_step` or `bins` .* generates no video"):
         sound(PROMPT, guidance_options=GuidanceOptions(skip_step=1))
     with pytest.raises(ValueError, match=r"`audio_bins` .* take the place of the guidance arguments"):
@@ -231,5 +231,5 @@ def test_stg_on_2_0_weights_acts_here_and_not_in_diffusers():
             pipeline(**call | stg, generator=seeded(0)), pipeline(**call | NO_GUIDANCE, generator=seeded(0))
         )
 
-    assert effect(theirs("ltx2-tiny")) <= EQUAL_MODELS
-    assert effect(ours("ltx2-tiny")) > 1e-2
+    assert effect(theirs("2.0")) <= EQUAL_MODELS
+    assert effect(ours("2.0")) > 1e-2

@@ -19,7 +19,7 @@ OTHER = PIL.Image.fromarray(np.random.default_rng(1).integers(0, 256, (64, 96, 3
 BASE = {**EXPLICIT, "prompt": PROMPT}
 
 
-def ours(name: str = "ltx2-tiny") -> LTX2ImageToVideoPipeline:
+def ours(name: str = "2.0") -> LTX2ImageToVideoPipeline:
     return sibling(name, LTX2ImageToVideoPipeline)
 
 
@@ -27,7 +27,7 @@ def generate(**kwargs):
     return ours()(**BASE | NO_GUIDANCE | kwargs, generator=seeded(0))
 
 
-def compare(name: str = "ltx2-tiny", **kwargs) -> float:
+def compare(name: str = "2.0", **kwargs) -> float:
     kwargs = {**BASE, **NO_GUIDANCE, **kwargs}
     return max_difference(
         ours(name)(**kwargs, generator=seeded(1)), sibling(name, DiffusersPipeline)(**kwargs, generator=seeded(1))
@@ -43,14 +43,14 @@ def encoded_picture(pipe: LTX2ImageToVideoPipeline) -> torch.Tensor:
 # --- parity with diffusers ---
 
 
-@pytest.mark.parametrize("name", ["ltx2-tiny", "ltx2.3-tiny"])
+@pytest.mark.parametrize("name", ["2.0", "2.3"])
 @pytest.mark.parametrize("guidance", [NO_GUIDANCE, CFG], ids=["unguided", "cfg"])
 def test_same_latents_as_diffusers(name, guidance):
     assert compare(name, image=PICTURE, **guidance) <= EQUAL_PIPELINES
 
 
 def test_all_guidance_terms():
-    assert compare("ltx2.3-tiny", image=PICTURE, **ALL_GUIDANCE | UNRESCALED) <= EQUAL_PIPELINES
+    assert compare("2.3", image=PICTURE, **ALL_GUIDANCE | UNRESCALED) <= EQUAL_PIPELINES
 
 
 @pytest.mark.parametrize(

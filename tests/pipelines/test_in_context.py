@@ -46,7 +46,7 @@ BOTH = (LTX2ReferenceCondition, LTX2VideoCondition), (DiffusersReference, Diffus
 LEFT_HALF = torch.cat([torch.ones(1, 1, 9, 64, 32), torch.zeros(1, 1, 9, 64, 32)], dim=-1)
 
 
-def ours(name: str = "ltx2-tiny") -> LTX2InContextPipeline:
+def ours(name: str = "2.0") -> LTX2InContextPipeline:
     return sibling(name, LTX2InContextPipeline)
 
 
@@ -54,7 +54,7 @@ def generate(*references, **kwargs):
     return ours()(reference_conditions=list(references), **BASE | kwargs, generator=seeded(0))
 
 
-def compare(references, conditions=(), name: str = "ltx2-tiny", **kwargs) -> float:
+def compare(references, conditions=(), name: str = "2.0", **kwargs) -> float:
     outputs = [
         sibling(name, pipeline)(
             reference_conditions=[reference(*r) for r in references],
@@ -90,10 +90,10 @@ def test_same_latents_as_diffusers(references, conditions):
     assert compare(references, conditions) <= EQUAL_PIPELINES
 
 
-@pytest.mark.parametrize("name", ["ltx2-tiny", "ltx2.3-tiny"])
+@pytest.mark.parametrize("name", ["2.0", "2.3"])
 @pytest.mark.parametrize("guidance", [CFG, ALL_GUIDANCE], ids=["cfg", "all guidance"])
 def test_same_guided_latents_as_diffusers(name, guidance):
-    if name == "ltx2-tiny":
+    if name == "2.0":
         guidance = {**guidance, "stg_scale": 0.0, "audio_stg_scale": 0.0}
     masked = {"conditioning_attention_mask": LEFT_HALF}
     assert compare([(CLIP,)], [(PICTURE, 1, 1.0)], name, **guidance, **masked) <= EQUAL_PIPELINES
@@ -177,7 +177,7 @@ def test_a_reference_from_a_file_keeps_its_speed(tmp_path):
 
 def with_lora(folder, **metadata: str) -> LTX2InContextPipeline:
     """A pipeline with a LoRA whose file says how its references are scaled."""
-    pipe = load("ltx2-tiny", LTX2InContextPipeline)
+    pipe = load("2.0", LTX2InContextPipeline)
     name = "transformer_blocks.0.attn1.to_q"
     layer = pipe.transformer.get_submodule(name)
     factors = {

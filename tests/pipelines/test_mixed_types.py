@@ -12,20 +12,18 @@ from ltx2_diffusers import (
     LTX2Pipeline,
     LTX2TwoStagePipeline,
 )
-from ltx2_diffusers.checkpoints.packaged import packaged_checkpoint
 from ltx2_diffusers.models.mixed_precision import input_dtype
 from tests.models.transformer_tools import tiny_transformer
 from tests.pipelines import recipes
 from tests.pipelines.tiny import CFG, EXPLICIT, PROMPT, load, max_difference, ours, seeded
+from tests.tiny_checkpoints import tiny_checkpoint
 
 CALL = {**EXPLICIT, **CFG, "prompt": PROMPT, "output_type": "np"}
 PARTS = ("text_encoder", "connectors", "transformer", "vae", "audio_vae", "vocoder")
 HALF = (torch.bfloat16, torch.float16)
 
 
-def parts_in(
-    dtypes: dict[str, torch.dtype], pipeline_class: type = LTX2Pipeline, name: str = "ltx2-tiny"
-) -> LTX2Pipeline:
+def parts_in(dtypes: dict[str, torch.dtype], pipeline_class: type = LTX2Pipeline, name: str = "2.0") -> LTX2Pipeline:
     """A float32 pipeline but for some components."""
     pipe = load(name, pipeline_class)
     for part, dtype in dtypes.items():
@@ -47,9 +45,9 @@ def test_one_component_in_full_precision(part):
     assert max_difference(output, ours()(**CALL, generator=seeded(1))) < 0.5
 
 
-@pytest.mark.parametrize("name", ["ltx2-tiny", "ltx2.3-tiny"])
+@pytest.mark.parametrize("name", ["2.0", "2.3"])
 def test_a_transformer_in_half_precision_in_a_pipeline_without_a_data_type(name):
-    folder = packaged_checkpoint(name)
+    folder = tiny_checkpoint(name)
     transformer = LTX2AVTransformer3DModel.from_pretrained(folder / "transformer", dtype=torch.bfloat16)
     pipe = LTX2Pipeline.from_pretrained(folder, transformer=transformer)
     pipe.set_progress_bar_config(disable=True)
@@ -63,8 +61,8 @@ def test_a_transformer_in_half_precision_in_a_pipeline_without_a_data_type(name)
 
 @pytest.mark.parametrize("part", ["vae", "audio_vae", "latent_upsampler", "transformer", "stage_2_transformer"])
 def test_stages_and_conditions(part):
-    second = LTX2AVTransformer3DModel.from_pretrained(packaged_checkpoint("ltx2-tiny") / "transformer")
-    pipe = load("ltx2-tiny", LTX2TwoStagePipeline, stage_2_transformer=second)
+    second = LTX2AVTransformer3DModel.from_pretrained(tiny_checkpoint("2.0") / "transformer")
+    pipe = load("2.0", LTX2TwoStagePipeline, stage_2_transformer=second)
     getattr(pipe, part).to(torch.bfloat16)
     call = {**recipes.CALL, **recipes.TWO_STAGES, "image": recipes.PICTURE, "output_type": "np"}
     output = pipe(**call, audio=recipes.SOUND, sampling_rate=recipes.RATE, audio_cond_noise_scale=0.5)
@@ -83,7 +81,7 @@ def test_what_a_half_precision_encoder_gives_meets_a_full_precision_transformer(
 
 @pytest.mark.parametrize("part", ["vae", "latent_upsampler"])
 def test_enlarging_latents(part):
-    folder = packaged_checkpoint("ltx2-tiny")
+    folder = tiny_checkpoint("2.0")
     upsampler = LTX2LatentUpsamplerModel.from_pretrained(folder / "latent_upsampler")
     pipe = LTX2LatentUpsamplePipeline(vae=load().vae, latent_upsampler=upsampler)
     getattr(pipe, part).to(torch.bfloat16)

@@ -8,7 +8,7 @@ import torch
 from diffusers.utils import logging
 from peft import LoraConfig
 
-from ltx2_diffusers import LTX2Pipeline
+from ltx2_diffusers import LTX2Pipeline, packaged_checkpoint
 from ltx2_diffusers.conditioning.streams import TextContext
 from ltx2_diffusers.prompts.cache import EncodedBy, PromptCache, PromptKey
 from ltx2_diffusers.prompts.fingerprint import model_fingerprint, tokenizer_fingerprint
@@ -24,7 +24,7 @@ KEY = PromptKey(PROMPT, 64)
 logger = logging.get_logger("ltx2_diffusers")
 
 
-def sharing(folder: Path, name: str = "ltx2-tiny", **components) -> LTX2Pipeline:
+def sharing(folder: Path, name: str = "2.0", **components) -> LTX2Pipeline:
     """A pipeline with the components of the shared one and a cache."""
     pipe = LTX2Pipeline(**{**ours(name).components, **components})
     pipe.set_progress_bar_config(disable=True)
@@ -60,7 +60,7 @@ def warnings(caplog):
 # --- calls ---
 
 
-@pytest.mark.parametrize("name", ["ltx2-tiny", "ltx2.3-tiny"])
+@pytest.mark.parametrize("name", ["2.0", "2.3"])
 def test_hit_miss_and_encoderless_pipeline_agree_to_the_bit(name, tmp_path):
     pipe = sharing(tmp_path, name)
     missed = run(pipe)
@@ -77,6 +77,17 @@ def test_an_encoderless_pipeline_is_loaded_from_the_folder(tmp_path):
     pipe = load(**dict.fromkeys((*TEXT_PARTS, "processor")))
     pipe.enable_prompt_cache(tmp_path)
     assert pipe.text_encoder is None and max_difference(run(pipe), expected) == 0
+
+
+def test_a_pipeline_without_tokenizer_need_not_know_its_limit(tmp_path):
+    """Of the miniature's tokenizer, which takes fewer positions than there are by default."""
+    call = SMALL | {"prompt": "a red circle", "guidance_scale": 1.0, "num_inference_steps": 2, "output_type": "latent"}
+    found = []
+    for absent in ((), TEXT_PARTS):
+        pipe = LTX2Pipeline.from_pretrained(packaged_checkpoint("ltx2-mini"), **dict.fromkeys(absent))
+        pipe.enable_prompt_cache(tmp_path)
+        found.append(pipe(**call, generator=seeded(1)))
+    assert max_difference(*found) == 0
 
 
 def test_a_prompt_is_the_same_in_any_company(tmp_path):
@@ -159,7 +170,7 @@ def test_embeddings_pass_the_cache_by(tmp_path):
 
 def test_contexts_of_two_checkpoints_stay_apart(tmp_path):
     run(sharing(tmp_path))
-    run(sharing(tmp_path, "ltx2.3-tiny"))
+    run(sharing(tmp_path, "2.3"))
     assert len(entries(tmp_path)) == 4
     with pytest.raises(ValueError, match="entries of 2 different models"):
         run(without_text_parts(tmp_path))
@@ -207,7 +218,7 @@ def test_the_fingerprint_follows_the_weights_and_not_the_place(tmp_path):
     with torch.no_grad():
         connectors.video_connector.learnable_registers[-1, -1] += 1e-3
     assert model_fingerprint(connectors) != before
-    encoders = [ours(name).text_encoder for name in ("ltx2-tiny", "ltx2.3-tiny")]
+    encoders = [ours(name).text_encoder for name in ("2.0", "2.3")]
     assert model_fingerprint(encoders[0]) == model_fingerprint(load().text_encoder)
     assert model_fingerprint(load().text_encoder.half()) != model_fingerprint(encoders[0])
 

@@ -26,7 +26,7 @@ TWO_STAGES = {"two_stage": True, "stage_2_adapters": {}, "stage_2_sigmas": [0.9,
 
 @pytest.fixture(scope="module")
 def pipe() -> LTX2RetakePipeline:
-    return load("ltx2-tiny", LTX2RetakePipeline)
+    return load("2.0", LTX2RetakePipeline)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from ltx2_diffusers import LTX2Pipeline, LTX2PipelineOutput, LTX2Scheduler
-from ltx2_diffusers.checkpoints.packaged import packaged_checkpoint
 from tests.golden_data import EQUAL_PIPELINES
 from tests.pipelines.tiny import (
     ALL_GUIDANCE,
@@ -20,6 +19,7 @@ from tests.pipelines.tiny import (
     ours,
     seeded,
 )
+from tests.tiny_checkpoints import tiny_checkpoint
 
 CALL = {**EXPLICIT, **CFG, "prompt": PROMPT}
 STEPS = EXPLICIT["num_inference_steps"]
@@ -63,7 +63,7 @@ def predictions_per_step(pipe: LTX2Pipeline, at_the_end: int = 0, **kwargs) -> f
     ids=["all neutral", "scale 1 alone", "cfg", "audio cfg", "stg", "modality", "rescale", "all", "preset"],
 )
 def test_a_neutral_term_costs_no_pass(guidance, expected):
-    assert predictions_per_step(ours("ltx2.3-tiny"), **guidance) == expected
+    assert predictions_per_step(ours("2.3"), **guidance) == expected
 
 
 def test_scale_one_with_another_term_keeps_the_other_presets():
@@ -78,14 +78,13 @@ def test_second_order_steps_predict_twice_and_once_more_at_the_end():
 
 def test_an_audio_scale_of_zero_means_zero():
     zero, half = (
-        ours("ltx2.3-tiny")(**CALL | {"stg_scale": 1.0, "audio_stg_scale": scale}, generator=seeded(1))
-        for scale in (0.0, 0.5)
+        ours("2.3")(**CALL | {"stg_scale": 1.0, "audio_stg_scale": scale}, generator=seeded(1)) for scale in (0.0, 0.5)
     )
     assert max_difference(zero, half) > 1e-3
     assert torch.is_tensor(zero.audio)
-    assert ours("ltx2.3-tiny").audio_stg_scale == 0.5
-    ours("ltx2.3-tiny")(**CALL | {"audio_guidance_scale": 0.0}, generator=seeded(1))
-    assert ours("ltx2.3-tiny").audio_guidance_scale == 0.0
+    assert ours("2.3").audio_stg_scale == 0.5
+    ours("2.3")(**CALL | {"audio_guidance_scale": 0.0}, generator=seeded(1))
+    assert ours("2.3").audio_guidance_scale == 0.0
 
 
 def test_an_audio_scale_of_none_follows_the_video():
@@ -94,9 +93,7 @@ def test_an_audio_scale_of_none_follows_the_video():
     assert ours().do_classifier_free_guidance
 
 
-@pytest.mark.parametrize(
-    ("name", "version", "steps", "block"), [("ltx2-tiny", "2.0", 40, 29), ("ltx2.3-tiny", "2.3", 30, 28)]
-)
+@pytest.mark.parametrize(("name", "version", "steps", "block"), [("2.0", "2.0", 40, 29), ("2.3", "2.3", 30, 28)])
 def test_presets_follow_the_version(name, version, steps, block):
     preset = ours(name).preset
     assert (preset.version, preset.kind, preset.num_inference_steps) == (version, "dev", steps)
@@ -116,7 +113,7 @@ def test_a_distilled_checkpoint_runs_its_eight_steps_unguided():
 # --- batches ---
 
 
-@pytest.mark.parametrize("name", ["ltx2-tiny", "ltx2.3-tiny"])
+@pytest.mark.parametrize("name", ["2.0", "2.3"])
 def test_a_row_of_a_batch_equals_its_single_run(name):
     prompts = [PROMPT, "Waves."]
     kwargs = {**EXPLICIT, **ALL_GUIDANCE, "negative_prompt": NEGATIVE}
@@ -169,7 +166,7 @@ def test_given_latents_are_not_changed():
 
 
 def test_latents_stay_float32_whatever_the_models_are():
-    pipe = LTX2Pipeline.from_pretrained(packaged_checkpoint("ltx2-tiny"), dtype=torch.bfloat16)
+    pipe = LTX2Pipeline.from_pretrained(tiny_checkpoint("2.0"), dtype=torch.bfloat16)
     pipe.set_progress_bar_config(disable=True)
     output = pipe(**CALL, generator=seeded(1))
     assert (output.frames.dtype, output.audio.dtype) == (torch.float32, torch.float32)
@@ -304,7 +301,7 @@ def test_a_tuple_instead_of_an_output():
     assert torch.equal(audio, expected.audio)
 
 
-@pytest.mark.parametrize("name", ["ltx2-tiny", "ltx2.3-tiny"])
+@pytest.mark.parametrize("name", ["2.0", "2.3"])
 def test_the_sound_lasts_as_long_as_the_picture(name):
     output = ours(name)(**CALL | {"output_type": "pt", "num_frames": 25})
     assert abs(output.audio.shape[-1] / output.sampling_rate - 25 / 24) < 0.04

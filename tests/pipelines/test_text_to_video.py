@@ -34,7 +34,7 @@ from tests.pipelines.tiny import (
 )
 from tests.pipelines.watching import calls_of
 
-VERSIONS = ("ltx2-tiny", "ltx2.3-tiny")
+VERSIONS = ("2.0", "2.3")
 
 
 def compare(name: str, seeds: tuple[int, ...], **kwargs) -> float:
@@ -80,7 +80,8 @@ def assert_recorded_outputs(pipe: LTX2Pipeline, case: Path) -> None:
     assert_within(latents.frames, expected["expected.video_latents"], "pipeline")
     assert_within(latents.audio, expected["expected.audio_latents"], "pipeline")
     output = pipe(**call, output_type="np", generator=seeded(generator_seed))
-    assert_within(torch.as_tensor(output.frames), expected["expected.frames"], "pipeline")
+    pixels = torch.as_tensor(output.frames)[:, :, ::4, ::4]
+    assert_within(pixels, expected["expected.frames_every_4th_pixel"], "pipeline")
     sound = "pipeline, 2.3 sound" if "2.3" in case.stem else "pipeline"
     assert_within(output.audio, expected["expected.audio"], sound)
 
@@ -141,7 +142,7 @@ def test_same_images_as_diffusers():
 
 
 def test_all_guidance_terms_of_2_3():
-    assert compare("ltx2.3-tiny", (3,), negative_prompt=NEGATIVE, **ALL_GUIDANCE) <= EQUAL_PIPELINES
+    assert compare("2.3", (3,), negative_prompt=NEGATIVE, **ALL_GUIDANCE) <= EQUAL_PIPELINES
 
 
 @pytest.mark.parametrize(
@@ -158,7 +159,7 @@ def test_all_guidance_terms_of_2_3():
     ids=lambda term: next(iter(term)),
 )
 def test_each_guidance_term_alone(term):
-    assert compare("ltx2.3-tiny", (4,), **NO_GUIDANCE | term) <= EQUAL_PIPELINES
+    assert compare("2.3", (4,), **NO_GUIDANCE | term) <= EQUAL_PIPELINES
 
 
 @pytest.mark.parametrize(
@@ -181,13 +182,13 @@ def test_each_guidance_term_alone(term):
     ids=lambda arguments: next(iter(arguments)),
 )
 def test_arguments_mean_what_they_mean_in_diffusers(arguments):
-    assert compare("ltx2-tiny", (5,), **CFG | arguments) <= EQUAL_PIPELINES
+    assert compare("2.0", (5,), **CFG | arguments) <= EQUAL_PIPELINES
 
 
 @pytest.mark.parametrize("per_prompt", [1, 2])
 def test_one_generator_per_video(per_prompt):
     prompts = [PROMPT, "Waves."][: 2 // per_prompt]
-    assert compare("ltx2-tiny", (6, 7), prompt=prompts, num_videos_per_prompt=per_prompt, **CFG) <= EQUAL_PIPELINES
+    assert compare("2.0", (6, 7), prompt=prompts, num_videos_per_prompt=per_prompt, **CFG) <= EQUAL_PIPELINES
 
 
 @pytest.mark.parametrize("noise_scale", [0.0, 0.4])
@@ -198,7 +199,7 @@ def test_given_latents(packed, noise_scale):
     if packed:
         video, audio = video.flatten(2).transpose(1, 2), audio.transpose(1, 2).flatten(2)
     given = {"latents": video, "audio_latents": audio, "noise_scale": noise_scale}
-    assert compare("ltx2-tiny", (10,), **CFG, **given) <= EQUAL_PIPELINES
+    assert compare("2.0", (10,), **CFG, **given) <= EQUAL_PIPELINES
 
 
 @pytest.mark.parametrize("encoder", [ours, theirs], ids=["ours", "diffusers"])
@@ -217,7 +218,7 @@ def test_precomputed_embeddings_of_either_library(encoder, flat):
         "negative_prompt_embeds": negative,
         "negative_prompt_attention_mask": negative_mask,
     }
-    assert compare("ltx2-tiny", (11,), **CFG, **given) <= EQUAL_PIPELINES
+    assert compare("2.0", (11,), **CFG, **given) <= EQUAL_PIPELINES
 
 
 def given_embeddings(length: int, prompts=PROMPT, negative=NEGATIVE) -> dict[str, torch.Tensor | None]:
@@ -229,9 +230,9 @@ def given_embeddings(length: int, prompts=PROMPT, negative=NEGATIVE) -> dict[str
 @pytest.mark.parametrize("guidance", [CFG, ALL_GUIDANCE, NO_GUIDANCE], ids=["cfg", "all", "none"])
 def test_given_embeddings_keep_their_length(guidance):
     call = {**guidance, **given_embeddings(32), "max_sequence_length": 1024}
-    with calls_of(ours("ltx2-tiny").connectors) as connected:
+    with calls_of(ours("2.0").connectors) as connected:
         # diffusers perturbs nothing on 2.0 weights.
-        assert compare("ltx2-tiny", (11,), **call | {"stg_scale": 0.0, "audio_stg_scale": 0.0}) <= EQUAL_PIPELINES
+        assert compare("2.0", (11,), **call | {"stg_scale": 0.0, "audio_stg_scale": 0.0}) <= EQUAL_PIPELINES
     assert len(connected) == 1
 
 

@@ -7,7 +7,6 @@ from diffusers.pipelines.ltx2.latent_upsampler import LTX2LatentUpsamplerModel a
 from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
 
 from ltx2_diffusers import LTX2PipelineOutput
-from ltx2_diffusers.checkpoints.packaged import packaged_checkpoint
 from ltx2_diffusers.pipelines.conditions.pictures import LTX2ReferenceCondition, LTX2VideoCondition
 from ltx2_diffusers.pipelines.recipes.two_stage import LTX2TwoStagePipeline
 from tests.golden_data import EQUAL_PIPELINES
@@ -30,6 +29,7 @@ from tests.pipelines.recipes import (
     watched,
 )
 from tests.pipelines.tiny import ALL_GUIDANCE, NO_GUIDANCE, load, max_difference, seeded, theirs
+from tests.tiny_checkpoints import tiny_checkpoint
 
 QUICK = {**CALL, **TWO_STAGES, **NO_GUIDANCE}
 STAGE_2_LEVELS = [0.909375, 0.725, 0.421875, 0.0]
@@ -44,7 +44,7 @@ def pipe() -> LTX2TwoStagePipeline:
 @pytest.fixture(scope="module")
 def adapted(tmp_path_factory) -> LTX2TwoStagePipeline:
     """A pipeline with a distilled LoRA and another one, both active at strength 0.7."""
-    pipe = load("ltx2-tiny", LTX2TwoStagePipeline)
+    pipe = load("2.0", LTX2TwoStagePipeline)
     folder = tmp_path_factory.mktemp("loras")
     for seed, name in enumerate(("distilled", "style")):
         add_lora(pipe, folder, name, seed)
@@ -141,10 +141,10 @@ def test_a_stopped_first_stage_hands_over_what_it_has(pipe):
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype", "preset"), [("ltx2-tiny", torch.bfloat16, "2.0 dev"), ("ltx2.3-tiny", torch.float32, "2.3 dev")]
+    ("name", "dtype", "preset"), [("2.0", torch.bfloat16, "2.0 dev"), ("2.3", torch.float32, "2.3 dev")]
 )
 def test_other_checkpoints_and_data_types(name, dtype, preset):
-    pipe = LTX2TwoStagePipeline.from_pretrained(packaged_checkpoint(name), dtype=dtype)
+    pipe = LTX2TwoStagePipeline.from_pretrained(tiny_checkpoint(name), dtype=dtype)
     pipe.set_progress_bar_config(disable=True)
     output = pipe(**CALL, stage_2_adapters={}, image=PICTURE, generator=seeded(1))
     assert (output.info["preset"], output.info["forwards_per_step"]) == (preset, [4, 1])
@@ -238,7 +238,7 @@ def test_another_transformer_refines(pipe):
 
 
 def test_an_ic_lora_that_a_stage_turns_on_says_how_references_are_scaled(tmp_path):
-    pipe = load("ltx2-tiny", LTX2TwoStagePipeline)
+    pipe = load("2.0", LTX2TwoStagePipeline)
     add_lora(pipe, tmp_path, "ic", reference_downscale_factor="2")
     pipe.set_adapters([])
     seen = watched(
@@ -257,7 +257,7 @@ def test_an_ic_lora_that_a_stage_turns_on_says_how_references_are_scaled(tmp_pat
 
 
 def test_first_and_last_frame_own_sound_and_a_reference_are_one_call(tmp_path):
-    pipe = load("ltx2-tiny", LTX2TwoStagePipeline)
+    pipe = load("2.0", LTX2TwoStagePipeline)
     for seed, (name, factor) in enumerate((("distilled", "1"), ("ic", "2"))):
         add_lora(pipe, tmp_path, name, seed, reference_downscale_factor=factor)
     pipe.set_adapters(["ic"])

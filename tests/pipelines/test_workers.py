@@ -71,7 +71,7 @@ def test_a_shallow_copy_shares_its_components():
 
 
 def test_recipes_in_stages_travel_too():
-    pipe = load("ltx2-tiny", LTX2TwoStagePipeline)
+    pipe = load("2.0", LTX2TwoStagePipeline)
     call = {**recipes.CALL, **recipes.TWO_STAGES}
     expected = pipe(**call, generator=seeded(1))
     assert max_difference(pickle.loads(pickle.dumps(pipe))(**call, generator=seeded(1)), expected) == 0

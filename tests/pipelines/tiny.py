@@ -1,4 +1,4 @@
-"""The packaged miniature checkpoints as pipelines of this package and of diffusers, and how tests call them."""
+"""The tiny checkpoints as pipelines of this package and of diffusers, and how tests call them."""
 
 from functools import cache
 from pathlib import Path
@@ -10,7 +10,7 @@ from diffusers import LTX2Pipeline as DiffusersLTX2Pipeline
 from diffusers.utils import logging
 
 from ltx2_diffusers import LTX2Pipeline
-from ltx2_diffusers.checkpoints.packaged import packaged_checkpoint
+from tests.tiny_checkpoints import tiny_checkpoint
 
 logging.disable_progress_bar()
 
@@ -49,22 +49,22 @@ def seeded(*seeds: int) -> Any:
     return generators[0] if len(seeds) == 1 else generators
 
 
-def load(source: str | Path = "ltx2-tiny", pipeline_class: type = LTX2Pipeline, **kwargs: Any) -> DiffusionPipeline:
-    """A fresh float32 pipeline; `source` is a packaged name or a folder."""
-    folder = packaged_checkpoint(source) if isinstance(source, str) else source
+def load(source: str | Path = "2.0", pipeline_class: type = LTX2Pipeline, **kwargs: Any) -> DiffusionPipeline:
+    """A fresh float32 pipeline; `source` is the version of a tiny checkpoint or a folder."""
+    folder = tiny_checkpoint(source) if isinstance(source, str) else source
     pipeline = pipeline_class.from_pretrained(folder, dtype=torch.float32, **kwargs)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
 @cache
-def ours(name: str = "ltx2-tiny") -> LTX2Pipeline:
-    """A packaged checkpoint in this package's classes, shared by tests that leave it as it is."""
+def ours(name: str = "2.0") -> LTX2Pipeline:
+    """A tiny checkpoint in this package's classes, shared by tests that leave it as it is."""
     return load(name)
 
 
 @cache
-def theirs(name: str = "ltx2-tiny") -> DiffusersLTX2Pipeline:
+def theirs(name: str = "2.0") -> DiffusersLTX2Pipeline:
     """The same checkpoint in diffusers' classes."""
     return load(name, DiffusersLTX2Pipeline)
 

@@ -14,9 +14,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from ltx2_diffusers import LTX2Pipeline, packaged_checkpoint
+from ltx2_diffusers import LTX2Pipeline
 from ltx2_diffusers.training.checkpoints import latest_checkpoint, read_progress
 from ltx2_diffusers.training.trainer import LTX2Trainer
+from tests.tiny_checkpoints import tiny_checkpoint
 from tests.training.running import config
 
 LONGEST_S = 600
@@ -56,7 +57,7 @@ def killed(data: Path, output: Path, step: int, moment_s: float) -> None:
 def main(data: str, output: str, kills: str) -> None:
     torch.set_num_threads(1)
     moments, step, folder = random.Random(5), -1, Path(output)
-    pipe = LTX2Pipeline.from_pretrained(packaged_checkpoint("ltx2-tiny"), text_encoder=None, tokenizer=None)
+    pipe = LTX2Pipeline.from_pretrained(tiny_checkpoint("2.0"), text_encoder=None, tokenizer=None)
     for _ in range(int(kills)):
         killed(Path(data), folder, step, moments.uniform(0, 0.4))
         checkpoint = latest_checkpoint(folder / "checkpoints")

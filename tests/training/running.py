@@ -7,12 +7,13 @@ import torch
 
 from ltx2_diffusers.data.samples import write_sample
 from ltx2_diffusers.training.config_files import parse_config
+from tests.tiny_checkpoints import tiny_checkpoint
 
 SOURCES = ("latents", "audio_latents", "reference_latents", "reference_audio_latents", "video_masks")
 
 
 def stored_samples(root: Path, count: int = 5, frames: int = 2, silent: tuple[int, ...] = ()) -> Path:
-    """A data set of the widths of `ltx2-tiny`, whose values follow from their index."""
+    """A data set of the widths of the tiny checkpoint of 2.0, whose values follow from their index."""
     for index in range(count):
         noise = torch.Generator().manual_seed(index)
 
@@ -39,7 +40,7 @@ def stored_samples(root: Path, count: int = 5, frames: int = 2, silent: tuple[in
 def settings(data: Path, output: Path, **sections: Any) -> dict[str, Any]:
     """A configuration as a mapping; sections given are merged into it."""
     found: dict[str, Any] = {
-        "model": {"model_path": "ltx2-tiny"},
+        "model": {"model_path": str(tiny_checkpoint("2.0"))},
         "lora": {"rank": 4, "alpha": 8},
         "training_strategy": {"name": "text_to_video", "with_audio": True, "first_frame_conditioning_p": 0.5},
         "optimization": {"steps": 4, "batch_size": 1, "learning_rate": 0.01},

@@ -168,6 +168,7 @@ def test_streaming_on_a_card_changes_nothing_but_memory(num_on_device, quantizat
     """Copies run beside the computation, into memory that the block before has just used."""
     cuda = torch.device("cuda")
     wide = {"num_layers": 12, "num_attention_heads": 16, "attention_head_dim": 64, "cross_attention_dim": 1024}
+    wide |= {"audio_num_attention_heads": 16, "audio_cross_attention_dim": 128}
     found = []
     for streams in (False, True):
         transformer = tiny_transformer("2.3", **wide).requires_grad_(False).train().to(torch.bfloat16)

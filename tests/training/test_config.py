@@ -36,7 +36,7 @@ def file(tmp_path) -> str:
 
 
 def settings(**sections):
-    base = {"model": {"model_path": "ltx2-tiny"}, "lora": {}, "data": {"preprocessed_data_root": "clips"}}
+    base = {"model": {"model_path": "ltx2-mini"}, "lora": {}, "data": {"preprocessed_data_root": "clips"}}
     return merged(base, sections, "")
 
 
@@ -154,7 +154,7 @@ def test_defaults_are_those_of_the_reference(file):
         (
             {"model": {"model_path": "nowhere.safetensors"}},
             "model.model_path: has to be a file or folder that exists, or a Hub id owner/name but is "
-            "'nowhere.safetensors'; packaged are ltx2-tiny, ltx2.3-tiny",
+            "'nowhere.safetensors'; packaged are ltx2-mini",
         ),
     ],
 )
@@ -173,7 +173,7 @@ def test_rules_across_sections_are_all_said():
 
 
 def test_a_model_may_be_a_file_a_folder_a_packaged_name_or_on_the_hub(file, tmp_path, monkeypatch):
-    for path in (file, str(tmp_path), "ltx2-tiny", "Lightricks/LTX-2"):
+    for path in (file, str(tmp_path), "ltx2-mini", "Lightricks/LTX-2"):
         assert parse_config(settings(model={"model_path": path})).model.model_path == path
     monkeypatch.chdir(tmp_path)
     Path("owner").mkdir()

@@ -8,9 +8,9 @@ import yaml
 from ltx2_diffusers.training.config_files import FieldRow, config_text, fields, load_config, parse_config, save_config
 
 EXAMPLES = sorted(Path(__file__).parents[2].joinpath("examples", "training").glob("*.yaml"))
-OURS = {"model": {"model_path": "ltx2-tiny"}, "lora": {}, "data": {"preprocessed_data_root": "clips"}}
+OURS = {"model": {"model_path": "ltx2-mini"}, "lora": {}, "data": {"preprocessed_data_root": "clips"}}
 OURS |= {"output_dir": "outputs/mine"}
-WITHOUT_FILE = ("model.model_path=ltx2-tiny", "data.preprocessed_data_root=clips")
+WITHOUT_FILE = ("model.model_path=ltx2-mini", "data.preprocessed_data_root=clips")
 # As the 2.0 reference trainer saves its settings: sizes as a tuple, and `no` in quotes.
 SAVED_2_0 = """
 model:

@@ -20,6 +20,7 @@ from ltx2_diffusers.training.config_files import load_config, parse_config
 from ltx2_diffusers.training.forecast import QUANTIZED, Forecast, Tokens, check_data, forecast
 from ltx2_diffusers.training.trained.quantization import quantize_blocks
 from tests.golden_data import load_json
+from tests.tiny_checkpoints import tiny_checkpoint
 from tests.training.running import config, stored_samples
 from tests.training.running import settings as run_settings
 
@@ -50,7 +51,7 @@ CLIP = Tokens(14 * 24 * 12, 93)
 def settings(mode: str = "lora", targets=None, checkpointing: bool = False, **lora):
     return parse_config(
         {
-            "model": {"model_path": "ltx2-tiny", "training_mode": mode},
+            "model": {"model_path": str(tiny_checkpoint("2.0")), "training_mode": mode},
             "lora": {"rank": RANK, "alpha": RANK, "target_modules": targets or ATTENTION, **lora},
             "training_strategy": {"with_audio": True},
             "data": {"preprocessed_data_root": "clips"},
@@ -305,10 +306,9 @@ def test_a_step_of_several_batches_takes_as_many_operations():
 
 def test_the_original_layout_is_forecast_from_its_header(tmp_path):
     from ltx2_diffusers.checkpoints.convert import convert_to_original
-    from ltx2_diffusers.checkpoints.packaged import packaged_checkpoint
 
     file = tmp_path / "tiny.safetensors"
-    convert_to_original(packaged_checkpoint("ltx2-tiny"), file)
+    convert_to_original(tiny_checkpoint("2.0"), file)
     run = settings()
     run.model.model_path = str(file)
     assert forecast(run, TOKENS) == forecast(settings(), TOKENS)

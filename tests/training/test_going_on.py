@@ -12,6 +12,7 @@ from ltx2_diffusers.training import trainer as trainer_module
 from ltx2_diffusers.training.checkpoints import load_trained
 from ltx2_diffusers.training.trained.models import load_models
 from ltx2_diffusers.training.trainer import LTX2Trainer
+from tests.tiny_checkpoints import tiny_checkpoint
 from tests.training.running import Losses, config, settings, stored_samples
 
 LONGER = {"steps": 4, "ema_decay": 0.9}
@@ -176,7 +177,7 @@ def test_data_of_another_model_are_named(tmp_path):
         run(root, tmp_path / "run")
     root = stored_samples(tmp_path / "texts", count=1)
     with pytest.raises(ValueError, match="conditions of sample 'clip_0' are 32 wide, but the model reads 16"):
-        run(root, tmp_path / "run", model={"model_path": "ltx2.3-tiny"})
+        run(root, tmp_path / "run", model={"model_path": str(tiny_checkpoint("2.3"))})
 
 
 @pytest.mark.parametrize("prompts", [[], ["waves"]])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard, constants
 
-from ltx2_diffusers import LTX2Pipeline, LTX2Vocoder, packaged_checkpoint
+from ltx2_diffusers import LTX2Pipeline, LTX2Vocoder
 from ltx2_diffusers.media.reading import probe
 from ltx2_diffusers.media.writing import write_video
 from ltx2_diffusers.training.config import TrainingConfig
@@ -19,9 +19,10 @@ from ltx2_diffusers.training.model_card import CONFIG_NAME
 from ltx2_diffusers.training.trainer import LTX2Trainer
 from ltx2_diffusers.training.validation import ValidationSample
 from tests.hub_server import READER, HubServer
+from tests.tiny_checkpoints import tiny_checkpoint
 from tests.training.running import Losses, config, stored_samples
 
-TINY = str(packaged_checkpoint("ltx2-tiny"))
+TINY = str(tiny_checkpoint("2.0"))
 WEIGHTS = "pytorch_lora_weights.safetensors"
 
 
@@ -218,7 +219,7 @@ def outputs(tmp_path, factors):
 
 
 def settings(folder):
-    sections = {"model": {"model_path": "ltx2-tiny"}, "lora": {"rank": 2, "alpha": 2}, "output_dir": str(folder)}
+    sections = {"model": {"model_path": TINY}, "lora": {"rank": 2, "alpha": 2}, "output_dir": str(folder)}
     return TrainingConfig.model_validate({**sections, "data": {"preprocessed_data_root": str(folder)}})
 
 

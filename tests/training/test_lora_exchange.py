@@ -10,11 +10,12 @@ from ltx2_diffusers import LTX2Pipeline
 from ltx2_diffusers.adapters.keys import LORA_FORMATS
 from ltx2_diffusers.training.trained.models import load_adapter, lora_arguments
 from tests.pipelines.tiny import load
+from tests.tiny_checkpoints import tiny_checkpoint
 from tests.training.tiny import config, loaded, train, velocities
 
 # Two programs compute the same sums in another order.
 CLOSE = 1e-5
-BASES = ("ltx2-tiny", "ltx2.3-tiny")
+BASES = ("2.0", "2.3")
 KINDS = {
     "alpha above rank": {"alpha": 10},
     "alpha below rank": {"alpha": 1},
@@ -47,8 +48,8 @@ def in_float32(models) -> None:
         torch.nn.Module.to(model, torch.float32)
 
 
-def trained(lora: dict, base: str = "ltx2-tiny"):
-    settings = config(lora, model={"model_path": base})
+def trained(lora: dict, base: str = "2.0"):
+    settings = config(lora, model={"model_path": str(tiny_checkpoint(base))})
     models = loaded(settings)
     losses = train(models, settings)
     assert losses[1] < losses[0]
@@ -96,7 +97,7 @@ def test_every_layout_can_be_started_from(layout, tmp_path):
 
 @pytest.mark.parametrize("alpha", [4, 10])
 def test_a_lora_of_diffusers_does_the_same_here(alpha, tmp_path):
-    theirs = without_decoders("ltx2-tiny", DiffusersLTX2Pipeline)
+    theirs = without_decoders("2.0", DiffusersLTX2Pipeline)
     torch.manual_seed(1)
     theirs.transformer.add_adapter(
         LoraConfig(r=4, lora_alpha=alpha, target_modules=["to_k", "to_q", "to_v", "to_out.0"])
@@ -109,7 +110,7 @@ def test_a_lora_of_diffusers_does_the_same_here(alpha, tmp_path):
         transformer_lora_layers=get_peft_model_state_dict(theirs.transformer),
         **_collate_lora_metadata({"transformer": theirs.transformer}),
     )
-    expected, pipeline = output(theirs), without_decoders("ltx2-tiny")
+    expected, pipeline = output(theirs), without_decoders("2.0")
     plain = output(pipeline)
     pipeline.load_lora_weights(tmp_path)
     assert largest(output(pipeline), expected) < CLOSE < largest(expected, plain) / 100

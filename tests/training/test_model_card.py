@@ -8,10 +8,11 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 
-from ltx2_diffusers import LTX2Pipeline, packaged_checkpoint
+from ltx2_diffusers import LTX2Pipeline
 from ltx2_diffusers.media.writing import write_audio, write_video
 from ltx2_diffusers.training.config import STRATEGY_SECTIONS, TrainingConfig
 from ltx2_diffusers.training.model_card import CardFacts, CardSample, card_facts, model_card, published_base
+from tests.tiny_checkpoints import tiny_checkpoint
 
 SAMPLES = [
     CardSample(f"prompt {i} | with a <bar>", f"samples/sample_{i}.mp4", f"samples/sample_{i}.gif") for i in range(5)
@@ -67,7 +68,7 @@ def test_a_base_model_that_is_not_on_the_hub_is_no_metadata_and_shows_no_path(tm
     assert str(tmp_path) not in str(card)
     assert published_base("/models/ltx-2-19b-dev.safetensors") == "Lightricks/LTX-2"
     assert published_base("owner/model") == "owner/model"
-    assert published_base("ltx2-tiny") == "ltx2-tiny"
+    assert published_base("ltx2-mini") == "ltx2-mini"
 
 
 def test_samples_stand_at_most_four_in_a_row_with_their_prompts():
@@ -107,9 +108,7 @@ def test_settings_are_those_of_the_run(tmp_path):
 def lora(tmp_path_factory):
     """A folder with a LoRA, and what scripts read beside it."""
     folder = tmp_path_factory.mktemp("lora")
-    linear = (
-        LTX2Pipeline.from_pretrained(packaged_checkpoint("ltx2-tiny")).transformer.transformer_blocks[0].attn1.to_q
-    )
+    linear = LTX2Pipeline.from_pretrained(tiny_checkpoint("2.0")).transformer.transformer_blocks[0].attn1.to_q
     down, up = torch.ones(2, linear.in_features), torch.ones(linear.out_features, 2)
     module = "transformer_blocks.0.attn1.to_q"
     LTX2Pipeline.save_lora_weights(folder, {f"{module}.lora_A.weight": down, f"{module}.lora_B.weight": up})
@@ -131,7 +130,7 @@ def script(card):
 @pytest.mark.parametrize("strategy", [*STRATEGY_SECTIONS, "one_of_a_users_own"])
 def test_the_script_runs_as_it_stands(lora, monkeypatch, strategy):
     monkeypatch.chdir(lora)
-    made = facts(repo_id=str(lora), base_model=str(packaged_checkpoint("ltx2-tiny")), strategy=strategy, trigger="SKS")
+    made = facts(repo_id=str(lora), base_model=str(tiny_checkpoint("2.0")), strategy=strategy, trigger="SKS")
     exec(script(model_card(made)), {})
     (written,) = lora.glob("sample.*")
     assert written.stat().st_size > 0
@@ -139,10 +138,9 @@ def test_the_script_runs_as_it_stands(lora, monkeypatch, strategy):
     written.unlink()
 
 
+@pytest.mark.usefixtures("tiny_is_packaged")
 def test_the_script_of_a_whole_transformer_runs_as_it_stands(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    LTX2Pipeline.from_pretrained(packaged_checkpoint("ltx2-tiny")).transformer.save_pretrained(
-        tmp_path / "transformer"
-    )
-    exec(script(model_card(facts(repo_id=str(tmp_path), base_model="ltx2-tiny", is_lora=False))), {})
+    LTX2Pipeline.from_pretrained(tiny_checkpoint("2.0")).transformer.save_pretrained(tmp_path / "transformer")
+    exec(script(model_card(facts(repo_id=str(tmp_path), base_model="ltx2-mini", is_lora=False))), {})
     assert (tmp_path / "sample.mp4").is_file()

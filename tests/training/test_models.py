@@ -8,16 +8,17 @@ from diffusers.utils import logging
 from huggingface_hub import constants
 from safetensors.torch import save_file
 
-from ltx2_diffusers import LTX2Pipeline, LTX2VideoTransformer3DModel, packaged_checkpoint
+from ltx2_diffusers import LTX2Pipeline, LTX2VideoTransformer3DModel
 from ltx2_diffusers.checkpoints import keys
 from ltx2_diffusers.conditioning.streams import Streams
 from ltx2_diffusers.training.trained.models import load_adapter, lora_arguments, start_file, without_projections
 from ltx2_diffusers.training.trained.quantization import _LIBRARIES, QUANTIZATIONS
 from ltx2_diffusers.training.trained.targets import matching_modules, resolve
 from tests.golden_data import load_json
+from tests.tiny_checkpoints import tiny_checkpoint
 from tests.training.tiny import config, loaded, train, velocities
 
-FULL = {"model_path": "ltx2-tiny", "training_mode": "full"}
+FULL = {"model_path": str(tiny_checkpoint("2.0")), "training_mode": "full"}
 
 
 def test_a_lora_run_trains_float32_factors_on_a_frozen_bfloat16_base():
@@ -30,7 +31,7 @@ def test_a_lora_run_trains_float32_factors_on_a_frozen_bfloat16_base():
     assert list(models.trained) == ["transformer"]
     assert models.transformer.is_gradient_checkpointing
     assert models.generation == "2.0"
-    assert loaded(config(model={"model_path": "ltx2.3-tiny"})).generation == "2.3"
+    assert loaded(config(model={"model_path": str(tiny_checkpoint("2.3"))})).generation == "2.3"
 
 
 @pytest.mark.parametrize("needs_decoders", [False, True])
@@ -49,7 +50,7 @@ def test_the_seed_decides_how_adapters_begin():
     first, second = loaded(config()), loaded(config())
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters()))
     # The second factor is zero, so a run begins with the base.
-    base = LTX2Pipeline.from_pretrained(packaged_checkpoint("ltx2-tiny"), dtype=torch.bfloat16)
+    base = LTX2Pipeline.from_pretrained(tiny_checkpoint("2.0"), dtype=torch.bfloat16)
     with torch.no_grad():
         pairs = zip(velocities(first.transformer, first.connectors), velocities(base.transformer, base.connectors))
         assert all(torch.equal(a, b) for a, b in pairs)
@@ -69,9 +70,7 @@ def test_full_training_trains_the_whole_transformer_in_float32():
 
 @pytest.mark.parametrize("kind", ["folder", "checkpoint", "file"])
 def test_full_training_starts_from_a_checkpoint(kind, tmp_path):
-    transformer = LTX2VideoTransformer3DModel.from_pretrained(
-        packaged_checkpoint("ltx2-tiny"), subfolder="transformer"
-    )
+    transformer = LTX2VideoTransformer3DModel.from_pretrained(tiny_checkpoint("2.0"), subfolder="transformer")
     with torch.no_grad():
         for parameter in transformer.parameters():
             parameter.mul_(1.5)
@@ -91,9 +90,7 @@ def test_full_training_starts_from_a_checkpoint(kind, tmp_path):
 
 
 def test_full_training_refuses_weights_of_another_model(tmp_path):
-    transformer = LTX2VideoTransformer3DModel.from_pretrained(
-        packaged_checkpoint("ltx2.3-tiny"), subfolder="transformer"
-    )
+    transformer = LTX2VideoTransformer3DModel.from_pretrained(tiny_checkpoint("2.3"), subfolder="transformer")
     transformer.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"is of another model than .*ltx-2-tiny.*differs"):
         loaded(config(model=FULL | {"load_checkpoint": tmp_path}))
@@ -103,7 +100,7 @@ def test_an_original_file_is_a_base_too(tmp_path):
     from ltx2_diffusers.checkpoints.convert import convert_to_original
 
     file = tmp_path / "ltx-2-tiny.safetensors"
-    convert_to_original(packaged_checkpoint("ltx2-tiny"), file)
+    convert_to_original(tiny_checkpoint("2.0"), file)
     models = loaded(config(model={"model_path": str(file)}))
     assert not models.pipeline.has("text_encoder")
     expected = loaded(config())
@@ -113,7 +110,7 @@ def test_an_original_file_is_a_base_too(tmp_path):
         ValueError, match=r"holds no text encoder.* name a Gemma folder or Hub id as `model\.text_encoder_path`"
     ):
         loaded(config(model={"model_path": str(file)}), True)
-    text = packaged_checkpoint("ltx2-tiny")
+    text = tiny_checkpoint("2.0")
     models = loaded(config(model={"model_path": str(file), "text_encoder_path": str(text)}), True)
     assert models.pipeline.has("text_encoder")
     assert models.pipeline.has("tokenizer")
@@ -124,7 +121,7 @@ def test_a_hub_id_is_read_from_the_local_cache(tmp_path, monkeypatch):
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text(commit)
     (repository / "refs" / "v1").write_text(commit)
-    shutil.copytree(packaged_checkpoint("ltx2-tiny"), repository / "snapshots" / commit)
+    shutil.copytree(tiny_checkpoint("2.0"), repository / "snapshots" / commit)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     models = loaded(config(model={"model_path": "owner/tiny", "revision": "v1"}))
@@ -133,7 +130,7 @@ def test_a_hub_id_is_read_from_the_local_cache(tmp_path, monkeypatch):
 
 
 def test_vaes_may_lie_apart(tmp_path):
-    base = packaged_checkpoint("ltx2-tiny")
+    base = tiny_checkpoint("2.0")
     pipeline = LTX2Pipeline.from_pretrained(base, dtype=torch.bfloat16)
     with torch.no_grad():
         for name in ("vae", "audio_vae"):
@@ -229,10 +226,10 @@ def test_compiled_blocks_train_alike(monkeypatch):
     assert all("_orig_mod" not in name for name in lora_arguments(models)["transformer_lora_layers"])
 
 
-@pytest.mark.parametrize(("model", "names"), [("ltx2-tiny", 1), ("ltx2.3-tiny", 2)])
-def test_projections_of_the_text_stay_on_the_host(model, names):
+@pytest.mark.parametrize(("version", "names"), [("2.0", 1), ("2.3", 2)])
+def test_projections_of_the_text_stay_on_the_host(version, names):
     """All else goes to the device; here one without values."""
-    connectors = loaded(config(model={"model_path": model})).connectors
+    connectors = loaded(config(model={"model_path": str(tiny_checkpoint(version))})).connectors
     order = list(connectors.state_dict())
     with without_projections(connectors):
         torch.nn.Module.to(connectors, "meta")

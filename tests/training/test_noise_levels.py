@@ -3,7 +3,7 @@ import statistics
 import pytest
 import torch
 
-from ltx2_diffusers.training.objective.noise_levels import LEVELS, RowDraws, noise_levels, shifted_mean
+from ltx2_diffusers.training.objective.noise_levels import LEVELS, RowDraws, TorchDraws, noise_levels, shifted_mean
 from tests.golden_data import load_json
 from tests.training.drawing import GlobalDraws
 
@@ -93,3 +93,13 @@ def test_uniform_levels_have_the_mean_of_their_bounds():
     assert statistics.fmean(levels.tolist()) == pytest.approx(0.4, abs=0.02)
     assert levels.min() >= 0.2
     assert levels.max() <= 0.6
+
+
+def test_global_numbers_follow_from_torchs_seed():
+    drawn = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        draws = TorchDraws()
+        drawn.append([draws.normal((2, 3)), draws.uniform((2,)), torch.tensor(draws.once())])
+    assert all(torch.equal(one, other) for one, other in zip(*drawn))
+    assert drawn[0][0].shape == (2, 3) and ((drawn[0][1] >= 0) & (drawn[0][1] < 1)).all()

@@ -12,9 +12,10 @@ from accelerate.utils.launch import prepare_multi_gpu_env
 from safetensors.torch import load_file
 
 import ltx2_diffusers
-from ltx2_diffusers import LTX2Pipeline, packaged_checkpoint
+from ltx2_diffusers import LTX2Pipeline
 from ltx2_diffusers.training.trained.network import TrainingNetwork
 from ltx2_diffusers.training.trained.sharding import check_sharding
+from tests.tiny_checkpoints import tiny_checkpoint
 from tests.training.running import config, stored_samples
 from tests.training.test_processes import losses, started
 
@@ -46,7 +47,7 @@ def test_accelerate_reads_the_launch_files(name):
 
 
 def test_the_class_that_is_wrapped_is_that_of_the_blocks():
-    pipe = LTX2Pipeline.from_pretrained(packaged_checkpoint("ltx2-tiny"), text_encoder=None, tokenizer=None)
+    pipe = LTX2Pipeline.from_pretrained(tiny_checkpoint("2.0"), text_encoder=None, tokenizer=None)
     named = launched(SHARDED)["FSDP_TRANSFORMER_CLS_TO_WRAP"]
     assert {type(block).__name__ for block in pipe.transformer.transformer_blocks} == {named}
     assert TrainingNetwork._no_split_modules == (named,)
@@ -130,7 +131,7 @@ def test_two_processes_that_share_the_weights_are_one_and_go_on_exactly(data, tm
     assert mode == "full" or all("lora_" in key for key in saved)
     assert not list(start.rglob("pytorch_model_fsdp*"))
 
-    pipe = LTX2Pipeline.from_pretrained(packaged_checkpoint("ltx2-tiny"), text_encoder=None, tokenizer=None)
+    pipe = LTX2Pipeline.from_pretrained(tiny_checkpoint("2.0"), text_encoder=None, tokenizer=None)
     if mode == "lora":
         pipe.load_lora_weights(start.with_name("checkpoint-4"))
     else:

@@ -8,10 +8,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from ltx2_diffusers import LTX2Pipeline, packaged_checkpoint
+from ltx2_diffusers import LTX2Pipeline
 from ltx2_diffusers.data.samples import write_sample
 from ltx2_diffusers.training.config_files import parse_config
 from ltx2_diffusers.training.trainer import LTX2Trainer
+from tests.tiny_checkpoints import tiny_checkpoint
 from tests.training.running import Losses, config, settings, stored_samples
 
 
@@ -48,7 +49,7 @@ def test_every_strategy_learns_and_its_lora_loads(data, tmp_path, strategy):
     losses, checkpoint, stats = run_with(data, tmp_path, strategy)
     assert len(losses) == 2
     assert all(loss == loss and loss > 0 for loss in losses)
-    pipe = LTX2Pipeline.from_pretrained(packaged_checkpoint("ltx2-tiny"), text_encoder=None, tokenizer=None)
+    pipe = LTX2Pipeline.from_pretrained(tiny_checkpoint("2.0"), text_encoder=None, tokenizer=None)
     pipe.load_lora_weights(checkpoint)
     weights = load_file(checkpoint / "pytorch_lora_weights.safetensors")
     assert any(value.abs().sum() > 0 for name, value in weights.items() if "lora_B" in name)
@@ -236,7 +237,7 @@ def test_the_whole_transformer_publishes_its_average_in_the_precision_that_is_as
 
 def test_the_whole_transformer_trains(data, tmp_path):
     _, checkpoint, _ = run(data, tmp_path, model={"training_mode": "full"}, optimization={"learning_rate": 1e-4})
-    pipe = LTX2Pipeline.from_pretrained(packaged_checkpoint("ltx2-tiny"), text_encoder=None, tokenizer=None)
+    pipe = LTX2Pipeline.from_pretrained(tiny_checkpoint("2.0"), text_encoder=None, tokenizer=None)
     trained = type(pipe.transformer).from_pretrained(checkpoint / "transformer")
     before = pipe.transformer.state_dict()
     after = trained.state_dict()

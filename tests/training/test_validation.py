@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from peft import LoraConfig
 
-from ltx2_diffusers import LTX2Pipeline, LTX2Scheduler, packaged_checkpoint
+from ltx2_diffusers import LTX2Pipeline, LTX2Scheduler
 from ltx2_diffusers.media import preprocess
 from ltx2_diffusers.media.reading import probe, read_video
 from ltx2_diffusers.media.writing import write_audio, write_video
@@ -27,6 +27,7 @@ from ltx2_diffusers.training.validation.files import contact_sheet, side_by_side
 from ltx2_diffusers.training.validation.requests import sample_calls
 from ltx2_diffusers.training.validation.validator import _share
 from tests.golden_data import load_json
+from tests.tiny_checkpoints import tiny_checkpoint
 from tests.training import tiny
 
 DIMS = [64, 64, 17]
@@ -35,7 +36,7 @@ RATE = 25.0
 
 @pytest.fixture(scope="module")
 def pipeline():
-    return LTX2Pipeline.from_pretrained(packaged_checkpoint("ltx2-tiny"))
+    return LTX2Pipeline.from_pretrained(tiny_checkpoint("2.0"))
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,7 @@ def media(tmp_path_factory):
 def settings(tmp_path, **validation):
     return TrainingConfig.model_validate(
         {
-            "model": {"model_path": "ltx2-tiny"},
+            "model": {"model_path": str(tiny_checkpoint("2.0"))},
             "lora": {},
             "data": {"preprocessed_data_root": str(tmp_path)},
             "tracking": {"progress_bar": False},
@@ -377,7 +378,7 @@ def test_random_states_and_modes_return_after_an_error():
 
 
 def test_dropout_of_the_adapter_rests_and_training_goes_on(tmp_path):
-    own = LTX2Pipeline.from_pretrained(packaged_checkpoint("ltx2-tiny"))
+    own = LTX2Pipeline.from_pretrained(tiny_checkpoint("2.0"))
     adapter = LoraConfig(r=4, lora_alpha=4, lora_dropout=0.9, target_modules=["to_q"], init_lora_weights=False)
     own.transformer.add_adapter(adapter)
     own.transformer.enable_gradient_checkpointing()
@@ -473,12 +474,13 @@ def test_tensorboard_shows_pictures_and_sound(pipeline, tmp_path):
     assert 0 <= heard.length_frames - 17 / RATE * heard.sample_rate < 1024
 
 
-@pytest.mark.parametrize(("model", "rate"), [("ltx2-tiny", 24000), ("ltx2.3-tiny", 48000)])
-def test_a_run_of_any_generation_makes_samples(tmp_path, model, rate):
+@pytest.mark.parametrize(("version", "rate"), [("2.0", 24000), ("2.3", 48000)])
+def test_a_run_of_any_generation_makes_samples(tmp_path, version, rate):
     """Weights in bfloat16, adapters on transformer and connectors in float32, decoders on the host."""
     said = {"prompts": ["a cat"], "video_dims": DIMS, "inference_steps": 2}
     lora = {"target_modules": ["all", "connectors"]}
-    config = tiny.config(lora, model={"model_path": model}, validation=said, tracking={"progress_bar": False})
+    model = {"model_path": str(tiny_checkpoint(version))}
+    config = tiny.config(lora, model=model, validation=said, tracking={"progress_bar": False})
     models = tiny.loaded(config, needs_decoders=True)
     (sample,) = Validator(config, models, torch.device("cpu")).sample(0, tmp_path, Accelerator(cpu=True))
     assert probe(sample.path).sampling_rate == rate

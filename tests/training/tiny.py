@@ -1,4 +1,4 @@
-"""Configurations of runs on the packaged miniatures, and steps written by hand."""
+"""Configurations of runs on the tiny checkpoints, and steps written by hand."""
 
 from typing import Any
 
@@ -8,14 +8,15 @@ from ltx2_diffusers.training.config import TrainingConfig
 from ltx2_diffusers.training.optimisers import make_optimizer
 from ltx2_diffusers.training.trained.models import TrainedModels, load_models
 from tests.models.transformer_tools import tiny_inputs
+from tests.tiny_checkpoints import tiny_checkpoint
 
 CPU = torch.device("cpu")
 
 
 def config(lora: dict[str, Any] | None = None, **sections: dict[str, Any]) -> TrainingConfig:
-    """A run on the packaged miniature, with sections of their own values in place of the defaults."""
+    """A run on the tiny checkpoint of 2.0, with sections of their own values in place of the defaults."""
     values: dict[str, Any] = {
-        "model": {"model_path": "ltx2-tiny"},
+        "model": {"model_path": str(tiny_checkpoint("2.0"))},
         "data": {"preprocessed_data_root": "/data"},
         "lora": {"rank": 4, "alpha": 4} | (lora or {}),
         "optimization": {"learning_rate": 0.01, "enable_gradient_checkpointing": True},

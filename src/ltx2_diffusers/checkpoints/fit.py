@@ -44,7 +44,7 @@ _COUNTS = {
         "block_out_channels": r"encoder\.down_blocks\.(\d+)\.",
         "decoder_block_out_channels": r"decoder\.up_blocks\.(\d+)\.",
     },
-    "audio_vae": {"ch_mult": r"encoder\.down\.(\d+)\.", "num_res_blocks": r"encoder\.down\.0\.block\.(\d+)\."},
+    "audio_vae": {"ch_mult": r"decoder\.up\.(\d+)\.", "num_res_blocks": r"encoder\.down\.0\.block\.(\d+)\."},
     "vocoder": {
         "upsample_factors": r"(?:vocoder\.)?upsamplers\.(\d+)\.",
         "bwe_upsample_factors": r"bwe_generator\.upsamplers\.(\d+)\.",

@@ -69,12 +69,9 @@ def write_scheduler(folder: Path, distilled: bool) -> None:
     write_json(folder / "scheduler_config.json", config)
 
 
-def write_model_index(folder: Path, components: Mapping[str, tuple[str, str]], **notes: str) -> None:
-    """Writes `model_index.json` of an `LTX2Pipeline`, with empty entries for what the folder lacks.
-
-    Loaders pass over `notes`, whose names begin with an underscore.
-    """
-    index: dict[str, Any] = {"_class_name": "LTX2Pipeline", "_diffusers_version": diffusers_version, **notes}
+def write_model_index(folder: Path, components: Mapping[str, tuple[str, str]]) -> None:
+    """Writes `model_index.json` of an `LTX2Pipeline`, with empty entries for what the folder lacks."""
+    index: dict[str, Any] = {"_class_name": "LTX2Pipeline", "_diffusers_version": diffusers_version}
     index |= {name: [None, None] for name in _ABSENT}
     index["scheduler"] = list(to_portable(PACKAGE, "LTX2Scheduler"))
     index |= {name: list(pair) for name, pair in components.items()}

@@ -1,11 +1,11 @@
-"""The miniature checkpoints that come with the package: random weights, real structure, no network."""
+"""The miniature checkpoint that comes with the package: real structure, small, no network."""
 
 import difflib
 from importlib import resources
 from pathlib import Path
 
 # Name -> folder under resources/checkpoints.
-_FOLDERS = {"ltx2-tiny": "ltx-2-tiny", "ltx2.3-tiny": "ltx-2.3-tiny"}
+_FOLDERS = {"ltx2-mini": "ltx2-mini"}
 PACKAGED = tuple(_FOLDERS)
 
 
@@ -24,8 +24,8 @@ def packaged_checkpoint(name: str) -> Path:
     """Return the folder of a packaged miniature checkpoint, in diffusers' layout.
 
     Args:
-        name: `"ltx2-tiny"` (LTX-2.0, sound at 24 kHz) or `"ltx2.3-tiny"` (LTX-2.3, 48 kHz). Their sub-folders
-            `latent_upsampler` and `temporal_upsampler` hold the two kinds of upsampler.
+        name: `"ltx2-mini"`, which has the structure of LTX-2.0 and was trained on a miniature world of coloured shapes.
+            Its sub-folder `latent_upsampler` holds the spatial upsampler.
 
     Raises:
         ValueError: If no checkpoint has that name.

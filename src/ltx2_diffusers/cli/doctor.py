@@ -12,9 +12,9 @@ def add_parser(commands: Any) -> None:
     """Add the subcommand to the parser."""
     parser = commands.add_parser(
         "doctor",
-        help="check every component against packaged reference numbers",
-        description="Run every component on packaged inputs and compare with the numbers of the reference "
-        "implementations. Exit status 1 if one differs by more than the tolerance.",
+        help="check every component of the packaged miniature against stored numbers",
+        description="Run every component of the packaged miniature on stored inputs and compare with what diffusers "
+        "computes from the same weights. Exit status 1 if one differs by more than the tolerance.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--device", default="cpu", help="where to run: cpu, cuda, cuda:1, mps")

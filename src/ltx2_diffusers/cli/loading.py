@@ -8,7 +8,7 @@ from ..checkpoints.packaged import PACKAGED, checkpoint_path, meant_instead
 from .values import Options
 
 DTYPES = ("bfloat16", "float16", "float32")
-CHECKPOINT = "ltx2-tiny"
+CHECKPOINT = "ltx2-mini"
 _SINGLE_FILES = (".safetensors", ".sft")
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 

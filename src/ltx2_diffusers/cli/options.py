@@ -221,8 +221,8 @@ _GROUPS: dict[str, tuple[Option, ...]] = {
     ),
     "checkpoint and LoRA": (
         Option("checkpoint", "NAME", default=CHECKPOINT, record="checkpoint", called=("pretrained_model_name_or_path",),
-            help="folder or Hub id in diffusers layout, an original .safetensors file, or the name of a packaged miniature "
-            "(ltx2-tiny, the default, or ltx2.3-tiny: random weights, for trying things out)"),
+            help="folder or Hub id in diffusers layout, an original .safetensors file, or the name of the packaged miniature, "
+            "ltx2-mini (the default)"),
         Option("text_encoder", "NAME", excludes=("no_text_encoder",), record="checkpoint",
             help="Gemma folder or Hub id; needed with an original file"),
         Option("upsampler", "PATH", needs=("two_stage", "distilled"),
@@ -232,7 +232,7 @@ _GROUPS: dict[str, tuple[Option, ...]] = {
             needs=("two_stage", "distilled"), excludes=("refine_with_same_weights",),
             help="the LoRA with which a dev checkpoint refines (--two-stage) or runs throughout (--distilled)"),
         Option("refine_with_same_weights", None, "stage_2_adapters", gives={}, needs=("two_stage",),
-            help="refine without --distilled-lora, as the packaged miniatures do"),
+            help="refine without --distilled-lora, as the packaged miniature does"),
         Option("device", "NAME", help="cpu, cuda, cuda:1, mps; default the best present"),
         Option("dtype", DTYPES, help="default bfloat16 on a GPU, float32 on a CPU"),
         Option("offload", ("none", "model", "sequential"), default="none",

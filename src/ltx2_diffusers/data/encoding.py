@@ -239,8 +239,9 @@ def encode_sound(pipeline: LTX2GenerationPipeline, sound: Sound) -> torch.Tensor
 
 def check_caption_length(pipeline: LTX2GenerationPipeline, max_sequence_length: int) -> None:
     """Raise `ValueError` if captions cannot have so many tokens, or a network that they need is not loaded."""
-    _text_encoder(pipeline).require("text_encoder", "tokenizer", "connectors")
-    _text_encoder(pipeline).check_length(max_sequence_length)
+    encoder = _text_encoder(pipeline)
+    encoder.require("text_encoder", "tokenizer", "connectors")
+    encoder.check_length(encoder.fitting_length(max_sequence_length))
 
 
 def _text_encoder(pipeline: LTX2GenerationPipeline) -> TextEncoder:
@@ -258,15 +259,16 @@ def encode_captions(
     Args:
         pipeline: With its text encoder, tokenizer and connectors.
         captions: Texts.
-        max_sequence_length: Most tokens of a text, default 1024; longer ones are cut.
+        max_sequence_length: Most tokens of a text; longer ones are cut. Default 1024, or the tokenizer's
+            `model_max_length` if that is less.
 
     Returns:
         For each caption `video_prompt_embeds` bfloat16 `[n, W]` and, where the streams have projections of their own,
         `audio_prompt_embeds`; rows of its tokens only.
     """
     check_caption_length(pipeline, max_sequence_length)
-    prompts = Prompts(list(captions), max_sequence_length=max_sequence_length)
-    states, _ = _text_encoder(pipeline).states(prompts, with_negative=False)
+    encoder, prompts = _text_encoder(pipeline), Prompts(list(captions), max_sequence_length=max_sequence_length)
+    states, _ = encoder.states(encoder.within_limit(prompts), with_negative=False)
     video, audio = pipeline.connectors.extract_features(states.hidden.to(pipeline.connectors.dtype), states.mask)
     streams = {VIDEO_TEXT: video} if audio is video else {VIDEO_TEXT: video, AUDIO_TEXT: audio}
     return [

@@ -21,6 +21,7 @@ from .attention import FeedForward, LTX2Attention
 from .loading import CheckpointMixin
 from .rope import RotaryPositionEmbedding, RotarySpec, RotaryTables
 from .saving import AtomicAdapterSaveMixin
+from .tensor_memo import host_can_read
 
 # Epsilon of all normalisations here; it is no config key.
 EPS = 1e-6
@@ -384,7 +385,7 @@ class LTX2TextConnectors(CheckpointMixin, AtomicAdapterSaveMixin, ModelMixin, Pe
         self._check_inputs(states, mask, padding_side, length)
         if not self.has_registers:
             states, mask = pad_positions(states, mask, length, padding_side)
-        elif not torch.compiler.is_compiling():
+        elif host_can_read(mask):
             states, mask = trim_padding(states, mask)
         return self.run_connectors(*self.extract_features(states, mask, scale_factor), mask, length)
 

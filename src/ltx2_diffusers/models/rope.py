@@ -53,13 +53,15 @@ def prepare_video_coords(
         torch.arange(0, size, step, dtype=torch.float32, device=device)
         for size, step in zip((num_frames, height, width), steps)
     ]
-    starts = torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1)
-    steps_column = torch.tensor(steps, dtype=torch.float32, device=device)[:, None]
-    factors_column = torch.tensor(scale_factors, dtype=torch.float32, device=device)[:, None, None]
-    bounds = torch.stack([starts, starts + steps_column], dim=-1) * factors_column
+    grids = torch.meshgrid(*axes, indexing="ij")
+    # Numbers, not tensors of them: those would have to come from the CPU, which the recording of a graph on a GPU forbids.
+    frames, rows, columns = (
+        torch.stack([starts, starts + step], dim=-1).flatten(0, 2) * factor
+        for starts, step, factor in zip(grids, steps, scale_factors)
+    )
     # A latent frame covers `scale_factors[0]` pixel frames, the first one only `causal_offset` of them.
-    seconds = (bounds[0] + causal_offset - scale_factors[0]).clamp(min=0) / fps
-    return torch.stack([seconds, bounds[1], bounds[2]]).repeat(batch_size, 1, 1, 1)
+    seconds = (frames + causal_offset - scale_factors[0]).clamp(min=0) / fps
+    return torch.stack([seconds, rows, columns]).repeat(batch_size, 1, 1, 1)
 
 
 def prepare_audio_coords(
@@ -108,6 +110,19 @@ def rotary_frequencies(count: int, theta: float = 10000.0, double_precision: boo
     return (torch.pow(theta, exponents) * torch.pi / 2.0).to(torch.float32)
 
 
+_FREQUENCIES: dict[tuple[int, float, bool, torch.device], torch.Tensor] = {}
+
+
+def _frequencies(count: int, theta: float, double_precision: bool, device: torch.device) -> torch.Tensor:
+    """[`rotary_frequencies`] on a device, where they stay: a copy from the CPU would wait, and cannot be in a CUDA graph."""
+    if torch.compiler.is_compiling() or device.type == "cpu":
+        return rotary_frequencies(count, theta, double_precision).to(device)
+    key = count, theta, double_precision, device
+    if key not in _FREQUENCIES:
+        _FREQUENCIES[key] = rotary_frequencies(count, theta, double_precision).to(device)
+    return _FREQUENCIES[key]
+
+
 def rotary_tables(
     fractions: torch.Tensor,
     dim: int,
@@ -132,7 +147,7 @@ def rotary_tables(
         memory laid out `[B, T, H, r]`; `[B, T, D]` for `"interleaved"`.
     """
     num_axes = fractions.shape[-1]
-    frequencies = rotary_frequencies(dim // (2 * num_axes), theta, double_precision).to(fractions.device)
+    frequencies = _frequencies(dim // (2 * num_axes), theta, double_precision, fractions.device)
     # The largest angles exceed 1e4, where float32 is coarse: trained models saw exactly this order of operations.
     angles = ((fractions * 2 - 1).unsqueeze(-2) * frequencies[:, None]).flatten(2)
     # Entries that no axis uses lie first and are not rotated.

@@ -258,7 +258,8 @@ class Arguments(Texts):
         callback_on_step_end_tensor_inputs: What `tensors` holds: any of `latents`, `audio_latents`,
             `prompt_embeds`, `negative_prompt_embeds`, and `denoised`, the step's prediction of the clean video as
             normalised latents `[B, C, F, h, w]`. `None` asks for none. A diffusers `PipelineCallback` says it itself.
-        max_sequence_length: Text positions T of texts; longer prompts are cut.
+        max_sequence_length: Text positions T of texts; longer prompts are cut. Default 1024, or the tokenizer's
+            `model_max_length` if that is less.
         sampler: Name of the sampler; see [`~ltx2_diffusers.sampling.samplers.SAMPLERS`]. Default the preset's.
         guidance_options: Skipped steps, other formulas, scales by noise level, and a negative prompt without
             classifier-free guidance; see [`~ltx2_diffusers.guidance.GuidanceOptions`].

@@ -98,10 +98,6 @@ class LTX2PipelineBase(saving.AtomicSaveMixin, DiffusionPipeline):
             pipeline = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         read = {name: component for name, component in pipeline.components.items() if name not in kwargs}
         pipeline_folder.check_language_models(read, folder)
-        note = pipeline_folder.read_object(folder / pipeline_folder.INDEX).get("_weights")
-        if note is not None:
-            # What is said of the weights is passed on when they are saved again.
-            pipeline.register_to_config(_weights=note)
         return pipeline
 
     @classmethod

@@ -4,6 +4,7 @@ Shapes: B prompts, N tokens of the longest prompt, T padded text positions, C la
 """
 
 import inspect
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,6 +21,10 @@ Contexts = tuple[TextContext, TextContext | None]
 """What the streams attend to, of the positive and the negative prompts."""
 MAX_VIDEOS = 1000
 EMBEDS = ("prompt_embeds", "negative_prompt_embeds")
+
+
+DEFAULT_TEXT_POSITIONS = 1024
+"""Of the published models, which were trained with it."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ class Prompts:
         prompt, negative_prompt: Texts.
         embeds, masks: `prompt_embeds` and `negative_prompt_embeds`, and their attention masks.
         num_videos_per_prompt: Videos per prompt.
-        max_sequence_length: Text positions of texts; given states keep theirs.
+        max_sequence_length: Text positions of texts, see [`TextEncoder.within_limit`]; given states keep theirs.
         enhancement: Whether and how the prompt is rewritten first.
     """
 
@@ -55,7 +60,7 @@ class Prompts:
     embeds: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)
     masks: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)
     num_videos_per_prompt: int = 1
-    max_sequence_length: int = 1024
+    max_sequence_length: int = DEFAULT_TEXT_POSITIONS
     enhancement: Enhancement = Enhancement()
 
     @property
@@ -119,11 +124,8 @@ class TextEncoder:
         others = prompts.negative_texts(count) if with_negative and negative is None else []
         if positive is None or others:
             self.require("tokenizer", "text_encoder")
-            length, stripped = prompts.max_sequence_length, [text.strip() for text in texts + others]
-            check_vocabulary(self.tokenizer)
-            tokens = self.tokenizer(stripped, truncation=True, max_length=length, add_special_tokens=True)
-            check_tokens(tokens.input_ids, self.model)
-            states = self._run(tokens.input_ids, length, dtype)
+            length = prompts.max_sequence_length
+            states = self.run(*self.tokens(texts + others, length), length, dtype)
             hidden, masks = (part.split([len(texts), len(others)]) for part in (states.hidden, states.mask))
         if positive is None:
             positive = TextStates(hidden[0], masks[0])
@@ -140,17 +142,34 @@ class TextEncoder:
         stacked = embeds.unflatten(2, (-1, layers)) if embeds.ndim == 3 else embeds
         return TextStates(stacked.to(self.device), mask.to(self.device))
 
-    def _run(self, tokens: Sequence[list[int]], max_sequence_length: int, dtype: torch.dtype | None) -> TextStates:
-        """Run the language model over valid tokens.
+    def tokens(self, texts: Sequence[str], longest: int, shortest: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens of texts and which of them are valid (1), both `[B, N]`, left-padded to the longest of the texts.
+
+        Args:
+            texts: B of them.
+            longest: Longer texts are cut off.
+            shortest: N is at least as much.
+        """
+        check_vocabulary(self.tokenizer)
+        stripped = [text.strip() for text in texts]
+        tokens = self.tokenizer(stripped, truncation=True, max_length=longest, add_special_tokens=True).input_ids
+        check_tokens(tokens, self.model)
+        length = max([shortest, *map(len, tokens)])
+        pad = next((i for i in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id) if i is not None), 0)
+        input_ids = torch.tensor([[pad] * (length - len(ids)) + ids for ids in tokens], device=self.device)
+        return input_ids, torch.tensor(
+            [[0] * (length - len(ids)) + [1] * len(ids) for ids in tokens], device=self.device
+        )
+
+    def run(
+        self, input_ids: torch.Tensor, mask: torch.Tensor, max_sequence_length: int, dtype: torch.dtype | None = None
+    ) -> TextStates:
+        """Run the language model over tokens `[B, N]`.
 
         Causal attention makes the states of a token independent of the padding in front of it, so only as many
         positions as the longest prompt needs are computed, at the places which they have in the padded sequence.
         """
-        length = max(1, max(len(ids) for ids in tokens))
-        pad = next((i for i in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id) if i is not None), 0)
-        input_ids = torch.tensor([[pad] * (length - len(ids)) + ids for ids in tokens], device=self.device)
-        mask = torch.tensor([[0] * (length - len(ids)) + [1] * len(ids) for ids in tokens], device=self.device)
-        positions = torch.arange(max_sequence_length - length, max_sequence_length, device=self.device)
+        positions = torch.arange(max_sequence_length - mask.shape[1], max_sequence_length, device=self.device)
         extra = {}
         if "logits_to_keep" in inspect.signature(self.model.forward).parameters:
             # The vocabulary projection over zero positions costs nothing. The model is still called as a whole,
@@ -159,7 +178,7 @@ class TextEncoder:
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=mask,
-            position_ids=positions.expand(len(tokens), -1),
+            position_ids=positions.expand(len(mask), -1),
             output_hidden_states=True,
             use_cache=False,
             **extra,
@@ -185,6 +204,18 @@ class TextEncoder:
         contexts = TextContext(video, audio).split([len(part.mask) for part in present])
         return contexts[0], contexts[1] if len(contexts) == 2 else None
 
+    def within_limit(self, prompts: Prompts) -> Prompts:
+        """The prompts with, instead of the default, no more text positions than the tokenizer takes."""
+        return replace(prompts, max_sequence_length=self.fitting_length(prompts.max_sequence_length))
+
+    def fitting_length(self, length: int) -> int:
+        """Text positions: those of `length`, or of the tokenizer's `model_max_length` if that is below the default."""
+        return min(length, self._longest_text) if length == DEFAULT_TEXT_POSITIONS else length
+
+    @property
+    def _longest_text(self) -> int:
+        return getattr(self.tokenizer, "model_max_length", sys.maxsize)
+
     def check_length(self, length: int) -> None:
         """Texts get as many positions as whole sets of registers fill, and no more than the models know."""
         multiple = longest = 1
@@ -193,6 +224,7 @@ class TextEncoder:
         if "text_encoder" not in self.absent:
             text_config = self.model.config.get_text_config()
             longest = min(longest, getattr(text_config, "max_position_embeddings", longest))
+        longest = min(longest, self._longest_text)
         if length % multiple or (multiple > 1 and length > longest):
             lower = min(length, longest) // multiple * multiple
             nearest = [number for number in (lower, lower + multiple) if 0 < number <= longest]
@@ -222,6 +254,7 @@ def encode_prompt(
     check_prompts(replace(prompts, prompt=prompt, negative_prompt=negative_prompt))
     if dtype is not None and not dtype.is_floating_point:
         raise ValueError(f"`dtype` has to be a floating-point type but is {dtype}; use torch.float32")
+    prompts = encoder.within_limit(prompts)
     positive, negative = encoder.states(prompts, with_negative, dtype)
     # Given states keep their length, and a text beside them takes it.
     length = max(part.length for part in (positive, negative) if part is not None)

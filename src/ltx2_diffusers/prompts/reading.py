@@ -58,6 +58,7 @@ class PromptReader:
             with_picture: Whether they are rewritten for a picture.
             watched: Names of tensors that somebody watches.
         """
+        asked, prompts = prompts.max_sequence_length, self.encoder.within_limit(prompts)
         count, wish = check_prompts(prompts), prompts.enhancement
         if "connectors" not in self.encoder.absent:
             config = self.encoder.connectors.config
@@ -73,7 +74,7 @@ class PromptReader:
         if cache is None:
             self.encoder.require(*(["text_encoder", "tokenizer"] if has_texts else []), "connectors")
         elif self.encoder.absent and not wish.enabled:
-            self._looked_up(cache, _texts(prompts, with_negative), prompts.max_sequence_length)
+            self._looked_up(cache, _texts(prompts, with_negative), asked)
         return count * prompts.num_videos_per_prompt
 
     def read(
@@ -91,14 +92,14 @@ class PromptReader:
             generator: Its initial seed takes the place of the enhancement's.
             picture: First picture of the video, which a rewritten prompt continues.
         """
-        enhanced = None
+        enhanced, asked, prompts = None, prompts.max_sequence_length, self.encoder.within_limit(prompts)
         if prompts.enhancement.enabled:
             wish, device = prompts.enhancement, self.encoder.device
             enhanced = enhance(self.chat, prompts.texts, wish, device, generator, picture)
             prompts = replace(prompts, prompt=enhanced)
         cache, embeds = self._cache_for(prompts.as_states, watched), {}
         if cache is not None:
-            positive, negative = self._cached(cache, prompts, with_negative)
+            positive, negative = self._cached(cache, prompts, with_negative, asked)
         else:
             states = self.encoder.states(prompts, with_negative)
             length, longest = prompts.max_sequence_length, max(part.length for part in states if part is not None)
@@ -115,15 +116,18 @@ class PromptReader:
         """The cache, unless states are given or watched."""
         return None if as_states or any(name in watched for name in EMBEDS) else self.cache
 
-    def _cached(self, cache: PromptCache, prompts: Prompts, with_negative: bool) -> Contexts:
-        """Contexts of the positive and negative prompts, encoding and storing those that the cache lacks."""
+    def _cached(self, cache: PromptCache, prompts: Prompts, with_negative: bool, asked: int) -> Contexts:
+        """Contexts of the positive and negative prompts, encoding and storing those that the cache lacks.
+
+        They are kept under the text positions `asked` for: a pipeline without a tokenizer does not know its limit.
+        """
         texts, length = _texts(prompts, with_negative), prompts.max_sequence_length
-        by, contexts, missing = self._looked_up(cache, texts, length)
+        by, contexts, missing = self._looked_up(cache, texts, asked)
         # All runs of the language model come first, since under offloading each change of model costs a transfer.
         states = {text: self.encoder.states(Prompts(text, max_sequence_length=length), False) for text in missing}
         for text in missing:
             contexts[text], _ = self.encoder.contexts(states.pop(text), length)
-            cache.store(by, PromptKey(text, length), contexts[text])
+            cache.store(by, PromptKey(text, asked), contexts[text])
         rows = [contexts[text] for text in texts]
         count = len(rows) // 2 if with_negative else len(rows)
         return _stacked(rows[:count]), _stacked(rows[count:]) if with_negative else None

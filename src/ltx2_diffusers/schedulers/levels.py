@@ -58,9 +58,10 @@ def _flow_match_levels(scheduler: Scheduler, num_tokens: int, sigmas: Sequence[f
             "the scheduler's `stochastic_sampling` and `invert_sigmas` are not supported; build it with both off"
         )
     mu = shift_at(config, num_tokens)
-    if config.get("use_dynamic_shifting") and mu > MAX_SHIFT:
+    most = config.get("max_shift", MAX_SHIFT)
+    if config.get("use_dynamic_shifting") and mu > most:
         logger.warning(
-            f"{num_tokens} video tokens shift the noise schedule by {mu:.2f}, beyond the {MAX_SHIFT} that the model "
+            f"{num_tokens} video tokens shift the noise schedule by {mu:.2f}, beyond the {most} that the model "
             "was trained with; LTX2Scheduler.from_config(pipe.scheduler.config) keeps the trained shift at any size"
         )
     levels = check_sigmas(sigmas).tolist()

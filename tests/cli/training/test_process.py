@@ -39,7 +39,7 @@ def test_a_folder_becomes_samples(clips, capsys):
     words = (
         clips,
         "--checkpoint",
-        "ltx2-tiny",
+        "ltx2-mini",
         "--resolution-buckets",
         "64x64x9",
         "--device",
@@ -87,23 +87,23 @@ def test_the_options_of_the_reference_are_taken(tmp_path):
         progress_bar=False,
     )
     options = parsed(
-        "data.csv", "--checkpoint", "ltx2-tiny", "--skip-audio", "--dtype", "float16", "--offload", "model"
+        "data.csv", "--checkpoint", "ltx2-mini", "--skip-audio", "--dtype", "float16", "--offload", "model"
     )
     made = process.process_options(options, "cuda")
     assert (made.with_audio, made.source.dtype, made.source.offload) == (False, torch.float16, "model")
-    default = process.process_options(parsed("data.csv", "--checkpoint", "ltx2-tiny"), "cuda")
-    assert default == ProcessOptions(Path("data.csv"), Source("ltx2-tiny", device="cuda", dtype=torch.bfloat16))
+    default = process.process_options(parsed("data.csv", "--checkpoint", "ltx2-mini"), "cuda")
+    assert default == ProcessOptions(Path("data.csv"), Source("ltx2-mini", device="cuda", dtype=torch.bfloat16))
 
 
 def test_messages_name_options(clips):
     with pytest.raises(ValueError, match=r"need --resolution-buckets, the sizes"):
-        run(clips, "--checkpoint", "ltx2-tiny", "--device", "cpu")
+        run(clips, "--checkpoint", "ltx2-mini", "--device", "cpu")
     with pytest.raises(ValueError, match=r"^--audio-durations must look like 2\.0;4\.0"):
-        run(clips, "--checkpoint", "ltx2-tiny", "--audio-durations", "x", "--device", "cpu")
-    with pytest.raises(ValueError, match="no such folder; did you mean the packaged 'ltx2-tiny'"):
-        run(clips, "--checkpoint", "ltx2-tny", "--device", "cpu")
+        run(clips, "--checkpoint", "ltx2-mini", "--audio-durations", "x", "--device", "cpu")
+    with pytest.raises(ValueError, match="no such folder; did you mean the packaged 'ltx2-mini'"):
+        run(clips, "--checkpoint", "ltx2-mni", "--device", "cpu")
     with pytest.raises(FileNotFoundError, match="there is no dataset '/batch_size/x'"):
-        run("/batch_size/x", "--checkpoint", "ltx2-tiny", "--device", "cpu")
+        run("/batch_size/x", "--checkpoint", "ltx2-mini", "--device", "cpu")
 
 
 def test_help_states_how_frame_rates_are_handled(capsys):
@@ -118,7 +118,7 @@ def test_many_problems_are_not_all_shown(clips, capsys, monkeypatch):
     monkeypatch.setattr(process, "_NAMED_PROBLEMS", 1)
     (clips / "bad2.mp4").touch()
     (clips / "bad2.txt").write_text("x")
-    run(clips, "--checkpoint", "ltx2-tiny", "--resolution-buckets", "64x64x9", "--device", "cpu", "--no-progress-bar")
+    run(clips, "--checkpoint", "ltx2-mini", "--resolution-buckets", "64x64x9", "--device", "cpu", "--no-progress-bar")
     assert f"skipped: 1 more, see {clips / '.precomputed' / 'skipped.json'}" in capsys.readouterr().out
     listed = json.loads((clips / ".precomputed" / "skipped.json").read_text())
     assert [entry["clip"] for entry in listed["skipped"]] == ["bad", "bad2"]
@@ -126,4 +126,4 @@ def test_many_problems_are_not_all_shown(clips, capsys, monkeypatch):
 
 def test_parsing_loads_no_networks(monkeypatch):
     monkeypatch.setitem(sys.modules, "ltx2_diffusers.data.processing", None)
-    parsed("data.csv", "--checkpoint", "ltx2-tiny")
+    parsed("data.csv", "--checkpoint", "ltx2-mini")

@@ -236,3 +236,34 @@ def test_a_save_that_fails_leaves_the_folder_as_it_was(tmp_path):
         save_networks(step, tmp_path / "out")
     assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_cuda_graphs_are_refused_where_there_are_none():
+    with pytest.raises(
+        ValueError, match="cuda_graphs need a step on a GPU without a critic, but Line is on cpu without"
+    ):
+        fit(Line(), Line().parameters(), [POINTS], 1, 0.1, FitOptions(cuda_graphs=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_replayed_steps_are_the_steps_themselves(optimizer):
+    """A transformer with texts, of two sizes of clips in turn; needs a GPU."""
+    from tests.training.components.test_flow import PROMPTS, flow_with_texts, latents
+
+    found = []
+    for cuda_graphs in (False, True):
+        step = flow_with_texts("2.0").to("cuda")
+        clips = [latents(), latents()]
+        clips[1]["latents"]["latents"] = clips[1]["latents"]["latents"][:, :, :1]
+        batches = [{**part, **step.tokens(PROMPTS, 20)} for part in clips]
+        for batch in batches:
+            # Without a rate clips have 24 frames per second.
+            batch["latents"].pop("fps", None)
+        torch.manual_seed(0)
+        settings = FitOptions(optimizer=optimizer, progress=False, warmup_steps=3, cuda_graphs=cuda_graphs)
+        records = fit(step, step.parameters(), batches, 10, 1e-3, settings)
+        found.append([record["loss"] for record in records])
+    eager, replayed = map(torch.tensor, found)
+    # The same noise, rates and weights: chance is drawn in the same order.
+    assert_close(replayed, eager, rtol=1e-3, atol=1e-4)

@@ -7,7 +7,16 @@ import torch
 from torch.testing import assert_close
 
 from ltx2_diffusers.models.mel import log_mel_spectrogram
-from ltx2_diffusers.training.components.losses import haar_bands, kl_divergence, l1, mel_loss, stft_loss, wavelet_loss
+from ltx2_diffusers.training.components.losses import (
+    haar_bands,
+    kl_divergence,
+    l1,
+    mel_loss,
+    relative_error,
+    squares,
+    stft_loss,
+    wavelet_loss,
+)
 from tests.training.components.made import sound, video
 
 
@@ -18,6 +27,10 @@ def test_unequal_shapes_are_not_broadcast():
 
 def test_l1_is_the_mean_difference():
     assert_close(l1(torch.tensor([1.0, -1.0]), torch.tensor([0.0, 2.0])), torch.tensor(2.0))
+
+
+def test_squares_are_the_mean_of_squared_differences():
+    assert squares(torch.tensor([[1.0, 3.0]]), torch.tensor([[0.0, 1.0]])) == 2.5
 
 
 def test_kl_of_the_standard_normal_is_zero_and_grows_by_hand():
@@ -90,3 +103,10 @@ def test_losses_are_the_same_under_autocast(loss):
     plain = loss(made, real)
     with torch.autocast("cpu", torch.bfloat16):
         assert loss(made, real) == plain
+
+
+def test_relative_error_by_hand():
+    # Root mean squares of 0.5 and 0, each plus the softest 0.1; differences of 0.3 and 0.02.
+    real = torch.stack([torch.full((2, 4), 0.5), torch.zeros(2, 4)])
+    made = real + torch.tensor([0.3, 0.02])[:, None, None]
+    assert_close(relative_error(made, real, softest=0.1), torch.tensor((0.3 / 0.6 + 0.02 / 0.1) / 2))

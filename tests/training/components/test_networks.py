@@ -17,6 +17,7 @@ from ltx2_diffusers.training.components import (
     VideoVaeStep,
     VideoVaeWeights,
     VocoderStep,
+    VocoderWeights,
     WaveCritics,
     calibrate_video_latents,
     centre_output,
@@ -29,9 +30,9 @@ from ltx2_diffusers.training.components import (
     weighted,
 )
 from ltx2_diffusers.training.components.text_encoder import next_token_loss
-from scripts.tiny_configs import component_configs
-from scripts.tiny_text_model import build_text_encoder, build_tokenizer
 from tests.models.video_vae_tools import SMALLEST, TINY_23, TINY_CONDITIONED
+from tests.tiny_checkpoints.configs import component_configs
+from tests.tiny_checkpoints.text_model import build_text_encoder, build_tokenizer
 from tests.training.components.made import QUIET, audio_vae, ratio, sound, video, video_vae, without_gradient
 
 SMALL_STACKS = {"resnet_kernel_sizes": [3], "resnet_dilations": [[1, 3]]}
@@ -55,7 +56,7 @@ def test_video_vaes_learn(config):
 def test_a_video_vae_learns_with_a_critic():
     step = VideoVaeStep(video_vae(), VideoVaeWeights(adversarial=0.1), PairCritic(channels=4))
     records = fit(step, step.vae.parameters(), [{"pixels": video()}], 20, 3e-3, QUIET)
-    assert list(records[0]) == ["loss", "pixels", "wavelets", "kl", "adversarial", "critic"]
+    assert list(records[0]) == ["loss", "pixels", "wavelets", "squares", "kl", "adversarial", "critic"]
     assert records[-1]["pixels"] < 0.6 * records[0]["pixels"]
     last = records[-1]
     parts = last["pixels"] + 0.1 * last["wavelets"] + 1e-6 * last["kl"] + 0.1 * last["adversarial"]
@@ -67,14 +68,18 @@ def test_steps_without_a_critic_say_so():
         VideoVaeStep(video_vae()).critic_losses()
 
 
-@torch.no_grad()
-def test_noise_of_a_conditioned_decoder_is_mixed_into_normalised_latents(monkeypatch):
-    vae = video_vae(**TINY_CONDITIONED)
-    # All latents are 3, the mean, with next to no noise of their own.
+def with_mean_latents(vae: AutoencoderKLLTX2Video) -> AutoencoderKLLTX2Video:
+    """The VAE, whose latents are all 3, the mean, with next to no noise of their own, and whose deviation is 2."""
     vae.encoder.conv_out.conv.weight.zero_()
     vae.encoder.conv_out.conv.bias.copy_(torch.tensor([3.0, 3.0, 3.0, 3.0, -30.0]))
     vae.latents_mean.fill_(3.0)
     vae.latents_std.fill_(2.0)
+    return vae
+
+
+@torch.no_grad()
+def test_noise_of_a_conditioned_decoder_is_mixed_into_normalised_latents(monkeypatch):
+    vae = with_mean_latents(video_vae(**TINY_CONDITIONED))
     seen, decode = [], vae.decode
     monkeypatch.setattr(vae, "decode", lambda z, temb: seen.append((z, temb)) or decode(z, temb))
     VideoVaeStep(vae, max_decode_timestep=0.5)({"pixels": video(4, 17, 128)})
@@ -82,6 +87,22 @@ def test_noise_of_a_conditioned_decoder_is_mixed_into_normalised_latents(monkeyp
     assert 0 <= timesteps.min() < timesteps.max() <= 0.5
     # The share of noise is the timestep, and a normalised latent of 1 is one of 2.
     assert_close((latents - 3).flatten(1).std(1), 2 * timesteps, rtol=0.15, atol=1e-3)
+
+
+@torch.no_grad()
+def test_a_decoder_may_learn_to_forgive_noise_on_latents(monkeypatch):
+    vae = with_mean_latents(video_vae())
+    seen, decode = [], vae.decode
+    monkeypatch.setattr(vae, "decode", lambda z: seen.append(z) or decode(z))
+    for most in (0.0, 0.5):
+        torch.manual_seed(0)
+        VideoVaeStep(vae, latent_noise=most)({"pixels": video(4, 17, 128)})
+    exact, noisy = ((latents - 3).flatten(1).std(1) for latents in seen)
+    # Every clip has a share of its own, up to half of the deviation of 2.
+    assert exact.max() < 1e-3
+    assert 0 < noisy.min() < noisy.max() < 1.1 and len(set(noisy.tolist())) == 4
+    with pytest.raises(ValueError, match="latent_noise"):
+        VideoVaeStep(vae, latent_noise=-0.1)
 
 
 def test_an_audio_vae_learns_and_begins_at_the_mean_of_the_data():
@@ -155,6 +176,17 @@ def test_a_vocoder_learns_with_critics():
     records = fit(step, vocoder.parameters(), [batch], 15, 2e-3, QUIET)
     assert list(records[0]) == ["loss", "stft", "mel", "adversarial", "features", "critic"]
     assert records[-1]["stft"] < 0.7 * records[0]["stft"]
+
+
+def test_a_vocoder_learns_the_phases_of_a_tone_that_repeats_with_the_frames():
+    torch.manual_seed(0)
+    vocoder = LTX2Vocoder(hidden_channels=32, **SMALL_STACKS)
+    waveform = 0.3 * torch.sin(torch.arange(4800) * (2 * torch.pi * 400 / 24000)).expand(1, 2, -1)
+    step = VocoderStep(vocoder, VocoderWeights(stft=0, mel=0, samples=1))
+    batch = {"mel": waveform_to_mel(waveform, 24000), "waveform": waveform}
+    records = fit(step, vocoder.parameters(), [batch], 60, 3e-3, QUIET)
+    # Nothing but the samples counts.
+    assert records[0]["loss"] == records[0]["samples"] and records[-1]["samples"] < 0.5 * records[0]["samples"]
 
 
 def bandwidth_extension() -> LTX2VocoderWithBWE:

@@ -16,6 +16,7 @@ from .connectors import ConnectorsStep
 from .critics import PairCritic, WaveCritics
 from .fit import FitOptions, fit, save_networks
 from .initialise import centre_output, spread_latents
+from .muon import Muon
 from .statistics import calibrate_audio_latents, calibrate_video_latents
 from .step import TrainingStep, trained_parameters, weighted
 from .text_encoder import TextEncoderStep, tokenized
@@ -29,6 +30,7 @@ __all__ = [
     "AudioVaeWeights",
     "ConnectorsStep",
     "FitOptions",
+    "Muon",
     "PairCritic",
     "TextEncoderStep",
     "TrainingStep",

@@ -3,9 +3,10 @@
 Shapes: B batch, T text positions, C width of the language model, L its hidden states, S text positions of the streams.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -22,8 +23,9 @@ class ConnectorsStep(TrainingStep):
     Nothing says what connectors have to give but the transformer's loss, so its gradient goes through the transformer
     into them, and on into the language model. Whatever is not to be trained is frozen by its `requires_grad_(False)`.
 
-    A batch holds what [`TransformerStep`] reads but the contexts, and either `prompts`, a list of B texts, or the
-    hidden states of a language model, `prompt_states` `[B, T, C, L]`, with their `prompt_mask` `[B, T]`. For
+    A batch holds what [`TransformerStep`] reads but the contexts, and either `prompts`, a list of B texts, or their
+    tokens `prompt_ids` `[B, T]` (see `tokens`), or the hidden states of a language model, `prompt_states`
+    `[B, T, C, L]`, the latter two with their `prompt_mask` `[B, T]`. For
     classifier-free guidance a share of the texts has to be empty, about one in ten.
 
     Args:
@@ -59,11 +61,24 @@ class ConnectorsStep(TrainingStep):
 
     def forward(self, batch: Mapping[str, Any]) -> Losses:
         """As of [`TransformerStep`]."""
-        reader = TextEncoder(self.tokenizer, self.text_encoder, self.connectors, self.device)
-        if "prompts" in batch:
+        reader = self._reader(self.device)
+        if "prompt_ids" in batch:
+            states = reader.run(batch["prompt_ids"], batch["prompt_mask"], self.text_length)
+        elif "prompts" in batch:
             prompts = Prompts(list(batch["prompts"]), max_sequence_length=self.text_length)
             states, _ = reader.states(prompts, with_negative=False)
         else:
             states = TextStates(batch["prompt_states"], batch["prompt_mask"])
         context, _ = reader.contexts((states, None), self.text_length)
         return self.flow.flow_losses(batch, Streams(context.video, context.audio))
+
+    def tokens(self, texts: Sequence[str], shortest: int = 1) -> dict[str, torch.Tensor]:
+        """The entries `prompt_ids` and `prompt_mask` of a batch, of at least as many positions as `shortest`.
+
+        They are on the CPU, as data is; [`fit`] moves batches.
+        """
+        found = self._reader("cpu").tokens(texts, self.text_length, shortest)
+        return dict(zip(("prompt_ids", "prompt_mask"), found))
+
+    def _reader(self, device: torch.device | str) -> TextEncoder:
+        return TextEncoder(self.tokenizer, self.text_encoder, self.connectors, torch.device(device))

@@ -41,6 +41,24 @@ def l1(made: Tensor, real: Tensor) -> Tensor:
 
 
 @in_float32
+def squares(made: Tensor, real: Tensor) -> Tensor:
+    """Mean squared difference of two tensors of one shape."""
+    return F.mse_loss(made, real)
+
+
+@in_float32
+def relative_error(made: Tensor, real: Tensor, softest: float = 0.01) -> Tensor:
+    """Mean absolute difference of two waveforms `[B, C, N]` by the loudness of the real one.
+
+    Args:
+        made, real: Waveforms.
+        softest: Root mean square that is added to the real one's, so that silence has an error too. Default 0.01.
+    """
+    loudness = real.square().mean((1, 2), keepdim=True).sqrt() + softest
+    return ((made - real).abs() / loudness).mean()
+
+
+@in_float32
 def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
     """Mean over all latents of the divergence of N(mean, variance) from N(0, 1), in nats per latent.
 

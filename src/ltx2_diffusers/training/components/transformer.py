@@ -17,7 +17,7 @@ from ...models.transformer import LTX2AVTransformer3DModel
 from ...models.transformer_block import LTX2AVTransformerBlock
 from ...pipelines.plan import ModelSizes
 from ..objective.losses import step_losses
-from ..objective.noise_levels import NoiseLevels, RowDraws, StretchedLogitNormalLevels
+from ..objective.noise_levels import Draws, NoiseLevels, StretchedLogitNormalLevels, TorchDraws
 from ..objective.strategies import MaskedStrategy, Prefix, Role, Strategy
 from .step import Losses, TrainingStep
 
@@ -73,14 +73,16 @@ class TransformerStep(TrainingStep):
 
     def flow_losses(self, batch: Mapping[str, Any], contexts: Streams[Tensor | None]) -> Losses:
         """The losses of a batch with the text `[B, S, width]` of each stream."""
-        rows = len(next(context for context in contexts if context is not None))
-        draws = RowDraws(int(torch.randint(2**62, ())), 0, range(rows), self.device)
-        streams = self.strategy.prepare(batch, self.levels, draws, self.sizes)
+        streams = self.strategy.prepare(batch, self.levels, self.draws(batch), self.sizes)
         modalities = on_streams(lambda stream, context: stream.modality(context, None), streams, contexts)
         found = step_losses(Streams(*self.model(*modalities)), streams, self.weights)
         return {"loss": found.total} | {
             name: losses.mean() for name, losses in zip(_STREAMS, found.streams) if losses is not None
         }
+
+    def draws(self, batch: Mapping[str, Any]) -> Draws:  # noqa: ARG002 - for subclasses
+        """Where the noise of a batch comes from: torch's global source."""
+        return TorchDraws(self.device)
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ...models.mel import mel_filterbank, resample
 from ...models.vocoder import LTX2Vocoder, LTX2VocoderWithBWE
 from .critics import wave_adversarial_losses, wave_critic_loss
-from .losses import mel_loss, stft_loss
+from .losses import mel_loss, relative_error, stft_loss
 from .step import Losses, TrainingStep, held, weighted
 
 
@@ -28,6 +28,8 @@ class VocoderWeights:
         mel: Of the mel spectrogram of the result. Default 1.0.
         adversarial: Of what the critics find; read only with critics. Default 0.022.
         features: Of the difference of the critics' features; read only with critics. Default 0.044.
+        samples: Of the difference of samples, relative to the sound's loudness. Only where phases follow from the
+            spectrogram, as those of tones that repeat with its frames do; of other sound it makes silence. Default 0.0.
     """
 
     stft: float = 1.0
@@ -35,6 +37,7 @@ class VocoderWeights:
     mel: float = 1.0
     adversarial: float = 0.022
     features: float = 0.044
+    samples: float = 0.0
 
 
 class VocoderStep(TrainingStep):
@@ -73,11 +76,14 @@ class VocoderStep(TrainingStep):
         return {"vocoder": self.vocoder}
 
     def forward(self, batch: Mapping[str, Any]) -> Losses:
-        """`stft`, `mel`, `low_band` with bandwidth extension, `adversarial` and `features` with critics."""
+        """`stft`, `mel`, `samples` if weighted, `low_band` with bandwidth extension, and with critics `adversarial` and
+        `features`."""
         made, low_band = self._made(batch["mel"])
         made, real = _cut(made, batch["waveform"])
         rate = self.vocoder.config.output_sampling_rate
         losses = {"stft": stft_loss(made, real), "mel": mel_loss(made, real, rate)}
+        if self.weights.samples:
+            losses["samples"] = relative_error(made, real)
         if low_band is not None:
             low_rate = self.vocoder.config.input_sampling_rate
             losses["low_band"] = stft_loss(*_cut(low_band, resample(real, rate, low_rate)))

@@ -55,7 +55,7 @@ def step_losses(
         streams: What they are compared with.
         weights: Factor of each stream in the total.
     """
-    total = torch.zeros(())
+    total: torch.Tensor | None = None
     values: list[torch.Tensor | None] = []
     sigmas: list[torch.Tensor | None] = []
     for said, stream, weight in zip(predicted, streams, weights):
@@ -64,7 +64,8 @@ def step_losses(
             sigmas.append(None)
             continue
         loss = velocity_loss(said[:, : stream.velocity.shape[1]], stream.velocity, stream.loss_mask)
-        total = total.to(loss.device) + weight * loss.mean()
+        weighted = weight * loss.mean()
+        total = weighted if total is None else total + weighted.to(total.device)
         values.append(loss.detach())
         sigmas.append(stream.sigma)
-    return StepLosses(total, Streams(*values), Streams(*sigmas))
+    return StepLosses(torch.zeros(()) if total is None else total, Streams(*values), Streams(*sigmas))

@@ -66,6 +66,29 @@ class RowDraws:
         return torch.stack(rows).to(self._device)
 
 
+class TorchDraws:
+    """Random numbers of torch's global source, drawn where they are wanted.
+
+    Args:
+        device: Where the numbers are wanted.
+    """
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self._device = device
+
+    def normal(self, shape: Sequence[int]) -> torch.Tensor:
+        """N(0, 1), float32, of a shape whose first axis is the batch."""
+        return torch.randn(tuple(shape), device=self._device)
+
+    def uniform(self, shape: Sequence[int]) -> torch.Tensor:
+        """U[0, 1), float32, of a shape whose first axis is the batch."""
+        return torch.rand(tuple(shape), device=self._device)
+
+    def once(self) -> float:
+        """One number U[0, 1) for the whole batch."""
+        return torch.rand(()).item()
+
+
 def generator_of(*names: object) -> torch.Generator:
     """A generator of its own for every tuple of names."""
     digest = hashlib.sha256(repr(names).encode()).digest()

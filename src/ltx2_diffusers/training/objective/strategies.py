@@ -177,15 +177,15 @@ class OutsideStretch(Rule):
     def item(self, clean: torch.Tensor, tools: LatentTools, moment: Moment) -> ConditionItem | None:
         """The stretch is free; it holds at least one latent of every stream."""
         assert moment.stretch is not None
-        free = []
-        for row, (size, place) in enumerate(moment.stretch.tolist()):
-            low, high = self.shares
-            length = (low + (high - low) * size) * moment.duration_s
-            # Sound may end a little before the video.
-            last = tools.positions(clean.device)[row, 0, -1, 0].item()
-            start = min(place * (moment.duration_s - length), last)
-            free.append(conditioning.tokens_in_time(start, start + length, tools, clean.device)[row])
-        return _free_where(torch.stack(free), clean, tools)
+        low, high = self.shares
+        size, place = moment.stretch.to(clean.device, torch.float64).unbind(1)
+        length = (low + (high - low) * size) * moment.duration_s
+        seconds = tools.positions(clean.device)[:, 0]  # [B, T, 2]
+        # Sound may end a little before the video.
+        start = torch.minimum(place * (moment.duration_s - length), seconds[:, -1, 0].double())
+        end_s, start_s = (start + length).float()[:, None], start.float()[:, None]
+        free = (seconds[..., 1] > start_s) & (seconds[..., 0] < end_s)
+        return _free_where(free.float().unsqueeze(-1), clean, tools)
 
 
 @dataclass(frozen=True)

@@ -268,7 +268,7 @@ def encode_captions(
     """
     check_caption_length(pipeline, max_sequence_length)
     encoder, prompts = _text_encoder(pipeline), Prompts(list(captions), max_sequence_length=max_sequence_length)
-    states, _ = encoder.states(encoder.within_limit(prompts), with_negative=False)
+    states, _ = encoder.states(prompts, with_negative=False)
     video, audio = pipeline.connectors.extract_features(states.hidden.to(pipeline.connectors.dtype), states.mask)
     streams = {VIDEO_TEXT: video} if audio is video else {VIDEO_TEXT: video, AUDIO_TEXT: audio}
     return [

@@ -51,7 +51,7 @@ class Prompts:
         prompt, negative_prompt: Texts.
         embeds, masks: `prompt_embeds` and `negative_prompt_embeds`, and their attention masks.
         num_videos_per_prompt: Videos per prompt.
-        max_sequence_length: Text positions of texts, see [`TextEncoder.within_limit`]; given states keep theirs.
+        max_sequence_length: Text positions of texts, see [`TextEncoder.fitting_length`]; given states keep theirs.
         enhancement: Whether and how the prompt is rewritten first.
     """
 
@@ -124,7 +124,7 @@ class TextEncoder:
         others = prompts.negative_texts(count) if with_negative and negative is None else []
         if positive is None or others:
             self.require("tokenizer", "text_encoder")
-            length = prompts.max_sequence_length
+            length = self.fitting_length(prompts.max_sequence_length)
             states = self.run(*self.tokens(texts + others, length), length, dtype)
             hidden, masks = (part.split([len(texts), len(others)]) for part in (states.hidden, states.mask))
         if positive is None:
@@ -204,10 +204,6 @@ class TextEncoder:
         contexts = TextContext(video, audio).split([len(part.mask) for part in present])
         return contexts[0], contexts[1] if len(contexts) == 2 else None
 
-    def within_limit(self, prompts: Prompts) -> Prompts:
-        """The prompts with, instead of the default, no more text positions than the tokenizer takes."""
-        return replace(prompts, max_sequence_length=self.fitting_length(prompts.max_sequence_length))
-
     def fitting_length(self, length: int) -> int:
         """Text positions: those of `length`, or of the tokenizer's `model_max_length` if that is below the default."""
         return min(length, self._longest_text) if length == DEFAULT_TEXT_POSITIONS else length
@@ -254,11 +250,10 @@ def encode_prompt(
     check_prompts(replace(prompts, prompt=prompt, negative_prompt=negative_prompt))
     if dtype is not None and not dtype.is_floating_point:
         raise ValueError(f"`dtype` has to be a floating-point type but is {dtype}; use torch.float32")
-    prompts = encoder.within_limit(prompts)
     positive, negative = encoder.states(prompts, with_negative, dtype)
     # Given states keep their length, and a text beside them takes it.
     length = max(part.length for part in (positive, negative) if part is not None)
-    length = length if prompts.as_states else max(prompts.max_sequence_length, length)
+    length = length if prompts.as_states else max(encoder.fitting_length(prompts.max_sequence_length), length)
 
     def repeated(states: TextStates) -> tuple[torch.Tensor, torch.Tensor]:
         states, times = states.padded(length), prompts.num_videos_per_prompt

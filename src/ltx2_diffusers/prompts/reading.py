@@ -58,8 +58,7 @@ class PromptReader:
             with_picture: Whether they are rewritten for a picture.
             watched: Names of tensors that somebody watches.
         """
-        asked, prompts = prompts.max_sequence_length, self.encoder.within_limit(prompts)
-        count, wish = check_prompts(prompts), prompts.enhancement
+        count, wish, asked = check_prompts(prompts), prompts.enhancement, prompts.max_sequence_length
         if "connectors" not in self.encoder.absent:
             config = self.encoder.connectors.config
             check_text_width(config.caption_channels * config.text_proj_in_factor, prompts.embeds)
@@ -70,7 +69,7 @@ class PromptReader:
         cache = self._cache_for(prompts.as_states, watched)
         has_texts = prompts.prompt is not None or (with_negative and prompts.embeds[1] is None)
         if has_texts:
-            self.encoder.check_length(prompts.max_sequence_length)
+            self.encoder.check_length(self.encoder.fitting_length(asked))
         if cache is None:
             self.encoder.require(*(["text_encoder", "tokenizer"] if has_texts else []), "connectors")
         elif self.encoder.absent and not wish.enabled:
@@ -92,17 +91,18 @@ class PromptReader:
             generator: Its initial seed takes the place of the enhancement's.
             picture: First picture of the video, which a rewritten prompt continues.
         """
-        enhanced, asked, prompts = None, prompts.max_sequence_length, self.encoder.within_limit(prompts)
+        enhanced = None
         if prompts.enhancement.enabled:
             wish, device = prompts.enhancement, self.encoder.device
             enhanced = enhance(self.chat, prompts.texts, wish, device, generator, picture)
             prompts = replace(prompts, prompt=enhanced)
         cache, embeds = self._cache_for(prompts.as_states, watched), {}
         if cache is not None:
-            positive, negative = self._cached(cache, prompts, with_negative, asked)
+            positive, negative = self._cached(cache, prompts, with_negative)
         else:
             states = self.encoder.states(prompts, with_negative)
-            length, longest = prompts.max_sequence_length, max(part.length for part in states if part is not None)
+            length = self.encoder.fitting_length(prompts.max_sequence_length)
+            longest = max(part.length for part in states if part is not None)
             if prompts.as_states:
                 length = self.encoder.connectors.fitting_length(longest)
             positive, negative = self.encoder.contexts(states, length)
@@ -116,15 +116,16 @@ class PromptReader:
         """The cache, unless states are given or watched."""
         return None if as_states or any(name in watched for name in EMBEDS) else self.cache
 
-    def _cached(self, cache: PromptCache, prompts: Prompts, with_negative: bool, asked: int) -> Contexts:
+    def _cached(self, cache: PromptCache, prompts: Prompts, with_negative: bool) -> Contexts:
         """Contexts of the positive and negative prompts, encoding and storing those that the cache lacks.
 
-        They are kept under the text positions `asked` for: a pipeline without a tokenizer does not know its limit.
+        They are kept under the text positions asked for: a pipeline without a tokenizer does not know its limit.
         """
-        texts, length = _texts(prompts, with_negative), prompts.max_sequence_length
+        texts, asked = _texts(prompts, with_negative), prompts.max_sequence_length
         by, contexts, missing = self._looked_up(cache, texts, asked)
+        length = self.encoder.fitting_length(asked)
         # All runs of the language model come first, since under offloading each change of model costs a transfer.
-        states = {text: self.encoder.states(Prompts(text, max_sequence_length=length), False) for text in missing}
+        states = {text: self.encoder.states(Prompts(text, max_sequence_length=asked), False) for text in missing}
         for text in missing:
             contexts[text], _ = self.encoder.contexts(states.pop(text), length)
             cache.store(by, PromptKey(text, asked), contexts[text])

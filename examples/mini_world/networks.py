@@ -42,6 +42,8 @@ VOCODER: dict[str, Any] = {
     "resnet_kernel_sizes": (3, 7),
     "resnet_dilations": ((1, 3, 5), (1, 3, 5)),
 }
+# Half of it: 64 mel bins of one side.
+VOCODER_SIDE: dict[str, Any] = VOCODER | {"in_channels": 64, "hidden_channels": 64, "out_channels": 1}
 
 # Wide rather than deep: velocities carry the noise of all 128 channels of a token, so that a stream of hardly more channels
 # has no place left for anything else.

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ltx2_diffusers import AutoencoderKLLTX2Audio, LTX2Vocoder
 from ltx2_diffusers.training.components import (
@@ -28,7 +29,7 @@ from ltx2_diffusers.training.components import (
 )
 
 from .drawing import FRAME_RATE
-from .networks import AUDIO_VAE, VOCODER
+from .networks import AUDIO_VAE, VOCODER, VOCODER_SIDE
 from .reading import hear
 from .scenes import MOTIONS, NEW_SHAPE, SHAPES, Scene, random_scene
 from .sounding import clicks, harmonics, panned, sound
@@ -43,6 +44,8 @@ VARIED = 2
 """How many sounds of a batch are of no scene."""
 HOP_HZ = 100
 """Mel frames per second. A vocoder does the same at every frame: it can only learn tones that repeat with them."""
+STRETCH = 48
+"""Mel frames of a sound that the vocoder learns from at once."""
 QUIET = -8.0
 """Log-mel below which there is no sound worth hearing; silence is at -11.5."""
 OPTIONS = FitOptions(optimizer="muon", betas=(0.95, 0.99), warmup_steps=50, ema_decay=0.995)
@@ -134,9 +137,12 @@ def vae_scores(vae: AutoencoderKLLTX2Audio, mel: Tensor) -> Scores:
 
 
 def train_vocoder(folder: Path, vae: AutoencoderKLLTX2Audio, place: Place = CPU, steps: int = 4000) -> LTX2Vocoder:
-    """The vocoder, on spectrograms of real sound and on those that the audio VAE decodes from noisy latents."""
+    """The vocoder, on spectrograms of real sound and on those that the audio VAE decodes from noisy latents.
+
+    Trained as a whole it gives both sides the same sound, which is nearly right. So one side is trained, and doubled.
+    """
     torch.manual_seed(0)
-    vae, vocoder = vae.to(place.device), LTX2Vocoder(**VOCODER).to(place.device)
+    vae, side = vae.to(place.device), LTX2Vocoder(**VOCODER_SIDE).to(place.device)
     scenes = heard_scenes(48, "sound", "validation")
     real = sound(scenes, 33, RATE).to(place.device)
     mels = {"real": spectrogram(vae, real, RATE)}
@@ -144,15 +150,27 @@ def train_vocoder(folder: Path, vae: AutoencoderKLLTX2Audio, place: Place = CPU,
     batches = Voiced(vae, max(1, place.times // 3))
     # Spectra alone teach silence first: at most frequencies there is nothing, and they do not tell which way to sound.
     weights = {"tone": VocoderWeights(stft=0, mel=0, samples=2), "right": VocoderWeights(stft=0.5, mel=0.5, samples=2)}
+    settling = replace(OPTIONS, schedule="linear", warmup_steps=0)
     for goal, weighting in weights.items():
-        settling = replace(OPTIONS, schedule="linear", warmup_steps=0)
-        phases = [
-            Phase("learn", batches, steps, 3e-3, OPTIONS, every=100 * min(4, place.times), enough=0.95),
-            Phase("settle", batches, steps // 4, 3e-3, settling),
-        ]
-        step = VocoderStep(vocoder, weighting)
-        train(folder / goal, step, phases, lambda: vocoder_scores(vocoder, mels, real, scenes), f"decoded_{goal}")
-    return vocoder.eval().cpu()
+        phases = [Phase("learn", batches, steps, 3e-3, OPTIONS, every=200, enough=0.95)]
+        if goal == "right":
+            phases.append(Phase("settle", batches, steps // 4, 3e-3, settling))
+        step = VocoderStep(side, weighting)
+        train(
+            folder / goal, step, phases, lambda: vocoder_scores(doubled(side), mels, real, scenes), f"decoded_{goal}"
+        )
+    return doubled(side).eval().cpu()
+
+
+@torch.no_grad()
+def doubled(side: LTX2Vocoder) -> LTX2Vocoder:
+    """A vocoder whose two sides are made alike, neither of which hears the other."""
+    both = LTX2Vocoder(**VOCODER).to(side.device)
+    weights, biases = torch.eye(2, device=side.device)[:, :, None], torch.ones(2, device=side.device)
+    both.load_state_dict(
+        {name: torch.kron(weights if one.ndim == 3 else biases, one) for name, one in side.state_dict().items()}
+    )
+    return both
 
 
 @torch.no_grad()
@@ -162,7 +180,7 @@ def handed_on(vae: AutoencoderKLLTX2Audio, mel: Tensor, noisy: bool) -> Tensor:
 
 
 class Voiced:
-    """Spectrograms, every other one after the audio VAE, with the sound that is wanted of them.
+    """Spectrograms of stretches of one side, every other pair after the audio VAE, with the sound that is wanted of them.
 
     Args:
         vae: The audio VAE, on the device of the batches.
@@ -176,13 +194,23 @@ class Voiced:
 
     def __call__(self, number: int) -> dict[str, Tensor]:
         """The batch of a step."""
-        pool = self.pools[number % len(self.pools)]
-        waveform = torch.cat(random.Random(f"voiced {number}").sample(pool, self.times))
+        draw = random.Random(f"voiced {number}")
+        waveform = torch.cat(draw.sample(self.pools[number % len(self.pools)], self.times))
+        # Scenes are seldom far to one side.
+        gains = [[math.exp(draw.uniform(math.log(0.2), 0)) for _ in range(2)] for _ in waveform]
+        waveform = waveform * torch.tensor(gains, device=waveform.device)[..., None]
         mel = spectrogram(self.vae, waveform, RATE)
         through = handed_on(self.vae, mel[::2], noisy=True)
         mel = mel[:, :, : through.shape[2]].clone()
         mel[::2] = through
-        return {"mel": mel, "waveform": waveform}
+        hop = RATE // HOP_HZ
+        wanted = F.pad(waveform, (0, mel.shape[2] * hop - waveform.shape[2])).unflatten(2, (-1, hop))
+        starts = [draw.randrange(mel.shape[2] - STRETCH + 1) for _ in mel]
+        mel, wanted = (
+            torch.stack([one[:, start : start + STRETCH] for one, start in zip(rows, starts)]).flatten(0, 1)[:, None]
+            for rows in (mel, wanted)
+        )
+        return {"mel": mel, "waveform": wanted.flatten(2)}
 
 
 @torch.no_grad()

@@ -480,12 +480,16 @@ SCORES: dict[str, Callable[[Bench], Rows]] = {
 }
 NEEDS = {"two_stage": DISTILLED, "distilled": DISTILLED, "in_context": IN_CONTEXT}
 """LoRAs without which there is nothing to score."""
+SAID = ("shape", "colour", "background", "direction", "pitch")
+"""What every caption says."""
 BOUNDS = (
-    *(("default", "captions", name, ">=", 90.0) for name in ("shape", "colour", "background", "direction", "pitch")),
+    *(("default", "captions", name, ">=", 90.0) for name in SAID),
     ("default", "captions", "bounce_ms", "<=", 40.0),
     ("image_to_video", "captions", "first_frame_psnr_db", ">=", 25.0),
 )
 """What the miniature should reach: score, setting, number, and its bound."""
+LOST_BY_DISTILLING = 5.0
+"""Most points of every rate that few steps may cost."""
 
 
 def missed(scores: Mapping[str, Rows]) -> list[str]:
@@ -497,6 +501,14 @@ def missed(scores: Mapping[str, Rows]) -> list[str]:
         value = scores[score][setting].get(name)
         if value is None or (value < bound if side == ">=" else value > bound):
             short.append(f"{score}, {setting}: {name} is {value}, and should be {side} {bound:g}")
+    if rows := scores.get("distilled"):
+        least = {name: rows["full"][name] - LOST_BY_DISTILLING for name in SAID}
+        few = rows["8 + 3 steps"]
+        short += [
+            f"distilled, 8 + 3 steps: {name} is {few[name]}, and should be >= {bound:g}"
+            for name, bound in least.items()
+            if few[name] < bound
+        ]
     return short
 
 

@@ -101,7 +101,7 @@ def random_scene(
     aspect: float = 1.0,
     motion: str = "",
     shapes=SHAPES,
-    spread: float = 0.25,
+    spread: float = 0.1,
 ) -> Scene:
     """A scene of a split.
 
@@ -118,9 +118,9 @@ def random_scene(
     motion = motion or draw.choice(MOTIONS)
     while motion == "turns" and shape == "circle":
         shape, colour, background = draw.choice(triples(split, shapes))
-    radius = SIZES[draw.choice(list(SIZES))] * draw.uniform(0.95, 1.05)
+    radius = SIZES[draw.choice(list(SIZES))] * draw.uniform(0.97, 1.03)
     largest = 0.29 if motion in ("grows", "shrinks") else radius
-    reach = draw.uniform(0.34, 0.42)
+    reach = draw.uniform(0.36, 0.40)
     free_x, free_y = (max(0.0, side - 2.2 * largest) for side in (aspect, 1.0))
     if motion in ("left", "right"):
         reach, free_x = min(reach, free_x), max(0.0, free_x - reach)
@@ -136,8 +136,8 @@ def random_scene(
         (aspect / 2 + spread * free_x * draw.uniform(-0.5, 0.5), 0.5 + spread * free_y * draw.uniform(-0.5, 0.5)),
         reach,
         draw.choice(others) if motion == "changes" else "",
-        draw.uniform(0.6, 0.8),
-        draw.uniform(0.2, 0.45),
+        draw.uniform(0.65, 0.75),
+        draw.uniform(0.25, 0.4),
     )
 
 
@@ -146,11 +146,12 @@ def caption(scene: Scene, draw: random.Random, plain: bool = False) -> str:
 
     Args:
         scene: What it is about.
-        draw: Where chance comes from: wording, order, and whether the size is said.
-        plain: Whether to take the first wording of everything, without the size.
+        draw: Where chance comes from: wording, order, and whether it is said that something is big.
+        plain: Whether to take the first wording of everything, and to leave out that something is big.
     """
     size = min(SIZES, key=lambda name: abs(SIZES[name] - scene.radius))
-    says_size = not plain and scene.motion not in ("grows", "shrinks") and draw.random() < 0.5
+    # What nothing is said of is big.
+    says_size = scene.motion not in ("grows", "shrinks") and (size == "small" or (not plain and draw.random() < 0.5))
     thing = " ".join(["a", *([size] if says_size else []), scene.colour, scene.shape])
     if scene.motion == "changes":
         verbs = tuple(f"{verb} {scene.new_colour}" for verb in ("turns", "changes to", "becomes"))

@@ -35,10 +35,10 @@ RANK = 8
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "audio_ff.net.0.proj", "audio_ff.net.2")
 # How many clips of each size, and how many of them are in a batch.
 SIZES = {
-    Size(17, 64, 64): (1024, 64),
-    Size(25, 64, 64): (384, 40),
-    Size(17, 128, 128): (1024, 32),
-    Size(17, 64, 96): (256, 40),
+    Size(17, 64, 64): (768, 64),
+    Size(25, 64, 64): (256, 40),
+    Size(17, 128, 128): (512, 32),
+    Size(17, 64, 96): (128, 40),
 }
 
 
@@ -153,7 +153,7 @@ def main() -> None:
     """Make the pairs, train the adapter and write it."""
     parser = arguments(__doc__)
     parser.add_argument("--checkpoint", type=Path, required=True, help="folder of the assembled checkpoint")
-    parser.add_argument("--steps", type=int, default=1500, help="steps before the rate falls")
+    parser.add_argument("--steps", type=int, default=800, help="steps before the rate falls")
     given = parser.parse_args()
     torch.manual_seed(0)
     pipe = LTX2Pipeline.from_pretrained(given.checkpoint).to(given.place.device)
@@ -174,7 +174,7 @@ def main() -> None:
     options = FitOptions(warmup_steps=50, ema_decay=0.99, cuda_graphs=given.place.device.type == "cuda")
     phases = [
         Phase("learn", batches, given.steps, 1e-3, options, every=250),
-        Phase("settle", batches, 500, 1e-3, replace(options, schedule="linear", warmup_steps=0)),
+        Phase("settle", batches, given.steps // 2, 1e-3, replace(options, schedule="linear", warmup_steps=0)),
     ]
     train(
         folder, step, phases, lambda: judged(pipe, 64, 2, 64, sigmas=list(DISTILLED_SIGMAS[:-1]), **UNGUIDED), "worst"

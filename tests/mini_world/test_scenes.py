@@ -66,7 +66,9 @@ def test_captions_name_what_is_seen():
         one = random_scene(draw_from)
         text = caption(one, draw_from).lower()
         assert f"{one.colour} {one.shape}" in text and f"{one.background} background" in text
-        assert ("a small " in text) <= (one.radius < 0.24) and ("a big " in text) <= (one.radius > 0.24)
+        # What changes its size has none to name; else nothing said means big.
+        assert ("a small " in text) == (one.radius < 0.24 and one.motion not in ("grows", "shrinks"))
+        assert ("a big " in text) <= (one.radius > 0.24)
         assert (
             (one.new_colour in text) and one.new_colour not in (one.colour, one.background) if one.new_colour else True
         )

@@ -76,6 +76,10 @@ def test_bounds_hold_on_their_side():
     assert mini_world.missed({"default": {"captions": good}}) == []
     assert len(mini_world.missed({"default": {"captions": good | {"shape": 89.9, "bounce_ms": 40.1}}})) == 2
     assert len(mini_world.missed({"image_to_video": {"captions": {"first_frame_psnr_db": 24.9}}})) == 1
+    distilled = {"full": good, "8 + 3 steps": good | {"shape": 85.0, "pitch": 84.9}}
+    assert [line.split(" is ")[0] for line in mini_world.missed({"distilled": distilled})] == [
+        "distilled, 8 + 3 steps: pitch"
+    ]
 
 
 def test_ratios_by_hand():

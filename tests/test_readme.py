@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import ltx2_diffusers
+from benchmarks.mini_world_tables import tables
 from ltx2_diffusers import training
 from ltx2_diffusers.cli.main import build_parser
 from ltx2_diffusers.media.copying import rule
@@ -30,6 +31,11 @@ def test_code_compiles_and_imports_public_names(code):
     imported = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.ImportFrom)]
     names = {name.name for node in imported if node.module == "ltx2_diffusers" for name in node.names}
     assert names <= set(ltx2_diffusers.__all__)
+
+
+@pytest.mark.parametrize("table", tables())
+def test_scores_of_the_miniature_are_those_that_were_measured(table):
+    assert table in README
 
 
 def test_every_name_of_the_package_is_public():

@@ -57,7 +57,9 @@ SIZES = {
     Size(25, 64, 96): (300, 40),
 }
 # Steps of one size come one after the other in this order.
-ORDER = (0, 4, 1, 0, 3, 0, 5, 1, 0, 4, 2, 6)
+ORDER = (1, 0, 4, 1, 0, 3, 1, 5, 0, 1, 2, 6)
+ISOLATED_EVERY = 7
+"""One of so many batches has streams that do not attend to each other: guidance by modality compares with them."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,8 @@ class Batches:
         """The batch of a step."""
         which, draw_from = ORDER[number % len(ORDER)], random.Random(f"flow {number}")
         pool = self.pools[which]
-        return pool.batch(draw_from.sample(range(len(pool.scenes)), self.counts[which]), draw_from)
+        batch = pool.batch(draw_from.sample(range(len(pool.scenes)), self.counts[which]), draw_from)
+        return batch | {"isolated": number % ISOLATED_EVERY == 0}
 
 
 def main() -> None:

@@ -110,6 +110,18 @@ def test_the_text_decides_once_it_is_learned():
     assert losses[0] < losses[1]
 
 
+@pytest.mark.parametrize("isolated", [True, False])
+@torch.no_grad()
+def test_isolated_streams_do_not_know_of_each_other(isolated):
+    step, batch = TransformerStep(transformer("2.0", initialised=False), SIZES), with_contexts("2.0")
+    other = {"latents": {**batch["latents"], "latents": batch["latents"]["latents"].flip(0)}}
+    losses = []
+    for each in (batch, {**batch, **other}):
+        torch.manual_seed(3)
+        losses.append(step({**each, "isolated": isolated})["audio"].item())
+    assert (losses[0] == pytest.approx(losses[1], abs=1e-6)) == isolated
+
+
 def test_streams_have_noise_levels_and_weights_of_their_own():
     step = TransformerStep(transformer("2.0"), SIZES, levels=UniformLevels(), weights=Streams(1.0, 0.25))
     seen = []

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...conditioning import Streams, on_streams
+from ...guidance.perturbations import isolating_perturbations
 from ...models.modality_front import LTX2ModalityModel
 from ...models.modulation import AdaLayerNormSingle
 from ...models.transformer import LTX2AVTransformer3DModel
@@ -39,7 +40,8 @@ class TransformerStep(TrainingStep):
 
     A batch holds what the strategy reads, by default `latents` `{"latents": [B, C, F, h, w], "fps": [B]}` and
     `audio_latents` `{"latents": [B, C, L, M]}`, normalised; and the text of each stream, `video_context` and
-    `audio_context` `[B, S, width]`. Noise follows from torch's global random numbers.
+    `audio_context` `[B, S, width]`. If it says `isolated`, its streams do not attend to each other, as in the pass that
+    guidance with a `modality_scale` leads away from. Noise follows from torch's global random numbers.
 
     Args:
         transformer: The network to train.
@@ -75,7 +77,8 @@ class TransformerStep(TrainingStep):
         """The losses of a batch with the text `[B, S, width]` of each stream."""
         streams = self.strategy.prepare(batch, self.levels, self.draws(batch), self.sizes)
         modalities = on_streams(lambda stream, context: stream.modality(context, None), streams, contexts)
-        found = step_losses(Streams(*self.model(*modalities)), streams, self.weights)
+        perturbations = isolating_perturbations(1) if batch.get("isolated") else None
+        found = step_losses(Streams(*self.model(*modalities, perturbations=perturbations)), streams, self.weights)
         return {"loss": found.total} | {
             name: losses.mean() for name, losses in zip(_STREAMS, found.streams) if losses is not None
         }

@@ -101,7 +101,8 @@ def details_table(scores: Mapping[str, Rows]) -> str:
 def tables() -> list[str]:
     """All of them, of the written results."""
     scores = json.loads(RESULTS.read_text())["scores"]
-    return [main_table(scores["default"]), curves_table(scores), details_table(scores)]
+    curves = [curves_table(scores)] if CURVES.keys() & scores.keys() else []
+    return [main_table(scores["default"]), *curves, details_table(scores)]
 
 
 if __name__ == "__main__":

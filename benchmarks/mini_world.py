@@ -104,6 +104,12 @@ class Bench:
         """All components, in float32."""
         return self.load(LTX2TwoStagePipeline)
 
+    @cached_property
+    def full(self) -> Numbers:
+        """Scores of captions at the checkpoint's own settings."""
+        asked = self.asked(self.count)
+        return scored(asked, self.generate(self.kind(LTX2Pipeline), [a.caption for a in asked], **CLIP))
+
     def load(self, kind: type, lora: str = "", name: str = "", dtype: torch.dtype = torch.float32) -> Any:
         """A pipeline with weights of its own, and a LoRA of the checkpoint's folder."""
         pipeline = kind.from_pretrained(self.checkpoint, dtype=dtype)
@@ -218,8 +224,8 @@ def spectral_distance(made: Tensor, real: Tensor) -> float:
 def default(bench: Bench) -> Rows:
     """Captions at the checkpoint's own settings, and the same without any text."""
     asked, pipeline = bench.asked(bench.count), bench.kind(LTX2Pipeline)
-    texts = {"captions": [a.caption for a in asked], "no text": [""] * len(asked)}
-    return {name: scored(asked, bench.generate(pipeline, given, **CLIP)) for name, given in texts.items()}
+    silent = bench.generate(pipeline, [""] * len(asked), **CLIP)
+    return {"captions": bench.full, "no text": scored(asked, silent)}
 
 
 def curve(bench: Bench, settings: Mapping[str, Mapping[str, Any]]) -> Rows:
@@ -321,9 +327,8 @@ def distilled(bench: Bench) -> Rows:
     """8 (+ 3) steps without guidance by the distilled LoRA against the full model."""
     asked = bench.asked(bench.count)
     texts = [a.caption for a in asked]
-    full = bench.kind(LTX2Pipeline)
     few = bench.load(LTX2DistilledPipeline, DISTILLED, "distilled")
-    rows = {"full": scored(asked, bench.generate(full, texts, **CLIP))}
+    rows = {"full": bench.full}
     for name, call in {"8 steps": {"two_stage": False, **CLIP}, "8 + 3 steps": CLIP}.items():
         rows[name] = scored(asked, bench.generate(few, texts, **call))
     return rows

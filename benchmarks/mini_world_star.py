@@ -9,14 +9,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import torch
 from diffusers import LTX2Pipeline as DiffusersPipeline
 from diffusers.utils import logging
 
 from benchmarks.common import print_table, write_results
-from benchmarks.mini_world import CLIP, SAID, SEED, Asked, Bench, Clip, identity, quiet, scored
+from benchmarks.mini_world import CLIP, SAID, SEED, Bench, Clip, identity, quiet, scored
 from examples.mini_world.drawing import FRAME_RATE
 from examples.mini_world.networks import TEXT_POSITIONS
 from examples.mini_world.scenes import NEW_SHAPE
@@ -37,19 +37,19 @@ PLAIN = {
 """What both libraries do alike."""
 
 
-def in_diffusers(bench: Bench, lora: Path, asked: Sequence[Asked]) -> list[Clip]:
+def in_diffusers(bench: Bench, lora: Path, texts: Sequence[str]) -> list[Clip]:
     """Clips of diffusers' pipeline with the adapter."""
     pipeline: Any = quiet(DiffusersPipeline.from_pretrained(bench.checkpoint))
     pipeline.load_lora_weights(lora)
     rate = pipeline.vocoder.config.output_sampling_rate
-    clips = []
-    for start in range(0, len(asked), bench.batch_size):
-        part = asked[start : start + bench.batch_size]
-        generator = [torch.Generator().manual_seed(SEED + start + number) for number in range(len(part))]
-        call = {"generator": generator, "max_sequence_length": TEXT_POSITIONS, "frame_rate": FRAME_RATE}
-        output = pipeline(prompt=[a.caption for a in part], output_type="pt", **call, **CLIP, **PLAIN)
-        clips += [Clip(*pair, rate) for pair in zip(output.frames.float(), output.audio.float())]
-    return clips
+
+    def with_rate(**call: Any) -> SimpleNamespace:
+        # Its output does not say the rate of the sound.
+        output = pipeline(**call)
+        return SimpleNamespace(frames=output.frames, audio=output.audio, sampling_rate=rate)
+
+    call = {"max_sequence_length": TEXT_POSITIONS, "frame_rate": FRAME_RATE}
+    return bench.generate(with_rate, texts, **call, **CLIP, **PLAIN)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "without": bench.generate(base, texts, **CLIP),
         "with the LoRA": bench.generate(taught, texts, **CLIP),
         "with the LoRA, by the prompt alone": bench.generate(taught, texts, **CLIP, **PLAIN),
-        "the same in diffusers": in_diffusers(bench, options.lora, asked),
+        "the same in diffusers": in_diffusers(bench, options.lora, texts),
     }
     rows = {name: scored(asked, made) for name, made in clips.items()}
     write_results("mini_world_star", {**identity(bench), "seed": SEED, "scores": rows})

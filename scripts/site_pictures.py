@@ -17,7 +17,7 @@ from ltx2_diffusers.media.reading import probe, read_audio, read_video
 from scripts.pages import ROOT, page, write_media
 
 _QUALITY = 85
-_PICTURES = {
+PICTURES = {
     "text_to_video": ("tasks/text_to_video.md", {"a red circle bounces on a blue background": "out/text_to_video.mp4"}),
     "pictures": (
         "tasks/pictures.md",
@@ -32,7 +32,7 @@ _PICTURES = {
         "tasks/retake.md",
         {
             "given": "clip.mp4",
-            "made anew from 0.4 s to 0.8 s": "out/retaken.mp4",
+            "made anew from 0.3 s to 0.7 s": "out/retaken.mp4",
             "the same, in the right half": "out/retaken_region.mp4",
         },
     ),
@@ -54,11 +54,11 @@ def draw(names: Sequence[str], images: Path) -> None:
     """Run the snippets that pictures show, each page's once, and write the pictures."""
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         write_media(Path(folder))
-        for place in dict.fromkeys(_PICTURES[name][0] for name in names):
+        for place in dict.fromkeys(PICTURES[name][0] for name in names):
             for code in page(place).blocks("python"):
                 exec(compile(code, place, "exec"), {})
         for name in names:
-            cards = [card(text, Path(folder, file)) for text, file in _PICTURES[name][1].items()]
+            cards = [card(text, Path(folder, file)) for text, file in PICTURES[name][1].items()]
             with complete_file(images / f"{name}.jpg") as path:
                 sheet(cards).save(path, format="JPEG", quality=_QUALITY, optimize=True)
 
@@ -66,10 +66,10 @@ def draw(names: Sequence[str], images: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Draw pictures into `docs/images`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"default all: {', '.join(_PICTURES)}")
-    names = parser.parse_args(arguments).names or list(_PICTURES)
-    if unknown := [name for name in names if name not in _PICTURES]:
-        parser.error(f"there is no picture {unknown[0]!r}; there are {', '.join(_PICTURES)}")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"default all: {', '.join(PICTURES)}")
+    names = parser.parse_args(arguments).names or list(PICTURES)
+    if unknown := [name for name in names if name not in PICTURES]:
+        parser.error(f"there is no picture {unknown[0]!r}; there are {', '.join(PICTURES)}")
     draw(names, ROOT / "docs" / "images")
     return 0
 

@@ -26,10 +26,15 @@ Curves = dict[str, dict[str, dict[str, float]]]
 
 def curves(scores: Mapping[str, Rows]) -> Curves:
     """Percentages by panel, line and setting, of the scores that there are."""
-    lines = {"mean of the five": mean, "shape": lambda row: row["shape"], TITLES["direction"]: lambda row: row["direction"]}
+    lines = {
+        "mean of the five": mean,
+        "shape": lambda row: row["shape"],
+        TITLES["direction"]: lambda row: row["direction"],
+    }
     return {
         panel: {
-            line: {setting: round(value(row), 1) for setting, row in scores[panel].items()} for line, value in lines.items()
+            line: {setting: round(value(row), 1) for setting, row in scores[panel].items()}
+            for line, value in lines.items()
         }
         for panel in _PANELS
         if panel in scores
@@ -52,7 +57,9 @@ def draw(content: Curves, file: Any) -> None:
     matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "curves", "font.size": 9})
     rows = -(-len(content) // _COLUMNS)
     size = (_COLUMNS * _PANEL_SIZE[0], rows * _PANEL_SIZE[1])
-    figure, places = pyplot.subplots(rows, min(_COLUMNS, len(content)), figsize=size, squeeze=False, layout="constrained")
+    figure, places = pyplot.subplots(
+        rows, min(_COLUMNS, len(content)), figsize=size, squeeze=False, layout="constrained"
+    )
     for place, (panel, lines) in zip(places.flat, content.items()):
         for line, points in lines.items():
             place.plot(list(points), list(points.values()), marker="o", markersize=3.5, label=line)

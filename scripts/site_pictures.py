@@ -18,7 +18,10 @@ from scripts.pages import ROOT, page, write_media
 
 _QUALITY = 85
 PICTURES = {
-    "text_to_video": ("tasks/text_to_video.md", {"a red circle bounces on a blue background": "out/text_to_video.mp4"}),
+    "text_to_video": (
+        "tasks/text_to_video.md",
+        {"a red circle bounces on a blue background": "out/text_to_video.mp4"},
+    ),
     "pictures": (
         "tasks/pictures.md",
         {"the first frame is given": "out/first_frame.mp4", "the first and the last": "out/first_and_last.mp4"},

@@ -11,7 +11,9 @@ from ltx2_diffusers import conditioning, guidance, sampling, training
 _REFERENCE = re.compile(r"\[`(~)?([\w.]+)`\](?![\[(])")
 # A name that two lists have has its entry in the last one.
 _ENTRIES = {
-    name: f"{room.__name__}.{name}" for room in (sampling, guidance, conditioning, ltx2_diffusers) for name in room.__all__
+    name: f"{room.__name__}.{name}"
+    for room in (sampling, guidance, conditioning, ltx2_diffusers)
+    for name in room.__all__
 } | {name: f"{getattr(training, name).__module__}.{name}" for name in training.__all__}
 
 

@@ -72,16 +72,17 @@ def test_pictures_are_shown_and_small():
 
 @pytest.mark.parametrize("one", PAGES, ids=lambda one: one.name)
 def test_links_lead_somewhere(one):
-    """To files, and to headings as the site names them."""
+    """To files, and to headings and entries of the API as the site names them."""
     for link in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```|`[^`\n]*`", "", one.text, flags=re.DOTALL)):
         if link.startswith("https://"):
             continue
         file, _, anchor = link.partition("#")
         target = (one.path.parent / file).resolve() if file else one.path
         assert target.is_file(), link
-        headings = re.findall(r"^#+ (.*)$", target.read_text(), flags=re.MULTILINE) if anchor else []
-        names = [re.sub(r"[^\w\s-]", "", heading).strip().lower().replace(" ", "-") for heading in headings]
-        assert not anchor or anchor in names, link
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", target.read_text(), flags=re.MULTILINE)
+            names = [re.sub(r"[^\w\s-]", "", heading).strip().lower().replace(" ", "-") for heading in headings]
+            assert anchor in names + re.findall(r"^::: (\S+)$", target.read_text(), flags=re.MULTILINE), link
 
 
 def test_the_site_lists_every_page():

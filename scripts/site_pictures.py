@@ -16,7 +16,7 @@ from ltx2_diffusers.atomic import complete_file
 from ltx2_diffusers.media.reading import probe, read_audio, read_video
 from scripts.pages import ROOT, page, write_media
 
-_QUALITY = 85
+_QUALITY = 75
 PICTURES = {
     "text_to_video": (
         "tasks/text_to_video.md",

@@ -1,7 +1,8 @@
 """The distilled LoRA: few steps without guidance give what many guided steps give.
 
 The guided model makes clips from noise that is kept. The adapter learns the straight way from each noise to its clip, at
-the noise levels of the distilled schedule alone (rectified flow on pairs, arXiv 2209.03003).
+the noise levels of the distilled schedule alone (rectified flow on pairs, arXiv 2209.03003). A second stage begins with noise
+that its clip was not made from: some batches have new noise, and the levels of that stage.
 
 Run as `python -m examples.mini_world.train_distilled --out FOLDER --checkpoint CHECKPOINT`.
 """
@@ -17,11 +18,12 @@ import torch
 from peft import LoraConfig, get_peft_model_state_dict
 from torch import Tensor
 
-from ltx2_diffusers import LTX2Pipeline
+from ltx2_diffusers import LTX2DistilledPipeline, LTX2Pipeline
 from ltx2_diffusers.atomic import complete_file
-from ltx2_diffusers.checkpoints.folder import new_scheduler
-from ltx2_diffusers.schedulers.sigmas import DISTILLED_SIGMAS
+from ltx2_diffusers.conditioning import Streams
+from ltx2_diffusers.schedulers.sigmas import DISTILLED_SIGMAS, STAGE_2_DISTILLED_SIGMAS
 from ltx2_diffusers.training.components import ConnectorsStep, FitOptions, TransformerStep, text_to_video_and_audio
+from ltx2_diffusers.training.components.step import Losses
 from ltx2_diffusers.training.objective.noise_levels import TorchDraws
 
 from . import networks
@@ -29,17 +31,36 @@ from .clips import Size
 from .drawing import FRAME_RATE
 from .scenes import prompts
 from .stages import Phase, arguments, train
-from .train_flow import UNGUIDED, judged, read
+from .train_flow import judged, read
 
 RANK = 8
-TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "audio_ff.net.0.proj", "audio_ff.net.2")
-# How many clips of each size, and how many of them are in a batch.
+TARGETS = (
+    *("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "audio_ff.net.0.proj", "audio_ff.net.2"),
+    *("proj_in", "proj_out", "time_embed.linear"),
+)
+# How many clips of each size, and how many of them are in a batch. Stages make the small ones first, then the large ones.
 SIZES = {
-    Size(17, 64, 64): (768, 64),
-    Size(25, 64, 64): (256, 40),
-    Size(17, 128, 128): (512, 32),
-    Size(17, 64, 96): (128, 40),
+    Size(25, 64, 64): (1536, 40),
+    Size(17, 64, 64): (512, 64),
+    Size(17, 64, 96): (256, 40),
+    Size(25, 128, 128): (768, 24),
+    Size(17, 128, 128): (384, 32),
 }
+# Steps of one size come one after the other in this order, those of a second stage where it says so.
+ORDER = (
+    (0, False),
+    (3, True),
+    (1, False),
+    (0, False),
+    (3, False),
+    (0, False),
+    (4, True),
+    (2, False),
+    (0, False),
+    (3, False),
+)
+TEACHER = {"guidance_scale": 5.0}
+"""More guidance than by default: fewer of the clips show another shape than they should."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +81,21 @@ def _table(levels: tuple[float, ...], device: torch.device) -> Tensor:
     return torch.tensor(levels, device=device)
 
 
+FIRST_STAGE, SECOND_STAGE = (ListedLevels(levels[:-1]) for levels in (DISTILLED_SIGMAS, STAGE_2_DISTILLED_SIGMAS))
+
+
 class KeptNoise(TorchDraws):
-    """The noise that clips were made from, in place of new one."""
+    """Noise of a batch in place of new one, and levels that are the same for both streams, as in generation."""
 
     def __init__(self, *noise: Tensor) -> None:
         super().__init__(noise[0].device)
         self._noise = iter(noise)
+        self._levels = super().uniform((len(noise[0]),))
+
+    def uniform(self, shape: Sequence[int]) -> Tensor:
+        """Always the same `[B]`."""
+        assert self._levels.shape == torch.Size(shape)
+        return self._levels
 
     def normal(self, shape: Sequence[int]) -> Tensor:
         """That of the next stream."""
@@ -75,10 +105,16 @@ class KeptNoise(TorchDraws):
 
 
 class StraightFlow(TransformerStep):
-    """Asks for the straight way from the noise that a clip was made from to the clip.
+    """Asks for the straight way from noise to a clip.
 
-    A batch holds what that of [`TransformerStep`] holds, and `noise` and `audio_noise` `[B, tokens, features]`.
+    A batch holds what that of [`TransformerStep`] holds, `noise` and `audio_noise` `[B, tokens, features]`, and
+    `second_stage`: whether its noise levels are those of the second stage.
     """
+
+    def flow_losses(self, batch: Mapping[str, Any], contexts: Streams[Tensor | None]) -> Losses:
+        """The losses at the levels of the batch's stage."""
+        self.levels = SECOND_STAGE if batch["second_stage"] else FIRST_STAGE
+        return super().flow_losses(batch, contexts)
 
     def draws(self, batch: Mapping[str, Any]) -> KeptNoise:
         """The noise of the batch."""
@@ -108,6 +144,7 @@ def pairs(pipe: LTX2Pipeline, size: Size, count: int, seed: int, group: int = 48
                 latents=noise[rows],
                 audio_latents=pipe.audio_vae.denormalize_latents(audio_noise[rows]),
                 output_type="latent",
+                **TEACHER,
             )
         )
     return {
@@ -136,16 +173,21 @@ class Batches:
 
     def __call__(self, number: int) -> dict[str, Any]:
         """The batch of a step."""
-        # Every second one is of the first size.
-        pool, count = self.pools[0 if number % 2 == 0 else 1 + number // 2 % (len(self.pools) - 1)]
+        which, second_stage = ORDER[number % len(ORDER)]
+        pool, count = self.pools[which]
         rows = random.Random(f"distilled {number}").sample(range(len(pool["prompts"])), count)
         video, audio = pool["latents"][rows], pool["audio_latents"][rows]
+        noise = [pool[name][rows] for name in ("noise", "audio_noise")]
+        if second_stage:
+            chance = torch.Generator().manual_seed(number)
+            noise = [torch.randn(one.shape, generator=chance) for one in noise]
         return {
             "prompts": [pool["prompts"][row] for row in rows],
-            "noise": pool["noise"][rows],
-            "audio_noise": pool["audio_noise"][rows],
+            "noise": noise[0],
+            "audio_noise": noise[1],
             "latents": {"latents": video},
             "audio_latents": {"latents": audio},
+            "second_stage": second_stage,
         }
 
 
@@ -153,21 +195,20 @@ def main() -> None:
     """Make the pairs, train the adapter and write it."""
     parser = arguments(__doc__)
     parser.add_argument("--checkpoint", type=Path, required=True, help="folder of the assembled checkpoint")
-    parser.add_argument("--steps", type=int, default=800, help="steps before the rate falls")
+    parser.add_argument("--steps", type=int, default=1600, help="steps before the rate falls")
     given = parser.parse_args()
     torch.manual_seed(0)
-    pipe = LTX2Pipeline.from_pretrained(given.checkpoint).to(given.place.device)
-    pipe.set_progress_bar_config(disable=True)
+    few = LTX2DistilledPipeline.from_pretrained(given.checkpoint).to(given.place.device)
+    pipe = LTX2Pipeline.from_pipe(few)
+    for one in (few, pipe):
+        one.set_progress_bar_config(disable=True)
     folder = given.out / "distilled"
     folder.mkdir(parents=True, exist_ok=True)
     pools = Batches(folder, pipe, given.place.times)
-    # Pairs are made at the checkpoint's levels; those of the adapter are taken as they are.
-    pipe.scheduler = new_scheduler(distilled=True)
     for part in (pipe.transformer, pipe.connectors, pipe.text_encoder):
         part.requires_grad_(False)
     pipe.transformer.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(TARGETS)), "distilled")
-    levels = ListedLevels(DISTILLED_SIGMAS[:-1])
-    flow = StraightFlow(pipe.transformer, pipe.sizes, text_to_video_and_audio(), levels)
+    flow = StraightFlow(pipe.transformer, pipe.sizes, text_to_video_and_audio())
     step = ConnectorsStep(pipe.connectors, flow, networks.TEXT_POSITIONS, pipe.text_encoder, pipe.tokenizer)
 
     batches = given.place.ahead(lambda number: read(step, pools(number)))
@@ -176,9 +217,7 @@ def main() -> None:
         Phase("learn", batches, given.steps, 1e-3, options, every=250),
         Phase("settle", batches, given.steps // 2, 1e-3, replace(options, schedule="linear", warmup_steps=0)),
     ]
-    train(
-        folder, step, phases, lambda: judged(pipe, 64, 2, 64, sigmas=list(DISTILLED_SIGMAS[:-1]), **UNGUIDED), "worst"
-    )
+    train(folder, step, phases, lambda: judged(few, 64, 2, 128, num_frames=25), "worst")
     LTX2Pipeline.save_lora_weights(
         given.out,
         get_peft_model_state_dict(pipe.transformer, adapter_name="distilled"),

@@ -1,6 +1,6 @@
-"""The tables of the README that say how good the miniature is, from what `benchmarks.mini_world` measured.
+"""The tables of `docs/miniature.md` that say how good the miniature is, from what `benchmarks.mini_world` measured.
 
-Run `python -m benchmarks.mini_world_tables`; a test holds the README to what it prints.
+Run `python -m benchmarks.mini_world_tables`; a test holds the page to what it prints.
 """
 
 import json

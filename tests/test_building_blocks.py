@@ -1,10 +1,8 @@
-"""Building blocks are public: their lists hold what the README shows, and by hand they make what a pipeline makes."""
+"""Building blocks are public: their lists hold what their page shows, and by hand they make what a pipeline makes."""
 
 import ast
-import re
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -27,13 +25,13 @@ from ltx2_diffusers.conditioning import (
 )
 from ltx2_diffusers.guidance import MultiModalGuider, MultiModalGuiderParams
 from ltx2_diffusers.sampling import GuidedDenoiser, denoise, euler_step, get_sampler, to_denoised
+from scripts.pages import page
 
 from .pipelines.tiny import EXPLICIT, NO_GUIDANCE, PROMPT, SIZE, ours, seeded
 
 ROOMS = (conditioning, guidance, sampling)
-README = Path(__file__).parents[1].joinpath("README.md").read_text()
-SECTION = README.partition("### Building blocks\n")[2].partition("\n### ")[0]
-BLOCKS = re.findall(r"```python\n(.*?)```", SECTION, flags=re.DOTALL)
+PAGE = page("reference/building_blocks.md")
+BLOCKS = PAGE.blocks("python")
 SIGMAS = torch.tensor([1.0, 0.7, 0.3, 0.0])
 
 
@@ -49,12 +47,12 @@ def no_grad():
 @pytest.mark.parametrize("room", ROOMS, ids=lambda room: room.__name__)
 def test_a_room_lists_what_it_has_and_says_what_it_is(room: ModuleType):
     assert len(room.__all__) == len(set(room.__all__))
-    assert room.__name__ in SECTION
+    assert room.__name__ in PAGE.text
     for name in room.__all__:
         assert getattr(room, name).__doc__, name
 
 
-def test_the_readme_imports_what_is_listed():
+def test_the_page_imports_what_is_listed():
     imported = [node for block in BLOCKS for node in ast.walk(ast.parse(block)) if isinstance(node, ast.ImportFrom)]
     lists = {room.__name__: room.__all__ for room in (ltx2_diffusers, *ROOMS)}
     shown = {(node.module, name.name) for node in imported if node.module in lists for name in node.names}
@@ -62,10 +60,10 @@ def test_the_readme_imports_what_is_listed():
     assert shown <= {(module, name) for module, names in lists.items() for name in names}
 
 
-def test_the_readme_runs():
+def test_the_page_runs():
     names = {}
     (block,) = BLOCKS
-    exec(compile(block, "README.md", "exec"), names)
+    exec(compile(block, PAGE.name, "exec"), names)
     assert names["frames"].shape == (1, 3, 25, 128, 128) and names["frames"].isfinite().all()
     tools, kept = names["tools"], names["picture"]
     for state in (names["state"], names["states"].video):

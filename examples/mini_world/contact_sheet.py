@@ -40,15 +40,23 @@ class Card:
 
     Args:
         text: Its caption.
-        frames: `[F, 3, H, W]` in [0, 1].
-        audio: Waveform `[2, N]` as long as the frames.
+        frames: `[F, 3, H, W]` in [0, 1], or `None` for a sound alone.
+        audio: Waveform `[2, N]` as long as the frames, or `None` for silent ones.
         rate: Its samples in a second.
     """
 
     text: str
-    frames: Tensor
-    audio: Tensor
+    frames: Tensor | None
+    audio: Tensor | None
     rate: int
+
+    @property
+    def facts(self) -> str:
+        """How long it lasts, and what its spectrograms show."""
+        sound_s = 0.0 if self.audio is None else self.audio.shape[-1] / self.rate
+        duration_s = sound_s if self.frames is None else len(self.frames) / FRAME_RATE
+        heard = "" if self.audio is None else f", left and right up to {self.rate / 2000:g} kHz"
+        return f"{duration_s:.2g} s{heard}"
 
 
 def sheet(cards: Sequence[Card]) -> Image.Image:
@@ -66,12 +74,14 @@ def sheet(cards: Sequence[Card]) -> Image.Image:
 def block(card: Card) -> Image.Image:
     """Caption, frames and spectrogram of a clip."""
     width = WIDTH - 2 * MARGIN
-    shown = frame_row(card.frames, width)
-    heard = spectrograms(card.audio, card.rate, width)
-    picture = Image.new("RGB", (width, TEXT_HEIGHT + shown.height + GAP + heard.height), GROUND)
-    write(picture, card.text, f"{len(card.frames) / FRAME_RATE:.2g} s, left and right up to {card.rate / 2000:g} kHz")
-    picture.paste(shown, (0, TEXT_HEIGHT))
-    picture.paste(heard, (0, TEXT_HEIGHT + shown.height + GAP))
+    rows = [] if card.frames is None else [frame_row(card.frames, width)]
+    rows += [] if card.audio is None else [spectrograms(card.audio, card.rate, width)]
+    picture = Image.new("RGB", (width, TEXT_HEIGHT + sum(row.height + GAP for row in rows) - GAP), GROUND)
+    write(picture, card.text, card.facts)
+    top = TEXT_HEIGHT
+    for row in rows:
+        picture.paste(row, (0, top))
+        top += row.height + GAP
     return picture
 
 

@@ -16,7 +16,7 @@ from .clips import gradient_clip, patches, tone, write_frames, write_sound
 READERS = [read_frames, read_image, read_video, read_audio, probe]
 X264 = ("libx264", "yuv420p")
 
-# The table "What files are taken" of the README: kinds of video files, each with a container, codec and pixel format that
+# The table of `docs/reference/files.md`: kinds of video files, each with a container, codec and pixel format that
 # every build of PyAV can write.
 VIDEO_KINDS = {
     "MP4": ("mp4", *X264),

@@ -39,6 +39,15 @@ def test_blocks_stand_below_each_other():
     assert blocks[1].height < blocks[0].height
 
 
+def test_a_silent_clip_and_a_sound_alone_take_less_room():
+    whole = card_of("right")
+    silent, unseen = Card("", whole.frames, None, 0), Card("", None, whole.audio, RATE)
+    pictures, sounds = (pixels(contact_sheet.block(card))[TEXT_HEIGHT:] for card in (silent, unseen))
+    both = pixels(contact_sheet.block(whole))[TEXT_HEIGHT:]
+    assert (both == np.concatenate([pictures, np.full_like(pictures[:GAP], 255), sounds])).all()
+    assert (silent.facts, unseen.facts) == ("1.4 s", "1.4 s, left and right up to 12 kHz")
+
+
 def test_frames_are_those_in_the_middle_of_their_places():
     frames = torch.linspace(0, 1, 33)[:, None, None, None].expand(33, 3, 64, 64)
     row = pixels(contact_sheet.frame_row(frames, INNER))

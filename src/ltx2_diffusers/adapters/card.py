@@ -1,0 +1,184 @@
+"""The model card of a LoRA: what its file says about it, and how it is loaded here and in diffusers."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..atomic import check_writable, replaced_folder
+from ..checkpoints.card import sized_script
+from ..checkpoints.packaged import PACKAGED
+from ..publishing.card import CLIP_TAGS, Card, Origin, put_card, table
+from ..publishing.scripts import LORA_TAGS, Script, quoted
+from .file import LoraFile, load_lora, write_lora
+
+# Of a folder with more files than these, only so many are read for the table of its other LoRAs.
+_MOST_OTHERS = 15
+_BLOCK = re.compile(r"(.*_blocks)\.\d+\.(.*)")
+# The layouts that diffusers reads.
+_THEIRS = ("diffusers", "original")
+_INDICES = ("model_index.json", "config.json")
+_BASE_UNKNOWN = "base-model"
+
+
+@dataclass(frozen=True)
+class LoraFacts:
+    """What a card says of a LoRA.
+
+    Args:
+        weight_name: Its file.
+        lora: What the file holds.
+        layout: One of `LORA_FORMATS`.
+        origin: What it was trained on.
+        trigger: What a prompt says to make use of it.
+        others: Other LoRAs in the folder, by the names of their files.
+        left_out: How many more files there are.
+    """
+
+    weight_name: str
+    lora: LoraFile
+    layout: str
+    origin: Origin = field(default_factory=Origin)
+    trigger: str | None = None
+    others: tuple[tuple[str, LoraFile], ...] = ()
+    left_out: int = 0
+
+
+def lora_facts(file: Path, folder: Path, layout: str, origin: Origin, trigger: str | None) -> LoraFacts:
+    """The facts of a LoRA that was just written.
+
+    Args:
+        file: Where it is now.
+        folder: Where it is going to be, among others.
+        layout, origin, trigger: As in [`LoraFacts`].
+    """
+    names = sorted(path.name for path in folder.glob("*.safetensors") if path.name != file.name)
+    others = tuple(_loras(folder / name for name in names[:_MOST_OTHERS]))
+    return LoraFacts(file.name, load_lora(file), layout, origin, trigger, others, len(names[_MOST_OTHERS:]))
+
+
+def _loras(files: Iterable[Path]) -> Iterable[tuple[str, LoraFile]]:
+    """Those files that are LoRAs."""
+    for file in files:
+        try:
+            yield file.name, load_lora(file)
+        except (ValueError, OSError):
+            continue
+
+
+def write_with_card(
+    path: Path,
+    tensors: Mapping[str, torch.Tensor],
+    header: Mapping[str, str] | None,
+    layout: str,
+    origin: Origin,
+    trigger: str | None,
+) -> None:
+    """Write a LoRA file and the card of its folder in one step, as [`write_lora`] and [`lora_facts`] take them.
+
+    The folder of a pipeline or a model is described by its own card and gets none.
+    """
+    folder = path.parent
+    check_writable(path)
+    with replaced_folder(folder) as temporary:
+        file = Path(temporary, path.name)
+        write_lora(file, tensors, header)
+        if not any((folder / name).is_file() for name in _INDICES):
+            put_card(temporary, folder, partial(lora_card, lora_facts(file, folder, layout, origin, trigger)))
+
+
+def lora_card(facts: LoraFacts, name: str) -> Card:
+    """The card of a folder or repository `name` that holds LoRAs."""
+    known = (
+        facts.origin.shown
+        if facts.origin.name
+        else f"LTX-2; `{_BASE_UNKNOWN}` stands for the model that it was trained on"
+    )
+    trigger = f"Say `{facts.trigger}` in the prompt." if facts.trigger else ""
+    script = _script(facts, name)
+    use = (
+        script.section
+        if facts.layout in _THEIRS
+        else f"{script.section.partition('With diffusers')[0]}diffusers does not read this layout."
+    )
+    sections = [f"A LoRA for {known}.", trigger, use, _settings(facts), _others(facts)]
+    tags = (*LORA_TAGS, *CLIP_TAGS, *script.call.tags)
+    task = script.call.task
+    return Card(name.split("/")[-1], sections, facts.origin, tags, "adapter", task, facts.trigger)
+
+
+def with_lora(script: Script, name: str, weight_name: str | None = None) -> Script:
+    """A script that loads a LoRA from a folder or repository."""
+    file = f", weight_name={quoted(weight_name)}" if weight_name else ""
+    return replace(script, after=[f"pipe.load_lora_weights({quoted(name)}{file})"])
+
+
+def on_base(pipeline: str, base: str) -> Script:
+    """A script that loads a pipeline of a base model: a Hub id, a folder or the name of a packaged checkpoint."""
+    is_packaged = base in PACKAGED
+    source = f"packaged_checkpoint({quoted(base)})" if is_packaged else quoted(base)
+    return replace(sized_script(pipeline, source, base), packaged=is_packaged)
+
+
+def _script(facts: LoraFacts, name: str) -> Script:
+    downscale = facts.lora.metadata.reference_downscale_factor
+    script = on_base(
+        "LTX2InContextPipeline" if _has_reference(facts.lora) else "LTX2Pipeline", facts.origin.name or _BASE_UNKNOWN
+    )
+    if facts.trigger and facts.trigger not in script.prompt:
+        script = replace(script, prompt=f"{facts.trigger} {script.prompt}")
+    if downscale > 1:
+        script = replace(script, settings={"reference_downscale_factor": downscale})
+    return with_lora(script, name, facts.weight_name)
+
+
+def _has_reference(lora: LoraFile) -> bool:
+    return any("reference_" in name and text != "None" for name, text in lora.metadata.header.items())
+
+
+def _reference_scale(lora: LoraFile) -> tuple[int, int]:
+    return lora.metadata.reference_downscale_factor, lora.metadata.reference_temporal_scale_factor
+
+
+def _settings(facts: LoraFacts) -> str:
+    lora = facts.lora
+    modules = {f"{component}.{path}": None for component in lora.components for path in lora.modules(component)}
+    layers = dict.fromkeys(_BLOCK.sub(r"\2", name) for name in modules)
+    rows = [
+        ("File", facts.weight_name),
+        ("Layout", facts.layout),
+        *_numbers(lora),
+        ("Modules", len(modules)),
+        ("Layers", ", ".join(f"`{layer}`" for layer in layers)),
+    ]
+    return f"## Settings\n\n{table(['Setting', 'Value'], rows)}"
+
+
+def _numbers(lora: LoraFile) -> list[tuple[str, Any]]:
+    alphas = {alpha for component in lora.components for alpha in lora.network_alphas(component).values()}
+    rows: list[tuple[str, Any]] = [
+        ("Rank", lora.metadata.rank),
+        ("Alpha", " to ".join(f"{a:g}" for a in sorted({min(alphas), max(alphas)}))),
+    ]
+    downscale, temporal = _reference_scale(lora)
+    if _has_reference(lora):
+        smaller = f"1/{downscale} of the clip's sides" if downscale > 1 else "the clip's"
+        rows.append(("Size of the reference", smaller))
+        if temporal > 1:
+            rows.append(("Frame rate of the reference", f"1/{temporal} of the clip's"))
+    return rows
+
+
+def _others(facts: LoraFacts) -> str:
+    """The other files of the folder."""
+    if not facts.others:
+        return ""
+    rows = [
+        (name, ", ".join(f"{what.lower()} {value}" for what, value in _numbers(lora))) for name, lora in facts.others
+    ]
+    more = f"\n\nAnd {facts.left_out} more files." if facts.left_out else ""
+    return f"## Other LoRAs in this folder\n\n{table(['File', 'Settings'], rows)}{more}"

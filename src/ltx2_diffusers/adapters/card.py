@@ -14,7 +14,7 @@ from ..checkpoints.card import sized_script
 from ..checkpoints.packaged import PACKAGED
 from ..publishing.card import CLIP_TAGS, Card, Origin, put_card, table
 from ..publishing.scripts import LORA_TAGS, Script, quoted
-from .file import LoraFile, load_lora, write_lora
+from .file import LoraFile, LoraMetadata, load_lora, write_lora
 
 # Of a folder with more files than these, only so many are read for the table of its other LoRAs.
 _MOST_OTHERS = 15
@@ -125,23 +125,31 @@ def on_base(pipeline: str, base: str) -> Script:
 
 
 def _script(facts: LoraFacts, name: str) -> Script:
-    downscale = facts.lora.metadata.reference_downscale_factor
-    script = on_base(
-        "LTX2InContextPipeline" if _has_reference(facts.lora) else "LTX2Pipeline", facts.origin.name or _BASE_UNKNOWN
-    )
+    metadata = facts.lora.metadata
+    pipeline = "LTX2InContextPipeline" if _has_reference(metadata) else "LTX2Pipeline"
+    script = replace(on_base(pipeline, facts.origin.name or _BASE_UNKNOWN), settings=reference_settings(metadata))
     if facts.trigger and facts.trigger not in script.prompt:
         script = replace(script, prompt=f"{facts.trigger} {script.prompt}")
-    if downscale > 1:
-        script = replace(script, settings={"reference_downscale_factor": downscale})
     return with_lora(script, name, facts.weight_name)
 
 
-def _has_reference(lora: LoraFile) -> bool:
-    return any("reference_" in name and text != "None" for name, text in lora.metadata.header.items())
+def reference_rows(metadata: LoraMetadata) -> list[tuple[str, str]]:
+    """What an IC-LoRA says about its references; nothing for another LoRA."""
+    if not _has_reference(metadata):
+        return []
+    side, rate = metadata.reference_downscale_factor, metadata.reference_temporal_scale_factor
+    rows = [("Size of the reference", f"1/{side} of the clip's sides" if side > 1 else "that of the clip")]
+    return rows + ([("Frame rate of the reference", f"1/{rate} of the clip's")] if rate > 1 else [])
 
 
-def _reference_scale(lora: LoraFile) -> tuple[int, int]:
-    return lora.metadata.reference_downscale_factor, lora.metadata.reference_temporal_scale_factor
+def reference_settings(metadata: LoraMetadata) -> dict[str, int] | None:
+    """What diffusers' call has to be told about references, which this package reads in the file."""
+    factor = metadata.reference_downscale_factor
+    return {"reference_downscale_factor": factor} if factor > 1 else None
+
+
+def _has_reference(metadata: LoraMetadata) -> bool:
+    return any("reference_" in name and text != "None" for name, text in metadata.header.items())
 
 
 def _settings(facts: LoraFacts) -> str:
@@ -159,18 +167,9 @@ def _settings(facts: LoraFacts) -> str:
 
 
 def _numbers(lora: LoraFile) -> list[tuple[str, Any]]:
-    alphas = {alpha for component in lora.components for alpha in lora.network_alphas(component).values()}
-    rows: list[tuple[str, Any]] = [
-        ("Rank", lora.metadata.rank),
-        ("Alpha", " to ".join(f"{a:g}" for a in sorted({min(alphas), max(alphas)}))),
-    ]
-    downscale, temporal = _reference_scale(lora)
-    if _has_reference(lora):
-        smaller = f"1/{downscale} of the clip's sides" if downscale > 1 else "the clip's"
-        rows.append(("Size of the reference", smaller))
-        if temporal > 1:
-            rows.append(("Frame rate of the reference", f"1/{temporal} of the clip's"))
-    return rows
+    alphas = [alpha for component in lora.components for alpha in lora.network_alphas(component).values()]
+    ends = " to ".join(f"{alpha:g}" for alpha in sorted({min(alphas), max(alphas)}))
+    return [("Rank", lora.metadata.rank), ("Alpha", ends), *reference_rows(lora.metadata)]
 
 
 def _others(facts: LoraFacts) -> str:

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 
 from ..atomic import check_writable, replaced_folder
-from ..checkpoints.card import sized_script
+from ..checkpoints.card import explicit_settings, sized_script
+from ..checkpoints.folder import is_distilled
 from ..checkpoints.packaged import PACKAGED
+from ..guidance.presets import preset
 from ..publishing.card import CLIP_TAGS, Card, Origin, put_card, table
 from ..publishing.scripts import LORA_TAGS, Script, quoted
 from .file import LoraFile, LoraMetadata, load_lora, write_lora
@@ -22,6 +24,12 @@ _BLOCK = re.compile(r"(.*_blocks)\.\d+\.(.*)")
 # The layouts that diffusers reads.
 _THEIRS = ("diffusers", "original")
 _INDICES = ("model_index.json", "config.json")
+# Noise levels of a distilled model are used as they are.
+_FIXED_LEVELS = (
+    "pipe.scheduler = type(pipe.scheduler).from_config(",
+    "    pipe.scheduler.config, use_dynamic_shifting=False, shift_terminal=None",
+    ")",
+)
 _BASE_UNKNOWN = "base-model"
 
 
@@ -126,8 +134,14 @@ def on_base(pipeline: str, base: str) -> Script:
 
 def _script(facts: LoraFacts, name: str) -> Script:
     metadata = facts.lora.metadata
-    pipeline = "LTX2InContextPipeline" if _has_reference(metadata) else "LTX2Pipeline"
-    script = replace(on_base(pipeline, facts.origin.name or _BASE_UNKNOWN), settings=reference_settings(metadata))
+    base = facts.origin.name or _BASE_UNKNOWN
+    if is_distilled(facts.weight_name):
+        settings = explicit_settings(preset("2.0", "distilled"), num_layers=0)
+        script = replace(on_base("LTX2DistilledPipeline", base), extra=["two_stage=False"], settings=settings)
+        script = replace(script, theirs_after=_FIXED_LEVELS)
+    else:
+        pipeline = "LTX2InContextPipeline" if _has_reference(metadata) else "LTX2Pipeline"
+        script = replace(on_base(pipeline, base), settings=reference_settings(metadata))
     if facts.trigger and facts.trigger not in script.prompt:
         script = replace(script, prompt=f"{facts.trigger} {script.prompt}")
     return with_lora(script, name, facts.weight_name)

@@ -161,7 +161,7 @@ class LTX2LoraMixin(LoraBaseMixin):
                 or a module with such a state dict.
             is_main_process: Whether this process writes. Default `True`.
             weight_name: File name. Default "pytorch_lora_weights.safetensors", or ".bin".
-            save_function: Called as `save_function(tensors, path)` in place of writing the file.
+            save_function: Called as `save_function(tensors, path)` in place of writing the file; no card is written then.
             safe_serialization: Whether to write safetensors rather than a pickle. Default `True`.
             transformer_lora_adapter_metadata, connectors_lora_adapter_metadata: Fields of PEFT's `LoraConfig`, of which
                 alpha matters. Default alpha = rank.
@@ -192,6 +192,13 @@ class LTX2LoraMixin(LoraBaseMixin):
             raise ValueError("give transformer_lora_layers or connectors_lora_layers")
         if Path(save_directory).is_file():
             raise ValueError(f"save_directory must be a folder, {os.fspath(save_directory)!r} is a file")
+        facts = {
+            name: value for name, value in (("base_model", base_model), ("trigger", trigger)) if value is not None
+        }
+        if save_function is not None and facts:
+            raise ValueError(
+                f"`{next(iter(facts))}` is for the card beside a file that is written here; leave `save_function` out"
+            )
         settings = {"transformer": transformer_lora_adapter_metadata, "connectors": connectors_lora_adapter_metadata}
         if not safe_serialization and (metadata or (format == "diffusers" and any(settings.values()))):
             raise ValueError("metadata can be saved with safe_serialization=True only")

@@ -74,7 +74,9 @@ def sized_script(pipeline: str, source: str, base: str | None) -> Script:
     is_packaged = base in PACKAGED
     height, width, num_frames = DEFAULT_SIZE
     size = PACKAGED_SIZE if is_packaged else {"width": width, "height": height, "num_frames": num_frames}
-    return Script(CALLS[pipeline], source, size, MINIATURE_PROMPT if is_packaged else PROMPT)
+    prompt = MINIATURE_PROMPT if is_packaged else PROMPT
+    # A miniature runs on CPUs, of which few compute in bfloat16.
+    return Script(CALLS[pipeline], source, size, prompt, half=not is_packaged)
 
 
 def explicit_settings(preset: Preset, num_layers: int) -> dict[str, Any]:

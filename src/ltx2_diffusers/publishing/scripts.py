@@ -126,8 +126,10 @@ class Script:
         loaded: Arguments of `from_pretrained`, as they are written.
         before: Statements before the pipeline is made.
         after: Statements once it is made.
+        theirs_after: Further ones of diffusers' script.
         imports: Names of this package that all these need; of them diffusers' script takes only those of `before`.
         packaged: Whether `source` calls `packaged_checkpoint`.
+        half: Whether the pipeline is loaded in bfloat16 rather than float32.
     """
 
     call: Call
@@ -139,8 +141,10 @@ class Script:
     loaded: Sequence[str] = ()
     before: Sequence[str] = ()
     after: Sequence[str] = ()
+    theirs_after: Sequence[str] = ()
     imports: Sequence[str] = ()
     packaged: bool = False
+    half: bool = True
 
     @property
     def ours(self) -> list[str]:
@@ -169,7 +173,7 @@ class Script:
         lines += [f"from diffusers.utils import {', '.join(utilities)}"]
         lines += ["from ltx2_diffusers import packaged_checkpoint"] * self.packaged
         arguments = [*self._prompt, *theirs.arguments, *self._size(True)]
-        lines += ["", *self._loading(call)]
+        lines += ["", *self._loading(call), *self.theirs_after]
         if call.pipeline == _UPSAMPLING:
             lines += _called("(video,) = pipe(", [*arguments, "return_dict=False"])
             return [*lines, 'encode_video(video[0], fps=24, output_path="sample.mp4")']
@@ -198,7 +202,7 @@ class Script:
 
     @property
     def _prompt(self) -> list[str]:
-        return [] if self.call.pipeline == _UPSAMPLING else [f"prompt={self.prompt!r}"]
+        return [] if self.call.pipeline == _UPSAMPLING else [f"prompt={quoted(self.prompt)}"]
 
     def _size(self, sized: bool) -> list[str]:
         left_out: tuple[str, ...] = () if sized else _SIZES
@@ -207,7 +211,7 @@ class Script:
         return [f"{name}={value!r}" for name, value in self.size.items() if name not in left_out]
 
     def _loading(self, call: Call | None = None) -> list[str]:
-        arguments = ", ".join([self.source, *self.loaded, "dtype=torch.bfloat16"])
+        arguments = ", ".join([self.source, *self.loaded, *(["dtype=torch.bfloat16"] if self.half else [])])
         made = [f"pipe = {(call or self.call).pipeline}.from_pretrained({arguments})"]
         moved = ["if torch.cuda.is_available():", "    pipe.enable_model_cpu_offload()"]
         return [*self.before, *made, *moved, *self.after]

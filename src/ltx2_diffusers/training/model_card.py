@@ -14,7 +14,6 @@ from ..adapters.file import LORA_WEIGHT_NAME, LoraMetadata, load_lora
 from ..checkpoints.json_files import read_object
 from ..checkpoints.packaged import checkpoint_path
 from ..data.dataset import precomputed_folder
-from ..data.processing import SETTINGS_FILE
 from ..publishing import CALLS, CLIP_TAGS, LORA_TAGS, PROMPT, Call, Card, Origin, Script, origin, quoted, table
 
 if TYPE_CHECKING:
@@ -147,6 +146,9 @@ def local_sample(file: Path, prompt: str, folder: Path) -> CardSample:
 
 def recorded_trigger(data_root: Path) -> str | None:
     """The word that stands before all captions of a processed dataset; `None` if there is none, or no record of it."""
+    # Needed once, and slow to import.
+    from ..data.processing import SETTINGS_FILE
+
     settings = precomputed_folder(data_root) / SETTINGS_FILE
     return read_object(settings).get("lora_trigger") if settings.is_file() else None
 
@@ -226,7 +228,7 @@ def _script(facts: CardFacts) -> Script:
         imports=["LTX2VideoTransformer3DModel"],
         before=[
             "transformer = LTX2VideoTransformer3DModel.from_pretrained(",
-            f'    {quoted(facts.repo_id)}, subfolder="transformer", dtype=torch.bfloat16',
+            f'    {quoted(facts.repo_id)}, subfolder="transformer"{", dtype=torch.bfloat16" * script.half}',
             ")",
         ],
         loaded=["transformer=transformer"],

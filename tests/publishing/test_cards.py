@@ -1,6 +1,7 @@
 """Model cards beside what is saved: what machines and people read, and whose card stays."""
 
 import ast
+import os
 import re
 import shutil
 
@@ -9,11 +10,9 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
-from safetensors.torch import load_file
 
 import ltx2_diffusers
 from ltx2_diffusers import LTX2LatentUpsamplePipeline, LTX2Pipeline, LTX2TwoStagePipeline, packaged_checkpoint
-from ltx2_diffusers.atomic import finish_save
 from ltx2_diffusers.checkpoints.convert import convert_to_diffusers, convert_to_original
 from ltx2_diffusers.publishing import CALLS, Origin, origin
 from ltx2_diffusers.publishing.card import Card, is_renewable
@@ -25,6 +24,10 @@ LAYER = "transformer_blocks.0.attn1.to_q"
 # Of those that the Hub knows.
 TASKS = {"text-to-video", "image-to-video", "video-to-video", "text-to-audio"}
 RELATIONS = {"adapter", "finetune", "merge", "quantized"}
+
+
+def scripts(text):
+    return re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
 def checked(path):
@@ -40,7 +43,7 @@ def checked(path):
     assert data.get("base_model_relation") in {*RELATIONS, None}
     assert data.get("base_model_relation") is None or re.fullmatch(r"[\w.-]+/[\w.-]+", data["base_model"])
     assert data.get("license_link", "https://").startswith("https://")
-    for script in re.findall(r"```python\n(.*?)```", card.text, re.DOTALL):
+    for script in scripts(card.text):
         ast.parse(script)
     assert is_renewable(content)
     return card
@@ -80,7 +83,7 @@ def test_a_model_saved_alone_has_no_card(tmp_path):
 
 def test_a_recipe_that_diffusers_lacks_says_what_is_done_there(pipeline, tmp_path):
     LTX2TwoStagePipeline.from_pipe(pipeline).save_pretrained(tmp_path)
-    ours, theirs = re.findall(r"```python\n(.*?)```", checked(tmp_path / "README.md").text, re.DOTALL)
+    ours, theirs = scripts(checked(tmp_path / "README.md").text)
     # Without an upsampler there is one stage.
     assert "two_stage=False" in ours
     assert "LTX2TwoStagePipeline" not in theirs
@@ -122,7 +125,7 @@ def test_what_weights_come_from(tmp_path):
 
 
 def test_a_hub_model_tells_its_licence_from_the_cache_alone(tmp_path, monkeypatch):
-    snapshot = tmp_path / "models--owner--model" / "snapshots" / "0" * 40
+    snapshot = tmp_path / "models--owner--model" / "snapshots" / ("0" * 40)
     snapshot.mkdir(parents=True)
     (snapshot.parents[1] / "refs").mkdir()
     (snapshot.parents[1] / "refs" / "main").write_text("0" * 40)
@@ -153,7 +156,7 @@ def test_the_card_of_a_lora(factors, tmp_path):
     assert {"lora", "template:sd-lora", "ic-lora"} <= set(card.data.tags)
     for row in ("Rank | 2", "Alpha | 4", "Layers | `attn1.to_q`", "Size of the reference | 1/2 of the clip's sides"):
         assert f"| {row} |" in card.text.replace("transformer.", "")
-    ours, theirs = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
+    ours, theirs = scripts(card.text)
     assert all(
         'load_lora_weights("style", weight_name="pytorch_lora_weights.safetensors")' in s for s in (ours, theirs)
     )
@@ -222,7 +225,7 @@ def test_the_card_of_a_converted_component_loads_it_in_both_libraries(original, 
     monkeypatch.chdir(tmp_path)
     text = checked(tmp_path / "mine" / "README.md").text
     loaded = {}
-    for script in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+    for script in scripts(text):
         exec(script, loaded)
         assert isinstance(loaded["model"], torch.nn.Module)
     assert not type(loaded["model"]).__module__.startswith("ltx2_diffusers")
@@ -278,26 +281,25 @@ def test_a_card_of_ours_is_renewed_also_with_other_ends_of_lines(kind, pipeline,
     assert not list(tmp_path.rglob(".ltx2-*"))
 
 
-def test_a_card_is_finished_with_an_interrupted_save_before_a_lora_is_loaded(factors, tmp_path, monkeypatch):
+def test_a_card_is_finished_with_an_interrupted_save_when_a_lora_is_loaded(factors, tmp_path, monkeypatch):
     """In the current directory, files are moved one by one."""
     monkeypatch.chdir(tmp_path)
     save_lora(".", factors)
-    moved = []
+    move, moved = os.replace, []
 
-    def killed(source, target):
-        if moved:
+    def interrupted(source, target):
+        moved.extend([target] if ".ltx2-complete-" in os.fspath(source) else [])
+        if len(moved) > 1:
             raise KeyboardInterrupt
-        moved.append(target)
-        shutil.move(source, target)
+        move(source, target)
 
-    with monkeypatch.context() as patch:
-        patch.setattr("ltx2_diffusers.atomic.os.replace", killed)
-        patch.setattr("ltx2_diffusers.atomic.shutil.rmtree", lambda *_, **__: None)
-        with pytest.raises(KeyboardInterrupt):
-            save_lora(".", {name: 2 * tensor for name, tensor in factors.items()}, trigger="SKS")
-    finish_save(tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("ltx2_diffusers.atomic.os.replace", interrupted)
+        save_lora(".", {name: 2 * tensor for name, tensor in factors.items()}, trigger="SKS")
+    loaded = LTX2Pipeline.lora_state_dict(tmp_path)
+    assert all((tensor == 2).all() for tensor in loaded.values())
     assert "SKS" in checked(tmp_path / "README.md").text
-    assert all((tensor == 2).all() for tensor in load_file("pytorch_lora_weights.safetensors").values())
+    assert {path.name for path in tmp_path.iterdir()} == {"README.md", "pytorch_lora_weights.safetensors"}
 
 
 def test_names_that_need_care_stand_in_scripts(factors, tmp_path):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..atomic import check_writable, replaced_folder
-from ..checkpoints.card import explicit_settings, sized_script
+from ..checkpoints.card import sized_script, with_settings
 from ..checkpoints.folder import is_distilled
 from ..checkpoints.packaged import PACKAGED
 from ..guidance.presets import preset
@@ -24,12 +24,6 @@ _BLOCK = re.compile(r"(.*_blocks)\.\d+\.(.*)")
 # The layouts that diffusers reads.
 _THEIRS = ("diffusers", "original")
 _INDICES = ("model_index.json", "config.json")
-# Noise levels of a distilled model are used as they are.
-_FIXED_LEVELS = (
-    "pipe.scheduler = type(pipe.scheduler).from_config(",
-    "    pipe.scheduler.config, use_dynamic_shifting=False, shift_terminal=None",
-    ")",
-)
 _BASE_UNKNOWN = "base-model"
 
 
@@ -125,8 +119,9 @@ def with_lora(script: Script, name: str, weight_name: str | None = None) -> Scri
     return replace(script, after=[f"pipe.load_lora_weights({quoted(name)}{file})"])
 
 
-def on_base(pipeline: str, base: str) -> Script:
-    """A script that loads a pipeline of a base model: a Hub id, a folder or the name of a packaged checkpoint."""
+def on_base(pipeline: str, origin: Origin) -> Script:
+    """A script that loads a pipeline of what weights were trained on."""
+    base = origin.name or _BASE_UNKNOWN
     is_packaged = base in PACKAGED
     source = f"packaged_checkpoint({quoted(base)})" if is_packaged else quoted(base)
     return replace(sized_script(pipeline, source, base), packaged=is_packaged)
@@ -134,14 +129,12 @@ def on_base(pipeline: str, base: str) -> Script:
 
 def _script(facts: LoraFacts, name: str) -> Script:
     metadata = facts.lora.metadata
-    base = facts.origin.name or _BASE_UNKNOWN
     if is_distilled(facts.weight_name):
-        settings = explicit_settings(preset("2.0", "distilled"), num_layers=0)
-        script = replace(on_base("LTX2DistilledPipeline", base), extra=["two_stage=False"], settings=settings)
-        script = replace(script, theirs_after=_FIXED_LEVELS)
+        script = replace(on_base("LTX2DistilledPipeline", facts.origin), extra=["two_stage=False"])
+        script = with_settings(script, preset("2.0", "distilled"), num_layers=0)
     else:
         pipeline = "LTX2InContextPipeline" if _has_reference(metadata) else "LTX2Pipeline"
-        script = replace(on_base(pipeline, base), settings=reference_settings(metadata))
+        script = replace(on_base(pipeline, facts.origin), settings=reference_settings(metadata))
     if facts.trigger and facts.trigger not in script.prompt:
         script = replace(script, prompt=f"{facts.trigger} {script.prompt}")
     return with_lora(script, name, facts.weight_name)

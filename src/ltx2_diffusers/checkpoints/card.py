@@ -13,6 +13,12 @@ from .packaged import PACKAGED, PACKAGED_SIZE
 
 FRAME_RATE = 24.0
 MINIATURE_PROMPT = "a red circle bounces on a blue background"
+# A scheduler of diffusers that uses given noise levels as they are.
+_FIXED_LEVELS = (
+    "pipe.scheduler = type(pipe.scheduler).from_config(",
+    "    pipe.scheduler.config, use_dynamic_shifting=False, shift_terminal=None",
+    ")",
+)
 _TEXT_ENCODER = "gemma-3-12b"
 
 
@@ -53,9 +59,11 @@ def pipeline_card(facts: PipelineFacts, name: str) -> Card:
 
 def _script(facts: PipelineFacts, name: str) -> Script:
     script = sized_script(facts.pipeline, quoted(name), facts.origin.name)
-    settings = {} if facts.preset is None else explicit_settings(facts.preset, facts.num_layers)
-    script = replace(script, extra=facts.extra, settings=settings)
-    if facts.preset is None or facts.has_text_encoder:
+    script = replace(script, extra=facts.extra)
+    if facts.preset is None:
+        return script
+    script = with_settings(script, facts.preset, facts.num_layers)
+    if facts.has_text_encoder:
         return script
     return replace(
         script,
@@ -79,8 +87,13 @@ def sized_script(pipeline: str, source: str, base: str | None) -> Script:
     return Script(CALLS[pipeline], source, size, prompt, half=not is_packaged)
 
 
-def explicit_settings(preset: Preset, num_layers: int) -> dict[str, Any]:
-    """The arguments by which diffusers' call runs as ours does by default."""
+def with_settings(script: Script, preset: Preset, num_layers: int) -> Script:
+    """A script whose call of diffusers runs as ours does by default."""
+    given = _FIXED_LEVELS if preset.sigmas is not None else ()
+    return replace(script, settings=_explicit(preset, num_layers), theirs_after=given)
+
+
+def _explicit(preset: Preset, num_layers: int) -> dict[str, Any]:
     steps = {"num_inference_steps": preset.num_inference_steps}
     levels = {"sigmas": list(preset.sigmas)} if preset.sigmas is not None else {}
     streams = (("", preset.video), ("audio_", preset.audio))

@@ -226,7 +226,8 @@ class LTX2PipelineBase(saving.AtomicSaveMixin, DiffusionPipeline):
     def _card_facts(self) -> PipelineFacts:
         """What the card says."""
         # A class of somebody's own is shown as the one that it is made from.
-        known = next(kind.__name__ for kind in type(self).__mro__ if kind.__name__ in publishing.CALLS)
+        names = [kind.__name__ for kind in type(self).__mro__ if kind.__name__ in publishing.CALLS]
+        known = names[0] if names else "LTX2Pipeline"
         return PipelineFacts(known, publishing.origin(self.config.get("_name_or_path")))
 
     def __getstate__(self) -> dict[str, Any]:

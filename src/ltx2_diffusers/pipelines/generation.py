@@ -405,8 +405,8 @@ class LTX2StagedPipeline(LTX2GenerationPipeline):
         )
 
     def _card_facts(self) -> PipelineFacts:
-        facts, two_stage = super()._card_facts(), inspect.signature(self.__call__).parameters["two_stage"].default
-        if not two_stage or facts.preset is None:
+        facts, stages = super()._card_facts(), inspect.signature(self.__call__).parameters.get("two_stage")
+        if stages is None or not stages.default or facts.preset is None:
             return facts
         if not self.has("latent_upsampler"):
             return replace(facts, extra=["two_stage=False"])

@@ -30,7 +30,7 @@ _SEALED = re.compile(r"(?P<content>.*\n)<!-- ltx2-diffusers [^\n]*: (?P<sum>[0-9
 _LICENCE_FIELDS = ("license", "license_name", "license_link")
 # Beginnings of the names of original files, and where their models lie on the Hub in the layout that pipelines load.
 _PUBLISHED = {"ltx-2-19b": "Lightricks/LTX-2", "ltx-2.3-22b": "diffusers/LTX-2.3-Diffusers"}
-_SNAPSHOT = re.compile(r"models--(?P<owner>[^/\\]+?)--(?P<name>[^/\\]+)[/\\]snapshots[/\\][^/\\]+[/\\]?$")
+_SNAPSHOT = re.compile(r"models--(?P<owner>[^/\\]+?)--(?P<name>[^/\\]+)[/\\]snapshots[/\\]")
 
 
 @dataclass(frozen=True)

@@ -255,7 +255,7 @@ def component_card(name: str, classes: Mapping[str, str], origin: Origin) -> Car
             there += [f"from {module.__name__} import {kind}", "", loading.replace(" LTX2AV", " LTX2Video")]
     parts = ", ".join(f"`{kind}`" for kind in classes.values())
     said = f"{'Parts' if len(classes) > 1 else 'A part'} of an LTX-2 pipeline: {parts}." + (
-        f" Made from {origin.shown}." if origin.name else ""
+        f" Made from {origin.shown}." if origin.base_model else ""
     )
     theirs = f"With diffusers {diffusers.__version__}:\n\n{fenced(there)}" if there else ""
     return Card(name.split("/")[-1], [said, usage(here), theirs], origin, pipeline_tag=None)

@@ -218,7 +218,7 @@ def _shown(sample: CardSample) -> str:
 
 def _script(facts: CardFacts) -> Script:
     """The script that loads the weights and makes a clip, or a sound."""
-    script = on_base(facts.use.pipeline, facts.origin.name or "base-model")
+    script = on_base(facts.use.pipeline, facts.origin)
     script = replace(script, call=facts.use, size=facts.call, prompt=facts.prompt)
     if facts.is_lora:
         settings = None if facts.lora is None else reference_settings(facts.lora)

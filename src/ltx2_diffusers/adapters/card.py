@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from ..checkpoints.folder import is_distilled
 from ..checkpoints.packaged import PACKAGED
 from ..guidance.presets import preset
 from ..publishing.card import CLIP_TAGS, Card, Origin, put_card, table
-from ..publishing.scripts import LORA_TAGS, Script, quoted
+from ..publishing.scripts import LORA_TAGS, Script, quoted, usage
 from .file import LoraFile, LoraMetadata, load_lora, write_lora
 
 # Of a folder with more files than these, only so many are read for the table of its other LoRAs.
@@ -90,23 +89,18 @@ def write_with_card(
         file = Path(temporary, path.name)
         write_lora(file, tensors, header)
         if not any((folder / name).is_file() for name in _INDICES):
-            put_card(temporary, folder, partial(lora_card, lora_facts(file, folder, layout, origin, trigger)))
+            put_card(temporary, folder, lambda n: lora_card(lora_facts(file, folder, layout, origin, trigger), n))
 
 
 def lora_card(facts: LoraFacts, name: str) -> Card:
     """The card of a folder or repository `name` that holds LoRAs."""
-    known = (
-        facts.origin.shown
-        if facts.origin.name
-        else f"LTX-2; `{_BASE_UNKNOWN}` stands for the model that it was trained on"
-    )
+    unknown = f"LTX-2; `{_BASE_UNKNOWN}` stands for the model that it was trained on"
+    known = facts.origin.shown if facts.origin.name else unknown
     trigger = f"Say `{facts.trigger}` in the prompt." if facts.trigger else ""
     script = _script(facts, name)
-    use = (
-        script.section
-        if facts.layout in _THEIRS
-        else f"{script.section.partition('With diffusers')[0]}diffusers does not read this layout."
-    )
+    use = script.section
+    if facts.layout not in _THEIRS:
+        use = f"{usage(script.ours)}\n\ndiffusers does not read this layout."
     sections = [f"A LoRA for {known}.", trigger, use, _settings(facts), _others(facts)]
     tags = (*LORA_TAGS, *CLIP_TAGS, *script.call.tags)
     task = script.call.task

@@ -192,12 +192,10 @@ class LTX2LoraMixin(LoraBaseMixin):
             raise ValueError("give transformer_lora_layers or connectors_lora_layers")
         if Path(save_directory).is_file():
             raise ValueError(f"save_directory must be a folder, {os.fspath(save_directory)!r} is a file")
-        facts = {
-            name: value for name, value in (("base_model", base_model), ("trigger", trigger)) if value is not None
-        }
-        if save_function is not None and facts:
+        for_card = [name for name, value in (("base_model", base_model), ("trigger", trigger)) if value is not None]
+        if save_function is not None and for_card:
             raise ValueError(
-                f"`{next(iter(facts))}` is for the card beside a file that is written here; leave `save_function` out"
+                f"`{for_card[0]}` is for the card beside a file that is written here; leave `save_function` out"
             )
         settings = {"transformer": transformer_lora_adapter_metadata, "connectors": connectors_lora_adapter_metadata}
         if not safe_serialization and (metadata or (format == "diffusers" and any(settings.values()))):

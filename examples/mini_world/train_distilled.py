@@ -267,6 +267,7 @@ def main() -> None:
         given.out,
         get_peft_model_state_dict(few.transformer, adapter_name="distilled"),
         weight_name="distilled_lora.safetensors",
+        base_model="ltx2-mini",
     )
 
 

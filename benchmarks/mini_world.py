@@ -415,8 +415,10 @@ def extension(bench: Bench) -> Rows:
 
 
 def in_context(bench: Bench) -> Rows:
-    """Outlines filled by the IC-LoRA: how much of both areas is in common, against the same captions without a reference."""
-    asked = bench.asked(bench.single_count)
+    """Outlines anywhere in the picture, filled by the IC-LoRA: how much of both areas is in common; the same captions without
+    a reference show what is in common by chance.
+    """
+    asked = bench.asked(bench.single_count, spread=1.0)
     pipeline = bench.load(LTX2InContextPipeline, IN_CONTEXT, "outline")
     calls = [
         {"reference_conditions": LTX2ReferenceCondition(in_bytes(drawn(outlined(a.scene), **CLIP).frames)), **CLIP}

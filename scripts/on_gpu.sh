@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Runs what needs a GPU, in at most eight minutes: the `gpu` tests, then every benchmark on the device. JSON files go to
-# $OUT (default: benchmarks/results). A PyTorch that is there already is used; for a machine without network give the
-# folder of the other packages as WHEELS. `--dry-run` only prints the commands. Not run on a GPU yet.
+# Runs what needs a GPU, in at most ten minutes: the `gpu` tests, the calls of `tests/real_weights` on the miniature, then
+# every benchmark on the device. JSON files go to $OUT (default: benchmarks/results). A PyTorch that is there already is used;
+# for a machine without network give the folder of the other packages as WHEELS. `--dry-run` only prints the commands. Not run
+# on a GPU yet.
 #
 #   scripts/on_gpu.sh
 #   WHEELS=wheels OUT=results scripts/on_gpu.sh
@@ -27,6 +28,9 @@ fi
 export PYTHONPATH="$PWD/src:$packages${PYTHONPATH:+:$PYTHONPATH}"
 # A failing test does not keep the figures from being taken.
 run timeout 240 python3 -m pytest -q -m gpu --junitxml="$LTX2_BENCHMARK_RESULTS/gpu_tests.xml" || failed=1
+# Numbers in float32 are recorded for every machine; what memory a GPU needs is recorded by the first run on its kind.
+run timeout 120 python3 -m pytest -q -m slow tests/real_weights --checkpoint ltx2-mini --dtype float32 --record-missing || failed=1
+run cp tests/real_weights/records.json "$LTX2_BENCHMARK_RESULTS/real_weights.json" || failed=1
 run timeout 120 python3 -m benchmarks.transformer_forward --quick --device cuda || failed=1
 # Some cases need the libraries for quantised weights; those that cannot run say so in their row.
 run timeout 120 python3 -m benchmarks.training_step --quick --device cuda || failed=1

@@ -91,7 +91,7 @@ def factors(fill: float) -> dict[str, torch.Tensor]:
 
 
 def lora(folder: Path, fill: float) -> None:
-    LTX2Pipeline.save_lora_weights(folder / "lora", transformer_lora_layers=factors(fill))
+    LTX2Pipeline.save_lora_weights(folder / "lora", transformer_lora_layers=factors(fill), trigger=str(fill))
 
 
 def adapter(folder: Path, fill: float) -> None:

@@ -132,7 +132,7 @@ def judged(pipe: LTX2Pipeline, count: int, seed: int, side: int, **call: Any) ->
     texts, scenes = zip(*prompts("validation", count, seed))
     chance = torch.Generator().manual_seed(0)
     size = {"height": side, "width": side, "num_frames": 17, "frame_rate": FRAME_RATE}
-    made = pipe(list(texts), generator=chance, output_type="pt", **size, **call)
+    made = pipe(list(texts), generator=chance, output_type="pt", **(size | call))
     rate = pipe.vocoder.config.output_sampling_rate
     found = [judge(scene, frames, sound, rate) for scene, frames, sound in zip(scenes, made.frames, made.audio)]
     right = {name: sum(one[name] for one in found) / count for name in JUDGED}

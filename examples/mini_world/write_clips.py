@@ -52,12 +52,13 @@ def write_clips(
     size: tuple[int, int, int],
     with_outline: bool,
     seed: int,
+    spread: float = 0.1,
 ) -> None:
     """Write random clips of a split; all their outcomes follow from the seed."""
     folder.mkdir(parents=True, exist_ok=True)
     draw_from = random.Random(f"clips {split} {seed}")
     for number in range(count):
-        scene = random_scene(draw_from, split, size[2] / size[1], shapes=tuple(shapes))
+        scene = random_scene(draw_from, split, size[2] / size[1], shapes=tuple(shapes), spread=spread)
         write_clip(folder, f"{number:04}", scene, caption(scene, draw_from), size, with_outline)
 
 
@@ -70,10 +71,11 @@ def main() -> None:
     parser.add_argument("--split", default="train", choices=("train", "validation", "held_out"))
     parser.add_argument("--size", type=int, nargs=3, default=(17, 128, 128), metavar=("FRAMES", "HEIGHT", "WIDTH"))
     parser.add_argument("--outlines", action="store_true", help="write NAME_reference.mp4, the outline of every clip")
+    parser.add_argument("--spread", type=float, default=0.1, help="part of the room that places are drawn from")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     size = tuple(given.size)
-    write_clips(given.folder, given.count, given.shapes, given.split, size, given.outlines, given.seed)
+    write_clips(given.folder, given.count, given.shapes, given.split, size, given.outlines, given.seed, given.spread)
 
 
 if __name__ == "__main__":

@@ -110,8 +110,7 @@ def replaced_folder(folder: str | os.PathLike) -> Iterator[str]:
     one: a process killed in between leaves a folder that nothing can load until [`finish_save`] has gone on.
     """
     target = _followed(folder)
-    if any(_TEMPORARY.fullmatch(path.name) for path in (target, *target.parents)):
-        # A part of something that is being saved as a whole.
+    if is_part_of_a_save(target):
         target.mkdir(parents=True, exist_ok=True)
         yield os.fspath(target)
         return
@@ -127,6 +126,12 @@ def replaced_folder(folder: str | os.PathLike) -> Iterator[str]:
                     raise
         yield os.fspath(new)
         _put_in_place(new, target)
+
+
+def is_part_of_a_save(folder: str | os.PathLike) -> bool:
+    """Whether a folder belongs to something that is being saved as a whole."""
+    target = _followed(folder)
+    return any(_TEMPORARY.fullmatch(path.name) for path in (target, *target.parents))
 
 
 def finish_save(folder: str | os.PathLike) -> None:

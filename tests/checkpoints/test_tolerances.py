@@ -65,7 +65,7 @@ EXAMPLES = {
     "transformer with its own angles": TRANSFORMER,
     "rotary table": (PRIMITIVES, "rope.video.split.float64.cos"),
     "connectors": ("connectors/ltx23/cases/batch_left_padded.safetensors", "expected_audio_embeds"),
-    "video VAE": ("video_vae/cases/decode_f2_2x3.safetensors", "video"),
+    "video VAE": ("video_vae/cases/decode_f1_2x2.safetensors", "video"),
     "mel filters and resampling": ("audio_vae/cases/mel_filterbank.safetensors", "filterbank"),
     "vocoder": ("vocoder/bwe/cases/blocks.safetensors", "resampler_output"),
     "vocoder with bandwidth extension": ("vocoder/bwe/cases/waveform_aligned.safetensors", "waveform_reference"),

@@ -64,7 +64,7 @@ def test_a_lora_is_saved_pushed_and_loaded_back(hub, factors, tmp_path):
     assert repository.messages == ["First"]
     assert repository.files().keys() == {"README.md", WEIGHTS}
     assert repository.files()[WEIGHTS] == (folder / WEIGHTS).read_bytes()
-    assert [path.name for path in folder.iterdir()] == [WEIGHTS]
+    assert {path.name for path in folder.iterdir()} == {"README.md", WEIGHTS}
     assert {"lora", "template:sd-lora", "ltx-2"} <= set(card_of(repository).data.tags)
     assert not [request for request in hub.requests if "xet" in request]
     own = LTX2Pipeline.from_pretrained(TINY)
@@ -88,6 +88,29 @@ def test_a_card_beside_the_lora_is_pushed_and_one_in_the_repository_stays(hub, f
     card = card_of(hub.repositories["user/my-lora"])
     assert "My own card." in card.text
     assert card.data.license == "mit"
+
+
+def test_a_card_that_was_edited_on_the_hub_stays_and_one_of_ours_is_renewed(hub, factors, tmp_path):
+    push_lora(tmp_path / "a", factors, trigger="OLD")
+    push_lora(tmp_path / "a", factors, trigger="NEW")
+    repository = hub.repositories["user/my-lora"]
+    assert card_of(repository).data.get("instance_prompt") == "NEW"
+    assert "# my-lora" in card_of(repository).text
+    assert "# a\n" in (tmp_path / "a" / "README.md").read_text()
+    edited = repository.files()["README.md"].replace(b"A LoRA for", b"My LoRA for")
+    repository.commit("main", {**repository.files(), "README.md": edited}, "Edited")
+    push_lora(tmp_path / "b", factors, trigger="NEWEST", base_model="Lightricks/LTX-2")
+    card = card_of(repository)
+    assert "My LoRA for" in card.text
+    assert (card.data.get("instance_prompt"), card.data.base_model) == ("NEW", "Lightricks/LTX-2")
+
+
+def test_a_folder_of_a_repository_gets_no_card(hub, pipeline, tmp_path):
+    pipeline.vocoder.save_pretrained(tmp_path / "a", push_to_hub=True, repo_id="user/parts", subfolder="vocoder")
+    pipeline.push_to_hub("user/parts", subfolder="whole")
+    names = hub.repositories["user/parts"].files()
+    assert not [name for name in names if name.endswith("README.md")]
+    assert {"vocoder/config.json", "whole/model_index.json"} <= set(names)
 
 
 def named(monkeypatch, name, value):
@@ -120,7 +143,7 @@ def test_a_push_that_fails_says_why_and_loses_nothing(
     message = str(caught.value)
     expected = [arguments.get("repo_id", "'user/my-lora'"), "nothing local was lost", *parts]
     assert all(part in message for part in expected), message
-    assert [path.name for path in (tmp_path / "lora").iterdir()] == [WEIGHTS]
+    assert {path.name for path in (tmp_path / "lora").iterdir()} == {"README.md", WEIGHTS}
 
 
 def test_what_cannot_name_a_repository_is_refused_before_anything_is_written(pipeline, factors, tmp_path):
@@ -148,7 +171,8 @@ def test_a_pipeline_is_pushed_and_loaded_back(hub, pipeline):
     assert (repository.messages, repository.private) == (["Whole pipeline"], False)
     card = card_of(repository)
     assert {"ltx-2", "text-to-video", "audio-video"} <= set(card.data.tags)
-    assert (card.data.license, card.data.library_name) == ("other", "diffusers")
+    # Of a checkpoint from nowhere nobody knows the licence.
+    assert (card.data.license, card.data.library_name) == (None, "diffusers")
     assert 'LTX2Pipeline.from_pretrained("user/tiny", dtype=torch.bfloat16)' in card.text
     assert_same_weights(pipeline, LTX2Pipeline.from_pretrained("user/tiny"))
 

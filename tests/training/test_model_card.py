@@ -10,8 +10,9 @@ from huggingface_hub import ModelCard
 
 from ltx2_diffusers import LTX2Pipeline
 from ltx2_diffusers.media.writing import write_audio, write_video
+from ltx2_diffusers.publishing import Origin, origin
 from ltx2_diffusers.training.config import STRATEGY_SECTIONS, TrainingConfig
-from ltx2_diffusers.training.model_card import CardFacts, CardSample, card_facts, model_card, published_base
+from ltx2_diffusers.training.model_card import CardFacts, CardSample, card_facts, model_card
 from tests.tiny_checkpoints import tiny_checkpoint
 
 SAMPLES = [
@@ -21,7 +22,8 @@ CALL = {"width": 64, "height": 64, "num_frames": 17, "frame_rate": 24.0, "num_in
 
 
 def facts(**said):
-    given = {"repo_id": "user/my-lora", "base_model": "Lightricks/LTX-2", "is_lora": True, "strategy": "text_to_video"}
+    given = {"repo_id": "user/my-lora", "origin": origin("Lightricks/LTX-2"), "is_lora": True}
+    given["strategy"] = "text_to_video"
     return CardFacts(**{**given, "settings": {"Rank": 8}, "call": CALL, **said})
 
 
@@ -34,6 +36,7 @@ def test_the_hub_reads_what_the_lora_is(tmp_path):
     model_card(facts(samples=SAMPLES, trigger="SKSCAT")).save(tmp_path / "README.md")
     data = ModelCard.load(tmp_path / "README.md").data
     assert data.base_model == "Lightricks/LTX-2"
+    assert data.get("base_model_relation") == "adapter"
     assert data.license == "other"
     assert data.library_name == "diffusers"
     assert data.pipeline_tag == "text-to-video"
@@ -61,14 +64,10 @@ def test_tags_follow_the_strategy(strategy, tags, task):
 
 def test_a_base_model_that_is_not_on_the_hub_is_no_metadata_and_shows_no_path(tmp_path):
     (tmp_path / "my-base").mkdir()
-    base = published_base(str(tmp_path / "my-base"))
-    card = model_card(facts(base_model=base))
-    assert base == "my-base"
+    card = model_card(facts(origin=origin(str(tmp_path / "my-base"))))
+    assert "`my-base`" in card.text
     assert card.data.base_model is None
     assert str(tmp_path) not in str(card)
-    assert published_base("/models/ltx-2-19b-dev.safetensors") == "Lightricks/LTX-2"
-    assert published_base("owner/model") == "owner/model"
-    assert published_base("ltx2-mini") == "ltx2-mini"
 
 
 def test_samples_stand_at_most_four_in_a_row_with_their_prompts():
@@ -91,7 +90,7 @@ def test_settings_are_those_of_the_run(tmp_path):
     made = card_facts(said, "user/x", trigger="SKS")
     assert made.settings["Rank"] == 8
     assert made.settings["Steps"] == 7
-    assert (made.strategy, made.is_lora, made.trigger, made.base_model) == (
+    assert (made.strategy, made.is_lora, made.trigger, made.origin.base_model) == (
         "audio_to_video",
         True,
         "SKS",
@@ -130,7 +129,7 @@ def script(card):
 @pytest.mark.parametrize("strategy", [*STRATEGY_SECTIONS, "one_of_a_users_own"])
 def test_the_script_runs_as_it_stands(lora, monkeypatch, strategy):
     monkeypatch.chdir(lora)
-    made = facts(repo_id=str(lora), base_model=str(tiny_checkpoint("2.0")), strategy=strategy, trigger="SKS")
+    made = facts(repo_id=str(lora), origin=Origin(str(tiny_checkpoint("2.0"))), strategy=strategy, trigger="SKS")
     exec(script(model_card(made)), {})
     (written,) = lora.glob("sample.*")
     assert written.stat().st_size > 0
@@ -142,5 +141,5 @@ def test_the_script_runs_as_it_stands(lora, monkeypatch, strategy):
 def test_the_script_of_a_whole_transformer_runs_as_it_stands(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     LTX2Pipeline.from_pretrained(tiny_checkpoint("2.0")).transformer.save_pretrained(tmp_path / "transformer")
-    exec(script(model_card(facts(repo_id=str(tmp_path), base_model="ltx2-mini", is_lora=False))), {})
+    exec(script(model_card(facts(repo_id=str(tmp_path), origin=Origin("ltx2-mini"), is_lora=False))), {})
     assert (tmp_path / "sample.mp4").is_file()

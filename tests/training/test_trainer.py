@@ -127,8 +127,13 @@ def test_checkpoints_are_kept_by_count_and_never_the_newest_lost(data, tmp_path)
     assert (tmp_path / "pytorch_lora_weights.safetensors").is_file()
     assert (tmp_path / "lora_weights_step_00006.safetensors").is_file()
     assert (tmp_path / "training_config.yaml").is_file()
+    for place in (tmp_path, tmp_path / "checkpoints" / "checkpoint-6"):
+        assert "| Steps | 6 |" in (place / "README.md").read_text()
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "README.md").write_text("My own card.")
     run(data, tmp_path / "one", optimization={"steps": 6}, checkpoints={"interval": 2})
     assert [path.name for path in (tmp_path / "one" / "checkpoints").iterdir()] == ["checkpoint-6"]
+    assert (tmp_path / "one" / "README.md").read_text() == "My own card."
 
 
 @pytest.mark.parametrize("kept", ["minimal", "off"])

@@ -13,7 +13,7 @@ import torch
 from huggingface_hub import HfApi, constants, hf_hub_download
 from safetensors.torch import save_file
 
-from ..atomic import complete_file
+from ..atomic import complete_file, finish_save
 from ..checkpoints.hub_files import local_file
 from ..checkpoints.safetensors_io import Entry, SafetensorsFile
 from .keys import LoraLayer, LoraLayers, linear_shapes, lora_to_format, read_lora
@@ -196,6 +196,7 @@ def find_lora_file(
     if Path(source).is_file():
         return Path(source)
     if path.is_dir():
+        finish_save(path)
         return path / (weight_name or _only_file([file.name for file in path.iterdir()], str(path)))
     repository = os.fspath(source)
     if not _REPOSITORY.fullmatch(repository) or repository.endswith(".safetensors"):

@@ -2,6 +2,8 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,14 +13,13 @@ from diffusers.loaders.lora_base import LoraBaseMixin
 from diffusers.loaders.peft import PeftAdapterMixin
 
 from .. import publishing
+from ..checkpoints.packaged import checkpoint_path
 from . import active, fusing
 from .active import adapted_models, adapter_configs, adapter_layers, adapter_metadata, held_adapters
-from .file import LORA_WEIGHT_NAME, LoraMetadata, by_component, load_lora, lora_for_saving, write_lora
+from .card import lora_card, lora_facts, write_with_card
+from .file import LORA_WEIGHT_NAME, LoraMetadata, by_component, load_lora, lora_for_saving
 from .loading import check_hotswap, check_not_fused, delete_adapter, for_present, insert_adapter
 from .strengths import AdapterWeight, check_weight, listed_weights, strength_at
-
-LORA_TAGS = ("lora", "template:sd-lora")
-"""Tags by which the Hub knows a LoRA."""
 
 
 class ReferenceFactors(NamedTuple):
@@ -147,8 +148,12 @@ class LTX2LoraMixin(LoraBaseMixin):
         token: str | None = None,
         private: bool | None = None,
         commit_message: str | None = None,
+        base_model: str | os.PathLike | None = None,
+        trigger: str | None = None,
     ) -> None:
-        """Save LoRA factors to one file, and upload it if that is asked for.
+        """Save LoRA factors to one file with a model card beside it, and upload both if that is asked for.
+
+        A `README.md` that somebody wrote or edited stays as it is. In the folder of a pipeline or a model no card is written.
 
         Args:
             save_directory: Folder, made if needed.
@@ -156,19 +161,21 @@ class LTX2LoraMixin(LoraBaseMixin):
                 or a module with such a state dict.
             is_main_process: Whether this process writes. Default `True`.
             weight_name: File name. Default "pytorch_lora_weights.safetensors", or ".bin".
-            save_function: Called as `save_function(tensors, path)` in place of writing the file.
+            save_function: Called as `save_function(tensors, path)` in place of writing the file; no card is written then.
             safe_serialization: Whether to write safetensors rather than a pickle. Default `True`.
             transformer_lora_adapter_metadata, connectors_lora_adapter_metadata: Fields of PEFT's `LoraConfig`, of which
                 alpha matters. Default alpha = rank.
             format: Layout, one of `LORA_FORMATS`: "diffusers" (default), "original" for Lightricks' tools and
                 ComfyUI, ... All but "diffusers" have alpha folded into the factors.
             metadata: Strings for the file's metadata, such as `{"reference_downscale_factor": "2"}`.
-            push_to_hub: Whether to upload the file once it is saved, with a model card: the `README.md` in
-                `save_directory` if there is one, else that of the repository, else a short one. Default `False`.
+            push_to_hub: Whether to upload the file once it is saved, with the card; one that somebody wrote or edited, here or
+                in the repository, stays. Default `False`.
             repo_id: Repository to upload to, made if it does not exist. Default the name of `save_directory`.
             token: Token that may write, default the stored one.
             private: Whether a new repository is private, default the owner's setting.
             commit_message: Default "Upload with ltx2-diffusers".
+            base_model: For the card: what the LoRA was trained on, a Hub id, a folder, a file or a packaged name.
+            trigger: For the card: what a prompt says to make use of it.
 
         Raises:
             ValueError: If there is nothing to save, or an argument is not valid.
@@ -185,6 +192,11 @@ class LTX2LoraMixin(LoraBaseMixin):
             raise ValueError("give transformer_lora_layers or connectors_lora_layers")
         if Path(save_directory).is_file():
             raise ValueError(f"save_directory must be a folder, {os.fspath(save_directory)!r} is a file")
+        for_card = [name for name, value in (("base_model", base_model), ("trigger", trigger)) if value is not None]
+        if save_function is not None and for_card:
+            raise ValueError(
+                f"`{for_card[0]}` is for the card beside a file that is written here; leave `save_function` out"
+            )
         settings = {"transformer": transformer_lora_adapter_metadata, "connectors": connectors_lora_adapter_metadata}
         if not safe_serialization and (metadata or (format == "diffusers" and any(settings.values()))):
             raise ValueError("metadata can be saved with safe_serialization=True only")
@@ -197,10 +209,13 @@ class LTX2LoraMixin(LoraBaseMixin):
         if save_function is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             save_function(tensors, path.as_posix())
-        else:
-            write_lora(path, tensors, header if safe_serialization else None)
+            return
+        base = None if base_model is None else checkpoint_path(os.fspath(base_model))
+        told = (format, publishing.origin(base), trigger)
+        write_with_card(path, tensors, header if safe_serialization else None, *told)
         if push is not None:
-            publishing.publish_files([path], push, _card)
+            facts = replace(lora_facts(path, path.parent, *told), others=(), left_out=0)
+            publishing.publish_files([path], push, partial(lora_card, facts))
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """Save the pipeline as diffusers does; refused while adapters are loaded, which its folder cannot hold.
@@ -389,12 +404,6 @@ def _push(
     if save_function is not None:
         raise ValueError("push_to_hub=True uploads a file that is written here; leave `save_function` out")
     return publishing.Push(repo_id or Path(folder).absolute().name, *how)
-
-
-def _card(repo_id: str) -> publishing.Card:
-    """The card of a repository that holds a LoRA of which nothing else is known."""
-    use = publishing.usage([f'pipe.load_lora_weights("{repo_id}")  # pipe: a pipeline of the base model'])
-    return publishing.Card(publishing.card_text(repo_id.split("/")[-1], "A LoRA for LTX-2.", use), LORA_TAGS)
 
 
 def _common_factor(factors: Mapping[str, int]) -> int:

@@ -7,15 +7,19 @@ under its final name only when it is complete.
 import json
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..atomic import check_folder_writable, check_writable, finish_save, replaced_folder
+from ..guidance.presets import preset
+from ..publishing import Card, component_card, origin, put_card
 from . import configs, fit, keys
 from . import folder as layout
-from .class_names import COMPONENT_OF, PIPELINE_COMPONENTS
+from .card import PipelineFacts, pipeline_card
+from .class_names import COMPONENT_OF, PIPELINE_COMPONENTS, class_name_for
 from .json_files import read_config
 from .original import OriginalCheckpoint, cast_floating
 from .safetensors_io import Entry, read_folder, tensor_differences, write_file
@@ -79,6 +83,28 @@ def convert_to_diffusers(
             given = (None if path is None else Path(path) for path in (text_encoder, tokenizer))
             pairs |= layout.copy_text_models(root, *given)
             layout.write_model_index(root, pairs)
+        put_card(root, output, partial(_card, source, parts, distilled if is_pipeline else None, text_encoder))
+
+
+def _card(
+    source: str | os.PathLike,
+    parts: Mapping[str, Part],
+    distilled: bool | None,
+    text_encoder: str | os.PathLike | None,
+    name: str,
+) -> Card:
+    """The card of a converted folder; `distilled` is `None` for one that is no pipeline."""
+    made = origin(source, OriginalCheckpoint(source).metadata.get("license"))
+    if distilled is None:
+        places = {component: component if len(parts) > 1 else "" for component in parts}
+        classes = {places[component]: class_name_for(component, config) for component, (_, config) in parts.items()}
+        return component_card(name, classes, made)
+    config = parts["transformer"][1]
+    settings = preset(model_version(config), "distilled" if distilled else "dev")
+    facts = PipelineFacts(
+        "LTX2Pipeline", made, settings, config["num_layers"], has_text_encoder=text_encoder is not None
+    )
+    return pipeline_card(facts, name)
 
 
 def convert_to_original(

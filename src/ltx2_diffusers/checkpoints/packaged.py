@@ -7,6 +7,8 @@ from pathlib import Path
 # Name -> folder under resources/checkpoints.
 _FOLDERS = {"ltx2-mini": "ltx2-mini"}
 PACKAGED = tuple(_FOLDERS)
+PACKAGED_SIZE = {"width": 128, "height": 128, "num_frames": 25}
+"""Size of the clips that packaged checkpoints were trained on; their upsamplers double the sides."""
 
 
 def checkpoint_path(name: str) -> Path:

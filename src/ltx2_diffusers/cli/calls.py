@@ -100,9 +100,9 @@ def segments(options: Options, _takes: Collection[str]) -> Arguments:
     """
     from ..application.chunks import fewest_parts, shortest_part
     from ..conditioning.shapes import VIDEO_SCALE_FACTORS
+    from ..guidance.presets import DEFAULT_SIZE
     from ..media.files import exact_frame_rate
     from ..media.reading import probe
-    from ..pipelines.plan import DEFAULT_SIZE
 
     stride = VIDEO_SCALE_FACTORS.time
     seconds, overlap = options["extend"], options.get("overlap", 25)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints.packaged import PACKAGED
+from ..checkpoints.packaged import PACKAGED, PACKAGED_SIZE
 from ..checks import check_seed
 from .identities import content_identity, environment, file_sha256
 from .loading import best_device, check_checkpoint, check_device, load_pipeline
@@ -21,16 +21,14 @@ from .options import OPTIONS, add_options
 from .preview import ContactSheet
 from .values import Options, flag, input_files
 
-# What the packaged miniature was trained on; its upsampler doubles the sides.
-_MINIATURE_SIZE = {"width": 128, "height": 128, "num_frames": 25}
 _PREVIEW_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 _EPILOG = f"""\
 the options choose what is made; the first of these that is given decides:
 {mode_table()}
 
-the packaged miniature makes {_MINIATURE_SIZE["width"]} x {_MINIATURE_SIZE["height"]} pixels and \
-{_MINIATURE_SIZE["num_frames"]} frames by default
+the packaged miniature makes {PACKAGED_SIZE["width"]} x {PACKAGED_SIZE["height"]} pixels and \
+{PACKAGED_SIZE["num_frames"]} frames by default
 
 examples:
   ltx2 generate --prompt "a lighthouse in a storm" --seed 7 -o lighthouse.mp4
@@ -140,7 +138,7 @@ def with_defaults(given: Options, mode: Mode) -> dict[str, Any]:
     defaults |= {"device": device, "dtype": "float32" if device == "cpu" else "bfloat16"}
     is_packaged = {**defaults, **given}["checkpoint"] in PACKAGED
     if "video" not in given:
-        sizes = _MINIATURE_SIZE if is_packaged else dict(zip(("height", "width", "num_frames"), DEFAULT_SIZE))
+        sizes = PACKAGED_SIZE if is_packaged else dict(zip(("height", "width", "num_frames"), DEFAULT_SIZE))
         defaults |= {name: value for name, value in {**sizes, "frame_rate": 24.0}.items() if name in takes}
     if "extend" in given:
         # The parts of a long clip have the length that makes its duration.

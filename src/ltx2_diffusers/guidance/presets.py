@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from ..schedulers.sigmas import DISTILLED_SIGMAS, STAGE_2_DISTILLED_SIGMAS
 from .guiders import MultiModalGuiderParams
 
+DEFAULT_SIZE = (512, 768, 121)
+"""Height, width and frames of the reference recipes."""
 NEUTRAL = MultiModalGuiderParams()
 """Scales of a stream without guidance."""
 

@@ -28,6 +28,8 @@ class AtomicSaveMixin:
     config: Any
     # The two bases of a model disagree on it: a string in one, `None` in the other.
     config_name: Any
+    _saved_with_card = False
+    """Whether a folder gets a model card when it is saved, and not only when it is published."""
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """Save to a folder; an interrupted or failed save leaves nothing under the final name.
@@ -42,15 +44,15 @@ class AtomicSaveMixin:
         with replaced_folder(save_directory) as temporary:
             _check_names(self)
             super().save_pretrained(temporary, *args, **kwargs)  # type: ignore[misc]  # of the class behind this one
+            if self._saved_with_card:
+                publishing.put_card(temporary, save_directory, self._card)
         if push is not None:
             publishing.publish_folder(save_directory, push, self._card)
 
-    def _card(self, repo_id: str) -> publishing.Card:
-        """The card of a repository that holds this model."""
-        name = type(self).__name__
-        statements = [f"from ltx2_diffusers import {name}", "", f'model = {name}.from_pretrained("{repo_id}")']
-        said = f"A part of an LTX-2 pipeline, `{name}`."
-        return publishing.Card(publishing.card_text(repo_id.split("/")[-1], said, publishing.usage(statements)))
+    def _card(self, name: str) -> publishing.Card:
+        """The card of a folder or repository that holds this model."""
+        origin = publishing.origin(self.config.get("_name_or_path"))
+        return publishing.component_card(name, {"": type(self).__name__}, origin)
 
     def save_config(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """Save the configuration alone, whole or not at all. Takes the arguments of diffusers' method."""

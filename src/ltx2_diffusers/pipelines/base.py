@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from .. import publishing
 from ..checkpoints import pipeline_folder
+from ..checkpoints.card import PipelineFacts, pipeline_card
 from ..checkpoints.class_names import PACKAGE, model_pair, portable_pipeline, to_ours, to_portable
 from ..checks import check_loaded
 from ..models import saving, video_vae
@@ -71,6 +72,7 @@ class LTX2PipelineBase(saving.AtomicSaveMixin, DiffusionPipeline):
     _callback_tensor_inputs = ["latents", "audio_latents", "prompt_embeds", "negative_prompt_embeds", "denoised"]  # noqa: RUF012
 
     vae: video_vae.AutoencoderKLLTX2Video
+    _saved_with_card = True
     _num_timesteps: int
     _current_timestep: torch.Tensor | None
     _attention_kwargs: dict[str, Any] | None
@@ -217,17 +219,16 @@ class LTX2PipelineBase(saving.AtomicSaveMixin, DiffusionPipeline):
             self.save_pretrained(folder, safe_serialization=safe_serialization, variant=variant)
             return publishing.publish_folder(folder, push, self._card)
 
-    def _card(self, repo_id: str) -> publishing.Card:
-        """The card of a repository that holds this pipeline."""
-        name = type(self).__name__
-        base = publishing.hub_id(self.config.get("_name_or_path"))
-        statements = ["import torch", f"from ltx2_diffusers import {name}", ""]
-        statements.append(f'pipe = {name}.from_pretrained("{repo_id}", dtype=torch.bfloat16)')
-        said = f"An LTX-2 pipeline for video with sound, saved from `{name}`" + (
-            f", made from `{base}`." if base else "."
-        )
-        text = publishing.card_text(repo_id.split("/")[-1], said, publishing.usage(statements))
-        return publishing.Card(text, base_model=base)
+    def _card(self, name: str) -> publishing.Card:
+        """The card of a folder or repository that holds this pipeline."""
+        return pipeline_card(self._card_facts(), name)
+
+    def _card_facts(self) -> PipelineFacts:
+        """What the card says."""
+        # A class of somebody's own is shown as the one that it is made from.
+        names = [kind.__name__ for kind in type(self).__mro__ if kind.__name__ in publishing.CALLS]
+        known = names[0] if names else "LTX2Pipeline"
+        return PipelineFacts(known, publishing.origin(self.config.get("_name_or_path")))
 
     def __getstate__(self) -> dict[str, Any]:
         """What is pickled and copied: everything, without hooks that a text encoder gets when it first runs."""

@@ -1,5 +1,6 @@
 """The base of all pipelines that generate from text: components, text and decoding stages, and the ends of a call."""
 
+import inspect
 import os
 from dataclasses import replace
 from typing import Any, Self
@@ -18,7 +19,7 @@ from ..media.waveforms import fit_audio
 from ..models import audio_vae, connectors, latent_upsampler, mel, transformer, video_vae, vocoder
 from ..schedulers.levels import FlowMatchEulerDiscreteScheduler, LTX2Scheduler, Scheduler
 from .arguments import Generators, Scales
-from .base import LTX2PipelineBase, extends
+from .base import LTX2PipelineBase, PipelineFacts, extends
 from .plan import ClipPlan, ModelSizes
 
 AudioVAE = audio_vae.AutoencoderKLLTX2Audio
@@ -136,7 +137,16 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
         from ..checkpoints.pipeline_file import load_pipeline_components
 
         path, options = pretrained_model_link_or_path, {"tokenizer": tokenizer, "torch_dtype": torch_dtype, **kwargs}
-        return cls(**load_pipeline_components(cls, path, text_encoder=text_encoder, **options))
+        pipeline = cls(**load_pipeline_components(cls, path, text_encoder=text_encoder, **options))
+        pipeline.register_to_config(_name_or_path=os.fspath(path))
+        return pipeline
+
+    def _card_facts(self) -> PipelineFacts:
+        facts, texts_read = super()._card_facts(), self.has("text_encoder") and self.has("tokenizer")
+        if not (self.has("transformer") and self.has("scheduler")):
+            return replace(facts, has_text_encoder=texts_read)
+        layers = self.transformer.config.num_layers
+        return replace(facts, preset=self.preset, num_layers=layers, has_text_encoder=texts_read)
 
     def reset(self, scales: Scales, attention_kwargs: dict[str, Any] | None) -> None:
         """Show what a call begins with; called by the engine."""
@@ -393,3 +403,12 @@ class LTX2StagedPipeline(LTX2GenerationPipeline):
             temporal_upsampler=temporal_upsampler,
             stage_2_transformer=stage_2_transformer,
         )
+
+    def _card_facts(self) -> PipelineFacts:
+        facts, stages = super()._card_facts(), inspect.signature(self.__call__).parameters.get("two_stage")
+        if stages is None or not stages.default or facts.preset is None:
+            return facts
+        if not self.has("latent_upsampler"):
+            return replace(facts, extra=["two_stage=False"])
+        refines = facts.preset.kind == "distilled" or self.has("stage_2_transformer")
+        return facts if refines else replace(facts, extra=["stage_2_adapters={}"])

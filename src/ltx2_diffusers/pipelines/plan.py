@@ -13,9 +13,8 @@ import torch
 
 from .. import checks, conditioning
 from ..conditioning import AudioLatentShape, LatentTools, Streams, VideoLatentShape
+from ..guidance.presets import DEFAULT_SIZE
 
-DEFAULT_SIZE = (512, 768, 121)
-"""Height, width and frames of the reference recipes."""
 MAX_SPEED = 100.0
 """Fastest motion against real time; the slowest is its reciprocal."""
 

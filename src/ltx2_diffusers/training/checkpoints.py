@@ -24,7 +24,9 @@ from ..adapters.file import LORA_WEIGHT_NAME
 from ..atomic import remove_leftovers, replaced_folder, write_json
 from ..checkpoints.safetensors_io import Entry, SafetensorsFile, write_sharded
 from ..pipelines.recipes.text_to_video import LTX2Pipeline
+from ..publishing import put_card
 from .config_files import save_config
+from .model_card import run_card
 from .trained.models import TrainedModels, lora_arguments
 from .trained.sharding import fill, is_sharded, whole
 
@@ -150,6 +152,7 @@ class Checkpoints:
             self._save_state(Path(self._shared(temporary)), progress, published)
             self._write_weights(Path(temporary), progress.step, published, metadata)
             save_config(self.config, Path(temporary) / CONFIG_FILE)
+            put_card(temporary, target, lambda name: run_card(self.config, name, Path(temporary)))
         self.accelerator.wait_for_everyone()
         # Until they are gone, they stand in the file of the newest, so that a run goes on removing them after a kill.
         for step in self._surplus(progress):

@@ -11,12 +11,9 @@ import PIL.Image
 from ..adapters.convert import convert_lora
 from ..adapters.file import LORA_WEIGHT_NAME
 from ..atomic import temporary_folder
-from ..checkpoints.json_files import read_object
-from ..data.dataset import precomputed_folder
-from ..data.processing import SETTINGS_FILE
 from ..media.reading import probe, read_video
-from ..publishing import Card, Push, link_or_copy, publish_folder
-from .model_card import CONFIG_NAME, CardSample, card_facts, training_card
+from ..publishing import Push, link_or_copy, publish_folder
+from .model_card import CONFIG_NAME, CardSample, run_card
 
 if TYPE_CHECKING:
     from .config import TrainingConfig
@@ -69,18 +66,9 @@ def push_training(
         if lora.is_file() and len(list(gathered.glob("*.safetensors"))) == 1:
             convert_lora(lora, gathered / ORIGINAL_NAME, "original")
         shown = [_sample(sample, index, gathered) for index, sample in enumerate(samples)]
-        trigger = recorded_trigger(config.data.preprocessed_data_root) if trigger is None else trigger
-        return publish_folder(gathered, push, partial(_card, config, shown, trigger), renew_card=True)
-
-
-def recorded_trigger(data_root: Path) -> str | None:
-    """The word that stands before all captions of a processed dataset; `None` if there is none, or no record of it."""
-    settings = precomputed_folder(data_root) / SETTINGS_FILE
-    return read_object(settings).get("lora_trigger") if settings.is_file() else None
-
-
-def _card(config: "TrainingConfig", samples: Sequence[CardSample], trigger: str | None, repo_id: str) -> Card:
-    return training_card(card_facts(config, repo_id, samples, trigger))
+        return publish_folder(
+            gathered, push, partial(run_card, config, folder=result_folder, samples=shown, trigger=trigger)
+        )
 
 
 def _weights(folder: Path, is_lora: bool) -> list[Path]:

@@ -33,7 +33,7 @@ from ..atomic import complete_file
 from ..conditioning import Streams
 from ..data.dataset import PrecomputedDataset, check_not_smaller
 from ..data.samples import AUDIO_TEXT, TEXT_MASK, VIDEO_TEXT, Sample, padded_rows
-from ..publishing import check_repository_name
+from ..publishing import CARD_NAME, check_repository_name, put_card
 from .batches import BatchOrder, check_widths, kinds_of, make_loader, names_of
 from .checkpoints import (
     CONFIG_FILE,
@@ -46,6 +46,7 @@ from .checkpoints import (
 )
 from .config import TrainingConfig
 from .config_files import save_config
+from .model_card import local_sample, run_card
 from .objective.losses import StepLosses, step_losses
 from .objective.noise_levels import NoiseLevels, RowDraws, noise_levels
 from .objective.strategies import Strategy, strategy_of
@@ -442,9 +443,13 @@ class LTX2Trainer:
             return
         folder = Path(self.config.output_dir)
         for file in checkpoint.iterdir():
-            if file.is_file():
+            if file.is_file() and file.name != CARD_NAME:
                 with complete_file(folder / file.name) as temporary:
                     shutil.copyfile(file, temporary)
+        if self.config.model.training_mode == "lora":
+            # The weights of a whole model stay in the checkpoint, with their card.
+            samples = [local_sample(sample.path, sample.prompt, folder) for sample in validation.last]
+            put_card(folder, folder, lambda name: run_card(self.config, name, checkpoint, samples))
         hub = self.config.hub
         if hub.push_to_hub and hub.hub_model_id is not None:
             from .hub import push_training

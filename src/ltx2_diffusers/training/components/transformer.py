@@ -11,15 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from ...conditioning import Streams, on_streams
-from ...guidance.perturbations import isolating_perturbations
+from ...guidance.perturbations import BatchedPerturbationConfig, isolating_perturbations
 from ...models.modality_front import LTX2ModalityModel
 from ...models.modulation import AdaLayerNormSingle
 from ...models.transformer import LTX2AVTransformer3DModel
 from ...models.transformer_block import LTX2AVTransformerBlock
 from ...pipelines.plan import ModelSizes
 from ..objective.losses import step_losses
-from ..objective.noise_levels import Draws, NoiseLevels, StretchedLogitNormalLevels, TorchDraws
+from ..objective.noise_levels import NoiseLevels, StretchedLogitNormalLevels, TorchDraws
 from ..objective.strategies import MaskedStrategy, Prefix, Role, Strategy
+from ..objective.streams import TrainedStream
 from .step import Losses, TrainingStep
 
 _STREAMS = ("video", "audio")
@@ -75,17 +76,26 @@ class TransformerStep(TrainingStep):
 
     def flow_losses(self, batch: Mapping[str, Any], contexts: Streams[Tensor | None]) -> Losses:
         """The losses of a batch with the text `[B, S, width]` of each stream."""
-        streams = self.strategy.prepare(batch, self.levels, self.draws(batch), self.sizes)
-        modalities = on_streams(lambda stream, context: stream.modality(context, None), streams, contexts)
+        streams = self.strategy.prepare(batch, self.levels, TorchDraws(self.device), self.sizes)
         perturbations = isolating_perturbations(1) if batch.get("isolated") else None
-        found = step_losses(Streams(*self.model(*modalities, perturbations=perturbations)), streams, self.weights)
+        return self.losses(streams, self.velocities(streams, contexts, perturbations))
+
+    def velocities(
+        self,
+        streams: Streams[TrainedStream | None],
+        contexts: Streams[Tensor | None],
+        perturbations: BatchedPerturbationConfig | None = None,
+    ) -> Streams[Tensor | None]:
+        """What the transformer says of noisy streams, `[B, T, features]` each, with their text."""
+        modalities = on_streams(lambda stream, context: stream.modality(context, None), streams, contexts)
+        return Streams(*self.model(*modalities, perturbations=perturbations))
+
+    def losses(self, streams: Streams[TrainedStream | None], velocities: Streams[Tensor | None]) -> Losses:
+        """`loss`, and the mean loss of each stream that is there."""
+        found = step_losses(velocities, streams, self.weights)
         return {"loss": found.total} | {
             name: losses.mean() for name, losses in zip(_STREAMS, found.streams) if losses is not None
         }
-
-    def draws(self, batch: Mapping[str, Any]) -> Draws:  # noqa: ARG002 - for subclasses
-        """Where the noise of a batch comes from: torch's global source."""
-        return TorchDraws(self.device)
 
 
 @torch.no_grad()

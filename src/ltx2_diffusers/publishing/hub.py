@@ -1,85 +1,24 @@
-"""Uploading to the Hub what lies saved in a folder, with a model card; what is saved stays where it is, whatever happens.
-
-The card follows diffusers' conventions (its tags and metadata), so that the Hub shows a widget and counts downloads.
-"""
+"""Uploading to the Hub what lies saved in a folder, with a model card; what is saved stays where it is, whatever happens."""
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from diffusers.utils.hub_utils import load_or_create_model_card, populate_model_card
-from huggingface_hub import HfApi, ModelCard, constants
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from huggingface_hub import HfApi, constants, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
-from .atomic import complete_file, temporary_folder
+from ..atomic import complete_file, temporary_folder
+from .card import CARD_NAME, Card, MakesCard, is_renewable, may_write
 
-CARD_NAME = "README.md"
-TAGS = ("ltx-2", "ltx-video", "text-to-video", "audio-video")
-"""Tags of everything that is published."""
-LICENCE = (
-    "The weights derive from the base model and inherit its licence: whoever uses them has to follow the terms under which "
-    "the base model was published."
-)
 _REMEDIES = {
     401: "the token is missing or not valid; log in with `hf auth login`, or pass a `token` that may write",
     403: "the token may not write there; use one that may, or a name of your own",
     404: "there is no such repository or revision, or the token may not see it",
 }
-
-
-@dataclass(frozen=True)
-class Card:
-    """A model card.
-
-    Args:
-        text: Markdown below the metadata.
-        tags: Tags beside `TAGS`.
-        base_model: Hub id of the model that the weights derive from, if it is known.
-        instance_prompt: What a prompt says to make use of the weights.
-        widget: Samples, each `{"text": prompt, "output": {"url": file}}`.
-        pipeline_tag: The Hub's name of the task. Default "text-to-video".
-    """
-
-    text: str
-    tags: Sequence[str] = ()
-    base_model: str | None = None
-    instance_prompt: str | None = None
-    widget: Sequence[Mapping[str, Any]] = ()
-    pipeline_tag: str = "text-to-video"
-
-    def new(self) -> ModelCard:
-        """The card of a repository that has none."""
-        return self._described(ModelCard(f"---\nlicense: other\n---\n{self.text}"), renew=False)
-
-    def for_repository(self, repo_id: str, token: str | None, renew: bool) -> ModelCard:
-        """The card for a repository that exists.
-
-        Args:
-            repo_id: The repository.
-            token: For private ones.
-            renew: Whether a card that is there is written anew, keeping licence, language and tags; else it stays.
-        """
-        description = self.new().content
-        card = load_or_create_model_card(
-            repo_id, token, is_modular=True, model_description=description, update_model_card=renew
-        )
-        return self._described(card, renew)
-
-    def _described(self, card: ModelCard, renew: bool) -> ModelCard:
-        """A card with this one's metadata; what it says itself stays, unless it is to be renewed."""
-        data: Any = card.data
-        own = {"base_model": self.base_model, "instance_prompt": self.instance_prompt, "widget": list(self.widget)}
-        fixed = {"language": "en", "license": "other", "pipeline_tag": self.pipeline_tag}
-        for name, value in {**fixed, **own}.items():
-            if value and (data.get(name) is None or (renew and name in own)):
-                data[name] = value
-        present = data.tags or []
-        return populate_model_card(card, [tag for tag in (*TAGS, *self.tags) if tag not in present])
 
 
 @dataclass(frozen=True)
@@ -119,18 +58,14 @@ def check_repository_name(repo_id: str) -> None:
         ) from None
 
 
-MakesCard = Callable[[str], Card]
-"""From the whole name of a repository to its card."""
-
-
-def publish_folder(folder: str | os.PathLike, push: Push, card: MakesCard, renew_card: bool = False) -> str:
+def publish_folder(folder: str | os.PathLike, push: Push, card: MakesCard) -> str:
     """Upload all files of a folder, which stays as it is but for its card.
 
     Args:
-        folder: What is uploaded. A `README.md` in it is the card; else `card` is written there.
+        folder: What is uploaded. A `README.md` in it that somebody wrote or edited is the card; else the repository's is,
+            if somebody wrote or edited that one, and in it only metadata are added; else a new one is.
         push: Where to.
-        card: Makes the card, if there is none in the folder; one of the repository stays.
-        renew_card: Whether the repository's card is written anew, too. Default `False`.
+        card: Makes the new card.
 
     Returns:
         Address of the repository.
@@ -145,10 +80,11 @@ def publish_folder(folder: str | os.PathLike, push: Push, card: MakesCard, renew
         repo_id = url.repo_id
         if push.revision is not None:
             api.create_branch(repo_id, branch=push.revision, exist_ok=True)
-        if push.subfolder is None and not (folder / CARD_NAME).is_file():
-            content = card(repo_id).for_repository(repo_id, push.token, renew_card).content
+        is_own = may_write(folder / CARD_NAME)
+        if push.subfolder is None and is_own:
             with complete_file(folder / CARD_NAME) as partial:
-                partial.write_text(content, encoding="utf-8")
+                content = _card_for(repo_id, push, card(repo_id))
+                partial.write_text(content, encoding="utf-8", newline="\n")
         api.upload_folder(
             repo_id=repo_id,
             folder_path=folder,
@@ -156,8 +92,22 @@ def publish_folder(folder: str | os.PathLike, push: Push, card: MakesCard, renew
             commit_message=push.commit_message or "Upload with ltx2-diffusers",
             create_pr=push.create_pr,
             revision=push.revision,
+            # A folder of a repository has no card, unless somebody wrote one.
+            ignore_patterns=[CARD_NAME] if push.subfolder is not None and is_own else None,
         )
     return str(url)
+
+
+def _card_for(repo_id: str, push: Push, card: Card) -> str:
+    """What the card of a repository is to be: this one, unless somebody wrote or edited the one that is there."""
+    try:
+        path = hf_hub_download(repo_id, CARD_NAME, revision=push.revision, token=push.token)
+    except EntryNotFoundError:
+        return card.content
+    # As it is, also its ends of lines.
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        present = file.read()
+    return card.content if is_renewable(present) else card.completing(present)
 
 
 def publish_files(files: Sequence[Path], push: Push, card: MakesCard) -> str:
@@ -180,22 +130,6 @@ def link_or_copy(file: Path, target: Path) -> None:
 
 OPTIONS = ("repo_id", "token", "private", "commit_message", "create_pr", "subfolder")
 """Arguments of `save_pretrained` that say where to push."""
-
-
-def usage(statements: Sequence[str]) -> str:
-    """A section of a card with a script that uses the weights."""
-    return "\n".join(["## Use", "", "```python", *statements, "```"])
-
-
-def card_text(title: str, *sections: str) -> str:
-    """Text of a card: its title, sections, and the licence."""
-    return "\n\n".join([f"# {title}", *(section for section in sections if section), f"## Licence\n\n{LICENCE}", ""])
-
-
-def hub_id(source: str | os.PathLike | None) -> str | None:
-    """The Hub id that a model was loaded from; `None` for a local one."""
-    text = os.fspath(source) if source is not None else ""
-    return text if text.count("/") == 1 and not text.startswith(("/", ".", "~")) and not Path(text).exists() else None
 
 
 @contextmanager

@@ -1,0 +1,261 @@
+"""The scripts that a card shows: how weights are loaded and used here, and in diffusers where it can."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import diffusers
+import diffusers.pipelines.ltx2 as diffusers_ltx2
+
+from .card import Card, Origin
+
+LORA_TAGS = ("lora", "template:sd-lora")
+"""Tags by which the Hub knows a LoRA."""
+PROMPT = "A lighthouse on a cliff at dusk, waves below."
+_SIZES = ("width", "height", "num_frames", "frame_rate")
+# diffusers' own reader of videos needs a further package.
+_CLIP = '[frame.to_image() for frame in av.open("{}").decode(video=0)]'
+
+
+class Theirs(NamedTuple):
+    """How diffusers' pipeline of the same name is called.
+
+    Args:
+        arguments: Its arguments beside the prompt, as they are written.
+        imports: Statements that they need.
+    """
+
+    arguments: tuple[str, ...] = ()
+    imports: tuple[str, ...] = ()
+
+
+class Call(NamedTuple):
+    """How a card shows a pipeline.
+
+    Args:
+        pipeline: Its class.
+        arguments: Its arguments beside the prompt, as they are written.
+        tags: Tags of its tasks, beside those of all clips.
+        task: The Hub's name of the task.
+        sized: Whether the call takes width, height, number of frames and frame rate.
+        imports: Further names that the arguments need.
+        theirs: How diffusers' pipeline does the same; `None` where it has none.
+    """
+
+    pipeline: str = "LTX2Pipeline"
+    arguments: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    task: str = "text-to-video"
+    sized: bool = True
+    imports: tuple[str, ...] = ()
+    theirs: Theirs | None = None
+
+
+_VIDEO = ("video-to-video",)
+CALLS = {
+    call.pipeline: call
+    for call in (
+        Call(theirs=Theirs()),
+        Call(
+            "LTX2ImageToVideoPipeline",
+            ('image="first_frame.png"',),
+            ("image-to-video",),
+            "image-to-video",
+            theirs=Theirs(('image=load_image("first_frame.png")',), ("from diffusers.utils import load_image",)),
+        ),
+        Call(
+            "LTX2ConditionPipeline",
+            ('conditions=LTX2VideoCondition("first_frame.png")',),
+            ("image-to-video",),
+            "image-to-video",
+            imports=("LTX2VideoCondition",),
+            theirs=Theirs(
+                ('conditions=LTX2VideoCondition(load_image("first_frame.png"))',),
+                ("from diffusers.pipelines.ltx2 import LTX2VideoCondition", "from diffusers.utils import load_image"),
+            ),
+        ),
+        Call(
+            "LTX2InContextPipeline",
+            ('reference_conditions=LTX2ReferenceCondition("reference.mp4")',),
+            ("in-context", "ic-lora", *_VIDEO),
+            "video-to-video",
+            imports=("LTX2ReferenceCondition",),
+            theirs=Theirs(
+                (f"reference_conditions=LTX2ReferenceCondition({_CLIP.format('reference.mp4')})",),
+                ("import av", "from diffusers.pipelines.ltx2 import LTX2ReferenceCondition"),
+            ),
+        ),
+        Call("LTX2TwoStagePipeline"),
+        Call("LTX2DistilledPipeline"),
+        Call(
+            "LTX2KeyframeInterpolationPipeline",
+            ('images=["first_frame.png", "last_frame.png"]',),
+            ("image-to-video",),
+            "image-to-video",
+        ),
+        Call("LTX2AudioToVideoPipeline", ('audio="sound.wav"',), ("audio-to-video",)),
+        Call("LTX2VideoToAudioPipeline", ('video="clip.mp4"',), ("video-to-audio",), "text-to-audio", sized=False),
+        Call("LTX2TextToAudioPipeline", ("duration_s=5.0",), ("text-to-audio",), "text-to-audio", sized=False),
+        Call("LTX2RetakePipeline", ('video="clip.mp4"', "start_s=0.5", "end_s=1.0"), _VIDEO, "video-to-video", False),
+        Call("LTX2ExtendPipeline", ('video="clip.mp4"',), _VIDEO, "video-to-video", sized=False),
+        Call(
+            "LTX2LatentUpsamplePipeline",
+            ('video="clip.mp4"',),
+            _VIDEO,
+            "video-to-video",
+            theirs=Theirs((f"video={_CLIP.format('clip.mp4')}",), ("import av",)),
+        ),
+    )
+}
+"""By the name of the pipeline's class."""
+_UPSAMPLING = "LTX2LatentUpsamplePipeline"
+
+
+@dataclass(frozen=True)
+class Script:
+    """Statements that load weights and make a clip, or a sound.
+
+    Args:
+        call: The pipeline and its arguments.
+        source: The expression that names what the pipeline is loaded from.
+        size: Arguments of size and steps.
+        prompt: What is asked for.
+        extra: Further arguments of our call, as they are written.
+        settings: What diffusers' call has to be told to run as ours does by default.
+        loaded: Arguments of `from_pretrained`, as they are written.
+        before: Statements before the pipeline is made.
+        after: Statements once it is made.
+        theirs_after: Further ones of diffusers' script.
+        imports: Names of this package that all these need; of them diffusers' script takes only those of `before`.
+        packaged: Whether `source` calls `packaged_checkpoint`.
+        half: Whether the pipeline is loaded in bfloat16 rather than float32.
+    """
+
+    call: Call
+    source: str
+    size: Mapping[str, Any]
+    prompt: str = PROMPT
+    extra: Sequence[str] = ()
+    settings: Mapping[str, Any] | None = None
+    loaded: Sequence[str] = ()
+    before: Sequence[str] = ()
+    after: Sequence[str] = ()
+    theirs_after: Sequence[str] = ()
+    imports: Sequence[str] = ()
+    packaged: bool = False
+    half: bool = True
+
+    @property
+    def ours(self) -> list[str]:
+        """The script for this package."""
+        call = self.call
+        names = sorted({call.pipeline, *call.imports, *self.imports, *(["packaged_checkpoint"] * self.packaged)})
+        pictures = ["from PIL import Image"] if "Image.open" in "".join(call.arguments) else []
+        return [
+            *["import torch", *pictures, f"from ltx2_diffusers import {', '.join(names)}", ""],
+            *self._loading(),
+            *_called("output = pipe(", [*self._prompt, *call.arguments, *self.extra, *self._size(call.sized)]),
+            f'output.save("sample.{"wav" if call.pipeline == "LTX2TextToAudioPipeline" else "mp4"}")',
+        ]
+
+    @property
+    def theirs(self) -> list[str]:
+        """The script for diffusers: the same, or text to video where it lacks the pipeline."""
+        call = self.call if self.call.theirs is not None else CALLS["LTX2Pipeline"]
+        theirs = call.theirs or Theirs()
+        utilities = ["encode_video", *(["load_image"] if "load_image" in "".join(theirs.arguments) else [])]
+        imports = [line for line in theirs.imports if not line.endswith(" load_image")]
+        names = ", ".join(sorted([call.pipeline, *self.imports]))
+        plain = [line for line in imports if line.startswith("import ")]
+        lines = [*plain, "import torch", f"from diffusers import {names}"]
+        lines += [line for line in imports if line not in plain]
+        lines += [f"from diffusers.utils import {', '.join(utilities)}"]
+        lines += ["from ltx2_diffusers import packaged_checkpoint"] * self.packaged
+        arguments = [*self._prompt, *theirs.arguments, *self._size(True)]
+        lines += ["", *self._loading(call), *self.theirs_after]
+        if call.pipeline == _UPSAMPLING:
+            lines += _called("(video,) = pipe(", [*arguments, "return_dict=False"])
+            return [*lines, 'encode_video(video[0], fps=24, output_path="sample.mp4")']
+        arguments += [f"{name}={value!r}" for name, value in (self.settings or {}).items() if name not in self.size]
+        rate = self.size.get("frame_rate", 24.0)
+        return [
+            *lines,
+            *_called("video, audio = pipe(", [*arguments, "return_dict=False"]),
+            *_called(
+                "encode_video(",
+                [
+                    *["video[0]", f"fps={rate:g}", "audio=audio[0].float().cpu()"],
+                    *["audio_sample_rate=pipe.vocoder.config.output_sampling_rate", 'output_path="sample.mp4"'],
+                ],
+            ),
+        ]
+
+    @property
+    def section(self) -> str:
+        """Both scripts, as a section of a card."""
+        name, version = self.call.pipeline, diffusers.__version__
+        said = f"With diffusers {version}:"
+        if self.call.theirs is None:
+            said = f"diffusers {version} has no `{name}`; there the same weights make text to video:"
+        return f"{usage(self.ours)}\n\n{said}\n\n{fenced(self.theirs)}"
+
+    @property
+    def _prompt(self) -> list[str]:
+        return [] if self.call.pipeline == _UPSAMPLING else [f"prompt={quoted(self.prompt)}"]
+
+    def _size(self, sized: bool) -> list[str]:
+        left_out: tuple[str, ...] = () if sized else _SIZES
+        if self.call.pipeline == _UPSAMPLING:
+            left_out = ("num_frames", "frame_rate")
+        return [f"{name}={value!r}" for name, value in self.size.items() if name not in left_out]
+
+    def _loading(self, call: Call | None = None) -> list[str]:
+        arguments = ", ".join([self.source, *self.loaded, *(["dtype=torch.bfloat16"] if self.half else [])])
+        made = [f"pipe = {(call or self.call).pipeline}.from_pretrained({arguments})"]
+        moved = ["if torch.cuda.is_available():", "    pipe.enable_model_cpu_offload()"]
+        return [*self.before, *made, *moved, *self.after]
+
+
+def _called(begin: str, arguments: Sequence[str]) -> list[str]:
+    return [begin, *(f"    {one}," for one in arguments), ")"]
+
+
+def fenced(statements: Sequence[str]) -> str:
+    """Statements as Markdown shows them."""
+    return "\n".join(["```python", *statements, "```"])
+
+
+def usage(statements: Sequence[str]) -> str:
+    """A section of a card with a script that uses the weights."""
+    return f"## Use\n\n{fenced(statements)}"
+
+
+def quoted(text: str) -> str:
+    """A name as a literal of Python, whatever is in it."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def component_card(name: str, classes: Mapping[str, str], origin: Origin) -> Card:
+    """The card of parts of a pipeline.
+
+    Args:
+        name: Folder or repository that holds them.
+        classes: The class of each by its sub-folder, `""` for the folder itself.
+        origin: What the weights come from.
+    """
+    here, there = [f"from ltx2_diffusers import {', '.join(sorted(set(classes.values())))}", ""], []
+    for subfolder, kind in classes.items():
+        place = "".join([quoted(name), f', subfolder="{subfolder}"' if subfolder else ""])
+        loading = f"{subfolder or 'model'} = {kind}.from_pretrained({place})"
+        here.append(loading)
+        kind = "LTX2VideoTransformer3DModel" if kind == "LTX2AVTransformer3DModel" else kind
+        module = next((m for m in (diffusers, diffusers_ltx2) if hasattr(m, kind)), None)
+        if module is not None:
+            there += [f"from {module.__name__} import {kind}", "", loading.replace(" LTX2AV", " LTX2Video")]
+    parts = ", ".join(f"`{kind}`" for kind in classes.values())
+    said = f"{'Parts' if len(classes) > 1 else 'A part'} of an LTX-2 pipeline: {parts}." + (
+        f" Made from {origin.shown}." if origin.base_model else ""
+    )
+    theirs = f"With diffusers {diffusers.__version__}:\n\n{fenced(there)}" if there else ""
+    return Card(name.split("/")[-1], [said, usage(here), theirs], origin, pipeline_tag=None)

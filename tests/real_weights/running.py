@@ -40,9 +40,9 @@ LATENTS = ("latents", "audio_latents")
 OFFLOADED = ", networks offloaded"
 # Of the LoRAs: names that are looked for in a checkpoint's folder. Published IC-LoRAs have repositories of their own.
 LORA_FILES = {
-    "distilled": ("distilled_lora.safetensors", "ltx-2-19b-distilled-lora-384.safetensors", "ltx-2.3-22b-distilled-lora-384.safetensors"),
+    "distilled": ("distilled_lora.safetensors", "ltx-2-19b-distilled-lora-384.safetensors"),
     "ic": ("ic_lora.safetensors",),
-}  # fmt: skip
+}
 
 
 def scene(step: int, **drawing: Any) -> Image.Image:
@@ -140,7 +140,7 @@ class Weights:
     def load(self, kind: Any = LTX2TwoStagePipeline) -> Any:
         """A pipeline of the checkpoint, of this package or of diffusers, on the device."""
         source = checkpoint_path(self.name) if self.name in PACKAGED else self.name
-        pipeline = kind.from_pretrained(source, torch_dtype=getattr(torch, self.dtype))
+        pipeline = kind.from_pretrained(source, dtype=getattr(torch, self.dtype))
         pipeline.set_progress_bar_config(disable=True)
         if self.offload:
             pipeline.enable_model_cpu_offload(device=self.device)

@@ -58,6 +58,12 @@ def test_the_scores_that_are_drawn_are_those_that_were_measured():
     assert site_figures.held(site_figures.FIGURE) == site_figures.curves(json.loads(RESULTS.read_text())["scores"])
 
 
+def test_the_miniature_does_best_without_stg_as_the_page_says():
+    means = site_figures.held(site_figures.FIGURE)["stg"]["mean of the five"]
+    assert "It does best without STG" in page("guides/guidance.md").text
+    assert max(means.values()) == means["0"]
+
+
 def test_pictures_are_shown_and_small():
     """What a script draws is shown by the page whose snippets make it, with its clips."""
     for name, (place, clips) in site_pictures.PICTURES.items():

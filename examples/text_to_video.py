@@ -14,6 +14,6 @@ pipe.to("cuda" if on_gpu else "cpu")
 
 prompt = "a red circle bounces on a blue background"
 # Steps and guidance that are not given follow the checkpoint; `output.info` tells which were used.
-still = "a red circle does not move on a blue background"
-output = pipe(prompt, negative_prompt=still, **size, generator=torch.manual_seed(0))
+unwanted = "a square"
+output = pipe(prompt, negative_prompt=unwanted, **size, generator=torch.manual_seed(0))
 print(*output.save("text_to_video.mp4"), output.info["preset"])

@@ -15,7 +15,7 @@ from ltx2_diffusers import (
 # The packaged miniature, to try things out in seconds. For real weights: CHECKPOINT = "Lightricks/LTX-2"
 CHECKPOINT = packaged_checkpoint("ltx2-mini")
 
-is_mini = "mini" in str(CHECKPOINT)
+is_mini = str(CHECKPOINT).endswith("ltx2-mini")
 small = {"width": 128, "height": 128, "num_frames": 25} if is_mini else {}
 on_gpu = torch.cuda.is_available()
 pipe = LTX2TwoStagePipeline.from_pretrained(CHECKPOINT, dtype=torch.bfloat16 if on_gpu else torch.float32)

@@ -7,7 +7,11 @@ from ltx2_diffusers import LTX2AudioToVideoPipeline, packaged_checkpoint
 # The packaged miniature, to try things out in seconds. For real weights: CHECKPOINT = "Lightricks/LTX-2"
 CHECKPOINT = packaged_checkpoint("ltx2-mini")
 
-small = {"height": 128, "width": 128, "num_frames": 25, "two_stage": False} if "mini" in str(CHECKPOINT) else {}
+small = (
+    {"height": 128, "width": 128, "num_frames": 25, "two_stage": False}
+    if str(CHECKPOINT).endswith("ltx2-mini")
+    else {}
+)
 on_gpu = torch.cuda.is_available()
 pipe = LTX2AudioToVideoPipeline.from_pretrained(CHECKPOINT, dtype=torch.bfloat16 if on_gpu else torch.float32)
 pipe.to("cuda" if on_gpu else "cpu")

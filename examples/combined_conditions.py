@@ -15,7 +15,7 @@ def square(step: int, half: int, background: str, **drawing) -> Image.Image:
     return picture
 
 
-is_mini = "mini" in str(CHECKPOINT)
+is_mini = str(CHECKPOINT).endswith("ltx2-mini")
 size = {"height": 128, "width": 128, "num_frames": 25} if is_mini else {"height": 512, "width": 768}
 on_gpu = torch.cuda.is_available()
 pipe = LTX2TwoStagePipeline.from_pretrained(CHECKPOINT, dtype=torch.bfloat16 if on_gpu else torch.float32)

@@ -7,7 +7,7 @@ from ltx2_diffusers import LTX2ExtendPipeline, LTX2Pipeline, packaged_checkpoint
 # The packaged miniature, to try things out in seconds. For real weights: CHECKPOINT = "Lightricks/LTX-2"
 CHECKPOINT = packaged_checkpoint("ltx2-mini")
 
-is_mini = "mini" in str(CHECKPOINT)
+is_mini = str(CHECKPOINT).endswith("ltx2-mini")
 size = {"num_frames": 25} if is_mini else {}
 frame = {"height": 128, "width": 128} if is_mini else {}
 on_gpu = torch.cuda.is_available()

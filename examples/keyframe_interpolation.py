@@ -15,7 +15,11 @@ def sun(height: int) -> Image.Image:
     return picture
 
 
-small = {"height": 128, "width": 128, "num_frames": 25, "two_stage": False} if "mini" in str(CHECKPOINT) else {}
+small = (
+    {"height": 128, "width": 128, "num_frames": 25, "two_stage": False}
+    if str(CHECKPOINT).endswith("ltx2-mini")
+    else {}
+)
 on_gpu = torch.cuda.is_available()
 pipe = LTX2KeyframeInterpolationPipeline.from_pretrained(CHECKPOINT, dtype=torch.bfloat16 if on_gpu else torch.float32)
 pipe.to("cuda" if on_gpu else "cpu")

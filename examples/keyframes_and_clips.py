@@ -15,7 +15,7 @@ def ball(frame: int) -> Image.Image:
     return picture
 
 
-size = {"height": 128, "width": 128, "num_frames": 25} if "mini" in str(CHECKPOINT) else {}
+size = {"height": 128, "width": 128, "num_frames": 25} if str(CHECKPOINT).endswith("ltx2-mini") else {}
 on_gpu = torch.cuda.is_available()
 pipe = LTX2ConditionPipeline.from_pretrained(CHECKPOINT, dtype=torch.bfloat16 if on_gpu else torch.float32)
 pipe.to("cuda" if on_gpu else "cpu")

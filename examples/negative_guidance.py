@@ -7,7 +7,7 @@ from ltx2_diffusers import GuidanceOptions, LTX2DistilledPipeline, packaged_chec
 # The packaged miniature, to try things out in seconds. For real weights: CHECKPOINT = "Lightricks/LTX-2"
 CHECKPOINT = packaged_checkpoint("ltx2-mini")
 
-is_mini = "mini" in str(CHECKPOINT)
+is_mini = str(CHECKPOINT).endswith("ltx2-mini")
 size = {"height": 128, "width": 128, "num_frames": 25} if is_mini else {"height": 1024, "width": 1536}
 on_gpu = torch.cuda.is_available()
 pipe = LTX2DistilledPipeline.from_pretrained(CHECKPOINT, dtype=torch.bfloat16 if on_gpu else torch.float32)

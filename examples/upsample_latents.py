@@ -7,7 +7,7 @@ from ltx2_diffusers import LTX2LatentUpsamplePipeline, LTX2Pipeline, packaged_ch
 # The packaged miniature, to try things out in seconds. For real weights: CHECKPOINT = "Lightricks/LTX-2"
 CHECKPOINT = packaged_checkpoint("ltx2-mini")
 
-size = {"height": 64, "width": 64, "num_frames": 25} if "mini" in str(CHECKPOINT) else {}
+size = {"height": 64, "width": 64, "num_frames": 25} if str(CHECKPOINT).endswith("ltx2-mini") else {}
 on_gpu = torch.cuda.is_available()
 device, dtype = ("cuda", torch.bfloat16) if on_gpu else ("cpu", torch.float32)
 pipe = LTX2Pipeline.from_pretrained(CHECKPOINT, dtype=dtype).to(device)

@@ -62,16 +62,30 @@ def write_clips(
         write_clip(folder, f"{number:04}", scene, caption(scene, draw_from), size, with_outline)
 
 
+def whole(text: str) -> int:
+    """A number of at least 1."""
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"has to be at least 1 but is {text}")
+    return value
+
+
+def part(text: str) -> float:
+    """A number in [0, 1]."""
+    if not 0 <= (value := float(text)) <= 1:
+        raise argparse.ArgumentTypeError(f"has to lie in [0, 1] but is {text}")
+    return value
+
+
 def main() -> None:
     """Write clips as the command line says."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--count", type=int, default=64)
+    parser.add_argument("--count", type=whole, default=64)
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=[*SHAPES, NEW_SHAPE])
     parser.add_argument("--split", default="train", choices=("train", "validation", "held_out"))
-    parser.add_argument("--size", type=int, nargs=3, default=(17, 128, 128), metavar=("FRAMES", "HEIGHT", "WIDTH"))
+    parser.add_argument("--size", type=whole, nargs=3, default=(17, 128, 128), metavar=("FRAMES", "HEIGHT", "WIDTH"))
     parser.add_argument("--outlines", action="store_true", help="write NAME_reference.mp4, the outline of every clip")
-    parser.add_argument("--spread", type=float, default=0.1, help="part of the room that places are drawn from")
+    parser.add_argument("--spread", type=part, default=0.1, help="part of the room that places are drawn from")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     size = tuple(given.size)

@@ -15,7 +15,7 @@ from examples.mini_world.drawing import draw
 from examples.mini_world.scenes import NEW_SHAPE, SHAPES, triples
 from examples.mini_world.train_flow import fresh_step, pipeline
 from examples.mini_world.train_upsampler import scores as upsampler_scores
-from examples.mini_world.write_clips import write_clips
+from examples.mini_world.write_clips import main, write_clips
 from ltx2_diffusers import (
     AutoencoderKLLTX2Audio,
     AutoencoderKLLTX2Video,
@@ -131,3 +131,22 @@ def test_an_upsampler_is_scored_by_what_is_seen(parts):
     step = UpsamplerStep(LTX2LatentUpsamplerModel(**networks.LATENT_UPSAMPLER), parts.vae)
     found = upsampler_scores(step, draw(random_scenes(Size(9, 64, 64), 2), 9, 64, 64))
     assert 0 < found["psnr"] < 30
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--spread", "5", "lie in"),
+        ("--spread", "nan", "lie in"),
+        ("--count", "0", "at least 1"),
+        ("--size", "-8", "at"),
+    ],
+)
+def test_what_clips_cannot_be_is_refused(option, value, said, tmp_path, monkeypatch, capsys):
+    values = [value] * 3 if option == "--size" else [value]
+    monkeypatch.setattr("sys.argv", ["write_clips", str(tmp_path / "clips"), option, *values])
+    with pytest.raises(SystemExit):
+        main()
+    error = capsys.readouterr().err
+    assert option in error and said in error
+    assert not (tmp_path / "clips").exists()

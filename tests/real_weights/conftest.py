@@ -38,6 +38,10 @@ def weights(request: pytest.FixtureRequest) -> Weights:
         pytest.exit(
             f"--checkpoint {name} is a file; `ltx2 convert` makes a folder of it, which diffusers reads, too", 4
         )
+    if name.startswith(("/", ".", "~")) and not Path(name).is_dir():
+        pytest.exit(
+            f"--checkpoint {name}: there is no such folder; give one in diffusers' layout, or an id of the Hub", 4
+        )
     loras = {"distilled": option("--distilled-lora"), "ic": option("--ic-lora")}
     return Weights(name, device, dtype, option("--offload"), loras)
 

@@ -169,3 +169,15 @@ def test_a_gemma_folder_beside_an_original_file_is_checked_alike(folder):
     weights.write_bytes(weights.read_bytes()[:-10])
     with pytest.raises(ValueError, match=r"model\.safetensors.*cut off"):
         LTX2Pipeline.from_single_file(original, text_encoder=folder)
+
+
+@pytest.mark.parametrize("place", ["/nonexistent", "./nowhere", "/nonexistent/model", "two words", "~/ltx2"])
+def test_what_is_neither_a_folder_nor_an_id_is_said_to_be_missing(place):
+    with pytest.raises(ValueError, match=r"there is no folder .*, nor can a repository") as error:
+        LTX2Pipeline.from_pretrained(place)
+    assert repr(place) in str(error.value)
+
+
+def test_the_name_of_the_miniature_leads_to_its_folder():
+    with pytest.raises(ValueError, match=r"packaged_checkpoint\('ltx2-mini'\)"):
+        LTX2Pipeline.from_pretrained("ltx2-mini")

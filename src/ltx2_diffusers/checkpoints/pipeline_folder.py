@@ -8,11 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedModel
 
 from ..schedulers.scheduling_ltx2 import FLOW_MATCH_CLASS, LTX2Scheduler
 from . import class_names, fit
 from .json_files import check_finite, read_config, read_object
+from .packaged import PACKAGED
 from .safetensors_io import read_weight_map, tensor_names
 
 INDEX = "model_index.json"
@@ -37,6 +40,19 @@ _LAYERS = {
     "text_config": r"(?!.*vision).*\blayers\.(\d+)\.",
     "vision_config": r".*vision.*\blayers\.(\d+)\.",
 }
+
+
+def check_repository_id(source: str) -> None:
+    """Raise `ValueError` for what is no folder and cannot be an id of the Hub either."""
+    if source in PACKAGED:
+        raise ValueError(f"{source!r} comes with the package; its folder is packaged_checkpoint({source!r})")
+    try:
+        validate_repo_id(source)
+    except HFValidationError:
+        raise ValueError(
+            f"there is no folder {source!r}, nor can a repository of the Hub have that name; give a folder in diffusers' "
+            "layout, or an id such as 'Lightricks/LTX-2'"
+        ) from None
 
 
 def check_pipeline_folder(folder: Path, given: Mapping[str, Any], takes: set[str], required: set[str]) -> None:

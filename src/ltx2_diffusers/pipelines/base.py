@@ -85,11 +85,14 @@ class LTX2PipelineBase(saving.AtomicSaveMixin, DiffusionPipeline):
         Takes the arguments of diffusers' method; components given by name replace those of the folder.
 
         Raises:
-            ValueError: If a folder lacks a component that its `model_index.json` lists and that is not given, if files
-                are damaged, or if a configuration builds another model than the weights are.
+            ValueError: If there is no such folder and the Hub can have no such repository, if a folder lacks a component
+                that its `model_index.json` lists and that is not given, if files are damaged, or if a configuration
+                builds another model than the weights are.
         """
         folder, takes = Path(pretrained_model_name_or_path), set(inspect.signature(cls.__init__).parameters)
         saving.finish_saves(folder)
+        if not folder.is_dir():
+            pipeline_folder.check_repository_id(os.fspath(pretrained_model_name_or_path))
         if not folder.is_dir() or kwargs.get("dduf_file"):
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         if not (folder / pipeline_folder.INDEX).is_file():

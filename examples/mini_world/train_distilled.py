@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ltx2_diffusers import AutoencoderKLLTX2Video, LTX2DistilledPipeline, LTX2Pipeline
 from ltx2_diffusers.atomic import complete_file
-from ltx2_diffusers.conditioning import Streams
+from ltx2_diffusers.conditioning import AudioPatchifier, Streams, VideoLatentPatchifier
 from ltx2_diffusers.schedulers.sigmas import DISTILLED_SIGMAS, STAGE_2_DISTILLED_SIGMAS
 from ltx2_diffusers.training.components import ConnectorsStep, FitOptions, TransformerStep, text_to_video_and_audio
 from ltx2_diffusers.training.components.step import Losses
@@ -58,19 +58,24 @@ ORDER = (
 )
 LEVELS = {1: DISTILLED_SIGMAS[:-1], 2: STAGE_2_DISTILLED_SIGMAS[:-1]}
 """Noise levels of the steps of each stage."""
+_PATCHES = Streams(VideoLatentPatchifier(1), AudioPatchifier())
 TEACHER = {"guidance_scale": 5.0}
 """More guidance than by default: more of the clips show the shape that they should."""
 
 
 @dataclass(frozen=True)
 class Level:
-    """One noise level for all."""
+    """Noise levels that are known, where they are wanted: what has to come from the CPU cannot be in a CUDA graph.
 
-    sigma: float
+    Args:
+        sigma: Of every sample `[B]`.
+    """
+
+    sigma: Tensor
 
     def sample(self, batch_size: int, num_tokens: int, draws: Any) -> Tensor:  # noqa: ARG002 (does not depend)
-        """Noise levels `[B]`."""
-        return torch.full((batch_size,), self.sigma)
+        """These levels."""
+        return self.sigma
 
 
 class KeptNoise(TorchDraws):
@@ -107,7 +112,8 @@ class FewSteps(TransformerStep):
 
     def noised(self, batch: Mapping[str, Any], noise: Streams[Tensor], sigma: float) -> Streams[Any]:
         """The clips of a batch with that much of this noise."""
-        return self.strategy.prepare(batch, Level(sigma), KeptNoise(noise), self.sizes)
+        level = Level(noise.video.new_full((len(noise.video),), sigma))
+        return self.strategy.prepare(batch, level, KeptNoise(noise), self.sizes)
 
 
 def after_step(noise: Tensor, stream: TrainedStream, velocity: Tensor, sigma: float, following: float) -> Tensor:
@@ -179,7 +185,7 @@ def enlarged(pipe: LTX2DistilledPipeline, size: Size, count: int, seed: int, gro
         little = vae.denormalize_latents(encoded(parts, some, small)[0])
         video.append(latents)
         audio.append(heard)
-        large.append(vae.normalize_latents(pipe.latent_upsampler(little)).flatten(2).mT)
+        large.append(_PATCHES.video.patchify(vae.normalize_latents(pipe.latent_upsampler(little))))
     return {
         "prompts": list(texts),
         "latents": torch.cat(video),
@@ -231,8 +237,8 @@ class Batches:
     def _renoised(pool: Mapping[str, Any], rows: Sequence[int], sigma: float, seed: int) -> tuple[Tensor, Tensor]:
         """New noise, and in that of the picture what makes of the clip, at the first level, its enlarged latents."""
         chance = torch.Generator().manual_seed(seed)
-        large, clean = pool["enlarged"][rows], pool["latents"][rows].flatten(2).mT
-        sound = pool["audio_latents"][rows].transpose(1, 2).flatten(2)
+        large, clean = pool["enlarged"][rows], _PATCHES.video.patchify(pool["latents"][rows])
+        sound = _PATCHES.audio.patchify(pool["audio_latents"][rows])
         noise, audio_noise = (torch.randn(one.shape, generator=chance) for one in (large, sound))
         return noise + (1 - sigma) / sigma * (large - clean), audio_noise
 

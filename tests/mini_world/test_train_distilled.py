@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.utils import send_to_device
 
 from examples.mini_world.train_distilled import FIRST, LEVELS, ORDER, SECOND, Batches, FewSteps, after_step
 from ltx2_diffusers.conditioning import Streams
 from ltx2_diffusers.training.components import text_to_video_and_audio
-from tests.training.components.test_flow import SIZES, transformer, with_contexts
+from tests.training.components.test_flow import SIZES, FromTheCpu, transformer, with_contexts
 
 
 def test_the_noise_after_a_step_leads_from_the_clip_to_where_the_step_has_come():
@@ -63,6 +64,17 @@ def test_steps_that_are_taken_are_not_learned_from(step, batch):
     step.model.transformer.register_forward_hook(lambda *_: seen.append(torch.is_grad_enabled()))
     step(batch | {"sigmas": (0.9, 0.7, 0.4)})
     assert seen == [False, False, True]
+
+
+def test_steps_on_another_device_copy_nothing_from_the_cpu(step, batch):
+    """As a CUDA graph demands."""
+    batch["latents"].pop("fps")
+    batch["audio_latents"].pop("fps", None)
+    step, batch = step.to("meta"), send_to_device(batch | {"sigmas": (0.9, 0.7)}, "meta")
+    step(batch)  # what is kept from the first step on
+    with FromTheCpu() as seen:
+        step(batch)["loss"].backward()
+    assert seen.copies == []
 
 
 @pytest.fixture

@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 import torch
 
+from ltx2_diffusers.checkpoints.packaged import PACKAGED
+from ltx2_diffusers.checkpoints.pipeline_folder import check_repository_id
 from ltx2_diffusers.cli.identities import checkpoint_identity, device_name
 
 from .records import RECORDS, Records
@@ -38,10 +40,11 @@ def weights(request: pytest.FixtureRequest) -> Weights:
         pytest.exit(
             f"--checkpoint {name} is a file; `ltx2 convert` makes a folder of it, which diffusers reads, too", 4
         )
-    if name.startswith(("/", ".", "~")) and not Path(name).is_dir():
-        pytest.exit(
-            f"--checkpoint {name}: there is no such folder; give one in diffusers' layout, or an id of the Hub", 4
-        )
+    if name not in PACKAGED and not Path(name).is_dir():
+        try:
+            check_repository_id(name)
+        except ValueError as error:
+            pytest.exit(f"--checkpoint {name}: {error}", 4)
     loras = {"distilled": option("--distilled-lora"), "ic": option("--ic-lora")}
     return Weights(name, device, dtype, option("--offload"), loras)
 

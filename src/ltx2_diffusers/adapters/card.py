@@ -14,7 +14,7 @@ from ..checkpoints.folder import is_distilled
 from ..checkpoints.packaged import PACKAGED
 from ..guidance.presets import preset
 from ..publishing.card import CLIP_TAGS, Card, Origin, put_card, table
-from ..publishing.scripts import LORA_TAGS, Script, quoted, usage
+from ..publishing.scripts import LORA_TAGS, Script, quoted, trigger_section, usage, with_trigger
 from .file import LoraFile, LoraMetadata, load_lora, write_lora
 
 # Of a folder with more files than these, only so many are read for the table of its other LoRAs.
@@ -96,12 +96,11 @@ def lora_card(facts: LoraFacts, name: str) -> Card:
     """The card of a folder or repository `name` that holds LoRAs."""
     unknown = f"LTX-2; `{_BASE_UNKNOWN}` stands for the model that it was trained on"
     known = facts.origin.shown if facts.origin.name else unknown
-    trigger = f"Say `{facts.trigger}` in the prompt." if facts.trigger else ""
     script = _script(facts, name)
     use = script.section
     if facts.layout not in _THEIRS:
         use = f"{usage(script.ours)}\n\ndiffusers does not read this layout."
-    sections = [f"A LoRA for {known}.", trigger, use, _settings(facts), _others(facts)]
+    sections = [f"A LoRA for {known}.", trigger_section(facts.trigger), use, _settings(facts), _others(facts)]
     tags = (*LORA_TAGS, *CLIP_TAGS, *script.call.tags)
     task = script.call.task
     return Card(name.split("/")[-1], sections, facts.origin, tags, "adapter", task, facts.trigger)
@@ -129,8 +128,7 @@ def _script(facts: LoraFacts, name: str) -> Script:
     else:
         pipeline = "LTX2InContextPipeline" if _has_reference(metadata) else "LTX2Pipeline"
         script = replace(on_base(pipeline, facts.origin), settings=reference_settings(metadata))
-    if facts.trigger and facts.trigger not in script.prompt:
-        script = replace(script, prompt=f"{facts.trigger} {script.prompt}")
+    script = replace(script, prompt=with_trigger(script.prompt, facts.trigger))
     return with_lora(script, name, facts.weight_name)
 
 

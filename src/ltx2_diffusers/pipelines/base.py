@@ -91,9 +91,10 @@ class LTX2PipelineBase(saving.AtomicSaveMixin, DiffusionPipeline):
         """
         folder, takes = Path(pretrained_model_name_or_path), set(inspect.signature(cls.__init__).parameters)
         saving.finish_saves(folder)
-        if not folder.is_dir():
+        is_folder = folder.is_dir()
+        if not is_folder:
             pipeline_folder.check_repository_id(os.fspath(pretrained_model_name_or_path))
-        if not folder.is_dir() or kwargs.get("dduf_file"):
+        if not is_folder or kwargs.get("dduf_file"):
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         if not (folder / pipeline_folder.INDEX).is_file():
             raise ValueError(f"{str(folder)!r} is no folder of a pipeline: it has no {pipeline_folder.INDEX}")

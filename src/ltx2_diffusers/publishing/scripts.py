@@ -236,6 +236,16 @@ def quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
+def with_trigger(prompt: str, trigger: str | None) -> str:
+    """A prompt that says the word which calls for the weights, if there is one."""
+    return f"{trigger} {prompt}" if trigger and trigger not in prompt else prompt
+
+
+def trigger_section(trigger: str | None) -> str:
+    """A section of a card that tells the word; empty without one."""
+    return f"Say `{trigger}` in the prompt." if trigger else ""
+
+
 def component_card(name: str, classes: Mapping[str, str], origin: Origin) -> Card:
     """The card of parts of a pipeline.
 

@@ -15,6 +15,7 @@ from ..checkpoints.json_files import read_object
 from ..checkpoints.packaged import checkpoint_path
 from ..data.dataset import precomputed_folder
 from ..publishing import CALLS, CLIP_TAGS, LORA_TAGS, PROMPT, Call, Card, Origin, Script, origin, quoted, table
+from ..publishing.scripts import trigger_section, with_trigger
 
 if TYPE_CHECKING:
     from .config import TrainingConfig
@@ -95,8 +96,7 @@ class CardFacts:
     @property
     def prompt(self) -> str:
         """A prompt to try it with."""
-        prompt = self.samples[0].prompt if self.samples else PROMPT
-        return f"{self.trigger} {prompt}" if self.trigger and self.trigger not in prompt else prompt
+        return with_trigger(self.samples[0].prompt if self.samples else PROMPT, self.trigger)
 
 
 def card_facts(
@@ -180,14 +180,21 @@ def training_card(facts: CardFacts) -> Card:
     """The card as what is saved and uploaded with it."""
     kind = "LoRA" if facts.is_lora else "fine-tuned transformer"
     said = f"A {kind} for {facts.origin.shown}, trained with ltx2-diffusers."
-    trigger = f"Say `{facts.trigger}` in the prompt." if facts.trigger else ""
     settings = f"## Training\n\n{table(['Setting', 'Value'], facts.settings.items())}"
     whole = f"All settings: [{CONFIG_NAME}]({CONFIG_NAME})."
     prompts = "\n".join(f"- {sample.prompt}" for sample in facts.samples)
     examples = f"## Example prompts\n\n{prompts}" if prompts else ""
     return Card(
         Path(facts.repo_id).name,
-        [said, trigger, _grid(facts.samples), _script(facts).section, settings, whole, examples],
+        [
+            said,
+            trigger_section(facts.trigger),
+            _grid(facts.samples),
+            _script(facts).section,
+            settings,
+            whole,
+            examples,
+        ],
         facts.origin,
         [*(LORA_TAGS if facts.is_lora else ()), *CLIP_TAGS, "diffusers-training", *facts.use.tags],
         "adapter" if facts.is_lora else "finetune",

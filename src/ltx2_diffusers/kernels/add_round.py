@@ -10,8 +10,7 @@ import torch
 
 Rounding = Literal["nearest", "stochastic"]
 
-E4M3_MAX = 448.0
-"""The largest value of float8_e4m3fn, which has no infinity."""
+_LARGEST = torch.finfo(torch.float8_e4m3fn).max
 _EXPONENT_BIAS, _MANTISSA_BITS = 7, 3
 _WORD = 0xFFFFFFFF
 # Of Philox 4x32: the factors of a round, and what the key grows by.
@@ -79,7 +78,7 @@ def add_round_torch(weight: torch.Tensor, delta: torch.Tensor, rounding: Roundin
         w, d = flat_weight[part], flat_delta[part]
         total = w.to(d.dtype) + d if rounding == "nearest" else shifted(w, d, seed, start)
         # Versions of PyTorch differ in what they make of larger values.
-        flat_result[part] = total.clamp(-E4M3_MAX, E4M3_MAX).to(weight.dtype)
+        flat_result[part] = total.clamp(-_LARGEST, _LARGEST).to(weight.dtype)
     return result
 
 

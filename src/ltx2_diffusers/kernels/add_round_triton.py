@@ -12,7 +12,7 @@ _BLOCK = 1024
 
 
 @triton.jit
-def _from_e4m3(code):
+def _from_e4m3(code: tl.tensor) -> tl.tensor:
     """float32 of float8_e4m3fn, given as int32."""
     exponent = (code >> 3) & 15
     mantissa = code & 7
@@ -23,7 +23,7 @@ def _from_e4m3(code):
 
 
 @triton.jit
-def _to_bf16(value):
+def _to_bf16(value: tl.tensor) -> tl.tensor:
     """float32 rounded to the nearest bfloat16, as float32; NaN stays."""
     bits = value.to(tl.int32, bitcast=True)
     rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -65536).to(tl.float32, bitcast=True)
@@ -31,7 +31,7 @@ def _to_bf16(value):
 
 
 @triton.jit
-def _to_e4m3(value):
+def _to_e4m3(value: tl.tensor) -> tl.tensor:
     """float8_e4m3fn nearest to a float32, as int32; beyond its range the last value."""
     bits = value.to(tl.int32, bitcast=True)
     sign = (bits >> 24) & 128
@@ -44,7 +44,15 @@ def _to_e4m3(value):
 
 
 @triton.jit
-def _add_round(weight, delta, result, count, seed, stochastic: tl.constexpr, block: tl.constexpr):
+def _add_round(
+    weight: tl.tensor,
+    delta: tl.tensor,
+    result: tl.tensor,
+    count: tl.tensor,
+    seed: tl.tensor,
+    stochastic: tl.constexpr,
+    block: tl.constexpr,
+) -> None:
     index = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     inside = index < count
     w = _from_e4m3(tl.load(weight + index, mask=inside, other=0).to(tl.int32))

@@ -19,10 +19,10 @@ logger = logging.get_logger(__name__)
 FLOAT8 = torch.float8_e4m3fn
 FLOAT8_MAX = 448.0
 """The largest value of float8_e4m3fn; casts beyond it do not saturate everywhere."""
-# Smallest dynamic input scale, for inputs that are all zero.
-_MIN_SCALE = 1e-12
-# Sizes that float8 units multiply have to be multiples of this.
-_UNIT = 16
+MIN_SCALE = 1e-12
+"""The smallest scale of inputs, for those that are all zero."""
+UNIT = 16
+"""Sizes that float8 units multiply are multiples of this."""
 # The first compute capability of CUDA devices with float8 units.
 _CAPABILITY = (8, 9)
 
@@ -53,7 +53,7 @@ def cast_tensor(weight: torch.Tensor) -> torch.Tensor:
     Raises:
         ValueError: If it has values beyond 448, or that are not finite.
     """
-    largest = weight.abs().amax() if weight.numel() else weight.new_zeros(())
+    largest = weight.float().abs().amax() if weight.numel() else torch.zeros(())
     _check_finite(largest)
     if largest > FLOAT8_MAX:
         raise ValueError(
@@ -64,7 +64,7 @@ def cast_tensor(weight: torch.Tensor) -> torch.Tensor:
 
 
 def _check_finite(largest: torch.Tensor) -> None:
-    if not largest.is_meta and not largest.isfinite():
+    if not largest.isfinite():
         raise ValueError("a weight has values that are not finite, which float8 cannot store; fetch the weights again")
 
 
@@ -214,7 +214,7 @@ class FP8ScaledLinear(_FP8Linear):
         if scale is None:
             # Of no tokens at all there is no largest value.
             largest = input.abs().amax().float() if input.numel() else self.weight_scale.new_zeros(())
-            scale = (largest / FLOAT8_MAX).clamp(min=_MIN_SCALE)
+            scale = (largest / FLOAT8_MAX).clamp(min=MIN_SCALE)
         # The scale has no axes, so that the product is rounded to the input's dtype; clamped, because casts overflow.
         rounded = (input * (1 / scale)).clamp(-FLOAT8_MAX, FLOAT8_MAX).to(FLOAT8)
         result = self._product(rounded.reshape(-1, self.in_features), scale, input.dtype)
@@ -224,7 +224,7 @@ class FP8ScaledLinear(_FP8Linear):
 
     def _product(self, rounded: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """`[N, I]` float8 times the weight, scaled: `[N, O]`."""
-        if rounded.is_cuda and self.in_features % _UNIT == 0 and self.out_features % _UNIT == 0:
+        if rounded.is_cuda and self.in_features % UNIT == 0 and self.out_features % UNIT == 0:
             scales = {"scale_a": scale, "scale_b": self.weight_scale}
             return torch._scaled_mm(rounded, self.weight.t(), **scales, out_dtype=dtype, use_fast_accum=True)
         return ((rounded.float() @ self.weight.float().t()) * scale * self.weight_scale).to(dtype)

@@ -89,7 +89,7 @@ def _settle(
             del layers[path].lora_variant[name]
             layers[path].use_dora[name] = False
     for path, layer in layers.items():
-        own = dtype or _compute_dtype(layer.get_base_layer())
+        own = dtype or compute_dtype(layer.get_base_layer())
         if name in layer.lora_A and own is not None:
             _restore_factors(layer, name, path, state, own)
         if name in layer.lora_magnitude_vector:
@@ -103,7 +103,7 @@ def casting_of(layer: torch.nn.Module) -> LayerwiseCastingHook | None:
     return None if registry is None else registry.get_hook(_LAYERWISE_CASTING_HOOK)
 
 
-def _compute_dtype(layer: torch.nn.Module) -> torch.dtype | None:
+def compute_dtype(layer: torch.nn.Module) -> torch.dtype | None:
     """The data type that a layer computes in, if it stores its weights in another."""
     casting = casting_of(layer)
     return casting.compute_dtype if casting is not None else getattr(layer, "compute_dtype", None)

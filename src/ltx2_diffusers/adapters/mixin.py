@@ -21,8 +21,7 @@ from .card import lora_card, lora_facts, write_with_card
 from .file import LORA_WEIGHT_NAME, LoraMetadata, by_component, load_lora, lora_for_saving
 from .loading import check_hotswap, check_not_fused, delete_adapter, for_present, insert_adapter
 from .merging import Arithmetic
-from .strengths import AdapterWeight, check_weight, listed_weights, strength_at
-
+from .strengths import AdapterWeight, listed_weights, strength_at
 
 FACTOR_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -354,9 +353,10 @@ class LTX2LoraMixin(LoraBaseMixin):
 
         Args:
             adapter_names: Adapters; an empty list leaves the bare models.
-            adapter_weights: Strength for all, or one each: a number, or one per component such as
-                `{"transformer": 0.8, "connectors": 1.0}`, or within a component one per block, such as
-                `{"transformer": {"transformer_blocks.0": 0.5}}`. Default 1.
+            adapter_weights: Strength for all, or one each: a number, or one per part, such as `{"video": 1.0, "audio": 0.0}`,
+                or per component, such as `{"transformer": 0.8, "connectors": 1.0}`, or within a component one per block, such
+                as `{"transformer": {"transformer_blocks.0": 0.5}}`. Default 1, also for what is not named. Parts are "video"
+                and "audio", the streams of the transformer, "cross_modal", what leads from one to the other, and "connectors".
 
         Raises:
             ValueError: If an adapter is not loaded or is fused, or a strength is no finite number or belongs to nothing.
@@ -365,9 +365,7 @@ class LTX2LoraMixin(LoraBaseMixin):
         with held_adapters(self):
             weights = listed_weights(names, adapter_weights, list(self.lora_metadata))
             layers = list(active.named_adapter_layers(self))
-            paths = {known: [p for c, p, _ in layers if c == known] for known in self._lora_loadable_modules}
-            for name, weight in zip(names, weights):
-                check_weight(name, weight, paths)
+            active.check_weights(self, dict(zip(names, weights)))
             active.check_has_effect(self, names)
             for component, path, layer in layers:
                 layer.set_adapter(names)

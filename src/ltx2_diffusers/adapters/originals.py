@@ -13,10 +13,12 @@ from peft.tuners.lora import LoraLayer
 
 from ..checkpoints.original import OriginalCheckpoint
 from ..checkpoints.safetensors_io import Entry, read_folder
-from ..checkpoints.scaled_fp8 import dequantized
+from ..checkpoints.scaled_fp8 import dequantized, stored_scales
 from ..models.stored import sampled_bytes, stored_tensor
 from ..quantization.linear import FLOAT8, FP8ScaledLinear, cast_tensor, quantize_tensor
+from ..quantization.stored import checked_scale
 from .active import AdaptedModel
+from .loading import compute_dtype
 from .merging import Arithmetic
 
 _ADVICE = "load the model anew, or fuse with keep_originals=True"
@@ -158,18 +160,19 @@ class Original:
 
     def _read(self) -> dict[str, torch.Tensor]:
         """The tensors from the checkpoint, stored as the layer stores them."""
-        entries, path = self._source.entries(), self._source.path
-        weight = entries[f"{path}.weight"]
-        scale = next((entries[n] for n in (f"{path}.weight_scale", f"{path}.scale_weight") if n in entries), None)
-        is_scaled = isinstance(self._layer.get_base_layer(), FP8ScaledLinear)
+        entries, path, base = self._source.entries(), self._source.path, self._layer.get_base_layer()
+        weight, scales = entries[f"{path}.weight"], stored_scales(entries)
+        scale = scales.get(f"{path}.weight_scale")
+        is_scaled = isinstance(base, FP8ScaledLinear)
         if weight.dtype == FLOAT8 == self._dtypes["weight"] and is_scaled == (scale is not None):
-            read = {"weight": weight.load()} | (
-                {"weight_scale": scale.load().reshape(())} if scale is not None else {}
-            )
-        elif is_scaled:
-            read = dict(zip(("weight", "weight_scale"), quantize_tensor(weight.load())))
+            read = {"weight": weight.load()}
+            if scale is not None:
+                read["weight_scale"] = checked_scale(f"{path}.weight_scale", scale.load())
         else:
-            read = {"weight": _as(dequantized(entries)[f"{path}.weight"].load(), self._dtypes["weight"])}
+            # What is quantised while it is loaded takes the type that the model computes in before.
+            real = dequantized(entries)[f"{path}.weight"].load().to(compute_dtype(base) or self._dtypes["weight"])
+            tensors = quantize_tensor(real) if is_scaled else (_as(real, self._dtypes["weight"]),)
+            read = dict(zip(("weight", "weight_scale"), tensors))
         if "bias" in self._dtypes:
             read["bias"] = _as(entries[f"{path}.bias"].load(), self._dtypes["bias"])
         return read

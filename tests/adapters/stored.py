@@ -17,7 +17,9 @@ def in_fp8(kind: str) -> LTX2Pipeline:
     """A pipeline of bfloat16 with the transformer in float8."""
     if kind == "layerwise":
         pipe = build(torch.bfloat16)
-        pipe.transformer.enable_layerwise_casting(torch.float8_e4m3fn, torch.bfloat16, ["norm", "proj", "embed", "cross"])
+        pipe.transformer.enable_layerwise_casting(
+            torch.float8_e4m3fn, torch.bfloat16, ["norm", "proj", "embed", "cross"]
+        )
         return pipe
     config = FP8CastConfig() if kind == "fp8_cast" else FP8ScaledMMConfig()
     load = LTX2AVTransformer3DModel.from_single_file

@@ -7,31 +7,36 @@ import weakref
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from peft.tuners.lora import LoraLayer
 
 from ltx2_diffusers import LTX2Pipeline, packaged_checkpoint
 from ltx2_diffusers.adapters.active import adapter_layers
 from ltx2_diffusers.models.transformer import LTX2AVTransformer3DModel
-from tests.adapters.stored import bits, changed, stored_as
+from ltx2_diffusers.quantization.configs import FP8ScaledMMConfig
+from tests.adapters.stored import SCALED_FILE, bits, changed, stored_as, velocity
 from tests.adapters.test_variants import variant
 from tests.adapters.tiny import ORIGINAL, SECOND, WIDE, Q, assert_equal, build, largest, lora, outputs, settings
+from tests.checkpoints.tiny import V20
 
 KINDS = [torch.bfloat16, torch.float16, torch.float32, "fp8_cast", "fp8_scaled_mm", "layerwise"]
 K = "transformer_blocks.1.attn2.to_k"
+GATE = "transformer_blocks.0.attn2.to_v"
 EVERYWHERE = lora() | lora(K) | lora("text_proj_in", 0, (8, 24), "connectors.")
 
 
-def loaded(kind) -> LTX2Pipeline:
+def loaded(kind, first=None, second=None) -> LTX2Pipeline:
+    """A pipeline with two active adapters, which share a layer."""
     pipe = stored_as(kind)
-    pipe.load_lora_weights(WIDE, adapter_name="wide")
-    pipe.load_lora_weights(SECOND, adapter_name="second")
+    pipe.load_lora_weights(dict(EVERYWHERE) if first is None else first, adapter_name="wide")
+    pipe.load_lora_weights(lora(seed=1) | lora(GATE) if second is None else second, adapter_name="second")
     pipe.set_adapters(["wide", "second"], [0.7, {"transformer": {"transformer_blocks.0": -0.5}}])
     return pipe
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_all_weights_come_back(kind):
-    pipe = loaded(kind)
+    pipe = loaded(kind, WIDE, SECOND)
     before, strengths = bits(pipe), settings(pipe)
     for _ in range(2):
         pipe.fuse_lora()
@@ -54,7 +59,8 @@ def test_one_after_the_other_is_both_at_once(kind):
     assert changed(bits(pipe), before)
     if kind == torch.bfloat16:
         # The order of a sum in float32 is lost in the rounding of nearly all weights.
-        differ = sum((a != bits(pipe)[n]).sum().item() for n, a in at_once.items())
+        now = bits(pipe)
+        differ = sum((tensor != now[name]).sum().item() for name, tensor in at_once.items())
         assert differ < 1e-3 * sum(map(torch.numel, before.values()))
     pipe.unfuse_lora()
     assert changed(bits(pipe), before) == []
@@ -75,7 +81,7 @@ def test_a_failure_on_the_way_changes_nothing(kind, fused_before, keep, monkeypa
     class Full(list):
         def extend(self, names):
             seen.append(names)
-            if len(seen) == 60:
+            if len(seen) == 3:
                 raise MemoryError("no more memory")
             extend(self, names)
 
@@ -83,15 +89,12 @@ def test_a_failure_on_the_way_changes_nothing(kind, fused_before, keep, monkeypa
         monkeypatch.setattr(layer, "merged_adapters", Full(layer.merged_adapters))
     with pytest.raises(MemoryError, match="no more memory"):
         pipe.fuse_lora(adapter_names=["wide"], keep_originals=keep)
-    assert len(seen) > 60 or not fused_before
     assert changed(bits(pipe), before) == []
     assert settings(pipe) == strengths and pipe.fused_loras == names
 
 
 def reread(pipe: LTX2Pipeline) -> None:
     """Let a pipeline of parts know the file that they are from, as one that is loaded from a file does."""
-    from tests.checkpoints.tiny import V20
-
     pipe.register_to_config(_name_or_path=str(V20))
 
 
@@ -107,10 +110,8 @@ def test_weights_that_are_not_kept_are_read_from_the_file(kind):
 
 
 def test_scales_are_read_from_the_file_too():
-    from tests.adapters.stored import SCALED_FILE
-
     transformer = LTX2AVTransformer3DModel.from_single_file(
-        SCALED_FILE, torch_dtype=torch.bfloat16, quantization_config=_scaled_config()
+        SCALED_FILE, torch_dtype=torch.bfloat16, quantization_config=FP8ScaledMMConfig()
     )
     pipe = build(torch.bfloat16, transformer=transformer)
     pipe.register_to_config(_name_or_path=str(SCALED_FILE))
@@ -120,12 +121,6 @@ def test_scales_are_read_from_the_file_too():
     assert any(name.endswith("weight_scale") for name in changed(bits(pipe), before))
     pipe.unfuse_lora()
     assert changed(bits(pipe), before) == []
-
-
-def _scaled_config():
-    from ltx2_diffusers.quantization.configs import FP8ScaledMMConfig
-
-    return FP8ScaledMMConfig()
 
 
 def test_a_folder_is_read_as_well():
@@ -204,7 +199,9 @@ def test_the_model_itself_unfuses_to_the_bit():
     pipe.fuse_lora()
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda pipe: pickle.loads(pickle.dumps(pipe))], ids=["copy", "pickle"])
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda pipe: pickle.loads(pickle.dumps(pipe))], ids=["copy", "pickle"]
+)
 @pytest.mark.parametrize("kind", [torch.bfloat16, "fp8_cast", "fp8_scaled_mm"], ids=str)
 def test_copies_know_their_own_weights(kind, copied):
     pipe = stored_as(kind)
@@ -255,7 +252,7 @@ def test_variants_come_back_too(kind, dtype, safe):
     pipe.set_adapters(["plain", "variant"], 0.5)
     before, stored = bits(pipe), {n: p.data_ptr() for n, p in pipe.transformer.named_parameters()}
     for together in (True, False):
-        for names in ([["plain", "variant"]] if together else [["plain"], ["variant"]]):
+        for names in [["plain", "variant"]] if together else [["plain"], ["variant"]]:
             pipe.fuse_lora(adapter_names=names, safe_fusing=safe)
         assert f"transformer.{Q}.weight" in changed(bits(pipe), before)
         assert (f"transformer.{Q}.bias" in changed(bits(pipe), before)) == (kind == "bias")
@@ -265,7 +262,9 @@ def test_variants_come_back_too(kind, dtype, safe):
 
 
 def sequential(pipe: LTX2Pipeline) -> None:
-    pipe.enable_sequential_cpu_offload(device="cpu")
+    # The pipeline's own method asks for an accelerator; these are the hooks that it sets.
+    for model in (pipe.transformer, pipe.connectors):
+        cpu_offload(model, torch.device("cpu"))
 
 
 def whole_models(pipe: LTX2Pipeline) -> None:
@@ -277,35 +276,20 @@ def groups(pipe: LTX2Pipeline) -> None:
         model.enable_group_offload(torch.device("cpu"), torch.device("cpu"), offload_type="leaf_level")
 
 
-@pytest.mark.parametrize("offloaded", [sequential, groups])
-@pytest.mark.parametrize("kind", [torch.float32, "fp8_cast", "fp8_scaled_mm"], ids=str)
+@pytest.mark.parametrize("offloaded", [sequential, groups, whole_models])
+@pytest.mark.parametrize("kind", [torch.float32, "fp8_scaled_mm"], ids=str)
 def test_offloaded_weights_are_fused_where_they_are_kept(offloaded, kind):
     pipe, plain = stored_as(kind), stored_as(kind)
     for one in (pipe, plain):
         one.load_lora_weights(dict(EVERYWHERE))
     offloaded(pipe)
-    compute = outputs if kind == torch.float32 else _velocity
-    base = compute(plain)
-    for change in ("fuse_lora", "unfuse_lora", "fuse_lora", "unload_lora_weights"):
+    results = []
+    for change in ("fuse_lora", "unfuse_lora"):
         for one in (pipe, plain):
             getattr(one, change)()
-        same(compute(pipe), compute(plain))
-    pipe, plain = (stored_as(kind) for _ in range(2))
-    assert not torch.equal(_flat(compute(plain)), _flat(base))
-
-
-def _velocity(pipe):
-    from tests.adapters.stored import velocity
-
-    return {"sample": velocity(pipe)}
-
-
-def same(one, other) -> None:
-    assert_equal(one, other)
-
-
-def _flat(results) -> torch.Tensor:
-    return torch.cat([tensor.flatten() for tensor in results.values()])
+        results.append(outputs(plain) if kind == torch.float32 else {"velocity": velocity(plain)})
+        assert_equal(outputs(pipe) if kind == torch.float32 else {"velocity": velocity(pipe)}, results[-1])
+    assert any(not torch.equal(tensor, results[1][name]) for name, tensor in results[0].items())
 
 
 def test_weights_on_disk_are_not_touched(tmp_path):
@@ -314,7 +298,9 @@ def test_weights_on_disk_are_not_touched(tmp_path):
     pipe.transformer.enable_group_offload(
         torch.device("cpu"), torch.device("cpu"), offload_type="leaf_level", offload_to_disk_path=str(tmp_path)
     )
-    with pytest.raises(ValueError, match=r"group offloading keeps on disk.*fuse first, then call enable_group_offload"):
+    with pytest.raises(
+        ValueError, match=r"group offloading keeps on disk.*fuse first, then call enable_group_offload"
+    ):
         pipe.fuse_lora()
     assert pipe.fused_loras == set()
 

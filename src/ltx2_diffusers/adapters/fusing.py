@@ -58,8 +58,9 @@ def fuse(pipeline: LoraBaseMixin, asked: Fusing) -> None:
         for place in places:
             for name in place.names:
                 place.layer.scaling[name] *= asked.lora_scale
-        if not asked.keep_originals:
-            _check_values(places, asked)
+        # Without a copy nothing that was written could be taken back for sure.
+        for place in [] if asked.keep_originals else places:
+            _check_values(place, asked)
         for place in places:
             touched.append(_Touched.of(place, asked))
             _fuse_layer(place, asked, touched[-1])
@@ -158,12 +159,11 @@ def _merge(layer: LoraLayer, names: Sequence[str], how: Arithmetic, safe: bool, 
     layer.merged_adapters.extend(names)
 
 
-def _check_values(places: Iterable[_Place], asked: Fusing) -> None:
-    """Raise `ValueError` for values that cannot be stored; without a copy, none that was written could be taken back."""
-    for place in places:
-        if not _is_variant(place.layer, place.names):
-            for _ in merged_tensors(place.layer, place.names, asked.how, asked.safe_fusing):
-                pass
+def _check_values(place: _Place, asked: Fusing) -> None:
+    """Raise `ValueError` for values that cannot be stored."""
+    if not _is_variant(place.layer, place.names):
+        for _ in merged_tensors(place.layer, place.names, asked.how, asked.safe_fusing):
+            pass
 
 
 def _places(pipeline: LoraBaseMixin, asked: Fusing) -> list[_Place]:
@@ -202,10 +202,10 @@ def _layers(pipeline: LoraBaseMixin, components: Sequence[str] | None) -> list[t
 def _check_fusable(place: _Place, how: Arithmetic) -> None:
     """Raise `ValueError` for weights that cannot take the adapters, before any does."""
     layer, names = place.layer, place.names
-    if twice := [name for name in names if name in layer.merged_adapters]:
-        raise ValueError(f"the adapter {twice[0]!r} is fused already; call unfuse_lora() first to change its strength")
     if layer.merged and Original.on(layer) is None:
         raise ValueError(f"the model's own fuse_lora() fused {layer.merged_adapters}; call unfuse_lora() first")
+    if twice := [name for name in names if name in layer.merged_adapters]:
+        raise ValueError(f"the adapter {twice[0]!r} is fused already; call unfuse_lora() first to change its strength")
     if layer.disable_adapters:
         raise ValueError("adapters cannot be fused while they are disabled; call enable_lora() first")
     base = layer.get_base_layer()

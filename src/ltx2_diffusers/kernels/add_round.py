@@ -17,7 +17,7 @@ _WORD = 0xFFFFFFFF
 _FACTORS, _KEY_STEPS, _ROUNDS = (0xD2511F53, 0xCD9E8D57), (0x9E3779B9, 0xBB67AE85), 10
 _TO_UNIFORM = 4.6566127342e-10
 # Whole numbers of eight bytes are needed on the way; a part of this many elements at a time.
-_ELEMENTS = 1 << 20
+_ELEMENTS = 1 << 18
 
 
 def check_rounding(rounding: str, seed: int) -> None:

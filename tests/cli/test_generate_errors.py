@@ -61,6 +61,16 @@ def test_options_that_contradict_each_other_are_named(pair):
         (["--extend", "99", "--prompt", "wind"], "give more prompts, or --num-frames 1201"),
         (["--image", "missing.png"], "--image: there is no file 'missing.png'"),
         (["--image-at", "0", "missing.png:0.5"], "--image-at: there is no file 'missing.png'"),
+        (
+            ["--lora", "STRONG.SAFETENSORS:video=1,audoi=0"],
+            "'audoi' in 'video=1,audoi=0' is no part of a model; use 'audio'",
+        ),
+        (["--lora", "STRONG.SAFETENSORS:video=much"], "needs strengths like video=1,audio=0.5, got 'video=much'"),
+        (
+            ["--lora", "STRONG.SAFETENSORS", "--fuse-lora", "--reference", "CLIP.MP4"],
+            "--fuse-lora and --reference exclude each other",
+        ),
+        (["--lora", "missing.safetensors:video=1"], "--lora: there is no file 'missing.safetensors'"),
         (["--lora", "missing.safetensors"], "--lora: there is no file 'missing.safetensors'"),
         (["--preview", "sheet.gif"], "--preview is written as .png"),
         (["--preview", "--preview-every", "0"], "--preview-every has to be at least 1"),

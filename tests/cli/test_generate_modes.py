@@ -6,7 +6,7 @@ import torch
 
 from ltx2_diffusers.cli.main import main
 from ltx2_diffusers.cli.modes import MODES, call_arguments
-from ltx2_diffusers.cli.values import weighted_file
+from ltx2_diffusers.cli.values import weighted_file, weighted_lora
 from ltx2_diffusers.media.reading import probe, read_audio, read_video
 from tests.cli.running import QUICK, SMALL, STAGED, generate, located, manifest
 from tests.golden_data import GOLDEN_DIR
@@ -188,6 +188,23 @@ def test_two_loras_act_together(tmp_path, media):
     assert np.abs(one - two).mean() < 1
 
 
+def test_a_lora_acts_on_parts_and_may_be_fused(tmp_path, media):
+    lora, clips = str(media / "strong.safetensors"), {}
+    for name, options in {
+        "none": [],
+        "half": [f"{lora}:0.5"],
+        "by part": [f"{lora}:video=0.5"],
+        "without": [f"{lora}:video=0"],
+        "fused": [f"{lora}:video=0.5", "--fuse-lora"],
+    }.items():
+        path = tmp_path / f"{len(clips)}.mp4"
+        assert generate(path, *(["--lora", *options] if options else []), *SMALL, *QUICK) == 0
+        clips[name] = read_video(path).numpy().astype(int)
+    assert (clips["by part"] == clips["half"]).all() and (clips["without"] == clips["none"]).all()
+    assert np.abs(clips["half"] - clips["none"]).mean() > 1
+    assert np.abs(clips["fused"] - clips["half"]).mean() < 0.1
+
+
 def test_a_distilled_lora_refines_and_leaves_the_first_stage_alone(tmp_path, media):
     options = ["--two-stage", *STAGED, *QUICK]
     assert generate(tmp_path / "same.mp4", *options) == 0
@@ -274,6 +291,8 @@ def test_a_number_after_a_file_is_its_weight(tmp_path):
     assert weighted_file("a.png") == [weighted_file("a.png:1")[0], 1.0]
     assert weighted_file("dir:x/a.png:0.25")[1] == 0.25
     assert weighted_file("a:b")[1] == 1.0
+    assert weighted_lora("a.sft:video=1,audio=0.5")[1] == {"video": 1.0, "audio": 0.5}
+    assert weighted_lora("a.sft:0.5") == weighted_file("a.sft:0.5")
     (tmp_path / "take:2").write_text("")
     assert weighted_file(str(tmp_path / "take:2")) == [tmp_path / "take:2", 1.0]
 

@@ -129,6 +129,7 @@ WRONG = {
     "text_encoder": (["--text-encoder", "gemma"], "--text-encoder belongs to original files"),
     "upsampler": (["--two-stage", "--upsampler", "none.sft"], "--upsampler: there is no file 'none.sft'"),
     "lora": (["--lora", "RED.PNG:0.5"], "--lora: '"),
+    "fuse_lora": (["--fuse-lora"], "--fuse-lora needs --lora"),
     "distilled_lora": (["--distilled-lora", "STRONG.SAFETENSORS"], "--distilled-lora needs --two-stage"),
     "refine_with_same_weights": (["--refine-with-same-weights"], "--refine-with-same-weights needs --two-stage"),
     "device": (["--device", "abacus"], "--device abacus cannot be used"),

@@ -22,7 +22,7 @@ from .settings import is_finite_number
 logger = logging.get_logger(__name__)
 
 _PLAIN_TYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-_FIRST = "fuse first and cast or quantise then"
+_FIRST = "fuse first and cast, quantise or stream then"
 
 
 @dataclass(frozen=True)
@@ -214,10 +214,10 @@ def _check_fusable(place: _Place, how: Arithmetic) -> None:
             raise ValueError(f"the adapter {name!r} has biases for a layer without one, so it cannot be fused")
     kind, stored = type(base.weight), base.weight.dtype
     if type(layer) is not Linear or kind not in (torch.nn.Parameter, torch.Tensor):
-        held = kind.__name__ if kind not in (torch.nn.Parameter, torch.Tensor) else type(layer).__name__
+        held = type(layer) if kind in (torch.nn.Parameter, torch.Tensor) else kind
         raise ValueError(
-            f"the weights of {place.path} are quantised ({held}), which adapters cannot be fused into exactly; they work beside "
-            f"them, or {_FIRST}"
+            f"the weights of {place.path} are quantised, sharded or streamed ({held.__name__}), so that adapters cannot be fused "
+            f"into them exactly; they work beside them, or {_FIRST}"
         )
     knows_fp8 = isinstance(base, (FP8CastLinear, FP8ScaledLinear)) or casting_of(base) is not None
     if stored not in _PLAIN_TYPES and not (stored == FLOAT8 and knows_fp8):

@@ -132,14 +132,19 @@ def _check_kind(pipeline: Any, options: Options) -> None:
 
 
 def _load_loras(pipeline: Any, options: Options) -> None:
-    """Load LoRAs and make them active, but for one that belongs to the refining stage alone."""
+    """Load LoRAs and make them active, or part of the weights, but for one that belongs to the refining stage alone."""
     from ..adapters.active import DISTILLED_ADAPTER
 
     loras = {f"lora_{index}": lora for index, lora in enumerate(options.get("lora", []))}
-    if "distilled_lora" in options:
-        loras[DISTILLED_ADAPTER] = options["distilled_lora"]
     for name, (file, _) in loras.items():
         pipeline.load_lora_weights(str(file), adapter_name=name)
-    active = [name for name in loras if name != DISTILLED_ADAPTER or "distilled" in options]
-    if loras:
-        pipeline.set_adapters(active, [loras[name][1] for name in active])
+    pipeline.set_adapters(list(loras), [weight for _, weight in loras.values()])
+    if "fuse_lora" in options:
+        pipeline.fuse_lora(keep_originals=False)
+        pipeline.unload_lora_weights()
+        loras = {}
+    if "distilled_lora" in options:
+        file, weight = options["distilled_lora"]
+        pipeline.load_lora_weights(str(file), adapter_name=DISTILLED_ADAPTER)
+        loras |= {DISTILLED_ADAPTER: (file, weight)} if "distilled" in options else {}
+        pipeline.set_adapters(list(loras), [weight for _, weight in loras.values()])

@@ -8,7 +8,7 @@ from typing import Any
 
 from . import calls
 from .loading import CHECKPOINT, DTYPES
-from .values import AppendPlaced, Options, flag, negative_prompt, stretch, weighted_file
+from .values import AppendPlaced, Options, flag, negative_prompt, stretch, weighted_file, weighted_lora
 
 # How a text is read, by what stands for it in the help; others are taken as they are. An input file is a `Path`, by
 # which checks and manifests know it.
@@ -16,7 +16,8 @@ _READERS: dict[str, Callable[[str], Any]] = {
     **dict.fromkeys(("N", "PIXELS", "TOKENS", "CRF", "BLOCK"), int),
     **dict.fromkeys(("SCALE", "SHARE", "NORM", "SECONDS", "FPS", "SPEED", "SIGMA", "T"), float),
     **dict.fromkeys(("FILE", "MASK", "PATH"), Path),
-    **dict.fromkeys(("FILE[:WEIGHT]", "FILE[:STRENGTH]"), weighted_file),
+    "FILE[:STRENGTH]": weighted_file,
+    "FILE[:WEIGHT]": weighted_lora,
     "FROM:TO": stretch,
 }
 
@@ -227,7 +228,11 @@ _GROUPS: dict[str, tuple[Option, ...]] = {
             help="Gemma folder or Hub id; needed with an original file"),
         Option("upsampler", "PATH", needs=("two_stage", "distilled"),
             help="file or folder of the upsampler, if --checkpoint has none"),
-        Option("lora", "FILE[:WEIGHT]", parsing=_REPEATED, help="a LoRA to apply; repeatable"),
+        Option("lora", "FILE[:WEIGHT]", parsing=_REPEATED,
+            help="a LoRA to apply, with a strength, or one per part such as video=1,audio=0.5 (the others are cross_modal and "
+            "connectors); repeatable"),
+        Option("fuse_lora", needs=("lora",), excludes=("reference",),
+            help="make --lora part of the weights once they are loaded, so that it costs neither memory nor time"),
         Option("distilled_lora", "FILE[:WEIGHT]", becomes=calls.refining_lora, called=("stage_2_adapters",),
             needs=("two_stage", "distilled"), excludes=("refine_with_same_weights",),
             help="the LoRA with which a dev checkpoint refines (--two-stage) or runs throughout (--distilled)"),

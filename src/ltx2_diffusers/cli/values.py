@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Collection, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,23 @@ def weighted_file(text: str) -> list[Any]:
         except ValueError:
             pass
     return [Path(text), 1.0]
+
+
+def weighted_lora(text: str) -> list[Any]:
+    """File and strength of `FILE[:WEIGHT]`, where the strength is a number, or one per part as in `video=1,audio=0`."""
+    name, _, weight = text.rpartition(":")
+    if not name or "=" not in weight or Path(text).exists():
+        return weighted_file(text)
+    from ..adapters.modules import PARTS
+
+    strengths = dict(part.partition("=")[::2] for part in weight.split(","))
+    if unknown := [part for part in strengths if part not in PARTS]:
+        nearest = get_close_matches(unknown[0], PARTS, n=1, cutoff=0.0)[0]
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} in {weight!r} is no part of a model; use {nearest!r}")
+    try:
+        return [Path(name), {part: float(number) for part, number in strengths.items()}]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"needs strengths like video=1,audio=0.5, got {weight!r}") from None
 
 
 def stretch(text: str) -> list[float]:

@@ -62,13 +62,8 @@ def test_options_that_contradict_each_other_are_named(pair):
         (["--image", "missing.png"], "--image: there is no file 'missing.png'"),
         (["--image-at", "0", "missing.png:0.5"], "--image-at: there is no file 'missing.png'"),
         (
-            ["--lora", "STRONG.SAFETENSORS:video=1,audoi=0"],
-            "'audoi' in 'video=1,audoi=0' is no part of a model; use 'audio'",
-        ),
-        (["--lora", "STRONG.SAFETENSORS:video=much"], "needs strengths like video=1,audio=0.5, got 'video=much'"),
-        (
             ["--lora", "STRONG.SAFETENSORS", "--fuse-lora", "--reference", "CLIP.MP4"],
-            "--fuse-lora and --reference exclude each other",
+            "--fuse-lora and --reference contradict each other",
         ),
         (["--lora", "missing.safetensors:video=1"], "--lora: there is no file 'missing.safetensors'"),
         (["--lora", "missing.safetensors"], "--lora: there is no file 'missing.safetensors'"),
@@ -236,11 +231,20 @@ def test_a_dev_checkpoint_names_the_options_that_it_needs(tmp_path, capsys):
     )
 
 
-@pytest.mark.parametrize("option", ["--image-at x red.png", "--retake later", "--retake 1"])
-def test_values_of_another_form(capsys, tmp_path, option):
+@pytest.mark.parametrize(
+    ("option", "why"),
+    [
+        ("--image-at x red.png", ""),
+        ("--retake later", ""),
+        ("--retake 1", ""),
+        ("--lora a.sft:video=1,audoi=0", "'audoi' in 'video=1,audoi=0' is no part of a model; use 'audio'"),
+        ("--distilled-lora a.sft:video=much", "needs strengths like video=1,audio=0.5, got 'video=much'"),
+    ],
+)
+def test_values_of_another_form(capsys, tmp_path, option, why):
     with pytest.raises(SystemExit, match="2"):
         generate(tmp_path / "out.mp4", *option.split())
-    assert f"argument {option.split()[0]}" in capsys.readouterr().err
+    assert f"argument {option.split()[0]}: {why}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,8 @@ class _FP8Quantizer(DiffusersQuantizer):
                 layer._parameters[kind] = nn.Parameter(value, requires_grad=old.requires_grad)
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
-        self.plan({name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
+        if not self._layers:
+            self.plan({name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
         self._put(model)
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:

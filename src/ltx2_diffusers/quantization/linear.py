@@ -72,6 +72,7 @@ class _FP8Linear(nn.Linear):
     """What both kinds share: tensors that casts of a model leave alone, and `compute_dtype`, in which adapters run."""
 
     compute_dtype: torch.dtype
+    _stores_bias = False
 
     def __init__(
         self,
@@ -85,7 +86,8 @@ class _FP8Linear(nn.Linear):
         self.compute_dtype = self.weight.dtype
         self.weight = nn.Parameter(torch.zeros_like(self.weight, dtype=FLOAT8), requires_grad=False)
         if self.bias is not None:
-            self.bias.requires_grad_(False)
+            stored = torch.zeros_like(self.bias, dtype=FLOAT8 if self._stores_bias else None)
+            self.bias = nn.Parameter(stored, requires_grad=False)
 
     def reset_parameters(self) -> None:
         """Set everything to zero: float8 tensors have no random values, and loading replaces them."""
@@ -139,17 +141,7 @@ class FP8CastLinear(_FP8Linear):
         dtype: Of the adapters that are put beside it, default torch's; casts change it.
     """
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        device: str | torch.device | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(in_features, out_features, bias, device, dtype)
-        if self.bias is not None:
-            self.bias = nn.Parameter(self.bias.detach().to(FLOAT8), requires_grad=False)
+    _stores_bias = True
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """`[..., I]` to `[..., O]`, in the dtype of the input."""

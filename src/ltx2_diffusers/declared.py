@@ -221,6 +221,10 @@ def _words(kind: Any) -> str:
 
 
 def _plural(kind: Any) -> str:
+    if typing.get_origin(kind) in _UNIONS:
+        return " or ".join(_plural(one) for one in typing.get_args(kind) if one is not _NOTHING)
+    if typing.get_origin(kind) in (dict, Mapping):
+        return "mappings of {} to {}".format(*map(_plural, typing.get_args(kind)))
     return "values" if kind is Any else _PLURALS.get(kind) or _name(kind)
 
 

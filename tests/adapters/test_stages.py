@@ -50,7 +50,9 @@ def test_meaningless_adapters_are_refused(pipe, monkeypatch, arguments, message)
 
 @pytest.mark.parametrize("adapters", [{"style": NAN}, "style"], ids=str)
 def test_a_stage_takes_strengths_by_name(adapters):
-    with pytest.raises(ValueError, match=r"`adapters` has to be a mapping of `str` to finite numbers but is"):
+    with pytest.raises(
+        ValueError, match=r"`adapters` has to be a mapping of `str` to finite numbers or mappings .* but is"
+    ):
         Stage(adapters=adapters)
 
 

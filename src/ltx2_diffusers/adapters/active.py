@@ -14,8 +14,9 @@ from peft.tuners.lora import LoraLayer
 from ..models.connectors import LTX2TextConnectors
 from ..models.transformer import LTX2AVTransformer3DModel
 from .file import LoraMetadata
-from .settings import is_finite_number
+from .modules import part_of
 from .spellings import without_compilation
+from .strengths import AdapterWeight, StageStrengths, check_weight, strength_at
 
 AdaptedModel = LTX2AVTransformer3DModel | LTX2TextConnectors
 
@@ -127,13 +128,13 @@ def unchanged_adapters(pipeline: LoraBaseMixin) -> Iterator[None]:
 
 
 @contextmanager
-def added_adapters(pipeline: LoraBaseMixin, strengths: Mapping[str, float]) -> Iterator[None]:
+def added_adapters(pipeline: LoraBaseMixin, strengths: StageStrengths) -> Iterator[None]:
     """Add adapters to the active ones for a block; whatever happens in it, the former set comes back exactly.
 
     Args:
         pipeline: A pipeline with [`~ltx2_diffusers.adapters.mixin.LTX2LoraMixin`].
-        strengths: Strength by name; an active adapter takes the new strength, and 0 leaves an adapter out. Without any
-            the adapters stay as they are.
+        strengths: Strength by name, a number or one per part; an active adapter takes the new strength, and 0 leaves an
+            adapter out. Without any the adapters stay as they are.
 
     Raises:
         ValueError: If an adapter is not loaded, or is on layers that other adapters were fused into: PEFT would leave
@@ -146,9 +147,10 @@ def added_adapters(pipeline: LoraBaseMixin, strengths: Mapping[str, float]) -> I
         yield
 
 
-def _add(pipeline: LoraBaseMixin, strengths: Mapping[str, float]) -> None:
-    wanted = {name: strength for name, strength in strengths.items() if strength}
-    for layer in adapter_layers(pipeline):
+def _add(pipeline: LoraBaseMixin, strengths: StageStrengths) -> None:
+    for component, path, layer in named_adapter_layers(pipeline):
+        here = {name: strength_at(strength, component, path) for name, strength in strengths.items()}
+        wanted = {name: strength for name, strength in here.items() if strength}
         kept = [] if layer.disable_adapters else [n for n in layer.active_adapters if n not in strengths]
         layer.set_adapter(kept + list(wanted))
         for name in wanted.keys() & layer.scaling.keys():
@@ -156,22 +158,31 @@ def _add(pipeline: LoraBaseMixin, strengths: Mapping[str, float]) -> None:
     pipeline.enable_lora()
 
 
-def check_adapters_loaded(pipeline: LoraBaseMixin, strengths: Mapping[str, float]) -> None:
+def check_adapters_loaded(pipeline: LoraBaseMixin, strengths: StageStrengths) -> None:
     """Raise `ValueError` for an adapter that is not loaded, that fused weights would swallow, or without a strength."""
     if not isinstance(strengths, Mapping):
         raise ValueError(f"adapters have to be strengths by name, such as {{'style': 1.0}}, but are {strengths!r}")
     loaded = list(adapter_metadata(pipeline))
-    for name, strength in strengths.items():
-        if name not in loaded:
-            raise ValueError(
-                f"no LoRA adapter {name!r} is loaded (there are {loaded}); load it with "
-                f"load_lora_weights(..., adapter_name={name!r}), or leave it out of `stage_1_adapters` and `stage_2_adapters`"
-            )
-        if not is_finite_number(strength):
-            raise ValueError(
-                f"the strength of the adapter {name!r} has to be a finite number but is {strength!r}; use 1.0"
-            )
-    check_has_effect(pipeline, [name for name, strength in strengths.items() if strength])
+    if unknown := [name for name in strengths if name not in loaded]:
+        raise ValueError(
+            f"no LoRA adapter {unknown[0]!r} is loaded (there are {loaded}); load it with "
+            f"load_lora_weights(..., adapter_name={unknown[0]!r}), or leave it out of `stage_1_adapters` and `stage_2_adapters`"
+        )
+    if none := [name for name, strength in strengths.items() if strength is None]:
+        raise ValueError(f"the strength of the adapter {none[0]!r} has to be a finite number but is None; use 1.0")
+    check_weights(pipeline, strengths)
+    acting = [name for name, s in strengths.items() if (any(s.values()) if isinstance(s, Mapping) else s)]
+    check_has_effect(pipeline, acting)
+
+
+def check_weights(pipeline: LoraBaseMixin, weights: Mapping[str, AdapterWeight]) -> None:
+    """Raise `ValueError` for strengths of loaded adapters that are no numbers, or that belong to nothing."""
+    if not weights:
+        return
+    layers = list(named_adapter_layers(pipeline))
+    paths = {known: [path for c, path, _ in layers if c == known] for known in pipeline._lora_loadable_modules}
+    for name, weight in weights.items():
+        check_weight(name, weight, paths, {part_of(c, path) for c, path, layer in layers if name in layer.lora_A})
 
 
 def check_has_effect(pipeline: LoraBaseMixin, names: Collection[str]) -> None:

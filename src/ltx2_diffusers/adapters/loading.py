@@ -18,7 +18,14 @@ from .file import LoraFile
 logger = logging.get_logger(__name__)
 
 
-def insert_adapter(pipeline: LoraBaseMixin, lora: LoraFile, name: str, hotswap: bool, low_cpu_mem_usage: bool) -> None:
+def insert_adapter(
+    pipeline: LoraBaseMixin,
+    lora: LoraFile,
+    name: str,
+    hotswap: bool,
+    low_cpu_mem_usage: bool,
+    dtype: torch.dtype | None = None,
+) -> None:
     """Add the LoRA to the pipeline's models and make it the only active adapter.
 
     Args:
@@ -27,6 +34,7 @@ def insert_adapter(pipeline: LoraBaseMixin, lora: LoraFile, name: str, hotswap: 
         name: The adapter's name.
         hotswap: Whether to put the factors in the place of those of the adapter of that name.
         low_cpu_mem_usage: Whether to leave out a random initialisation of the factors.
+        dtype: Data type of the factors, default that in which their layer computes.
     """
     models, before = adapted_models(pipeline), AdapterState(pipeline)
     parts = {component: lora.located(component, models[component]) for component in lora.components}
@@ -48,7 +56,7 @@ def insert_adapter(pipeline: LoraBaseMixin, lora: LoraFile, name: str, hotswap: 
                     _pipeline=pipeline,
                 )
             if not hotswap:
-                _settle(model, name, part.plain_modules(component), state)
+                _settle(model, name, part.plain_modules(component), state, dtype)
             adapter_configs(model)[name].ltx2_metadata = lora.metadata
     except BaseException:
         if not hotswap:
@@ -69,7 +77,9 @@ def delete_adapter(model: AdaptedModel, name: str) -> None:
         model.unload_lora()
 
 
-def _settle(model: AdaptedModel, name: str, plain_modules: list[str], state: dict[str, torch.Tensor]) -> None:
+def _settle(
+    model: AdaptedModel, name: str, plain_modules: list[str], state: dict[str, torch.Tensor], dtype: torch.dtype | None
+) -> None:
     """Correct what PEFT makes of an adapter that is new in a model."""
     layers = {path: layer for path, layer in model.named_modules() if isinstance(layer, LoraLayer)}
     if adapter_configs(model)[name].use_dora:
@@ -79,36 +89,42 @@ def _settle(model: AdaptedModel, name: str, plain_modules: list[str], state: dic
             del layers[path].lora_variant[name]
             layers[path].use_dora[name] = False
     for path, layer in layers.items():
-        casting = _casting(layer.get_base_layer())
-        if name in layer.lora_A and casting is not None:
-            _restore_factors(layer, name, path, state, casting.compute_dtype)
+        own = dtype or compute_dtype(layer.get_base_layer())
+        if name in layer.lora_A and own is not None:
+            _restore_factors(layer, name, path, state, own)
         if name in layer.lora_magnitude_vector:
             layer.lora_magnitude_vector[name].register_forward_pre_hook(_raise_base, with_kwargs=True)
             layer.lora_magnitude_vector[name].register_forward_hook(_lower_base, with_kwargs=True, always_call=True)
 
 
-def _casting(layer: torch.nn.Module) -> LayerwiseCastingHook | None:
+def casting_of(layer: torch.nn.Module) -> LayerwiseCastingHook | None:
     """What keeps the weights of a layer in another data type than it computes in, if anything does."""
     registry = getattr(layer, "_diffusers_hook", None)
     return None if registry is None else registry.get_hook(_LAYERWISE_CASTING_HOOK)
 
 
+def compute_dtype(layer: torch.nn.Module) -> torch.dtype | None:
+    """The data type that a layer computes in, if it stores its weights in another."""
+    casting = casting_of(layer)
+    return casting.compute_dtype if casting is not None else getattr(layer, "compute_dtype", None)
+
+
 def _raise_base(_dora: torch.nn.Module, _args: tuple, kwargs: dict[str, Any]) -> None:
     """Before a DoRA, which computes with the weights of its layer itself: bring them into the type for that."""
-    if (casting := _casting(kwargs["base_layer"])) is not None:
+    if (casting := casting_of(kwargs["base_layer"])) is not None:
         kwargs["base_layer"].to(casting.compute_dtype)
 
 
 def _lower_base(_dora: torch.nn.Module, _args: tuple, kwargs: dict[str, Any], _output: Any) -> None:
     """After a DoRA: store the weights of its layer as before."""
-    if (casting := _casting(kwargs["base_layer"])) is not None:
+    if (casting := casting_of(kwargs["base_layer"])) is not None:
         kwargs["base_layer"].to(casting.storage_dtype)
 
 
 def _restore_factors(
     layer: LoraLayer, name: str, path: str, state: dict[str, torch.Tensor], dtype: torch.dtype
 ) -> None:
-    """Give an adapter the factors of its file again, which PEFT has put into the type that the layer stores."""
+    """Give an adapter the factors of its file again, which PEFT has put into the type of the layer's weights."""
     for part in layer.adapter_layer_names:
         modules = getattr(layer, part)
         if name in modules:

@@ -14,12 +14,16 @@ from diffusers.loaders.peft import PeftAdapterMixin
 
 from .. import publishing
 from ..checkpoints.packaged import checkpoint_path
+from ..kernels.add_round import Rounding
 from . import active, fusing
 from .active import adapted_models, adapter_configs, adapter_layers, adapter_metadata, held_adapters
 from .card import lora_card, lora_facts, write_with_card
 from .file import LORA_WEIGHT_NAME, LoraMetadata, by_component, load_lora, lora_for_saving
 from .loading import check_hotswap, check_not_fused, delete_adapter, for_present, insert_adapter
-from .strengths import AdapterWeight, check_weight, listed_weights, strength_at
+from .merging import Arithmetic
+from .strengths import AdapterWeight, listed_weights, strength_at
+
+FACTOR_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class ReferenceFactors(NamedTuple):
@@ -70,6 +74,7 @@ class LTX2LoraMixin(LoraBaseMixin):
         adapter_name: str | None = None,
         hotswap: bool = False,
         low_cpu_mem_usage: bool = True,
+        dtype: torch.dtype | None = None,
         **file_options: Any,
     ) -> None:
         """Load a LoRA of any known layout and make it the active adapter.
@@ -81,12 +86,21 @@ class LTX2LoraMixin(LoraBaseMixin):
             adapter_name: A new name, without dots. Default "default_0", "default_1", ...
             hotswap: Whether to put the factors in the place of those of the adapter of that name. Default `False`.
             low_cpu_mem_usage: Whether to leave out a random initialisation of the factors. Default `True`.
+            dtype: Data type of the factors, in which the adapter computes. Default that of its layer, to which the values of
+                the file are rounded.
             file_options: Those of [`lora_state_dict`].
 
         Raises:
             ValueError: If the name is taken, the file is no LoRA or does not fit the models as a whole, or adapters are
                 fused: PEFT would silently take them out of the weights.
         """
+        if dtype is not None and (hotswap or dtype not in FACTOR_DTYPES):
+            why = (
+                "hotswap=True keeps that of the old adapter; leave it out"
+                if hotswap
+                else f"it has to be one of {FACTOR_DTYPES}"
+            )
+            raise ValueError(f"`dtype` is {dtype!r}, but {why}")
         models = adapted_models(self)
         lora = for_present(load_lora(pretrained_model_name_or_path_or_dict, models, **file_options), models)
         with held_adapters(self):
@@ -94,7 +108,7 @@ class LTX2LoraMixin(LoraBaseMixin):
             check_not_fused(self)
             if hotswap:
                 check_hotswap(self, lora, name)
-            insert_adapter(self, lora, name, hotswap, low_cpu_mem_usage)
+            insert_adapter(self, lora, name, hotswap, low_cpu_mem_usage, dtype)
 
     @classmethod
     def load_lora_into_transformer(
@@ -237,28 +251,55 @@ class LTX2LoraMixin(LoraBaseMixin):
         lora_scale: float = 1.0,
         safe_fusing: bool = False,
         adapter_names: Sequence[str] | None = None,
+        *,
+        rounding: Rounding = "nearest",
+        seed: int = 0,
+        reference_rounding: bool = False,
+        keep_originals: bool = True,
     ) -> None:
-        """Add the adapters' deltas to the weights.
+        """Add the adapters' deltas to the weights, layer by layer.
+
+        The deltas of a layer are computed and summed in float32, added to its weight and rounded once, also where adapters
+        are fused one after the other: on bfloat16 each weight is the one nearest to the exact sum. Weights in float8 take
+        adapters too: those of fp8_cast and of layerwise casting by a bfloat16 delta, those of fp8_scaled_mm with a new scale
+        of the weight. DoRA is fused by PEFT's formula, in the type of the weights.
+
+        A warning names what is left: inactive adapters, and components that `components` leaves out.
 
         Args:
             components: Models to change, "transformer" and "connectors". Default all that the adapters change.
-            lora_scale: Factor on the strengths of these adapters, which they keep after [`unfuse_lora`].
+            lora_scale: Factor on the strengths of these adapters, which they keep after [`unfuse_lora`]. Default 1.0.
             safe_fusing: Whether to refuse weights that would hold NaN. Default `False`.
-            adapter_names: Adapters to add, default the active ones.
+            adapter_names: Adapters to add, default the active ones. Strengths are those of [`set_adapters`].
+            rounding: How weights in float8 without scales are rounded: "nearest" (default), or "stochastic", which keeps small
+                deltas on average and is lossy at random.
+            seed: Of stochastic rounding. Default 0.
+            reference_rounding: Whether to round as Lightricks' code of LTX-2.0 does on bfloat16 and float8: each product of
+                factors, their sum, and the weight, all to bfloat16. It gives the bits of that code, and deviates from the
+                exact sum in more places. Default `False`.
+            keep_originals: Whether to copy the weights that change to host memory, which costs their size, so that
+                [`unfuse_lora`] needs nothing else. Otherwise it reads them again from the folder or file that the model was
+                loaded from. Default `True`.
 
         Raises:
-            ValueError: If one of them is fused already, or the weights are stored in a type that cannot take them.
+            ValueError: If an adapter is fused already, the weights are quantised by another library or stored in a type that
+                cannot take it, or an argument has no effect. The weights are as before then.
         """
-        with held_adapters(self):
-            fusing.fuse(self, components, lora_scale, safe_fusing, adapter_names)
+        how = Arithmetic(rounding, seed, reference_rounding)
+        asked = fusing.Fusing(components, lora_scale, safe_fusing, adapter_names, how, keep_originals)
+        with held_adapters(self), torch.no_grad():
+            fusing.fuse(self, asked)
 
     def unfuse_lora(self, components: Sequence[str] | None = None) -> None:
-        """Subtract the deltas that [`fuse_lora`] added; below float32 this leaves rounding errors.
+        """Take fused adapters out of the weights, which are then what they were before the first [`fuse_lora`], to the bit.
 
         Args:
             components: Models to change, default all.
+
+        Raises:
+            ValueError: If the weights were not kept, and cannot be read as they were; nothing is changed then.
         """
-        with held_adapters(self):
+        with held_adapters(self), torch.no_grad():
             fusing.unfuse(self, components)
 
     @property
@@ -275,6 +316,7 @@ class LTX2LoraMixin(LoraBaseMixin):
         """Remove all adapters; those that are fused stay part of the weights for good."""
         with held_adapters(self):
             fusing.warn_of_lost_parts(self)
+            fusing.settle(self)
             for model in adapted_models(self).values():
                 model.unload_lora()
 
@@ -295,8 +337,10 @@ class LTX2LoraMixin(LoraBaseMixin):
                         delete_adapter(model, name)
 
     def disable_lora(self) -> None:
-        """Let the models compute without adapters, which stay loaded."""
-        self._enable(False)
+        """Let the models compute without adapters, which stay loaded; fused ones are taken out of the weights."""
+        with held_adapters(self):
+            self.unfuse_lora()
+            self._enable(False)
 
     def enable_lora(self) -> None:
         """Let the models compute with their active adapters again."""
@@ -309,9 +353,10 @@ class LTX2LoraMixin(LoraBaseMixin):
 
         Args:
             adapter_names: Adapters; an empty list leaves the bare models.
-            adapter_weights: Strength for all, or one each: a number, or one per component such as
-                `{"transformer": 0.8, "connectors": 1.0}`, or within a component one per block, such as
-                `{"transformer": {"transformer_blocks.0": 0.5}}`. Default 1.
+            adapter_weights: Strength for all, or one each: a number, or one per part, such as `{"video": 1.0, "audio": 0.0}`,
+                or per component, such as `{"transformer": 0.8, "connectors": 1.0}`, or within a component one per block, such
+                as `{"transformer": {"transformer_blocks.0": 0.5}}`. Default 1, also for what is not named. Parts are "video"
+                and "audio", the streams of the transformer, "cross_modal", what leads from one to the other, and "connectors".
 
         Raises:
             ValueError: If an adapter is not loaded or is fused, or a strength is no finite number or belongs to nothing.
@@ -320,9 +365,7 @@ class LTX2LoraMixin(LoraBaseMixin):
         with held_adapters(self):
             weights = listed_weights(names, adapter_weights, list(self.lora_metadata))
             layers = list(active.named_adapter_layers(self))
-            paths = {known: [p for c, p, _ in layers if c == known] for known in self._lora_loadable_modules}
-            for name, weight in zip(names, weights):
-                check_weight(name, weight, paths)
+            active.check_weights(self, dict(zip(names, weights)))
             active.check_has_effect(self, names)
             for component, path, layer in layers:
                 layer.set_adapter(names)

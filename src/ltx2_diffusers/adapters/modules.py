@@ -1,6 +1,7 @@
 """Every linear module of the LTX-2 transformer and text connectors, by its path in diffusers' names."""
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 
 from ..checkpoints import keys
@@ -26,6 +27,25 @@ _TOP_LINEARS = ("proj_in", "audio_proj_in", "proj_out", "audio_proj_out")
 _CAPTION_PROJECTIONS = ("caption_projection", "audio_caption_projection")
 _TEXT_PROJECTIONS = ("text_proj_in", "video_text_proj_in", "audio_text_proj_in")
 _CONNECTORS = ("video_connector", "audio_connector")
+
+# Modules in which one stream reads the other, or is modulated for that, and modules of the sound; the rest is the video.
+_CROSS_MODAL = re.compile(r"(?:^|\.)(?:av_cross_attn_|audio_to_video_attn\b|video_to_audio_attn\b)")
+_AUDIO = re.compile(r"(?:^|\.)audio_")
+PARTS = ("video", "audio", "cross_modal", "connectors")
+"""What an adapter may change with a strength of its own, see [`part_of`]."""
+
+
+def part_of(component: str, path: str) -> str:
+    """The part of a pipeline that a module belongs to, one of `PARTS`.
+
+    "video" and "audio" are the streams of the transformer, each with its inputs, outputs and timesteps; "cross_modal" is what
+    leads from one to the other; "connectors" are the text connectors.
+    """
+    if component == "connectors":
+        return component
+    if _CROSS_MODAL.search(path):
+        return "cross_modal"
+    return "audio" if _AUDIO.search(path) else "video"
 
 
 def known_modules(num_blocks: int, num_connector_blocks: int) -> ModuleShapes:

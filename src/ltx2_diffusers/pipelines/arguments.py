@@ -5,7 +5,7 @@ A recipe's `__call__` works on such an object; [`takes`] makes of it the call th
 
 import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import partial, wraps
@@ -15,6 +15,7 @@ import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
 from .. import checks, declared
+from ..adapters.strengths import StageStrengths
 from ..conditioning import VIDEO_SCALE_FACTORS, Streams
 from ..guidance import NEUTRAL, GuidanceOptions, Preset, preset
 from ..guidance.scales import PRESET, SCALE_ARGUMENTS, AudioScale, GivenScales, Scales, call_scales, sound_scales
@@ -48,8 +49,9 @@ class Stage:
         sampler: Name of the sampler; default the preset's in the first stage and `"euler"` in the others.
         noise_scale: Noise mixed into the latents that come in, default the first noise level.
         upsampler: Component that enlarges the latents of the stage before.
-        adapters: LoRA adapters and strengths that this stage adds to the active ones, or changes; strength 0 takes one
-            out. Default `None`: the adapters as they are.
+        adapters: LoRA adapters and strengths that this stage adds to the active ones, or changes: numbers, or one per
+            component or part such as `{"style": {"video": 1.0, "audio": 0.0}}`. Strength 0 takes one out. Default `None`: the
+            adapters as they are.
         transformer: Component that denoises.
         references: Whether reference videos take part.
     """
@@ -65,7 +67,7 @@ class Stage:
     sampler: str | None = None
     noise_scale: float | None = None
     upsampler: str | None = None
-    adapters: Mapping[str, float] | None = None
+    adapters: StageStrengths | None = None
     transformer: str = "transformer"
     references: bool = True
 
@@ -89,8 +91,8 @@ class Sampling:
     two_stage: bool
     stages: Sequence[Stage] | None
     stage_2_sigmas: Sequence[float] | None
-    stage_1_adapters: Mapping[str, float] | None
-    stage_2_adapters: Mapping[str, float] | None
+    stage_1_adapters: StageStrengths | None
+    stage_2_adapters: StageStrengths | None
     given_scales: Streams[GivenScales]
 
     @property
@@ -287,8 +289,8 @@ class Arguments(Texts):
     audio_guidance_rescale: AudioScale = PRESET
     spatio_temporal_guidance_blocks: list[int] | None = None
     stage_2_sigmas: Sequence[float] | None = field(init=False, default=None)
-    stage_1_adapters: Mapping[str, float] | None = field(init=False, default=None)
-    stage_2_adapters: Mapping[str, float] | None = field(init=False, default=None)
+    stage_1_adapters: StageStrengths | None = field(init=False, default=None)
+    stage_2_adapters: StageStrengths | None = field(init=False, default=None)
     stages: Sequence[Stage] | None = field(init=False, default=None)
     audio_stage: int = field(init=False, default=-1)
     noise_scale: float | None = 0.0
@@ -431,8 +433,8 @@ class StagedArguments(Arguments):
         num_inference_steps: Denoising steps. Not read when `sigmas` are given.
         two_stage: Whether to start at half the size and refine at full size.
         stage_2_sigmas: Noise levels of the second stage, in (0, 1] and falling; default the preset's.
-        stage_1_adapters, stage_2_adapters: LoRA strengths by adapter name that a stage adds to the active adapters, or
-            changes; 0 takes one out. On a dev checkpoint the second stage adds `{"distilled": 1.0}` by default, which the
+        stage_1_adapters, stage_2_adapters: LoRA strengths by adapter name, as in [`Stage`], that a stage adds to the active
+            adapters, or changes; 0 takes one out. On a dev checkpoint the second stage adds `{"distilled": 1.0}` by default, which the
             first stage runs without; `{}` refines with the same weights. With one stage, only the first may be given.
         stages: Stages to run in place of the default ones, see [`~ltx2_diffusers.pipelines.arguments.Stage`]; the
             arguments of sampling, guidance and adapters have to be left out then, and steps are not read.
@@ -447,8 +449,8 @@ class StagedArguments(Arguments):
     audio_latents: torch.Tensor | None = field(init=False, default=None)
     two_stage: bool = True
     stage_2_sigmas: Sequence[float] | None = None
-    stage_1_adapters: Mapping[str, float] | None = None
-    stage_2_adapters: Mapping[str, float] | None = None
+    stage_1_adapters: StageStrengths | None = None
+    stage_2_adapters: StageStrengths | None = None
     stages: Sequence[Stage] | None = None
     audio_stage: int = -1
 

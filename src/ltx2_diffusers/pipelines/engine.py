@@ -14,6 +14,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from .. import checks, declared
 from ..adapters import active
+from ..adapters.strengths import StageStrengths
 from ..conditioning import GaussianNoiser, LatentState, LatentTools, TextContext, on_streams
 from ..conditioning.streams import States, Streams, Tensors
 from ..guidance import NEUTRAL, MultiModalGuiderParams
@@ -188,7 +189,7 @@ def check_said(why: str, call: Any, *names: str) -> None:
 
 
 def refining_stage(
-    pipeline: LTX2GenerationPipeline, sampling: Sampling, adapters: Mapping[str, float] | None, upsampler: str | None
+    pipeline: LTX2GenerationPipeline, sampling: Sampling, adapters: StageStrengths | None, upsampler: str | None
 ) -> Stage:
     """The second stage of the reference recipes: few fixed noise levels, no guidance, no reference videos."""
     options = sampling.first.guidance_options
@@ -207,8 +208,8 @@ def refining_stage(
 
 
 def stage_adapters(
-    pipeline: LTX2GenerationPipeline, stage_1: Mapping[str, float] | None, stage_2: Mapping[str, float] | None
-) -> tuple[dict[str, float] | None, dict[str, float] | None]:
+    pipeline: LTX2GenerationPipeline, stage_1: StageStrengths | None, stage_2: StageStrengths | None
+) -> tuple[StageStrengths | None, StageStrengths | None]:
     """LoRA strengths that each stage adds to the active adapters, and a check that there is something to refine with.
 
     A guided run refines with the adapter "distilled", which its first stage runs without.

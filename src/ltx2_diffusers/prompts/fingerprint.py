@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 
-# Values read per tensor. Training, merging a LoRA or another data type changes nearly all values of a tensor, so a few
-# tell; reading all of a language model's would take longer than encoding a prompt.
-_SAMPLES = 64
+from ..models.stored import sampled_bytes, stored_tensor
+
 _PROBE_TEXT = "A quick test: où est Ἀθῆναι, 猫 & 12,345?\n"
 
 
@@ -27,7 +26,7 @@ def model_fingerprint(model: torch.nn.Module) -> str:
         if not any(name.startswith(place) and f".{adapter}." in f"{name}." for place, adapter in idle):
             for part in _plain_parts(tensor):
                 names.append(f"{name.replace('.base_layer.', '.')} {part.dtype} {tuple(part.shape)}")
-                samples.append(_sampled_bytes(part))
+                samples.append(sampled_bytes(part))
     digest.update("\n".join(names).encode())
     # One transfer per device instead of one per tensor.
     for device in sorted({sample.device for sample in samples}, key=str):
@@ -74,17 +73,8 @@ def _weights(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """Parameters and buffers by name; values that an offloading hook keeps elsewhere are fetched from it."""
     for module_name, module in model.named_modules():
         own = {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(recurse=False))}
-        for name, tensor in own.items():
-            yield f"{module_name}.{name}", _kept_by_hook(module, name) if tensor.is_meta else tensor.detach()
-
-
-def _kept_by_hook(module: torch.nn.Module, name: str) -> torch.Tensor:
-    hook = getattr(module, "_hf_hook", None)
-    for part in getattr(hook, "hooks", [hook]):
-        weights = getattr(part, "weights_map", None)
-        if weights is not None:
-            return weights[name]
-    raise ValueError(f"the weight {name!r} of {type(module).__name__} was never loaded; load the model anew")
+        for name in own:
+            yield f"{module_name}.{name}", stored_tensor(module, name)
 
 
 def _plain_parts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
@@ -94,13 +84,3 @@ def _plain_parts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
             yield from _plain_parts(getattr(tensor, name))
     else:
         yield tensor
-
-
-def _sampled_bytes(tensor: torch.Tensor) -> torch.Tensor:
-    """Bytes of evenly spaced values, the first and the last among them."""
-    flat = tensor.reshape(-1)
-    count = min(_SAMPLES, flat.numel())
-    if not count:
-        return torch.empty(0, dtype=torch.uint8, device=tensor.device)
-    places = torch.arange(count, device=tensor.device) * (flat.numel() - 1) // max(1, count - 1)
-    return flat.view(torch.uint8).view(flat.numel(), -1)[places].reshape(-1)

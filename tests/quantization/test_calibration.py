@@ -5,14 +5,14 @@ import json
 import pytest
 import torch
 
-from ltx2_diffusers import LTX2Pipeline, packaged_checkpoint
+from ltx2_diffusers import LTX2AVTransformer3DModel, LTX2Pipeline, packaged_checkpoint
 from ltx2_diffusers.cli.main import main
 from ltx2_diffusers.quantization import calibration
 from ltx2_diffusers.quantization.calibration import calibrate, read_calibration, recorded_inputs, write_calibration
 from ltx2_diffusers.quantization.configs import FP8ScaledMMConfig
 from tests.cli.running import QUICK, SMALL, generate
 
-from .files import AMAX, FULL, PREFIX, load, outputs
+from .files import AMAX, FULL, PREFIX, load, outputs, same_weights
 
 LAYER = "transformer_blocks.1.attn1.to_q"
 CALL = {"width": 64, "height": 64, "num_frames": 9, "num_inference_steps": 2}
@@ -91,6 +91,13 @@ def test_a_saved_model_keeps_its_scales_without_the_file(tmp_path):
     (tmp_path / "x.json").unlink()
     loaded = type(model).from_pretrained(tmp_path / "model")
     assert torch.equal(loaded.get_submodule(LAYER).input_scale, model.get_submodule(LAYER).input_scale)
+
+
+def test_a_saved_model_may_be_calibrated_anew(tmp_path, recwarn):
+    load(FULL, quantization_config="fp8_scaled_mm").save_pretrained(tmp_path)
+    model = LTX2AVTransformer3DModel.from_pretrained(tmp_path, quantization_config=FP8ScaledMMConfig(AMAX))
+    assert same_weights(model, load(FULL, quantization_config=FP8ScaledMMConfig(AMAX)))
+    assert not [one for one in recwarn if "quantization_config" in str(one.message)]
 
 
 def test_a_calibrated_pipeline_clamps_nothing_it_has_seen():

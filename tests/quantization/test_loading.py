@@ -268,6 +268,29 @@ def test_folders_that_cannot_be_multiplied_are_refused(tmp_path, change, message
         LTX2AVTransformer3DModel.from_pretrained(tmp_path)
 
 
+def test_stochastic_rounding_keeps_the_mean(tmp_path):
+    """Of the golden layers as of any other; what is float8 already is not rounded again."""
+    real, nearest = load(FULL).get_submodule(LAYER).weight, load(FULL, quantization_config="fp8_cast")
+    layers = [
+        load(FULL, quantization_config=FP8CastConfig(rounding="stochastic", seed=seed)).get_submodule(LAYER)
+        for seed in range(8)
+    ]
+    means = torch.stack([layer.dequantized_weight() for layer in layers]).mean(0)
+    assert (means - real).square().mean() < 0.7 * (nearest.get_submodule(LAYER).weight.float() - real).square().mean()
+    assert not torch.equal(layers[0].weight.float(), layers[1].weight.float())
+    model = load(FULL, torch.bfloat16, quantization_config=FP8CastConfig(rounding="stochastic"))
+    assert torch.equal(model.get_submodule(LAYER).weight.float(), layers[0].weight.float())
+    model.save_pretrained(tmp_path)
+    again = LTX2AVTransformer3DModel.from_pretrained(
+        tmp_path, torch_dtype=torch.bfloat16, quantization_config=FP8CastConfig(rounding="stochastic", seed=5)
+    )
+    assert same_weights(again, model)
+    with pytest.raises(ValueError, match=r"`rounding`.*'up'"):
+        FP8CastConfig(rounding="up")
+    with pytest.raises(ValueError, match="`seed` is 3"):
+        FP8CastConfig(seed=3)
+
+
 def test_weights_beyond_the_range_are_refused_by_name(tmp_path):
     tensors = load_tensors(FULL)
     tensors[f"{PREFIX}{LAYER}.weight"][3, 3] = 500.0

@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import LTX2Pipeline as DiffusersPipeline
 from diffusers import PipelineQuantizationConfig
+from safetensors.torch import save_file
 
 from ltx2_diffusers import LTX2AVTransformer3DModel, LTX2Pipeline, LTX2TwoStagePipeline
 from ltx2_diffusers.quantization.configs import FP8CastConfig, FP8ScaledMMConfig
@@ -115,7 +116,7 @@ def test_lora_beside_float8_layers(method):
     """Loaded, weighted, and taken off again; factors keep their values, and the base its bits."""
     pipeline = LTX2Pipeline.from_single_file(FULL, text_encoder=None, quantization_config=method, dtype=torch.float32)
     model = LTX2AVTransformer3DModel.from_single_file(FULL, quantization_config=method, dtype=torch.float32)
-    file = GOLDEN_DIR / "checkpoint" / "lora" / "diffusers.safetensors"
+    file = GOLDEN_DIR / "checkpoint" / "lora" / "original.safetensors"
     x = torch.randn(1, 3, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         plain = pipeline.transformer.transformer_blocks[1].attn1.to_q(x)
@@ -131,6 +132,25 @@ def test_lora_beside_float8_layers(method):
         pipeline.unload_lora_weights()
         assert torch.equal(pipeline.transformer.transformer_blocks[1].attn1.to_q(x), plain)
     assert same_weights(pipeline.transformer, model)
+
+
+def test_dora_over_float8_is_refused(tmp_path):
+    """By name, with the pipeline unchanged."""
+    name, width = "transformer_blocks.1.attn1.to_q", 32
+    factors = {
+        "lora_A.weight": torch.ones(2, width),
+        "lora_B.weight": torch.ones(width, 2),
+        "dora_scale": torch.ones(width, 1),
+    }
+    save_file(
+        {f"diffusion_model.{name}.{part}": tensor for part, tensor in factors.items()}, tmp_path / "x.safetensors"
+    )
+    pipeline = LTX2Pipeline.from_single_file(FULL, text_encoder=None, quantization_config="fp8_cast")
+    with pytest.raises(ValueError, match=f"x.safetensors' is a DoRA, but {name} is stored in float8"):
+        pipeline.load_lora_weights(str(tmp_path / "x.safetensors"))
+    assert same_weights(
+        pipeline.transformer, LTX2AVTransformer3DModel.from_single_file(FULL, quantization_config="fp8_cast")
+    )
 
 
 def test_what_cannot_be_meant_is_refused(tiny, tmp_path):

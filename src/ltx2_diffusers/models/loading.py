@@ -1,6 +1,7 @@
 """What every model adds to diffusers' classes when it is loaded: configurations and files are checked first."""
 
 import os
+import warnings
 from typing import Any, Self
 
 import torch
@@ -40,6 +41,7 @@ class CheckpointMixin(CheckedConfigMixin):
         """
         # Checkpoint handling stands above the models; it is reached only when something is loaded.
         from ..checkpoints.fit import check_folder
+        from ..quantization.calibration import calibrate_layers
         from ..quantization.configs import as_config, register, with_exceptions
 
         register()
@@ -48,7 +50,15 @@ class CheckpointMixin(CheckedConfigMixin):
         if pretrained_model_name_or_path is not None:
             finish_saves(pretrained_model_name_or_path, kwargs.get("subfolder"))
             check_folder(cls, pretrained_model_name_or_path, **kwargs)
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)  # type: ignore[misc]  # as above
+        with warnings.catch_warnings():
+            # A model that was saved quantised stays so; another method was refused before.
+            warnings.filterwarnings("ignore", message="You passed `quantization_config`")
+            model = super().from_pretrained(pretrained_model_name_or_path, **kwargs)  # type: ignore[misc]  # as above
+        if (path := getattr(config, "calibration_amax_path", None)) is not None:
+            used = getattr(model, "hf_quantizer", None)
+            if used is not None and used.quantization_config is not config:
+                calibrate_layers(model, path)
+        return model
 
     @classmethod
     def from_single_file(

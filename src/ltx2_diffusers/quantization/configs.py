@@ -11,6 +11,7 @@ from typing import Any
 from diffusers import PipelineQuantizationConfig
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 
+from ..kernels.add_round import Rounding, check_rounding
 from .layers import VARIANTS
 
 
@@ -38,21 +39,31 @@ class FP8CastConfig(_FP8Config):
     Args:
         variant (`str`, defaults to `"newest"`): `"newest"` stores all attention and feed-forward layers, as the newest
             reference does; `"2.0"` leaves those feed-forward layers that belong to the sound, as that of LTX-2.0 does.
+        rounding (`str`, defaults to `"nearest"`): `"stochastic"` rounds weights up or down at random, each as often as it is
+            near, which keeps their mean; single weights lie further off. It does not concern weights that are float8.
+        seed (`int`, defaults to 0): Of the random numbers, which every tensor draws anew.
         quant_method (`str`, *optional*): Stands in saved configurations; `"fp8_cast"` is the only value.
     """
 
-    def __init__(self, variant: str = "newest", quant_method: str = FP8Method.CAST.value) -> None:
+    def __init__(
+        self,
+        variant: str = "newest",
+        rounding: Rounding = "nearest",
+        seed: int = 0,
+        quant_method: str = FP8Method.CAST.value,
+    ) -> None:
         _check_method(quant_method, FP8Method.CAST)
+        check_rounding(rounding, seed)
         if variant not in VARIANTS:
             raise ValueError(
                 f"`variant` must be one of {', '.join(map(repr, VARIANTS))}, got {variant!r}; use 'newest'"
             )
         register()
         self.quant_method = FP8Method.CAST  # type: ignore[assignment]  # diffusers lists its own methods
-        self.variant = variant
+        self.variant, self.rounding, self.seed = variant, rounding, seed
 
     def to_dict(self) -> dict[str, Any]:
-        """What a saved model says of itself."""
+        """What a saved model says of itself; how its weights were rounded is seen in them."""
         return {"quant_method": FP8Method.CAST.value, "variant": self.variant}
 
 

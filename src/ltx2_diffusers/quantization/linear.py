@@ -14,6 +14,8 @@ from diffusers.utils import logging
 from torch import nn
 from torch.nn import functional as F
 
+from ..kernels.add_round import Rounding, add_round
+
 logger = logging.get_logger(__name__)
 
 FLOAT8 = torch.float8_e4m3fn
@@ -47,8 +49,13 @@ def quantize_tensor(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return (values * factor).clamp(-FLOAT8_MAX, FLOAT8_MAX).to(FLOAT8), 1 / factor
 
 
-def cast_tensor(weight: torch.Tensor) -> torch.Tensor:
+def cast_tensor(weight: torch.Tensor, rounding: Rounding = "nearest", seed: int = 0) -> torch.Tensor:
     """Round a tensor to float8 without a scale.
+
+    Args:
+        weight: Of any shape and floating-point dtype; finite.
+        rounding: `"nearest"` (default), or `"stochastic"` after rounding to bfloat16: up or down, so that the mean is kept.
+        seed: Of what is drawn for the latter. Default 0.
 
     Raises:
         ValueError: If it has values beyond 448, or that are not finite.
@@ -60,7 +67,9 @@ def cast_tensor(weight: torch.Tensor) -> torch.Tensor:
             f"a weight of {largest.item():.4g} is beyond {FLOAT8_MAX:.0f}, the largest that fp8_cast can store; use "
             "fp8_scaled_mm, which scales weights"
         )
-    return weight.to(FLOAT8)
+    if rounding == "nearest":
+        return weight.to(FLOAT8)
+    return add_round(torch.zeros_like(weight, dtype=FLOAT8), weight.to(torch.bfloat16), rounding, seed)
 
 
 def _check_finite(largest: torch.Tensor) -> None:

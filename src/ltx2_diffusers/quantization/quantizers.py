@@ -162,12 +162,12 @@ class FP8CastQuantizer(_FP8Quantizer):
         if kind == "weight" and path in self.scales:
             # What the reference casts is the weight in bfloat16.
             tensor = (tensor.float() * self.scales[path].weight.to(tensor.device)).to(torch.bfloat16)
-        elif tensor.dtype in _FLOAT8:
+        elif tensor.dtype in _FLOAT8 and (path not in self._layers or tensor.dtype != FLOAT8):
             tensor = tensor.to(torch.bfloat16)
-        if path not in self._layers:
+        if path not in self._layers or tensor.dtype == FLOAT8:
             return {kind: tensor}
         with _named(name):
-            return {kind: cast_tensor(tensor)}
+            return {kind: cast_tensor(tensor, self.quantization_config.rounding, self.quantization_config.seed)}
 
     def stored_dtypes(self, name: str) -> dict[str, torch.dtype | None]:
         """Float8 for all of a layer."""

@@ -40,6 +40,8 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("pages")
     write_media(folder)
     shutil.copyfile(GOLDEN_DIR / "checkpoint" / "ltx-2-tiny-dev.safetensors", folder / "ltx-2-19b-dev.safetensors")
+    scaled = GOLDEN_DIR / "checkpoint" / "fp8" / "ltx-2-tiny-dev-fp8.safetensors"
+    shutil.copyfile(scaled, folder / "ltx-2-19b-dev-fp8.safetensors")
     shutil.copytree(GOLDEN_DIR / "checkpoint" / "expected_diffusers" / "ltx-2-tiny-dev", folder / "gemma-3-12b")
     for name in ("conversion", "examples"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))

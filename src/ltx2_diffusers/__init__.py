@@ -50,6 +50,8 @@ _MODULES = {
     ".guidance.presets": ("RECOMMENDED_NEGATIVE_PROMPT",),
     ".application.director": ("PromptDirector",),
     ".prompts.cache": ("PromptCache",),
+    ".quantization.configs": ("FP8CastConfig", "FP8ScaledMMConfig", "QuantizationPolicy"),
+    ".quantization.calibration": ("calibrate", "write_calibration"),
 }
 _PUBLIC = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -46,6 +46,11 @@ from .pipelines.recipes.text_to_video import LTX2Pipeline as LTX2Pipeline
 from .pipelines.recipes.two_stage import LTX2TwoStagePipeline as LTX2TwoStagePipeline
 from .pipelines.recipes.video_to_audio import LTX2VideoToAudioPipeline as LTX2VideoToAudioPipeline
 from .prompts.cache import PromptCache as PromptCache
+from .quantization.calibration import calibrate as calibrate
+from .quantization.calibration import write_calibration as write_calibration
+from .quantization.configs import FP8CastConfig as FP8CastConfig
+from .quantization.configs import FP8ScaledMMConfig as FP8ScaledMMConfig
+from .quantization.configs import QuantizationPolicy as QuantizationPolicy
 from .schedulers.scheduling_ltx2 import LTX2Scheduler as LTX2Scheduler
 
 __version__: str

@@ -10,10 +10,8 @@ from ltx2_diffusers.adapters.active import adapter_layers
 from ltx2_diffusers.models.connectors import LTX2TextConnectors
 from ltx2_diffusers.models.transformer import LTX2AVTransformer3DModel
 from tests.checkpoints.tiny import V20
-from tests.golden_data import GOLDEN_DIR, load_tensors
+from tests.golden_data import load_tensors
 
-LORAS = GOLDEN_DIR / "checkpoint" / "lora"
-ORIGINAL, SECOND, WIDE = (LORAS / f"{name}.safetensors" for name in ("original", "second_fp32_rank2", "wide_original"))
 VECTORS = load_tensors("checkpoint/lora/expected/forward_fp32.safetensors")
 OUTPUTS = ("sample", "audio_sample", "connectors.video", "connectors.audio")
 Q = "transformer_blocks.0.attn1.to_q"

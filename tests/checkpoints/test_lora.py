@@ -8,12 +8,11 @@ from safetensors.torch import save_file
 
 from ltx2_diffusers.adapters.file import LORA_WEIGHT_NAME, find_lora_file, load_lora, lora_for_saving
 from ltx2_diffusers.adapters.keys import LORA_FORMATS
-from tests.golden_data import GOLDEN_DIR, load_tensors
+from tests.golden_data import load_tensors
+from tests.golden_loras import ORIGINAL, WIDE, lora_file
 
 from .tiny import CLASSES, V20
 
-LORAS = GOLDEN_DIR / "checkpoint" / "lora"
-ORIGINAL = LORAS / "original.safetensors"
 Q, K = "transformer_blocks.0.attn1.to_q", "transformer_blocks.0.attn1.to_k"
 
 
@@ -31,8 +30,8 @@ def models():
 
 @pytest.mark.parametrize("layout", LORA_FORMATS)
 def test_every_layout_gives_the_same_factors(layout, models):
-    lora = load_lora(LORAS / f"{layout}.safetensors", models)
-    expected = load_tensors("checkpoint/lora/diffusers.safetensors")
+    lora = load_lora(lora_file(layout), models)
+    expected = load_tensors(lora_file("diffusers"))
     found = lora.state_dict("transformer", fold_alpha=True)
     assert {f"transformer.{key}" for key in found} == set(expected)
     assert all(torch.equal(found[key.removeprefix("transformer.")], expected[key]) for key in expected)
@@ -112,7 +111,7 @@ def test_the_whole_lora_must_fit_the_models(models, tmp_path):
 
 
 def test_a_missing_model_takes_any_lora(models):
-    lora = load_lora(LORAS / "wide_original.safetensors", {**models, "connectors": None})
+    lora = load_lora(WIDE, {**models, "connectors": None})
     assert set(lora.components) == {"transformer", "connectors"}
     assert lora.only(["connectors"]).components == ("connectors",)
 

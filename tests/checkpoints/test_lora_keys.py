@@ -12,18 +12,19 @@ from ltx2_diffusers.adapters.convert import convert_lora, lora_differences
 from ltx2_diffusers.adapters.keys import LORA_FORMATS, linear_shapes, lora_to_format, read_lora
 from ltx2_diffusers.adapters.modules import known_modules
 from ltx2_diffusers.checkpoints.safetensors_io import tensor_differences
-from tests.golden_data import golden_cases, load_json, load_metadata, load_tensors
+from tests.golden_data import load_json, load_metadata, load_tensors
+from tests.golden_loras import lora_file, lora_files
 
 from .test_convert import run_script
 from .tiny import CLASSES, V20
 
-FILES = golden_cases("checkpoint/lora")
+FILES = lora_files()
 SAME_LORA = [path for path in FILES if path.stem in LORA_FORMATS]
 Q = "transformer_blocks.0.attn1.to_q"
 
 
 def lora(name: str) -> dict[str, torch.Tensor]:
-    return load_tensors(f"checkpoint/lora/{name}.safetensors")
+    return load_tensors(lora_file(name))
 
 
 def as_diffusers(tensors: dict[str, torch.Tensor], **options) -> dict[str, torch.Tensor]:

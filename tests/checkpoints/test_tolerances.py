@@ -84,7 +84,7 @@ EXAMPLES = {
     "equal pipelines": (OUTPUTS_20.replace("dev", "dev_pipeline"), "expected.frames_every_4th_pixel"),
     "fused LoRA, float32": (OUTPUTS_20, "expected.transformer.sample"),
 }
-# Judged in other units, below and with the rotary tables; values of 16 bits; and a sound that magnifies errors, with its
+# Judged in other units, below and with the rotary tables; values of 16 and 8 bits; and a sound that magnifies errors, with its
 # pipeline.
 ELSEWHERE = {
     "mel energies",
@@ -92,6 +92,7 @@ ELSEWHERE = {
     "fused LoRA",
     "float16",
     "bfloat16",
+    "float8 products",
     "pipeline, 2.3 sound",
 }
 

@@ -134,6 +134,8 @@ WRONG = {
     "refine_with_same_weights": (["--refine-with-same-weights"], "--refine-with-same-weights needs --two-stage"),
     "device": (["--device", "abacus"], "--device abacus cannot be used"),
     "dtype": (["--dtype", "int8"], "argument --dtype: invalid choice"),
+    "quantize": (["--quantize", "fp8"], "argument --quantize: invalid choice"),
+    "calibration": (["--calibration", "RED.PNG"], "--calibration needs --quantize"),
     "offload": (["--offload", "some"], "argument --offload: invalid choice"),
     "tiling": (["--tiling=no"], "argument --tiling: ignored explicit argument"),
 }

@@ -10,22 +10,10 @@ from peft import get_peft_model_state_dict
 
 from ltx2_diffusers import LTX2Pipeline
 from ltx2_diffusers.adapters.active import adapter_layers, added_adapters, unchanged_adapters
-from tests.adapters.tiny import (
-    LORAS,
-    ORIGINAL,
-    OUTPUTS,
-    SECOND,
-    VECTORS,
-    WIDE,
-    Q,
-    assert_equal,
-    build,
-    in_diffusers,
-    outputs,
-    settings,
-)
+from tests.adapters.tiny import OUTPUTS, VECTORS, Q, assert_equal, build, in_diffusers, outputs, settings
 from tests.checkpoints.tiny import V20, expected_folder
 from tests.golden_data import assert_within, golden_cases, load_metadata, load_tensors
+from tests.golden_loras import ORIGINAL, SECOND, WIDE, lora_file
 from tests.pipelines.tiny import EXPLICIT, NO_GUIDANCE, PROMPT, seeded
 
 FUSED = golden_cases("checkpoint/lora/expected", "fused_*.safetensors")
@@ -51,7 +39,7 @@ def pipe() -> LTX2Pipeline:
 @recorded_numbers
 @pytest.mark.parametrize("layout", ["original", "kohya_underscored", "peft"])
 def test_a_lora_of_any_layout_gives_the_golden_outputs(pipe, layout):
-    pipe.load_lora_weights(LORAS / f"{layout}.safetensors")
+    pipe.load_lora_weights(lora_file(layout))
     assert_golden(outputs(pipe), "1.0")
     assert pipe.get_active_adapters() == ["default_0"]
 
@@ -94,7 +82,7 @@ def test_fused_weights_are_the_golden_ones(path):
         for name, strength in (item.split("=") for item in load_metadata(path)["strengths"].split(", "))
     }
     for name in strengths:
-        pipe.load_lora_weights(LORAS / f"{name}.safetensors", adapter_name=name)
+        pipe.load_lora_weights(lora_file(name), adapter_name=name)
     if len(strengths) == 1:
         pipe.fuse_lora(lora_scale=strengths["original"])
     else:
@@ -127,7 +115,7 @@ def test_fusing_equals_the_adapter_and_unfusing_takes_it_back(pipe):
 # --- diffusers' pipeline and files ---
 
 
-@pytest.mark.parametrize("path", [LORAS / "diffusers.safetensors", ORIGINAL], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [lora_file("diffusers"), ORIGINAL], ids=lambda path: path.stem)
 def test_the_same_file_does_the_same_in_diffusers(pipe, path):
     reference = in_diffusers(pipe)
     for one in (pipe, reference):
@@ -201,7 +189,7 @@ def test_saving_options(pipe, tmp_path):
 
 @recorded_numbers
 def test_a_read_state_dict_carries_alpha_once():
-    path = LORAS / "kohya_dotted.safetensors"
+    path = lora_file("kohya_dotted")
     folded = LTX2Pipeline.lora_state_dict(path)
     plain, config = LTX2Pipeline.lora_state_dict(path, return_lora_metadata=True)
     assert config["transformer.lora_alpha"] == 2.0 and config["transformer.r"] == 4

@@ -12,6 +12,7 @@ from diffusers.loaders.lora_base import LoraBaseMixin
 from diffusers.utils import logging
 from peft.tuners.lora import LoraLayer
 
+from ..quantization.linear import FP8CastLinear, FP8ScaledLinear
 from .active import AdaptedModel, AdapterState, adapted_models, adapter_configs, adapter_layers
 from .file import LoraFile
 
@@ -38,6 +39,8 @@ def insert_adapter(
     """
     models, before = adapted_models(pipeline), AdapterState(pipeline)
     parts = {component: lora.located(component, models[component]) for component in lora.components}
+    for component, part in parts.items():
+        _check_variants(models[component], part, component)
     # Damaged values show when they are read, so all are read before a model is touched.
     factors = {component: part.state_dict(component) for component, part in parts.items()}
     touched: list[AdaptedModel] = []
@@ -68,6 +71,19 @@ def insert_adapter(
         # A component that this LoRA leaves alone would keep the adapters that were active before.
         for layer in adapter_layers(pipeline):
             layer.set_adapter([name])
+
+
+def _check_variants(model: AdaptedModel, part: LoraFile, component: str) -> None:
+    """DoRA computes with the weights of its layers themselves, which float8 does not let it."""
+    if not part.adapter_config(component).get("use_dora"):
+        return
+    layers = ((path, model.get_submodule(path)) for path in part.modules(component))
+    bases = {path: layer.get_base_layer() if isinstance(layer, LoraLayer) else layer for path, layer in layers}
+    if stored := [path for path, base in bases.items() if isinstance(base, (FP8CastLinear, FP8ScaledLinear))]:
+        raise ValueError(
+            f"{part.metadata.name} is a DoRA, but {stored[0]} is stored in float8, in which it has no lengths; load the {component} "
+            "without quantization_config, or use a plain LoRA"
+        )
 
 
 def delete_adapter(model: AdaptedModel, name: str) -> None:

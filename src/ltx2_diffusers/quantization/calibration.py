@@ -14,7 +14,7 @@ from diffusers.utils import logging
 from torch import nn
 
 from ..atomic import write_json
-from .linear import FLOAT8_MAX, MIN_SCALE
+from .linear import FLOAT8_MAX, MIN_SCALE, FP8ScaledLinear
 
 logger = logging.get_logger(__name__)
 
@@ -133,3 +133,10 @@ def input_scales(path: str | os.PathLike | None, layers: Sequence[str]) -> dict[
         name: torch.tensor(value / FLOAT8_MAX, dtype=torch.float32).clamp(min=MIN_SCALE)
         for name, value in found.items()
     }
+
+
+def calibrate_layers(model: nn.Module, path: str | os.PathLike) -> None:
+    """Give the layers of a loaded model the input scales of a calibration."""
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, FP8ScaledLinear)}
+    for name, scale in input_scales(path, list(layers)).items():
+        layers[name].input_scale = scale.to(layers[name].weight.device)

@@ -1,7 +1,9 @@
 """What a user asks for: quantisation configurations as diffusers takes them, by object or by name."""
 
+import copy
 import difflib
 import os
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 from diffusers import PipelineQuantizationConfig
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 
+from ..kernels.add_round import Rounding, check_rounding
 from .layers import VARIANTS
 
 
@@ -36,21 +39,31 @@ class FP8CastConfig(_FP8Config):
     Args:
         variant (`str`, defaults to `"newest"`): `"newest"` stores all attention and feed-forward layers, as the newest
             reference does; `"2.0"` leaves those feed-forward layers that belong to the sound, as that of LTX-2.0 does.
+        rounding (`str`, defaults to `"nearest"`): `"stochastic"` rounds weights up or down at random, each as often as it is
+            near, which keeps their mean; single weights lie further off. It does not concern weights that are float8.
+        seed (`int`, defaults to 0): Of the random numbers, which every tensor draws anew.
         quant_method (`str`, *optional*): Stands in saved configurations; `"fp8_cast"` is the only value.
     """
 
-    def __init__(self, variant: str = "newest", quant_method: str = FP8Method.CAST.value) -> None:
+    def __init__(
+        self,
+        variant: str = "newest",
+        rounding: Rounding = "nearest",
+        seed: int = 0,
+        quant_method: str = FP8Method.CAST.value,
+    ) -> None:
         _check_method(quant_method, FP8Method.CAST)
+        check_rounding(rounding, seed)
         if variant not in VARIANTS:
             raise ValueError(
                 f"`variant` must be one of {', '.join(map(repr, VARIANTS))}, got {variant!r}; use 'newest'"
             )
         register()
         self.quant_method = FP8Method.CAST  # type: ignore[assignment]  # diffusers lists its own methods
-        self.variant = variant
+        self.variant, self.rounding, self.seed = variant, rounding, seed
 
     def to_dict(self) -> dict[str, Any]:
-        """What a saved model says of itself."""
+        """What a saved model says of itself; how its weights were rounded is seen in them."""
         return {"quant_method": FP8Method.CAST.value, "variant": self.variant}
 
 
@@ -150,6 +163,20 @@ def as_config_of(value: dict[str, Any]) -> Any:
     """The configuration that a dictionary says, if it is one of this package; others are left to diffusers."""
     method = value.get("quant_method")
     return _BY_NAME[method](**value) if isinstance(method, str) and method in _BY_NAME else value
+
+
+def with_exceptions(config: Any, names: Sequence[str]) -> Any:
+    """A configuration of another library that leaves layers as they are, unless it says itself which ones.
+
+    Args:
+        config: The configuration, which is not changed.
+        names: Names of layers.
+    """
+    for field in ("modules_to_not_convert", "llm_int8_skip_modules"):
+        if names and getattr(config, field, names) is None:
+            config = copy.copy(config)
+            setattr(config, field, list(names))
+    return config
 
 
 def as_pipeline_config(value: Any, transformers: list[str]) -> Any:

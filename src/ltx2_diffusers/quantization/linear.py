@@ -14,6 +14,8 @@ from diffusers.utils import logging
 from torch import nn
 from torch.nn import functional as F
 
+from ..kernels.add_round import Rounding, add_round
+
 logger = logging.get_logger(__name__)
 
 FLOAT8 = torch.float8_e4m3fn
@@ -47,8 +49,13 @@ def quantize_tensor(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return (values * factor).clamp(-FLOAT8_MAX, FLOAT8_MAX).to(FLOAT8), 1 / factor
 
 
-def cast_tensor(weight: torch.Tensor) -> torch.Tensor:
+def cast_tensor(weight: torch.Tensor, rounding: Rounding = "nearest", seed: int = 0) -> torch.Tensor:
     """Round a tensor to float8 without a scale.
+
+    Args:
+        weight: Of any shape and floating-point dtype; finite.
+        rounding: `"nearest"` (default), or `"stochastic"` after rounding to bfloat16: up or down, so that the mean is kept.
+        seed: Of what is drawn for the latter. Default 0.
 
     Raises:
         ValueError: If it has values beyond 448, or that are not finite.
@@ -60,7 +67,9 @@ def cast_tensor(weight: torch.Tensor) -> torch.Tensor:
             f"a weight of {largest.item():.4g} is beyond {FLOAT8_MAX:.0f}, the largest that fp8_cast can store; use "
             "fp8_scaled_mm, which scales weights"
         )
-    return weight.to(FLOAT8)
+    if rounding == "nearest":
+        return weight.to(FLOAT8)
+    return add_round(torch.zeros_like(weight, dtype=FLOAT8), weight.to(torch.bfloat16), rounding, seed)
 
 
 def _check_finite(largest: torch.Tensor) -> None:
@@ -72,6 +81,7 @@ class _FP8Linear(nn.Linear):
     """What both kinds share: tensors that casts of a model leave alone, and `compute_dtype`, in which adapters run."""
 
     compute_dtype: torch.dtype
+    _stores_bias = False
 
     def __init__(
         self,
@@ -85,7 +95,8 @@ class _FP8Linear(nn.Linear):
         self.compute_dtype = self.weight.dtype
         self.weight = nn.Parameter(torch.zeros_like(self.weight, dtype=FLOAT8), requires_grad=False)
         if self.bias is not None:
-            self.bias.requires_grad_(False)
+            stored = torch.zeros_like(self.bias, dtype=FLOAT8 if self._stores_bias else None)
+            self.bias = nn.Parameter(stored, requires_grad=False)
 
     def reset_parameters(self) -> None:
         """Set everything to zero: float8 tensors have no random values, and loading replaces them."""
@@ -139,17 +150,7 @@ class FP8CastLinear(_FP8Linear):
         dtype: Of the adapters that are put beside it, default torch's; casts change it.
     """
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        device: str | torch.device | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(in_features, out_features, bias, device, dtype)
-        if self.bias is not None:
-            self.bias = nn.Parameter(self.bias.detach().to(FLOAT8), requires_grad=False)
+    _stores_bias = True
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """`[..., I]` to `[..., O]`, in the dtype of the input."""

@@ -40,7 +40,7 @@ def _seeded() -> torch.Generator:
 @torch.no_grad()
 def test_chunks_are_the_whole(structure, mode):
     vae = _vae(STRUCTURES[structure], decoder_spatial_padding_mode=mode).double()
-    for frames in (1, 2, 3, 5):
+    for frames in (1, 2, 5):
         latents = _latents(2, 4, frames, 2, 3).double()
         for causal in (None, True):
             whole = vae.decode(latents, TEMB, causal, generator=_seeded()).sample

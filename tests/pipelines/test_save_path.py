@@ -198,3 +198,20 @@ def test_an_enlarged_clip_is_written(tmp_path):
     assert (tmp_path / "written.mp4").read_bytes() == (tmp_path / "saved.mp4").read_bytes()
     with pytest.raises(ValueError, match="makes no frames"):
         pipe(latents=latents, save_path=tmp_path / "other.mp4", output_type="latent")
+
+
+@pytest.mark.gpu
+def test_bytes_of_a_card_come_to_pinned_memory_and_into_the_file(tmp_path):
+    pipe = load().to("cuda")
+    expected = make(pipe, output_type="uint8").frames
+    pipe.vae.enable_streaming(4)
+    frames = make(pipe, output_type="uint8").frames
+    assert frames.device.type == "cpu" and frames.is_pinned()
+    # A value on the edge of two integers may fall to either side.
+    assert frames.shape == expected.shape and (frames.int() - expected.int()).abs().max() <= 1
+    make(pipe, output_type="uint8").save(tmp_path / "saved.mp4")
+    make(pipe, save_path=tmp_path / "written.mp4")
+    assert len((tmp_path / "written.mp4").read_bytes()) > 0
+    pipe.enable_model_cpu_offload()
+    make(pipe, save_path=tmp_path / "offloaded.mp4")
+    assert all(part.device.type == "cpu" for part in pipe.vae.parameters())

@@ -80,7 +80,7 @@ def convolution_bytes(args: tuple, result: torch.Tensor, device: str) -> int:
         # No memory is touched: the choice depends on shapes and types.
         stand_ins = [torch.empty(one.shape, dtype=one.dtype) for one in (inputs, weight)]
         backend = torch._C._select_conv_backend(*stand_ins, None, *args[3:], [weight.shape[0]])
-        if backend is torch._C._ConvBackend.Slow3d:
+        if backend == torch._C._ConvBackend.Slow3d:
             windows = weight[0].numel() * result.shape[0] * result[0, 0].numel()
             return windows * inputs.element_size()
     return sum(one.numel() * one.element_size() for one in (inputs, weight, result))

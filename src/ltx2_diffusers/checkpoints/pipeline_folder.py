@@ -121,12 +121,12 @@ def check_component(folder: Path, pair: tuple[str, str], variant: str | None) ->
         _check_scheduler(folder / _SCHEDULER)
     if "Tokenizer" in class_name:
         _check_words(folder)
-    names = [name for file in _weight_files(folder, variant) for name in tensor_names(file)]
+    names = [name for file in weight_files(folder, variant) for name in tensor_names(file)]
     if names and (folder / "config.json").is_file():
         _check_layers(folder / "config.json", names)
 
 
-def _weight_files(folder: Path, variant: str | None) -> list[Path]:
+def weight_files(folder: Path, variant: str | None) -> list[Path]:
     """The safetensors files that are loaded of a folder: those of the variant if there are any, else the plain ones."""
     for infix in ([f".{variant}"] if variant else []) + [""]:
         for stem in _STEMS:

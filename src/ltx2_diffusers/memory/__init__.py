@@ -1,1 +1,1 @@
-"""Memory: what a generation needs, chosen to fit a device, and models whose weights wait elsewhere."""
+"""Memory: where weights lie while they are not computed with, what a generation needs, and plans that fit a device."""

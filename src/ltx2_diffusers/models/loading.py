@@ -1,6 +1,7 @@
 """What every model adds to diffusers' classes when it is loaded: configurations and files are checked first."""
 
 import os
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -35,11 +36,16 @@ class CheckpointMixin(CheckedConfigMixin):
         """
         # Checkpoint handling stands above the models; it is reached only when something is loaded.
         from ..checkpoints.fit import check_folder
+        from ..checkpoints.origin import origin_at, remember
 
+        origin = None
         if pretrained_model_name_or_path is not None:
             finish_saves(pretrained_model_name_or_path, kwargs.get("subfolder"))
             check_folder(cls, pretrained_model_name_or_path, **kwargs)
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)  # type: ignore[misc]  # as above
+            origin = origin_at(Path(pretrained_model_name_or_path, kwargs.get("subfolder") or ""), kwargs.get("variant"))
+        loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)  # type: ignore[misc]  # as above
+        remember(loaded[0] if isinstance(loaded, tuple) else loaded, origin)
+        return loaded
 
     @classmethod
     def from_single_file(

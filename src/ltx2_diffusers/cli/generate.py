@@ -89,8 +89,8 @@ def generate(given: Options) -> dict[str, Any]:
             # What is encoded anew is said already, of the file that is written.
             warnings.simplefilter("ignore", EncodedAnewWarning)
             output = pipeline(**call, **_run_arguments(options, folder / path.name))
-            made = output.info.pop("path", None)
-            files = [Path(file) for file in ([made] if made else output.save(folder / path.name))]
+            made = output.info.pop("path")
+            files = [Path(file) for file in ([made] if isinstance(made, str) else made)]
         facts: dict[str, Any] = {
             "mode": mode.name,
             "pipeline": mode.pipeline,
@@ -149,14 +149,12 @@ def with_defaults(given: Options, mode: Mode) -> dict[str, Any]:
 
 
 def _run_arguments(options: Options, path: Path) -> dict[str, Any]:
-    """Arguments of the call that say where noise comes from and where the result goes, to `path` or into memory."""
+    """Arguments of the call that say where noise comes from and where the result goes."""
     import torch
 
     generator = torch.Generator("cpu").manual_seed(options["seed"])
-    arguments: dict[str, Any] = {"generator": generator, "output_type": "uint8"}
-    if "extend" in options:
-        # A long clip is written while it is made.
-        arguments["save_path"] = path
+    # The file is written while the clip is decoded.
+    arguments: dict[str, Any] = {"generator": generator, "output_type": "uint8", "save_path": path}
     if "preview" in options:
         sheet = ContactSheet(_preview_path(options), options["preview_every"])
         arguments |= {"callback_on_step_end": sheet, "callback_on_step_end_tensor_inputs": sheet.inputs}

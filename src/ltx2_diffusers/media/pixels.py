@@ -44,6 +44,11 @@ def decoded_frames(video: torch.Tensor) -> Iterator[torch.Tensor]:
     Raises:
         ValueError: If the shape or the dtype is another.
     """
+    return (part.cpu() for part in decoded_bytes(video))
+
+
+def decoded_bytes(video: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The same where `video` lies: tensors `[f, H, W, 3]` on its device."""
     if video.ndim != 4 or video.shape[0] != 3:
         raise ValueError(f"video must have shape [3, F, H, W], got {list(video.shape)}; pass one item of the batch")
     _check_float(video)
@@ -52,7 +57,9 @@ def decoded_frames(video: torch.Tensor) -> Iterator[torch.Tensor]:
         scratch = _floats(part) * 0.5
         scratch += 0.5
         scratch *= 255
-        yield torch.from_numpy(_channels_last(_rounded(scratch), 0))
+        rounded = _rounded(scratch)
+        on_host = isinstance(rounded, np.ndarray)
+        yield torch.from_numpy(_channels_last(rounded, 0)) if on_host else rounded.movedim(0, -1).contiguous()
 
 
 def byte_frames(frames: Any) -> Iterator[np.ndarray]:

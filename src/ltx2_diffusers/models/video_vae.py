@@ -1,4 +1,4 @@
-"""The LTX-2 video VAE: pixels to latents and back, whole or in tiles.
+"""The LTX-2 video VAE: pixels to latents and back, whole, streamed or in tiles.
 
 Shapes: B batch, C latent channels (128 in published models), F pixel frames (8 k + 1), H and W pixel height and width
 (multiples of 32), F', H', W' their latent counterparts (k + 1, H / 32, W / 32).
@@ -9,6 +9,7 @@ Shapes: B batch, C latent channels (128 in published models), F pixel frames (8 
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -31,6 +32,7 @@ from .video_vae_config import (
     down_stages,
     up_stages,
 )
+from .video_vae_streaming import joined_frames
 from .video_vae_tiling import (
     BlendedAxis,
     Run,
@@ -45,6 +47,11 @@ from .video_vae_tiling import (
 from .video_vae_tiling_config import TilingConfig, encoding_config
 
 logger = logging.get_logger(__name__)
+
+CHUNK_FRAMES = 8
+"""Frames that streamed decoding computes at a time."""
+STREAMED_ABOVE = 2**24
+"""Pixels times frames above which decoding streams by itself: 43 frames of 512 x 768."""
 
 
 class AutoencoderKLLTX2Video(CheckpointMixin, AtomicModelSaveMixin, ModelMixin, AutoencoderMixin, ConfigMixin):
@@ -131,6 +138,63 @@ class AutoencoderKLLTX2Video(CheckpointMixin, AtomicModelSaveMixin, ModelMixin, 
         self.register_buffer("latents_mean", torch.zeros(latent_channels), persistent=True)
         self.register_buffer("latents_std", torch.ones(latent_channels), persistent=True)
         self._init_tiling()
+        self.use_streaming: bool | None = None
+        self.chunk_frames = CHUNK_FRAMES
+
+    def enable_streaming(self, chunk_frames: int | None = None) -> None:
+        """Decode every clip in chunks of frames from now on, with the numbers of decoding it whole.
+
+        Each layer keeps the few frames that it needs again, so that nothing is computed twice and nothing is blended: results
+        differ by the rounding of the convolutions at most. By default, without this call, `decode` streams clips of more
+        than 2^24 pixels times frames while no gradients are recorded, unless it works in tiles.
+
+        Args:
+            chunk_frames: Frames computed at a time, at least 1: fewer take less memory, and more time below about 8. `None`
+                keeps the present number, initially 8.
+
+        Raises:
+            ValueError: If tiling is enabled, whose results are others.
+        """
+        if chunk_frames is not None:
+            self.chunk_frames = _checked_chunk(chunk_frames)
+        before, self.use_streaming = self.use_streaming, True
+        try:
+            self.check_decoding()
+        except ValueError:
+            self.use_streaming = before
+            raise
+
+    def disable_streaming(self) -> None:
+        """Decode every clip whole, however large."""
+        self.use_streaming = False
+
+    def check_decoding(self) -> None:
+        """Raise `ValueError` if streaming and tiling are both enabled."""
+        if self.use_streaming and (self.use_tiling or self.use_framewise_decoding):
+            way = "use_tiling" if self.use_tiling else "use_framewise_decoding"
+            raise ValueError(
+                f"streaming and tiling are both enabled (`{way}` is True), but a clip is decoded in one way; call "
+                "disable_tiling() and set use_framewise_decoding = False for exact results, or call disable_streaming()."
+            )
+
+    def streams(self, z: torch.Tensor) -> bool:
+        """Whether `decode` would stream latents `[B, C, F', H', W']`: if told to, or by itself if they are many.
+
+        Raises:
+            ValueError: If streaming and tiling are both enabled.
+        """
+        self.check_decoding()
+        if self.use_streaming is not None:
+            return self.use_streaming
+        if self.use_tiling or self.use_framewise_decoding or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return False
+        batch, _, frames, height, width = z.shape
+        pixels = height * width * self.spatial_compression_ratio**2
+        return (1 if self.use_slicing else batch) * self.num_decoded_frames(frames) * pixels > STREAMED_ABOVE
+
+    def num_decoded_frames(self, latent_frames: int) -> int:
+        """Pixel frames that so many latent frames decode to."""
+        return (latent_frames - 1) * self.temporal_compression_ratio + 1
 
     def _init_tiling(self) -> None:
         self.use_slicing = False
@@ -156,6 +220,8 @@ class AutoencoderKLLTX2Video(CheckpointMixin, AtomicModelSaveMixin, ModelMixin, 
     ) -> None:
         """Encode and decode in blended spatial tiles from now on; None keeps the current value.
 
+        What tiles decode to differs from whole decoding; `enable_streaming` saves memory without that, and excludes this.
+
         Tiling in time is switched by the attributes `use_framewise_encoding` and `use_framewise_decoding`. For
         tiles that are weighted as in the reference, and streamed, see `decode_in_tiles`.
 
@@ -167,6 +233,10 @@ class AutoencoderKLLTX2Video(CheckpointMixin, AtomicModelSaveMixin, ModelMixin, 
             tile_sample_stride_width: Pixels from one tile's left side to the next one's. Initially 448.
             tile_sample_stride_num_frames: Frames from one tile's start to the next one's. Initially 8.
         """
+        if self.use_streaming:
+            raise ValueError(
+                "tiling cannot be enabled while streaming is (`use_streaming` is True); call disable_streaming() first."
+            )
         self.use_tiling = True
         self.tile_sample_min_height = tile_sample_min_height or self.tile_sample_min_height
         self.tile_sample_min_width = tile_sample_min_width or self.tile_sample_min_width
@@ -223,7 +293,7 @@ class AutoencoderKLLTX2Video(CheckpointMixin, AtomicModelSaveMixin, ModelMixin, 
         return_dict: bool = True,
         generator: torch.Generator | None = None,
     ) -> DecoderOutput | tuple[torch.Tensor]:
-        """Decode raw latents to videos.
+        """Decode raw latents to videos, whole, streamed ([`enable_streaming`]) or in tiles ([`enable_tiling`]).
 
         Args:
             z: `[B, C, F', H', W']`.
@@ -237,7 +307,9 @@ class AutoencoderKLLTX2Video(CheckpointMixin, AtomicModelSaveMixin, ModelMixin, 
         """
         self._check_latents(z)
         self.decoder.check_timestep(temb, len(z))
-        run = partial(self.decoder, causal=causal, generator=generator)
+        run: Run = partial(self.decoder, causal=causal, generator=generator)
+        if self.streams(z):
+            run = partial(self._joined_stream, causal=causal, generator=generator)
         if self.use_slicing:
             timesteps = [temb] * len(z) if temb is None or temb.numel() == 1 else temb.flatten().split(1)
             parts = [
@@ -247,6 +319,10 @@ class AutoencoderKLLTX2Video(CheckpointMixin, AtomicModelSaveMixin, ModelMixin, 
         else:
             sample = self._blended(z, partial(run, temb=temb), encodes=False)
         return DecoderOutput(sample=sample) if return_dict else (sample,)
+
+    def _joined_stream(self, z: torch.Tensor, temb: torch.Tensor | None, **settings: Any) -> torch.Tensor:
+        chunks = self.decoder.stream(z, temb, chunk_frames=self.chunk_frames, **settings)
+        return joined_frames(chunks, self.num_decoded_frames(z.shape[2]))
 
     def tiled_decode(
         self,
@@ -310,6 +386,38 @@ class AutoencoderKLLTX2Video(CheckpointMixin, AtomicModelSaveMixin, ModelMixin, 
         if stride > size:
             raise ValueError(f"`{names[1]}` must not exceed `{names[0]}` = {size}, got {stride}; use {size} or less.")
         return size, stride
+
+    @apply_forward_hook
+    def decode_streamed(
+        self,
+        latents: torch.Tensor,
+        temb: torch.Tensor | None = None,
+        causal: bool | None = None,
+        generator: torch.Generator | None = None,
+        chunk_frames: int | None = None,
+    ) -> Iterator[torch.Tensor]:
+        """Decode as `decode` does without tiles, and yield frames in order as soon as they are finished.
+
+        Memory does not grow with the length of the clip: each layer holds the frames of its chunk and up to six before
+        them. Frames are computed when they are asked for; an iterator that is left in the middle leaves nothing behind.
+
+        Args:
+            latents: `[B, C, F', H', W']`, raw, on any device.
+            temb: `[B]` or `[1]`, timestep in [0, 1]; needed if the decoder is conditioned on it, otherwise unused.
+            causal: Whether time is padded in front only; None takes `decoder_causal`.
+            generator: Source of injected noise, drawn once for all chunks before the first one is handed out; None draws
+                globally.
+            chunk_frames: Frames computed at a time, at least 1; None takes the attribute `chunk_frames`, initially 8.
+
+        Returns:
+            An iterator over `[B, 3, f, H, W]`, f from 1 to `chunk_frames` + 1; concatenated in time they are the video.
+
+        Raises:
+            ValueError: If an argument is not valid, before anything is computed.
+        """
+        self._check_latents(latents)
+        size = self.chunk_frames if chunk_frames is None else _checked_chunk(chunk_frames)
+        return self.decoder.stream(latents.to(self._compute_device(latents)), temb, causal, generator, size)
 
     @apply_forward_hook
     def decode_in_tiles(
@@ -437,6 +545,14 @@ class AutoencoderKLLTX2Video(CheckpointMixin, AtomicModelSaveMixin, ModelMixin, 
     def _compute_device(self, x: torch.Tensor) -> torch.device:
         # Parameters offloaded to "meta" are brought to the input's device by their hooks.
         return x.device if self.device.type == "meta" else self.device
+
+
+def _checked_chunk(chunk_frames: int) -> int:
+    if not isinstance(chunk_frames, int) or isinstance(chunk_frames, bool) or chunk_frames < 1:
+        raise ValueError(
+            f"`chunk_frames` must be a whole number of at least 1, got {chunk_frames!r}; use {CHUNK_FRAMES}."
+        )
+    return chunk_frames
 
 
 def _encoder_output(moments: torch.Tensor, return_dict: bool) -> AutoencoderKLOutput | tuple:

@@ -3,12 +3,18 @@
 Shapes: B batch, C channels, F frames, H height, W width, at whatever depth of the network. P is the number of
 positions (time x height x width) that a resampling layer folds into one.
 
-Without gradients elementwise steps work in place and padding copies once, so that a residual block holds three
-tensors of its size at a time: the skip, the convolution's padded input and its result.
+Without gradients elementwise steps work in place, and what a convolution reads is computed where its padding lies
+around it, so that a residual block holds three tensors of its size at a time: the skip, the convolution's padded input
+and its result.
+
+The decoder's layers take a clip whole, or in chunks of frames with what [`Carried`] keeps for them between chunks; a
+chunk then gives as many frames as its own frames and the kept ones suffice for. All layers keep the memory layout of
+what they are given, channels first or last.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +25,7 @@ from torch.nn import functional as F
 
 from .modulation import SINUSOID_DIM, timestep_sinusoid
 from .video_vae_config import STRIDES, DownStage, UpStage
+from .video_vae_streaming import Carried, may_overwrite, stream_stage
 
 # Reference: `PixelNorm`; unrelated to the config key `resnet_norm_eps`.
 PIXEL_NORM_EPS = 1e-8
@@ -27,14 +34,22 @@ PIXEL_NORM_EPS = 1e-8
 _BORDER_SOURCES = {"reflect": (2, -3), "replicate": (1, -2), "circular": (-2, 1)}
 
 
-def _may_overwrite() -> bool:
-    """Whether intermediate tensors may be written in place: not while autograd or the compiler records them."""
-    return not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+Modulation = tuple[torch.Tensor, torch.Tensor]
+"""Shift and scale, each `[B, C, 1, 1, 1]`."""
 
 
-def _add(own: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """`own + other`, into `own` where allowed."""
-    return own.add_(other) if _may_overwrite() else own + other
+def _add(
+    own: torch.Tensor, other: torch.Tensor, carried: Carried | None = None, key: nn.Module | None = None
+) -> torch.Tensor:
+    """`own + other`, into `own` where allowed; of a chunk, whose `own` trails `other`, frame by frame as they belong."""
+    if carried is not None and key is not None:
+        return carried.add(key, own, other)
+    return own.add_(other) if may_overwrite() else own + other
+
+
+def has_channels_last(x: torch.Tensor) -> bool:
+    """Whether the channels of `[B, C, F, H, W]` are the innermost axis in memory."""
+    return x.stride(1) == 1 and x.shape[1] > 1
 
 
 def patchify(video: torch.Tensor, patch_size: int) -> torch.Tensor:
@@ -63,7 +78,11 @@ def depth_to_space(x: torch.Tensor, factors: Sequence[int]) -> torch.Tensor:
     count = len(factors)
     sizes = [size * factor for size, factor in zip(x.shape[2:], factors)]
     interleaved = [axis for i in range(count) for axis in (2 + count + i, 2 + i)]
-    return x.unflatten(1, (-1, *factors)).permute(0, 1, *interleaved).reshape(x.shape[0], -1, *sizes)
+    # The number of channels is not left to `reshape`, which cannot infer it where a chunk has no frames.
+    channels, unfolded = x.shape[1] // math.prod(factors), x.unflatten(1, (-1, *factors))
+    if has_channels_last(x):
+        return unfolded.permute(0, *interleaved, 1).reshape(x.shape[0], *sizes, channels).movedim(-1, 1)
+    return unfolded.permute(0, 1, *interleaved).reshape(x.shape[0], channels, *sizes)
 
 
 class CausalConv3d(nn.Module):
@@ -84,57 +103,99 @@ class CausalConv3d(nn.Module):
             in_channels, out_channels, kernel_size=3, stride=stride, padding=(0, 1 - self.border, 1 - self.border)
         )
 
-    def forward(self, x: torch.Tensor, causal: bool = True) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, causal: bool = True, carried: Carried | None = None) -> torch.Tensor:
         """Convolve `[B, C, F, H, W]`; frames and sides are kept (or halved by a stride of 2)."""
-        return self.conv(self.pad(x, causal))
+        return self.convolve(self.pad(x, causal, carried))
 
-    def pad(self, x: torch.Tensor, causal: bool) -> torch.Tensor:
-        """The input of `conv`: `[B, C, F + 2, H, W]`, with H and W two larger unless the mode is "zeros"."""
-        self._check_sides(x)
-        if self.border and _may_overwrite():
-            return self._pad_at_once(x, causal)
-        if self.border:
-            x = F.pad(x, (1, 1, 1, 1, 0, 0), mode=self.padding_mode)
-        first, last = x[:, :, :1], x[:, :, -1:]
-        return torch.cat([first, first, x] if causal else [first, x, last], dim=2)
+    def convolve(self, padded: torch.Tensor) -> torch.Tensor:
+        """Convolve what [`pad`] or [`activate`] returned; too few frames for the kernel give none."""
+        if padded.shape[2] >= self.conv.kernel_size[0]:
+            return self.conv(padded)
+        height, width = (side - 2 * self.border for side in padded.shape[-2:])
+        return padded.new_empty(padded.shape[0], self.conv.out_channels, 0, height, width)
+
+    def pad(self, x: torch.Tensor, causal: bool, carried: Carried | None = None) -> torch.Tensor:
+        """The input of `conv`: `[B, C, F + 2, H, W]`, with H and W two larger unless the mode is "zeros".
+
+        Of a chunk, the frames that are kept from the chunk before stand in front, and nothing behind but in the last one.
+        """
+        if may_overwrite():
+            return self._filled(x, causal, carried, lambda inside: inside.copy_(x))
+        return self._joined(x, causal, carried)
 
     def activate(
-        self,
-        x: torch.Tensor,
-        causal: bool,
-        modulation: tuple[torch.Tensor, torch.Tensor] | None = None,
-        overwrite: bool = False,
+        self, x: torch.Tensor, causal: bool, modulation: Modulation | None = None, carried: Carried | None = None
     ) -> torch.Tensor:
         """Pixel norm, modulation and SiLU of `x`, padded for `conv`.
 
         Args:
             x: `[B, C, F, H, W]`.
             causal: Whether time is padded in front only.
-            modulation: (shift, scale), each `[B, C, 1, 1, 1]`, applied between norm and SiLU.
-            overwrite: Whether the caller needs `x` no more, so that its memory may be used.
+            modulation: Applied between norm and SiLU.
+            carried: What is kept between the chunks of a clip; None takes `x` for the whole clip.
         """
-        may_overwrite = _may_overwrite()
         rms = ((x * x).mean(dim=1, keepdim=True) + PIXEL_NORM_EPS).sqrt()
-        x = x.div_(rms) if overwrite and may_overwrite else x / rms
+        if may_overwrite():
+            return self._filled(x, causal, carried, partial(_activate_into, x, rms, modulation))
+        x = x / rms
         if modulation is not None:
             shift, scale = modulation
-            x = x.mul_(1 + scale).add_(shift) if may_overwrite else x * (1 + scale) + shift
-        return self.pad(F.silu(x, inplace=may_overwrite), causal)
+            x = x * (1 + scale) + shift
+        return self._joined(F.silu(x), causal, carried)
 
-    def _pad_at_once(self, x: torch.Tensor, causal: bool) -> torch.Tensor:
-        """One copy into a tensor of the padded size, whose borders are filled from within."""
+    def _time_border(self, causal: bool, carried: Carried | None) -> tuple[torch.Tensor | None, int, int]:
+        """The frames kept for this layer, and how often a first frame and a last one are repeated."""
+        history = None if carried is None else carried.take(self)
+        front = 0 if history is not None else 2 if causal else 1
+        return history, front, int(not causal and (carried is None or carried.is_last))
+
+    def _filled(
+        self, x: torch.Tensor, causal: bool, carried: Carried | None, fill: Callable[[torch.Tensor], Any]
+    ) -> torch.Tensor:
+        """One tensor of the padded size: `fill` writes what is inside, the borders are filled from within."""
+        self._check_sides(x)
         batch, channels, frames, height, width = x.shape
-        padded = x.new_empty(batch, channels, frames + 2, height + 2, width + 2)
-        start = 2 if causal else 1
-        padded[:, :, start : start + frames, 1:-1, 1:-1] = x
-        leading, trailing = _BORDER_SOURCES[self.padding_mode]
-        # Height after width, so that the corners are copies of filled borders; time last for the same reason.
-        for dim in (4, 3):
-            padded.select(dim, 0).copy_(padded.select(dim, leading))
-            padded.select(dim, -1).copy_(padded.select(dim, trailing))
-        padded[:, :, :start] = padded[:, :, start : start + 1]
-        if not causal:
+        history, front, back = self._time_border(causal, carried)
+        if not frames and history is None:
+            front = back = 0
+        start, border = front if history is None else history.shape[2], self.border
+        layout = torch.channels_last_3d if has_channels_last(x) else torch.contiguous_format
+        shape = batch, channels, start + frames + back, height + 2 * border, width + 2 * border
+        padded = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
+        new = padded[:, :, start : start + frames]
+        fill(new[..., border : border + height, border : border + width])
+        if border:
+            leading, trailing = _BORDER_SOURCES[self.padding_mode]
+            # Height after width, so that the corners are copies of filled borders; time last for the same reason.
+            for dim in (4, 3):
+                new.select(dim, 0).copy_(new.select(dim, leading))
+                new.select(dim, -1).copy_(new.select(dim, trailing))
+        if history is not None:
+            padded[:, :, :start] = history
+        elif front:
+            padded[:, :, :front] = padded[:, :, front : front + 1]
+        if back:
             padded[:, :, -1] = padded[:, :, -2]
+        return self._kept(padded, carried)
+
+    def _joined(self, x: torch.Tensor, causal: bool, carried: Carried | None) -> torch.Tensor:
+        """The same of parts that autograd and the compiler can follow."""
+        self._check_sides(x)
+        history, front, back = self._time_border(causal, carried)
+        if self.border and x.shape[2]:
+            x = F.pad(x, (1, 1, 1, 1, 0, 0), mode=self.padding_mode)
+        elif self.border:
+            x = x.new_empty(*x.shape[:3], x.shape[3] + 2, x.shape[4] + 2)
+        if history is not None:
+            x = torch.cat([history, x], dim=2)
+        elif not x.shape[2]:
+            return x
+        return self._kept(torch.cat([x[:, :, :1]] * front + [x] + [x[:, :, -1:]] * back, dim=2), carried)
+
+    def _kept(self, padded: torch.Tensor, carried: Carried | None) -> torch.Tensor:
+        """`padded`, whose last frames the next chunk begins with."""
+        if carried is not None and padded.shape[2]:
+            carried.keep(self, padded[:, :, 1 - self.conv.kernel_size[0] :])
         return padded
 
     def _check_sides(self, x: torch.Tensor) -> None:
@@ -143,6 +204,17 @@ class CausalConv3d(nn.Module):
                 f"reflect padding needs a height and width of at least 2 positions, got {tuple(x.shape[-2:])}; use a "
                 "larger video, or larger tiles."
             )
+
+
+def _activate_into(
+    x: torch.Tensor, rms: torch.Tensor, modulation: Modulation | None, inside: torch.Tensor
+) -> torch.Tensor:
+    """Write the normalised, modulated and activated `x` to `inside`."""
+    torch.div(x, rms, out=inside)
+    if modulation is not None:
+        shift, scale = modulation
+        inside.mul_(1 + scale).add_(shift)
+    return F.silu(inside, inplace=True)
 
 
 class BlockOptions(NamedTuple):
@@ -192,7 +264,12 @@ class ResBlock(nn.Module):
             self.scale_shift_table = nn.Parameter(torch.randn(4, in_channels) / in_channels**0.5)
 
     def forward(
-        self, x: torch.Tensor, temb: torch.Tensor | None, generator: torch.Generator | None, causal: bool
+        self,
+        x: torch.Tensor,
+        temb: torch.Tensor | None,
+        generator: torch.Generator | None,
+        causal: bool,
+        carried: Carried | None = None,
     ) -> torch.Tensor:
         """Map `[B, C, F, H, W]` to `[B, C_out, F, H, W]`; `temb` holds the block's `[B, 4, C, 1, 1, 1]` rows."""
         first = second = None
@@ -200,24 +277,25 @@ class ResBlock(nn.Module):
             shift1, scale1, shift2, scale2 = (temb + self.scale_shift_table[..., None, None, None]).unbind(1)
             first, second = (shift1, scale1), (shift2, scale2)
         # One name throughout: rebinding it frees each intermediate before the next convolution allocates.
-        h = self.conv1.activate(x, causal, first)
-        h = self.conv1.conv(h)
-        h = _inject_noise(h, self.per_channel_scale1, generator)
-        h = self.conv2.activate(h, causal, second, overwrite=True)
-        h = self.conv2.conv(h)
-        h = _inject_noise(h, self.per_channel_scale2, generator)
+        h = self.conv1.activate(x, causal, first, carried)
+        h = self.conv1.convolve(h)
+        h = _inject_noise(h, self.per_channel_scale1, generator, carried)
+        h = self.conv2.activate(h, causal, second, carried)
+        h = self.conv2.convolve(h)
+        h = _inject_noise(h, self.per_channel_scale2, generator, carried)
         if self.norm3 is not None and self.conv_shortcut is not None:
             x = self.conv_shortcut(self.norm3(x.movedim(1, -1)).movedim(-1, 1))
-        return _add(h, x)
+        return _add(h, x, carried, self)
 
 
 def _inject_noise(
-    h: torch.Tensor, channel_scale: torch.Tensor | None, generator: torch.Generator | None
+    h: torch.Tensor, channel_scale: nn.Parameter | None, generator: torch.Generator | None, carried: Carried | None
 ) -> torch.Tensor:
     """Add one normal `[H, W]` plane, shared by batch, channels and frames, times a scale per channel."""
     if channel_scale is None:
         return h
-    plane = randn_tensor(h.shape[-2:], generator=generator, device=h.device, dtype=h.dtype)
+    draw = partial(randn_tensor, h.shape[-2:], generator=generator, device=h.device, dtype=h.dtype)
+    plane = draw() if carried is None else carried.once(channel_scale, draw)
     return _add(h, (plane * channel_scale)[None, :, None])
 
 
@@ -256,13 +334,14 @@ class Upsampler(nn.Module):
         self.residual = residual
         self.conv = CausalConv3d(in_channels, out_channels * math.prod(stride), padding_mode)
 
-    def forward(self, x: torch.Tensor, causal: bool = True) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, causal: bool = True, carried: Carried | None = None) -> torch.Tensor:
         """Map `[B, C, F, H, W]` to `[B, C_out, 2 F - 1 or F, 2 H or H, 2 W or W]`."""
-        h = self.conv(x, causal)
+        h = self.conv(x, causal, carried)
         if self.residual:
             # Repeating blocks of C / P channels after depth-to-space is repeating blocks of C channels before it.
-            h = _add(h.unflatten(1, (-1, x.shape[1])), x.unsqueeze(1)).flatten(1, 2)
-        return depth_to_space(h, self.stride)[:, :, self.stride[0] - 1 :]
+            h = _add(h.unflatten(1, (-1, x.shape[1])), x.unsqueeze(1), carried, self).flatten(1, 2)
+        begins = carried is None or carried.begins(self, h)
+        return depth_to_space(h, self.stride)[:, :, self.stride[0] - 1 if begins else 0 :]
 
 
 class ResBlocks(nn.Module):
@@ -289,20 +368,21 @@ class ResBlocks(nn.Module):
         temb: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
         causal: bool = True,
+        carried: Carried | None = None,
     ) -> torch.Tensor:
         """Map `[B, C, F, H, W]` to the next stage's input; `temb` is the scaled timestep `[B]`."""
         # All in this frame: a caller further up that held what `enter` returns would keep it alive to the end.
-        x = self.enter(x, causal)
+        x = self.enter(x, causal, carried)
         if self.time_embedder is not None:
             temb = self.time_embedder(temb, x.dtype)
         for resnet in self.resnets:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 x = self._gradient_checkpointing_func(resnet, x, temb, generator, causal)
             else:
-                x = resnet(x, temb, generator, causal)
+                x = resnet(x, temb, generator, causal, carried)
         return self.leave(x, causal)
 
-    def enter(self, x: torch.Tensor, causal: bool) -> torch.Tensor:  # noqa: ARG002 - for subclasses
+    def enter(self, x: torch.Tensor, causal: bool, carried: Carried | None) -> torch.Tensor:  # noqa: ARG002 - for subclasses
         """What comes before the residual blocks: nothing."""
         return x
 
@@ -341,11 +421,16 @@ class UpBlock(ResBlocks):
             upsampler = Upsampler(wide, channels, STRIDES[stage.resample], stage.residual, options.padding_mode)
             self.upsamplers = nn.ModuleList([upsampler])
 
-    def enter(self, x: torch.Tensor, causal: bool) -> torch.Tensor:
+    def enter(self, x: torch.Tensor, causal: bool, carried: Carried | None) -> torch.Tensor:
         """Change the width of `[B, C, F, H, W]` if need be, and upsample."""
         if self.conv_in is not None:
-            x = self.conv_in(x, None, None, causal)
-        return x if self.upsamplers is None else self.upsamplers[0](x, causal)
+            x = self.conv_in(x, None, None, causal, carried)
+        return x if self.upsamplers is None else self.upsamplers[0](x, causal, carried)
+
+    @property
+    def frame_factor(self) -> int:
+        """By how much the number of frames grows, but for the first one."""
+        return 1 if self.upsamplers is None else self.upsamplers[0].stride[0]
 
 
 class VideoEncoder(nn.Module):
@@ -376,8 +461,8 @@ class VideoEncoder(nn.Module):
         for block in self.down_blocks:
             h = block(h, causal=causal)
         h = self.mid_block(h, causal=causal)
-        h = self.conv_out.activate(h, causal, overwrite=True)
-        h = self.conv_out.conv(h)
+        h = self.conv_out.activate(h, causal)
+        h = self.conv_out.convolve(h)
         means, log_variance = h.split([self.latent_channels, 1], dim=1)
         return torch.cat([means, log_variance.expand_as(means)], dim=1)
 
@@ -426,21 +511,78 @@ class VideoDecoder(nn.Module):
         Returns:
             `[B, 3, F, H, W]`, nominally in [-1, 1], not clamped.
         """
+        h = hidden_states
+        for stage, _ in self._stages(h, temb, causal, generator):
+            h = stage(h, None)
+        return h
+
+    def stream(
+        self,
+        latents: torch.Tensor,
+        temb: torch.Tensor | None,
+        causal: bool | None,
+        generator: torch.Generator | None,
+        chunk_frames: int,
+    ) -> Iterator[torch.Tensor]:
+        """Decode latents to the same pixels, handed out as soon as they are finished.
+
+        Each stage computes at most `chunk_frames` of the frames that it makes at a time, when the next one asks for them.
+        The other arguments are those of `forward`.
+
+        Returns:
+            An iterator over `[B, 3, f, H, W]`, f at least 1.
+        """
+        stages = self._stages(latents, temb, causal, generator, is_streamed=True)
+        chunks, frames = iter([latents]), latents.shape[2]
+        for stage, factor in stages:
+            chunks = stream_stage(stage, chunks, frames, max(1, chunk_frames // factor))
+            frames = (frames - 1) * factor + 1
+        return (chunk for chunk in chunks if chunk.shape[2])
+
+    def _stages(
+        self,
+        latents: torch.Tensor,
+        temb: torch.Tensor | None,
+        causal: bool | None,
+        generator: torch.Generator | None,
+        is_streamed: bool = False,
+    ) -> list[tuple[Callable[[torch.Tensor, Carried | None], torch.Tensor], int]]:
+        """What is done one after the other, and by how much each step multiplies the frames."""
         causal = self.is_causal if causal is None else causal
-        self.check_timestep(temb, len(hidden_states))
-        self._check_recomputable(generator)
+        self.check_timestep(temb, len(latents))
+        self._check_recomputable(generator, is_streamed)
         if self.timestep_scale_multiplier is not None and temb is not None:
-            temb = (temb * self.timestep_scale_multiplier).flatten().expand(len(hidden_states))
-        h = self.conv_in(hidden_states, causal)
-        h = self.mid_block(h, temb, generator, causal)
-        for block in self.up_blocks:
-            h = block(h, temb, generator, causal)
+            temb = (temb * self.timestep_scale_multiplier).flatten().expand(len(latents))
+        blocks = [
+            (lambda h, carried, block=block: block(h, temb, generator, causal, carried), block.frame_factor)
+            for block in self.up_blocks
+        ]
+        first = partial(self._from_latents, temb, generator, causal)
+        return [(first, 1), *blocks, (partial(self._to_pixels, temb, causal), 1)]
+
+    def _from_latents(
+        self,
+        temb: torch.Tensor | None,
+        generator: torch.Generator | None,
+        causal: bool,
+        h: torch.Tensor,
+        carried: Carried | None,
+    ) -> torch.Tensor:
+        if h.device.type == "cuda":
+            # 3-D convolutions of NVIDIA cards are several times faster so; all layers keep the layout.
+            h = h.contiguous(memory_format=torch.channels_last_3d)
+        h = self.conv_in(h, causal, carried)
+        return self.mid_block(h, temb, generator, causal, carried)
+
+    def _to_pixels(
+        self, temb: torch.Tensor | None, causal: bool, h: torch.Tensor, carried: Carried | None
+    ) -> torch.Tensor:
         modulation = None
         if self.time_embedder is not None and self.scale_shift_table is not None:
             rows = self.time_embedder(temb, h.dtype) + self.scale_shift_table[..., None, None, None]
             modulation = rows.unbind(1)
-        h = self.conv_out.activate(h, causal, modulation, overwrite=True)
-        h = self.conv_out.conv(h)
+        h = self.conv_out.activate(h, causal, modulation, carried)
+        h = self.conv_out.convolve(h)
         return unpatchify(h, self.patch_size)
 
     def check_timestep(self, temb: torch.Tensor | None, batch: int) -> None:
@@ -452,11 +594,17 @@ class VideoDecoder(nn.Module):
         if temb.numel() not in (1, batch):
             raise ValueError(f"`temb` has {temb.numel()} timesteps for a batch of {batch}; pass 1 or {batch}.")
 
-    def _check_recomputable(self, generator: torch.Generator | None) -> None:
+    def _check_recomputable(self, generator: torch.Generator | None, is_streamed: bool) -> None:
         blocks = [self.mid_block, *self.up_blocks]
+        if not torch.is_grad_enabled() or not any(block.gradient_checkpointing for block in blocks):
+            return
+        if is_streamed:
+            raise ValueError(
+                "streamed decoding keeps frames from chunk to chunk, which gradient checkpointing cannot replay; decode under "
+                "`torch.no_grad()`, or call disable_streaming() or disable_gradient_checkpointing()."
+            )
         noisy = any(resnet.per_channel_scale1 is not None for block in blocks for resnet in block.resnets)
-        recomputes = torch.is_grad_enabled() and any(block.gradient_checkpointing for block in blocks)
-        if generator is not None and noisy and recomputes:
+        if generator is not None and noisy:
             raise ValueError(
                 "`generator` cannot be replayed by gradient checkpointing, so injected noise would differ in the "
                 "backward pass; pass generator=None and seed with `torch.manual_seed`."

@@ -4,6 +4,7 @@ A recipe's `__call__` works on such an object; [`takes`] makes of it the call th
 """
 
 import inspect
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -151,6 +152,7 @@ class Delivery:
         callback, callback_inputs: Step function and the tensors it sees.
         decode_timestep, decode_noise_scale: As in the pipelines' calls.
         generator: Source of the decoder's noise, or one per video.
+        save_path: As in the pipelines' calls.
     """
 
     output_type: str = "pil"
@@ -160,6 +162,7 @@ class Delivery:
     decode_timestep: float | list[float] = 0.0
     decode_noise_scale: float | list[float] | None = None
     generator: Generators = None
+    save_path: str | os.PathLike | None = None
 
     @property
     def wanted(self) -> Sequence[str]:
@@ -263,6 +266,10 @@ class Arguments(Texts):
         sampler: Name of the sampler; see [`~ltx2_diffusers.sampling.samplers.SAMPLERS`]. Default the preset's.
         guidance_options: Skipped steps, other formulas, scales by noise level, and a negative prompt without
             classifier-free guidance; see [`~ltx2_diffusers.guidance.GuidanceOptions`].
+        save_path: File to write, ending in `.mp4` or `.mov` (`.wav` for sound alone), as `output.save` writes it; the output
+            then holds no frames and no sound but `info["path"]`. A clip whose decoding streams is encoded while the rest of
+            it is decoded, and is never in memory as a whole. Of a batch, each clip gets a file, as in `output.save`, and
+            `info["path"]` lists them. A file appears only when complete, and not after an error.
     """
 
     height: int | None = None
@@ -317,6 +324,7 @@ class Arguments(Texts):
     max_sequence_length: int = 1024
     sampler: str | None = None
     guidance_options: GuidanceOptions | None = None
+    save_path: str | os.PathLike | None = None
 
     frame_stride: ClassVar[int] = VIDEO_SCALE_FACTORS.time
     """Pixel frames that a latent frame stands for, one of which a number of frames may have more."""
@@ -383,7 +391,7 @@ class Arguments(Texts):
         if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):
             names = callback.tensor_inputs
         form = (self.output_type, self.return_dict, callback, names or ())
-        delivery = Delivery(*form, self.decode_timestep, self.decode_noise_scale, self.generator)
+        delivery = Delivery(*form, self.decode_timestep, self.decode_noise_scale, self.generator, self.save_path)
         rest = (self.audio_stage, self.use_cross_timestep, self.attention_kwargs)
         request = Request(size, stages, start, delivery, conditions, streams, *rest)
         return Prompts(*texts, self.max_sequence_length, enhancement), request

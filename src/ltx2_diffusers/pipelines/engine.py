@@ -3,12 +3,11 @@
 A recipe says what it wants in a [`~ltx2_diffusers.pipelines.arguments.Request`] and never writes a loop of its own.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import chain
+from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
@@ -18,13 +17,14 @@ from ..conditioning import GaussianNoiser, LatentState, LatentTools, TextContext
 from ..conditioning.streams import States, Streams, Tensors
 from ..guidance import NEUTRAL, MultiModalGuiderParams
 from ..guidance.scales import UNGUIDED, Guiders, always_negative, build_guiders, check_options, cross_timestep_mode
-from ..media import pixels, preprocess, waveforms
+from ..media import files, waveforms, writing
 from ..prompts import Contexts, Prompts, ReadPrompts
 from ..sampling import GuidedDenoiser, Sampler, denoise, get_sampler, with_latents
 from ..schedulers.levels import check_sigmas, noise_levels
 from .arguments import BOTH, Callback, Delivery, Request, Sampling, Scales, Stage, Start
 from .base import LTX2PipelineBase
 from .conditions import Opened, SourceClip, Waveform, check_conflicts, check_heard, held_streams
+from .decoding import decoded, original_frames
 from .generation import LTX2GenerationPipeline
 from .output import Decoded, Info, LTX2PipelineOutput, Result, announce_encoding
 from .plan import ClipPlan, check_decodable_size, plan_clip
@@ -33,8 +33,6 @@ OUTPUT_TYPES = ("pil", "np", "pt", "uint8", "latent")
 UPSAMPLER = "latent_upsampler"
 _NONE = Streams(False, False)
 _REPLACEABLE = ("latents", "audio_latents")
-# Values of a given clip that are converted at a time, 32 MiB as floats, so that a long one is never held as floats.
-_VALUES_PER_PIECE = 2**23
 
 
 @dataclass(frozen=True)
@@ -270,7 +268,8 @@ def run(pipeline: LTX2GenerationPipeline, prompts: Prompts, request: Request) ->
     with active.held_adapters(pipeline, if_loaded=True):
         prepared = prepare(pipeline, request, batch_size)
         if request.delivery.output_type != "latent":
-            announce_encoding(prepared.originals.paths)
+            path = request.delivery.save_path
+            announce_encoding(prepared.originals.paths, ".mp4" if path is None else Path(path).suffix.lower())
         pictures = (c.picture for c in prepared.conditions) if prompts.enhancement.enabled else ()
         picture = next((picture for picture in pictures if picture is not None), None)
         texts = reader.read(prompts, with_negative, request.start.generator, picture, watched)
@@ -288,6 +287,7 @@ def prepare(pipeline: LTX2GenerationPipeline, request: Request, batch_size: int)
     if request.streams.video and not held.video and delivery.output_type != "latent":
         minimum = pipeline.vae.min_latent_side * pipeline.vae_spatial_compression_ratio
         check_decodable_size(plan.height, plan.width, minimum)
+        pipeline.vae.check_decoding()
     check_heard(request.conditions, request.streams)
     runs = [_prepared_stage(pipeline, request, plan, held, index) for index in range(len(request.stages))]
     opened = [(condition.opened(pipeline, plan), condition.is_reference) for condition in request.conditions]
@@ -464,6 +464,7 @@ def _check_values(request: Request, batch_size: int, pipeline: LTX2GenerationPip
     if unknown:
         raise ValueError(f"`callback_on_step_end_tensor_inputs` has to be in {list(watchable)} but contains {unknown}")
     checks.check_float_tensors(latents=start.latents, audio_latents=start.audio_latents)
+    check_save_path(delivery.save_path, delivery.output_type, batch_size, request.streams.video)
     count = len(request.stages)
     if request.audio_stage not in range(-count, count):
         raise ValueError(
@@ -475,6 +476,21 @@ def _check_values(request: Request, batch_size: int, pipeline: LTX2GenerationPip
         checks.check_unit(noise_scale=stage.noise_scale)
     for name in ("decode_timestep", "decode_noise_scale"):
         check_noise_levels(name, getattr(delivery, name), batch_size)
+
+
+def check_save_path(path: Any, output_type: str, batch_size: int = 1, makes_video: bool = True) -> None:
+    """A file to be written must be of the right kind, and one that can be written.
+
+    Raises:
+        ValueError: If the name has another suffix, or the call hands over latents.
+        OSError: If a file cannot be written; the message names it.
+    """
+    if path is None:
+        return
+    if output_type == "latent":
+        raise ValueError('`save_path` is given, but output_type="latent" makes no frames; leave one of them out')
+    kind = (writing.VIDEO_SUFFIXES, "video") if makes_video else ((".wav",), "audio")
+    files.writable_paths(files.check_suffix(path, *kind), batch_size)
 
 
 def check_noise_levels(name: str, value: float | list[float] | None, batch_size: int) -> None:
@@ -604,16 +620,20 @@ def _target(tokens: torch.Tensor, tools: LatentTools) -> torch.Tensor:
 
 
 def deliver(pipeline: LTX2GenerationPipeline, made: Generated, delivery: Delivery, originals: Originals) -> Result:
-    """Decode finished latents, free offloaded models and wrap up."""
+    """Decode finished latents, into a file if one is named, free offloaded models and wrap up."""
     kept = originals if delivery.output_type != "latent" else Originals()
-    frames = _delivered_video(pipeline, made, delivery, kept.video)
+    # The sound comes first: a file wants it beside the first frames, and offloaded models run one after the other.
     audio, rate = _delivered_audio(pipeline, made, delivery, kept)
-    pipeline.maybe_free_model_hooks()
-    if not delivery.return_dict:
-        return frames, audio
-    frame_rate = None if frames is None else made.plan.frame_rate
     info = {**made.info, "output_type": delivery.output_type}
-    return LTX2PipelineOutput(frames, audio, frame_rate, rate, info, *originals.paths)
+    if delivery.save_path is not None:
+        delivery = replace(delivery, output_type="uint8")
+    frames = _delivered_video(pipeline, made, delivery, kept.video)
+    frame_rate = None if frames is None else made.plan.frame_rate
+    output = LTX2PipelineOutput(frames, audio, frame_rate, rate, info, *originals.paths)
+    if delivery.save_path is not None:
+        output = output.moved_to(delivery.save_path)
+    pipeline.maybe_free_model_hooks()
+    return output if delivery.return_dict else (output.frames, output.audio)
 
 
 def _delivered_video(
@@ -629,7 +649,7 @@ def _delivered_video(
         return None
     # Latents are handed over as exact as they are; decoding starts in the transformer's type, as in diffusers.
     dtype = latents.dtype if delivery.output_type == "latent" else pipeline.transformer.dtype
-    return decode_video(pipeline, latents.to(dtype), delivery)
+    return decode_video(pipeline, latents.to(dtype), delivery, read_once=delivery.save_path is not None)
 
 
 def _delivered_audio(
@@ -653,12 +673,14 @@ def _delivered_audio(
     return audio, rate
 
 
-def decode_video(pipeline: LTX2GenerationPipeline, latents: torch.Tensor, delivery: Delivery) -> Decoded:
-    """Turn normalised video latents `[B, C, F, h, w]` into frames of the wished type."""
+def decode_video(
+    pipeline: LTX2GenerationPipeline, latents: torch.Tensor, delivery: Delivery, read_once: bool = False
+) -> Decoded:
+    """Turn normalised video latents `[B, C, F, h, w]` into frames of the wished type; see [`decoded`]."""
     if delivery.output_type == "latent":
         return pipeline.vae.denormalize_latents(latents)
     latents, timestep = with_decoder_noise(pipeline, latents, delivery)
-    return decoded(pipeline, pipeline.vae.denormalize_latents(latents), timestep, delivery.output_type)
+    return decoded(pipeline, pipeline.vae.denormalize_latents(latents), timestep, delivery.output_type, read_once)
 
 
 def with_decoder_noise(
@@ -672,48 +694,6 @@ def with_decoder_noise(
     scale = scale.view(-1, 1, 1, 1, 1)
     noise = randn_tensor(latents.shape, delivery.generator, latents.device, latents.dtype)
     return (1 - scale) * latents + scale * noise, timestep
-
-
-def decoded(
-    pipeline: LTX2PipelineBase, latents: torch.Tensor, timestep: torch.Tensor | None, output_type: str
-) -> Decoded:
-    """Turn un-normalised video latents into frames."""
-    video = pipeline.vae.decode(latents.to(pipeline.vae.dtype), timestep, return_dict=False)[0]
-    checks.check_finite("the decoded video", video, "decode in float32: pipe.vae.to(torch.float32)")
-    return video_as(pipeline, video, output_type)
-
-
-def video_as(pipeline: LTX2PipelineBase, video: torch.Tensor, output_type: str) -> Decoded:
-    """Pixels `[B, 3, F, H, W]` in [-1, 1] in the wished type."""
-    if output_type == "uint8":
-        return torch.stack([torch.cat(list(pixels.decoded_frames(item))) for item in video])
-    return pipeline.video_processor.postprocess_video(video, output_type=output_type)
-
-
-def original_frames(pipeline: LTX2PipelineBase, given: torch.Tensor, batch_size: int, output_type: str) -> Decoded:
-    """Given pixels `[F, H, W, 3]` in [0, 255] in the wished type, a few at a time, one clip for the whole batch."""
-    if output_type == "uint8" and given.dtype == torch.uint8:
-        return given.repeat(batch_size, 1, 1, 1, 1)
-    pieces = (
-        video_as(pipeline, preprocess.normalize_pixels(piece.movedim(-1, 0).float())[None], output_type)[0]
-        for piece in given.split(max(1, _VALUES_PER_PIECE // given[0].numel()))
-    )
-    if output_type == "pil":
-        images = [image for piece in pieces for image in piece]
-        return [images.copy() for _ in range(batch_size)]
-    return _joined(pieces, len(given), batch_size)
-
-
-def _joined(pieces: Iterator[Any], num_frames: int, batch_size: int) -> Decoded:
-    """Pieces `[f, ...]` of a clip as a batch of the same clip, in memory that is taken once."""
-    first = next(pieces)
-    shape = (batch_size, num_frames, *first.shape[1:])
-    frames = first.new_empty(shape) if isinstance(first, torch.Tensor) else np.empty(shape, first.dtype)
-    start = 0
-    for piece in chain([first], pieces):
-        frames[:, start : start + len(piece)] = piece
-        start += len(piece)
-    return frames
 
 
 def decode_audio(pipeline: LTX2GenerationPipeline, latents: torch.Tensor, output_type: str) -> torch.Tensor:

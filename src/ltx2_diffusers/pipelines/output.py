@@ -35,7 +35,7 @@ class LTX2PipelineOutput(BaseOutput):
         sampling_rate: Samples per second of `audio`.
         info: How the result was made: `preset` (version and kind), `sigmas`, `sampler` and `forwards_per_step` (most
             passes of the transformer in a step), all three lists with an entry per stage if there are several,
-            `output_type`, and what a recipe adds to it.
+            `output_type`, `path` of a call with `save_path`, and what a recipe adds to it.
         video_source: File whose pictures, all of them, `frames` are, at the file's own rate or another, and whose packets
             `save` copies; `None` where they were generated.
         audio_source: File whose sound, from its start, is `audio`, and whose packets `save` copies.
@@ -88,6 +88,12 @@ class LTX2PipelineOutput(BaseOutput):
         for index, item_path in enumerate(paths):
             complete._write(item_path, index, encoder_options)
         return paths
+
+    def moved_to(self, path: str | os.PathLike) -> "LTX2PipelineOutput":
+        """Save, and return the output without frames and sound; `info["path"]` names the file, or lists those of a batch."""
+        paths = self.save(path)
+        info = {**(self.info or {}), "path": paths[0] if len(paths) == 1 else paths}
+        return replace(self, frames=None, audio=None, info=info)
 
     def _write(self, path: str, index: int, encoder_options: dict[str, Any]) -> None:
         """Write one item; given pictures and sound are copied unless they are asked to be encoded anew."""

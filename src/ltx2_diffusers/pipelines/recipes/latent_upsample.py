@@ -5,6 +5,7 @@ columns of pixels.
 """
 
 from dataclasses import dataclass
+from os import PathLike
 
 import torch
 from diffusers.utils import logging
@@ -12,7 +13,8 @@ from diffusers.utils import logging
 from ... import checks
 from ...media.frames import Frames, SourceRate, as_image, read_frames, source_rate
 from ...models import latent_filters, video_vae
-from ..engine import OUTPUT_TYPES, check_noise_levels, decoded, with_decoder_noise
+from ..decoding import decoded
+from ..engine import OUTPUT_TYPES, check_noise_levels, check_save_path, with_decoder_noise
 from . import Decoded, Delivery, Generators, LTX2PipelineBase, LTX2PipelineOutput, Result, Upsampler, takes
 
 logger = logging.get_logger(__name__)
@@ -45,6 +47,7 @@ class UpsampleArguments:
         frame_rate: Frames per second of the input, noted in the output for saving it; default that of a file, the average
             one if it varies, or 24.0 for frames and latents. Frames of a file of another rate are left out or repeated by
             their times.
+        save_path: File to write, ending in `.mp4` or `.mov`, as in [`LTX2Pipeline`].
     """
 
     video: Frames | None = None
@@ -63,6 +66,7 @@ class UpsampleArguments:
     output_type: str = "pil"
     return_dict: bool = True
     frame_rate: float | None = None
+    save_path: str | PathLike | None = None
 
 
 class LTX2LatentUpsamplePipeline(LTX2PipelineBase):
@@ -113,13 +117,16 @@ class LTX2LatentUpsamplePipeline(LTX2PipelineBase):
         if call.output_type != "latent":
             decoding = (call.decode_timestep, call.decode_noise_scale, call.generator)
             delivery = Delivery(call.output_type, call.return_dict, None, (), *decoding)
+            saves = call.save_path is not None
             # Unlike elsewhere the noise goes onto un-normalised latents, as diffusers does it here.
-            result = decoded(self, *with_decoder_noise(self, enlarged, delivery), call.output_type)
-        self.maybe_free_model_hooks()
-        if not call.return_dict:
-            return (result,)
+            noised = with_decoder_noise(self, enlarged, delivery)
+            result = decoded(self, *noised, "uint8" if saves else call.output_type, read_once=saves)
         speed = 2.0 if self.latent_upsampler.config.temporal_upsample else 1.0
-        return LTX2PipelineOutput(result, None, rate.rate * speed, info={"output_type": call.output_type})
+        output = LTX2PipelineOutput(result, None, rate.rate * speed, info={"output_type": call.output_type})
+        if call.save_path is not None:
+            output = output.moved_to(call.save_path)
+        self.maybe_free_model_hooks()
+        return output if call.return_dict else (output.frames,)
 
     def _encoded(self, pixels: torch.Tensor, call: UpsampleArguments) -> torch.Tensor:
         """Un-normalised float32 latents of a clip `[F, H, W, 3]`, sampled from the encoder's distribution."""
@@ -184,6 +191,9 @@ def _check(pipeline: LTX2LatentUpsamplePipeline, call: UpsampleArguments) -> Non
     checks.check_generator(call.generator, batch_size, torch.device(pipeline._execution_device))
     check_noise_levels("decode_timestep", call.decode_timestep, batch_size)
     check_noise_levels("decode_noise_scale", call.decode_noise_scale, batch_size)
+    check_save_path(call.save_path, call.output_type, batch_size)
+    if call.output_type != "latent":
+        pipeline.vae.check_decoding()
     if call.latents is None or call.latents.ndim == 5:
         _check_unread(pipeline, call, call.latents)
 

@@ -135,7 +135,7 @@ class Validator:
                     back.callback(torch.nn.Module.to, part, lies_on)
                     torch.nn.Module.to(part, device)
             vae = pipeline.vae
-            if vae is not None and not vae.use_tiling:
+            if vae is not None and not (vae.use_tiling or vae.use_streaming):
                 vae.use_tiling = True
                 back.callback(setattr, vae, "use_tiling", False)
             yield

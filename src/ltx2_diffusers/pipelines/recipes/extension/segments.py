@@ -15,7 +15,8 @@ from ....media import preprocess, waveforms
 from ....models import audio_vae, latent_filters, mel
 from ....prompts import Prompts
 from ...conditions import Condition, Opened, SourceClip, Studio
-from ...engine import decode_audio, decode_video, generate, original_frames, prepare, reads_negative
+from ...decoding import original_frames
+from ...engine import decode_audio, decode_video, generate, prepare, reads_negative
 from .. import ClipPlan, Decoded, Delivery, Info, LTX2StagedPipeline, Request, Streams
 from .plan import ClipLatents, Extension
 

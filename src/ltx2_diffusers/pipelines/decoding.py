@@ -1,0 +1,132 @@
+"""From video latents to frames of the wished type, piece by piece where the decoder streams or the clip is given."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+
+from .. import checks
+from ..media import pixels, preprocess
+from .base import LTX2PipelineBase
+from .output import Decoded
+
+# Values of a given clip that are converted at a time, 32 MiB as floats, so that a long one is never held as floats.
+_VALUES_PER_PIECE = 2**23
+
+
+@dataclass(frozen=True)
+class FramesToCome:
+    """Frames of a clip that are decoded while they are read, which can be done once.
+
+    Args:
+        num_frames: How many there are.
+        pieces: Bytes `[f, H, W, 3]`.
+    """
+
+    num_frames: int
+    pieces: Iterator[torch.Tensor]
+
+    def __len__(self) -> int:
+        return self.num_frames
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return self.pieces
+
+
+def decoded(
+    pipeline: LTX2PipelineBase,
+    latents: torch.Tensor,
+    timestep: torch.Tensor | None,
+    output_type: str,
+    read_once: bool = False,
+) -> Decoded:
+    """Turn un-normalised video latents into frames.
+
+    Args:
+        pipeline: The pipeline, whose video autoencoder says whether it streams.
+        latents: `[B, C, F, h, w]`.
+        timestep: Of a decoder that is conditioned on it.
+        output_type: Form of the frames.
+        read_once: Whether a single clip as bytes, if it streams, may be handed over as [`FramesToCome`].
+    """
+    latents, vae = latents.to(pipeline.vae.dtype), pipeline.vae
+    # A batch that is sliced is decoded clip by clip inside `decode`, each of them streamed if need be.
+    if not vae.streams(latents) or (vae.use_slicing and len(latents) > 1):
+        return video_as(pipeline, _finite(vae.decode(latents, timestep, return_dict=False)[0]), output_type)
+    chunks, num_frames = vae.decode_streamed(latents, timestep), vae.num_decoded_frames(latents.shape[2])
+    if output_type != "uint8":
+        pieces = (video_as(pipeline, _finite(chunk), output_type) for chunk in chunks)
+        return _joined_images(pieces) if output_type == "pil" else _joined(pieces, num_frames, len(latents))
+    if read_once and len(latents) == 1:
+        clip = (frames for chunk in chunks for frames in pixels.decoded_frames(_finite(chunk)[0]))
+        return [FramesToCome(num_frames, clip)]
+    return _joined((_bytes(_finite(chunk)) for chunk in chunks), num_frames, len(latents))
+
+
+def _finite(video: torch.Tensor) -> torch.Tensor:
+    checks.check_finite("the decoded video", video, "decode in float32: pipe.vae.to(torch.float32)")
+    return video
+
+
+def _bytes(video: torch.Tensor) -> torch.Tensor:
+    """Pixels `[B, 3, F, H, W]` in [-1, 1] as bytes `[B, F, H, W, 3]` on their device."""
+    return torch.stack([torch.cat(list(pixels.decoded_bytes(item))) for item in video])
+
+
+def video_as(pipeline: LTX2PipelineBase, video: torch.Tensor, output_type: str) -> Decoded:
+    """Pixels `[B, 3, F, H, W]` in [-1, 1] in the wished type."""
+    if output_type == "uint8":
+        return torch.stack([torch.cat(list(pixels.decoded_frames(item))) for item in video])
+    return pipeline.video_processor.postprocess_video(video, output_type=output_type)
+
+
+def original_frames(pipeline: LTX2PipelineBase, given: torch.Tensor, batch_size: int, output_type: str) -> Decoded:
+    """Given pixels `[F, H, W, 3]` in [0, 255] in the wished type, a few at a time, one clip for the whole batch."""
+    if output_type == "uint8" and given.dtype == torch.uint8:
+        return given.repeat(batch_size, 1, 1, 1, 1)
+    pieces = (
+        video_as(pipeline, preprocess.normalize_pixels(piece.movedim(-1, 0).float())[None], output_type)
+        for piece in given.split(max(1, _VALUES_PER_PIECE // given[0].numel()))
+    )
+    if output_type == "pil":
+        images = _joined_images(pieces)[0]
+        return [images.copy() for _ in range(batch_size)]
+    return _joined(pieces, len(given), batch_size)
+
+
+def _joined_images(pieces: Iterable[Any]) -> list[list[PIL.Image.Image]]:
+    """Pieces of clips, each a list of images for every clip of the batch, as such lists of the whole clips."""
+    return [[image for part in clip for image in part] for clip in zip(*pieces)]
+
+
+def _joined(pieces: Iterable[Any], num_frames: int, batch_size: int) -> Decoded:
+    """Pieces `[B, f, ...]` of clips, or `[1, f, ...]` of one for all, in memory that is taken once; bytes on the host."""
+    frames: Any = None
+    start = 0
+    for piece in pieces:
+        if frames is None:
+            frames = _room(piece, (batch_size, num_frames, *piece.shape[2:]))
+        end = start + piece.shape[1]
+        if isinstance(frames, torch.Tensor):
+            # To pinned memory, beside the decoding of the next piece.
+            frames[:, start:end].copy_(piece, non_blocking=True)
+        else:
+            frames[:, start:end] = piece
+        start = end
+        if start == num_frames and isinstance(piece, torch.Tensor) and piece.device.type == "cuda":
+            torch.cuda.current_stream(piece.device).synchronize()
+        # It would live on while the next one is made.
+        del piece
+    return frames
+
+
+def _room(piece: Any, shape: tuple[int, ...]) -> Any:
+    """Memory for a whole clip of the kind of `piece`; bytes of a card lie on the host, which copies of them can reach."""
+    if not isinstance(piece, torch.Tensor):
+        return np.empty(shape, piece.dtype)
+    if piece.dtype != torch.uint8:
+        return piece.new_empty(shape)
+    return torch.empty(shape, dtype=torch.uint8, pin_memory=piece.device.type == "cuda")

@@ -15,9 +15,8 @@ from torch import nn
 from ..conditioning.streams import States, Streams, TextContext, on_streams
 from ..guidance.presets import NEUTRAL, Preset
 from ..guidance.scales import Scales, build_guiders
-from ..models.video_vae_tiling_config import TilingConfig
 from ..prompts.encoding import DEFAULT_TEXT_POSITIONS, TextEncoder, TextStates
-from ..sampling.denoiser import GuidedDenoiser
+from ..sampling.denoiser import GuidedDenoiser, PassLayout
 from ..sampling.loop import StepPredictor
 from ..sampling.samplers import EulerSampler
 
@@ -113,14 +112,14 @@ class Denoising:
         scales: Guidance of both streams; `None` for a stage without.
         image: Whether the first frame is given, so that tokens differ in their noise level.
         positions: Text positions P.
-        batched: Whether all passes are one batch.
+        layout: How the passes are made.
     """
 
     preset: Preset
     scales: Scales | None
     image: bool = False
     positions: int = DEFAULT_TEXT_POSITIONS
-    batched: bool = False
+    layout: PassLayout = PassLayout()
 
 
 def denoiser_of(transformer: Any, clip: "ClipPlan", wish: Denoising) -> GuidedDenoiser:
@@ -131,7 +130,9 @@ def denoiser_of(transformer: Any, clip: "ClipPlan", wish: Denoising) -> GuidedDe
     contexts = [TextContext(*(place.zeros(*size, width) for width in widths)) for _ in range(2)]
     blocks = wish.preset.stg_blocks(depth)
     guiders = build_guiders(Streams(*(wish.scales or (NEUTRAL, NEUTRAL))), blocks, wish.preset, depth)
-    denoiser = GuidedDenoiser(transformer, *contexts, guiders, wish.preset.cross_timestep)
+    denoiser = GuidedDenoiser(
+        transformer, *contexts, guiders, wish.preset.cross_timestep, layout=wish.layout
+    )
     if not denoiser.needed.negative:
         # Nothing else reads it, and a call would not have it.
         denoiser.negative_context = None
@@ -185,19 +186,28 @@ def decoding_video(models: Models, clip: "ClipPlan", how: str) -> Run:
     temb = torch.zeros(clip.batch_size, device=place.device) if vae.config.timestep_conditioning else None
 
     def run() -> None:
+        set_decoding(vae, how)
         latents = place.zeros(*shape)
-        if how == "whole":
+        if not vae.streams(latents):
             vae.decode(latents, temb)
             return
-        pieces = (
-            vae.decode_streamed(latents, temb)
-            if how == "streamed"
-            else vae.decode_in_tiles(latents, TilingConfig.default(), temb)
-        )
-        for _ in pieces:
-            pass
+        for chunk in vae.decode_streamed(latents, temb):
+            # It would live on while the next one is made.
+            del chunk
 
     return run
+
+
+def set_decoding(vae: Any, how: str) -> None:
+    """Let a video autoencoder decode in one of `DECODINGS` from now on."""
+    vae.use_tiling = vae.use_framewise_decoding = False
+    if how == "streamed":
+        vae.enable_streaming()
+        return
+    vae.disable_streaming()
+    if how == "tiled":
+        vae.enable_tiling()
+        vae.use_framewise_decoding = True
 
 
 def decoding_audio(models: Models, clip: "ClipPlan") -> Run:

@@ -17,6 +17,7 @@ from ..conditioning import Streams
 from ..guidance import NEUTRAL, Preset, preset
 from ..media.waveforms import fit_audio
 from ..models import audio_vae, connectors, latent_upsampler, mel, transformer, video_vae, vocoder
+from ..sampling import PassLayout
 from ..schedulers.levels import FlowMatchEulerDiscreteScheduler, LTX2Scheduler, Scheduler
 from .arguments import Generators, Scales
 from .base import LTX2PipelineBase, PipelineFacts, extends
@@ -80,6 +81,8 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
     scheduler: Scheduler
     processor: ProcessorMixin
     prompt_enhancer: PreTrainedModel
+    pass_layout: PassLayout = PassLayout()
+    """How the passes of a guided step are made: one after another by default."""
     _prompt_cache: texts.PromptCache | None = None
     _forwards_per_step: int
 

@@ -121,10 +121,12 @@ class Counted(NamedTuple):
     Args:
         peak: Most bytes of tensors alive at a time, without weights and inputs.
         operations: Additions and multiplications.
+        attention: Those of them that attention makes.
     """
 
     peak: int
     operations: int
+    attention: int = 0
 
 
 def peak_bytes(run: Callable[[], Any]) -> int:
@@ -141,7 +143,7 @@ def counted(run: Callable[[], Any], device: str = "cuda") -> Counted:
     operations = FlopCounterMode(display=False)
     with operations, FusedAttention() as attention, LiveTensors(device) as tensors:
         run()
-    return Counted(tensors.peak, operations.get_total_flops() + attention.operations)
+    return Counted(tensors.peak, operations.get_total_flops() + attention.operations, attention.operations)
 
 
 class Measured(NamedTuple):

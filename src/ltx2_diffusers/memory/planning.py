@@ -29,6 +29,7 @@ class ClipWish:
         steps: Steps of each stage.
         num_videos: Videos of the batch. Default 1.
         prompt_tokens: Tokens of the longest prompt. Default 1024, the most.
+        positions: Text positions that the streams attend to. Default 1024.
     """
 
     height: int
@@ -41,6 +42,7 @@ class ClipWish:
     steps: tuple[int, ...] = ()
     num_videos: int = 1
     prompt_tokens: int = 1024
+    positions: int = 1024
 
     @property
     def shown(self) -> str:

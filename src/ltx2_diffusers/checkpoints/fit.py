@@ -21,9 +21,11 @@ import torch
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ..models.config_values import check_sizes, check_types
+from ..quantization.configs import NAMES
 from .class_names import class_name_for, component_of
 from .json_files import check_finite, read_config
 from .safetensors_io import Entry, read_folder
+from .scaled_fp8 import without_scales
 
 # Any class of a component; diffusers' annotations promise something else than a model.
 ModelClass = type[Any]
@@ -241,11 +243,33 @@ def check_folder(
         check_sizes(**{name: value for name, value in complete_config(cls, config).items() if name in config})
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
-    # Weights that were quantised before they were saved have shapes of their own.
-    if use_safetensors is False or ignore_mismatched_sizes or config.get("quantization_config"):
+    asked, saved = kwargs.get("quantization_config"), config.get("quantization_config")
+    _check_methods(asked, saved, where)
+    # Weights that were quantised before they were saved have shapes of their own, but for float8, which has scales.
+    if use_safetensors is False or ignore_mismatched_sizes or (saved and not _is_fp8(saved)):
         return
+    has_scales = _is_fp8(saved or asked)
     if stamp := _stamp(folder, variant):
-        _check_weights(cast(Hashable, cls), folder, variant, stamp, _Frozen(config | changes))
+        _check_weights(cast(Hashable, cls), folder, variant, stamp, _Frozen(config | changes), has_scales)
+
+
+def _method(config: Any) -> Any:
+    """The method of a quantisation configuration, saved or given."""
+    return config.get("quant_method") if isinstance(config, Mapping) else getattr(config, "quant_method", None)
+
+
+def _is_fp8(config: Any) -> bool:
+    return _method(config) in NAMES
+
+
+def _check_methods(asked: Any, saved: Any, where: str) -> None:
+    """A model that was saved quantised stays so; diffusers would only warn."""
+    if not asked or not saved or not (_is_fp8(asked) or _is_fp8(saved)) or _method(asked) == _method(saved):
+        return
+    raise ValueError(
+        f"{where} is quantised as {str(_method(saved))!r}, but `quantization_config` asks for {str(_method(asked))!r}; leave it "
+        "out, or load the weights before quantisation"
+    )
 
 
 class _Frozen(dict):
@@ -267,5 +291,13 @@ def _stamp(folder: Path, variant: str | None) -> tuple[tuple[str, int, int], ...
 
 # A pipeline checks all its folders before it loads the first one, and every model its own.
 @lru_cache(maxsize=32)
-def _check_weights(cls: Hashable, folder: Path, variant: str | None, _stamp: object, config: "_Frozen") -> None:
-    check_fit(cast(ModelClass, cls), config, read_folder(folder, _STEM, variant), repr(str(folder)))
+def _check_weights(
+    cls: Hashable, folder: Path, variant: str | None, _stamp: object, config: "_Frozen", has_scales: bool
+) -> None:
+    entries = read_folder(folder, _STEM, variant)
+    plain, hint = without_scales(entries), ""
+    if has_scales:
+        entries = plain
+    elif len(plain) < len(entries):
+        hint = "; the folder holds float8 weights with scales: load it with quantization_config='fp8_scaled_mm'"
+    check_fit(cast(ModelClass, cls), config, entries, repr(str(folder)), hint)

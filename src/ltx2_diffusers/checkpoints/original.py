@@ -71,7 +71,7 @@ class OriginalCheckpoint:
         if not local:
             found = ", ".join(self.components()) or "no LTX-2 component"
             raise ValueError(f"{self.name} holds no {component}; it holds {found}")
-        with self._named(component):
+        with self.named(component):
             renamed = keys.rename(component, local.values(), to="diffusers")
             entries = {renamed[name]: self.entries[key] for key, name in local.items()}
             if len(entries) != len(local):
@@ -79,7 +79,7 @@ class OriginalCheckpoint:
             if not keep_quantized:
                 is_packed = any(isinstance(entry, gguf_file.PackedEntry) for entry in entries.values())
                 dtype = torch.float32 if is_packed and dtype is None else dtype
-                return cast_floating(_real_weights(entries, dtype), dtype)
+                return cast_floating(real_weights(entries, dtype), dtype)
         if dtype is not None:
             raise ValueError(f"keep_quantized keeps the stored dtypes; dtype={dtype} contradicts it")
         return entries
@@ -87,7 +87,7 @@ class OriginalCheckpoint:
     def config(self, component: str) -> dict[str, Any]:
         """The diffusers config of one component: from the metadata, else that of the published model it resembles."""
         entries = self.component(component)
-        with self._named(component):
+        with self.named(component):
             config = self._config_of(component, entries)
             check_finite(config, "the `config` metadata")
         return config
@@ -110,7 +110,7 @@ class OriginalCheckpoint:
         return configs.to_diffusers(component, reference_config(version), entries)
 
     @contextmanager
-    def _named(self, component: str) -> Iterator[None]:
+    def named(self, component: str) -> Iterator[None]:
         """Let errors in names, shapes and metadata that strangers wrote say where they were found."""
         try:
             yield
@@ -140,13 +140,18 @@ def _entry_of(name: str, tensor: torch.Tensor) -> Entry:
     return gguf_file.entry_of(tensor)
 
 
-def _real_weights(entries: Mapping[str, Entry], dtype: torch.dtype | None) -> dict[str, Entry]:
+def real_weights(entries: Mapping[str, Entry], dtype: torch.dtype | None) -> dict[str, Entry]:
     """Gives fp8 weights, scaled or plain, `dtype` or else that of the component's other weights, rounding once."""
-    floating = [entry.dtype for entry in without_scales(entries).values() if entry.dtype.is_floating_point]
-    plain = [dtype for dtype in floating if dtype.itemsize > 1]
-    target = dtype or max(set(plain), key=plain.count, default=torch.bfloat16)
+    target = dtype or main_dtype(entries)
     compressed = {n for n, e in entries.items() if e.dtype.is_floating_point and e.dtype.itemsize == 1}
     return {n: entry.to(target) if n in compressed else entry for n, entry in dequantized(entries).items()}
+
+
+def main_dtype(entries: Mapping[str, Entry]) -> torch.dtype:
+    """The data type of most weights of a component that are not fp8; bfloat16 if all are."""
+    floating = [entry.dtype for entry in without_scales(entries).values() if entry.dtype.is_floating_point]
+    plain = [dtype for dtype in floating if dtype.itemsize > 1]
+    return max(set(plain), key=plain.count, default=torch.bfloat16)
 
 
 def cast_floating(entries: Mapping[str, Entry], dtype: torch.dtype | None) -> dict[str, Entry]:

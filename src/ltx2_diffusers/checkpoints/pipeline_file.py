@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..quantization.configs import TRANSFORMERS, as_pipeline_config
 from .class_names import PIPELINE_COMPONENTS, class_name_for
 from .folder import is_distilled, new_scheduler
 from .hub_files import local_file
@@ -25,6 +26,7 @@ def load_pipeline_components(
     tokenizer: Any = None,
     torch_dtype: torch.dtype | None = None,
     dtype: torch.dtype | None = None,
+    quantization_config: Any = None,
     **given: Any,
 ) -> dict[str, Any]:
     """The constructor arguments of a pipeline, read from an original file and a Gemma folder.
@@ -35,6 +37,8 @@ def load_pipeline_components(
         text_encoder: A language model, or a folder or Hub id to load it (and the tokenizer) from; `None` for none.
         tokenizer: Its tokenizer; needed if `text_encoder` is a model.
         torch_dtype, dtype: Data type of the components; `dtype` wins. Default as stored.
+        quantization_config: As [`~ltx2_diffusers.checkpoints.single_file.load_component`] takes it, for the transformer; or
+            diffusers' `PipelineQuantizationConfig` with a `quant_mapping`, which may name the text encoder, too.
         given: Components that replace the file's, and options of the download (`revision`, `cache_dir`, ...).
     """
     import ltx2_diffusers
@@ -44,8 +48,8 @@ def load_pipeline_components(
     known = [name for name in inspect.signature(pipeline_class).parameters if name not in _TEXT_MODELS]
     if unknown := sorted(set(given) - set(known)):
         raise ValueError(
-            f"{pipeline_class.__name__}.from_single_file does not know {unknown}; besides `text_encoder`, `tokenizer` and "
-            f"`dtype` it takes the components {', '.join(known)}, and the options {', '.join(_HUB_OPTIONS)}"
+            f"{pipeline_class.__name__}.from_single_file does not know {unknown}; besides `text_encoder`, `tokenizer`, `dtype` and "
+            f"`quantization_config` it takes the components {', '.join(known)}, and the options {', '.join(_HUB_OPTIONS)}"
         )
     path = local_file(path_or_link, **hub)
     checkpoint = OriginalCheckpoint(path)
@@ -55,12 +59,34 @@ def load_pipeline_components(
             f"{checkpoint.name} holds {', '.join(checkpoint.components()) or 'no LTX-2 component'}, but a pipeline also "
             f"needs {', '.join(missing)}; pass them as arguments"
         )
-    text_encoder, tokenizer = load_text_encoder(text_encoder, tokenizer, dtype, **hub)
+    methods = _methods(quantization_config, [*needed, "text_encoder"])
+    of_text = {"quantization_config": methods["text_encoder"]} if "text_encoder" in methods else {}
+    text_encoder, tokenizer = load_text_encoder(text_encoder, tokenizer, dtype, **of_text, **hub)
     components = {"text_encoder": text_encoder, "tokenizer": tokenizer, **given}
     for name in needed:
         model_class = getattr(ltx2_diffusers, class_name_for(name, checkpoint.config(name)))
-        components[name] = load_component(model_class, path, dtype=dtype)
+        components[name] = load_component(model_class, path, dtype=dtype, quantization_config=methods.get(name))
     return {"scheduler": new_scheduler(is_distilled(path)), **components}
+
+
+def _methods(quantization_config: Any, loaded: list[str]) -> dict[str, Any]:
+    """The quantisation of each component that has one.
+
+    Raises:
+        ValueError: If it is meant for a component that is not loaded, or is for all components alike.
+    """
+    config = as_pipeline_config(quantization_config, [name for name in TRANSFORMERS if name in loaded])
+    if config is None:
+        return {}
+    if not config.quant_mapping:
+        raise ValueError(
+            "`quantization_config` of a single file needs a `quant_mapping` from components to configurations"
+        )
+    if unknown := sorted(config.quant_mapping.keys() - loaded):
+        raise ValueError(
+            f"`quantization_config` names {unknown[0]!r}, which is not loaded from the file; it can name {', '.join(loaded)}"
+        )
+    return dict(config.quant_mapping)
 
 
 def load_text_encoder(

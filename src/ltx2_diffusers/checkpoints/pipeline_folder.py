@@ -77,8 +77,9 @@ def check_pipeline_folder(folder: Path, given: Mapping[str, Any], takes: set[str
             f"{folder} has no folder for the components {missing}, which its {INDEX} lists; complete the checkpoint, or "
             "pass them by name (None to do without)"
         )
+    methods = getattr(given.get("quantization_config"), "quant_mapping", None) or {}
     for name, pair in needed.items():
-        check_component(folder / name, pair, given.get("variant"))
+        check_component(folder / name, pair, given.get("variant"), methods.get(name))
 
 
 def component_pairs(folder: Path, takes: set[str]) -> dict[str, tuple[str, str]]:
@@ -100,13 +101,14 @@ def component_pairs(folder: Path, takes: set[str]) -> dict[str, tuple[str, str]]
     return pairs
 
 
-def check_component(folder: Path, pair: tuple[str, str], variant: str | None) -> None:
+def check_component(folder: Path, pair: tuple[str, str], variant: str | None, quantization_config: Any = None) -> None:
     """Raise `ValueError` if any file of a component is damaged that is going to be read.
 
     Args:
         folder: The folder of the component.
         pair: Its library and class.
         variant: Which of several weights are loaded.
+        quantization_config: That of the component, default none.
     """
     for file in (folder / name for name in _READ):
         if file.is_file():
@@ -115,7 +117,9 @@ def check_component(folder: Path, pair: tuple[str, str], variant: str | None) ->
     if library == class_names.PACKAGE and class_name in class_names.COMPONENT_OF:
         import ltx2_diffusers
 
-        fit.check_folder(getattr(ltx2_diffusers, class_name), folder, variant=variant)
+        fit.check_folder(
+            getattr(ltx2_diffusers, class_name), folder, variant=variant, quantization_config=quantization_config
+        )
         return
     if (folder / _SCHEDULER).is_file():
         _check_scheduler(folder / _SCHEDULER)

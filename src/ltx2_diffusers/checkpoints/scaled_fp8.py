@@ -7,9 +7,13 @@ each layer in `comfy_quant`, JSON stored as bytes.
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
+from diffusers.quantizers import DiffusersAutoQuantizer
 
+from ..quantization.configs import FP8Config
+from ..quantization.stored import SCALES, layer_scales
 from .json_files import parse_object
 from .safetensors_io import Entry
 
@@ -17,7 +21,6 @@ MARKER = "scaled_fp8"
 _BLOB = "comfy_quant"
 _DTYPES = {"float8_e4m3fn": torch.float8_e4m3fn, "float8_e5m2": torch.float8_e5m2}
 _SPELLINGS = {"scale_weight": "weight_scale", "scale_input": "input_scale"}
-_SCALES = ("weight_scale", "input_scale")
 # Endings that belong to other quantised formats (per-channel or block scales, packed integers).
 _FOREIGN = re.compile(
     r".*\.(pre_quant_scale|weight_scale_2|weight_zero_point|absmax|weight_scale_inv|.*quant_state.*)"
@@ -26,7 +29,7 @@ _FOREIGN = re.compile(
 
 def without_scales(entries: Mapping[str, Entry]) -> dict[str, Entry]:
     """The tensors of a model itself, without what describes its quantisation."""
-    names = {*_SCALES, *_SPELLINGS, _BLOB, MARKER}
+    names = {*SCALES, *_SPELLINGS, _BLOB, MARKER}
     return {name: entry for name, entry in entries.items() if name.rpartition(".")[2] not in names}
 
 
@@ -36,24 +39,54 @@ def dequantized(entries: Mapping[str, Entry]) -> dict[str, Entry]:
     Raises:
         ValueError: If the tensors are of another quantised format.
     """
-    spelled = _one_spelling(entries)
     result = without_scales(entries)
-    if other := [name for name in result if _FOREIGN.fullmatch(name)]:
+    for name, entry in stored_scales(entries).items():
+        layer, _, kind = name.rpartition(".")
+        if kind == "weight_scale":
+            result[f"{layer}.weight"] = _scaled(entries[f"{layer}.weight"], entry, name)
+    return result
+
+
+def stored_scales(entries: Mapping[str, Entry]) -> dict[str, Entry]:
+    """The scales of fp8 layers, under Lightricks' names.
+
+    Raises:
+        ValueError: If the tensors are of another quantised format.
+    """
+    if other := [name for name in without_scales(entries) if _FOREIGN.fullmatch(name)]:
         raise _unsupported(other[0])
+    spelled = _one_spelling(entries)
     for name, entry in spelled.items():
         layer, _, kind = name.rpartition(".")
         weight = entries.get(f"{layer}.weight")
         if weight is None or (kind != _BLOB and weight.dtype not in _DTYPES.values()):
             raise _unsupported(name)
-        if kind == "weight_scale":
-            if entry.shape not in ((), (1,)):
-                raise _unsupported(name)
-            result[f"{layer}.weight"] = _scaled(weight, entry, name)
-        elif kind == _BLOB:
+        if kind == "weight_scale" and entry.shape not in ((), (1,)):
+            raise _unsupported(name)
+        if kind == _BLOB:
             _check_format(name, entry, weight.dtype)
             if f"{layer}.weight_scale" not in spelled:
                 raise ValueError(f"tensor {name!r} says that its layer is quantised, but there is no weight_scale")
-    return result
+    return {name: entry for name, entry in spelled.items() if not name.endswith(_BLOB)}
+
+
+def planned(config: FP8Config, entries: Mapping[str, Entry], dtype: torch.dtype | None = None) -> Any:
+    """A quantiser that knows the layers and scales of a model.
+
+    Args:
+        config: The method.
+        entries: Tensors of the model as stored, with scales in any spelling.
+        dtype: Data type of what is not stored in float8.
+
+    Raises:
+        ValueError: If the tensors cannot be stored by this method.
+    """
+    quantizer = DiffusersAutoQuantizer.from_config(config, pre_quantized=False)
+    quantizer.scales = layer_scales({name: entry.load() for name, entry in stored_scales(entries).items()})
+    quantizer.update_torch_dtype(dtype)
+    plain = without_scales(entries)
+    quantizer.plan({n: e.shape for n, e in plain.items()}, {n: e.dtype for n, e in plain.items()})
+    return quantizer
 
 
 def _one_spelling(entries: Mapping[str, Entry]) -> dict[str, Entry]:
@@ -62,7 +95,7 @@ def _one_spelling(entries: Mapping[str, Entry]) -> dict[str, Entry]:
     for name, entry in entries.items():
         layer, _, kind = name.rpartition(".")
         kind = _SPELLINGS.get(kind, kind)
-        if kind not in (*_SCALES, _BLOB):
+        if kind not in (*SCALES, _BLOB):
             continue
         if f"{layer}.{kind}" in spelled:
             raise ValueError(f"layer {layer!r} has its {kind} under two names")

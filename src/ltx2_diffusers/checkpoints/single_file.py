@@ -11,13 +11,15 @@ import torch
 from accelerate import init_empty_weights
 from diffusers import GGUFQuantizationConfig
 
+from ..quantization.configs import FP8Config, as_config
 from . import class_names
 from .fit import ModelClass, check_fit
 from .gguf_file import fill_quantized
 from .hub_files import local_file
 from .json_files import read_config
-from .original import OriginalCheckpoint
+from .original import OriginalCheckpoint, main_dtype
 from .safetensors_io import Entry
+from .scaled_fp8 import planned, without_scales
 
 
 def load_component(
@@ -59,8 +61,10 @@ def load_component(
         config_revision: Revision of the repository `config`.
         revision: Revision of the repository the file is fetched from.
         device_map: A single device, or `{"": device}`, as another spelling of `device`.
-        quantization_config: diffusers' `GGUFQuantizationConfig`, with which the linear layers of a GGUF file stay
-            packed; other kinds raise, and belong to `from_pretrained`.
+        quantization_config: `"fp8_cast"`, `"fp8_scaled_mm"` or one of their configurations, with which layers are stored
+            in float8, rounded one tensor at a time if the file holds real weights; or diffusers'
+            `GGUFQuantizationConfig`, with which the linear layers of a GGUF file stay packed. Other kinds raise, and
+            belong to `from_pretrained`.
         low_cpu_mem_usage: `False` initialises the model before filling it; default True.
         disable_mmap: Read the file into memory instead of mapping it, default False.
         cache_dir, local_files_only, token, force_download: Options of the download from the Hub.
@@ -71,6 +75,7 @@ def load_component(
         The model, in evaluation mode.
     """
     _check_options(cls, config, original_config, config_overrides)
+    quantization_config = as_config(quantization_config)
     if proxies is not None:
         raise ValueError("proxies is not supported by the Hub client; set the environment variable HTTPS_PROXY")
     target = _target_device(device, device_map)
@@ -94,9 +99,17 @@ def load_component(
         _check_stages(cls, entries, checkpoint.name)
     is_guess = config is None and not checkpoint.has_config(component)
     hint = "; without `config` metadata the published model was assumed: pass config= or original_config="
-    check_fit(cls, model_config, entries, checkpoint.name, hint if is_guess else "")
+    check_fit(cls, model_config, without_scales(entries), checkpoint.name, hint if is_guess else "")
+    quantizer = None
+    if isinstance(quantization_config, FP8Config):
+        with checkpoint.named(component):
+            quantizer = planned(quantization_config, entries, dtype or main_dtype(entries))
     with nullcontext() if low_cpu_mem_usage is False else init_empty_weights():
         model = cls.from_config(model_config)
+    if quantizer is not None:
+        with checkpoint.named(component):
+            _fill_float8(model, entries, quantizer, dtype, target, copy=isinstance(path_or_dict, Mapping))
+        return model.eval()
     if quantization_config is not None:
         fill_quantized(model, entries, quantization_config, dtype, target)
         return model.eval()
@@ -113,16 +126,41 @@ def _check_options(cls: ModelClass, config: object, original_config: object, ove
         raise TypeError(f"from_single_file got unknown arguments: {', '.join(unknown)}")
 
 
+def _fill_float8(
+    model: Any,
+    entries: Mapping[str, Entry],
+    quantizer: Any,
+    dtype: torch.dtype | None,
+    target: torch.device,
+    copy: bool,
+) -> None:
+    """Fill an empty model, one tensor at a time; tensors of a caller are copied."""
+    quantizer.preprocess_model(model=model)
+    main = dtype or main_dtype(entries)
+    for name, entry in without_scales(entries).items():
+        state = {name: entry.load().to(target, copy=copy)}
+        kept = dtype or (main if entry.dtype.itemsize == 1 else entry.dtype)
+        quantizer.create_quantized_param(model, state[name], name, target, state, dtype=kept)
+    model.to(target)
+    quantizer.postprocess_model(model)
+    model.hf_quantizer = quantizer
+    model.register_to_config(quantization_config=quantizer.quantization_config)
+
+
 def _check_quantization(config: Any, checkpoint: OriginalCheckpoint, low_cpu_mem_usage: bool | None) -> None:
+    if low_cpu_mem_usage is False:
+        raise ValueError("low_cpu_mem_usage cannot be False with quantization_config; leave it out")
+    if isinstance(config, FP8Config):
+        return
     if not isinstance(config, GGUFQuantizationConfig):
         raise ValueError(
             f"quantization_config of type {type(config).__name__} cannot be applied to an original file; convert it "
             "with `ltx2 convert` and pass quantization_config to from_pretrained"
         )
     if not checkpoint.is_gguf:
-        raise ValueError(f"quantization_config belongs to GGUF files, which {checkpoint.name} is not; leave it out")
-    if low_cpu_mem_usage is False:
-        raise ValueError("low_cpu_mem_usage cannot be False with quantization_config; leave it out")
+        raise ValueError(
+            f"this quantization_config belongs to GGUF files, which {checkpoint.name} is not; leave it out"
+        )
 
 
 def _target_device(device: str | torch.device | None, device_map: Any) -> torch.device:

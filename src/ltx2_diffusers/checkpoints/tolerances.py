@@ -93,6 +93,9 @@ TOLERANCES = {
         "rounded to 2^-23 at least once: 6e-5.",
         absolute=1e-4,
     ),
+    "float8 products": Tolerance(
+        "README of the vectors: an input near an edge of rounding may fall to the other side of it.", absolute=2e-2
+    ),
     "pipeline": Tolerance("README of the checkpoints' vectors, and promised for a pipeline.", absolute=1e-4),
     "pipeline, 2.3 sound": Tolerance(
         "README of the vectors: the second stage of the vocoder magnifies 500 times what its input differs by, an error "

@@ -31,14 +31,19 @@ class CheckpointMixin(CheckedConfigMixin):
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike | None, **kwargs: Any) -> Self:
         """Load from a folder in diffusers' layout or from the Hub.
 
-        Takes the arguments of diffusers' method. The configuration in a folder has to build exactly the tensors that
-        its weights are, by name and shape; this is compared before the model is built.
+        Takes the arguments of diffusers' method; `quantization_config` may also be `"fp8_cast"` or `"fp8_scaled_mm"`. The
+        configuration in a folder has to build exactly the tensors that its weights are, by name and shape; this is
+        compared before the model is built.
         """
         # Checkpoint handling stands above the models; it is reached only when something is loaded.
         from ..checkpoints.fit import check_folder
         from ..checkpoints.origin import origin_at, remember
+        from ..quantization.configs import as_config, register
 
         origin = None
+        register()
+        if kwargs.get("quantization_config") is not None:
+            kwargs["quantization_config"] = as_config(kwargs["quantization_config"])
         if pretrained_model_name_or_path is not None:
             finish_saves(pretrained_model_name_or_path, kwargs.get("subfolder"))
             check_folder(cls, pretrained_model_name_or_path, **kwargs)
@@ -59,3 +64,16 @@ class CheckpointMixin(CheckedConfigMixin):
         from ..checkpoints.single_file import load_component
 
         return load_component(cls, pretrained_model_link_or_path_or_dict, **kwargs)
+
+    def enable_layerwise_casting(self, *args: Any, **kwargs: Any) -> None:
+        """Store layers in another data type than they compute in. Takes the arguments of diffusers' method.
+
+        Raises:
+            ValueError: If the model is quantised, so that its layers are stored otherwise already.
+        """
+        if (method := getattr(self, "quantization_method", None)) is not None:
+            raise ValueError(
+                f"the model is quantised ({str(getattr(method, 'value', method))!r}), which layerwise casting would undo or spoil; "
+                "load it without quantization_config, or leave out the casting"
+            )
+        super().enable_layerwise_casting(*args, **kwargs)  # type: ignore[misc]  # as above

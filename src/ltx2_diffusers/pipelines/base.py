@@ -24,6 +24,7 @@ from ..checkpoints.card import PipelineFacts, pipeline_card
 from ..checkpoints.class_names import PACKAGE, model_pair, portable_pipeline, to_ours, to_portable
 from ..checks import check_loaded
 from ..models import saving, video_vae
+from ..quantization.configs import TRANSFORMERS, as_pipeline_config, register
 
 logger = logging.get_logger(__name__)
 
@@ -83,6 +84,8 @@ class LTX2PipelineBase(saving.AtomicSaveMixin, DiffusionPipeline):
         """Load a pipeline from a folder in diffusers' layout or from the Hub.
 
         Takes the arguments of diffusers' method; components given by name replace those of the folder.
+        `quantization_config` may also be `"fp8_cast"`, `"fp8_scaled_mm"` or the configuration of a model, which then
+        holds for the transformers.
 
         Raises:
             ValueError: If there is no such folder and the Hub can have no such repository, if a folder lacks a component
@@ -92,6 +95,11 @@ class LTX2PipelineBase(saving.AtomicSaveMixin, DiffusionPipeline):
         folder, takes = Path(pretrained_model_name_or_path), set(inspect.signature(cls.__init__).parameters)
         saving.finish_saves(folder)
         is_folder = folder.is_dir()
+        register()
+        if (asked := kwargs.get("quantization_config")) is not None:
+            names = [name for name in TRANSFORMERS if name in takes and name not in kwargs]
+            listed = [name for name in names if not is_folder or (folder / name).is_dir()]
+            kwargs["quantization_config"] = as_pipeline_config(asked, listed)
         if not is_folder:
             pipeline_folder.check_repository_id(os.fspath(pretrained_model_name_or_path))
         if not is_folder or kwargs.get("dduf_file"):

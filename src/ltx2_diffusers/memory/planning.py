@@ -12,7 +12,6 @@ from ..checkpoints.json_files import parse_object
 from .planning_policy import Placement, StageForecast
 
 _GIB = 2**30
-STORAGES = {None: "as stored", "fp8_cast": "fp8_cast (lossy)", "fp8_scaled_mm": "fp8_scaled_mm (lossy)"}
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,8 @@ class MemoryPlan:
         device: Kind of the device, `"cuda"` or `"cpu"`.
         gpu: The card whose speed the times are counted with.
         dtype: Type of the weights that are not stored in fewer bits, and of the computation.
-        quantize: How the transformer is stored: `None` as it is, `"fp8_cast"` or `"fp8_scaled_mm"`.
+        quantize: How the transformer is stored: `None` in `dtype`, `"fp8_cast"` or `"fp8_scaled_mm"`.
+        is_lossy: Whether the result differs by more than rounding from that of the weights as they are stored.
         decoding: `"whole"`, `"streamed"` (the same frames, in parts) or `"tiled"` (in blended tiles, lossy).
         batched_guidance: Whether all passes of a step are one batch.
         keeps_text: Whether keys and values of the text are kept between steps.
@@ -112,6 +112,7 @@ class MemoryPlan:
     device_bytes: int
     host_bytes: int
     quantize: str | None = None
+    is_lossy: bool = False
     text_encoder: str | None = None
     upsampler: str | None = None
 
@@ -129,11 +130,6 @@ class MemoryPlan:
     def transfer_per_step(self) -> int:
         """Most bytes of weights that come to the device in one denoising step."""
         return max(stage.transfer for stage in self.stages if stage.name.startswith("stage"))
-
-    @property
-    def is_exact(self) -> bool:
-        """Whether the result is, up to rounding, that of all weights on the device as they are stored."""
-        return self.quantize is None and self.decoding != "tiled"
 
     def to_json(self) -> str:
         """The plan as JSON, which `from_json` reads."""
@@ -195,9 +191,11 @@ class MemoryPlan:
     def _closing_lines(self) -> list[str]:
         passes = "all passes of a step in one batch" if self.batched_guidance else "passes of a step one after another"
         text = "" if self.keeps_text else "; keys and values of the text computed anew in every step"
-        decoding = self.decoding + (" (lossy)" if self.decoding == "tiled" else "")
+        decoding = self.decoding
+        storage = self.quantize or "as stored"
+        lossy = "; lossy" if self.is_lossy else ""
         return [
-            f"transformer {STORAGES[self.quantize]}, {self.dtype}; video decoded {decoding}; {passes}{text}",
+            f"transformer {storage}, {self.dtype}; video decoded {decoding}; {passes}{text}{lossy}",
             f"together: {shown_bytes(self.device_bytes)} of the device and {shown_bytes(self.host_bytes)} of host memory, with "
             "what libraries and fragments take",
             f"time: about {shown_seconds(self.seconds)} a call at the speed of {self.gpu}, an estimate",

@@ -3,11 +3,10 @@
 Nothing is loaded for a plan: models are built without values, from configurations and headers of files.
 """
 
-import inspect
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from ..memory.planning_needs import Clips, Needs, variants
 from ..memory.planning_parts import ModelParts, parts_of
 from ..memory.planning_policy import DENOISER, Budget, Choice, chosen
 from ..memory.planning_stages import DECODINGS
+from ..prompts.encoding import DEFAULT_TEXT_POSITIONS
 from ..quantization.layers import cast_layers, put_cast, put_scaled, scaled_layers
 from ..sampling import PassLayout
 from ..schedulers.scheduling_ltx2 import LTX2Scheduler
@@ -101,3 +101,244 @@ def plan_memory(
     plan = planner.plan(wish)
     shown = "a CPU" if card is devices.CPU else (name or devices.USUAL)
     return replace(plan, gpu=shown, **{key: None if v is None else os.fspath(v) for key, v in sources.items()})
+
+
+class Planner:
+    """Plans for one checkpoint, device and set of liberties.
+
+    Args:
+        parts: The checkpoint.
+        asked: What the plan may do.
+        budget: Memory of device and host.
+    """
+
+    def __init__(self, parts: ModelParts, asked: "Liberties", budget: Budget) -> None:
+        self.parts, self.asked, self.budget = parts, asked, budget
+
+    def plan(self, wish: ClipWish) -> MemoryPlan:
+        """The fastest plan that fits.
+
+        Raises:
+            ValueError: If none does, with the nearest that do.
+        """
+        best, least = self._chosen(wish)
+        if best is None:
+            raise ValueError(self._refusal(wish, least))
+        return self._as_plan(wish, best)
+
+    def fits(self, wish: ClipWish) -> bool:
+        """Whether a plan fits."""
+        return self._chosen(wish)[0] is not None
+
+    def _chosen(self, wish: ClipWish) -> tuple[Choice | None, Choice]:
+        clip, first = _clips(self.parts, wish)
+        kind = "cuda" if self.budget.is_cuda else "cpu"
+        needs = Needs(self.parts, wish, Clips(clip, first), kind, _stored)
+        storages = self.asked.storages(bool(self.parts.scaled.get(DENOISER)))
+        decodings = [how for how in DECODINGS if how != "tiled" or self.asked.allow_lossy]
+        # Texts whose values depend on the noise level are not kept anyway.
+        kept = (True, False) if self.parts.preset.version == "2.0" else (True,)
+        layouts = [PassLayout(keeps_text=keeps) for keeps in kept]
+        best, least = chosen(variants(needs, storages, layouts, decodings), self.budget)
+        is_streamed = best is not None and best.placements[DENOISER].where == "streamed"
+        if is_streamed and any(needs.passes):
+            # A batch of passes saves nothing but the way of weights to the device.
+            batches = [replace(layout, batched=True) for layout in layouts]
+            other, _ = chosen(variants(needs, storages, batches, decodings), self.budget)
+            if best is not None and other is not None and other.seconds < best.seconds:
+                best = other
+        return best, least
+
+    def _as_plan(self, wish: ClipWish, choice: Choice) -> MemoryPlan:
+        variant, budget = choice.variant, self.budget
+        parts = {
+            name: PartPlan(
+                weights.total,
+                choice.placements[name],
+                choice.placements[name].on_device(name, weights, True),
+                choice.placements[name].on_host(name, weights),
+            )
+            for name, weights in variant.weights.items()
+        }
+        stored = bool(self.parts.scaled.get(DENOISER)) and variant.storage == "fp8_scaled_mm"
+        return MemoryPlan(
+            checkpoint=self.parts.name,
+            clip=wish,
+            vram_gb=budget.device_bytes / 2**30,
+            ram_gb=budget.host_bytes / 2**30,
+            device="cuda" if budget.is_cuda else "cpu",
+            gpu="",
+            dtype=str(self.parts.dtype).removeprefix("torch."),
+            decoding=variant.decoding,
+            batched_guidance=variant.batched,
+            keeps_text=variant.keeps_text,
+            parts=parts,
+            stages=tuple(choice.stages),
+            device_bytes=int(budget.needed(choice.peak)),
+            host_bytes=int(budget.needed_on_host(choice.host)),
+            quantize=variant.storage,
+            is_lossy=variant.decoding == "tiled" or (variant.storage is not None and not stored),
+        )
+
+    def _refusal(self, wish: ClipWish, least: Choice) -> str:
+        """What does not fit, and the nearest plans that do."""
+        budget = self.budget
+        device, host = budget.needed(least.peak), budget.needed_on_host(least.host)
+        lacks = []
+        if device > budget.device_bytes:
+            lacks.append(f"{_gib(device)} GB of the device (vram_gb={_shown(budget.device_bytes)})")
+        if host > budget.host_bytes:
+            lacks.append(f"{_gib(host)} GB of host memory (ram_gb={_shown(budget.host_bytes)})")
+        near = list(self._nearest(wish))
+        hint = f"; it fits {', or '.join(near)}" if near else "; take more memory"
+        return f"{self.parts.name}: {wish.shown} needs at least {' and '.join(lacks)}{hint}"
+
+    def _nearest(self, wish: ClipWish) -> Iterator[str]:
+        """What would fit, in words."""
+        if not self.asked.allow_lossy and self.asked.quantize is None:
+            freer = Planner(self.parts, replace(self.asked, allow_lossy=True), self.budget)
+            best, _ = freer._chosen(wish)
+            if best is not None:
+                yield "with allow_lossy=True (--allow-lossy)"
+        if (frames := self._most(range(9, wish.num_frames, 8), lambda n: replace(wish, num_frames=n))) is not None:
+            yield f"with num_frames={frames}"
+        step = 64 if wish.two_stage else 32
+        smaller = [(height, width) for height, width in _sizes_below(wish.height, wish.width, step)]
+        size = self._most(smaller, lambda one: replace(wish, height=one[0], width=one[1]))
+        if size is not None:
+            yield f"at {size[1]} x {size[0]} x {wish.num_frames}"
+
+    def _most(self, values: Sequence[Any], changed: Callable[[Any], ClipWish]) -> Any | None:
+        """The last of rising values whose plan fits, found in some tries."""
+        low, high, found = 0, len(values), None
+        for _ in range(_TRIES):
+            if low >= high:
+                break
+            middle = (low + high) // 2
+            if self.fits(changed(values[middle])):
+                low, found = middle + 1, values[middle]
+            else:
+                high = middle
+        return found
+
+
+def _sizes_below(height: int, width: int, step: int) -> list[tuple[int, int]]:
+    """Smaller sizes of about the same shape, rising."""
+    sizes = []
+    for eighth in range(1, 8):
+        sides = [max(round(side * eighth / 8 / step) * step, step) for side in (height, width)]
+        sizes.append((sides[0], sides[1]))
+    return [one for one in dict.fromkeys(sizes) if one[0] * one[1] < height * width]
+
+
+def _gib(size: float) -> str:
+    return f"{math.ceil(size / 2**30 * 10) / 10:g}" if size >= 2**30 / 4 else f"{size / 2**30 * 1.005:.3g}"
+
+
+def _shown(size: float) -> str:
+    return f"{size / 2**30:g}"
+
+
+@dataclass(frozen=True)
+class Liberties:
+    """What a plan may do.
+
+    Args:
+        ram_gb: Host memory in GiB.
+        quantize: How the transformer has to be stored; `None` leaves it open.
+        allow_lossy: Whether what changes results may be chosen.
+    """
+
+    ram_gb: float
+    quantize: str | None = None
+    allow_lossy: bool = False
+
+    def storages(self, is_float8: bool) -> list[str | None]:
+        """Ways to store the transformer; of a file with scaled float8 weights its own comes first."""
+        if self.quantize is not None:
+            return [self.quantize]
+        if is_float8:
+            return ["fp8_scaled_mm"]
+        return [None, "fp8_cast"] if self.allow_lossy else [None]
+
+
+def _checked(
+    vram_gb: float, ram_gb: float | None, quantize: str | None, allow_lossy: bool, device: str
+) -> Liberties:
+    """The liberties of a plan, after a check of what is wrong whatever the checkpoint."""
+    checks.check_positive(vram_gb=vram_gb, ram_gb=ram_gb)
+    checks.check_choice("device", device, ("cuda", "cpu"))
+    if quantize is not None:
+        quantize = quantize.replace("-", "_")
+        checks.check_choice("quantize", quantize, QUANTIZATIONS)
+    return Liberties(devices.host_gib() if ram_gb is None else ram_gb, quantize, allow_lossy)
+
+
+def _wish(
+    parts: ModelParts,
+    size: Sequence[int],
+    frame_rate: float,
+    two_stage: bool,
+    image: bool,
+    guided: bool | None,
+    steps: int | None,
+    num_videos: int,
+    prompt_tokens: int,
+) -> ClipWish:
+    """The generation, after a check of its values against the checkpoint."""
+    preset = parts.preset
+    is_dev = preset.kind == "dev"
+    if guided and not is_dev:
+        raise ValueError("`guided` is True, but a distilled checkpoint runs without guidance; leave it out")
+    if two_stage and "latent_upsampler" not in parts.configs:
+        raise ValueError(f"{parts.name} has no latent_upsampler, which two stages need; name one with `upsampler`")
+    if steps is not None and not is_dev:
+        raise ValueError(f"`num_inference_steps` is {steps}, but a distilled checkpoint has fixed steps; leave it out")
+    checks.check_at_least_one(num_videos=num_videos, prompt_tokens=prompt_tokens)
+    count = preset.num_inference_steps if steps is None else steps
+    checks.check_at_least_one(num_inference_steps=count)
+    all_steps = (count, len(preset.stage_2_sigmas)) if two_stage else (count,)
+    positions = _positions(parts)
+    guided = is_dev if guided is None else guided
+    height, width, num_frames = size
+    tokens = min(prompt_tokens, positions)
+    wish = ClipWish(
+        height, width, num_frames, frame_rate, two_stage, image, guided, all_steps, num_videos, tokens, positions
+    )
+    _clips(parts, wish)
+    return wish
+
+
+def _positions(parts: ModelParts) -> int:
+    """Text positions that the streams attend to: those of texts by default, as far as the language model knows them."""
+    config = parts.configs["text_encoder"].get("text_config", {})
+    return min(DEFAULT_TEXT_POSITIONS, config.get("max_position_embeddings", DEFAULT_TEXT_POSITIONS))
+
+
+def _clips(parts: ModelParts, wish: ClipWish) -> tuple[Any, Any]:
+    """The sizes of the finished clip and of the first stage."""
+    scale = 0.5 if wish.two_stage else 1.0
+    wished = Size(wish.height, wish.width, wish.num_frames, wish.frame_rate)
+    clip = plan_clip(_model_sizes(parts), wish.num_videos, wished, [(scale, 1.0), (1.0, 1.0)])
+    return clip, clip.at_scale(scale, 1.0)
+
+
+def _model_sizes(parts: ModelParts) -> ModelSizes:
+    """What the networks make of pixels and seconds, read from them without values."""
+    networks = {name: parts.model(name) for name in ("vae", "audio_vae")}
+    absent = dict.fromkeys(("text_encoder", "tokenizer", "connectors", "vocoder"))
+    transformer = parts.model(DENOISER, 1)
+    return LTX2GenerationPipeline(LTX2Scheduler(), transformer=transformer, **networks, **absent).sizes
+
+
+def _stored(transformer: nn.Module, storage: str | None) -> nn.Module:
+    """A transformer without values, stored in some way."""
+    if storage is None:
+        return transformer
+    dtype = next(transformer.parameters()).dtype
+    shapes = {name: tuple(tensor.shape) for name, tensor in transformer.state_dict().items()}
+    if storage == "fp8_cast":
+        put_cast(transformer, cast_layers(shapes), dtype)
+    else:
+        put_scaled(transformer, dict.fromkeys(scaled_layers(shapes), False), dtype)
+    return transformer

@@ -8,10 +8,12 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils._pytree import tree_iter, tree_map
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 _ALLOCATION = "[memory]"
+_QUESTION = torch.ops.aten._local_scalar_dense.default
+_CONVOLUTION = torch.ops.aten.convolution.default
 
 
 class LiveTensors(TorchDispatchMode):
@@ -28,26 +30,31 @@ class LiveTensors(TorchDispatchMode):
 
     def __init__(self, kernels: str | None = None) -> None:
         super().__init__()
-        self.alive = self.peak = 0
+        self.alive = self.peak = self.operations = 0
         self.kernels = kernels
         self._seen: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:  # noqa: ARG002
         kwargs = kwargs or {}
-        given = [one for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)]
-        for tensor in given:
-            # Weights and inputs were there before.
-            self._seen.add(tensor.untyped_storage()._cdata)
-        if any(tensor.is_meta for tensor in given) and not all(tensor.is_meta for tensor in given):
+        is_meta = has_values = False
+        for tensor in tree_iter((args, kwargs)):
+            if isinstance(tensor, torch.Tensor):
+                # Weights and inputs were there before.
+                self._seen.add(tensor.untyped_storage()._cdata)
+                is_meta, has_values = is_meta or tensor.is_meta, has_values or not tensor.is_meta
+        if is_meta and has_values:
             args, kwargs = tree_map(_without_values, (args, kwargs))
-        if func is torch.ops.aten._local_scalar_dense.default and given[0].is_meta and given[0].dtype is torch.bool:
+        if func is _QUESTION and is_meta and args[0].dtype is torch.bool:
             return False
         result = func(*args, **kwargs)
-        for tensor in tree_leaves(result):
+        for tensor in tree_iter(result):
             if isinstance(tensor, torch.Tensor):
                 self._count(tensor.untyped_storage())
-        if self.kernels is not None and func is torch.ops.aten.convolution.default:
-            self.peak = max(self.peak, self.alive + convolution_bytes(args, result, self.kernels))
+        if self.kernels is not None:
+            if func is _CONVOLUTION:
+                self.peak = max(self.peak, self.alive + convolution_bytes(args, result, self.kernels))
+            if func.overloadpacket in flop_registry:
+                self.operations += flop_registry[func.overloadpacket](*args, **kwargs, out_val=result)
         return result
 
     def _count(self, storage: torch.UntypedStorage) -> None:
@@ -64,6 +71,10 @@ class LiveTensors(TorchDispatchMode):
         self.alive -= size
 
 
+def _without_values(value: Any) -> Any:
+    return value.to("meta") if isinstance(value, torch.Tensor) else value
+
+
 def convolution_bytes(args: tuple, result: torch.Tensor, device: str) -> int:
     """What a convolution takes for itself while it runs.
 
@@ -78,7 +89,7 @@ def convolution_bytes(args: tuple, result: torch.Tensor, device: str) -> int:
     inputs, weight = args[:2]
     if device == "cpu":
         # No memory is touched: the choice depends on shapes and types.
-        stand_ins = [torch.empty(one.shape, dtype=one.dtype) for one in (inputs, weight)]
+        stand_ins = [torch.empty(one.shape, dtype=one.dtype, device="cpu") for one in (inputs, weight)]
         backend = torch._C._select_conv_backend(*stand_ins, None, *args[3:], [weight.shape[0]])
         if backend == torch._C._ConvBackend.Slow3d:
             windows = weight[0].numel() * result.shape[0] * result[0, 0].numel()
@@ -86,14 +97,10 @@ def convolution_bytes(args: tuple, result: torch.Tensor, device: str) -> int:
     return sum(one.numel() * one.element_size() for one in (inputs, weight, result))
 
 
-def _without_values(value: Any) -> Any:
-    return value.to("meta") if isinstance(value, torch.Tensor) else value
-
-
 class FusedAttention(TorchFunctionMode):
     """Attention without values in one operation, as kernels of devices do it; PyTorch would write its scores out.
 
-    Operations of attentions are added up in `operations`, which PyTorch's counter does not see.
+    What attentions compute is added up in `operations`.
     """
 
     def __init__(self) -> None:
@@ -139,11 +146,9 @@ def peak_bytes(run: Callable[[], Any]) -> int:
 @torch.no_grad()
 def counted(run: Callable[[], Any], device: str = "cuda") -> Counted:
     """What `run`, which calls models on the meta device, would need on a device of a kind, `"cuda"` (default) or `"cpu"`."""
-    # The last of the modes is asked first; the counter of operations gets what is free of values already.
-    operations = FlopCounterMode(display=False)
-    with operations, FusedAttention() as attention, LiveTensors(device) as tensors:
+    with FusedAttention() as attention, LiveTensors(device) as tensors:
         run()
-    return Counted(tensors.peak, operations.get_total_flops() + attention.operations, attention.operations)
+    return Counted(tensors.peak, tensors.operations + attention.operations, attention.operations)
 
 
 class Measured(NamedTuple):

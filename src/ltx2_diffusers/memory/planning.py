@@ -27,7 +27,7 @@ class ClipWish:
         guided: Whether the first stage is guided.
         steps: Steps of each stage.
         num_videos: Videos of the batch. Default 1.
-        prompt_tokens: Tokens of the longest prompt. Default 1024, the most.
+        prompt_tokens: Tokens of the longest prompt. Default 512.
         positions: Text positions that the streams attend to. Default 1024.
     """
 
@@ -40,7 +40,7 @@ class ClipWish:
     guided: bool = True
     steps: tuple[int, ...] = ()
     num_videos: int = 1
-    prompt_tokens: int = 1024
+    prompt_tokens: int = 512
     positions: int = 1024
 
     @property

@@ -1,8 +1,7 @@
 """From a checkpoint and a wished clip to numbers: bytes of weights, and what every stage holds and computes."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,16 +13,21 @@ from .counting import Counted, counted
 from .planning import ClipWish
 from .planning_parts import ModelParts, num_bytes
 from .planning_policy import DENOISER, LANGUAGE_MODEL, StageNeed, Variant, Weights
-from .planning_stages import Denoising, Reading
+from .planning_stages import Denoising, Reading, Run
 from .streaming import block_list
 
 if TYPE_CHECKING:
     from ..pipelines.plan import ClipPlan
 
-# Two lengths of a shorter transformer, from which the whole one follows: all blocks are alike.
-_DEPTHS = (3, 4)
-# A clip in tiles takes no more memory for being longer; it is counted at this length.
-_TILED_FRAMES = 3
+# Lengths of shorter models from which the whole one follows: all blocks are alike.
+_SHORT, _LONGER = 2, 3
+# The first length at which all passes of a step part before the last block.
+_GUIDED = 3
+# Layers of a language model repeat in groups of so many.
+_TEXT_SHORT, _TEXT_LONGER = 6, 7
+# The peak of parts does not grow with the clip; it is counted at these lengths, in latent frames.
+_PART, _PARTS = 3, 6
+_ALONE = NeededPasses(False, False, False)
 
 
 @dataclass(frozen=True)
@@ -39,71 +43,80 @@ class Clips:
     first: "ClipPlan"
 
 
-class Needs:
-    """What a generation needs, counted when it is asked for and once.
+class Counts:
+    """What is counted of a checkpoint on a kind of device, each thing once.
 
     Args:
         parts: The checkpoint.
-        wish: The generation.
-        clips: Its sizes.
         kind: Kind of the device, `"cuda"` or `"cpu"`.
-        put: Stores a transformer without values in one of these ways.
+        put: Stores a transformer without values in some way.
     """
 
-    def __init__(
-        self,
-        parts: ModelParts,
-        wish: ClipWish,
-        clips: Clips,
-        kind: str,
-        put: Callable[[nn.Module, str | None], nn.Module],
-    ) -> None:
-        self.parts, self.wish, self.clips, self.kind, self._put = parts, wish, clips, kind, put
-        self._transformers: dict[tuple[str | None, int], nn.Module] = {}
-        self._counted: dict[tuple, Any] = {}
+    def __init__(self, parts: ModelParts, kind: str, put: Callable[[nn.Module, str | None], nn.Module]) -> None:
+        self.parts, self.kind, self._put = parts, kind, put
+        self._models: dict[tuple, nn.Module] = {}
+        self._counted: dict[tuple, Counted] = {}
 
-    @cached_property
-    def models(self) -> Mapping[str, nn.Module]:
-        """All components but the transformer, on the meta device."""
-        names = [name for name in self.parts.components if name != DENOISER]
-        if not self.wish.two_stage:
-            names = [name for name in names if name != "latent_upsampler"]
-        return {name: self.parts.model(name) for name in names}
+    def model(self, component: str, depth: int | None = None, storage: str | None = None) -> nn.Module:
+        """A component on the meta device, with so many blocks, stored in some way."""
+        key = component, depth, storage
+        if key not in self._models:
+            model = self.parts.model(component, depth)
+            self._models[key] = self._put(model, storage) if component == DENOISER else model
+        return self._models[key]
 
-    @cached_property
-    def depth(self) -> int:
-        """Blocks of the transformer."""
-        return int(self.parts.configs[DENOISER].get("num_layers", 48))
+    def count(self, run: Run, *key: Any) -> Counted:
+        """What a run needs that a key tells from all others."""
+        if key not in self._counted:
+            self._counted[key] = counted(run, self.kind)
+        return self._counted[key]
 
-    def transformer(self, storage: str | None, depth: int) -> nn.Module:
-        """A transformer of so many blocks, stored in some way."""
-        key = storage, depth
-        if key not in self._transformers:
-            self._transformers[key] = self._put(self.parts.model(DENOISER, depth), storage)
-        return self._transformers[key]
+    def weights(self, component: str, storage: str | None = None) -> Weights:
+        """Bytes of a component and of its blocks."""
+        if component not in (DENOISER, LANGUAGE_MODEL):
+            return Weights(num_bytes(self.model(component)))
+        depth = self.parts.depth(component)
+        length = min(depth, _SHORT)
+        short = self.model(component, length, storage)
+        if storage == "fp8_scaled_mm":
+            # Blocks at both ends are not stored in it.
+            whole = self.model(component, None, storage)
+            return Weights(num_bytes(whole), depth, max(num_bytes(block) for block in _blocks(whole)))
+        block = num_bytes(_blocks(short)[0])
+        return Weights(num_bytes(short) + (depth - length) * block, depth, block)
+
+
+def _blocks(model: nn.Module) -> Any:
+    return model.get_submodule(block_list(model))
+
+
+class Needs:
+    """What a generation needs.
+
+    Args:
+        counts: What is counted of the checkpoint.
+        wish: The generation.
+        clips: Its sizes.
+    """
+
+    def __init__(self, counts: Counts, wish: ClipWish, clips: Clips) -> None:
+        self.counts, self.parts, self.wish, self.clips = counts, counts.parts, wish, clips
+
+    @property
+    def components(self) -> list[str]:
+        """The components that run."""
+        return [name for name in self.parts.components if self.wish.two_stage or name != "latent_upsampler"]
 
     def weights(self, storage: str | None) -> dict[str, Weights]:
         """Bytes of all components."""
-        found = {name: _weights(model) for name, model in self.models.items()}
-        if self.depth <= _DEPTHS[1]:
-            found[DENOISER] = _weights(self.transformer(storage, self.depth), True)
-        else:
-            small, large = (num_bytes(self.transformer(storage, depth)) for depth in _DEPTHS)
-            block = _weights(self.transformer(storage, _DEPTHS[1]), True).block
-            found[DENOISER] = Weights(small + (self.depth - _DEPTHS[0]) * (large - small), self.depth, block)
-        return {name: found[name] for name in self.parts.components if name in found}
-
-    def _count(self, name: str, run: stages.Run, *key: Any) -> Counted:
-        if (name, *key) not in self._counted:
-            self._counted[name, *key] = counted(run, self.kind)
-        return self._counted[name, *key]
+        return {n: self.counts.weights(n, storage if n == DENOISER else None) for n in self.components}
 
     @property
     def passes(self) -> NeededPasses:
         """The passes of the first stage beside the conditional one."""
-        if not self.wish.guided:
-            return NeededPasses(False, False, False)
         scales = self.parts.preset.video, self.parts.preset.audio
+        if not self.wish.guided:
+            return _ALONE
         return NeededPasses(
             any(one.cfg_scale != 1 for one in scales),
             any(one.stg_scale != 0 for one in scales),
@@ -112,105 +125,91 @@ class Needs:
 
     def stages(self, storage: str | None, layout: PassLayout, decoding: str) -> list[StageNeed]:
         """The stages in order."""
-        reading = Reading((2 if self.passes.negative else 1) * self.wish.num_videos, self.wish.prompt_tokens)
-        text = self._count("text", stages.reading_text(self.models, reading))
-        linked = self._count("connectors", stages.connecting(self.models, reading))
-        first, clip, image = self.clips.first, self.clips.clip, self.wish.image
-        needs = [
-            StageNeed("text encoding", (LANGUAGE_MODEL,), text.peak, text.operations),
-            StageNeed("text connectors", ("connectors",), linked.peak, linked.operations),
-        ]
-        if image:
-            encoded = self._count("image", stages.encoding_image(self.models, clip))
-            needs.append(StageNeed("image encoding", ("vae",), encoded.peak, encoded.operations))
-        needs.append(self._denoising("stage 1", first, storage, layout, self.passes, self.wish.steps[0]))
+        first, clip, steps = self.clips.first, self.clips.clip, self.wish.steps
+        reading = Reading((1 + self.passes.negative) * self.wish.num_videos, self.wish.prompt_tokens, self.wish.positions)
+        linked = self._counted(stages.connecting, ("connectors",), reading)
+        needs = [_need("text encoding", (LANGUAGE_MODEL,), self._text(reading)), _need("text connectors", *linked)]
+        if self.wish.image:
+            needs.append(_need("image encoding", *self._counted(stages.encoding_image, ("vae",), clip)))
+        needs.append(self._denoising("stage 1", first, storage, layout, self.passes, steps[0]))
         if self.wish.two_stage:
-            enlarged = self._count("upsampling", stages.upsampling(self.models, first))
-            needs.append(StageNeed("upsampling", ("latent_upsampler",), enlarged.peak, enlarged.operations))
-            alone = NeededPasses(False, False, False)
-            needs.append(self._denoising("stage 2", clip, storage, layout, alone, self.wish.steps[1]))
-        sound = self._count("sound", stages.decoding_audio(self.models, clip))
-        needs.append(StageNeed("sound decoding", ("audio_vae", "vocoder"), sound.peak, sound.operations))
-        frames = self._decoding(decoding)
-        needs.append(StageNeed("video decoding", ("vae",), frames.peak, frames.operations))
+            needs.append(_need("upsampling", *self._counted(stages.upsampling, ("latent_upsampler",), first)))
+            needs.append(self._denoising("stage 2", clip, storage, layout, _ALONE, steps[1]))
+        needs.append(_need("sound decoding", *self._counted(stages.decoding_audio, ("audio_vae", "vocoder"), clip)))
+        needs.append(_need("video decoding", ("vae",), self._decoding(decoding)))
         return needs
+
+    def _counted(self, stage: Callable[..., Run], uses: tuple[str, ...], *sizes: Any) -> tuple:
+        models = {name: self.counts.model(name) for name in uses}
+        return uses, self.counts.count(stage(models, *sizes), stage.__name__, *sizes)
+
+    def _text(self, reading: Reading) -> Counted:
+        """Of the language model, from shorter ones."""
+        depth = self.parts.depth(LANGUAGE_MODEL)
+        depths = (_TEXT_SHORT, _TEXT_LONGER) if depth > _TEXT_LONGER else (depth, depth)
+        short, longer = (
+            self.counts.count(
+                stages.reading_text({LANGUAGE_MODEL: self.counts.model(LANGUAGE_MODEL, one)}, reading), "text", one, reading
+            )
+            for one in depths
+        )
+        return Counted(*(int(a + (depth - depths[0]) * (b - a)) for a, b in zip(short, longer)))
 
     def _decoding(self, how: str) -> Counted:
         clip = self.clips.clip
-        if how == "whole" or clip.video.frames <= _TILED_FRAMES:
-            return self._count("video", stages.decoding_video(self.models, clip, how), how)
-        # The peak of a part does not grow with the clip; what it computes does.
-        longest = min(clip.video.frames, 2 * _TILED_FRAMES)
-        short, long = (
-            self._count("video", stages.decoding_video(self.models, _of_frames(clip, frames), how), how, frames)
-            for frames in (_TILED_FRAMES, longest)
-        )
-        more = (long.operations - short.operations) / max(longest - _TILED_FRAMES, 1)
-        joined = _pixel_bytes(clip, self.parts.dtype) if how == "tiled" else 0
-        return Counted(long.peak + joined, int(short.operations + more * (clip.video.frames - _TILED_FRAMES)))
+        frames = clip.video.frames
+        models = {"vae": self.counts.model("vae")}
+
+        def count(length: int) -> Counted:
+            return self.counts.count(
+                stages.decoding_video(models, _of_frames(clip, length), how), "video", how, clip, length
+            )
+
+        if how == "whole" or frames <= _PARTS:
+            return count(frames)
+        part, parts = count(_PART), count(_PARTS)
+        more = (parts.operations - part.operations) / (_PARTS - _PART)
+        # Tiles are joined on the device.
+        growth = max(parts.peak - part.peak, 0) / (_PARTS - _PART) if how == "tiled" else 0
+        rest = frames - _PARTS
+        return Counted(int(parts.peak + growth * rest), int(parts.operations + more * rest))
 
     def _denoising(
         self, name: str, clip: "ClipPlan", storage: str | None, layout: PassLayout, passes: NeededPasses, steps: int
     ) -> StageNeed:
-        preset = self.parts.preset
+        preset, depth = self.parts.preset, self.parts.depth(DENOISER)
         is_alone = not any(passes)
         layout = replace(layout, batched=layout.batched and not is_alone)
+        lengths = [min(one, depth) for one in (_SHORT, _LONGER)]
+        plain = [self._forward(clip, storage, None, PassLayout(), one) for one in lengths]
+        counted = min(depth, _GUIDED)
         scales = None if is_alone else (preset.video, preset.audio)
-        wish = Denoising(preset, scales, self.wish.image, self.wish.positions, layout)
-        depths = (self.depth,) if self.depth <= _DEPTHS[1] else _DEPTHS
-        runs = [
-            self._count(
-                name,
-                stages.denoising({DENOISER: self.transformer(storage, depth)}, clip, wish),
-                storage,
-                layout,
-                depth,
-            )
-            for depth in depths
-        ]
-        plain = self._plain_operations(name, clip, storage)
-        if len(runs) == 1:
-            peak = runs[0].peak
-        else:
-            peak = runs[0].peak + (self.depth - _DEPTHS[0]) * (runs[1].peak - runs[0].peak)
-        operations, attention = _pass_operations(plain, passes, layout, preset.stg_blocks(self.depth), self.depth)
-        traversals = 1 if layout.batched else 1 + passes.negative
-        return StageNeed(name, (DENOISER,), peak, operations, attention, steps, traversals)
-
-    def _plain_operations(self, name: str, clip: "ClipPlan", storage: str | None) -> tuple[float, float, float]:
-        """Operations of one pass: beside the blocks, of one block, and the share of attention in it."""
-        wish = Denoising(self.parts.preset, None, self.wish.image, self.wish.positions)
-        shallow, deep = (
-            self._count(
-                name, stages.denoising({DENOISER: self.transformer(storage, depth)}, clip, wish), storage, "plain", depth
-            )
-            for depth in ((1, 2) if self.depth > 1 else (1, 1))
-        )
-        block = deep.operations - shallow.operations or shallow.operations
-        attention = deep.attention - shallow.attention or shallow.attention
-        return max(shallow.operations - block, 0), block, attention
-
-
-def _pass_operations(
-    plain: tuple[float, float, float], passes: NeededPasses, layout: PassLayout, perturbed: Sequence[int], depth: int
-) -> tuple[float, float]:
-    """Operations of all passes of a step, and those of them that are attention."""
-    rest, block, attention = plain
-    count = 1 + sum(passes)
-    blocks = count * depth
-    if passes.perturbed and not layout.batched:
+        made = self._forward(clip, storage, scales, layout, counted)
+        # Blocks add to what is held nothing but the keys and values that are kept of the texts.
+        texts = (1 + sum(passes)) if layout.batched else (1 + passes.negative)
+        kept = texts * (plain[1].peak - plain[0].peak) if layout.keeps_text else 0
+        block = plain[1].operations - plain[0].operations, plain[1].attention - plain[0].attention
+        if lengths[0] == lengths[1]:
+            block = plain[0].operations // depth, plain[0].attention // depth
+        rest = max(plain[0].operations - lengths[0] * block[0], 0)
+        count = 1 + sum(passes)
         # Blocks before the first perturbed one are those of the conditional pass.
-        blocks -= perturbed[0]
-    return count * rest + blocks * block, blocks * attention
+        shared = preset.stg_blocks(depth)[0] if passes.perturbed and not layout.batched else 0
+        blocks = count * depth - shared
+        traversals = 1 if layout.batched else 1 + passes.negative
+        work = count * rest + blocks * block[0], blocks * block[1]
+        return StageNeed(name, (DENOISER,), made.peak + (depth - counted) * kept, *work, steps, traversals)
+
+    def _forward(
+        self, clip: "ClipPlan", storage: str | None, scales: Any, layout: PassLayout, depth: int
+    ) -> Counted:
+        wish = Denoising(self.parts.preset, scales, self.wish.image, self.wish.positions, layout)
+        run = stages.denoising({DENOISER: self.counts.model(DENOISER, depth, storage)}, clip, wish)
+        return self.counts.count(run, "step", clip, storage, scales is None, self.wish.image, layout, depth)
 
 
-def _weights(model: nn.Module, is_transformer: bool = False) -> Weights:
-    """Bytes of a model and of the blocks that it can be streamed by."""
-    total = num_bytes(model)
-    if not is_transformer and not hasattr(getattr(model, "config", None), "get_text_config"):
-        return Weights(total)
-    blocks = model.get_submodule(block_list(model))
-    return Weights(total, len(blocks), max(num_bytes(block) for block in blocks))
+def _need(name: str, uses: tuple[str, ...], count: Counted) -> StageNeed:
+    return StageNeed(name, uses, count.peak, count.operations)
 
 
 def _of_frames(clip: "ClipPlan", frames: int) -> "ClipPlan":
@@ -238,7 +237,7 @@ def variants(
         for layout in layouts:
             for decoding in decodings:
                 parts = needs.stages(storage, layout, decoding)
-                is_fast = storage == "fp8_scaled_mm" or (storage is None and bool(needs.parts.scaled.get(DENOISER)))
+                is_fast = storage == "fp8_scaled_mm"
                 found.append(
                     Variant(
                         storage, decoding, layout.batched, layout.keeps_text, weights, parts, output, is_fast

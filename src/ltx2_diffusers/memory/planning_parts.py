@@ -48,8 +48,6 @@ GEMMA_3_12B = {
 }
 """Sizes of the language model that the published checkpoints read prompts with."""
 _TEXT_CLASS = "Gemma3ForConditionalGeneration"
-# Numbers of blocks, by the key of a configuration.
-_DEPTH = {"transformer": "num_layers"}
 
 
 @dataclass(frozen=True)
@@ -78,17 +76,27 @@ class ModelParts:
         """Names of the components, in the order of a call."""
         return [name for name in COMPONENTS if name in self.configs]
 
+    def depth(self, component: str) -> int:
+        """Blocks of a transformer or language model."""
+        config = self.configs[component]
+        if component == "text_encoder":
+            return int(config.get("text_config", config)["num_hidden_layers"])
+        return int(config.get("num_layers", 48))
+
     def model(self, component: str, num_blocks: int | None = None) -> nn.Module:
         """A component on the meta device, in evaluation mode.
 
         Args:
             component: Its name.
-            num_blocks: Blocks of a transformer that is made shorter; default all.
+            num_blocks: Blocks of a transformer or language model that is made shorter; default all.
         """
         config = dict(self.configs[component])
         name = config.pop("_class_name")
-        if num_blocks is not None:
-            config[_DEPTH[component]] = num_blocks
+        if num_blocks is not None and component == "text_encoder":
+            of_text = {key: value for key, value in config["text_config"].items() if key != "layer_types"}
+            config["text_config"] = {**of_text, "num_hidden_layers": num_blocks}
+        elif num_blocks is not None:
+            config["num_layers"] = num_blocks
         with torch.device("meta"):
             model = _text_model(name, config) if component == "text_encoder" else _own_class(name).from_config(config)
         # diffusers' own method warns of what does not matter to models without values.

@@ -44,7 +44,7 @@ class Placement:
 
     Args:
         where: One of `WHERE`.
-        source: Where they wait, one of `SOURCES`.
+        source: Where they wait, one of `SOURCES`; what is released waits in host memory.
         num_on_device: Blocks on the device at a time, of those that are streamed.
     """
 
@@ -68,7 +68,7 @@ class Placement:
 
     def on_host(self, name: str, weights: Weights) -> int:
         """Bytes in host memory."""
-        if self.where == "resident" or (self.where == "released" and self.source == "disk"):
+        if self.where == "resident":
             return 0
         if self.where == "released":
             return weights.total
@@ -81,9 +81,9 @@ class Placement:
         """In words."""
         if self.where == "resident":
             return "resident"
-        source = {"ram": "RAM", "disk": "disk"}[self.source]
         if self.where == "released":
-            return f"released after use, from {source}"
+            return "released after use"
+        source = {"ram": "RAM", "disk": "disk"}[self.source]
         kept = f", {self.num_on_device} on the device" if self.num_on_device > _SLOTS else ""
         return f"streamed from {source}{kept}"
 
@@ -201,6 +201,11 @@ class Choice:
         """Time of a call."""
         return sum(stage.seconds for stage in self.stages)
 
+    def lack(self, budget: Budget) -> float:
+        """How much larger than they are device and host memory would have to be, as a factor; 1 if it fits."""
+        device = budget.needed(self.peak) / budget.device_bytes
+        return max(device, 1) * max(budget.needed_on_host(self.host) / budget.host_bytes, 1)
+
     @property
     def moving(self) -> int:
         """Components that are not on the device throughout; of two plans that take as long, the one with fewer is better."""
@@ -208,19 +213,16 @@ class Choice:
 
 
 def chosen(variants: Sequence[Variant], budget: Budget) -> tuple[Choice | None, Choice]:
-    """The fastest choice that fits, if any does, and the one that needs least of the device."""
+    """The fastest choice that fits, if any does, and the one that lacks least."""
     best: Choice | None = None
     least: Choice | None = None
     for variant in variants:
         for placements in _placements(variant):
             choice = _with_blocks(variant, placements, budget)
-            if budget.needed_on_host(choice.host) > budget.host_bytes:
-                if least is None:
-                    least = choice
-                continue
-            if least is None or budget.needed_on_host(least.host) > budget.host_bytes or choice.peak < least.peak:
+            lack = choice.lack(budget)
+            if least is None or lack < least.lack(budget):
                 least = choice
-            if budget.needed(choice.peak) > budget.device_bytes:
+            if lack > 1:
                 continue
             # A hundredth of a second decides nothing.
             if best is None or (round(choice.seconds, 2), choice.moving) < (round(best.seconds, 2), best.moving):
@@ -230,20 +232,21 @@ def chosen(variants: Sequence[Variant], budget: Budget) -> tuple[Choice | None, 
 
 
 def _placements(variant: Variant) -> Iterator[dict[str, Placement]]:
-    """All ways to place the components; small ones are placed alike."""
+    """All ways to place the components; of the small ones none wait, or those that read text, or all."""
     resident = Placement()
     options = {}
     for name, weights in variant.weights.items():
         if name in (LANGUAGE_MODEL, DENOISER):
             options[name] = [resident, Placement("released", "ram")]
-            if name == LANGUAGE_MODEL:
-                options[name].append(Placement("released", "disk"))
+            # What is quantised while it is loaded is in no file.
+            sources = ("ram",) if name == DENOISER and variant.storage is not None else ("ram", "disk")
             if weights.blocks > 1:
-                options[name] += [Placement("streamed", s, min(_SLOTS, weights.blocks - 1)) for s in ("ram", "disk")]
+                options[name] += [Placement("streamed", s, min(_SLOTS, weights.blocks - 1)) for s in sources]
     others = [name for name in variant.weights if name not in options]
-    for small in (resident, Placement("released", "ram")):
+    for waiting in ([], [name for name in others if name == "connectors"], others):
+        small = {name: Placement("released", "ram") if name in waiting else resident for name in others}
         for large in product(*options.values()):
-            yield {**dict(zip(options, large)), **dict.fromkeys(others, small)}
+            yield {**dict(zip(options, large)), **small}
 
 
 def _with_blocks(variant: Variant, placements: dict[str, Placement], budget: Budget) -> Choice:
@@ -273,8 +276,7 @@ def forecast(variant: Variant, placements: Mapping[str, Placement], budget: Budg
         for name in stage.uses:
             placed, own = placements[name], weights[name]
             if placed.where == "released":
-                rate = devices.DISK_BYTES_PER_S if placed.source == "disk" else devices.PAGEABLE_BYTES_PER_S
-                seconds += own.total / rate
+                seconds += own.total / devices.PAGEABLE_BYTES_PER_S
             elif placed.where == "streamed":
                 rate = devices.DISK_BYTES_PER_S if placed.source == "disk" else devices.PINNED_BYTES_PER_S
                 size = placed.streamed_blocks(own) * own.block * stage.traversals

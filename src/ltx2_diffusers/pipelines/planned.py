@@ -16,7 +16,7 @@ from .. import checks
 from ..guidance.presets import DEFAULT_SIZE
 from ..memory import devices
 from ..memory.planning import ClipWish, MemoryPlan, PartPlan
-from ..memory.planning_needs import Clips, Needs, variants
+from ..memory.planning_needs import Clips, Counts, Needs, variants
 from ..memory.planning_parts import ModelParts, parts_of
 from ..memory.planning_policy import DENOISER, Budget, Choice, chosen
 from ..memory.planning_stages import DECODINGS
@@ -29,7 +29,7 @@ from .plan import ModelSizes, Size, plan_clip
 
 QUANTIZATIONS = ("fp8_cast", "fp8_scaled_mm")
 # Times of a smaller or shorter clip that are tried for a plan that does not fit.
-_TRIES = 4
+_TRIES = 3
 
 
 def plan_memory(
@@ -46,7 +46,7 @@ def plan_memory(
     guided: bool | None = None,
     num_inference_steps: int | None = None,
     num_videos: int = 1,
-    prompt_tokens: int = 1024,
+    prompt_tokens: int = 512,
     quantize: str | None = None,
     allow_lossy: bool = False,
     gpu: str | None = None,
@@ -74,7 +74,8 @@ def plan_memory(
         guided: Whether the first stage is guided. Default as the checkpoint's reference settings say.
         num_inference_steps: Steps of the first stage, default the reference's.
         num_videos: Videos of the batch. Default 1.
-        prompt_tokens: Tokens of the longest prompt. Default 1024, the most.
+        prompt_tokens: Tokens of the longest prompt, up to 1024; longer prompts take more memory when they are
+            read. Default 512, some 350 words.
         quantize: `"fp8_cast"` or `"fp8_scaled_mm"` to store the transformer in float8, which is lossy. Default as it is
             stored.
         allow_lossy: Whether the planner may itself store the transformer in float8 (`fp8_cast`) and decode in blended tiles,
@@ -110,10 +111,12 @@ class Planner:
         parts: The checkpoint.
         asked: What the plan may do.
         budget: Memory of device and host.
+        counts: What is counted already. Default nothing.
     """
 
-    def __init__(self, parts: ModelParts, asked: "Liberties", budget: Budget) -> None:
+    def __init__(self, parts: ModelParts, asked: "Liberties", budget: Budget, counts: Counts | None = None) -> None:
         self.parts, self.asked, self.budget = parts, asked, budget
+        self.counts = counts or Counts(parts, "cuda" if budget.is_cuda else "cpu", _stored)
 
     def plan(self, wish: ClipWish) -> MemoryPlan:
         """The fastest plan that fits.
@@ -131,22 +134,21 @@ class Planner:
         return self._chosen(wish)[0] is not None
 
     def _chosen(self, wish: ClipWish) -> tuple[Choice | None, Choice]:
-        clip, first = _clips(self.parts, wish)
-        kind = "cuda" if self.budget.is_cuda else "cpu"
-        needs = Needs(self.parts, wish, Clips(clip, first), kind, _stored)
+        needs = Needs(self.counts, wish, Clips(*_clips(self.parts, wish)))
         storages = self.asked.storages(bool(self.parts.scaled.get(DENOISER)))
         decodings = [how for how in DECODINGS if how != "tiled" or self.asked.allow_lossy]
-        # Texts whose values depend on the noise level are not kept anyway.
-        kept = (True, False) if self.parts.preset.version == "2.0" else (True,)
-        layouts = [PassLayout(keeps_text=keeps) for keeps in kept]
-        best, least = chosen(variants(needs, storages, layouts, decodings), self.budget)
-        is_streamed = best is not None and best.placements[DENOISER].where == "streamed"
-        if is_streamed and any(needs.passes):
-            # A batch of passes saves nothing but the way of weights to the device.
-            batches = [replace(layout, batched=True) for layout in layouts]
-            other, _ = chosen(variants(needs, storages, batches, decodings), self.budget)
-            if best is not None and other is not None and other.seconds < best.seconds:
+        best, least = chosen(variants(needs, storages, [PassLayout()], decodings), self.budget)
+        if best is not None and best.placements[DENOISER].where == "resident":
+            return best, least
+        # A batch of passes saves the way of weights to the device, and texts that are not kept save room for them.
+        others = [PassLayout(batched=True)] if any(needs.passes) else []
+        if self.parts.preset.version == "2.0":
+            others += [replace(layout, keeps_text=False) for layout in (PassLayout(), *others)]
+        if others:
+            other, smaller = chosen(variants(needs, storages, others, decodings), self.budget)
+            if other is not None and (best is None or other.seconds < best.seconds):
                 best = other
+            least = min(least, smaller, key=lambda choice: choice.lack(self.budget))
         return best, least
 
     def _as_plan(self, wish: ClipWish, choice: Choice) -> MemoryPlan:
@@ -196,7 +198,7 @@ class Planner:
     def _nearest(self, wish: ClipWish) -> Iterator[str]:
         """What would fit, in words."""
         if not self.asked.allow_lossy and self.asked.quantize is None:
-            freer = Planner(self.parts, replace(self.asked, allow_lossy=True), self.budget)
+            freer = Planner(self.parts, replace(self.asked, allow_lossy=True), self.budget, self.counts)
             best, _ = freer._chosen(wish)
             if best is not None:
                 yield "with allow_lossy=True (--allow-lossy)"

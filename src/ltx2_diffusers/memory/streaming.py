@@ -51,7 +51,7 @@ def stream_blocks(
             streamed from there; it is as it was then.
     """
     check_choice("source", source, SOURCES)
-    device, blocks = _present(device), check_streamable(model, num_on_device)
+    device, blocks = present_device(device), check_streamable(model, num_on_device)
     origin, entries = None, None
     if source == "disk":
         origin = origin_of(model)
@@ -86,10 +86,10 @@ def block_list(model: nn.Module) -> str:
     config = getattr(model, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else None
     count = getattr(text, "num_hidden_layers", None)
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and name.split(".")[-1] == "layers" and len(module) == count:
-            if not re.search(_OTHER_TOWERS, name):
-                return name
+    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    for name, module in lists:
+        if name.split(".")[-1] == "layers" and len(module) == count and not re.search(_OTHER_TOWERS, name):
+            return name
     raise ValueError(
         f"{type(model).__name__} has no list of blocks that could be streamed; stream a transformer of LTX-2 or a language model"
     )
@@ -170,7 +170,7 @@ def _refuse(why: str) -> NoReturn:
     raise ValueError(f"`source` cannot be 'disk': {why}; use source='ram'")
 
 
-def _present(device: torch.device | str) -> torch.device:
+def present_device(device: torch.device | str) -> torch.device:
     """A device of this machine, with its number if it is one of several."""
     try:
         return torch.empty(0, device=as_device(device)).device
@@ -266,12 +266,18 @@ class BlockStreamer(Rotation):
             del block.__dict__["_apply"]
         for name in ("_apply", "forward", "_block_streaming"):
             del self.model.__dict__[name]
+        self.close()
+
+    def close(self) -> None:
+        """End the thread that reads; a model that is streamed from its file cannot run any more."""
         if self._reader is not None:
             self._reader.close()
 
     def __reduce__(self) -> NoReturn:
         """Models that are streamed cannot be copied or pickled."""
-        raise ValueError("a model whose blocks are streamed cannot be copied or pickled; call disable_block_streaming() first")
+        raise ValueError(
+            "a model whose blocks are streamed cannot be copied or pickled; call disable_block_streaming() first"
+        )
 
     def _host_block(
         self, name: str, block: nn.Module, device: torch.device, entries: Mapping[str, Entry] | None
@@ -322,7 +328,9 @@ class BlockStreamer(Rotation):
     def _entering(self, index: int, block: nn.Module, _args: Any) -> None:
         """Before a block runs: have its weights here, and those of the next on their way."""
         if block._compiled_call_impl is not None:
-            raise ValueError("block streaming and compiled blocks exclude each other; call disable_block_streaming() first")
+            raise ValueError(
+                "block streaming and compiled blocks exclude each other; call disable_block_streaming() first"
+            )
         last = len(self._hosts) - 1
         # Within `running` the model may run again; otherwise its blocks get their own weights back now.
         following = index + 1 if index < last else (0 if self._depth > 1 else index)

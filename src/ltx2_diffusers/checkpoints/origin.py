@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from .class_names import component_of
 from .original import OriginalCheckpoint
@@ -63,7 +64,7 @@ class Origin:
 
 def named_as_in(model: torch.nn.Module, stored: Mapping[str, Entry]) -> dict[str, Entry]:
     """Tensors of a folder under the names of a model; those of a language model may be saved under older ones."""
-    if not hasattr(model, "base_model_prefix"):
+    if not isinstance(model, PreTrainedModel):
         return dict(stored)
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key

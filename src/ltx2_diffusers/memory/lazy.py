@@ -31,7 +31,7 @@ _FACTS = {
     torch.Tensor.is_floating_point,
     torch.Tensor.is_complex,
     torch.Tensor.requires_grad_,
-    torch.Tensor.requires_grad.__set__,
+    torch.Tensor.requires_grad.__set__,  # type: ignore[attr-defined]  # declared as a plain value
     torch.Tensor.__len__,
     torch.Tensor.__hash__,
 }

@@ -15,10 +15,9 @@ from ..checkpoints.original import cast_floating
 from ..checkpoints.pipeline_folder import BESIDE_TEXT
 from ..checkpoints.safetensors_io import Entry
 from ..checkpoints.single_file import empty_component, empty_model
-from ..checks import as_device
 from .lazy import LazyWeight
 from .slots import own_tensors
-from .streaming import BlockStreamer, block_list, check_streamable
+from .streaming import BlockStreamer, check_streamable, moving_blocks, present_device
 
 Tensors = Mapping[str, Entry]
 
@@ -119,11 +118,12 @@ def _found(path: Path, variant: str | None, dtype: torch.dtype | None = None) ->
 
 def _streamed(model: Any, entries: Tensors, origin: Origin, device: torch.device | str, num_on_device: int) -> Any:
     """The model with all but its blocks in memory."""
-    blocks, inside = check_streamable(model, num_on_device), f"{block_list(model)}."
+    blocks = check_streamable(model, num_on_device)
+    inside = tuple(f"{name}." for name in moving_blocks(blocks, num_on_device))
     rest = {name: entry.load() for name, entry in entries.items() if not name.startswith(inside)}
     model.load_state_dict(rest, strict=False, assign=True)
     if hasattr(model, "tie_weights"):
         model.tie_weights()
     remember(model, origin)
-    BlockStreamer(model, blocks, as_device(device), num_on_device, entries, origin)
+    BlockStreamer(model, blocks, present_device(device), num_on_device, entries, origin)
     return model.eval()

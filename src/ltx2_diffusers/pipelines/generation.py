@@ -141,7 +141,7 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
         from ..checkpoints.pipeline_file import load_pipeline_components
 
         path, options = pretrained_model_link_or_path, {"tokenizer": tokenizer, "torch_dtype": torch_dtype, **kwargs}
-        placement = Placement.taken_from(options, {"text_encoder": None})
+        placement = Placement.taken_from(options, ["text_encoder"])
         text_encoder, own = placement.from_file(path, text_encoder, options)
         on_demand = text_encoder if isinstance(text_encoder, texts.OnDemandModel) else None
         options["text_encoder"] = text_encoder if on_demand is None else None
@@ -340,7 +340,9 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
         self.require("text_encoder")
         model, origin = self.text_encoder, origin_of(self.text_encoder)
         streamer = streamer_of(model)
-        how = {} if streamer is None else {"streamed": streamer.source, "num_on_device": streamer.num_on_device}
+        how: dict[str, Any] = (
+            {} if streamer is None else {"streamed": streamer.source, "num_on_device": streamer.num_on_device}
+        )
         on_demand = texts.OnDemandModel(origin.path, model.dtype, origin.variant, **how)
         if on_demand.fingerprint() != texts.model_fingerprint(model):
             raise ValueError(

@@ -1,7 +1,7 @@
 """Loading components to where they are going to lie: streamed from their files, or read when they are needed."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -34,7 +34,7 @@ class Placement:
     on_demand: bool = False
 
     @classmethod
-    def taken_from(cls, kwargs: dict[str, Any], takes: Mapping[str, Any]) -> Self:
+    def taken_from(cls, kwargs: dict[str, Any], takes: Collection[str]) -> Self:
         """Take the arguments out of those of a loader, and check them.
 
         Args:

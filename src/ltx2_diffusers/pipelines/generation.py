@@ -2,6 +2,7 @@
 
 import inspect
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Self
 
@@ -326,6 +327,32 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
     def prompt_cache(self) -> texts.PromptCache | None:
         """The cache in use."""
         return self._prompt_cache
+
+    def enable_block_streaming(
+        self,
+        components: Sequence[str] | str | None = None,
+        source: str = "ram",
+        device: torch.device | str | None = None,
+        num_on_device: int = 2,
+        offload_others: bool = False,
+    ) -> None:
+        """As in [`~ltx2_diffusers.memory.mixin.BlockStreamingMixin`]; a text encoder on demand is streamed when it is loaded.
+
+        Args:
+            components, source, device, num_on_device, offload_others: Those of that method.
+        """
+        on_demand, names = self._text_encoder_on_demand, components
+        if on_demand is not None and names is not None:
+            names = [name for name in ([names] if isinstance(names, str) else names) if name != "text_encoder"]
+        super().enable_block_streaming(names, source, device, num_on_device, offload_others)
+        if on_demand is not None and (components is None or "text_encoder" in components):
+            on_demand.streamed, on_demand.num_on_device = source, num_on_device
+
+    def disable_block_streaming(self) -> None:
+        """Give all components their weights back, in host memory; `to()` moves them from there."""
+        super().disable_block_streaming()
+        if self._text_encoder_on_demand is not None:
+            self._text_encoder_on_demand.streamed = None
 
     def enable_text_encoder_release(self) -> None:
         """Release the text encoder now, and load it only while it reads prompts that the prompt cache does not have.

@@ -249,6 +249,7 @@ class LTX2LoraMixin(LoraBaseMixin):
         Raises:
             ValueError: If one of them is fused already, or the weights are stored in a type that cannot take them.
         """
+        active.check_changeable(self, components)
         with held_adapters(self):
             fusing.fuse(self, components, lora_scale, safe_fusing, adapter_names)
 

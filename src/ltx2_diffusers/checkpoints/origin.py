@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from .class_names import component_of
 from .original import OriginalCheckpoint
@@ -21,11 +22,13 @@ class Origin:
     Args:
         path: A folder in the layout of diffusers or transformers, or an original file.
         stamps: Every file with weights in it, with its size in bytes and its time of change in nanoseconds.
+        variant: Which of several weights in a folder.
         dtype: Floating-point type that an original file was read as, `None` as stored.
     """
 
     path: Path
     stamps: tuple[tuple[str, int, int], ...]
+    variant: str | None = None
     dtype: torch.dtype | None = None
 
     def check(self) -> None:
@@ -34,9 +37,13 @@ class Origin:
             try:
                 status = os.stat(name)
             except FileNotFoundError:
-                raise ValueError(f"{name!r}, from which weights are read, is gone; put it back, or load anew") from None
+                raise ValueError(
+                    f"{name!r}, from which weights are read, is gone; put it back, or load anew"
+                ) from None
             if (status.st_size, status.st_mtime_ns) != (size, time):
-                raise ValueError(f"{name!r}, from which weights are read, has changed since they were loaded; load anew")
+                raise ValueError(
+                    f"{name!r}, from which weights are read, has changed since they were loaded; load anew"
+                )
 
     def entries(self, model: torch.nn.Module) -> dict[str, Entry]:
         """The tensors of the files under the names of the model, mapped rather than read.
@@ -57,7 +64,7 @@ class Origin:
 
 def named_as_in(model: torch.nn.Module, stored: Mapping[str, Entry]) -> dict[str, Entry]:
     """Tensors of a folder under the names of a model; those of a language model may be saved under older ones."""
-    if not hasattr(model, "base_model_prefix"):
+    if not isinstance(model, PreTrainedModel):
         return dict(stored)
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
@@ -71,13 +78,11 @@ def named_as_in(model: torch.nn.Module, stored: Mapping[str, Entry]) -> dict[str
     return {rename_source_key(key, renamings, converters, prefix, names)[0]: entry for key, entry in stored.items()}
 
 
-def origin_at(
-    path: str | os.PathLike, variant: str | None = None, dtype: torch.dtype | None = None
-) -> Origin | None:
+def origin_at(path: str | os.PathLike, variant: str | None = None, dtype: torch.dtype | None = None) -> Origin | None:
     """The weights of a folder or of an original file as they are now; `None` for what is no file here."""
     place = Path(path).absolute()
     files = [place] if place.is_file() else weight_files(place, variant) if place.is_dir() else []
-    return Origin(place, _stamps_of(files), dtype) if files else None
+    return Origin(place, _stamps_of(files), variant, dtype) if files else None
 
 
 def remember(model: Any, origin: Origin | None) -> None:

@@ -11,7 +11,18 @@ from ..checkpoints.safetensors_io import Entry
 # What is known without reading.
 _FACTS = {
     getattr(torch.Tensor, name).__get__
-    for name in ("shape", "dtype", "device", "layout", "requires_grad", "is_meta", "is_cuda", "is_leaf", "grad", "ndim")
+    for name in (
+        "shape",
+        "dtype",
+        "device",
+        "layout",
+        "requires_grad",
+        "is_meta",
+        "is_cuda",
+        "is_leaf",
+        "grad",
+        "ndim",
+    )
 } | {
     torch.Tensor.size,
     torch.Tensor.dim,
@@ -20,7 +31,7 @@ _FACTS = {
     torch.Tensor.is_floating_point,
     torch.Tensor.is_complex,
     torch.Tensor.requires_grad_,
-    torch.Tensor.requires_grad.__set__,
+    torch.Tensor.requires_grad.__set__,  # type: ignore[attr-defined]  # declared as a plain value
     torch.Tensor.__len__,
     torch.Tensor.__hash__,
 }
@@ -53,11 +64,7 @@ class LazyWeight(torch.Tensor):
 
     @classmethod
     def __torch_function__(
-        cls,
-        func: Callable[..., Any],
-        types: Sequence[type],  # noqa: ARG003 (handed over by torch)
-        args: tuple = (),
-        kwargs: Mapping[str, Any] | None = None,
+        cls, func: Callable[..., Any], types: Sequence[type], args: tuple = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Answer questions of shape and type, refuse changes, and read the values for everything else."""
         kwargs = kwargs or {}

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from diffusers.quantizers.gguf.utils import GGUFParameter
 from torch import nn
 
 from .lazy import LazyWeight
@@ -209,9 +210,9 @@ def own_tensors(module: nn.Module) -> Iterator[tuple[str, dict[str, Any], str, t
 
 def frozen(tensor: torch.Tensor, change: Change) -> torch.Tensor:
     """A frozen parameter or buffer whose plain tensors are changed ones."""
-    if hasattr(tensor, "quant_type"):
+    if isinstance(tensor, GGUFParameter):
         # A packed weight of a GGUF file is a parameter that knows how it is packed.
-        return type(tensor)(change(tensor.as_tensor()), requires_grad=False, quant_type=tensor.quant_type)
+        return GGUFParameter(change(tensor.as_tensor()), requires_grad=False, quant_type=tensor.__dict__["quant_type"])
     changed = _changed(tensor, change)
     return nn.Parameter(changed, requires_grad=False) if isinstance(tensor, nn.Parameter) else changed
 
@@ -229,7 +230,7 @@ def parts(tensor: torch.Tensor) -> list[torch.Tensor]:
     """The plain tensors that a tensor is made of; one in a file is not read by this."""
     if isinstance(tensor, LazyWeight):
         return [tensor]
-    if hasattr(tensor, "quant_type"):
+    if isinstance(tensor, GGUFParameter):
         return [tensor.as_tensor()]
     if not hasattr(tensor, "__tensor_flatten__"):
         return [tensor.detach()]

@@ -16,6 +16,7 @@ from itertools import chain
 from typing import Any, NoReturn
 
 import torch
+from diffusers.quantizers.gguf.utils import GGUFParameter
 from diffusers.utils.torch_utils import is_compiled_module
 from torch import nn
 
@@ -51,7 +52,7 @@ def stream_blocks(
             streamed from there; it is as it was then.
     """
     check_choice("source", source, SOURCES)
-    device, blocks = _present(device), check_streamable(model, num_on_device)
+    device, blocks = present_device(device), check_streamable(model, num_on_device)
     origin, entries = None, None
     if source == "disk":
         origin = origin_of(model)
@@ -83,13 +84,13 @@ def block_list(model: nn.Module) -> str:
     """
     if isinstance(getattr(model, _BLOCKS, None), nn.ModuleList):
         return _BLOCKS
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else None
     count = getattr(text, "num_hidden_layers", None)
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and name.split(".")[-1] == "layers" and len(module) == count:
-            if not re.search(_OTHER_TOWERS, name):
-                return name
+    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    for name, module in lists:
+        if name.split(".")[-1] == "layers" and len(module) == count and not re.search(_OTHER_TOWERS, name):
+            return name
     raise ValueError(
         f"{type(model).__name__} has no list of blocks that could be streamed; stream a transformer of LTX-2 or a language model"
     )
@@ -109,7 +110,8 @@ def check_streamable(model: nn.Module, num_on_device: int) -> dict[str, nn.Modul
             f"this {name} is compiled, and compiled code does not take weights from changing places; use the model as it was "
             "before torch.compile, or leave out block streaming"
         )
-    if getattr(model, "hf_device_map", None) and len(set(model.hf_device_map.values())) > 1:  # type: ignore[arg-type]
+    places: Any = getattr(model, "hf_device_map", None)
+    if places and len(set(places.values())) > 1:
         raise ValueError(f"a `device_map` spreads this {name} over devices; load it without")
     _check_hooks(model)
     prefix = block_list(model)
@@ -124,6 +126,11 @@ def check_streamable(model: nn.Module, num_on_device: int) -> dict[str, nn.Modul
         for key, _, _, tensor in own_tensors(block):
             _check_kind(f"{path}.{key}", tensor)
     return blocks
+
+
+def moving_blocks(blocks: Mapping[str, nn.Module], num_on_device: int) -> dict[str, nn.Module]:
+    """The blocks that take turns: of so many on the device, all but two are the first ones, which stay."""
+    return dict(list(blocks.items())[max(num_on_device - 2, 0) :])
 
 
 def _check_hooks(model: nn.Module) -> None:
@@ -141,7 +148,7 @@ def _check_hooks(model: nn.Module) -> None:
 def _check_kind(name: str, tensor: torch.Tensor) -> None:
     kind = type(tensor)
     known = kind in (torch.Tensor, nn.Parameter, nn.Buffer, LazyWeight)
-    if not known and not hasattr(tensor, "__tensor_flatten__") and not hasattr(tensor, "quant_type"):
+    if not known and not hasattr(tensor, "__tensor_flatten__") and not isinstance(tensor, GGUFParameter):
         raise ValueError(
             f"{name} is a {kind.__module__.split('.')[0]} {kind.__name__}, which cannot be streamed; use another "
             "quantisation, or stream the weights as they are"
@@ -170,7 +177,7 @@ def _refuse(why: str) -> NoReturn:
     raise ValueError(f"`source` cannot be 'disk': {why}; use source='ram'")
 
 
-def _present(device: torch.device | str) -> torch.device:
+def present_device(device: torch.device | str) -> torch.device:
     """A device of this machine, with its number if it is one of several."""
     try:
         return torch.empty(0, device=as_device(device)).device
@@ -204,7 +211,7 @@ class BlockStreamer(Rotation):
         origin: Origin | None,
     ) -> None:
         self.model, self.origin, self._num_on_device = model, origin, num_on_device
-        self._streamed = dict(list(blocks.items())[max(num_on_device - 2, 0) :])
+        self._streamed = moving_blocks(blocks, num_on_device)
         self._rest = None if hasattr(model, _BLOCKS) else _rest_of(model, self._streamed)
         self._lock, self._depth, self._trains = threading.RLock(), 0, list[bool]()
         hosts = [self._host_block(name, block, device, entries) for name, block in self._streamed.items()]
@@ -266,12 +273,18 @@ class BlockStreamer(Rotation):
             del block.__dict__["_apply"]
         for name in ("_apply", "forward", "_block_streaming"):
             del self.model.__dict__[name]
+        self.close()
+
+    def close(self) -> None:
+        """End the thread that reads; a model that is streamed from its file cannot run any more."""
         if self._reader is not None:
             self._reader.close()
 
     def __reduce__(self) -> NoReturn:
         """Models that are streamed cannot be copied or pickled."""
-        raise ValueError("a model whose blocks are streamed cannot be copied or pickled; call disable_block_streaming() first")
+        raise ValueError(
+            "a model whose blocks are streamed cannot be copied or pickled; call disable_block_streaming() first"
+        )
 
     def _host_block(
         self, name: str, block: nn.Module, device: torch.device, entries: Mapping[str, Entry] | None
@@ -301,7 +314,7 @@ class BlockStreamer(Rotation):
             for tensor in self._rest.tensors:
                 # A tensor in two places, such as a tied embedding, is moved once.
                 if id(tensor) not in moved:
-                    moved[id(tensor)] = frozen(tensor, lambda part: part.to(self._device, non_blocking=True))
+                    moved[id(tensor)] = frozen(tensor, self._moved)
             self._rest.use([moved[id(tensor)] for tensor in self._rest.tensors])
         if self._device.type != "cpu":
             # Adapters are made where a layer has its weights at the time.
@@ -309,6 +322,10 @@ class BlockStreamer(Rotation):
                 for name, parameter in block.named_parameters():
                     if _is_adapter(name) and parameter.device != self._device:
                         parameter.data = parameter.data.to(self._device)
+
+    def _moved(self, part: torch.Tensor) -> torch.Tensor:
+        # What a folder lacks, such as a vision tower, has no values.
+        return part if part.is_meta else part.to(self._device, non_blocking=True)
 
     def _forward(self, forward: Any) -> Any:
         @wraps(forward)
@@ -322,7 +339,9 @@ class BlockStreamer(Rotation):
     def _entering(self, index: int, block: nn.Module, _args: Any) -> None:
         """Before a block runs: have its weights here, and those of the next on their way."""
         if block._compiled_call_impl is not None:
-            raise ValueError("block streaming and compiled blocks exclude each other; call disable_block_streaming() first")
+            raise ValueError(
+                "block streaming and compiled blocks exclude each other; call disable_block_streaming() first"
+            )
         last = len(self._hosts) - 1
         # Within `running` the model may run again; otherwise its blocks get their own weights back now.
         following = index + 1 if index < last else (0 if self._depth > 1 else index)
@@ -376,15 +395,12 @@ class _Reader:
         self._hosts = hosts
         self._thread = ThreadPoolExecutor(1, "ltx2-blocks")
         self._stages: list[Slot] = []
-        self._copied: dict[int, torch.cuda.Event | None] = {}
         self._device = torch.device("cpu")
 
     def settle(self, device: torch.device) -> None:
         """Make places for another device."""
-        self._device = device
-        if device.type != "cpu":
-            cpu, pinned = torch.device("cpu"), device.type == "cuda"
-            self._stages = [Slot(self._hosts, cpu, pinned) for _ in range(2)]
+        self._device, count = device, 0 if device.type == "cpu" else 2
+        self._stages = [Slot(self._hosts, torch.device("cpu"), device.type == "cuda") for _ in range(count)]
 
     def close(self) -> None:
         """End the thread."""

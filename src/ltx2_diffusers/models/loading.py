@@ -47,7 +47,9 @@ class CheckpointMixin(CheckedConfigMixin):
         if pretrained_model_name_or_path is not None:
             finish_saves(pretrained_model_name_or_path, kwargs.get("subfolder"))
             check_folder(cls, pretrained_model_name_or_path, **kwargs)
-            origin = origin_at(Path(pretrained_model_name_or_path, kwargs.get("subfolder") or ""), kwargs.get("variant"))
+            origin = origin_at(
+                Path(pretrained_model_name_or_path, kwargs.get("subfolder") or ""), kwargs.get("variant")
+            )
         loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)  # type: ignore[misc]  # as above
         remember(loaded[0] if isinstance(loaded, tuple) else loaded, origin)
         return loaded

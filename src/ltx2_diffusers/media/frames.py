@@ -18,6 +18,7 @@ from .images import is_clip, read_image, still_picture
 from .preprocess import h264_round_trip
 from .reading import MediaInfo, probe, read_video
 
+FilePath = str | os.PathLike
 Frames = PIL.Image.Image | Sequence[Any] | np.ndarray | torch.Tensor | str | os.PathLike
 # Rates that differ by no more play at the same speed, such as 23.976 and 24.
 _SAME_RATE = 1e-3

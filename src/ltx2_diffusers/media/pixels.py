@@ -58,8 +58,10 @@ def decoded_bytes(video: torch.Tensor) -> Iterator[torch.Tensor]:
         scratch += 0.5
         scratch *= 255
         rounded = _rounded(scratch)
-        on_host = isinstance(rounded, np.ndarray)
-        yield torch.from_numpy(_channels_last(rounded, 0)) if on_host else rounded.movedim(0, -1).contiguous()
+        if isinstance(rounded, torch.Tensor):
+            yield rounded.movedim(0, -1).contiguous()
+        else:
+            yield torch.from_numpy(_channels_last(rounded, 0))
 
 
 def byte_frames(frames: Any) -> Iterator[np.ndarray]:

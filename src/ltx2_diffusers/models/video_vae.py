@@ -7,7 +7,7 @@ Shapes: B batch, C latent channels (128 in published models), F pixel frames (8 
 # The constructor's arguments are read back from `self.config`, where `register_to_config` puts them.
 # ruff: noqa: ARG002
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -307,9 +307,8 @@ class AutoencoderKLLTX2Video(CheckpointMixin, AtomicModelSaveMixin, ModelMixin, 
         """
         self._check_latents(z)
         self.decoder.check_timestep(temb, len(z))
-        run: Run = partial(self.decoder, causal=causal, generator=generator)
-        if self.streams(z):
-            run = partial(self._joined_stream, causal=causal, generator=generator)
+        decoder = self._joined_stream if self.streams(z) else self.decoder
+        run: Callable[..., torch.Tensor] = partial(decoder, causal=causal, generator=generator)
         if self.use_slicing:
             timesteps = [temb] * len(z) if temb is None or temb.numel() == 1 else temb.flatten().split(1)
             parts = [

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from .modulation import SINUSOID_DIM, timestep_sinusoid
 from .video_vae_config import STRIDES, DownStage, UpStage
-from .video_vae_streaming import Carried, may_overwrite, stream_stage
+from .video_vae_streaming import Carried, Stage, may_overwrite, stream_stage
 
 # Reference: `PixelNorm`; unrelated to the config key `resnet_norm_eps`.
 PIXEL_NORM_EPS = 1e-8
@@ -415,6 +415,8 @@ class UpBlock(ResBlocks):
         channels, wide = stage.out_channels, stage.out_channels * stage.factor
         super().__init__(channels, stage.num_layers, options, stage.inject_noise)
         self.conv_in = self.upsamplers = None
+        # By how much the number of frames grows, but for the first one.
+        self.frame_factor: int = 1 if stage.resample is None else STRIDES[stage.resample][0]
         if stage.in_channels != wide:
             self.conv_in = ResBlock(stage.in_channels, channels, options)
         if stage.resample is not None:
@@ -426,11 +428,6 @@ class UpBlock(ResBlocks):
         if self.conv_in is not None:
             x = self.conv_in(x, None, None, causal, carried)
         return x if self.upsamplers is None else self.upsamplers[0](x, causal, carried)
-
-    @property
-    def frame_factor(self) -> int:
-        """By how much the number of frames grows, but for the first one."""
-        return 1 if self.upsamplers is None else self.upsamplers[0].stride[0]
 
 
 class VideoEncoder(nn.Module):
@@ -465,6 +462,18 @@ class VideoEncoder(nn.Module):
         h = self.conv_out.convolve(h)
         means, log_variance = h.split([self.latent_channels, 1], dim=1)
         return torch.cat([means, log_variance.expand_as(means)], dim=1)
+
+
+def _run_block(
+    block: ResBlocks,
+    temb: torch.Tensor | None,
+    generator: torch.Generator | None,
+    causal: bool,
+    x: torch.Tensor,
+    carried: Carried | None,
+) -> torch.Tensor:
+    """A block, with what changes from chunk to chunk as the last arguments."""
+    return block(x, temb, generator, causal, carried)
 
 
 class VideoDecoder(nn.Module):
@@ -546,19 +555,18 @@ class VideoDecoder(nn.Module):
         causal: bool | None,
         generator: torch.Generator | None,
         is_streamed: bool = False,
-    ) -> list[tuple[Callable[[torch.Tensor, Carried | None], torch.Tensor], int]]:
+    ) -> list[tuple[Stage, int]]:
         """What is done one after the other, and by how much each step multiplies the frames."""
         causal = self.is_causal if causal is None else causal
         self.check_timestep(temb, len(latents))
         self._check_recomputable(generator, is_streamed)
         if self.timestep_scale_multiplier is not None and temb is not None:
             temb = (temb * self.timestep_scale_multiplier).flatten().expand(len(latents))
-        blocks = [
-            (lambda h, carried, block=block: block(h, temb, generator, causal, carried), block.frame_factor)
-            for block in self.up_blocks
-        ]
-        first = partial(self._from_latents, temb, generator, causal)
-        return [(first, 1), *blocks, (partial(self._to_pixels, temb, causal), 1)]
+        settings = temb, generator, causal
+        stages: list[tuple[Stage, int]] = [(partial(self._from_latents, *settings), 1)]
+        blocks: list[Any] = list(self.up_blocks)
+        stages += [(partial(_run_block, block, *settings), block.frame_factor) for block in blocks]
+        return [*stages, (partial(self._to_pixels, temb, causal), 1)]
 
     def _from_latents(
         self,
@@ -571,8 +579,7 @@ class VideoDecoder(nn.Module):
         if h.device.type == "cuda":
             # 3-D convolutions of NVIDIA cards are several times faster so; all layers keep the layout.
             h = h.contiguous(memory_format=torch.channels_last_3d)
-        h = self.conv_in(h, causal, carried)
-        return self.mid_block(h, temb, generator, causal, carried)
+        return _run_block(self.mid_block, temb, generator, causal, self.conv_in(h, causal, carried), carried)
 
     def _to_pixels(
         self, temb: torch.Tensor | None, causal: bool, h: torch.Tensor, carried: Carried | None

@@ -77,11 +77,12 @@ class Carried:
         return self._drawn[key]
 
 
+Stage = Callable[[torch.Tensor, Carried | None], torch.Tensor]
+"""A part of the decoder, run on a chunk with what it keeps, or with `None` on a whole clip."""
+
+
 def stream_stage(
-    stage: Callable[[torch.Tensor, Carried | None], torch.Tensor],
-    chunks: Iterator[torch.Tensor],
-    num_frames: int,
-    most_frames: int,
+    stage: Stage, chunks: Iterator[torch.Tensor], num_frames: int, most_frames: int
 ) -> Iterator[torch.Tensor]:
     """Run a stage on the chunks of a clip of `num_frames` as they come, on at most `most_frames` at a time.
 

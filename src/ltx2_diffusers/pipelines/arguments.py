@@ -4,7 +4,6 @@ A recipe's `__call__` works on such an object; [`takes`] makes of it the call th
 """
 
 import inspect
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from .. import checks, declared
 from ..conditioning import VIDEO_SCALE_FACTORS, Streams
 from ..guidance import NEUTRAL, GuidanceOptions, Preset, preset
 from ..guidance.scales import PRESET, SCALE_ARGUMENTS, AudioScale, GivenScales, Scales, call_scales, sound_scales
-from ..media.frames import Frames
+from ..media.frames import FilePath, Frames
 from ..prompts import Enhancement, Prompts
 from ..sampling import get_sampler
 from ..schedulers.sigmas import check_sigmas, require_steps
@@ -162,7 +161,7 @@ class Delivery:
     decode_timestep: float | list[float] = 0.0
     decode_noise_scale: float | list[float] | None = None
     generator: Generators = None
-    save_path: str | os.PathLike | None = None
+    save_path: FilePath | None = None
 
     @property
     def wanted(self) -> Sequence[str]:
@@ -324,7 +323,7 @@ class Arguments(Texts):
     max_sequence_length: int = 1024
     sampler: str | None = None
     guidance_options: GuidanceOptions | None = None
-    save_path: str | os.PathLike | None = None
+    save_path: FilePath | None = None
 
     frame_stride: ClassVar[int] = VIDEO_SCALE_FACTORS.time
     """Pixel frames that a latent frame stands for, one of which a number of frames may have more."""

@@ -1,11 +1,8 @@
 """From video latents to frames of the wished type, piece by piece where the decoder streams or the clip is given."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import PIL.Image
 import torch
 
 from .. import checks
@@ -17,7 +14,6 @@ from .output import Decoded
 _VALUES_PER_PIECE = 2**23
 
 
-@dataclass(frozen=True)
 class FramesToCome:
     """Frames of a clip that are decoded while they are read, which can be done once.
 
@@ -26,8 +22,9 @@ class FramesToCome:
         pieces: Bytes `[f, H, W, 3]`.
     """
 
-    num_frames: int
-    pieces: Iterator[torch.Tensor]
+    def __init__(self, num_frames: int, pieces: Iterator[torch.Tensor]) -> None:
+        self.num_frames = num_frames
+        self.pieces = pieces
 
     def __len__(self) -> int:
         return self.num_frames
@@ -62,7 +59,8 @@ def decoded(
         return _joined_images(pieces) if output_type == "pil" else _joined(pieces, num_frames, len(latents))
     if read_once and len(latents) == 1:
         clip = (frames for chunk in chunks for frames in pixels.decoded_frames(_finite(chunk)[0]))
-        return [FramesToCome(num_frames, clip)]
+        to_come: Any = [FramesToCome(num_frames, clip)]
+        return to_come
     return _joined((_bytes(_finite(chunk)) for chunk in chunks), num_frames, len(latents))
 
 
@@ -97,36 +95,33 @@ def original_frames(pipeline: LTX2PipelineBase, given: torch.Tensor, batch_size:
     return _joined(pieces, len(given), batch_size)
 
 
-def _joined_images(pieces: Iterable[Any]) -> list[list[PIL.Image.Image]]:
+def _joined_images(pieces: Iterable[Any]) -> Any:
     """Pieces of clips, each a list of images for every clip of the batch, as such lists of the whole clips."""
     return [[image for part in clip for image in part] for clip in zip(*pieces)]
 
 
 def _joined(pieces: Iterable[Any], num_frames: int, batch_size: int) -> Decoded:
     """Pieces `[B, f, ...]` of clips, or `[1, f, ...]` of one for all, in memory that is taken once; bytes on the host."""
-    frames: Any = None
-    start = 0
+    frames, start, are_tensors = None, 0, True
     for piece in pieces:
+        are_tensors, piece = isinstance(piece, torch.Tensor), torch.as_tensor(piece)
         if frames is None:
             frames = _room(piece, (batch_size, num_frames, *piece.shape[2:]))
         end = start + piece.shape[1]
-        if isinstance(frames, torch.Tensor):
-            # To pinned memory, beside the decoding of the next piece.
-            frames[:, start:end].copy_(piece, non_blocking=True)
-        else:
-            frames[:, start:end] = piece
+        # Into pinned memory this goes on beside the decoding of the next piece.
+        frames[:, start:end].copy_(piece, non_blocking=True)
         start = end
-        if start == num_frames and isinstance(piece, torch.Tensor) and piece.device.type == "cuda":
+        if start == num_frames and piece.device.type == "cuda":
             torch.cuda.current_stream(piece.device).synchronize()
         # It would live on while the next one is made.
         del piece
-    return frames
+    if frames is None:
+        raise ValueError("there are no frames to join; a clip has at least one")
+    return frames if are_tensors else frames.numpy()
 
 
-def _room(piece: Any, shape: tuple[int, ...]) -> Any:
-    """Memory for a whole clip of the kind of `piece`; bytes of a card lie on the host, which copies of them can reach."""
-    if not isinstance(piece, torch.Tensor):
-        return np.empty(shape, piece.dtype)
+def _room(piece: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """Memory for a whole clip of the kind of `piece`; bytes lie on the host, pinned for a card to write to."""
     if piece.dtype != torch.uint8:
         return piece.new_empty(shape)
     return torch.empty(shape, dtype=torch.uint8, pin_memory=piece.device.type == "cuda")

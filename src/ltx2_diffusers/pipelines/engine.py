@@ -5,7 +5,6 @@ A recipe says what it wants in a [`~ltx2_diffusers.pipelines.arguments.Request`]
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -268,8 +267,7 @@ def run(pipeline: LTX2GenerationPipeline, prompts: Prompts, request: Request) ->
     with active.held_adapters(pipeline, if_loaded=True):
         prepared = prepare(pipeline, request, batch_size)
         if request.delivery.output_type != "latent":
-            path = request.delivery.save_path
-            announce_encoding(prepared.originals.paths, ".mp4" if path is None else Path(path).suffix.lower())
+            announce_encoding(prepared.originals.paths, request.delivery.save_path)
         pictures = (c.picture for c in prepared.conditions) if prompts.enhancement.enabled else ()
         picture = next((picture for picture in pictures if picture is not None), None)
         texts = reader.read(prompts, with_negative, request.start.generator, picture, watched)

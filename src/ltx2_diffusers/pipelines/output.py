@@ -164,13 +164,14 @@ def _rate(name: str, part: Any, own: Rate | None, given: Rate | None) -> Rate | 
     return _known(name, given if own is None else own)
 
 
-def announce_encoding(sources: Iterable[str | None], suffix: str = ".mp4") -> None:
-    """Warn, before anything is computed, if given pictures or sound cannot be copied into a file of a suffix.
+def announce_encoding(sources: Iterable[str | None], path: str | os.PathLike | None = None) -> None:
+    """Warn, before anything is computed, if given pictures or sound cannot be copied into the file to be written.
 
     Args:
         sources: Files of the pictures and of the sound that are handed over as they are; `None` for each that is not.
-        suffix: `".mp4"` (default) or `".mov"`.
+        path: The file, where the call knows it; default one that ends in `.mp4`.
     """
+    suffix = os.path.splitext("clip.mp4" if path is None else os.fspath(path))[1].lower()
     for kind, source in zip(("video", "audio"), sources):
         if source is not None:
             copying.warn_of_encoding(source, kind, suffix)

@@ -5,13 +5,12 @@ columns of pixels.
 """
 
 from dataclasses import dataclass
-from os import PathLike
 
 import torch
 from diffusers.utils import logging
 
 from ... import checks
-from ...media.frames import Frames, SourceRate, as_image, read_frames, source_rate
+from ...media.frames import FilePath, Frames, SourceRate, as_image, read_frames, source_rate
 from ...models import latent_filters, video_vae
 from ..decoding import decoded
 from ..engine import OUTPUT_TYPES, check_noise_levels, check_save_path, with_decoder_noise
@@ -66,7 +65,7 @@ class UpsampleArguments:
     output_type: str = "pil"
     return_dict: bool = True
     frame_rate: float | None = None
-    save_path: str | PathLike | None = None
+    save_path: FilePath | None = None
 
 
 class LTX2LatentUpsamplePipeline(LTX2PipelineBase):
@@ -113,20 +112,21 @@ class LTX2LatentUpsamplePipeline(LTX2PipelineBase):
             enlarged = latent_filters.adain_filter_latent(enlarged, latents, call.adain_factor)
         if call.tone_map_compression_ratio:
             enlarged = latent_filters.tone_map_latents(enlarged, call.tone_map_compression_ratio)
-        result: Decoded = enlarged
-        if call.output_type != "latent":
-            decoding = (call.decode_timestep, call.decode_noise_scale, call.generator)
-            delivery = Delivery(call.output_type, call.return_dict, None, (), *decoding)
-            saves = call.save_path is not None
-            # Unlike elsewhere the noise goes onto un-normalised latents, as diffusers does it here.
-            noised = with_decoder_noise(self, enlarged, delivery)
-            result = decoded(self, *noised, "uint8" if saves else call.output_type, read_once=saves)
+        result = enlarged if call.output_type == "latent" else self._decoded(enlarged, call)
         speed = 2.0 if self.latent_upsampler.config.temporal_upsample else 1.0
         output = LTX2PipelineOutput(result, None, rate.rate * speed, info={"output_type": call.output_type})
         if call.save_path is not None:
             output = output.moved_to(call.save_path)
         self.maybe_free_model_hooks()
         return output if call.return_dict else (output.frames,)
+
+    def _decoded(self, latents: torch.Tensor, call: UpsampleArguments) -> Decoded:
+        """Frames for the caller, or for a file."""
+        decoding = (call.decode_timestep, call.decode_noise_scale, call.generator)
+        # Unlike elsewhere the noise goes onto un-normalised latents, as diffusers does it here.
+        noised = with_decoder_noise(self, latents, Delivery(call.output_type, call.return_dict, None, (), *decoding))
+        saves = call.save_path is not None
+        return decoded(self, *noised, "uint8" if saves else call.output_type, read_once=saves)
 
     def _encoded(self, pixels: torch.Tensor, call: UpsampleArguments) -> torch.Tensor:
         """Un-normalised float32 latents of a clip `[F, H, W, 3]`, sampled from the encoder's distribution."""

@@ -87,12 +87,12 @@ def test_bytes_of_the_published_model():
     assert [round(count / 1e9, 1) for count in found] == [37.8, 19.2, 20.8, 21.5]
 
 
-def test_a_model_stores_what_was_counted():
-    for config in ("fp8_cast", "fp8_scaled_mm"):
-        model = load(FULL, dtype=None, quantization_config=config)
-        shapes = {name: tuple(tensor.shape) for name, tensor in load(FULL, dtype=None).state_dict().items()}
-        expected = {
-            "fp8_cast": lambda: num_bytes(shapes, set(cast_layers(shapes))),
-            "fp8_scaled_mm": lambda: num_bytes(shapes, set(scaled_layers(shapes)), bias_bytes=2, scales=1),
-        }[config]()
-        assert sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values()) == expected
+@pytest.mark.parametrize(
+    "method, chosen, sizes",
+    [("fp8_cast", cast_layers, {}), ("fp8_scaled_mm", scaled_layers, {"bias_bytes": 2, "scales": 1})],
+)
+def test_a_model_stores_what_was_counted(method, chosen, sizes):
+    shapes = {name: tuple(tensor.shape) for name, tensor in load(FULL, dtype=None).state_dict().items()}
+    state = load(FULL, dtype=None, quantization_config=method).state_dict()
+    stored = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    assert stored == num_bytes(shapes, set(chosen(shapes)), **sizes)

@@ -279,10 +279,10 @@ def test_weights_beyond_the_range_are_refused_by_name(tmp_path):
 
 def test_contradictions_are_refused(tmp_path):
     model = load(FULL, quantization_config="fp8_cast")
-    with pytest.raises(ValueError, match="quantised.*layerwise casting"):
+    with pytest.raises(ValueError, match=r"quantised.*layerwise casting"):
         model.enable_layerwise_casting(torch.float8_e4m3fn, torch.bfloat16)
     model.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="quantised as 'fp8_cast'.*'fp8_scaled_mm'"):
+    with pytest.raises(ValueError, match=r"quantised as 'fp8_cast'.*'fp8_scaled_mm'"):
         LTX2AVTransformer3DModel.from_pretrained(tmp_path, quantization_config="fp8_scaled_mm")
     with pytest.raises(ValueError, match="low_cpu_mem_usage"):
         load(FULL, quantization_config="fp8_cast", low_cpu_mem_usage=False)

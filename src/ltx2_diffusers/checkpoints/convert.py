@@ -16,18 +16,21 @@ import torch
 from ..atomic import check_folder_writable, check_writable, finish_save, replaced_folder
 from ..guidance.presets import preset
 from ..publishing import Card, component_card, origin, put_card
+from ..quantization.configs import NAMES, FP8Config, as_config
 from . import configs, fit, keys
 from . import folder as layout
 from .card import PipelineFacts, pipeline_card
 from .class_names import COMPONENT_OF, PIPELINE_COMPONENTS, class_name_for
 from .json_files import read_config
-from .original import OriginalCheckpoint, cast_floating
+from .original import OriginalCheckpoint, cast_floating, real_weights, stored_in_float8
 from .safetensors_io import Entry, read_folder, tensor_differences, write_file
+from .scaled_fp8 import without_scales
 from .versions import model_version
 
 Part = tuple[dict[str, Entry], dict[str, Any]]
 """Tensors of a component under diffusers' names, and its diffusers config."""
 
+_SCALE = ".weight_scale"
 # From this version on a checkpoint must name its text encoder, which a diffusers folder does not record.
 _NEEDS_TEMPLATE = "2.5"
 
@@ -42,6 +45,7 @@ def convert_to_diffusers(
     dtype: torch.dtype | None = None,
     max_shard_size: int | str = "5GB",
     distilled: bool | None = None,
+    quantization_config: Any = None,
     on_tensor: Callable[[str], None] | None = None,
 ) -> None:
     """Writes an original checkpoint file as a folder in diffusers' layout.
@@ -58,10 +62,13 @@ def convert_to_diffusers(
         dtype: Cast floating-point tensors to this dtype; default: as stored, scaled fp8 as bfloat16.
         max_shard_size: Bytes per weight file, or like "5GB" (default).
         distilled: Whether the model runs a fixed list of sigmas; default: whether the file's name says so.
+        quantization_config: `"fp8_cast"`, `"fp8_scaled_mm"` or one of their configurations, with which layers of the
+            transformer are written in float8; default: as real weights.
         on_tensor: Called with the name of every tensor written.
     """
     check_folder_writable(output)
-    parts = original_components(source, dtype)
+    method = _float8(quantization_config)
+    parts = original_components(source, dtype, quantization_config=method)
     if latent_upsampler is not None:
         parts |= original_components(latent_upsampler, dtype, only="latent_upsampler")
     for name, part in parts.items():
@@ -75,6 +82,8 @@ def convert_to_diffusers(
         root = Path(temporary)
         for component, (entries, config) in parts.items():
             place = root / component if len(parts) > 1 else root
+            if method is not None and component == "transformer":
+                config = {**config, "quantization_config": method.to_dict()}
             layout.write_component(place, component, entries, config, max_shard_size, on_tensor)
         if is_pipeline:
             distilled = layout.is_distilled(source) if distilled is None else distilled
@@ -113,6 +122,7 @@ def convert_to_original(
     *,
     dtype: torch.dtype | None = None,
     metadata_from: str | os.PathLike | None = None,
+    quantization_config: Any = None,
     on_tensor: Callable[[str], None] | None = None,
 ) -> None:
     """Writes a folder in diffusers' layout as one original checkpoint file.
@@ -122,10 +132,12 @@ def convert_to_original(
         output: The safetensors file to write.
         dtype: Cast floating-point tensors to this dtype; default: as stored.
         metadata_from: An original file whose metadata are carried over where the folder does not say otherwise.
+        quantization_config: `"fp8_cast"`, `"fp8_scaled_mm"` or one of their configurations, with which layers of the
+            transformer are written in float8; default: as real weights.
         on_tensor: Called with the name of every tensor written.
     """
     check_writable(output)
-    parts = folder_components(source, dtype)
+    parts = folder_components(source, dtype, _float8(quantization_config))
     for name, part in parts.items():
         check_part(name, part, repr(str(source)))
     entries: dict[str, Entry] = {}
@@ -133,21 +145,49 @@ def convert_to_original(
         renamed = keys.rename(component, tensors, to="original")
         entries |= {keys.original_prefix(component, name) + name: tensors[key] for key, name in renamed.items()}
     metadata = _original_metadata({name: config for name, (_, config) in parts.items()}, metadata_from)
-    write_file(Path(output), entries, metadata, on_tensor)
+    write_file(Path(output), entries, metadata | _float8_metadata(entries), on_tensor)
 
 
-def differences(original: str | os.PathLike, folder: str | os.PathLike, dtype: torch.dtype | None = None) -> list[str]:
+def _float8(quantization_config: Any) -> FP8Config | None:
+    """The float8 method that is asked for; others store what no file of this layout holds."""
+    config = as_config(quantization_config)
+    if config is not None and not isinstance(config, FP8Config):
+        raise ValueError(
+            f"`quantization_config` of type {type(config).__name__} cannot be written here; use {' or '.join(map(repr, NAMES))}, "
+            "or load the model with it and save that"
+        )
+    return config
+
+
+def _float8_metadata(entries: Mapping[str, Entry]) -> dict[str, str]:
+    """What published files say of their scaled layers."""
+    layers = [name.removesuffix(_SCALE) for name in entries if name.endswith(_SCALE)]
+    if not layers:
+        return {}
+    formats = {name: {"format": "float8_e4m3fn"} for name in sorted(layers)}
+    return {"_quantization_metadata": json.dumps({"format_version": "1.0", "layers": formats})}
+
+
+def differences(
+    original: str | os.PathLike,
+    folder: str | os.PathLike,
+    dtype: torch.dtype | None = None,
+    quantization_config: Any = None,
+) -> list[str]:
     """Compares an original file with a diffusers folder: every config value, tensor name, dtype, shape and byte.
 
     Args:
         original: The original safetensors file.
         folder: A pipeline folder or one component's folder.
         dtype: The dtype to which floating-point tensors were cast on the way, default none.
+        quantization_config: How the transformer was stored in float8 on the way, default not.
 
     Returns:
         One line per difference; an empty list if both hold the same model.
     """
-    ours, theirs = original_components(original, dtype), folder_components(folder, dtype)
+    method = _float8(quantization_config)
+    ours = original_components(original, dtype, quantization_config=method)
+    theirs = folder_components(folder, dtype, method)
     found = [f"{name}: only in {original if name in ours else folder}" for name in sorted(set(ours) ^ set(theirs))]
     for name in sorted(set(ours) & set(theirs)):
         # Two broken checkpoints may be equal, too.
@@ -178,13 +218,22 @@ def _misfit(component: str, part: Part, where: str) -> list[str]:
 def check_part(component: str, part: Part, where: str) -> None:
     """Raise `ValueError` unless the tensors of a component are exactly those that its config builds."""
     entries, config = part
-    fit.check_fit(fit.model_class(component, config), config, entries, where)
+    fit.check_fit(fit.model_class(component, config), config, without_scales(entries), where)
 
 
 def original_components(
-    path: str | os.PathLike, dtype: torch.dtype | None = None, only: str | None = None
+    path: str | os.PathLike,
+    dtype: torch.dtype | None = None,
+    only: str | None = None,
+    quantization_config: FP8Config | None = None,
 ) -> dict[str, Part]:
     """Tensors (diffusers names) and diffusers config of every component in an original file, or of `only` one.
+
+    Args:
+        path: The file.
+        dtype: Data type to read floating-point tensors as, default as stored.
+        only: The component, default all.
+        quantization_config: How the transformer's layers are stored in float8, default as real weights.
 
     Raises:
         ValueError: If the file holds tensors of no supported component; they would be lost.
@@ -196,11 +245,27 @@ def original_components(
             f"{', '.join(unclaimed[:3])}"
         )
     names = [only] if only else checkpoint.components()
-    return {name: (checkpoint.component(name, dtype), checkpoint.config(name)) for name in names}
+    if quantization_config is not None and "transformer" not in names:
+        raise ValueError(f"{checkpoint.name} holds no transformer, whose layers could be stored in float8")
+
+    def tensors(name: str) -> dict[str, Entry]:
+        if quantization_config is None or name != "transformer":
+            return checkpoint.component(name, dtype)
+        return stored_in_float8(checkpoint.component(name, keep_quantized=True), quantization_config, dtype)
+
+    return {name: (tensors(name), checkpoint.config(name)) for name in names}
 
 
-def folder_components(path: str | os.PathLike, dtype: torch.dtype | None = None) -> dict[str, Part]:
-    """Tensors and config of every component in a pipeline folder, or of a component's folder."""
+def folder_components(
+    path: str | os.PathLike, dtype: torch.dtype | None = None, quantization_config: FP8Config | None = None
+) -> dict[str, Part]:
+    """Tensors and config of every component in a pipeline folder, or of a component's folder.
+
+    Args:
+        path: The folder.
+        dtype: Data type to read floating-point tensors as, default as stored.
+        quantization_config: How the transformer's layers are stored in float8, default as real weights.
+    """
     root = Path(path)
     if not root.is_dir():
         raise FileNotFoundError(f"there is no folder {str(root)!r}")
@@ -214,7 +279,15 @@ def folder_components(path: str | os.PathLike, dtype: torch.dtype | None = None)
         config = read_config(place / "config.json")
         component = _component_of_config(config, root) if place == root else place.name
         config = {name: value for name, value in config.items() if not name.startswith("_")}
-        result[component] = (cast_floating(read_folder(place), dtype), config)
+        if fit.is_fp8(config.get("quantization_config")):
+            del config["quantization_config"]
+        entries = read_folder(place)
+        if quantization_config is not None and component == "transformer":
+            result[component] = stored_in_float8(entries, quantization_config, dtype), config
+        else:
+            result[component] = cast_floating(real_weights(entries, dtype), dtype), config
+    if quantization_config is not None and "transformer" not in result:
+        raise ValueError(f"{str(root)!r} holds no transformer, whose layers could be stored in float8")
     return result
 
 

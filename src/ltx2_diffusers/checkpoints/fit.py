@@ -246,9 +246,9 @@ def check_folder(
     asked, saved = kwargs.get("quantization_config"), config.get("quantization_config")
     _check_methods(asked, saved, where)
     # Weights that were quantised before they were saved have shapes of their own, but for float8, which has scales.
-    if use_safetensors is False or ignore_mismatched_sizes or (saved and not _is_fp8(saved)):
+    if use_safetensors is False or ignore_mismatched_sizes or (saved and not is_fp8(saved)):
         return
-    has_scales = _is_fp8(saved or asked)
+    has_scales = is_fp8(saved or asked)
     if stamp := _stamp(folder, variant):
         _check_weights(cast(Hashable, cls), folder, variant, stamp, _Frozen(config | changes), has_scales)
 
@@ -258,13 +258,14 @@ def _method(config: Any) -> Any:
     return config.get("quant_method") if isinstance(config, Mapping) else getattr(config, "quant_method", None)
 
 
-def _is_fp8(config: Any) -> bool:
+def is_fp8(config: Any) -> bool:
+    """Whether a quantisation configuration, saved or given, is one of float8."""
     return _method(config) in NAMES
 
 
 def _check_methods(asked: Any, saved: Any, where: str) -> None:
     """A model that was saved quantised stays so; diffusers would only warn."""
-    if not asked or not saved or not (_is_fp8(asked) or _is_fp8(saved)) or _method(asked) == _method(saved):
+    if not asked or not saved or not (is_fp8(asked) or is_fp8(saved)) or _method(asked) == _method(saved):
         return
     raise ValueError(
         f"{where} is quantised as {str(_method(saved))!r}, but `quantization_config` asks for {str(_method(asked))!r}; leave it "

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
+from ..quantization.configs import FP8Config
 from . import configs, gguf_file, keys
 from .json_files import check_finite, parse_object, read_object
 from .reference_configs import guess_version, reference_config
 from .safetensors_io import Entry, SafetensorsFile
-from .scaled_fp8 import dequantized, without_scales
+from .scaled_fp8 import SCALES, dequantized, planned, without_scales
 
 
 class OriginalCheckpoint:
@@ -145,6 +146,30 @@ def real_weights(entries: Mapping[str, Entry], dtype: torch.dtype | None) -> dic
     target = dtype or main_dtype(entries)
     compressed = {n for n, e in entries.items() if e.dtype.is_floating_point and e.dtype.itemsize == 1}
     return {n: entry.to(target) if n in compressed else entry for n, entry in dequantized(entries).items()}
+
+
+def stored_in_float8(entries: Mapping[str, Entry], config: FP8Config, dtype: torch.dtype | None) -> dict[str, Entry]:
+    """The tensors of a model as `config` stores them, scales among them, each rounded when it is read.
+
+    Args:
+        entries: The tensors as a file holds them, with scales in any spelling.
+        config: The method.
+        dtype: Data type of what is not stored in float8, default as in the file.
+    """
+    main, quantizer = dtype or main_dtype(entries), planned(config, entries, dtype)
+
+    def stored(name: str, entry: Entry, kind: str, as_type: torch.dtype) -> Entry:
+        shape = () if kind in SCALES else entry.shape
+        return Entry(as_type, shape, lambda: quantizer.stored_tensors(name, entry.load())[kind].to(as_type))
+
+    result = {}
+    for name, entry in without_scales(entries).items():
+        own = dtype or (main if entry.dtype.itemsize == 1 else entry.dtype)
+        kept = own if entry.dtype.is_floating_point else entry.dtype
+        for kind, as_type in quantizer.stored_dtypes(name).items():
+            path = name.rpartition(".")[0]
+            result[f"{path}.{kind}" if path else kind] = stored(name, entry, kind, as_type or kept)
+    return result
 
 
 def main_dtype(entries: Mapping[str, Entry]) -> torch.dtype:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .loading import QUANTIZATIONS, float8_config
+
 LAYOUTS = ("diffusers", "original")
 FILES = (".safetensors", ".gguf")
 _SHORT = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
@@ -22,6 +24,9 @@ _EXAMPLES = """examples:
 
   # and back: transformer, connectors, VAEs and vocoder in one file
   ltx2 convert LTX-2-diffusers ltx-2-19b-dev.safetensors --check
+
+  # layers of the transformer in float8, with scales
+  ltx2 convert ltx-2-19b-dev.safetensors LTX-2-fp8 --quantize fp8-scaled-mm --calibration amax.json
 
   # one component
   ltx2 convert ltx-2-temporal-upscaler-x2-1.0.safetensors upscaler
@@ -55,6 +60,14 @@ def add_parser(commands: Any) -> None:
         "--dtype",
         choices=DTYPES,
         help="cast floating-point tensors (default: as stored; scaled fp8 weights take the dtype of the others)",
+    )
+    parser.add_argument(
+        "--quantize",
+        choices=QUANTIZATIONS,
+        help="write layers of the transformer in float8 (default: as real weights; scaled fp8-scaled-mm files keep their scales)",
+    )
+    parser.add_argument(
+        "--calibration", metavar="FILE", help="of --quantize fp8-scaled-mm: scales of inputs, from `ltx2 calibrate`"
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     _add_directed_options(parser)
@@ -91,18 +104,21 @@ def run(options: argparse.Namespace) -> int:
     to = _direction(options, source)
     _check_output(options.output, to)
     dtype = None if options.dtype is None else getattr(torch, _SHORT.get(options.dtype, options.dtype))
+    method = float8_config(options.quantize, options.calibration)
     given = {name: getattr(options, name) for name in _ONLY[to] if getattr(options, name) is not None}
     write = convert.convert_to_diffusers if to == "diffusers" else convert.convert_to_original
     try:
         with tqdm(unit=" tensors", disable=options.quiet, file=sys.stderr) as progress:
-            write(source, options.output, dtype=dtype, on_tensor=_counter(progress), **given)
+            write(
+                source, options.output, dtype=dtype, quantization_config=method, on_tensor=_counter(progress), **given
+            )
     except ImportError as error:
         # A GGUF file without the package that reads it.
         raise ValueError(str(error)) from error
     if not options.check:
         return 0
     original, folder = (source, options.output) if to == "diffusers" else (options.output, source)
-    found = convert.differences(original, folder, dtype)
+    found = convert.differences(original, folder, dtype, method)
     print("\n".join(found) or "equal")
     return 1 if found else 0
 

@@ -8,6 +8,7 @@ from ..checkpoints.packaged import PACKAGED, checkpoint_path, meant_instead
 from .values import Options
 
 DTYPES = ("bfloat16", "float16", "float32")
+QUANTIZATIONS = ("fp8-cast", "fp8-scaled-mm")
 CHECKPOINT = "ltx2-mini"
 _SINGLE_FILES = (".safetensors", ".sft")
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -57,6 +58,19 @@ def check_checkpoint(name: str) -> None:
         raise ValueError(f"--checkpoint {name!r}: there is no such {kind}; {meant_instead(name)}")
 
 
+def float8_config(method: str | None, calibration: Path | str | None) -> Any:
+    """The configuration that `--quantize` and `--calibration` ask for; `None` without the first."""
+    if calibration is not None and method != QUANTIZATIONS[1]:
+        raise ValueError(
+            f"--calibration holds scales of inputs, which --quantize {QUANTIZATIONS[1]} alone has; leave it out"
+        )
+    if method is None:
+        return None
+    from ..quantization.configs import FP8ScaledMMConfig, as_config
+
+    return as_config(method) if calibration is None else FP8ScaledMMConfig(calibration)
+
+
 def load_pipeline(options: Options, pipeline_class: Any) -> Any:
     """The pipeline with the reference scheduler and its LoRAs, on its device.
 
@@ -102,18 +116,21 @@ def _from_checkpoint(options: Options, pipeline_class: Any) -> Any:
         components["block_streaming"] = "disk"
     if options.get("release_text_encoder"):
         components["text_encoder_residency"] = "on_demand"
+    quantized = {}
+    if (config := float8_config(options.get("quantize"), options.get("calibration"))) is not None:
+        quantized = {"quantization_config": config}
     if Path(checkpoint).suffix in _SINGLE_FILES:
         if "text_encoder" not in options:
             raise ValueError(f"{checkpoint} holds no text encoder; name a Gemma folder or Hub id with --text-encoder")
         components["text_encoder"] = options["text_encoder"]
-        return pipeline_class.from_single_file(checkpoint, dtype=dtype, **components)
+        return pipeline_class.from_single_file(checkpoint, dtype=dtype, **quantized, **components)
     if "text_encoder" in options:
         raise ValueError(f"--text-encoder belongs to original files; {checkpoint} brings its own, so leave it out")
     if options.get("no_text_encoder"):
         components |= {"text_encoder": None, "tokenizer": None}
     # A name that is no path is one of the Hub.
     folder = checkpoint_path(checkpoint) if checkpoint in PACKAGED else checkpoint
-    return pipeline_class.from_pretrained(folder, dtype=dtype, **components)
+    return pipeline_class.from_pretrained(folder, dtype=dtype, **quantized, **components)
 
 
 def _upsampler(path: Path, dtype: Any) -> Any:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from . import calls
-from .loading import CHECKPOINT, DTYPES
+from .loading import CHECKPOINT, DTYPES, QUANTIZATIONS
 from .values import AppendPlaced, Options, flag, negative_prompt, stretch, weighted_file
 
 # How a text is read, by what stands for it in the help; others are taken as they are. An input file is a `Path`, by
@@ -237,6 +237,11 @@ _GROUPS: dict[str, tuple[Option, ...]] = {
             help="refine without --distilled-lora, as the packaged miniature does"),
         Option("device", "NAME", help="cpu, cuda, cuda:1, mps; default the best present"),
         Option("dtype", DTYPES, help="default bfloat16 on a GPU, float32 on a CPU"),
+        Option("quantize", QUANTIZATIONS, called=("quantization_config",),
+            help="store the transformer's layers in float8, in half the memory: fp8-cast computes as before, fp8-scaled-mm multiplies in "
+            "float8; both cost exactness"),
+        Option("calibration", "FILE", called=("calibration_amax_path",), needs=("quantize",),
+            help="of --quantize fp8-scaled-mm: scales of inputs, a file of `ltx2 calibrate`"),
         Option("offload", ("none", "model", "sequential", "blocks", "disk"), default="none",
             help="keep components on the CPU until they run, or blocks of the large ones there or in their files"),
         Option("tiling", help="decode large pictures in tiles, to save memory"),

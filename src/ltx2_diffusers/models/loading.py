@@ -22,6 +22,9 @@ class CheckedConfigMixin:
 class CheckpointMixin(CheckedConfigMixin):
     """Loading of models from folders and from original files. Goes before the class of diffusers."""
 
+    _not_quantized: tuple[str, ...] = ()
+    """Names of layers that other libraries leave as they are, unless their configuration names some itself."""
+
     def register_to_config(self, **kwargs: Any) -> None:
         """Record the arguments of the constructor, which are sizes of a network."""
         super().register_to_config(**kwargs)
@@ -31,19 +34,20 @@ class CheckpointMixin(CheckedConfigMixin):
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike | None, **kwargs: Any) -> Self:
         """Load from a folder in diffusers' layout or from the Hub.
 
-        Takes the arguments of diffusers' method; `quantization_config` may also be `"fp8_cast"` or `"fp8_scaled_mm"`. The
+        Takes the arguments of diffusers' method; `quantization_config` may also be `"fp8_cast"` or `"fp8_scaled_mm"`, and
+        those of other libraries leave what decides how exact a step is, unless they name layers themselves. The
         configuration in a folder has to build exactly the tensors that its weights are, by name and shape; this is
         compared before the model is built.
         """
         # Checkpoint handling stands above the models; it is reached only when something is loaded.
         from ..checkpoints.fit import check_folder
         from ..checkpoints.origin import origin_at, remember
-        from ..quantization.configs import as_config, register
+        from ..quantization.configs import as_config, register, with_exceptions
 
         origin = None
         register()
-        if kwargs.get("quantization_config") is not None:
-            kwargs["quantization_config"] = as_config(kwargs["quantization_config"])
+        if (config := as_config(kwargs.get("quantization_config"))) is not None:
+            kwargs["quantization_config"] = with_exceptions(config, cls._not_quantized)
         if pretrained_model_name_or_path is not None:
             finish_saves(pretrained_model_name_or_path, kwargs.get("subfolder"))
             check_folder(cls, pretrained_model_name_or_path, **kwargs)

@@ -142,7 +142,16 @@ class LTX2AVTransformer3DModel(
     _supports_gradient_checkpointing = True
     _supports_group_offloading = True
     # `Any` because diffusers declares `None` or a list for what it reads as names, a plan and a function.
-    _skip_layerwise_casting_patterns: Any = ("norm",)
+    # Outside of the blocks lies a fortieth of the weights, which decides how exact a step is.
+    _skip_layerwise_casting_patterns: Any = (
+        *("norm", "proj_in", "proj_out", "time_embed", "caption_projection", "av_cross_attn", "prompt_adaln"),
+        "to_gate_logits",
+    )
+    # The same for other libraries, some of which know layers by the last part of their names.
+    _not_quantized = (
+        *("proj_in", "audio_proj_in", "proj_out", "audio_proj_out", "linear", "linear_1", "linear_2"),
+        "to_gate_logits",
+    )
     _repeated_blocks: Any = ("LTX2AVTransformerBlock",)
     _no_split_modules: Any = ("LTX2AVTransformerBlock",)
     _cp_plan: Any = context_parallel_plan("split")

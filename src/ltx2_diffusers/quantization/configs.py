@@ -1,7 +1,9 @@
 """What a user asks for: quantisation configurations as diffusers takes them, by object or by name."""
 
+import copy
 import difflib
 import os
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -150,6 +152,20 @@ def as_config_of(value: dict[str, Any]) -> Any:
     """The configuration that a dictionary says, if it is one of this package; others are left to diffusers."""
     method = value.get("quant_method")
     return _BY_NAME[method](**value) if isinstance(method, str) and method in _BY_NAME else value
+
+
+def with_exceptions(config: Any, names: Sequence[str]) -> Any:
+    """A configuration of another library that leaves layers as they are, unless it says itself which ones.
+
+    Args:
+        config: The configuration, which is not changed.
+        names: Names of layers.
+    """
+    for field in ("modules_to_not_convert", "llm_int8_skip_modules"):
+        if names and getattr(config, field, names) is None:
+            config = copy.copy(config)
+            setattr(config, field, list(names))
+    return config
 
 
 def as_pipeline_config(value: Any, transformers: list[str]) -> Any:

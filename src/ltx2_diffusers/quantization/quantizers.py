@@ -83,6 +83,10 @@ class _FP8Quantizer(DiffusersQuantizer):
         """
         raise NotImplementedError
 
+    def stored_dtypes(self, name: str) -> dict[str, torch.dtype | None]:
+        """Data types of what `stored_tensors` gives for the tensor of that name; `None` for what keeps its own."""
+        raise NotImplementedError
+
     def check_if_quantized_param(
         self, model: Any, param_value: torch.Tensor, param_name: str, state_dict: dict[str, Any], **kwargs: Any
     ) -> bool:
@@ -114,7 +118,8 @@ class _FP8Quantizer(DiffusersQuantizer):
                 layer._parameters[kind] = nn.Parameter(value, requires_grad=old.requires_grad)
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
-        self.plan({name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
+        if not self._layers:
+            self.plan({name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
         self._put(model)
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
@@ -164,6 +169,11 @@ class FP8CastQuantizer(_FP8Quantizer):
         with _named(name):
             return {kind: cast_tensor(tensor)}
 
+    def stored_dtypes(self, name: str) -> dict[str, torch.dtype | None]:
+        """Float8 for all of a layer."""
+        path, _, kind = name.rpartition(".")
+        return {kind: FLOAT8 if path in self._layers else None}
+
     def _put(self, model: Any) -> None:
         put_cast(model, self._layers, self._dtype)
 
@@ -198,6 +208,14 @@ class FP8ScaledMMQuantizer(_FP8Quantizer):
                 weight, scale = quantize_tensor(tensor)
         scales = {"input_scale": self._inputs[path]} if path in self._inputs else {}
         return {"weight": weight, "weight_scale": scale, **scales}
+
+    def stored_dtypes(self, name: str) -> dict[str, torch.dtype | None]:
+        """Float8 for a weight, and float32 for its scales."""
+        path, _, kind = name.rpartition(".")
+        if kind != "weight" or path not in self._layers:
+            return {kind: None}
+        scales = SCALES if path in self._inputs else SCALES[:1]
+        return {"weight": FLOAT8, **dict.fromkeys(scales, torch.float32)}
 
     def _check_dtype(self, name: str, dtype: torch.dtype) -> None:
         """Float8 is multiplied with a scale or not at all, and only one of the two kinds has units."""

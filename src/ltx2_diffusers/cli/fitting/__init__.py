@@ -1,0 +1,1 @@
+"""Commands that fit a model to a card."""

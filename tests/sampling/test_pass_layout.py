@@ -23,7 +23,9 @@ def pipeline(request):
 def run(pipeline, layout, **arguments):
     pipeline.pass_layout = layout
     calls = []
-    handle = pipeline.transformer.transformer_blocks[0].register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
+    handle = pipeline.transformer.transformer_blocks[0].register_forward_pre_hook(
+        lambda _, args: calls.append(len(args[0]))
+    )
     try:
         return pipeline(PROMPT, generator=seeded(1), **EXPLICIT, **arguments), calls
     finally:

@@ -34,7 +34,7 @@ class LiveTensors(TorchDispatchMode):
         self.kernels = kernels
         self._seen: set[int] = set()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:  # noqa: ARG002
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         is_meta = has_values = False
         for tensor in tree_iter((args, kwargs)):
@@ -107,7 +107,7 @@ class FusedAttention(TorchFunctionMode):
         super().__init__()
         self.operations = 0
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:  # noqa: ARG002
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         if func is not torch.nn.functional.scaled_dot_product_attention:
             return func(*args, **kwargs)

@@ -141,6 +141,17 @@ class BlockStreamingMixin(DiffusionPipeline):
             hook.offload()
         super().maybe_free_model_hooks()
 
+    def release(self, *names: str) -> None:
+        """Have components that wait in host memory until they run go back there now. Others stay where they are.
+
+        Args:
+            names: Names of components.
+        """
+        models = [getattr(self, name, None) for name in names]
+        for hook in self._waiting:
+            if any(hook.model is model for model in models):
+                hook.offload()
+
     @property
     def _execution_device(self) -> torch.device:
         streamers = self._streamers

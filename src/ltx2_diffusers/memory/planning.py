@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from ..atomic import write_json
 from ..checkpoints.json_files import parse_object
-from .planning_policy import Placement, StageForecast
+from .planning_policy import StageForecast, Whereabouts
 
 _GIB = 2**30
 
@@ -67,7 +67,7 @@ class PartPlan:
     """
 
     total: int
-    placement: Placement
+    placement: Whereabouts
     on_device: int
     on_host: int
 
@@ -166,7 +166,9 @@ class MemoryPlan:
 
     def __str__(self) -> str:
         """The table."""
-        return "\n".join([self._title(), "", *self._part_lines(), "", *self._stage_lines(), "", *self._closing_lines()])
+        return "\n".join(
+            [self._title(), "", *self._part_lines(), "", *self._stage_lines(), "", *self._closing_lines()]
+        )
 
     def _title(self) -> str:
         return f"{self.checkpoint}: {self.clip.shown}\nwithin {self.vram_gb:g} GB beside {_host(self.ram_gb)}"
@@ -206,7 +208,7 @@ def _read(content: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of a plan as dataclasses again."""
     clip = {**content["clip"], "steps": tuple(content["clip"]["steps"])}
     parts = {
-        name: PartPlan(**{**part, "placement": Placement(**part["placement"])})
+        name: PartPlan(**{**part, "placement": Whereabouts(**part["placement"])})
         for name, part in content["parts"].items()
     }
     stages = tuple(StageForecast(**stage) for stage in content["stages"])

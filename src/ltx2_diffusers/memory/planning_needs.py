@@ -126,7 +126,9 @@ class Needs:
     def stages(self, storage: str | None, layout: PassLayout, decoding: str) -> list[StageNeed]:
         """The stages in order."""
         first, clip, steps = self.clips.first, self.clips.clip, self.wish.steps
-        reading = Reading((1 + self.passes.negative) * self.wish.num_videos, self.wish.prompt_tokens, self.wish.positions)
+        reading = Reading(
+            (1 + self.passes.negative) * self.wish.num_videos, self.wish.prompt_tokens, self.wish.positions
+        )
         linked = self._counted(stages.connecting, ("connectors",), reading)
         needs = [_need("text encoding", (LANGUAGE_MODEL,), self._text(reading)), _need("text connectors", *linked)]
         if self.wish.image:
@@ -149,7 +151,10 @@ class Needs:
         depths = (_TEXT_SHORT, _TEXT_LONGER) if depth > _TEXT_LONGER else (depth, depth)
         short, longer = (
             self.counts.count(
-                stages.reading_text({LANGUAGE_MODEL: self.counts.model(LANGUAGE_MODEL, one)}, reading), "text", one, reading
+                stages.reading_text({LANGUAGE_MODEL: self.counts.model(LANGUAGE_MODEL, one)}, reading),
+                "text",
+                one,
+                reading,
             )
             for one in depths
         )
@@ -200,9 +205,7 @@ class Needs:
         work = count * rest + blocks * block[0], blocks * block[1]
         return StageNeed(name, (DENOISER,), made.peak + (depth - counted) * kept, *work, steps, traversals)
 
-    def _forward(
-        self, clip: "ClipPlan", storage: str | None, scales: Any, layout: PassLayout, depth: int
-    ) -> Counted:
+    def _forward(self, clip: "ClipPlan", storage: str | None, scales: Any, layout: PassLayout, depth: int) -> Counted:
         wish = Denoising(self.parts.preset, scales, self.wish.image, self.wish.positions, layout)
         run = stages.denoising({DENOISER: self.counts.model(DENOISER, depth, storage)}, clip, wish)
         return self.counts.count(run, "step", clip, storage, scales is None, self.wish.image, layout, depth)
@@ -239,9 +242,6 @@ def variants(
                 parts = needs.stages(storage, layout, decoding)
                 is_fast = storage == "fp8_scaled_mm"
                 found.append(
-                    Variant(
-                        storage, decoding, layout.batched, layout.keeps_text, weights, parts, output, is_fast
-                    )
+                    Variant(storage, decoding, layout.batched, layout.keeps_text, weights, parts, output, is_fast)
                 )
     return found
-

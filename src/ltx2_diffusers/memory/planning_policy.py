@@ -39,7 +39,7 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class Placement:
+class Whereabouts:
     """Where the weights of a component are.
 
     Args:
@@ -187,7 +187,7 @@ class Choice:
     """A variant with the places of its weights, and what it costs."""
 
     variant: Variant
-    placements: Mapping[str, Placement]
+    placements: Mapping[str, Whereabouts]
     stages: Sequence[StageForecast]
     host: int
 
@@ -231,25 +231,25 @@ def chosen(variants: Sequence[Variant], budget: Budget) -> tuple[Choice | None, 
     return best, least
 
 
-def _placements(variant: Variant) -> Iterator[dict[str, Placement]]:
+def _placements(variant: Variant) -> Iterator[dict[str, Whereabouts]]:
     """All ways to place the components; of the small ones none wait, or those that read text, or all."""
-    resident = Placement()
+    resident = Whereabouts()
     options = {}
     for name, weights in variant.weights.items():
         if name in (LANGUAGE_MODEL, DENOISER):
-            options[name] = [resident, Placement("released", "ram")]
+            options[name] = [resident, Whereabouts("released", "ram")]
             # What is quantised while it is loaded is in no file.
             sources = ("ram",) if name == DENOISER and variant.storage is not None else ("ram", "disk")
             if weights.blocks > 1:
-                options[name] += [Placement("streamed", s, min(_SLOTS, weights.blocks - 1)) for s in sources]
+                options[name] += [Whereabouts("streamed", s, min(_SLOTS, weights.blocks - 1)) for s in sources]
     others = [name for name in variant.weights if name not in options]
     for waiting in ([], [name for name in others if name == "connectors"], others):
-        small = {name: Placement("released", "ram") if name in waiting else resident for name in others}
+        small = {name: Whereabouts("released", "ram") if name in waiting else resident for name in others}
         for large in product(*options.values()):
             yield {**dict(zip(options, large)), **small}
 
 
-def _with_blocks(variant: Variant, placements: dict[str, Placement], budget: Budget) -> Choice:
+def _with_blocks(variant: Variant, placements: dict[str, Whereabouts], budget: Budget) -> Choice:
     """The choice, with as many blocks of the transformer on the device as fit beside everything else."""
     choice = forecast(variant, placements, budget)
     own, weights = placements[DENOISER], variant.weights[DENOISER]
@@ -263,7 +263,7 @@ def _with_blocks(variant: Variant, placements: dict[str, Placement], budget: Bud
     return forecast(variant, placed, budget)
 
 
-def forecast(variant: Variant, placements: Mapping[str, Placement], budget: Budget) -> Choice:
+def forecast(variant: Variant, placements: Mapping[str, Whereabouts], budget: Budget) -> Choice:
     """What a variant costs with its weights in these places."""
     stages, weights = [], variant.weights
     for stage in variant.stages:

@@ -16,7 +16,7 @@ from ..conditioning.streams import States, Streams, TextContext, on_streams
 from ..guidance.presets import NEUTRAL, Preset
 from ..guidance.scales import Scales, build_guiders
 from ..prompts.encoding import DEFAULT_TEXT_POSITIONS, TextEncoder, TextStates
-from ..sampling.denoiser import GuidedDenoiser, PassLayout
+from ..sampling.denoiser import ONE_BY_ONE, GuidedDenoiser, PassLayout
 from ..sampling.loop import StepPredictor
 from ..sampling.samplers import EulerSampler
 
@@ -119,7 +119,7 @@ class Denoising:
     scales: Scales | None
     image: bool = False
     positions: int = DEFAULT_TEXT_POSITIONS
-    layout: PassLayout = PassLayout()
+    layout: PassLayout = ONE_BY_ONE
 
 
 def denoiser_of(transformer: Any, clip: "ClipPlan", wish: Denoising) -> GuidedDenoiser:
@@ -130,9 +130,7 @@ def denoiser_of(transformer: Any, clip: "ClipPlan", wish: Denoising) -> GuidedDe
     contexts = [TextContext(*(place.zeros(*size, width) for width in widths)) for _ in range(2)]
     blocks = wish.preset.stg_blocks(depth)
     guiders = build_guiders(Streams(*(wish.scales or (NEUTRAL, NEUTRAL))), blocks, wish.preset, depth)
-    denoiser = GuidedDenoiser(
-        transformer, *contexts, guiders, wish.preset.cross_timestep, layout=wish.layout
-    )
+    denoiser = GuidedDenoiser(transformer, *contexts, guiders, wish.preset.cross_timestep, layout=wish.layout)
     if not denoiser.needed.negative:
         # Nothing else reads it, and a call would not have it.
         denoiser.negative_context = None

@@ -18,6 +18,7 @@ from ..checkpoints.versions import model_kind, model_version
 from ..conditioning import Streams
 from ..guidance import NEUTRAL, Preset, preset
 from ..media.waveforms import fit_audio
+from ..memory.planning import MemoryPlan
 from ..memory.streaming import streamer_of
 from ..models import audio_vae, connectors, latent_upsampler, mel, transformer, video_vae, vocoder
 from ..sampling import PassLayout
@@ -87,6 +88,8 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
     prompt_enhancer: PreTrainedModel
     pass_layout: PassLayout = PassLayout()
     """How the passes of a guided step are made: one after another by default."""
+    memory_plan: MemoryPlan | None = None
+    """The plan that the pipeline was loaded by, if it was."""
     _prompt_cache: texts.PromptCache | None = None
     _forwards_per_step: int
 
@@ -153,6 +156,47 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
         pipeline._text_encoder_on_demand = on_demand
         pipeline.register_to_config(_name_or_path=os.fspath(path))
         return pipeline
+
+    @classmethod
+    def from_plan(cls, plan: MemoryPlan, device: torch.device | str | None = None, **components: Any) -> Self:
+        """Load a pipeline exactly as a plan of memory says.
+
+        Args:
+            plan: Made by [`plan_memory`] or `plan_memory()` of a pipeline.
+            device: Where to compute, default the accelerator, or the CPU without one. There everything is loaded and released
+                as planned, too.
+            components: Components to use in place of those of the checkpoint, which stay where they are.
+
+        Raises:
+            ValueError: If there are no weights where the plan has them, or it is for two stages and this pipeline has one.
+        """
+        from .planned import load_planned
+
+        return load_planned(cls, plan, device, **components)
+
+    def plan_memory(self, vram_gb: float, ram_gb: float | None = None, **wish: Any) -> MemoryPlan:
+        """The fastest way to run this pipeline's checkpoint within a device's memory, for `from_plan`.
+
+        Weights are counted as the checkpoint has them; the pipeline stays as it is.
+
+        Args:
+            vram_gb, ram_gb: Memory of the device and host memory in GiB.
+            wish: Further arguments of [`plan_memory`]; `dtype` is that of the transformer by default.
+
+        Raises:
+            ValueError: If no plan fits, with the nearest that do; or if the pipeline was not loaded from a folder or file.
+        """
+        from .planned import plan_memory
+
+        source = self.config.get("_name_or_path")
+        if not source:
+            raise ValueError(
+                "this pipeline was not loaded from a folder or file; plan with the function plan_memory(checkpoint, ...)"
+            )
+        if self.transformer is not None:
+            wish.setdefault("dtype", self.transformer.dtype)
+        text = origin_of(self.text_encoder).path if os.path.isfile(source) and self.has("text_encoder") else None
+        return plan_memory(source, vram_gb, ram_gb, **{"text_encoder": text, **wish})
 
     def _card_facts(self) -> PipelineFacts:
         facts, texts_read = super()._card_facts(), self.has("text_encoder") and self.has("tokenizer")

@@ -42,6 +42,9 @@ class PassLayout:
     keeps_text: bool = True
 
 
+ONE_BY_ONE = PassLayout()
+
+
 class NeededPasses(NamedTuple):
     """Which passes a step makes beside the conditional one."""
 
@@ -77,7 +80,7 @@ class GuidedDenoiser:
         cross_timestep: str = "own",
         attention_kwargs: dict[str, Any] | None = None,
         nag: NagWeights | None = None,
-        layout: PassLayout = PassLayout(),
+        layout: PassLayout = ONE_BY_ONE,
     ) -> None:
         self.transformer = transformer
         # The latents follow the contexts, and both the network.

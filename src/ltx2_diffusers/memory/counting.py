@@ -101,11 +101,14 @@ class FusedAttention(TorchFunctionMode):
     """Attention without values in one operation, as kernels of devices do it; PyTorch would write its scores out.
 
     What attentions compute is added up in `operations`.
+
+    Args:
+        kernels: Kind of the device, `"cpu"` or `"cuda"`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, kernels: str) -> None:
         super().__init__()
-        self.operations = 0
+        self.kernels, self.operations = kernels, 0
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
@@ -117,9 +120,23 @@ class FusedAttention(TorchFunctionMode):
         shapes = [tuple(query.shape), *((*one.shape[:1], query.shape[1], *one.shape[2:]) for one in (key, value))]
         self.operations += sdpa_flop_count(*shapes)
         result = query.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[-1]).transpose(1, 2)
-        # Its logarithms of sums, which the backward pass would read, live as long as the kernel runs.
-        query.new_empty(*query.shape[:3], dtype=torch.float32)
+        # Logarithms of sums, which the backward pass would read, and room for scores live as long as the kernel runs.
+        beside = [query.new_empty(*query.shape[:3], dtype=torch.float32)]
+        mask = args[3] if len(args) > 3 else kwargs.get("attn_mask")
+        if mask is not None and mask.dtype is torch.bool:
+            # Kernels add masks to the scores.
+            beside.append(query.new_empty(mask.shape))
+        if self.kernels == "cpu":
+            beside.append(query.new_empty(_scores_on_cpu(query, key), dtype=torch.float32))
+        del beside
         return result
+
+
+def _scores_on_cpu(query: torch.Tensor, key: torch.Tensor) -> int:
+    """Numbers that the threads of a CPU have room for: scores of a part, two sums a row, and a part of the result."""
+    length = query.shape[2]
+    rows = min(length, 256 if length >= 768 else 64 if length >= 192 else 32)
+    return rows * (min(key.shape[2], 512) + 2 + query.shape[3]) * torch.get_num_threads()
 
 
 class Counted(NamedTuple):
@@ -146,7 +163,7 @@ def peak_bytes(run: Callable[[], Any]) -> int:
 @torch.no_grad()
 def counted(run: Callable[[], Any], device: str = "cuda") -> Counted:
     """What `run`, which calls models on the meta device, would need on a device of a kind, `"cuda"` (default) or `"cpu"`."""
-    with FusedAttention() as attention, LiveTensors(device) as tensors:
+    with FusedAttention(device) as attention, LiveTensors(device) as tensors:
         run()
     return Counted(tensors.peak, tensors.operations + attention.operations, attention.operations)
 

@@ -45,6 +45,16 @@ def ratios(name: str, payload: dict[str, Any]) -> Iterator[tuple[str, float, flo
         for case in payload["time"]:
             label = f"VAE decode, {case['structure']}, {case['width']} px: speed"
             yield label, case["ratio_diffusers_over_ours"]["paired"], 1.0, True
+        for case in payload["memory"]:
+            clip = f"{case['frames']} x {case['height']} x {case['width']}"
+            label = f"VAE decode, {case['structure']}, {clip}, streamed: memory"
+            yield label, case["ratio_streamed_over_diffusers"], 0.4, False
+        for case in payload["streaming"]:
+            label = f"VAE decode, {case['structure']}, streamed over whole: time"
+            yield label, case["ratio_streamed_over_whole"]["paired"], 1.05, False
+        for case in payload["streams"]:
+            label = f"VAE decode, {case['structure']}, {case['frames']} x {case['height']} x {case['width']}"
+            yield f"{label}: operations before the first frame", case["operations_before_first_frame"], 0.5, False
     elif name == "training_step":
         for case in payload["cases"]:
             how = "with" if case["gradient checkpointing"] else "without"

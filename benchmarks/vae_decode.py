@@ -1,11 +1,14 @@
 """Times and memory of decoding one clip with our video VAE and with diffusers', same weights, interleaved.
 
 Run `python -m benchmarks.vae_decode [--quick]`. Times are taken at a quarter of the published widths, so that a CPU
-can do it; memory is counted at full size on the meta device, which allocates nothing.
+can do it; memory and operations are counted at full size on the meta device, which allocates nothing. Streamed decoding
+is timed on tall clips, because on one thread PyTorch runs another, slow convolution where channels times frames times
+rows are few, as in chunks of small clips of a narrow decoder.
 """
 
 import argparse
 import statistics
+import time
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +17,7 @@ import diffusers
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common import interleaved, print_table, ratio, write_results
 from ltx2_diffusers.models.video_vae import AutoencoderKLLTX2Video
@@ -21,7 +25,9 @@ from ltx2_diffusers.models.video_vae import AutoencoderKLLTX2Video
 NUM_FRAMES = 9
 GIBIBYTE = 2**30
 
-MEMORY_SHAPE = {"frames": 121, "height": 512, "width": 768}
+MEMORY_SHAPES = ({"frames": 121, "height": 512, "width": 768}, {"frames": 121, "height": 1024, "width": 1536})
+LONG_SHAPE = {"frames": 1001, "height": 1024, "width": 1536}
+STREAMED_SHAPE = {"height": 512, "width": 96}
 
 _PUBLISHED = {"decoder_causal": False, "spatial_compression_ratio": 32, "temporal_compression_ratio": 8}
 # The published structures of the two versions.
@@ -104,6 +110,7 @@ def measure_time(version: str, side: int, repeats: int) -> dict[str, Any]:
     theirs = diffusers.AutoencoderKLLTX2Video(**reduced(CONFIGS[version])).eval()
     ours = AutoencoderKLLTX2Video(**reduced(CONFIGS[version])).eval()
     ours.load_state_dict(theirs.state_dict())
+    ours.disable_streaming()
     latents = torch.randn(1, ours.config.latent_channels, (NUM_FRAMES - 1) // 8 + 1, side // 32, side // 32)
     runs = {"ours": lambda: ours.decode(latents).sample, "diffusers": lambda: theirs.decode(latents).sample}
     difference = (runs["ours"]() - runs["diffusers"]()).abs().max().item()
@@ -120,21 +127,98 @@ def measure_time(version: str, side: int, repeats: int) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def measure_memory(version: str) -> dict[str, Any]:
-    """Count the activations of the published model at `MEMORY_SHAPE` in bfloat16, without computing anything."""
-    shape = 1, 128, (MEMORY_SHAPE["frames"] - 1) // 8 + 1, MEMORY_SHAPE["height"] // 32, MEMORY_SHAPE["width"] // 32
-    latents = torch.empty(shape, dtype=torch.bfloat16, device="meta")
-    peak = {}
-    for name, cls in {"ours": AutoencoderKLLTX2Video, "diffusers": diffusers.AutoencoderKLLTX2Video}.items():
-        with torch.device("meta"):
-            vae = cls(**CONFIGS[version]).to(torch.bfloat16).eval()
-        peak[name] = peak_bytes(lambda vae=vae: vae.decode(latents).sample) / GIBIBYTE
+def measure_streaming(version: str, frames: int, repeats: int) -> dict[str, Any]:
+    """Decode a clip whole and in chunks, and take the time until the first frames are there."""
+    torch.manual_seed(0)
+    vae = AutoencoderKLLTX2Video(**reduced(CONFIGS[version])).eval()
+    latents = torch.randn(
+        1,
+        vae.config.latent_channels,
+        (frames - 1) // 8 + 1,
+        STREAMED_SHAPE["height"] // 32,
+        STREAMED_SHAPE["width"] // 32,
+    )
+
+    def decoded(streamed: bool) -> torch.Tensor:
+        vae.use_streaming = streamed
+        return vae.decode(latents).sample
+
+    runs = {"whole": lambda: decoded(False), "streamed": lambda: decoded(True)}
+    whole, streamed = (run() for run in runs.values())
+    first = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        chunks = vae.decode_streamed(latents)
+        next(chunks)
+        shown = time.perf_counter()
+        for _ in chunks:
+            pass
+        first.append((shown - start) / (time.perf_counter() - start))
+    times = interleaved(runs, repeats)
+    return {
+        "structure": f"{version}, decoder at a quarter of the width",
+        "frames": frames,
+        **STREAMED_SHAPE,
+        "median_s": {name: statistics.median(samples) for name, samples in times.items()},
+        "ratio_streamed_over_whole": ratio(times, "streamed", "whole"),
+        "first_frame_over_decode": statistics.median(first),
+        "max_abs_difference": (streamed - whole).abs().max().item(),
+        "rms_difference": (streamed - whole).square().mean().sqrt().item(),
+    }
+
+
+def _published(cls: type, version: str) -> Any:
+    with torch.device("meta"):
+        return cls(**CONFIGS[version]).to(torch.bfloat16).eval()
+
+
+def _latents_of(shape: dict[str, int]) -> torch.Tensor:
+    sides = (shape["frames"] - 1) // 8 + 1, shape["height"] // 32, shape["width"] // 32
+    return torch.empty(1, 128, *sides, dtype=torch.bfloat16, device="meta")
+
+
+@torch.no_grad()
+def measure_memory(version: str, shape: dict[str, int]) -> dict[str, Any]:
+    """Count the activations and the video of the published model in bfloat16, without computing anything."""
+    latents = _latents_of(shape)
+    ours, theirs = (_published(cls, version) for cls in (AutoencoderKLLTX2Video, diffusers.AutoencoderKLLTX2Video))
+    peak = {"diffusers": peak_bytes(lambda: theirs.decode(latents).sample) / GIBIBYTE}
+    for name, streamed in (("ours", False), ("ours, streamed", True)):
+        ours.use_streaming = streamed
+        peak[name] = peak_bytes(lambda: ours.decode(latents).sample) / GIBIBYTE
     return {
         "structure": version,
-        **MEMORY_SHAPE,
+        **shape,
         "dtype": "bfloat16",
         "peak_activations_gib": peak,
         "ratio_diffusers_over_ours": peak["diffusers"] / peak["ours"],
+        "ratio_ours_over_diffusers": peak["ours"] / peak["diffusers"],
+        "ratio_streamed_over_diffusers": peak["ours, streamed"] / peak["diffusers"],
+    }
+
+
+@torch.no_grad()
+def measure_stream(version: str, shape: dict[str, int]) -> dict[str, Any]:
+    """Count memory without the video, and operations before the first frames, of a clip that is read chunk by chunk."""
+    vae, latents = _published(AutoencoderKLLTX2Video, version), _latents_of(shape)
+
+    def read() -> None:
+        for chunk in vae.decode_streamed(latents):
+            del chunk
+
+    with FlopCounterMode(display=False) as counter:
+        chunks = vae.decode_streamed(latents)
+        next(chunks)
+        first = counter.get_total_flops()
+        for _ in chunks:
+            pass
+    operations = counter.get_total_flops()
+    return {
+        "structure": version,
+        **shape,
+        "dtype": "bfloat16",
+        "peak_activations_gib": peak_bytes(read) / GIBIBYTE,
+        "operations_before_first_frame": first / operations,
     }
 
 
@@ -145,7 +229,11 @@ def main() -> None:
     arguments = parser.parse_args()
     sides, repeats = ((64,), 5) if arguments.quick else ((64, 128), 15)
     times = [measure_time(version, side, repeats) for version in CONFIGS for side in sides]
-    memory = [measure_memory(version) for version in CONFIGS]
+    frames, runs = (25, 2) if arguments.quick else (121, 5)
+    streaming = [measure_streaming(version, frames, runs) for version in CONFIGS]
+    memory = [measure_memory(version, shape) for version in CONFIGS for shape in MEMORY_SHAPES]
+    shapes = MEMORY_SHAPES if arguments.quick else (*MEMORY_SHAPES, LONG_SHAPE)
+    streams = [measure_stream(version, shape) for version in CONFIGS for shape in shapes]
     print_table(
         [
             {
@@ -162,16 +250,41 @@ def main() -> None:
     print_table(
         [
             {
+                "streamed": case["structure"],
+                "clip": f"{case['frames']} x {case['height']} x {case['width']}",
+                "whole, s": case["median_s"]["whole"],
+                "streamed, s": case["median_s"]["streamed"],
+                "ratio (paired)": case["ratio_streamed_over_whole"]["paired"],
+                "first frame": case["first_frame_over_decode"],
+                "rms difference": f"{case['rms_difference']:.1e}",
+            }
+            for case in streaming
+        ]
+    )
+    print_table(
+        [
+            {
                 "activations": case["structure"],
-                "ours, GiB": case["peak_activations_gib"]["ours"],
-                "diffusers, GiB": case["peak_activations_gib"]["diffusers"],
-                "ratio": case["ratio_diffusers_over_ours"],
+                "clip": f"{case['frames']} x {case['height']} x {case['width']}",
+                **{f"{name}, GiB": value for name, value in case["peak_activations_gib"].items()},
+                "streamed over diffusers": case["ratio_streamed_over_diffusers"],
             }
             for case in memory
         ]
     )
+    print_table(
+        [
+            {
+                "read chunk by chunk": case["structure"],
+                "clip": f"{case['frames']} x {case['height']} x {case['width']}",
+                "GiB": case["peak_activations_gib"],
+                "operations before the first frame": case["operations_before_first_frame"],
+            }
+            for case in streams
+        ]
+    )
     name = "vae_decode_quick" if arguments.quick else "vae_decode"
-    print(write_results(name, {"time": times, "memory": memory}))
+    print(write_results(name, {"time": times, "streaming": streaming, "memory": memory, "streams": streams}))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import torch
 from ltx2_diffusers.media.reading import probe, read_audio, read_video
 from ltx2_diffusers.media.writing import write_video
 from ltx2_diffusers.models.mel import resample
-from ltx2_diffusers.pipelines import engine
+from ltx2_diffusers.pipelines import decoding, engine
 from ltx2_diffusers.pipelines.arguments import Delivery, Stage
 from ltx2_diffusers.pipelines.recipes.extension import segments
 from ltx2_diffusers.pipelines.recipes.extension.pipeline import LTX2ExtendPipeline
@@ -323,7 +323,7 @@ def test_a_streamed_file_holds_what_the_result_in_memory_holds(pipe, source, tmp
 
 def test_streaming_holds_the_frames_of_one_segment_at_a_time(pipe, monkeypatch, tmp_path):
     frames, latents, alive = [], [], []
-    decode, generate = engine.video_as, segments.generate
+    decode, generate = decoding.video_as, segments.generate
 
     def decode_and_note(*args):
         result = decode(*args)
@@ -338,7 +338,7 @@ def test_streaming_holds_the_frames_of_one_segment_at_a_time(pipe, monkeypatch, 
     def count(_module, _args):
         alive.append(tuple(sum(ref() is not None for ref in refs) for refs in (frames, latents)))
 
-    monkeypatch.setattr(engine, "video_as", decode_and_note)
+    monkeypatch.setattr(decoding, "video_as", decode_and_note)
     monkeypatch.setattr(segments, "generate", generating)
     hook = pipe.vae.decoder.register_forward_pre_hook(count)
     try:

@@ -53,7 +53,7 @@ def generate(
     selection = select_pipeline(request, pipeline.preset.kind, defaults)
     if selection.rule == "image" and image_generator is not None:
         return image_generator(selection.request)
-    if selection.tile_video:
+    if selection.tile_video and not pipeline.vae.use_streaming:
         pipeline.vae.enable_tiling()
     common: dict[str, Any] = {}
     if request.seed is not None:

@@ -399,6 +399,7 @@ class AutoencoderKLLTX2Video(CheckpointMixin, AtomicModelSaveMixin, ModelMixin, 
 
         Memory does not grow with the length of the clip: each layer holds the frames of its chunk and up to six before
         them. Frames are computed when they are asked for; an iterator that is left in the middle leaves nothing behind.
+        Where components are offloaded, use it up before another one runs.
 
         Args:
             latents: `[B, C, F', H', W']`, raw, on any device.

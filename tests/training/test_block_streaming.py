@@ -4,6 +4,7 @@ import pytest
 import torch
 from peft import LoraConfig
 
+from ltx2_diffusers.memory.slots import Slot
 from ltx2_diffusers.training.trained.block_streaming import BlockStreaming
 from ltx2_diffusers.training.trained.quantization import STREAMABLE, quantize_blocks
 from tests.models.transformer_tools import tiny_inputs, tiny_transformer
@@ -109,12 +110,10 @@ def test_a_block_computes_on_the_device_and_few_are_there(num_on_device, rotatin
 
 
 def test_copies_are_as_few_as_can_be(monkeypatch):
-    from ltx2_diffusers.training.trained import block_streaming
-
     transformer, filled = model(), []
     streaming = BlockStreaming(transformer, CPU, 2)
-    original = block_streaming._Slot.fill
-    monkeypatch.setattr(block_streaming._Slot, "fill", lambda s, i, b: (filled.append(i), original(s, i, b)))
+    original = Slot.fill
+    monkeypatch.setattr(Slot, "fill", lambda s, i, b: (filled.append(i), original(s, i, b)))
     step(transformer)
     # Up to the last, which stays, as does the one before it; back to the first, which stays for the next step.
     assert filled == [0, 1, 2, 3, 4, 2, 1, 0]

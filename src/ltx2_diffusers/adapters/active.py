@@ -11,6 +11,7 @@ from diffusers.loaders.lora_base import LoraBaseMixin
 from diffusers.utils.torch_utils import is_compiled_module
 from peft.tuners.lora import LoraLayer
 
+from ..memory.streaming import streamer_of
 from ..models.connectors import LTX2TextConnectors
 from ..models.transformer import LTX2AVTransformer3DModel
 from .file import LoraMetadata
@@ -37,6 +38,17 @@ def adapted_models(pipeline: LoraBaseMixin) -> dict[str, AdaptedModel]:
 def plain_model(model: Any) -> Any:
     """The model inside of what `torch.compile` returns."""
     return model._orig_mod if is_compiled_module(model) else model
+
+
+def check_changeable(pipeline: LoraBaseMixin, components: Collection[str] | None) -> None:
+    """Raise `ValueError` if the weights of a model stay in their file while it is used, so that nothing can be added to them."""
+    for component, model in adapted_models(pipeline).items():
+        streamer = streamer_of(model)
+        if streamer is not None and streamer.source == "disk" and (components is None or component in components):
+            raise ValueError(
+                f"adapters cannot be fused into the `{component}`, whose blocks are streamed from their file; use the adapters as "
+                "they are, or stream with source='ram'"
+            )
 
 
 @contextmanager

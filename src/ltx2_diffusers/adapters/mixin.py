@@ -285,6 +285,7 @@ class LTX2LoraMixin(LoraBaseMixin):
             ValueError: If an adapter is fused already, the weights are quantised by another library or stored in a type that
                 cannot take it, or an argument has no effect. The weights are as before then.
         """
+        active.check_changeable(self, components)
         how = Arithmetic(rounding, seed, reference_rounding)
         asked = fusing.Fusing(components, lora_scale, safe_fusing, adapter_names, how, keep_originals)
         with held_adapters(self), torch.no_grad():

@@ -11,6 +11,7 @@ from ..quantization.configs import TRANSFORMERS, as_pipeline_config
 from .class_names import PIPELINE_COMPONENTS, class_name_for
 from .folder import is_distilled, new_scheduler
 from .hub_files import local_file
+from .origin import origin_at, remember
 from .original import OriginalCheckpoint
 from .pipeline_folder import check_component, named_errors
 from .single_file import load_component
@@ -104,18 +105,39 @@ def load_text_encoder(
         if text_encoder is not None and tokenizer is None:
             raise ValueError("a `text_encoder` given as a model needs its `tokenizer` beside it")
         return text_encoder, tokenizer
-    from transformers import AutoModelForImageTextToText, AutoTokenizer
+    from transformers import AutoModelForImageTextToText
 
     source = os.fspath(text_encoder)
-    # Both take an empty name for the folder itself.
-    inside = {name: name if os.path.isdir(os.path.join(source, name)) else "" for name in _TEXT_MODELS}
-    if os.path.isdir(source):
-        for name, kind in _TEXT_MODELS.items():
-            if name != "tokenizer" or tokenizer is None:
-                check_component(Path(source, inside[name]), ("transformers", kind), None)
-    hub = {name: value for name, value in options.items() if name in _HUB_OPTIONS}
+    subfolder = _checked_subfolder(source, "text_encoder")
+    if tokenizer is None:
+        hub = {name: value for name, value in options.items() if name in _HUB_OPTIONS}
+        tokenizer = load_tokenizer(source, **hub)
+    origin = origin_at(Path(source, subfolder))
     with named_errors(Path(source)):
-        if tokenizer is None:
-            tokenizer = AutoTokenizer.from_pretrained(source, subfolder=inside["tokenizer"], **hub)
-        of_model = {"subfolder": inside["text_encoder"], **options}
-        return AutoModelForImageTextToText.from_pretrained(source, dtype=dtype or "auto", **of_model), tokenizer
+        of_model = {"subfolder": subfolder, **options}
+        model = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype or "auto", **of_model)
+    remember(model, origin)
+    return model, tokenizer
+
+
+def load_tokenizer(place: str | os.PathLike, **options: Any) -> Any:
+    """The tokenizer in a folder or repository of a text encoder.
+
+    Args:
+        place: Folder or Hub id.
+        options: Arguments of the download.
+    """
+    from transformers import AutoTokenizer
+
+    source = os.fspath(place)
+    subfolder = _checked_subfolder(source, "tokenizer")
+    with named_errors(Path(source)):
+        return AutoTokenizer.from_pretrained(source, subfolder=subfolder, **options)
+
+
+def _checked_subfolder(source: str, name: str) -> str:
+    """Where a text model is in a folder or repository: the library takes an empty name for the folder itself."""
+    subfolder = name if os.path.isdir(os.path.join(source, name)) else ""
+    if os.path.isdir(source):
+        check_component(Path(source, subfolder), ("transformers", _TEXT_MODELS[name]), None)
+    return subfolder

@@ -21,7 +21,7 @@ from .safetensors_io import read_weight_map, tensor_names
 INDEX = "model_index.json"
 _SCHEDULER = "scheduler_config.json"
 # What a model that reads texts has beside the parts that do so.
-_BESIDE_TEXT = r"vision|audio|multi_modal|projector|lm_head"
+BESIDE_TEXT = r"vision|audio|multi_modal|projector|lm_head"
 _CONFIGS = ("config.json", _SCHEDULER)
 # What the libraries read of a component beside its weights. Folders hold other files, too: notes, other formats, and what
 # file systems leave.
@@ -125,12 +125,12 @@ def check_component(folder: Path, pair: tuple[str, str], variant: str | None, qu
         _check_scheduler(folder / _SCHEDULER)
     if "Tokenizer" in class_name:
         _check_words(folder)
-    names = [name for file in _weight_files(folder, variant) for name in tensor_names(file)]
+    names = [name for file in weight_files(folder, variant) for name in tensor_names(file)]
     if names and (folder / "config.json").is_file():
         _check_layers(folder / "config.json", names)
 
 
-def _weight_files(folder: Path, variant: str | None) -> list[Path]:
+def weight_files(folder: Path, variant: str | None) -> list[Path]:
     """The safetensors files that are loaded of a folder: those of the variant if there are any, else the plain ones."""
     for infix in ([f".{variant}"] if variant else []) + [""]:
         for stem in _STEMS:
@@ -198,7 +198,7 @@ def check_language_models(components: Mapping[str, Any], folder: Path) -> None:
         # Of quantised weights nothing is known.
         if not isinstance(model, PreTrainedModel) or hasattr(model, "hf_quantizer"):
             continue
-        parameters = {name: p for name, p in model.named_parameters() if not re.search(_BESIDE_TEXT, name)}
+        parameters = {name: p for name, p in model.named_parameters() if not re.search(BESIDE_TEXT, name)}
         drawn = [name for name, p in parameters.items() if not getattr(p, "_is_hf_initialized", False)]
         # Where no parameter is marked as read, the mark is another one.
         if drawn and len(drawn) < len(parameters):

@@ -17,6 +17,7 @@ from .fit import ModelClass, check_fit
 from .gguf_file import fill_quantized
 from .hub_files import local_file
 from .json_files import read_config
+from .origin import origin_at, remember
 from .original import OriginalCheckpoint, main_dtype
 from .safetensors_io import Entry
 from .scaled_fp8 import planned, without_scales
@@ -90,22 +91,14 @@ def load_component(
     else:
         _check_quantization(quantization_config, checkpoint, low_cpu_mem_usage)
         entries = checkpoint.component(component, keep_quantized=True)
-    if config is None:
-        model_config = checkpoint.config(component)
-    else:
-        model_config = _given_config(cls, component, config, subfolder, revision=config_revision, **hub_options)
-    model_config = {**model_config, **config_overrides}
-    if component == "vocoder":
-        _check_stages(cls, entries, checkpoint.name)
-    is_guess = config is None and not checkpoint.has_config(component)
-    hint = "; without `config` metadata the published model was assumed: pass config= or original_config="
-    check_fit(cls, model_config, without_scales(entries), checkpoint.name, hint if is_guess else "")
+    if config is not None:
+        config = _given_config(cls, component, config, subfolder, revision=config_revision, **hub_options)
+    model_config = _fitting_config(cls, checkpoint, entries, config, config_overrides)
     quantizer = None
     if isinstance(quantization_config, FP8Config):
         with checkpoint.named(component):
             quantizer = planned(quantization_config, entries, dtype or main_dtype(entries))
-    with nullcontext() if low_cpu_mem_usage is False else init_empty_weights():
-        model = cls.from_config(model_config)
+    model = empty_model(cls, model_config, initialised=low_cpu_mem_usage is False)
     if quantizer is not None:
         with checkpoint.named(component):
             _fill_float8(model, entries, quantizer, dtype, target, copy=isinstance(path_or_dict, Mapping))
@@ -113,10 +106,60 @@ def load_component(
     if quantization_config is not None:
         fill_quantized(model, entries, quantization_config, dtype, target)
         return model.eval()
+    origin = None if isinstance(path_or_dict, Mapping) else origin_at(path_or_dict, dtype=dtype)
     # A model that shares memory with the caller's dictionary would change it when trained.
     tensors = {key: entry.load().to(target, copy=isinstance(path_or_dict, Mapping)) for key, entry in entries.items()}
     model.load_state_dict(tensors, strict=False, assign=True)
+    remember(model, origin)
     return model.to(target).eval()
+
+
+def empty_component(
+    cls: ModelClass,
+    path: str | os.PathLike,
+    *,
+    dtype: torch.dtype | None = None,
+    config: str | os.PathLike | Mapping[str, Any] | None = None,
+) -> tuple[Any, dict[str, Entry], Path]:
+    """A model of an original file as shapes alone, its tensors in the file by name, and the file.
+
+    Args:
+        cls, dtype, config: As in [`load_component`].
+        path: A safetensors file, or a Hub link to one.
+    """
+    file, component = local_file(path), class_names.component_of(cls)
+    checkpoint = OriginalCheckpoint(file, mmap=True)
+    if checkpoint.is_gguf:
+        raise ValueError(
+            f"{checkpoint.name} is a GGUF file, whose weights are packed; load it whole, then stream from RAM"
+        )
+    entries = checkpoint.component(component, dtype)
+    given = None if config is None else _given_config(cls, component, config, None)
+    return empty_model(cls, _fitting_config(cls, checkpoint, entries, given, {})), entries, Path(file)
+
+
+def empty_model(cls: ModelClass, config: Mapping[str, Any], initialised: bool = False) -> Any:
+    """A model without values, or with those that its constructor draws."""
+    with nullcontext() if initialised else init_empty_weights():
+        return cls.from_config(dict(config))
+
+
+def _fitting_config(
+    cls: ModelClass,
+    checkpoint: OriginalCheckpoint,
+    entries: Mapping[str, Entry],
+    given: Mapping[str, Any] | None,
+    overrides: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The configuration of a component, which builds exactly the tensors that there are."""
+    component = class_names.component_of(cls)
+    config = {**(checkpoint.config(component) if given is None else given), **overrides}
+    if component == "vocoder":
+        _check_stages(cls, entries, checkpoint.name)
+    is_guess = given is None and not checkpoint.has_config(component)
+    hint = "; without `config` metadata the published model was assumed: pass config= or original_config="
+    check_fit(cls, config, without_scales(entries), checkpoint.name, hint if is_guess else "")
+    return config
 
 
 def _check_options(cls: ModelClass, config: object, original_config: object, overrides: Mapping[str, Any]) -> None:

@@ -95,8 +95,11 @@ def load_pipeline(options: Options, pipeline_class: Any) -> Any:
         pipeline.vae.enable_tiling()
     if "prompt_cache" in options:
         pipeline.enable_prompt_cache(options["prompt_cache"])
-    if options["offload"] == "none":
+    if options["offload"] in ("none", "disk"):
         return pipeline.to(options["device"])
+    if options["offload"] == "blocks":
+        pipeline.enable_block_streaming(device=options["device"])
+        return pipeline
     getattr(pipeline, f"enable_{options['offload']}_cpu_offload")(device=options["device"])
     return pipeline
 
@@ -106,7 +109,13 @@ def _from_checkpoint(options: Options, pipeline_class: Any) -> Any:
 
     checkpoint, dtype = options["checkpoint"], getattr(torch, options["dtype"])
     check_checkpoint(checkpoint)
-    components = {"latent_upsampler": _upsampler(options["upsampler"], dtype)} if "upsampler" in options else {}
+    components: dict[str, Any] = (
+        {"latent_upsampler": _upsampler(options["upsampler"], dtype)} if "upsampler" in options else {}
+    )
+    if options["offload"] == "disk":
+        components["block_streaming"] = "disk"
+    if options.get("release_text_encoder"):
+        components["text_encoder_residency"] = "on_demand"
     quantized = {}
     if (config := float8_config(options.get("quantize"), options.get("calibration"))) is not None:
         quantized = {"quantization_config": config}

@@ -22,6 +22,7 @@ from .loading import CheckpointMixin
 from .rope import RotaryPositionEmbedding, RotarySpec, RotaryTables
 from .saving import AtomicAdapterSaveMixin
 from .tensor_memo import host_can_read
+from .video_vae_streaming import may_overwrite
 
 # Epsilon of all normalisations here; it is no config key.
 EPS = 1e-6
@@ -49,8 +50,11 @@ def normalize_over_prompt(
     mean = hidden_states.masked_fill(padding, 0.0).sum((1, 2), keepdim=True) / (count.float() + EPS)
     lowest = hidden_states.masked_fill(padding, math.inf).amin((1, 2), keepdim=True)
     highest = hidden_states.masked_fill(padding, -math.inf).amax((1, 2), keepdim=True)
-    normalized = (hidden_states - mean) / (highest - lowest + EPS) * scale_factor
-    return normalized.masked_fill(padding, 0.0).flatten(2).to(hidden_states.dtype)
+    centred, extent = hidden_states - mean, highest - lowest + EPS
+    if may_overwrite():
+        # States of long prompts are large, and these twice as wide.
+        return centred.div_(extent).mul_(scale_factor).masked_fill_(padding, 0.0).flatten(2).to(hidden_states.dtype)
+    return (centred / extent * scale_factor).masked_fill(padding, 0.0).flatten(2).to(hidden_states.dtype)
 
 
 def normalize_over_channels(hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -41,24 +42,30 @@ class CheckpointMixin(CheckedConfigMixin):
         """
         # Checkpoint handling stands above the models; it is reached only when something is loaded.
         from ..checkpoints.fit import check_folder
+        from ..checkpoints.origin import origin_at, remember
         from ..quantization.calibration import calibrate_layers
         from ..quantization.configs import as_config, register, with_exceptions
 
+        origin = None
         register()
         if (config := as_config(kwargs.get("quantization_config"))) is not None:
             kwargs["quantization_config"] = with_exceptions(config, cls._not_quantized)
         if pretrained_model_name_or_path is not None:
             finish_saves(pretrained_model_name_or_path, kwargs.get("subfolder"))
             check_folder(cls, pretrained_model_name_or_path, **kwargs)
+            folder = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
+            origin = origin_at(folder, kwargs.get("variant"))
         with warnings.catch_warnings():
             # A model that was saved quantised stays so; another method was refused before.
             warnings.filterwarnings("ignore", message="You passed `quantization_config`")
-            model = super().from_pretrained(pretrained_model_name_or_path, **kwargs)  # type: ignore[misc]  # as above
+            loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)  # type: ignore[misc]  # as above
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
         if (path := getattr(config, "calibration_amax_path", None)) is not None:
             used = getattr(model, "hf_quantizer", None)
             if used is not None and used.quantization_config is not config:
                 calibrate_layers(model, path)
-        return model
+        remember(model, origin)
+        return loaded
 
     @classmethod
     def from_single_file(

@@ -304,7 +304,8 @@ class LTX2VocoderWithBWE(CheckpointMixin, AtomicModelSaveMixin, ModelMixin, Conf
         """
         if not self.run_in_float32:
             return self._generate(mel_spec)
-        with torch.autocast(mel_spec.device.type, enabled=False):
+        # Nothing casts on the meta device, which has no such switch.
+        with torch.autocast("cpu" if mel_spec.is_meta else mel_spec.device.type, enabled=False):
             return self._generate(mel_spec.float()).to(mel_spec.dtype)
 
     def _generate(self, mel: Tensor) -> Tensor:

@@ -22,14 +22,19 @@ from .. import publishing
 from ..checkpoints import pipeline_folder
 from ..checkpoints.card import PipelineFacts, pipeline_card
 from ..checkpoints.class_names import PACKAGE, model_pair, portable_pipeline, to_ours, to_portable
+from ..checkpoints.origin import origin_at, remember
 from ..checks import check_loaded
+from ..memory.mixin import BlockStreamingMixin
 from ..models import saving, video_vae
+from ..prompts import OnDemandModel
 from ..quantization.configs import TRANSFORMERS, as_pipeline_config, register
+from .placing import Placement
 
 logger = logging.get_logger(__name__)
 
 # Part of diffusers' constructors and indices, without a class here.
 _LACKING = "duration_head"
+_DOWNLOAD = ("cache_dir", "token", "local_files_only", "force_download", "revision", "variant", "use_safetensors")
 # Whose forward hooks stay on a text encoder after its first run, and cannot be pickled.
 _CAPTURING = "transformers.utils.output_capturing"
 
@@ -60,7 +65,7 @@ def extends(base: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
     return decorate
 
 
-class LTX2PipelineBase(saving.AtomicSaveMixin, DiffusionPipeline):
+class LTX2PipelineBase(saving.AtomicSaveMixin, BlockStreamingMixin):
     """Loading, saving and run-time state of every LTX-2 pipeline.
 
     Folders saved by diffusers load into this package's classes. What is saved here names diffusers' classes wherever
@@ -78,14 +83,17 @@ class LTX2PipelineBase(saving.AtomicSaveMixin, DiffusionPipeline):
     _current_timestep: torch.Tensor | None
     _attention_kwargs: dict[str, Any] | None
     _interrupt: bool
+    _text_encoder_on_demand: OnDemandModel | None = None
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Self:
         """Load a pipeline from a folder in diffusers' layout or from the Hub.
 
-        Takes the arguments of diffusers' method; components given by name replace those of the folder.
-        `quantization_config` may also be `"fp8_cast"`, `"fp8_scaled_mm"` or the configuration of a model, which then
-        holds for the transformers.
+        Takes the arguments of diffusers' method; components given by name replace those of the folder. `quantization_config`
+        may also be `"fp8_cast"`, `"fp8_scaled_mm"` or the configuration of a model, which then holds for the transformers.
+        `block_streaming="disk"` leaves the blocks of the transformers and of the text encoder in their safetensors files, from
+        which they come when they run, here and after `to()`. `text_encoder_residency="on_demand"` loads the text encoder only
+        while it reads prompts; default `"resident"`.
 
         Raises:
             ValueError: If there is no such folder and the Hub can have no such repository, if a folder lacks a component
@@ -93,6 +101,7 @@ class LTX2PipelineBase(saving.AtomicSaveMixin, DiffusionPipeline):
                 builds another model than the weights are.
         """
         folder, takes = Path(pretrained_model_name_or_path), set(inspect.signature(cls.__init__).parameters)
+        placement = Placement.taken_from(kwargs, takes)
         saving.finish_saves(folder)
         is_folder = folder.is_dir()
         register()
@@ -102,16 +111,26 @@ class LTX2PipelineBase(saving.AtomicSaveMixin, DiffusionPipeline):
             kwargs["quantization_config"] = as_pipeline_config(asked, listed)
         if not is_folder:
             pipeline_folder.check_repository_id(os.fspath(pretrained_model_name_or_path))
+            if placement.wanted:
+                hub = {name: kwargs[name] for name in _DOWNLOAD if name in kwargs}
+                return cls.from_pretrained(cls.download(os.fspath(folder), **hub), **kwargs, **placement.arguments)
         if not is_folder or kwargs.get("dduf_file"):
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         if not (folder / pipeline_folder.INDEX).is_file():
             raise ValueError(f"{str(folder)!r} is no folder of a pipeline: it has no {pipeline_folder.INDEX}")
         required = set(cls._get_signature_keys(cls)[0]) - set(cls._optional_components)
         pipeline_folder.check_pipeline_folder(folder, {_LACKING: None, **kwargs}, takes, required)
+        own = placement.from_folder(folder, kwargs, takes) if placement.wanted else {}
+        kwargs |= {name: component for name, component in own.items() if not isinstance(component, OnDemandModel)}
+        kwargs |= {name: None for name, component in own.items() if isinstance(component, OnDemandModel)}
         with pipeline_folder.named_errors(folder):
             pipeline = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         read = {name: component for name, component in pipeline.components.items() if name not in kwargs}
         pipeline_folder.check_language_models(read, folder)
+        for name, component in read.items():
+            if isinstance(component, PreTrainedModel):
+                remember(component, origin_at(folder / name, kwargs.get("variant")))
+        pipeline._text_encoder_on_demand = next((c for c in own.values() if isinstance(c, OnDemandModel)), None)
         return pipeline
 
     @classmethod
@@ -147,6 +166,9 @@ class LTX2PipelineBase(saving.AtomicSaveMixin, DiffusionPipeline):
             new.register_to_config(_name_or_path=pipeline.config.get("_name_or_path"))
         if getattr(pipeline, "_prompt_cache", None) is not None:
             new._prompt_cache = pipeline._prompt_cache
+        if "text_encoder" in parameters and "text_encoder" not in kwargs:
+            new._text_encoder_on_demand = getattr(pipeline, "_text_encoder_on_demand", None)
+        new._waiting = getattr(pipeline, "_waiting", ())
         return new
 
     @classmethod

@@ -272,6 +272,7 @@ def run(pipeline: LTX2GenerationPipeline, prompts: Prompts, request: Request) ->
         pictures = (c.picture for c in prepared.conditions) if prompts.enhancement.enabled else ()
         picture = next((picture for picture in pictures if picture is not None), None)
         texts = reader.read(prompts, with_negative, request.start.generator, picture, watched)
+        pipeline.release("text_encoder", "connectors")
         made = generate(pipeline, request, prepared.runs, texts)
     return deliver(pipeline, made, request.delivery, prepared.originals)
 
@@ -371,6 +372,7 @@ def run_stage(
     )
     for condition in run.conditions:
         states = _held_to(condition, run.plan, states)
+    pipeline.release("vae", "audio_vae")
     sigmas = run.sigmas
     if states.video is not None and states.video.num_tokens != run.plan.num_video_tokens:
         # Some schedules shift by the length of the sequence, which appended conditions make longer.
@@ -380,7 +382,8 @@ def run_stage(
     states = _noised(start, states, tools, given, noise_scale)
     nag = None if stage.guidance_options is None else stage.guidance_options.nag
     network, texts = getattr(pipeline, stage.transformer), _read_by(states, contexts)
-    denoiser = GuidedDenoiser(network, *texts, run.guiders, run.cross_timestep, pipeline.attention_kwargs, nag=nag)
+    settings = run.guiders, run.cross_timestep, pipeline.attention_kwargs, nag, pipeline.pass_layout
+    denoiser = GuidedDenoiser(network, *texts, *settings)
     timesteps = sigmas[:-1] * 1000
     pipeline._num_timesteps = len(timesteps)
     pipeline._forwards_per_step = denoiser.forwards_per_prediction * run.sampler.predictions_per_step
@@ -401,6 +404,7 @@ def run_stage(
             states = denoise(denoiser, states, sigmas, run.sampler, on_step, lambda: pipeline._interrupt)
         finally:
             pipeline._current_timestep = None
+            pipeline.release(stage.transformer)
     return on_streams(lambda state, tool: _target(state.latent, tool), states, tools), sigmas
 
 
@@ -556,6 +560,7 @@ def _enlarged(pipeline: LTX2GenerationPipeline, latents: Tensors, run: StageRun)
         return latents if fits else latents._replace(video=None)
     upsampler = getattr(pipeline, run.stage.upsampler)
     video = upsampler(pipeline.vae.denormalize_latents(video).to(upsampler.dtype))
+    pipeline.release(run.stage.upsampler)
     return latents._replace(video=pipeline.vae.normalize_latents(video.float()))
 
 
@@ -662,6 +667,7 @@ def _delivered_audio(
     if made.latents.audio is None:
         return None, None
     audio = decode_audio(pipeline, made.latents.audio, delivery.output_type)
+    pipeline.release("audio_vae", "vocoder")
     rate = pipeline.vocoder.config.output_sampling_rate if pipeline.has("vocoder") else None
     if originals.video is not None and rate is not None:
         # A given video may be shorter than the clip that the network saw, which needs 8 k + 1 frames.

@@ -2,6 +2,7 @@
 
 import inspect
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Self
 
@@ -12,14 +13,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 from .. import checks, declared
 from .. import prompts as texts
 from ..adapters.mixin import LTX2LoraMixin
+from ..checkpoints.origin import origin_of
 from ..checkpoints.versions import model_kind, model_version
 from ..conditioning import Streams
 from ..guidance import NEUTRAL, Preset, preset
 from ..media.waveforms import fit_audio
+from ..memory.planning import MemoryPlan
+from ..memory.streaming import streamer_of
 from ..models import audio_vae, connectors, latent_upsampler, mel, transformer, video_vae, vocoder
+from ..sampling import PassLayout
 from ..schedulers.levels import FlowMatchEulerDiscreteScheduler, LTX2Scheduler, Scheduler
 from .arguments import Generators, Scales
 from .base import LTX2PipelineBase, PipelineFacts, extends
+from .placing import Placement
 from .plan import ClipPlan, ModelSizes
 
 AudioVAE = audio_vae.AutoencoderKLLTX2Audio
@@ -80,6 +86,10 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
     scheduler: Scheduler
     processor: ProcessorMixin
     prompt_enhancer: PreTrainedModel
+    pass_layout: PassLayout = PassLayout()
+    """How the passes of a guided step are made: one after another by default."""
+    memory_plan: MemoryPlan | None = None
+    """The plan that the pipeline was loaded by, if it was."""
     _prompt_cache: texts.PromptCache | None = None
     _forwards_per_step: int
 
@@ -131,15 +141,62 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
                 for a pipeline that is given precomputed states, or only encodes and decodes.
             tokenizer: The tokenizer of the text encoder.
             torch_dtype: Data type of all components, default that of the file.
-            kwargs: Components to use in place of the file's (`vae=`, `scheduler=`, ...), and options of
+            kwargs: Components to use in place of the file's (`vae=`, `scheduler=`, ...), `block_streaming` and
+                `text_encoder_residency` as in `from_pretrained`, and options of
                 [`~ltx2_diffusers.checkpoints.pipeline_file.load_pipeline_components`].
         """
         from ..checkpoints.pipeline_file import load_pipeline_components
 
         path, options = pretrained_model_link_or_path, {"tokenizer": tokenizer, "torch_dtype": torch_dtype, **kwargs}
-        pipeline = cls(**load_pipeline_components(cls, path, text_encoder=text_encoder, **options))
+        placement = Placement.taken_from(options, ["text_encoder"])
+        text_encoder, own = placement.from_file(path, text_encoder, options)
+        on_demand = text_encoder if isinstance(text_encoder, texts.OnDemandModel) else None
+        options["text_encoder"] = text_encoder if on_demand is None else None
+        pipeline = cls(**load_pipeline_components(cls, path, **{**options, **own}))
+        pipeline._text_encoder_on_demand = on_demand
         pipeline.register_to_config(_name_or_path=os.fspath(path))
         return pipeline
+
+    @classmethod
+    def from_plan(cls, plan: MemoryPlan, device: torch.device | str | None = None, **components: Any) -> Self:
+        """Load a pipeline exactly as a plan of memory says.
+
+        Args:
+            plan: Made by [`plan_memory`] or `plan_memory()` of a pipeline.
+            device: Where to compute, default the accelerator, or the CPU without one. There everything is loaded and released
+                as planned, too.
+            components: Components to use in place of those of the checkpoint, which stay where they are.
+
+        Raises:
+            ValueError: If there are no weights where the plan has them, or it is for two stages and this pipeline has one.
+        """
+        from .planned import load_planned
+
+        return load_planned(cls, plan, device, **components)
+
+    def plan_memory(self, vram_gb: float, ram_gb: float | None = None, **wish: Any) -> MemoryPlan:
+        """The fastest way to run this pipeline's checkpoint within a device's memory, for `from_plan`.
+
+        Weights are counted as the checkpoint has them; the pipeline stays as it is.
+
+        Args:
+            vram_gb, ram_gb: Memory of the device and host memory in GiB.
+            wish: Further arguments of [`plan_memory`]; `dtype` is that of the transformer by default.
+
+        Raises:
+            ValueError: If no plan fits, with the nearest that do; or if the pipeline was not loaded from a folder or file.
+        """
+        from .planned import plan_memory
+
+        source = self.config.get("_name_or_path")
+        if not source:
+            raise ValueError(
+                "this pipeline was not loaded from a folder or file; plan with the function plan_memory(checkpoint, ...)"
+            )
+        if self.transformer is not None:
+            wish.setdefault("dtype", self.transformer.dtype)
+        text = origin_of(self.text_encoder).path if os.path.isfile(source) and self.has("text_encoder") else None
+        return plan_memory(source, vram_gb, ram_gb, **{"text_encoder": text, **wish})
 
     def _card_facts(self) -> PipelineFacts:
         facts, texts_read = super()._card_facts(), self.has("text_encoder") and self.has("tokenizer")
@@ -318,12 +375,93 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
         """The cache in use."""
         return self._prompt_cache
 
+    def enable_block_streaming(
+        self,
+        components: Sequence[str] | str | None = None,
+        source: str = "ram",
+        device: torch.device | str | None = None,
+        num_on_device: int = 2,
+        offload_others: bool = False,
+    ) -> None:
+        """As in [`~ltx2_diffusers.memory.mixin.BlockStreamingMixin`]; a text encoder on demand is streamed when it is loaded.
+
+        Args:
+            components, source, device, num_on_device, offload_others: Those of that method.
+        """
+        on_demand, names = self._text_encoder_on_demand, components
+        if on_demand is not None and names is not None:
+            names = [name for name in ([names] if isinstance(names, str) else names) if name != "text_encoder"]
+        super().enable_block_streaming(names, source, device, num_on_device, offload_others)
+        if on_demand is not None and (components is None or "text_encoder" in components):
+            on_demand.streamed, on_demand.num_on_device = source, num_on_device
+
+    def disable_block_streaming(self) -> None:
+        """Give all components their weights back, in host memory; `to()` moves them from there."""
+        super().disable_block_streaming()
+        if self._text_encoder_on_demand is not None:
+            self._text_encoder_on_demand.streamed = None
+
+    def enable_text_encoder_release(self) -> None:
+        """Release the text encoder now, and load it only while it reads prompts that the prompt cache does not have.
+
+        It is loaded to the pipeline's device, from the folder that it came from. The component `text_encoder` is None then.
+
+        Raises:
+            ValueError: If there is no text encoder, or its weights are not those of a folder on this machine.
+        """
+        if self._text_encoder_on_demand is not None:
+            return
+        self.require("text_encoder")
+        model, origin = self.text_encoder, origin_of(self.text_encoder)
+        streamer = streamer_of(model)
+        how: dict[str, Any] = (
+            {} if streamer is None else {"streamed": streamer.source, "num_on_device": streamer.num_on_device}
+        )
+        on_demand = texts.OnDemandModel(origin.path, model.dtype, origin.variant, **how)
+        if on_demand.fingerprint() != texts.model_fingerprint(model):
+            raise ValueError(
+                f"the text encoder is not what lies in {str(origin.path)!r}, as after training or a quantisation; save it, and "
+                "load it from there"
+            )
+        self._text_encoder_on_demand = on_demand
+        self.register_modules(text_encoder=None)
+
+    def disable_text_encoder_release(self) -> None:
+        """Load the text encoder to the pipeline's device, to stay."""
+        on_demand = self._text_encoder_on_demand
+        if on_demand is not None:
+            with on_demand.session():
+                self.register_modules(text_encoder=on_demand.kept(self._execution_device))
+            self._text_encoder_on_demand = None
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """Save the pipeline as diffusers does; a text encoder that is on demand is loaded for it.
+
+        Args:
+            save_directory: Folder to save to.
+            args, kwargs: Those of diffusers' method.
+        """
+        on_demand = self._text_encoder_on_demand
+        if on_demand is None:
+            return super().save_pretrained(save_directory, *args, **kwargs)
+        with on_demand.session():
+            self.register_modules(text_encoder=on_demand.model(torch.device("cpu")))
+            try:
+                super().save_pretrained(save_directory, *args, **kwargs)
+            finally:
+                self.register_modules(text_encoder=None)
+
+    @property
+    def _language_model(self) -> Any:
+        """The text encoder, or what stands for it while it is not loaded."""
+        return self.text_encoder if self._text_encoder_on_demand is None else self._text_encoder_on_demand
+
     @property
     def chat_model(self) -> texts.ChatModel:
         """The language model that writes prompts: the dedicated enhancer if there is one, else the text encoder."""
         if self.has("prompt_enhancer"):
             return texts.ChatModel(self.prompt_enhancer, self.tokenizer, self.processor, texts.DEDICATED_ENHANCER)
-        return texts.ChatModel(self.text_encoder, self.tokenizer, self.processor, texts.OWN_ENCODER)
+        return texts.ChatModel(self._language_model, self.tokenizer, self.processor, texts.OWN_ENCODER)
 
     @property
     def prompt_reader(self) -> texts.PromptReader:
@@ -333,7 +471,7 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
 
     def _text_encoder(self, device: torch.device | None = None) -> texts.TextEncoder:
         device = device or self._execution_device
-        return texts.TextEncoder(self.tokenizer, self.text_encoder, self.connectors, device)
+        return texts.TextEncoder(self.tokenizer, self._language_model, self.connectors, device)
 
     # Of the running stage, or of the last one.
     guidance_scale = _scale("video", "cfg_scale", "Classifier-free guidance scale of the video.")

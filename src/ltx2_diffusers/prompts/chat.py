@@ -4,12 +4,15 @@ Shapes: N tokens of the conversation, H and W rows and columns of pixels.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import PIL.Image
 import torch
+
+from ..memory.streaming import streamer_of
+from .residency import kind_of, loaded, session
 
 # Character -> plain twin, for what language models like to write and the text encoder was not trained on.
 _PLAIN = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"', "—": "-", "–": "-", "\u00a0": " ", "′": "'", "−": "-"})
@@ -36,7 +39,7 @@ class ChatModel:
     """A language model with what turns text and pictures into its inputs.
 
     Args:
-        model: The language model.
+        model: The language model, also one that is on demand.
         tokenizer: Its tokenizer, with a chat template. May be `None` with a `processor`.
         processor: Its multimodal processor; needed for pictures.
         defaults: Length and sampling of its answers.
@@ -59,9 +62,9 @@ class ChatModel:
                 "rewriting prompts needs a language model and its tokenizer, which the pipeline was built without; "
                 "load `text_encoder` and `tokenizer`, or leave `enable_prompt_enhancement` off"
             )
-        if not hasattr(self.model, "generate"):
+        if not hasattr(kind_of(self.model), "generate"):
             raise ValueError(
-                f"{type(self.model).__name__} cannot write text, so it cannot rewrite prompts; load the text encoder "
+                f"{kind_of(self.model).__name__} cannot write text, so it cannot rewrite prompts; load the text encoder "
                 "as Gemma3ForConditionalGeneration or leave `enable_prompt_enhancement` off"
             )
         if self._template_owner is None:
@@ -100,12 +103,14 @@ class ChatModel:
             "max_new_tokens": self.defaults.max_new_tokens if max_new_tokens is None else max_new_tokens,
             **(self.defaults.generation if generation_kwargs is None else generation_kwargs),
         }
-        hook = getattr(self.model, "_hf_hook", None)
-        if hook is not None:
-            # `generate` runs the vision tower before the forward to which offloading is tied.
-            hook.pre_forward(self.model)
-        with seeded_sampling(seed, device):
-            sequence = self.model.generate(**inputs, **options)[0, inputs["input_ids"].shape[1] :]
+        with session(self.model), seeded_sampling(seed, device):
+            model = loaded(self.model, device)
+            hook, streamer = getattr(model, "_hf_hook", None), streamer_of(model)
+            # `generate` runs the vision tower before the forward to which offloading and streaming are tied.
+            if hook is not None:
+                hook.pre_forward(model)
+            with nullcontext() if streamer is None else streamer.running():
+                sequence = model.generate(**inputs, **options)[0, inputs["input_ids"].shape[1] :]
         return clean_response(self._words.decode(sequence, skip_special_tokens=True))
 
     @property

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..checks import check_at_least_one, check_float_tensors, check_loaded, check_most, check_seed
 from ..conditioning.streams import TextContext
 from ..models.connectors import LTX2TextConnectors
+from .residency import OnDemandModel, loaded, session
 from .vocabulary import check_tokens, check_vocabulary
 
 Contexts = tuple[TextContext, TextContext | None]
@@ -104,13 +105,13 @@ class TextEncoder:
 
     Args:
         tokenizer: Tokenizer of the language model.
-        model: The language model.
+        model: The language model, also one that is on demand, within whose session texts are read.
         connectors: From its states to the contexts of the two streams.
         device: Where to compute.
     """
 
     tokenizer: PreTrainedTokenizerBase
-    model: PreTrainedModel
+    model: PreTrainedModel | OnDemandModel
     connectors: LTX2TextConnectors
     device: torch.device
 
@@ -153,7 +154,7 @@ class TextEncoder:
         check_vocabulary(self.tokenizer)
         stripped = [text.strip() for text in texts]
         tokens = self.tokenizer(stripped, truncation=True, max_length=longest, add_special_tokens=True).input_ids
-        check_tokens(tokens, self.model)
+        check_tokens(tokens, loaded(self.model, self.device))
         length = max([shortest, *map(len, tokens)])
         pad = next((i for i in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id) if i is not None), 0)
         input_ids = torch.tensor([[pad] * (length - len(ids)) + ids for ids in tokens], device=self.device)
@@ -169,13 +170,14 @@ class TextEncoder:
         Causal attention makes the states of a token independent of the padding in front of it, so only as many
         positions as the longest prompt needs are computed, at the places which they have in the padded sequence.
         """
+        model = loaded(self.model, self.device)
         positions = torch.arange(max_sequence_length - mask.shape[1], max_sequence_length, device=self.device)
         extra = {}
-        if "logits_to_keep" in inspect.signature(self.model.forward).parameters:
+        if "logits_to_keep" in inspect.signature(model.forward).parameters:
             # The vocabulary projection over zero positions costs nothing. The model is still called as a whole,
             # because that is where offloading hooks sit.
             extra["logits_to_keep"] = torch.empty(0, dtype=torch.long, device=self.device)
-        outputs = self.model(
+        outputs = model(
             input_ids=input_ids,
             attention_mask=mask,
             position_ids=positions.expand(len(mask), -1),
@@ -184,7 +186,7 @@ class TextEncoder:
             **extra,
         )
         hidden = torch.stack(outputs.hidden_states, dim=-1).masked_fill(mask[:, :, None, None] == 0, 0)
-        return TextStates(hidden.to(dtype or self.model.dtype), mask)
+        return TextStates(hidden.to(dtype or model.dtype), mask)
 
     def contexts(self, states: tuple[TextStates, TextStates | None], length: int) -> Contexts:
         """Contexts of the positive and negative prompts, both in one batch.
@@ -250,7 +252,8 @@ def encode_prompt(
     check_prompts(replace(prompts, prompt=prompt, negative_prompt=negative_prompt))
     if dtype is not None and not dtype.is_floating_point:
         raise ValueError(f"`dtype` has to be a floating-point type but is {dtype}; use torch.float32")
-    positive, negative = encoder.states(prompts, with_negative, dtype)
+    with session(encoder.model):
+        positive, negative = encoder.states(prompts, with_negative, dtype)
     # Given states keep their length, and a text beside them takes it.
     length = max(part.length for part in (positive, negative) if part is not None)
     length = length if prompts.as_states else max(encoder.fitting_length(prompts.max_sequence_length), length)

@@ -8,6 +8,7 @@ from diffusers.utils import logging
 
 from .chat import ChatModel
 from .encoding import Enhancement
+from .residency import session
 
 logger = logging.get_logger(__name__)
 
@@ -67,18 +68,20 @@ def enhance(
     if system_prompt is None:
         system_prompt = TEXT_SYSTEM_PROMPT if image is None else IMAGE_SYSTEM_PROMPT
     first = generator[0] if isinstance(generator, list) else generator
-    answers = []
-    for text in prompts:
-        answer = chat.answer(
-            system_prompt,
-            question.format(text),
-            seed=wish.seed if first is None else first.initial_seed(),
-            device=device,
-            image=image,
-            max_new_tokens=wish.max_new_tokens,
-            generation_kwargs=wish.generation_kwargs,
-        )
+    with session(chat.model):
+        answers = [
+            chat.answer(
+                system_prompt,
+                question.format(text),
+                seed=wish.seed if first is None else first.initial_seed(),
+                device=device,
+                image=image,
+                max_new_tokens=wish.max_new_tokens,
+                generation_kwargs=wish.generation_kwargs,
+            )
+            for text in prompts
+        ]
+    for text, answer in zip(prompts, answers):
         if not answer.strip():
             logger.warning(f"the language model gave no answer to the prompt {text!r}, which is used as it is")
-        answers.append(answer if answer.strip() else text)
-    return answers
+    return [answer if answer.strip() else text for text, answer in zip(prompts, answers)]

@@ -15,6 +15,7 @@ from .chat import ChatModel
 from .encoding import EMBEDS, Contexts, Prompts, TextEncoder, check_prompts, check_text_width
 from .enhancement import enhance
 from .fingerprint import model_fingerprint, tokenizer_fingerprint
+from .residency import fingerprint_of, session
 
 
 class ReadPrompts(NamedTuple):
@@ -91,6 +92,17 @@ class PromptReader:
             generator: Its initial seed takes the place of the enhancement's.
             picture: First picture of the video, which a rewritten prompt continues.
         """
+        with session(self.encoder.model):
+            return self._read(prompts, with_negative, generator, picture, watched)
+
+    def _read(
+        self,
+        prompts: Prompts,
+        with_negative: bool,
+        generator: torch.Generator | list[torch.Generator] | None,
+        picture: PIL.Image.Image | None,
+        watched: Collection[str],
+    ) -> ReadPrompts:
         enhanced = None
         if prompts.enhancement.enabled:
             wish, device = prompts.enhancement, self.encoder.device
@@ -157,7 +169,7 @@ class PromptReader:
         encoder, absent = self.encoder, self.encoder.absent
         has_model, has_connectors = not {"tokenizer", "text_encoder"} & {*absent}, "connectors" not in absent
         return EncodedBy(
-            f"{tokenizer_fingerprint(encoder.tokenizer)}-{model_fingerprint(encoder.model)}" if has_model else None,
+            f"{tokenizer_fingerprint(encoder.tokenizer)}-{fingerprint_of(encoder.model)}" if has_model else None,
             model_fingerprint(encoder.connectors) if has_connectors else None,
             str(encoder.connectors.dtype if has_connectors else self.dtype),
         )

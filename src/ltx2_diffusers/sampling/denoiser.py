@@ -4,6 +4,7 @@ Shapes: B batch, T tokens of a stream, S text tokens, D features of a token.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -24,6 +25,24 @@ from ..models.transformer import LTX2AVTransformer3DModel
 _NOTHING: Tensors = Streams(None, None)
 # Passes by name, and which attention each keeps `[4, blocks, B]`; `None` keeps all.
 KeepMasks = dict[str, torch.Tensor | None]
+
+
+@dataclass(frozen=True)
+class PassLayout:
+    """How the passes of a step are made; results differ by rounding at most.
+
+    Args:
+        batched: Whether all passes are one batch, so that weights are read once in a step. It takes as much more memory
+            beside them, and computes what passes share once for each. Default `False`: one pass after another.
+        keeps_text: Whether keys and values of the text are kept between steps where they do not depend on the noise
+            level (2.0). Costs 1.2 GB per prompt at full size in half precision. Default `True`.
+    """
+
+    batched: bool = False
+    keeps_text: bool = True
+
+
+ONE_BY_ONE = PassLayout()
 
 
 class NeededPasses(NamedTuple):
@@ -47,10 +66,9 @@ class GuidedDenoiser:
         guiders: Guider of each stream, `None` for an absent stream.
         cross_timestep: Whose noise level modulates the exchange between the streams: `"own"`, `"other"` or `"gate"`.
         attention_kwargs: Passed to the transformer.
-        keeps_text: Whether keys and values of the text are kept between steps where they do not depend on the noise
-            level (2.0). Costs 1.2 GB per prompt at full size in half precision.
         nag: How strongly the negative prompts act in the attention to the text of all passes that read the prompts;
             default not at all.
+        layout: How the passes are made. With `nag`, and with hooks that cache between steps, they are never one batch.
     """
 
     def __init__(
@@ -61,8 +79,8 @@ class GuidedDenoiser:
         guiders: Guiders,
         cross_timestep: str = "own",
         attention_kwargs: dict[str, Any] | None = None,
-        keeps_text: bool = True,
         nag: NagWeights | None = None,
+        layout: PassLayout = ONE_BY_ONE,
     ) -> None:
         self.transformer = transformer
         # The latents follow the contexts, and both the network.
@@ -77,7 +95,9 @@ class GuidedDenoiser:
                 "classifier-free and normalized attention guidance need a negative context; encode the negative prompt too"
             )
         self.negative_context = negative
-        self.positive_cache, self.negative_cache = (TextCache() if keeps_text else None for _ in range(2))
+        self.layout = layout
+        self._batch: _Batch | None = None
+        self.positive_cache, self.negative_cache = (TextCache() if layout.keeps_text else None for _ in range(2))
         self.negative_text = None
         if nag is not None and negative is not None:
             # The pass with the negative prompt, if there is one, reads the same keys and values.
@@ -152,18 +172,47 @@ class GuidedDenoiser:
         inputs = self._inputs(states, sigma, skipped)
         # What only a skipped stream would need is not needed.
         needed = self._needs([guider for guider, skip in zip(guiders, skipped) if guider is not None and not skip])
-        # The passes of the positive prompt differ in what they leave out, and share all blocks before the first such.
         masks = self._keep_masks(states, guiders, needed)
-        shared = {**inputs, "negative_text": self.negative_text}
-        passes = self._forward(masks, shared, self.positive, self.positive_cache)
-        if needed.negative and self.negative_context is not None:
-            passes |= self._forward({"negative": None}, inputs, self.negative_context, self.negative_cache)
+        passes = self._made(masks, inputs, needed.negative)
         clean = {name: _to_clean(states, velocities, sigma) for name, velocities in passes.items()}
         if needed.negative:
             # A skipped stream's tokens did not move, so that its prediction of this pass means nothing.
             streams = zip(self.negative, clean["negative"], skipped)
             self.negative = Streams(*(old if skip else new for old, new, skip in streams))
         return [clean.get(name, _NOTHING) for name in ("conditional", "negative", "perturbed", "isolated")]
+
+    def _made(self, masks: KeepMasks, inputs: dict[str, Any], with_negative: bool) -> dict[str, Streams[Any]]:
+        """Velocities of all passes."""
+        negative = self.negative_context if with_negative else None
+        is_alone = len(masks) == 1 and negative is None
+        if self.layout.batched and not (is_alone or self.negative_text or self.transformer.is_cache_enabled):
+            return self._forward_together(masks, inputs, negative)
+        # The passes of the positive prompt differ in what they leave out, and share all blocks before the first such.
+        shared = {**inputs, "negative_text": self.negative_text}
+        passes = self._forward(masks, shared, self.positive, self.positive_cache)
+        if negative is not None:
+            passes |= self._forward({"negative": None}, inputs, negative, self.negative_cache)
+        return passes
+
+    def _forward_together(
+        self, masks: KeepMasks, inputs: dict[str, Any], negative: TextContext | None
+    ) -> dict[str, Streams[Any]]:
+        """Velocities of passes that are one batch, the samples of each in a row."""
+        names = [*masks, *(["negative"] if negative is not None else [])]
+        batch = self._batch
+        if batch is None or batch.names != names:
+            contexts = [negative if name == "negative" and negative is not None else self.positive for name in names]
+            batch = self._batch = _Batch(names, contexts, TextCache() if self.layout.keeps_text else None)
+        keep = [masks.get(name) for name in names]
+        rows = next((mask for mask in keep if mask is not None), None)
+        joined = None
+        if rows is not None:
+            joined = torch.cat([torch.ones_like(rows) if mask is None else mask for mask in keep], dim=-1)
+        repeated = {key: batch.repeated(key, value) for key, value in inputs.items()}
+        velocities = self._forward({"all": joined}, repeated, batch.context, batch.text_cache)["all"]
+        size = len(self.positive.video)
+        rows_of = [(None,) * len(names) if one is None else one.split(size) for one in velocities]
+        return {name: Streams(*pair) for name, *pair in zip(names, *rows_of)}
 
     def _forward(
         self, masks: KeepMasks, inputs: dict[str, Any], context: TextContext, text_cache: TextCache | None
@@ -230,6 +279,30 @@ class GuidedDenoiser:
         if needed.isolated:
             masks["isolated"] = isolating_perturbations(batch_size).keep_masks(num_layers)
         return masks
+
+
+class _Batch:
+    """What the passes of a step share that are one batch: their texts, and tensors that stay the same from step to step.
+
+    Args:
+        names: Names of the passes.
+        contexts: What each reads.
+        text_cache: Where keys and values of the texts are kept.
+    """
+
+    def __init__(self, names: list[str], contexts: Sequence[TextContext], text_cache: TextCache | None) -> None:
+        self.names, self.text_cache = names, text_cache
+        parts = ([getattr(context, stream) for context in contexts] for stream in ("video", "audio"))
+        self.context = TextContext(*(torch.cat(part) for part in parts))
+        self._known: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def repeated(self, key: str, value: Any) -> Any:
+        """An argument of one pass for all of them; the same tensor for the same one, by which networks know positions."""
+        if not isinstance(value, torch.Tensor):
+            return value
+        if key not in self._known or self._known[key][0] is not value:
+            self._known[key] = (value, value.repeat(len(self.names), *(1 for _ in value.shape[1:])))
+        return self._known[key][1]
 
 
 def _to_clean(states: States, velocities: Streams[Any], sigma: torch.Tensor) -> Tensors:

@@ -1,0 +1,95 @@
+"""Devices by name, and rates at which estimates count."""
+
+import math
+from typing import NamedTuple
+
+import torch
+
+
+class Gpu(NamedTuple):
+    """A device: memory in GiB, dense bfloat16 operations per second in units of 1e12, as its maker states them.
+
+    Sums are in float32, which consumer cards make at half the rate of sums in half precision.
+    """
+
+    memory_gib: float
+    tflops: float
+    has_float8: bool = False
+
+
+GPUS = {
+    "rtx3060": Gpu(12, 25),
+    "rtx3090": Gpu(24, 71),
+    "rtx4060": Gpu(8, 30, True),
+    "rtx4070": Gpu(12, 58, True),
+    "rtx4080": Gpu(16, 97, True),
+    "rtx4090": Gpu(24, 165, True),
+    "rtx5090": Gpu(32, 209, True),
+    "l40s": Gpu(48, 362, True),
+    "a100": Gpu(80, 312),
+    "h100": Gpu(80, 989, True),
+    "h200": Gpu(141, 989, True),
+}
+"""Devices that `--gpu` names."""
+CPU = Gpu(math.inf, 0.1)
+"""Some cores of a CPU, for estimates alone."""
+USUAL = "rtx4090"
+"""Whose speed is counted with where none is known."""
+
+PINNED_BYTES_PER_S = 22e9
+"""From pinned host memory to a card: PCIe 4.0 of 16 lanes moves 32 GB/s, of which about 70 % arrive."""
+PAGEABLE_BYTES_PER_S = 6e9
+"""From pageable host memory, which is copied once more on its way."""
+DISK_BYTES_PER_S = 3e9
+"""From a file on an NVMe disk, read once and in order."""
+COMPUTE_SHARE = 0.55
+"""Share of the stated operations per second that a generation reaches: matrix products about 80 %, attention and
+convolutions half, and operations by element beside them."""
+
+CONTEXT_BYTES = int(0.6 * 2**30)
+"""What CUDA takes of a card before the first tensor: context, kernels, and the workspaces of its libraries."""
+FRAGMENTS = 0.06
+"""Share of what tensors need that the allocator holds beyond it, between blocks of its own."""
+HOST_BYTES = int(2.5 * 2**30)
+"""What Python, PyTorch with CUDA and the libraries take of host memory before the first weight."""
+
+
+def device_named(name: str | None) -> Gpu:
+    """The device of a name, or the usual one.
+
+    Raises:
+        ValueError: If no device has that name.
+    """
+    if name is not None and name not in GPUS:
+        raise ValueError(f"`gpu` is {name!r}, which is no known card; use one of {', '.join(GPUS)}")
+    return GPUS[name or USUAL]
+
+
+def present_gpu() -> str | None:
+    """The name of the CUDA card of this machine, if it has one that is known."""
+    if not torch.cuda.is_available():
+        return None
+    shown = torch.cuda.get_device_name().lower().replace(" ", "")
+    return next((name for name in sorted(GPUS, key=len, reverse=True) if name in shown), None)
+
+
+def free_gib(device: torch.device | str) -> float | None:
+    """GiB that a device can still give, with what this process has taken; `None` for one that has no memory of its own."""
+    device = torch.device(device)
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    return (free + torch.cuda.memory_reserved(device)) / 2**30
+
+
+def host_gib() -> float:
+    """GiB of host memory that this machine can still give."""
+    import os
+
+    try:
+        with open("/proc/meminfo") as file:
+            fields = dict(line.split(":") for line in file)
+        return int(fields["MemAvailable"].split()[0]) * 1024 / 2**30
+    except (OSError, KeyError):
+        # Not Linux: all of it.
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30

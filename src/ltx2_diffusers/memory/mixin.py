@@ -1,0 +1,221 @@
+"""Block streaming as pipelines offer it."""
+
+import difflib
+from collections.abc import Sequence
+from typing import Any, Self
+
+import torch
+from accelerate import cpu_offload_with_hook
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.utils.torch_utils import get_device
+
+from ..checkpoints.origin import origin_of
+from ..checks import check_choice, check_loaded
+from .streaming import (
+    SOURCES,
+    BlockStreamer,
+    block_list,
+    check_streamable,
+    present_device,
+    stop_streaming,
+    stream_blocks,
+    streamer_of,
+)
+
+
+class BlockStreamingMixin(DiffusionPipeline):
+    """Streaming of the blocks of a pipeline's networks."""
+
+    _waiting: Sequence[Any] = ()
+    """Hooks of the components that wait in host memory until they run."""
+
+    def enable_block_streaming(
+        self,
+        components: Sequence[str] | str | None = None,
+        source: str = "ram",
+        device: torch.device | str | None = None,
+        num_on_device: int = 2,
+        offload_others: bool = False,
+    ) -> None:
+        """Have the blocks of the large networks come to the device when they run, and compute the same.
+
+        All else of the transformers goes to the device now, all else of a language model comes when it runs. Loaded LoRA
+        adapters stay on the device.
+
+        Args:
+            components: Names of components with blocks. Default all there are: the transformers and the language models.
+            source: Where the weights of the blocks lie: in host memory, `"ram"` (default), or in the safetensors files
+                that they were loaded from, `"disk"`, which gives their memory back. To never read them into memory, load
+                with `from_pretrained(..., block_streaming="disk")`.
+            device: Where to compute, default the accelerator, or the CPU without one. `to()` changes it later.
+            num_on_device: Most blocks of a network on the device at a time, from 1 to their number. Default 2.
+            offload_others: Whether the other networks wait in host memory until they run, as with
+                `enable_model_cpu_offload`. Default `False`: they stay on the device.
+
+        Raises:
+            ValueError: If a component has no blocks, is offloaded, compiled or streamed already, or its weights are not
+                those of its files; the pipeline is as it was then.
+        """
+        check_choice("source", source, SOURCES)
+        place = present_device(get_device() if device is None else device)
+        models = self._with_blocks(components)
+        for model in models.values():
+            check_streamable(model, num_on_device)
+            if source == "disk":
+                origin_of(model).check()
+        others = [name for name in self._networks if name not in models and streamer_of(getattr(self, name)) is None]
+        self._check_plain(others)
+        started: list[torch.nn.Module] = []
+        try:
+            for model in models.values():
+                stream_blocks(model, source, place, num_on_device)
+                started.append(model)
+        except BaseException:
+            for model in started:
+                stop_streaming(model)
+            raise
+        self._place_others(others, place, offload_others)
+
+    def disable_block_streaming(self) -> None:
+        """Give all components their weights back, in host memory; `to()` moves them from there.
+
+        Raises:
+            ValueError: If files that weights are streamed from have changed or are gone.
+        """
+        for streamer in self._streamers:
+            if streamer.origin is not None:
+                streamer.origin.check()
+        for hook in self._waiting:
+            hook.offload()
+            hook.remove()
+        self._waiting = ()
+        for streamer in self._streamers:
+            streamer.stop()
+
+    @property
+    def streamed_components(self) -> list[str]:
+        """Names of the components whose blocks are streamed."""
+        return [name for name in self._networks if streamer_of(getattr(self, name)) is not None]
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Move or cast the pipeline. Takes the arguments of diffusers' method.
+
+        Blocks that are streamed stay where they are, and come to the new device from then on.
+
+        Raises:
+            ValueError: If blocks are streamed and the data type would be another, or other components wait in host memory.
+        """
+        values = [*args, *kwargs.values()]
+        for name in self.streamed_components:
+            dtype = getattr(self, name).dtype
+            if any(isinstance(value, torch.dtype) and value != dtype for value in values):
+                raise ValueError(
+                    f"the blocks of `{name}` are streamed in {dtype}; call disable_block_streaming() before a cast, or load the "
+                    "pipeline in the other type"
+                )
+        if self._waiting and any(isinstance(value, (str, torch.device, int)) for value in values):
+            raise ValueError(
+                "components wait in host memory until they run (offload_others=True), so that the pipeline cannot be moved; call "
+                "disable_block_streaming() first"
+            )
+        return super().to(*args, **kwargs)
+
+    def enable_model_cpu_offload(self, *args: Any, **kwargs: Any) -> None:
+        """As in diffusers; refused while blocks are streamed."""
+        self._refuse_offload("enable_model_cpu_offload")
+        super().enable_model_cpu_offload(*args, **kwargs)
+
+    def enable_sequential_cpu_offload(self, *args: Any, **kwargs: Any) -> None:
+        """As in diffusers; refused while blocks are streamed."""
+        self._refuse_offload("enable_sequential_cpu_offload")
+        super().enable_sequential_cpu_offload(*args, **kwargs)
+
+    def enable_group_offload(self, *args: Any, **kwargs: Any) -> None:
+        """As in diffusers; refused while blocks are streamed."""
+        self._refuse_offload("enable_group_offload")
+        super().enable_group_offload(*args, **kwargs)
+
+    def maybe_free_model_hooks(self) -> None:
+        """At the end of a call, as in diffusers; components that wait in host memory go back there."""
+        for hook in self._waiting:
+            hook.offload()
+        super().maybe_free_model_hooks()
+
+    def release(self, *names: str) -> None:
+        """Have components that wait in host memory until they run go back there now. Others stay where they are.
+
+        Args:
+            names: Names of components.
+        """
+        models = [getattr(self, name, None) for name in names]
+        for hook in self._waiting:
+            if any(hook.model is model for model in models):
+                hook.offload()
+
+    @property
+    def _execution_device(self) -> torch.device:
+        streamers = self._streamers
+        return streamers[0].device if streamers else super()._execution_device
+
+    @property
+    def _networks(self) -> list[str]:
+        """Components with weights, in the order in which they run."""
+        order = str(self.model_cpu_offload_seq).split("->")
+        return [name for name in order if isinstance(getattr(self, name, None), torch.nn.Module)]
+
+    @property
+    def _streamers(self) -> list[BlockStreamer]:
+        found = (streamer_of(getattr(self, name)) for name in self._networks)
+        return [streamer for streamer in found if streamer is not None]
+
+    def _with_blocks(self, components: Sequence[str] | str | None) -> dict[str, torch.nn.Module]:
+        """The components to stream; those that are streamed already only if they are named."""
+        possible = [name for name in self._networks if _has_blocks(getattr(self, name))]
+        if components is None:
+            chosen = [name for name in possible if streamer_of(getattr(self, name)) is None]
+        else:
+            chosen = [components] if isinstance(components, str) else list(components)
+        for name in chosen:
+            if name in self.components:
+                check_loaded([name] if self.components[name] is None else [])
+            if name not in possible:
+                near = difflib.get_close_matches(name, possible, n=1, cutoff=0.0) or ["transformer"]
+                raise ValueError(
+                    f"`components` names {name!r}, which is no component with blocks; use {near[0]!r} (there are "
+                    f"{', '.join(possible) or 'none'})"
+                )
+        return {name: getattr(self, name) for name in chosen}
+
+    def _check_plain(self, names: Sequence[str]) -> None:
+        for name in names:
+            model = getattr(self, name)
+            if self._is_pipeline_device_mapped() or any(hasattr(part, "_hf_hook") for part in model.modules()):
+                raise ValueError(
+                    f"`{name}` is offloaded or spread over devices, which block streaming would contradict; call "
+                    "remove_all_hooks() or reset_device_map() first"
+                )
+
+    def _place_others(self, names: Sequence[str], device: torch.device, wait: bool) -> None:
+        hooks: list[Any] = []
+        for name in names:
+            model = getattr(self, name)
+            if not wait:
+                model.to(device)
+                continue
+            model.to("cpu")
+            hooks.append(cpu_offload_with_hook(model, device, prev_module_hook=hooks[-1] if hooks else None)[1])
+        self._waiting = tuple(hooks)
+
+    def _refuse_offload(self, method: str) -> None:
+        if self.streamed_components:
+            raise ValueError(
+                f"{method}() contradicts block streaming, which is on for {', '.join(self.streamed_components)}; call "
+                "disable_block_streaming() first, or leave one of them out"
+            )
+
+
+def _has_blocks(model: torch.nn.Module) -> bool:
+    try:
+        return bool(block_list(model))
+    except ValueError:
+        return False

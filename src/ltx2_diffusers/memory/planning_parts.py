@@ -1,0 +1,259 @@
+"""What a checkpoint is made of, as far as memory goes: models without values, and how their weights are stored."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..checkpoints.class_names import COMPONENT_OF, class_name_for, to_ours
+from ..checkpoints.configs import to_diffusers
+from ..checkpoints.folder import is_distilled
+from ..checkpoints.json_files import read_config, read_object
+from ..checkpoints.original import OriginalCheckpoint
+from ..checkpoints.packaged import checkpoint_path, meant_instead
+from ..checkpoints.pipeline_folder import INDEX
+from ..checkpoints.reference_configs import reference_config
+from ..checkpoints.safetensors_io import read_folder
+from ..checkpoints.versions import model_kind, model_version
+from ..guidance.presets import Preset, preset
+
+PUBLISHED = {"ltx-2-19b": "2.0", "ltx-2.3-22b": "2.3"}
+"""Names of published models that can be planned for without their files, and their versions."""
+COMPONENTS = ("text_encoder", "connectors", "transformer", "latent_upsampler", "vae", "audio_vae", "vocoder")
+"""Components that hold weights, in the order of a call."""
+GEMMA_3_12B = {
+    "text_config": {
+        "hidden_size": 3840,
+        "intermediate_size": 15360,
+        "num_hidden_layers": 48,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 256,
+        "vocab_size": 262208,
+        "sliding_window": 1024,
+    },
+    "vision_config": {
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "num_hidden_layers": 27,
+        "num_attention_heads": 16,
+        "patch_size": 14,
+        "image_size": 896,
+    },
+}
+"""Sizes of the language model that the published checkpoints read prompts with."""
+_TEXT_CLASS = "Gemma3ForConditionalGeneration"
+
+
+@dataclass(frozen=True)
+class ModelParts:
+    """The components of a checkpoint, of which nothing is loaded.
+
+    Args:
+        name: What it is called.
+        configs: Configuration of each component; a mapping that names its class as `_class_name`.
+        preset: Its reference settings.
+        dtype: Type of the weights that are not stored in fewer bits.
+        stored: Bytes of each component in files.
+        scaled: Names of the layers of each component that are stored in float8 with scales.
+        sizes: Bytes of components that are loaded already; default what `dtype` gives.
+    """
+
+    name: str
+    configs: Mapping[str, Mapping[str, Any]]
+    preset: Preset
+    dtype: torch.dtype
+    stored: Mapping[str, int] = field(default_factory=dict)
+    scaled: Mapping[str, frozenset[str]] = field(default_factory=dict)
+
+    @cached_property
+    def components(self) -> list[str]:
+        """Names of the components, in the order of a call."""
+        return [name for name in COMPONENTS if name in self.configs]
+
+    def depth(self, component: str) -> int:
+        """Blocks of a transformer or language model."""
+        config = self.configs[component]
+        if component == "text_encoder":
+            return int(config.get("text_config", config)["num_hidden_layers"])
+        return int(config.get("num_layers", 48))
+
+    def model(self, component: str, num_blocks: int | None = None) -> nn.Module:
+        """A component on the meta device, in evaluation mode.
+
+        Args:
+            component: Its name.
+            num_blocks: Blocks of a transformer or language model that is made shorter; default all.
+        """
+        config = dict(self.configs[component])
+        name = config.pop("_class_name")
+        if num_blocks is not None and component == "text_encoder":
+            of_text = {key: value for key, value in config["text_config"].items() if key != "layer_types"}
+            config["text_config"] = {**of_text, "num_hidden_layers": num_blocks}
+        elif num_blocks is not None:
+            config["num_layers"] = num_blocks
+        with torch.device("meta"):
+            model = _text_model(name, config) if component == "text_encoder" else _own_class(name).from_config(config)
+        # diffusers' own method warns of what does not matter to models without values.
+        return nn.Module.to(model, self.dtype).eval().requires_grad_(False)
+
+
+def _own_class(name: str) -> Any:
+    import ltx2_diffusers
+
+    return getattr(ltx2_diffusers, name)
+
+
+def _text_model(name: str, config: Mapping[str, Any]) -> Any:
+    import transformers
+
+    cls = getattr(transformers, name)
+    return cls._from_config(cls.config_class(**config), attn_implementation="sdpa")
+
+
+def parts_of(
+    checkpoint: str | os.PathLike,
+    text_encoder: str | os.PathLike | None = None,
+    upsampler: str | os.PathLike | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+) -> ModelParts:
+    """What a checkpoint is made of, from configurations and headers of files alone.
+
+    Args:
+        checkpoint: A folder in diffusers' layout, an original safetensors file, a packaged name, or a name of `PUBLISHED`.
+        text_encoder: Folder of the language model of an original file; default the sizes of Gemma 3 12B.
+        upsampler: File or folder of the upsampler, if the checkpoint has none; default that of a published model.
+        dtype: Type that floating-point weights are loaded as.
+
+    Raises:
+        ValueError: If there is no such checkpoint, or it holds no whole model.
+    """
+    if str(checkpoint) in PUBLISHED:
+        return _published(str(checkpoint), dtype)
+    path = checkpoint_path(os.fspath(checkpoint))
+    if not path.exists():
+        raise ValueError(
+            f"there is no file or folder {str(checkpoint)!r} (a Hub repository has to be downloaded first); published "
+            f"models can be planned for by the names {', '.join(PUBLISHED)}; {meant_instead(str(checkpoint))}"
+        )
+    parts = _of_folder(path, str(checkpoint), dtype) if path.is_dir() else _of_file(path, text_encoder, dtype)
+    if upsampler is not None:
+        parts = _with_upsampler(parts, Path(upsampler))
+    return parts
+
+
+def _published(name: str, dtype: torch.dtype) -> ModelParts:
+    metadata = reference_config(PUBLISHED[name])
+    names = [component for component in COMPONENTS if component not in ("text_encoder", "latent_upsampler")]
+    configs = {component: _named(component, to_diffusers(component, metadata)) for component in names}
+    configs |= {"text_encoder": {"_class_name": _TEXT_CLASS, **GEMMA_3_12B}, "latent_upsampler": _UPSAMPLER}
+    return ModelParts(name, configs, preset(PUBLISHED[name]), dtype)
+
+
+# Its constructor's defaults are the published sizes.
+_UPSAMPLER = {"_class_name": "LTX2LatentUpsamplerModel"}
+
+
+def _named(component: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    return {**config, "_class_name": class_name_for(component, config)}
+
+
+def _of_folder(path: Path, name: str, dtype: torch.dtype) -> ModelParts:
+    index = path / INDEX
+    if not index.is_file():
+        raise ValueError(f"{str(path)!r} has no {INDEX}; give the folder of a whole pipeline")
+    listed = {key: entry for key, entry in read_object(index).items() if isinstance(entry, list) and entry[0]}
+    configs, stored = {}, {}
+    for component in COMPONENTS:
+        file = path / component / "config.json"
+        if not file.is_file():
+            continue
+        config = read_config(file)
+        known = listed.get(component, (None, config.get("_class_name") or _TEXT_CLASS))
+        configs[component] = {**config, "_class_name": to_ours(*known)[1] if known[0] else known[1]}
+        stem = "model" if component == "text_encoder" else "diffusion_pytorch_model"
+        stored[component] = _num_bytes(read_folder(path / component, stem))
+    _check_whole(configs, name)
+    scheduler = path / "scheduler" / "scheduler_config.json"
+    kind = model_kind(read_object(scheduler) if scheduler.is_file() else {})
+    configs = {component: _ours(config) for component, config in configs.items()}
+    return ModelParts(name, configs, preset(model_version(configs["transformer"]), kind), dtype, stored)
+
+
+def _ours(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration that names our class."""
+    name = config["_class_name"]
+    ours = class_name_for(COMPONENT_OF[name], config) if name in COMPONENT_OF else name
+    return {**config, "_class_name": ours}
+
+
+def _num_bytes(entries: Mapping[str, Any]) -> int:
+    return sum(entry.num_bytes for entry in entries.values())
+
+
+def _of_file(path: Path, text_encoder: str | os.PathLike | None, dtype: torch.dtype) -> ModelParts:
+    checkpoint = OriginalCheckpoint(path)
+    names = [name for name in COMPONENTS if name in checkpoint.components()]
+    configs = {name: _named(name, checkpoint.config(name)) for name in names}
+    entries = {name: checkpoint.component(name, keep_quantized=True) for name in names}
+    stored = {name: _num_bytes(part) for name, part in entries.items()}
+    configs["text_encoder"] = {"_class_name": _TEXT_CLASS, **GEMMA_3_12B}
+    if text_encoder is not None:
+        folder = Path(text_encoder)
+        folder = folder / "text_encoder" if (folder / "text_encoder").is_dir() else folder
+        config = read_config(folder / "config.json")
+        configs["text_encoder"] = {**config, "_class_name": (config.get("architectures") or [_TEXT_CLASS])[0]}
+        stored["text_encoder"] = _num_bytes(read_folder(folder, "model"))
+    _check_whole(configs, str(path))
+    kind = "distilled" if is_distilled(path) else "dev"
+    found = preset(model_version(configs["transformer"]), kind)
+    scaled = {name: _scaled_layers(part) for name, part in entries.items()}
+    return ModelParts(str(path), configs, found, dtype, stored, scaled)
+
+
+def _scaled_layers(entries: Mapping[str, Any]) -> frozenset[str]:
+    """Layers that are stored in float8 with a scale."""
+    layers = {key.removesuffix(".weight"): entry for key, entry in entries.items() if key.endswith(".weight")}
+    return frozenset(
+        name for name, entry in layers.items() if entry.dtype.itemsize == 1 and f"{name}.weight_scale" in entries
+    )
+
+
+def _with_upsampler(parts: ModelParts, path: Path) -> ModelParts:
+    from dataclasses import replace
+
+    if path.is_dir():
+        config, size = read_config(path / "config.json"), _num_bytes(read_folder(path))
+    else:
+        file = OriginalCheckpoint(path)
+        config, size = file.config("latent_upsampler"), _num_bytes(file.component("latent_upsampler"))
+    configs = {**parts.configs, "latent_upsampler": _named("latent_upsampler", config)}
+    return replace(parts, configs=configs, stored={**parts.stored, "latent_upsampler": size})
+
+
+def _check_whole(configs: Mapping[str, Any], name: str) -> None:
+    missing = [one for one in COMPONENTS if one not in configs and one != "latent_upsampler"]
+    if missing:
+        raise ValueError(f"{name} holds no {', '.join(missing)}; give a checkpoint of a whole model")
+
+
+def tensors_of(model: nn.Module) -> Iterator[torch.Tensor]:
+    """Parameters and saved buffers of a model, each once."""
+    seen: set[int] = set()
+    for tensor in (*model.parameters(), *model.buffers()):
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            yield tensor
+
+
+def num_bytes(model: nn.Module) -> int:
+    """Bytes of the weights of a model."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(model))
+
+
+Provider = Callable[[str], nn.Module]

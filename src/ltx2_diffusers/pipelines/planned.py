@@ -1,0 +1,458 @@
+"""Plans of memory for pipelines and checkpoints, and pipelines that are loaded as a plan says.
+
+Nothing is loaded for a plan: models are built without values, from configurations and headers of files.
+"""
+
+import inspect
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import cpu_offload_with_hook
+from diffusers.utils.torch_utils import get_device
+from torch import nn
+
+import ltx2_diffusers
+
+from .. import checks
+from ..checkpoints.class_names import class_name_for, model_pair
+from ..checkpoints.json_files import read_config
+from ..checkpoints.language_model import load_language_model
+from ..checkpoints.origin import origin_at, remember
+from ..checkpoints.original import OriginalCheckpoint
+from ..checkpoints.packaged import checkpoint_path
+from ..checkpoints.pipeline_file import load_tokenizer
+from ..guidance.presets import DEFAULT_SIZE
+from ..memory import devices
+from ..memory.loading import load_streamed, load_streamed_language_model
+from ..memory.planning import ClipWish, MemoryPlan, PartPlan
+from ..memory.planning_needs import Clips, Counts, Needs, variants
+from ..memory.planning_parts import ModelParts, parts_of
+from ..memory.planning_policy import DENOISER, Budget, Choice, chosen
+from ..memory.planning_stages import DECODINGS, set_decoding
+from ..memory.streaming import present_device, stream_blocks, streamer_of
+from ..prompts.encoding import DEFAULT_TEXT_POSITIONS
+from ..quantization.layers import cast_layers, put_cast, put_scaled, scaled_layers
+from ..sampling import PassLayout
+from ..schedulers.scheduling_ltx2 import LTX2Scheduler
+from .generation import LTX2GenerationPipeline
+from .plan import ModelSizes, Size, plan_clip
+
+QUANTIZATIONS = ("fp8_cast", "fp8_scaled_mm")
+_UPSAMPLER = "latent_upsampler"
+# Times of a smaller or shorter clip that are tried for a plan that does not fit.
+_TRIES = 3
+
+
+def plan_memory(
+    checkpoint: str | os.PathLike,
+    vram_gb: float,
+    ram_gb: float | None = None,
+    *,
+    height: int | None = None,
+    width: int | None = None,
+    num_frames: int | None = None,
+    frame_rate: float = 24.0,
+    two_stage: bool = False,
+    image: bool = False,
+    guided: bool | None = None,
+    num_inference_steps: int | None = None,
+    num_videos: int = 1,
+    prompt_tokens: int = 512,
+    quantize: str | None = None,
+    allow_lossy: bool = False,
+    gpu: str | None = None,
+    device: str = "cuda",
+    dtype: torch.dtype = torch.bfloat16,
+    text_encoder: str | os.PathLike | None = None,
+    upsampler: str | os.PathLike | None = None,
+) -> MemoryPlan:
+    """The fastest way to run a generation within a device's memory and host memory. Nothing is loaded.
+
+    For every component it is chosen whether its weights stay on the device, are there while they are used, or come block by
+    block from host memory or from their file; and how videos are decoded, and the passes of guidance made. By default all
+    of that leaves the result as it is, up to rounding.
+
+    Args:
+        checkpoint: A folder in diffusers' layout, an original safetensors file, or a packaged name; or `"ltx-2-19b"` or
+            `"ltx-2.3-22b"`, published models whose files are not needed for a plan.
+        vram_gb: Memory of the device in GiB, as cards are sold. What CUDA and fragments take is counted within it.
+        ram_gb: Host memory in GiB that may be used. Default what this machine has free.
+        height, width: Size in pixels, default 512 x 768.
+        num_frames: Frames, default 121.
+        frame_rate: Frames per second. Default 24.0.
+        two_stage: Whether a stage at half the size is refined. Default `False`.
+        image: Whether the first frame is given. Default `False`.
+        guided: Whether the first stage is guided. Default as the checkpoint's reference settings say.
+        num_inference_steps: Steps of the first stage, default the reference's.
+        num_videos: Videos of the batch. Default 1.
+        prompt_tokens: Tokens of the longest prompt, up to 1024; longer prompts take more memory when they are
+            read. Default 512, some 350 words.
+        quantize: `"fp8_cast"` or `"fp8_scaled_mm"` to store the transformer in float8, which is lossy. Default as it is
+            stored.
+        allow_lossy: Whether the planner may itself store the transformer in float8 (`fp8_cast`) and decode in blended tiles,
+            where that is faster or all that fits. Default `False`.
+        gpu: Card whose speed times are estimated with, a name of `ltx2 plan --gpu`. Default this machine's, or an RTX 4090's.
+        device: `"cuda"` (default), or `"cpu"` to count as a CPU's kernels do, without what CUDA takes.
+        dtype: Type of the weights and of the computation. Default `torch.bfloat16`.
+        text_encoder: Folder of the language model of an original file. Default: for a plan, the sizes of Gemma 3 12B.
+        upsampler: File or folder of the upsampler, if the checkpoint has none.
+
+    Raises:
+        ValueError: If no plan fits, with the nearest that do; or if an argument is out of range or contradicts another.
+    """
+    asked = _checked(vram_gb, ram_gb, quantize, allow_lossy, device)
+    parts = parts_of(checkpoint, text_encoder, upsampler, dtype)
+    size = [default if given is None else given for given, default in zip((height, width, num_frames), DEFAULT_SIZE)]
+    steps = (num_inference_steps, num_videos, prompt_tokens)
+    wish = _wish(parts, size, frame_rate, two_stage, image, guided, *steps)
+    name = gpu or (devices.present_gpu() if device == "cuda" else None)
+    card = devices.CPU if device == "cpu" and gpu is None else devices.device_named(name)
+    budget = Budget(vram_gb * 2**30, asked.ram_gb * 2**30, card, device == "cuda")
+    planner = Planner(parts, asked, budget)
+    sources = {"text_encoder": text_encoder, "upsampler": upsampler}
+    plan = planner.plan(wish)
+    shown = "a CPU" if card is devices.CPU else (name or devices.USUAL)
+    return replace(plan, gpu=shown, **{key: None if v is None else os.fspath(v) for key, v in sources.items()})
+
+
+class Planner:
+    """Plans for one checkpoint, device and set of liberties.
+
+    Args:
+        parts: The checkpoint.
+        asked: What the plan may do.
+        budget: Memory of device and host.
+        counts: What is counted already. Default nothing.
+    """
+
+    def __init__(self, parts: ModelParts, asked: "Liberties", budget: Budget, counts: Counts | None = None) -> None:
+        self.parts, self.asked, self.budget = parts, asked, budget
+        self.counts = counts or Counts(parts, "cuda" if budget.is_cuda else "cpu", _stored)
+
+    def plan(self, wish: ClipWish) -> MemoryPlan:
+        """The fastest plan that fits.
+
+        Raises:
+            ValueError: If none does, with the nearest that do.
+        """
+        best, least = self._chosen(wish)
+        if best is None:
+            raise ValueError(self._refusal(wish, least))
+        return self._as_plan(wish, best)
+
+    def fits(self, wish: ClipWish) -> bool:
+        """Whether a plan fits."""
+        return self._chosen(wish)[0] is not None
+
+    def _chosen(self, wish: ClipWish) -> tuple[Choice | None, Choice]:
+        needs = Needs(self.counts, wish, Clips(*_clips(self.parts, wish)))
+        storages = self.asked.storages(bool(self.parts.scaled.get(DENOISER)))
+        decodings = [how for how in DECODINGS if how != "tiled" or self.asked.allow_lossy]
+        best, least = chosen(variants(needs, storages, [PassLayout()], decodings), self.budget)
+        if best is not None and best.placements[DENOISER].where == "resident":
+            return best, least
+        # A batch of passes saves the way of weights to the device, and texts that are not kept save room for them.
+        others = [PassLayout(batched=True)] if any(needs.passes) else []
+        if self.parts.preset.version == "2.0":
+            others += [replace(layout, keeps_text=False) for layout in (PassLayout(), *others)]
+        if others:
+            other, smaller = chosen(variants(needs, storages, others, decodings), self.budget)
+            if other is not None and (best is None or other.seconds < best.seconds):
+                best = other
+            least = min(least, smaller, key=lambda choice: choice.lack(self.budget))
+        return best, least
+
+    def _as_plan(self, wish: ClipWish, choice: Choice) -> MemoryPlan:
+        variant, budget = choice.variant, self.budget
+        parts = {
+            name: PartPlan(
+                weights.total,
+                choice.placements[name],
+                choice.placements[name].on_device(name, weights, True),
+                choice.placements[name].on_host(name, weights),
+            )
+            for name, weights in variant.weights.items()
+        }
+        stored = bool(self.parts.scaled.get(DENOISER)) and variant.storage == "fp8_scaled_mm"
+        return MemoryPlan(
+            checkpoint=self.parts.name,
+            clip=wish,
+            vram_gb=budget.device_bytes / 2**30,
+            ram_gb=budget.host_bytes / 2**30,
+            device="cuda" if budget.is_cuda else "cpu",
+            gpu="",
+            dtype=str(self.parts.dtype).removeprefix("torch."),
+            decoding=variant.decoding,
+            batched_guidance=variant.batched,
+            keeps_text=variant.keeps_text,
+            parts=parts,
+            stages=tuple(choice.stages),
+            device_bytes=int(budget.needed(choice.peak)),
+            host_bytes=int(budget.needed_on_host(choice.host)),
+            quantize=variant.storage,
+            is_lossy=variant.decoding == "tiled" or (variant.storage is not None and not stored),
+        )
+
+    def _refusal(self, wish: ClipWish, least: Choice) -> str:
+        """What does not fit, and the nearest plans that do."""
+        budget = self.budget
+        device, host = budget.needed(least.peak), budget.needed_on_host(least.host)
+        lacks = []
+        if device > budget.device_bytes:
+            lacks.append(f"{_gib(device)} GB of the device (vram_gb={_shown(budget.device_bytes)})")
+        if host > budget.host_bytes:
+            lacks.append(f"{_gib(host)} GB of host memory (ram_gb={_shown(budget.host_bytes)})")
+        near = list(self._nearest(wish))
+        hint = f"; it fits {', or '.join(near)}" if near else "; take more memory"
+        return f"{self.parts.name}: {wish.shown} needs at least {' and '.join(lacks)}{hint}"
+
+    def _nearest(self, wish: ClipWish) -> Iterator[str]:
+        """What would fit, in words."""
+        if not self.asked.allow_lossy and self.asked.quantize is None:
+            freer = Planner(self.parts, replace(self.asked, allow_lossy=True), self.budget, self.counts)
+            best, _ = freer._chosen(wish)
+            if best is not None:
+                yield "with allow_lossy=True (--allow-lossy)"
+        if (frames := self._most(range(9, wish.num_frames, 8), lambda n: replace(wish, num_frames=n))) is not None:
+            yield f"with num_frames={frames}"
+        step = 64 if wish.two_stage else 32
+        smaller = [(height, width) for height, width in _sizes_below(wish.height, wish.width, step)]
+        size = self._most(smaller, lambda one: replace(wish, height=one[0], width=one[1]))
+        if size is not None:
+            yield f"at {size[1]} x {size[0]} x {wish.num_frames}"
+
+    def _most(self, values: Sequence[Any], changed: Callable[[Any], ClipWish]) -> Any | None:
+        """The last of rising values whose plan fits, found in some tries."""
+        low, high, found = 0, len(values), None
+        for _ in range(_TRIES):
+            if low >= high:
+                break
+            middle = (low + high) // 2
+            if self.fits(changed(values[middle])):
+                low, found = middle + 1, values[middle]
+            else:
+                high = middle
+        return found
+
+
+def _sizes_below(height: int, width: int, step: int) -> list[tuple[int, int]]:
+    """Smaller sizes of about the same shape, rising."""
+    sizes = []
+    for eighth in range(1, 8):
+        sides = [max(round(side * eighth / 8 / step) * step, step) for side in (height, width)]
+        sizes.append((sides[0], sides[1]))
+    return [one for one in dict.fromkeys(sizes) if one[0] * one[1] < height * width]
+
+
+def _gib(size: float) -> str:
+    return f"{math.ceil(size / 2**30 * 10) / 10:g}" if size >= 2**30 / 4 else f"{size / 2**30 * 1.005:.3g}"
+
+
+def _shown(size: float) -> str:
+    return f"{size / 2**30:g}"
+
+
+@dataclass(frozen=True)
+class Liberties:
+    """What a plan may do.
+
+    Args:
+        ram_gb: Host memory in GiB.
+        quantize: How the transformer has to be stored; `None` leaves it open.
+        allow_lossy: Whether what changes results may be chosen.
+    """
+
+    ram_gb: float
+    quantize: str | None = None
+    allow_lossy: bool = False
+
+    def storages(self, is_float8: bool) -> list[str | None]:
+        """Ways to store the transformer; of a file with scaled float8 weights its own comes first."""
+        if self.quantize is not None:
+            return [self.quantize]
+        if is_float8:
+            return ["fp8_scaled_mm"]
+        return [None, "fp8_cast"] if self.allow_lossy else [None]
+
+
+def _checked(vram_gb: float, ram_gb: float | None, quantize: str | None, allow_lossy: bool, device: str) -> Liberties:
+    """The liberties of a plan, after a check of what is wrong whatever the checkpoint."""
+    checks.check_positive(vram_gb=vram_gb, ram_gb=ram_gb)
+    checks.check_choice("device", device, ("cuda", "cpu"))
+    if quantize is not None:
+        quantize = quantize.replace("-", "_")
+        checks.check_choice("quantize", quantize, QUANTIZATIONS)
+    return Liberties(devices.host_gib() if ram_gb is None else ram_gb, quantize, allow_lossy)
+
+
+def _wish(
+    parts: ModelParts,
+    size: Sequence[int],
+    frame_rate: float,
+    two_stage: bool,
+    image: bool,
+    guided: bool | None,
+    steps: int | None,
+    num_videos: int,
+    prompt_tokens: int,
+) -> ClipWish:
+    """The generation, after a check of its values against the checkpoint."""
+    preset = parts.preset
+    is_dev = preset.kind == "dev"
+    if guided and not is_dev:
+        raise ValueError("`guided` is True, but a distilled checkpoint runs without guidance; leave it out")
+    if two_stage and "latent_upsampler" not in parts.configs:
+        raise ValueError(f"{parts.name} has no latent_upsampler, which two stages need; name one with `upsampler`")
+    if steps is not None and not is_dev:
+        raise ValueError(f"`num_inference_steps` is {steps}, but a distilled checkpoint has fixed steps; leave it out")
+    checks.check_at_least_one(num_videos=num_videos, prompt_tokens=prompt_tokens)
+    count = preset.num_inference_steps if steps is None else steps
+    checks.check_at_least_one(num_inference_steps=count)
+    all_steps = (count, len(preset.stage_2_sigmas)) if two_stage else (count,)
+    positions = _positions(parts)
+    guided = is_dev if guided is None else guided
+    height, width, num_frames = size
+    tokens = min(prompt_tokens, positions)
+    wish = ClipWish(
+        height, width, num_frames, frame_rate, two_stage, image, guided, all_steps, num_videos, tokens, positions
+    )
+    _clips(parts, wish)
+    return wish
+
+
+def _positions(parts: ModelParts) -> int:
+    """Text positions that the streams attend to: those of texts by default, as far as the language model knows them."""
+    config = parts.configs["text_encoder"].get("text_config", {})
+    return min(DEFAULT_TEXT_POSITIONS, config.get("max_position_embeddings", DEFAULT_TEXT_POSITIONS))
+
+
+def _clips(parts: ModelParts, wish: ClipWish) -> tuple[Any, Any]:
+    """The sizes of the finished clip and of the first stage."""
+    scale = 0.5 if wish.two_stage else 1.0
+    wished = Size(wish.height, wish.width, wish.num_frames, wish.frame_rate)
+    clip = plan_clip(_model_sizes(parts), wish.num_videos, wished, [(scale, 1.0), (1.0, 1.0)])
+    return clip, clip.at_scale(scale, 1.0)
+
+
+def _model_sizes(parts: ModelParts) -> ModelSizes:
+    """What the networks make of pixels and seconds, read from them without values."""
+    networks = {name: parts.model(name) for name in ("vae", "audio_vae")}
+    absent = dict.fromkeys(("text_encoder", "tokenizer", "connectors", "vocoder"))
+    transformer = parts.model(DENOISER, 1)
+    return LTX2GenerationPipeline(LTX2Scheduler(), transformer=transformer, **networks, **absent).sizes
+
+
+def _stored(transformer: nn.Module, storage: str | None) -> nn.Module:
+    """A transformer without values, stored in some way."""
+    if storage is None:
+        return transformer
+    dtype = next(transformer.parameters()).dtype
+    shapes = {name: tuple(tensor.shape) for name, tensor in transformer.state_dict().items()}
+    if storage == "fp8_cast":
+        put_cast(transformer, cast_layers(shapes), dtype)
+    else:
+        put_scaled(transformer, dict.fromkeys(scaled_layers(shapes), False), dtype)
+    return transformer
+
+
+def load_planned(cls: Any, plan: MemoryPlan, device: torch.device | str | None = None, **given: Any) -> Any:
+    """A pipeline of a class that is loaded as a plan says; see `LTX2GenerationPipeline.from_plan`."""
+    source = _checked_source(cls, plan)
+    place, dtype = present_device(get_device() if device is None else device), getattr(torch, plan.dtype)
+    takes = set(inspect.signature(cls.__init__).parameters)
+    # What only passes through host memory comes first, while nothing waits there.
+    names = sorted(plan.parts, key=lambda name: plan.parts[name].placement.where != "resident")
+    loaded = {
+        name: _placed(_loaded(plan, source, name, place, dtype), name, plan, place)
+        for name in names
+        if name in takes and name not in given
+    }
+    components = {**loaded, **given}
+    if source.is_dir():
+        pipeline = cls.from_pretrained(source, dtype=dtype, **components)
+    else:
+        if "tokenizer" not in components and plan.text_encoder is not None:
+            components["tokenizer"] = load_tokenizer(plan.text_encoder)
+        components.setdefault("text_encoder", None)
+        pipeline = cls.from_single_file(source, dtype=dtype, **components)
+    _let_wait(pipeline, plan, set(loaded), place)
+    set_decoding(pipeline.vae, plan.decoding)
+    pipeline.pass_layout = PassLayout(plan.batched_guidance, plan.keeps_text)
+    pipeline.memory_plan = plan
+    return pipeline
+
+
+def _checked_source(cls: Any, plan: MemoryPlan) -> Path:
+    """Where the weights are, after a check that they can be loaded as the plan says."""
+    if plan.clip.two_stage and "latent_upsampler" not in inspect.signature(cls.__init__).parameters:
+        raise ValueError(
+            f"the plan is for two stages, which {cls.__name__} does not run; use LTX2TwoStagePipeline.from_plan"
+        )
+    source = checkpoint_path(plan.checkpoint)
+    if not source.exists():
+        raise ValueError(
+            f"the plan is for {plan.checkpoint!r}, where there are no weights to load; plan with the folder or the file of a "
+            "checkpoint"
+        )
+    if source.is_file() and plan.text_encoder is None:
+        raise ValueError(
+            f"{plan.checkpoint!r} holds no text encoder; plan with `text_encoder`, the folder of a Gemma model"
+        )
+    return source
+
+
+def _loaded(plan: MemoryPlan, source: Path, name: str, device: torch.device, dtype: torch.dtype) -> Any:
+    """A component with its weights in host memory, or streamed from its file."""
+    placement = plan.parts[name].placement
+    from_disk = {"device": device, "num_on_device": placement.num_on_device} if placement.source == "disk" else None
+    if name == "text_encoder":
+        folder = source if plan.text_encoder is None else checkpoint_path(plan.text_encoder)
+        folder = folder / name if (folder / name).is_dir() else folder
+        if from_disk is not None:
+            return load_streamed_language_model(folder, dtype=dtype, **from_disk)
+        model = load_language_model(folder, dtype)
+        remember(model, origin_at(folder))
+        return model.eval()
+    place, inside = (Path(plan.upsampler), "") if name == _UPSAMPLER and plan.upsampler else (source, name)
+    is_folder = place.is_dir()
+    if is_folder and not (place / inside / "config.json").is_file():
+        raise ValueError(f"{str(place)!r} has no {inside}; it has changed since the plan was made")
+    cls = _class_of(name, place / inside / "config.json" if is_folder else place)
+    subfolder = {"subfolder": inside} if is_folder and inside else {}
+    if from_disk is not None:
+        return load_streamed(cls, place, dtype=dtype, **subfolder, **from_disk)
+    quantized = {"quantization_config": plan.quantize} if name == DENOISER and plan.quantize is not None else {}
+    load = cls.from_pretrained if is_folder else cls.from_single_file
+    return load(place, dtype=dtype, **subfolder, **quantized)
+
+
+def _class_of(name: str, place: Path) -> Any:
+    """Our class of a component of a folder's configuration, or of an original file."""
+    config = read_config(place) if place.name == "config.json" else OriginalCheckpoint(place).config(name)
+    pair = model_pair(config.get("_class_name"))
+    return getattr(ltx2_diffusers, class_name_for(name, config) if pair is None else pair[1])
+
+
+def _placed(model: Any, name: str, plan: MemoryPlan, device: torch.device) -> Any:
+    """The component where it stays; what waits in host memory is there already."""
+    placement = plan.parts[name].placement
+    if placement.where == "resident":
+        model.to(device)
+    elif placement.where == "streamed" and streamer_of(model) is None:
+        stream_blocks(model, "ram", device, placement.num_on_device)
+    return model
+
+
+def _let_wait(pipeline: Any, plan: MemoryPlan, loaded: set[str], device: torch.device) -> None:
+    """Have components wait in host memory until they run."""
+    released = [name for name in loaded if plan.parts[name].placement.where == "released"]
+    hooks = {name: cpu_offload_with_hook(getattr(pipeline, name), device)[1] for name in released}
+    pipeline._waiting = tuple(hooks.values())
+    if "text_encoder" in hooks and pipeline.has("connectors"):
+        # Both read the text, one after the other.
+        pipeline.connectors.register_forward_pre_hook(lambda *_: hooks["text_encoder"].offload())

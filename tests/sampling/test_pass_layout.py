@@ -1,0 +1,79 @@
+"""Passes of a step as one batch, and text that is not kept: results of passes one after another, by rounding."""
+
+import pytest
+import torch
+
+from ltx2_diffusers.sampling import PassLayout
+from tests.golden_data import EQUAL_PIPELINES
+from tests.pipelines.tiny import ALL_GUIDANCE, CFG, EXPLICIT, NO_GUIDANCE, PROMPT, load, max_difference, seeded
+
+LAYOUTS = {
+    "batched": PassLayout(batched=True),
+    "without kept text": PassLayout(keeps_text=False),
+    "batched, without kept text": PassLayout(batched=True, keeps_text=False),
+}
+GUIDANCE = {"all": ALL_GUIDANCE, "cfg": CFG, "none": NO_GUIDANCE}
+
+
+@pytest.fixture(scope="module", params=["2.0", "2.3"])
+def pipeline(request):
+    return load(request.param)
+
+
+def run(pipeline, layout, **arguments):
+    pipeline.pass_layout = layout
+    calls = []
+    handle = pipeline.transformer.transformer_blocks[0].register_forward_pre_hook(
+        lambda _, args: calls.append(len(args[0]))
+    )
+    try:
+        return pipeline(PROMPT, generator=seeded(1), **EXPLICIT, **arguments), calls
+    finally:
+        handle.remove()
+        pipeline.pass_layout = PassLayout()
+
+
+@pytest.mark.parametrize("guidance", GUIDANCE)
+def test_every_layout_gives_the_results_of_passes_one_after_another(pipeline, guidance):
+    expected, _ = run(pipeline, PassLayout(), **GUIDANCE[guidance])
+    for layout in LAYOUTS.values():
+        found, _ = run(pipeline, layout, **GUIDANCE[guidance])
+        assert max_difference(found, expected) <= EQUAL_PIPELINES
+
+
+def test_a_batch_goes_through_the_blocks_once_a_step(pipeline):
+    _, apart = run(pipeline, PassLayout(), **ALL_GUIDANCE)
+    _, together = run(pipeline, PassLayout(batched=True), **ALL_GUIDANCE)
+    # The perturbed pass shares the first block; the isolated and the negative one do not.
+    assert (set(apart), len(apart)) == ({1}, 6)
+    assert (set(together), len(together)) == ({4}, 2)
+
+
+def test_passes_of_some_steps_alone_are_batched_too(pipeline):
+    from ltx2_diffusers import GuidanceOptions
+
+    options = {**ALL_GUIDANCE, "guidance_options": GuidanceOptions(skip_step=1, audio_skip_step=1)}
+    expected, _ = run(pipeline, PassLayout(), **options)
+    found, _ = run(pipeline, PassLayout(batched=True), **options)
+    assert max_difference(found, expected) <= EQUAL_PIPELINES
+
+
+def test_a_batch_of_prompts_with_an_image_is_batched(pipeline):
+    from ltx2_diffusers import LTX2ImageToVideoPipeline
+
+    images = LTX2ImageToVideoPipeline.from_pipe(pipeline)
+    picture = torch.zeros(3, 64, 96)
+    arguments = {"image": picture, "prompt": [PROMPT, "rain"], "image_crf": 0, **EXPLICIT, **CFG}
+    expected = images(generator=seeded(1, 2), **arguments)
+    images.pass_layout = PassLayout(batched=True)
+    assert max_difference(images(generator=seeded(1, 2), **arguments), expected) <= EQUAL_PIPELINES
+
+
+def test_guidance_in_the_attention_to_the_text_keeps_passes_apart(pipeline):
+    from ltx2_diffusers import GuidanceOptions
+
+    options = {**CFG, "guidance_options": GuidanceOptions(nag_scale=3.0)}
+    expected, _ = run(pipeline, PassLayout(), **options)
+    found, sizes = run(pipeline, PassLayout(batched=True), **options)
+    assert set(sizes) == {1}
+    assert max_difference(found, expected) == 0

@@ -9,6 +9,7 @@ Shapes: B batch, C latent channels (128 in published models), F pixel frames (8 
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -84,6 +85,8 @@ class AutoencoderKLLTX2Video(CheckpointMixin, AtomicModelSaveMixin, ModelMixin, 
     """
 
     _supports_gradient_checkpointing = True
+    # Called themselves, and not through the forward of the whole, with which diffusers would bring them.
+    _group_offload_block_modules: Any = ("encoder", "decoder")
     latents_mean: torch.Tensor
     latents_std: torch.Tensor
 

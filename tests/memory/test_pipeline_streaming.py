@@ -66,7 +66,9 @@ def test_streaming_changes_no_bit(expected, source, offload_others):
 def test_loading_for_streaming_reads_no_blocks(expected, monkeypatch):
     read = []
     original = LazyWeight.__init__
-    monkeypatch.setattr(LazyWeight, "__init__", lambda self, *a, **kw: (read.append(self), original(self, *a, **kw))[1])
+    monkeypatch.setattr(
+        LazyWeight, "__init__", lambda self, *a, **kw: (read.append(self), original(self, *a, **kw))[1]
+    )
     pipe = load(block_streaming="disk")
     assert pipe.streamed_components == STREAMED
     assert len(read) == lazy(pipe.transformer) + lazy(pipe.text_encoder) > 0
@@ -106,7 +108,7 @@ def test_two_stages_with_a_distilled_adapter_a_picture_and_sound(source, tmp_pat
     assert_equal(*outputs)
 
 
-def test_two_transformers(tmp_path):
+def test_two_transformers():
     call = {**EXPLICIT, **NO_GUIDANCE, "prompt": PROMPT, "height": 128, "width": 128, "stage_2_sigmas": STAGE_2}
     del call["use_cross_timestep"]
     outputs = []
@@ -179,9 +181,13 @@ def test_contradictions(expected):
     pipe._all_hooks = []
     pipe.enable_block_streaming()
     for method in ("enable_model_cpu_offload", "enable_sequential_cpu_offload", "enable_group_offload"):
-        with pytest.raises(ValueError, match=rf"{method}\(\) contradicts block streaming, .* transformer; call disable_"):
+        with pytest.raises(
+            ValueError, match=rf"{method}\(\) contradicts block streaming, .* transformer; call disable_"
+        ):
             getattr(pipe, method)()
-    with pytest.raises(ValueError, match=r"the blocks of `text_encoder` are streamed in torch\.float32; call disable_"):
+    with pytest.raises(
+        ValueError, match=r"the blocks of `text_encoder` are streamed in torch\.float32; call disable_"
+    ):
         pipe.to(torch.bfloat16)
     assert pipe.vae.dtype == torch.float32
     for way in (copy.deepcopy, pickle.dumps):
@@ -193,7 +199,9 @@ def test_contradictions(expected):
 def test_loading_says_what_it_does_not_know():
     with pytest.raises(ValueError, match="`block_streaming` has to be one of None, 'disk' but is 'ram'"):
         load(block_streaming="ram")
-    with pytest.raises(ValueError, match="`text_encoder_residency` has to be one of 'resident', 'on_demand' but is 'never'"):
+    with pytest.raises(
+        ValueError, match="`text_encoder_residency` has to be one of 'resident', 'on_demand' but is 'never'"
+    ):
         load(text_encoder_residency="never")
     with pytest.raises(ValueError, match="but `text_encoder` is given; leave one of them out"):
         load(text_encoder_residency="on_demand", text_encoder=ours().text_encoder)
@@ -285,9 +293,14 @@ def test_it_can_be_released_and_kept_at_any_time(expected, loads):
         pipe.enable_text_encoder_release()
 
 
-def test_siblings_copies_and_folders_have_it_too(expected, loads, tmp_path):
+def test_siblings_copies_and_folders_have_it_too(expected, tmp_path):
     pipe = load(text_encoder_residency="on_demand")
-    for other in (LTX2Pipeline.from_pipe(pipe), copy.copy(pipe), copy.deepcopy(pipe), pickle.loads(pickle.dumps(pipe))):
+    for other in (
+        LTX2Pipeline.from_pipe(pipe),
+        copy.copy(pipe),
+        copy.deepcopy(pipe),
+        pickle.loads(pickle.dumps(pipe)),
+    ):
         assert_runs(other, expected)
     assert LTX2Pipeline.from_pipe(pipe, text_encoder=None)._text_encoder_on_demand is None
     pipe.save_pretrained(tmp_path / "saved")
@@ -297,7 +310,7 @@ def test_siblings_copies_and_folders_have_it_too(expected, loads, tmp_path):
         assert torch.equal(one, other)
 
 
-def test_streaming_may_be_added_to_release(expected, loads):
+def test_streaming_may_be_added_to_release(expected):
     pipe = load(text_encoder_residency="on_demand")
     pipe.enable_block_streaming()
     assert pipe.streamed_components == ["transformer"]

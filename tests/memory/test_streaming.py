@@ -111,7 +111,7 @@ def test_blocks_may_run_in_any_order(folder):
     streamed = resident(folder)
     stream_blocks(streamed, "disk")
     streamer, blocks = streamer_of(streamed), streamed.transformer_blocks
-    expected = {name: p for name, p in reference(folder).named_parameters()}
+    expected = dict(reference(folder).named_parameters())
     with streamer.running():
         for index in (3, 0, 4, 4, 1, 0):
             streamer._entering(index, blocks[index], ())
@@ -266,7 +266,7 @@ def test_files_that_are_not_what_they_were(folder, tmp_path, how, said):
 def test_files_that_were_lost_before(folder, tmp_path, how):
     transformer, _, breaks = broken(folder, tmp_path, how)
     breaks()
-    with pytest.raises(ValueError, match="is gone|has changed since"):
+    with pytest.raises(ValueError, match=r"is gone|has changed since"):
         stream_blocks(transformer, "disk")
     assert streamer_of(transformer) is None
     assert_same(transformer, reference(folder))
@@ -285,7 +285,9 @@ def refused(folder, change, source="ram", **options):
 def test_contradictions(folder):
     nothing = lambda _: None  # noqa: E731
     assert "`source` has to be one of 'ram', 'disk' but is 'rom'" in refused(folder, nothing, "rom")
-    assert "from 1 to 5, the number of blocks on the device, but is 6; use 5" in refused(folder, nothing, num_on_device=6)
+    assert "from 1 to 5, the number of blocks on the device, but is 6; use 5" in refused(
+        folder, nothing, num_on_device=6
+    )
     assert "but is True; use 2" in refused(folder, nothing, num_on_device=True)
     assert "cannot be used" in refused(folder, nothing, device="cuda:99")
     assert "is compiled" in refused(folder, lambda t: t.compile_repeated_blocks())
@@ -325,7 +327,9 @@ def test_weights_of_an_unknown_kind_are_refused(folder):
         layer = transformer.transformer_blocks[1].attn1.to_q
         layer._parameters["weight"] = Packed(layer.weight.data)
 
-    assert "transformer_blocks.1.attn1.to_q.weight is a tests Packed, which cannot be streamed" in refused(folder, pack)
+    assert "transformer_blocks.1.attn1.to_q.weight is a tests Packed, which cannot be streamed" in refused(
+        folder, pack
+    )
 
 
 def test_models_without_blocks():
@@ -333,7 +337,7 @@ def test_models_without_blocks():
         stream_blocks(torch.nn.Linear(2, 2))
 
 
-def test_quantised_blocks_of_several_layouts_share_their_places(folder):
+def test_quantised_blocks_of_several_layouts_share_their_places():
     """As in files of which some blocks are in eight bits."""
     from ltx2_diffusers.training.trained.quantization import quantize_blocks
 

@@ -7,6 +7,8 @@ L latent steps (40 ms), m latent bins (M / 4). Tokens `[B, L, Z*m]` hold the cha
 # The constructor's arguments are read back from `self.config`, where `register_to_config` puts them.
 # ruff: noqa: ARG002
 
+from typing import Any
+
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.autoencoders.vae import AutoencoderMixin, DecoderOutput, DiagonalGaussianDistribution
@@ -54,6 +56,8 @@ class AutoencoderKLLTX2Audio(CheckpointMixin, AtomicModelSaveMixin, ModelMixin, 
     """
 
     _supports_gradient_checkpointing = False
+    # Called themselves, and not through the forward of the whole, with which diffusers would bring them.
+    _group_offload_block_modules: Any = ("encoder", "decoder")
     latents_mean: Tensor
     latents_std: Tensor
 

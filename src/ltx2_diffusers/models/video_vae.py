@@ -91,6 +91,8 @@ class AutoencoderKLLTX2Video(CheckpointMixin, AtomicModelSaveMixin, ModelMixin, 
     """
 
     _supports_gradient_checkpointing = True
+    # Called themselves, and not through the forward of the whole, with which diffusers would bring them.
+    _group_offload_block_modules: Any = ("encoder", "decoder")
     latents_mean: torch.Tensor
     latents_std: torch.Tensor
 

@@ -142,7 +142,7 @@ class LTX2AVTransformer3DModel(
     _supports_gradient_checkpointing = True
     _supports_group_offloading = True
     # `Any` because diffusers declares `None` or a list for what it reads as names, a plan and a function.
-    # Outside of the blocks lies a fortieth of the weights, which decides how exact a step is.
+    # What is no attention or feed-forward layer is a fiftieth of the weights, and decides how exact a step is.
     _skip_layerwise_casting_patterns: Any = (
         *("norm", "proj_in", "proj_out", "time_embed", "caption_projection", "av_cross_attn", "prompt_adaln"),
         "to_gate_logits",

@@ -16,8 +16,9 @@ from ltx2_diffusers.models.transformer import LTX2AVTransformer3DModel
 from ltx2_diffusers.quantization.configs import FP8ScaledMMConfig
 from tests.adapters.stored import SCALED_FILE, bits, changed, stored_as, velocity
 from tests.adapters.test_variants import variant
-from tests.adapters.tiny import ORIGINAL, SECOND, WIDE, Q, assert_equal, build, largest, lora, outputs, settings
+from tests.adapters.tiny import Q, assert_equal, build, largest, lora, outputs, settings
 from tests.checkpoints.tiny import V20
+from tests.golden_loras import ORIGINAL, SECOND, WIDE
 
 KINDS = [torch.bfloat16, torch.float16, torch.float32, "fp8_cast", "fp8_scaled_mm", "layerwise"]
 K = "transformer_blocks.1.attn2.to_k"

@@ -13,8 +13,9 @@ from ltx2_diffusers.models.transformer import LTX2AVTransformer3DModel
 from ltx2_diffusers.quantization.configs import FP8ScaledMMConfig
 from tests.adapters.stored import SCALED_FILE, bits, changed, in_fp8, stored_as, velocity
 from tests.adapters.test_variants import variant
-from tests.adapters.tiny import ORIGINAL, SECOND, Q, assert_equal, build, lora, outputs
+from tests.adapters.tiny import Q, assert_equal, build, lora, outputs
 from tests.golden_data import load_tensors
+from tests.golden_loras import ORIGINAL, SECOND
 from tests.training.live_bytes import LiveBytes
 
 K = "transformer_blocks.1.attn2.to_k"
@@ -152,7 +153,7 @@ def test_arguments_without_effect_are_refused(kind, arguments, message):
 
 def test_dora_is_fused_in_types_of_real_weights():
     for pipe, arguments, message in (
-        (in_fp8("fp8_cast"), {}, "DoRA cannot be fused into weights in float8"),
+        (in_fp8("layerwise"), {}, "DoRA cannot be fused into weights in float8"),
         (build(torch.bfloat16), {"reference_rounding": True}, "not of DoRA; leave it out"),
     ):
         pipe.load_lora_weights(variant("dora"))

@@ -9,7 +9,8 @@ from ltx2_diffusers import LTX2Pipeline, LTX2TwoStagePipeline, Stage
 from ltx2_diffusers.adapters.active import adapter_layers, added_adapters, named_adapter_layers
 from ltx2_diffusers.adapters.modules import PARTS, known_modules, part_of
 from ltx2_diffusers.adapters.strengths import strength_at
-from tests.adapters.tiny import WIDE, assert_equal, build, lora, outputs, settings
+from tests.adapters.tiny import assert_equal, build, lora, outputs, settings
+from tests.golden_loras import WIDE
 from tests.pipelines.tiny import load, seeded
 
 VIDEO = "transformer_blocks.0.attn1.to_q"

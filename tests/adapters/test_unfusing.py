@@ -16,8 +16,9 @@ from ltx2_diffusers.models.transformer import LTX2AVTransformer3DModel
 from ltx2_diffusers.quantization.configs import FP8ScaledMMConfig
 from tests.adapters.stored import SCALED_FILE, bits, changed, stored_as, velocity
 from tests.adapters.test_variants import variant
-from tests.adapters.tiny import ORIGINAL, SECOND, WIDE, Q, assert_equal, build, largest, lora, outputs, settings
+from tests.adapters.tiny import Q, assert_equal, build, largest, lora, outputs, settings
 from tests.checkpoints.tiny import V20
+from tests.golden_loras import ORIGINAL, SECOND, WIDE
 
 KINDS = [torch.bfloat16, torch.float16, torch.float32, "fp8_cast", "fp8_scaled_mm", "layerwise"]
 K = "transformer_blocks.1.attn2.to_k"
@@ -331,3 +332,34 @@ def test_a_fused_pipeline_computes_what_it_did_before():
     pipe.fuse_lora(keep_originals=False)
     pipe.unload_lora_weights()
     assert largest(outputs(pipe), expected) < 2e-5
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("keep", [True, False])
+def test_all_weights_come_back_on_a_gpu(kind, keep):
+    pipe = loaded(kind)
+    reread(pipe)
+    for model in (pipe.transformer, pipe.connectors):
+        model.to("cuda")
+    before = bits(pipe)
+    pipe.fuse_lora(keep_originals=keep)
+    assert changed(bits(pipe), before)
+    pipe.unfuse_lora()
+    assert changed(bits(pipe), before) == []
+
+
+@pytest.mark.gpu
+def test_groups_that_come_by_a_stream_are_fused_in_host_memory():
+    pipe, plain = build(), build()
+    for one in (pipe, plain):
+        one.load_lora_weights(dict(EVERYWHERE))
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    for model in (pipe.transformer, pipe.connectors):
+        model.enable_group_offload(cuda, cpu, offload_type="leaf_level", use_stream=True)
+    for one in (pipe, plain):
+        one.fuse_lora()
+    assert changed(bits(pipe), bits(plain)) == []
+    pipe.unfuse_lora()
+    plain.unfuse_lora()
+    assert changed(bits(pipe), bits(plain)) == []

@@ -133,6 +133,28 @@ def test_the_kernel_gives_the_same_bits_in_the_interpreter():
     assert (done.returncode, done.stdout.strip()) == (0, "compared"), done.stderr
 
 
+_COMPILED = """
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from ltx2_diffusers.kernels.add_round_triton import _add_round
+types = {"weight": "*u8", "delta": "*i16", "result": "*u8", "count": "i32", "seed": "i64"}
+types |= {"stochastic": "constexpr", "block": "constexpr"}
+for capability, stochastic in ((80, True), (90, False)):
+    source = ASTSource(fn=_add_round, signature=types, constexprs={"stochastic": stochastic, "block": 1024})
+    made = compile(source, target=GPUTarget("cuda", capability, 32), options={"enable_fp_fusion": False})
+    # A product and a sum rounded once would give other bits than the twin.
+    assert "fma.rn" not in made.asm["ptx"] and len(made.asm["cubin"]) > 0
+print("compiled")
+"""
+
+
+@needs_triton
+def test_the_kernel_compiles_for_gpus_with_and_without_float8(tmp_path):
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)} | {"TRITON_INTERPRET": "0"}
+    done = subprocess.run([sys.executable, "-c", _COMPILED], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, "compiled"), done.stderr
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("rounding, seed", [("nearest", 0), ("stochastic", 0), ("stochastic", 2**40 + 3)])
 def test_the_kernel_gives_the_same_bits_on_a_gpu(rounding, seed):

@@ -50,6 +50,8 @@ _MODULES = {
     ".guidance.presets": ("RECOMMENDED_NEGATIVE_PROMPT",),
     ".application.director": ("PromptDirector",),
     ".prompts.cache": ("PromptCache",),
+    ".memory.streaming": ("stream_blocks", "stop_streaming"),
+    ".memory.loading": ("load_streamed", "load_streamed_language_model"),
 }
 _PUBLIC = {name: module for module, names in _MODULES.items() for name in names}
 

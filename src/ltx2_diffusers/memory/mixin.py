@@ -148,9 +148,9 @@ class BlockStreamingMixin(DiffusionPipeline):
         With `offload_to_disk_path` every network has a folder of its own there, named by it and its weights: diffusers calls
         files of different networks alike, and takes one that is there already for its own.
         """
+        self._refuse_offload("enable_group_offload")
         given = inspect.signature(DiffusionPipeline.enable_group_offload).bind(self, *args, **kwargs).arguments
         place, left_out = given.get("offload_to_disk_path"), given.get("exclude_modules") or ()
-        self._refuse_offload("enable_group_offload")
         if place is None:
             return super().enable_group_offload(*args, **kwargs)
         networks = {name: part for name, part in self.components.items() if isinstance(part, torch.nn.Module)}

@@ -52,6 +52,8 @@ _MODULES = {
     ".prompts.cache": ("PromptCache",),
     ".quantization.configs": ("FP8CastConfig", "FP8ScaledMMConfig", "QuantizationPolicy"),
     ".quantization.calibration": ("calibrate", "write_calibration"),
+    ".memory.streaming": ("stream_blocks", "stop_streaming"),
+    ".memory.loading": ("load_streamed", "load_streamed_language_model"),
 }
 _PUBLIC = {name: module for module, names in _MODULES.items() for name in names}
 

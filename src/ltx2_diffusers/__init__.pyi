@@ -11,6 +11,10 @@ from .checkpoints.packaged import packaged_checkpoint as packaged_checkpoint
 from .guidance import GuidanceOptions as GuidanceOptions
 from .guidance import MultiModalGuiderParams as MultiModalGuiderParams
 from .guidance.presets import RECOMMENDED_NEGATIVE_PROMPT as RECOMMENDED_NEGATIVE_PROMPT
+from .memory.loading import load_streamed as load_streamed
+from .memory.loading import load_streamed_language_model as load_streamed_language_model
+from .memory.streaming import stop_streaming as stop_streaming
+from .memory.streaming import stream_blocks as stream_blocks
 from .models.audio_vae import AutoencoderKLLTX2Audio as AutoencoderKLLTX2Audio
 from .models.connectors import LTX2TextConnectors as LTX2TextConnectors
 from .models.latent_upsampler import LTX2LatentUpsamplerModel as LTX2LatentUpsamplerModel

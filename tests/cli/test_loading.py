@@ -43,3 +43,24 @@ def test_generate_says_so_in_one_line(tmp_path, capsys):
     line = capsys.readouterr().err
     assert "did you mean the packaged 'ltx2-mini'" in line and line.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def loaded(**options):
+    from ltx2_diffusers import LTX2Pipeline
+    from ltx2_diffusers.cli.loading import load_pipeline
+
+    given = {"checkpoint": str(tiny_checkpoint("2.0")), "dtype": "float32", "device": "cpu", "offload": "none"}
+    return load_pipeline({**given, **options}, LTX2Pipeline)
+
+
+@pytest.mark.parametrize(("offload", "source"), [("none", None), ("blocks", "ram"), ("disk", "disk")])
+def test_blocks_come_from_where_the_command_says(offload, source):
+    pipe = loaded(offload=offload)
+    assert pipe.streamed_components == ([] if source is None else ["text_encoder", "transformer"])
+    assert {streamer.source for streamer in pipe._streamers} == ({source} - {None})
+
+
+def test_a_text_encoder_is_released():
+    pipe = loaded(release_text_encoder=True, offload="blocks")
+    assert pipe.text_encoder is None and pipe._text_encoder_on_demand.streamed == "ram"
+    assert pipe.streamed_components == ["transformer"]

@@ -23,6 +23,10 @@ WRONG = {
     "system_prompt": (["--system-prompt", "Be brief."], "--system-prompt needs --enhance-prompt"),
     "enhance_tokens": (["--enhance-prompt", "--enhance-tokens", "0", *SMALL], "--enhance-tokens has to be a whole"),
     "prompt_cache": (["--prompt-cache", "RED.PNG", *SMALL], "--prompt-cache: a prompt cache needs a folder"),
+    "release_text_encoder": (
+        ["--release-text-encoder", "--prompt-cache", "cache", "--no-text-encoder"],
+        "--release-text-encoder and --no-text-encoder contradict each other",
+    ),
     "no_text_encoder": (["--no-text-encoder"], "--no-text-encoder needs --prompt-cache"),
     "max_sequence_length": (["--max-sequence-length", "0", *SMALL], "--max-sequence-length has to be a whole number"),
     "image": (["--image", "TONE.WAV", *SMALL], "--image: '"),

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from ltx2_diffusers import LTX2LatentUpsamplePipeline, LTX2Pipeline, PromptCache
+from ltx2_diffusers.checkpoints.fingerprint import model_fingerprint
+from ltx2_diffusers.memory import on_demand
 from ltx2_diffusers.memory.lazy import LazyWeight
 from ltx2_diffusers.pipelines.recipes.image_to_video import LTX2ImageToVideoPipeline
 from ltx2_diffusers.pipelines.recipes.two_stage import LTX2TwoStagePipeline
-from ltx2_diffusers.prompts import residency
-from ltx2_diffusers.prompts.fingerprint import model_fingerprint
 from tests.checkpoints.tiny import V20
 from tests.pipelines.recipes import PICTURE, SOUND, STAGE_2, add_lora
 from tests.pipelines.tiny import ALL_GUIDANCE, CFG, EXPLICIT, NEGATIVE, NO_GUIDANCE, PROMPT, load, ours, seeded
@@ -216,9 +216,9 @@ def test_loading_says_what_it_does_not_know():
 def loads(monkeypatch):
     """How often a text encoder is loaded on demand."""
     counted = []
-    original = residency.OnDemandModel._loaded
+    original = on_demand.OnDemandModel._loaded
     monkeypatch.setattr(
-        residency.OnDemandModel, "_loaded", lambda self, device: (counted.append(device), original(self, device))[1]
+        on_demand.OnDemandModel, "_loaded", lambda self, device: (counted.append(device), original(self, device))[1]
     )
     return counted
 
@@ -250,12 +250,12 @@ def test_it_is_never_loaded_for_prompts_in_the_cache(loads, tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_fingerprint_is_that_of_the_loaded_model(dtype):
-    on_demand = residency.OnDemandModel(tiny_checkpoint("2.0") / "text_encoder", dtype)
-    with on_demand.session():
-        model = on_demand.model(torch.device("cpu"))
-        assert on_demand.fingerprint() == model_fingerprint(model)
+    model_on_demand = on_demand.OnDemandModel(tiny_checkpoint("2.0") / "text_encoder", dtype)
+    with model_on_demand.session():
+        model = model_on_demand.model(torch.device("cpu"))
+        assert model_on_demand.fingerprint() == model_fingerprint(model)
     with pytest.raises(RuntimeError, match=r"within its session\(\)"):
-        on_demand.model(torch.device("cpu"))
+        model_on_demand.model(torch.device("cpu"))
 
 
 def test_prompts_are_encoded_and_rewritten_with_one_loading_each(loads):

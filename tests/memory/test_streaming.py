@@ -355,6 +355,21 @@ def test_quantised_blocks_of_several_layouts_share_their_places():
     assert_same(*models)
 
 
+def test_weights_in_eight_bits_are_streamed_as_such():
+    """A cast without scales, as of `fp8_cast`; the file has it in bfloat16."""
+    transformer = LTX2AVTransformer3DModel.from_single_file(V20)
+    layer = transformer.transformer_blocks[1].attn1.to_q
+    layer.weight = torch.nn.Parameter(layer.weight.data.to(torch.float8_e4m3fn), requires_grad=False)
+    expected = layer.weight.data.clone()
+    for source in ("ram", "disk"):
+        stream_blocks(transformer, source, num_on_device=1)
+        assert layer.weight.dtype == torch.float8_e4m3fn
+        with streamer_of(transformer).running():
+            streamer_of(transformer)._entering(1, transformer.transformer_blocks[1], ())
+            assert torch.equal(layer.weight.view(torch.uint8), expected.view(torch.uint8))
+        stop_streaming(transformer)
+
+
 def language_model():
     from transformers import AutoModelForImageTextToText
 

@@ -9,9 +9,9 @@ from diffusers.utils import logging
 from peft import LoraConfig
 
 from ltx2_diffusers import LTX2Pipeline, packaged_checkpoint
+from ltx2_diffusers.checkpoints.fingerprint import model_fingerprint, tokenizer_fingerprint
 from ltx2_diffusers.conditioning.streams import TextContext
 from ltx2_diffusers.prompts.cache import EncodedBy, PromptCache, PromptKey
-from ltx2_diffusers.prompts.fingerprint import model_fingerprint, tokenizer_fingerprint
 from tests.golden_data import EQUAL_MODELS, EQUAL_PIPELINES
 from tests.pipelines.tiny import CFG, EXPLICIT, NEGATIVE, NO_GUIDANCE, PROMPT, load, max_difference, ours, seeded
 from tests.pipelines.watching import encoded_texts

@@ -56,7 +56,10 @@ class Origin:
             checkpoint = OriginalCheckpoint(self.path, mmap=True)
             if checkpoint.is_gguf:
                 raise ValueError(f"blocks cannot be streamed from the GGUF file {checkpoint.name}; use source='ram'")
-            return checkpoint.component(component_of(type(model)), self.dtype)
+            # Layers in eight bits read as the file has them, others as real weights.
+            packed = any(t.dtype.is_floating_point and t.dtype.itemsize == 1 for t in model.parameters())
+            component = component_of(type(model))
+            return checkpoint.component(component, None if packed else self.dtype, keep_quantized=packed)
         files = [SafetensorsFile(name, mmap=True) for name, _, _ in self.stamps]
         stored = {name: entry for file in files for name, entry in file.entries.items()}
         return named_as_in(model, stored)

@@ -1,14 +1,19 @@
 """Block streaming as pipelines offer it."""
 
 import difflib
+import inspect
+import os
 from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
 from accelerate import cpu_offload_with_hook
+from diffusers.hooks import apply_group_offloading
+from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils.torch_utils import get_device
 
+from ..checkpoints.fingerprint import model_fingerprint
 from ..checkpoints.origin import origin_of
 from ..checks import check_choice, check_loaded
 from .streaming import (
@@ -39,8 +44,8 @@ class BlockStreamingMixin(DiffusionPipeline):
     ) -> None:
         """Have the blocks of the large networks come to the device when they run, and compute the same.
 
-        All else of the transformers goes to the device now, all else of a language model comes when it runs. Loaded LoRA
-        adapters stay on the device.
+        All else of the transformers goes to the device now, all else of a language model comes when it runs; one that is on
+        demand is streamed when it is loaded. LoRA adapters stay on the device.
 
         Args:
             components: Names of components with blocks. Default all there are: the transformers and the language models.
@@ -57,8 +62,11 @@ class BlockStreamingMixin(DiffusionPipeline):
                 those of its files; the pipeline is as it was then.
         """
         check_choice("source", source, SOURCES)
-        place = present_device(get_device() if device is None else device)
-        models = self._with_blocks(components)
+        place, listed = present_device(get_device() if device is None else device), components
+        if components is not None:
+            listed = [components] if isinstance(components, str) else list(components)
+        later = [name for name in self._on_demand if listed is None or name in listed]
+        models = self._with_blocks(None if listed is None else [name for name in listed if name not in later])
         for model in models.values():
             check_streamable(model, num_on_device)
             if source == "disk":
@@ -75,6 +83,8 @@ class BlockStreamingMixin(DiffusionPipeline):
                 stop_streaming(model)
             raise
         self._place_others(others, place, offload_others)
+        for name in later:
+            self._on_demand[name].streamed, self._on_demand[name].num_on_device = source, num_on_device
 
     def disable_block_streaming(self) -> None:
         """Give all components their weights back, in host memory; `to()` moves them from there.
@@ -91,6 +101,8 @@ class BlockStreamingMixin(DiffusionPipeline):
         self._waiting = ()
         for streamer in self._streamers:
             streamer.stop()
+        for model in self._on_demand.values():
+            model.streamed = None
 
     @property
     def streamed_components(self) -> list[str]:
@@ -131,9 +143,31 @@ class BlockStreamingMixin(DiffusionPipeline):
         super().enable_sequential_cpu_offload(*args, **kwargs)
 
     def enable_group_offload(self, *args: Any, **kwargs: Any) -> None:
-        """As in diffusers; refused while blocks are streamed."""
+        """As in diffusers, whose arguments it takes; refused while blocks are streamed.
+
+        With `offload_to_disk_path` every network has a folder of its own there, named by it and its weights: diffusers calls
+        files of different networks alike, and takes one that is there already for its own.
+        """
         self._refuse_offload("enable_group_offload")
-        super().enable_group_offload(*args, **kwargs)
+        given = inspect.signature(DiffusionPipeline.enable_group_offload).bind(self, *args, **kwargs).arguments
+        place, left_out = given.get("offload_to_disk_path"), given.get("exclude_modules") or ()
+        if place is None:
+            return super().enable_group_offload(*args, **kwargs)
+        networks = {name: part for name, part in self.components.items() if isinstance(part, torch.nn.Module)}
+        kept = {left_out} if isinstance(left_out, str) else set(left_out)
+        for name, model in networks.items():
+            if name in kept:
+                model.to(given["onload_device"])
+                continue
+            given["offload_to_disk_path"] = os.path.join(place, f"{name}-{model_fingerprint(model)[:16]}")
+            options = {key: value for key, value in given.items() if key not in ("self", "exclude_modules")}
+            # Means and deviations of latents are read by pipelines, for whom diffusers does not bring them back.
+            read_from_outside = {key: value.clone() for key, value in model._buffers.items() if value is not None}
+            if isinstance(model, ModelMixin):
+                model.enable_group_offload(**options)
+            else:
+                apply_group_offloading(module=model, **options)
+            model._buffers.update(read_from_outside)
 
     def maybe_free_model_hooks(self) -> None:
         """At the end of a call, as in diffusers; components that wait in host memory go back there."""
@@ -158,6 +192,11 @@ class BlockStreamingMixin(DiffusionPipeline):
         return streamers[0].device if streamers else super()._execution_device
 
     @property
+    def _on_demand(self) -> dict[str, Any]:
+        """Components that are loaded only while they are needed, and are streamed then; by name."""
+        return {}
+
+    @property
     def _networks(self) -> list[str]:
         """Components with weights, in the order in which they run."""
         order = str(self.model_cpu_offload_seq).split("->")
@@ -168,13 +207,13 @@ class BlockStreamingMixin(DiffusionPipeline):
         found = (streamer_of(getattr(self, name)) for name in self._networks)
         return [streamer for streamer in found if streamer is not None]
 
-    def _with_blocks(self, components: Sequence[str] | str | None) -> dict[str, torch.nn.Module]:
+    def _with_blocks(self, components: Sequence[str] | None) -> dict[str, torch.nn.Module]:
         """The components to stream; those that are streamed already only if they are named."""
         possible = [name for name in self._networks if _has_blocks(getattr(self, name))]
         if components is None:
             chosen = [name for name in possible if streamer_of(getattr(self, name)) is None]
         else:
-            chosen = [components] if isinstance(components, str) else list(components)
+            chosen = list(components)
         for name in chosen:
             if name in self.components:
                 check_loaded([name] if self.components[name] is None else [])

@@ -366,7 +366,7 @@ class BlockStreamer(Rotation):
 
     def _apply_to_model(self, fn: Any, recurse: bool = True) -> nn.Module:
         """What they do to the model: it computes on another device from now on."""
-        dtype = next(t.dtype for t in self._hosts[0].tensors if t.is_floating_point())
+        dtype: Any = self.model.dtype
         probe = fn(torch.empty(1, dtype=dtype))
         if probe.dtype != dtype:
             raise ValueError(

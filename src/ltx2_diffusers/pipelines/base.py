@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from diffusers.hooks import apply_group_offloading
-from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import logging
 from diffusers.video_processor import VideoProcessor
@@ -27,10 +25,10 @@ from ..checkpoints.class_names import PACKAGE, model_pair, portable_pipeline, to
 from ..checkpoints.origin import origin_at, remember
 from ..checks import check_loaded
 from ..memory.mixin import BlockStreamingMixin
+from ..memory.placement import OnDemandModel, Placement
 from ..models import saving, video_vae
-from ..prompts import OnDemandModel, model_fingerprint
+from ..prompts import model_fingerprint
 from ..quantization.configs import TRANSFORMERS, as_pipeline_config, register
-from .placing import Placement
 
 logger = logging.get_logger(__name__)
 
@@ -265,33 +263,6 @@ class LTX2PipelineBase(saving.AtomicSaveMixin, BlockStreamingMixin):
         names = [kind.__name__ for kind in type(self).__mro__ if kind.__name__ in publishing.CALLS]
         known = names[0] if names else "LTX2Pipeline"
         return PipelineFacts(known, publishing.origin(self.config.get("_name_or_path")))
-
-    def enable_group_offload(self, *args: Any, **kwargs: Any) -> None:
-        """As in diffusers, whose arguments it takes; refused while blocks are streamed.
-
-        With `offload_to_disk_path` every network has a folder of its own there, named by it and its weights: diffusers calls
-        files of different networks alike, and takes one that is there already for its own.
-        """
-        given = inspect.signature(DiffusionPipeline.enable_group_offload).bind(self, *args, **kwargs).arguments
-        place, left_out = given.get("offload_to_disk_path"), given.get("exclude_modules") or ()
-        if place is None:
-            return super().enable_group_offload(*args, **kwargs)
-        self._refuse_offload("enable_group_offload")
-        networks = {name: part for name, part in self.components.items() if isinstance(part, torch.nn.Module)}
-        kept = {left_out} if isinstance(left_out, str) else set(left_out)
-        for name, model in networks.items():
-            if name in kept:
-                model.to(given["onload_device"])
-                continue
-            given["offload_to_disk_path"] = os.path.join(place, f"{name}-{model_fingerprint(model)[:16]}")
-            options = {key: value for key, value in given.items() if key not in ("self", "exclude_modules")}
-            # Means and deviations of latents are read by pipelines, for whom diffusers does not bring them back.
-            read_from_outside = {key: value.clone() for key, value in model._buffers.items() if value is not None}
-            if isinstance(model, ModelMixin):
-                model.enable_group_offload(**options)
-            else:
-                apply_group_offloading(module=model, **options)
-            model._buffers.update(read_from_outside)
 
     def __getstate__(self) -> dict[str, Any]:
         """What is pickled and copied: everything, without hooks that a text encoder gets when it first runs."""

@@ -2,7 +2,6 @@
 
 import inspect
 import os
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Self
 
@@ -13,11 +12,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 from .. import checks, declared
 from .. import prompts as texts
 from ..adapters.mixin import LTX2LoraMixin
+from ..checkpoints.fingerprint import model_fingerprint
 from ..checkpoints.origin import origin_of
 from ..checkpoints.versions import model_kind, model_version
 from ..conditioning import Streams
 from ..guidance import NEUTRAL, Preset, preset
 from ..media.waveforms import fit_audio
+from ..memory.placement import OnDemandModel, Placement
 from ..memory.planning import MemoryPlan
 from ..memory.streaming import streamer_of
 from ..models import audio_vae, connectors, latent_upsampler, mel, transformer, video_vae, vocoder
@@ -25,7 +26,6 @@ from ..sampling import PassLayout
 from ..schedulers.levels import FlowMatchEulerDiscreteScheduler, LTX2Scheduler, Scheduler
 from .arguments import Generators, Scales
 from .base import LTX2PipelineBase, PipelineFacts, extends
-from .placing import Placement
 from .plan import ClipPlan, ModelSizes
 
 AudioVAE = audio_vae.AutoencoderKLLTX2Audio
@@ -150,7 +150,7 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
         path, options = pretrained_model_link_or_path, {"tokenizer": tokenizer, "torch_dtype": torch_dtype, **kwargs}
         placement = Placement.taken_from(options, ["text_encoder"])
         text_encoder, own = placement.from_file(path, text_encoder, options)
-        on_demand = text_encoder if isinstance(text_encoder, texts.OnDemandModel) else None
+        on_demand = text_encoder if isinstance(text_encoder, OnDemandModel) else None
         options["text_encoder"] = text_encoder if on_demand is None else None
         pipeline = cls(**load_pipeline_components(cls, path, **{**options, **own}))
         pipeline._text_encoder_on_demand = on_demand
@@ -375,32 +375,6 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
         """The cache in use."""
         return self._prompt_cache
 
-    def enable_block_streaming(
-        self,
-        components: Sequence[str] | str | None = None,
-        source: str = "ram",
-        device: torch.device | str | None = None,
-        num_on_device: int = 2,
-        offload_others: bool = False,
-    ) -> None:
-        """As in [`~ltx2_diffusers.memory.mixin.BlockStreamingMixin`]; a text encoder on demand is streamed when it is loaded.
-
-        Args:
-            components, source, device, num_on_device, offload_others: Those of that method.
-        """
-        on_demand, names = self._text_encoder_on_demand, components
-        if on_demand is not None and names is not None:
-            names = [name for name in ([names] if isinstance(names, str) else names) if name != "text_encoder"]
-        super().enable_block_streaming(names, source, device, num_on_device, offload_others)
-        if on_demand is not None and (components is None or "text_encoder" in components):
-            on_demand.streamed, on_demand.num_on_device = source, num_on_device
-
-    def disable_block_streaming(self) -> None:
-        """Give all components their weights back, in host memory; `to()` moves them from there."""
-        super().disable_block_streaming()
-        if self._text_encoder_on_demand is not None:
-            self._text_encoder_on_demand.streamed = None
-
     def enable_text_encoder_release(self) -> None:
         """Release the text encoder now, and load it only while it reads prompts that the prompt cache does not have.
 
@@ -417,8 +391,8 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
         how: dict[str, Any] = (
             {} if streamer is None else {"streamed": streamer.source, "num_on_device": streamer.num_on_device}
         )
-        on_demand = texts.OnDemandModel(origin.path, model.dtype, origin.variant, **how)
-        if on_demand.fingerprint() != texts.model_fingerprint(model):
+        on_demand = OnDemandModel(origin.path, model.dtype, origin.variant, **how)
+        if on_demand.fingerprint() != model_fingerprint(model):
             raise ValueError(
                 f"the text encoder is not what lies in {str(origin.path)!r}, as after training or a quantisation; save it, and "
                 "load it from there"
@@ -450,6 +424,11 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
                 super().save_pretrained(save_directory, *args, **kwargs)
             finally:
                 self.register_modules(text_encoder=None)
+
+    @property
+    def _on_demand(self) -> dict[str, Any]:
+        on_demand = self._text_encoder_on_demand
+        return {} if on_demand is None else {"text_encoder": on_demand}
 
     @property
     def _language_model(self) -> Any:

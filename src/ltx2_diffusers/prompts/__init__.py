@@ -4,6 +4,4 @@ from .cache import PromptCache
 from .chat import DEDICATED_ENHANCER, OWN_ENCODER, ChatModel
 from .encoding import Contexts, Enhancement, Prompts, TextEncoder, encode_prompt
 from .enhancement import enhance
-from .fingerprint import model_fingerprint
 from .reading import PromptReader, ReadPrompts
-from .residency import OnDemandModel

@@ -11,8 +11,8 @@ from typing import Any
 import PIL.Image
 import torch
 
+from ..memory.on_demand import kind_of, loaded, session
 from ..memory.streaming import streamer_of
-from .residency import kind_of, loaded, session
 
 # Character -> plain twin, for what language models like to write and the text encoder was not trained on.
 _PLAIN = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"', "—": "-", "–": "-", "\u00a0": " ", "′": "'", "−": "-"})

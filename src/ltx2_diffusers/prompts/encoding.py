@@ -14,8 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..checks import check_at_least_one, check_float_tensors, check_loaded, check_most, check_seed
 from ..conditioning.streams import TextContext
+from ..memory.on_demand import OnDemandModel, loaded, session
 from ..models.connectors import LTX2TextConnectors
-from .residency import OnDemandModel, loaded, session
 from .vocabulary import check_tokens, check_vocabulary
 
 Contexts = tuple[TextContext, TextContext | None]

@@ -6,9 +6,9 @@ import PIL.Image
 import torch
 from diffusers.utils import logging
 
+from ..memory.on_demand import session
 from .chat import ChatModel
 from .encoding import Enhancement
-from .residency import session
 
 logger = logging.get_logger(__name__)
 

@@ -8,14 +8,14 @@ from typing import NamedTuple
 import PIL.Image
 import torch
 
+from ..checkpoints.fingerprint import model_fingerprint, tokenizer_fingerprint
 from ..checks import check_at_least_one
 from ..conditioning import TextContext
+from ..memory.on_demand import fingerprint_of, session
 from .cache import EncodedBy, PromptCache, PromptKey
 from .chat import ChatModel
 from .encoding import EMBEDS, Contexts, Prompts, TextEncoder, check_prompts, check_text_width
 from .enhancement import enhance
-from .fingerprint import model_fingerprint, tokenizer_fingerprint
-from .residency import fingerprint_of, session
 
 
 class ReadPrompts(NamedTuple):

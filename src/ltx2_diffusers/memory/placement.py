@@ -13,8 +13,8 @@ from ..checkpoints.class_names import PACKAGE, to_ours
 from ..checkpoints.packaged import checkpoint_path
 from ..checkpoints.pipeline_file import load_tokenizer
 from ..checks import check_choice
-from ..memory.loading import load_streamed, load_streamed_language_model
-from ..prompts import OnDemandModel
+from .loading import load_streamed, load_streamed_language_model
+from .on_demand import OnDemandModel
 
 RESIDENCIES = ("resident", "on_demand")
 _TRANSFORMERS = ("transformer", "stage_2_transformer")

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PreTrainedModel
 
+from ..checkpoints.fingerprint import model_fingerprint
 from ..checkpoints.language_model import language_model_class, load_language_model
 from ..checkpoints.origin import origin_at, remember
-from ..memory.loading import load_streamed_language_model, mapped_language_model, put_lazily
-from ..memory.streaming import stream_blocks, streamer_of
-from .fingerprint import model_fingerprint
+from .loading import load_streamed_language_model, mapped_language_model, put_lazily
+from .streaming import stream_blocks, streamer_of
 
 
 class OnDemandModel:
@@ -108,7 +108,7 @@ class OnDemandModel:
         return model.to(device)
 
     def fingerprint(self) -> str:
-        """What [`~ltx2_diffusers.prompts.fingerprint.model_fingerprint`] says of the model, read from its files."""
+        """What [`~ltx2_diffusers.checkpoints.fingerprint.model_fingerprint`] says of the model, read from its files."""
         self._origin.check()
         if self._fingerprint is None:
             model, entries, _ = mapped_language_model(self.folder, self.dtype, self.variant)

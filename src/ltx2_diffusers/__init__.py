@@ -50,6 +50,8 @@ _MODULES = {
     ".guidance.presets": ("RECOMMENDED_NEGATIVE_PROMPT",),
     ".application.director": ("PromptDirector",),
     ".prompts.cache": ("PromptCache",),
+    ".memory.planning": ("MemoryPlan",),
+    ".pipelines.planned": ("plan_memory",),
 }
 _PUBLIC = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -132,7 +132,7 @@ class Planner:
 
     def __init__(self, parts: ModelParts, asked: "Liberties", budget: Budget, counts: Counts | None = None) -> None:
         self.parts, self.asked, self.budget = parts, asked, budget
-        self.counts = counts or Counts(parts, "cuda" if budget.is_cuda else "cpu", _stored)
+        self.counts = counts or Counts(parts, "cuda" if budget.is_cuda else "cpu", stored)
 
     def plan(self, wish: ClipWish) -> MemoryPlan:
         """The fastest plan that fits.
@@ -150,7 +150,7 @@ class Planner:
         return self._chosen(wish)[0] is not None
 
     def _chosen(self, wish: ClipWish) -> tuple[Choice | None, Choice]:
-        needs = Needs(self.counts, wish, Clips(*_clips(self.parts, wish)))
+        needs = Needs(self.counts, wish, Clips(*clip_sizes(self.parts, wish)))
         storages = self.asked.storages(bool(self.parts.scaled.get(DENOISER)))
         decodings = [how for how in DECODINGS if how != "tiled" or self.asked.allow_lossy]
         best, least = chosen(variants(needs, storages, [PassLayout()], decodings), self.budget)
@@ -321,7 +321,7 @@ def _wish(
     wish = ClipWish(
         height, width, num_frames, frame_rate, two_stage, image, guided, all_steps, num_videos, tokens, positions
     )
-    _clips(parts, wish)
+    clip_sizes(parts, wish)
     return wish
 
 
@@ -331,7 +331,7 @@ def _positions(parts: ModelParts) -> int:
     return min(DEFAULT_TEXT_POSITIONS, config.get("max_position_embeddings", DEFAULT_TEXT_POSITIONS))
 
 
-def _clips(parts: ModelParts, wish: ClipWish) -> tuple[Any, Any]:
+def clip_sizes(parts: ModelParts, wish: ClipWish) -> tuple[Any, Any]:
     """The sizes of the finished clip and of the first stage."""
     scale = 0.5 if wish.two_stage else 1.0
     wished = Size(wish.height, wish.width, wish.num_frames, wish.frame_rate)
@@ -347,7 +347,7 @@ def _model_sizes(parts: ModelParts) -> ModelSizes:
     return LTX2GenerationPipeline(LTX2Scheduler(), transformer=transformer, **networks, **absent).sizes
 
 
-def _stored(transformer: nn.Module, storage: str | None) -> nn.Module:
+def stored(transformer: nn.Module, storage: str | None) -> nn.Module:
     """A transformer without values, stored in some way."""
     if storage is None:
         return transformer

@@ -83,7 +83,9 @@ def timed(run: Callable[[], Any], device: torch.device, repeats: int) -> float:
     return statistics.median(seconds[1:])
 
 
-def row(name: str, run: Callable[[Any], Callable[[], Any]], models: Any, meta: Any, device: torch.device) -> dict[str, Any]:
+def row(
+    name: str, run: Callable[[Any], Callable[[], Any]], models: Any, meta: Any, device: torch.device
+) -> dict[str, Any]:
     """A stage: predicted and measured bytes beside the weights, what the card has reserved in all, and its time."""
     predicted = counted(run(meta), device.type).peak
     found = measured(run(models), device)
@@ -114,7 +116,15 @@ def two_stages(parts: ModelParts, plan: MemoryPlan, device: torch.device, depth:
     rows = []
     with allowance(device, ALLOWANCE_GB):
         for name, size, wish in (("stage 1, guided", first, guided), ("stage 2", clip, alone)):
-            rows.append(row(name, lambda m, s=size, w=wish: stages.denoising(m, s, w), {"transformer": transformer}, meta, device))
+            rows.append(
+                row(
+                    name,
+                    lambda m, s=size, w=wish: stages.denoising(m, s, w),
+                    {"transformer": transformer},
+                    meta,
+                    device,
+                )
+            )
         stop_streaming(transformer)
         del transformer
         emptied(device)
@@ -123,7 +133,9 @@ def two_stages(parts: ModelParts, plan: MemoryPlan, device: torch.device, depth:
     return [{"case": f"two stages within {ALLOWANCE_GB} GB", "blocks on the device": count, **one} for one in rows]
 
 
-def image_to_video(parts: ModelParts, plan: MemoryPlan, device: torch.device, depth: int | None) -> list[dict[str, Any]]:
+def image_to_video(
+    parts: ModelParts, plan: MemoryPlan, device: torch.device, depth: int | None
+) -> list[dict[str, Any]]:
     """A guided step with the first frame given, beside the weights of the whole call but the language model."""
     clip, _ = clip_sizes(parts, plan.clip)
     wish = stages.Denoising(parts.preset, (parts.preset.video, parts.preset.audio), image=True)

@@ -13,11 +13,15 @@ import torch
 from diffusers.utils import logging
 
 from benchmarks.common import print_table, write_results
-from ltx2_diffusers import LTX2LatentUpsamplerModel, LTX2Pipeline, MemoryPlan, packaged_checkpoint, plan_memory
+from ltx2_diffusers import LTX2LatentUpsamplerModel, LTX2Pipeline, packaged_checkpoint
 from ltx2_diffusers.memory import planning_stages as stages
 from ltx2_diffusers.memory.counting import counted, measured
+from ltx2_diffusers.memory.devices import GPUS
+from ltx2_diffusers.memory.planning_needs import Counts
 from ltx2_diffusers.memory.planning_parts import parts_of
+from ltx2_diffusers.memory.planning_policy import Budget, Choice
 from ltx2_diffusers.pipelines.plan import Size, plan_clip
+from ltx2_diffusers.pipelines.planned import Liberties, Planner, clip_wish, stored
 
 MODELS = {"ltx-2-19b": "19B", "ltx-2.3-22b": "22B"}
 CARDS_GB = (8, 12, 16, 24, 32, 48, 80)
@@ -72,37 +76,34 @@ def compared(shapes: Sequence[Sequence[int]]) -> Iterator[dict[str, Any]]:
                 }
 
 
-def planned(model: str, vram_gb: float, clip: str, **wish: Any) -> MemoryPlan | None:
-    """The plan of a published model for a card, if any fits."""
-    try:
-        return plan_memory(model, vram_gb, RAM_GB, gpu=GPU, **{**CLIPS[clip], **wish})
-    except ValueError:
-        return None
-
-
-def fitting(plan: MemoryPlan | None, fastest: float) -> str:
-    """A cell of the table of what fits where: what is done with the transformer, and how much longer a call takes."""
-    if plan is None:
+def fitting(choice: Choice | None, fastest: float) -> str:
+    """A cell of the table of what fits where: where the transformer is, and how much longer a call takes."""
+    if choice is None:
         return "no"
-    part = plan.parts["transformer"]
-    where = part.placement
-    kept = f", {where.num_on_device} of 48 blocks on the card" if where.num_on_device > 2 else ""
+    where, weights = choice.placements["transformer"], choice.variant.weights["transformer"]
+    kept = f", {where.num_on_device} of {weights.blocks} blocks on the card" if where.num_on_device > 2 else ""
     shown = {"resident": "on the card", "released": "on the card while it runs"}.get(where.where)
     text = shown or f"from {'RAM' if where.source == 'ram' else 'disk'}{kept}"
-    return f"{text}; {plan.seconds / fastest:.2f}"
+    return f"{text}; {choice.seconds / fastest:.2f}"
 
 
-def table(cards: Sequence[int] = CARDS_GB) -> list[dict[str, str]]:
+def table(cards: Sequence[int] = CARDS_GB, models: Sequence[str] = tuple(MODELS)) -> list[dict[str, str]]:
     """What fits where: a row for each card, a cell for each model and clip."""
-    fastest = {}
-    for model in MODELS:
-        for clip in CLIPS:
-            plan = planned(model, _UNLIMITED_GB, clip)
-            fastest[model, clip] = plan.seconds if plan is not None else float("nan")
-    rows = []
-    for gb in cards:
-        cells = {f"{MODELS[m]}, {clip}": fitting(planned(m, gb, clip), fastest[m, clip]) for m, clip in fastest}
-        rows.append({"card": f"{gb} GB", **cells})
+    rows: list[dict[str, str]] = [{"card": f"{gb} GB"} for gb in cards]
+    for model in models:
+        parts = parts_of(model)
+        counts = Counts(parts, "cuda", stored)
+        for clip, size in CLIPS.items():
+            sides = (size["height"], size["width"], size["num_frames"])
+            wish = clip_wish(parts, sides, 24.0, size.get("two_stage", False), False, None, None, 1, 512)
+            choices = [
+                Planner(parts, Liberties(RAM_GB), Budget(gb * 2**30, RAM_GB * 2**30, GPUS[GPU]), counts).choice(wish)[
+                    0
+                ]
+                for gb in (_UNLIMITED_GB, *cards)
+            ]
+            for row, choice in zip(rows, choices[1:]):
+                row[f"{MODELS[model]}, {clip}"] = fitting(choice, choices[0].seconds)
     return rows
 
 

@@ -36,7 +36,9 @@ def run(megabytes: tuple[int, ...] = MEGABYTES, steps: int = 8) -> None:
     checkpoint, clips = packaged_checkpoint("ltx2-mini"), []
     for size in megabytes:
         # On a CPU the plan limits what a card would hold.
-        plan = plan_memory(checkpoint, size / 1024, 1, device="cpu", prompt_tokens=64, num_inference_steps=steps, **SMALL_CLIP)
+        plan = plan_memory(
+            checkpoint, size / 1024, 1, device="cpu", prompt_tokens=64, num_inference_steps=steps, **SMALL_CLIP
+        )
         pipe = LTX2TwoStagePipeline.from_plan(plan, device="cpu")
         pipe.set_progress_bar_config(disable=True)
         output = pipe(
@@ -50,7 +52,9 @@ def run(megabytes: tuple[int, ...] = MEGABYTES, steps: int = 8) -> None:
         clips.append(output.frames)
         waiting = [f"{name} {part.placement.shown}" for name, part in plan.parts.items() if part.on_host]
         largest = max((clip - clips[0]).abs().max().item() for clip in clips)
-        print(f"{size} MB: {'; '.join(waiting) or 'everything resident'}; decoded {plan.decoding}; differs by {largest:.1g}")
+        print(
+            f"{size} MB: {'; '.join(waiting) or 'everything resident'}; decoded {plan.decoding}; differs by {largest:.1g}"
+        )
 
 
 if __name__ == "__main__":

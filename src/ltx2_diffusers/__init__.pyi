@@ -11,6 +11,7 @@ from .checkpoints.packaged import packaged_checkpoint as packaged_checkpoint
 from .guidance import GuidanceOptions as GuidanceOptions
 from .guidance import MultiModalGuiderParams as MultiModalGuiderParams
 from .guidance.presets import RECOMMENDED_NEGATIVE_PROMPT as RECOMMENDED_NEGATIVE_PROMPT
+from .memory.planning import MemoryPlan as MemoryPlan
 from .models.audio_vae import AutoencoderKLLTX2Audio as AutoencoderKLLTX2Audio
 from .models.connectors import LTX2TextConnectors as LTX2TextConnectors
 from .models.latent_upsampler import LTX2LatentUpsamplerModel as LTX2LatentUpsamplerModel
@@ -30,6 +31,7 @@ from .pipelines.conditions import LTX2AudioReferenceCondition as LTX2AudioRefere
 from .pipelines.conditions import LTX2ReferenceCondition as LTX2ReferenceCondition
 from .pipelines.conditions import LTX2VideoCondition as LTX2VideoCondition
 from .pipelines.output import LTX2PipelineOutput as LTX2PipelineOutput
+from .pipelines.planned import plan_memory as plan_memory
 from .pipelines.recipes.audio_to_video import LTX2AudioToVideoPipeline as LTX2AudioToVideoPipeline
 from .pipelines.recipes.condition import LTX2ConditionPipeline as LTX2ConditionPipeline
 from .pipelines.recipes.distilled import LTX2DistilledPipeline as LTX2DistilledPipeline

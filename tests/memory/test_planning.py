@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -56,6 +57,11 @@ def call(pipe, **arguments):
 @pytest.fixture(scope="module")
 def expected():
     return call(LTX2Pipeline.from_pretrained(MINI, dtype=torch.bfloat16))
+
+
+def noted(released, name, offload):
+    released.append(name)
+    offload()
 
 
 def placed(plan, name, where, source="ram", blocks=2):
@@ -125,7 +131,7 @@ def test_components_are_released_after_use(roomy, expected):
     released = []
     for hook in pipe._waiting:
         name = next(name for name in plan.parts if getattr(pipe, name) is hook.model)
-        hook.offload = lambda name=name, offload=hook.offload: (released.append(name), offload())
+        hook.offload = partial(noted, released, name, hook.offload)
     found = call(pipe)
     assert torch.equal(found.frames, expected.frames)
     first = list(dict.fromkeys(released))
@@ -152,11 +158,15 @@ def test_two_stages_run_as_planned(two_stages):
     assert torch.equal(found.frames, wanted.frames)
 
 
+@pytest.mark.slow
 def test_a_pipeline_plans_for_its_own_checkpoint(roomy):
     pipe = LTX2Pipeline.from_pretrained(MINI, dtype=torch.bfloat16)
-    assert pipe.plan_memory(500 * MB, 500 * MB, **CLIP, **KIND) == roomy
+    plan = pipe.plan_memory(500 * MB, 500 * MB, **CLIP, **KIND)
+    assert (plan.parts, plan.clip, plan.decoding) == (roomy.parts, roomy.clip, roomy.decoding)
+    assert plan.peak == pytest.approx(roomy.peak, rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guided", [True, False])
 def test_a_whole_call_allocates_what_is_predicted(guided):
     plan = mini_plan(500, guided=guided, dtype=torch.float32)
@@ -168,6 +178,7 @@ def test_a_whole_call_allocates_what_is_predicted(guided):
     assert 0.7 <= found / predicted <= 1.1
 
 
+@pytest.mark.slow
 def test_float8_halves_the_transformer_and_is_lossy():
     plain, cast = (mini_plan(500, quantize=storage) for storage in (None, "fp8-cast"))
     assert cast.is_lossy and cast.quantize == "fp8_cast"
@@ -176,6 +187,7 @@ def test_float8_halves_the_transformer_and_is_lossy():
     assert num_bytes(pipe.transformer) == pytest.approx(cast.parts["transformer"].total, rel=0.01)
 
 
+@pytest.mark.slow
 def test_an_original_file_is_planned_by_its_header():
     file = GOLDEN_DIR / "checkpoint/ltx-2-tiny-dev.safetensors"
     plan = plan_memory(file, 100, 64, height=64, width=64, num_frames=9, dtype=torch.bfloat16)
@@ -188,12 +200,17 @@ def test_an_original_file_is_planned_by_its_header():
 def test_published_models_have_the_sizes_that_are_published():
     parts = parts_of("ltx-2-19b")
     sizes = {name: num_bytes(parts.model(name)) / 1e9 for name in ("connectors", "vae", "vocoder", "latent_upsampler")}
-    assert sizes == pytest.approx({"connectors": 2.86, "vae": 2.44, "vocoder": 0.11, "latent_upsampler": 1.0}, abs=0.01)
+    assert sizes == pytest.approx(
+        {"connectors": 2.86, "vae": 2.44, "vocoder": 0.11, "latent_upsampler": 1.0}, abs=0.01
+    )
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_refused_with_what_does():
-    with pytest.raises(ValueError, match=r"needs at least .* GB of the device \(vram_gb=.*it fits .*(num_frames|at \d+ x)"):
-        mini_plan(26, num_frames=49)
+    with pytest.raises(
+        ValueError, match=r"needs at least .* GB of the device \(vram_gb=.*it fits .*(num_frames|at \d+ x)"
+    ):
+        mini_plan(20, num_frames=49)
 
 
 @pytest.mark.parametrize(

@@ -30,8 +30,12 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "checkpoint", help="folder in diffusers layout, original file, packaged name, ltx-2-19b or ltx-2.3-22b"
     )
-    parser.add_argument("--vram", metavar="GB", required=True, type=memory, help="of the card, or auto for this machine's")
-    parser.add_argument("--ram", metavar="GB", type=memory, default=AUTO, help="of the host; default auto, what is free")
+    parser.add_argument(
+        "--vram", metavar="GB", required=True, type=memory, help="of the card, or auto for this machine's"
+    )
+    parser.add_argument(
+        "--ram", metavar="GB", type=memory, default=AUTO, help="of the host; default auto, what is free"
+    )
     parser.add_argument("--two-stage", action="store_true", help="start at half the size, then refine at full size")
     parser.add_argument("--image", action="store_true", help="the first frame is given")
     parser.add_argument("--no-guidance", action="store_true", help="the first stage runs without guidance")
@@ -42,11 +46,17 @@ def add_parser(commands: Any) -> None:
         ("steps", "denoising steps; default the reference value of the checkpoint"),
     ):
         parser.add_argument(f"--{name}", metavar="N", type=int, help=meaning)
-    parser.add_argument("--quantize", choices=("fp8-cast", "fp8-scaled-mm"), help="store the transformer in float8: lossy")
-    parser.add_argument("--allow-lossy", action="store_true", help="let the plan take float8 and tiles where they help")
+    parser.add_argument(
+        "--quantize", choices=("fp8-cast", "fp8-scaled-mm"), help="store the transformer in float8: lossy"
+    )
+    parser.add_argument(
+        "--allow-lossy", action="store_true", help="let the plan take float8 and tiles where they help"
+    )
     parser.add_argument("--gpu", choices=GPUS, help="card whose speed times are counted with; default this machine's")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="kind of the device; default cuda")
-    parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16", help="default bfloat16")
+    parser.add_argument(
+        "--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16", help="default bfloat16"
+    )
     parser.add_argument("--text-encoder", metavar="DIR", type=Path, help="Gemma folder, of an original file")
     parser.add_argument("--upsampler", metavar="PATH", type=Path, help="of two stages, if the checkpoint has none")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the plan, for LTX2Pipeline.from_plan, too")

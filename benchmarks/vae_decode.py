@@ -9,17 +9,14 @@ rows are few, as in chunks of small clips of a narrow decoder.
 import argparse
 import statistics
 import time
-import weakref
-from collections.abc import Callable
 from typing import Any
 
 import diffusers
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common import interleaved, print_table, ratio, write_results
+from ltx2_diffusers.memory.counting import peak_bytes
 from ltx2_diffusers.models.video_vae import AutoencoderKLLTX2Video
 
 NUM_FRAMES = 9
@@ -58,49 +55,6 @@ def reduced(config: dict[str, Any]) -> dict[str, Any]:
         "layers_per_block": (1, 1, 1, 1, 1),
         "decoder_block_out_channels": tuple(width // 4 for width in widths),
     }
-
-
-class LiveTensors(TorchDispatchMode):
-    """Counts the bytes of tensors created while it is on and still referenced after each operation.
-
-    What a convolution allocates for itself is left out, since it depends on the backend and its size limits.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.alive = self.peak = 0
-        self._seen: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        for tensor in tree_leaves((args, kwargs)):
-            if isinstance(tensor, torch.Tensor):
-                # Weights and inputs were there before.
-                self._seen.add(tensor.untyped_storage()._cdata)
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor):
-                self._count(tensor.untyped_storage())
-        return result
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key in self._seen:
-            return
-        self._seen.add(key)
-        self.alive += size
-        self.peak = max(self.peak, self.alive)
-        weakref.finalize(storage, self._release, key, size)
-
-    def _release(self, key: int, size: int) -> None:
-        self._seen.discard(key)
-        self.alive -= size
-
-
-def peak_bytes(run: Callable[[], Any]) -> int:
-    """Highest number of tensor bytes alive between the operations of `run`, without weights and inputs."""
-    with LiveTensors() as counter:
-        run()
-    return counter.peak
 
 
 @torch.no_grad()

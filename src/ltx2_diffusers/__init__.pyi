@@ -13,6 +13,7 @@ from .guidance import MultiModalGuiderParams as MultiModalGuiderParams
 from .guidance.presets import RECOMMENDED_NEGATIVE_PROMPT as RECOMMENDED_NEGATIVE_PROMPT
 from .memory.loading import load_streamed as load_streamed
 from .memory.loading import load_streamed_language_model as load_streamed_language_model
+from .memory.planning import MemoryPlan as MemoryPlan
 from .memory.streaming import stop_streaming as stop_streaming
 from .memory.streaming import stream_blocks as stream_blocks
 from .models.audio_vae import AutoencoderKLLTX2Audio as AutoencoderKLLTX2Audio
@@ -34,6 +35,7 @@ from .pipelines.conditions import LTX2AudioReferenceCondition as LTX2AudioRefere
 from .pipelines.conditions import LTX2ReferenceCondition as LTX2ReferenceCondition
 from .pipelines.conditions import LTX2VideoCondition as LTX2VideoCondition
 from .pipelines.output import LTX2PipelineOutput as LTX2PipelineOutput
+from .pipelines.planned import plan_memory as plan_memory
 from .pipelines.recipes.audio_to_video import LTX2AudioToVideoPipeline as LTX2AudioToVideoPipeline
 from .pipelines.recipes.condition import LTX2ConditionPipeline as LTX2ConditionPipeline
 from .pipelines.recipes.distilled import LTX2DistilledPipeline as LTX2DistilledPipeline

@@ -143,7 +143,9 @@ def test_operations_of_the_published_transformer_are_those_of_its_formula():
     small, large = (parts.model("transformer", depth) for depth in (1, 2))
     pipeline = LTX2Pipeline(None, parts.model("vae"), parts.model("audio_vae"), None, None, None, small, None)
     clip = plan_clip(pipeline.sizes, 1, Size(512, 768, 121), [(1.0, 1.0)])
-    counts = [counted(denoising({"transformer": model}, clip, Denoising(parts.preset, None))) for model in (small, large)]
+    counts = [
+        counted(denoising({"transformer": model}, clip, Denoising(parts.preset, None))) for model in (small, large)
+    ]
     per_block = counts[1].operations - counts[0].operations
     assert per_block * 48 == pytest.approx(198.8e12, rel=2e-3)
 

@@ -1,6 +1,7 @@
 """Loading a pipeline as the command line describes it."""
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,8 @@ def load_pipeline(options: Options, pipeline_class: Any) -> Any:
         pipeline.vae.enable_tiling()
     if "prompt_cache" in options:
         pipeline.enable_prompt_cache(options["prompt_cache"])
+    if "vram" in options:
+        return pipeline
     if options["offload"] in ("none", "disk"):
         return pipeline.to(options["device"])
     if options["offload"] == "blocks":
@@ -119,6 +122,8 @@ def _from_checkpoint(options: Options, pipeline_class: Any) -> Any:
     quantized = {}
     if (config := float8_config(options.get("quantize"), options.get("calibration"))) is not None:
         quantized = {"quantization_config": config}
+    if "vram" in options:
+        return _as_planned(options, pipeline_class, components)
     if Path(checkpoint).suffix in _SINGLE_FILES:
         if "text_encoder" not in options:
             raise ValueError(f"{checkpoint} holds no text encoder; name a Gemma folder or Hub id with --text-encoder")
@@ -131,6 +136,36 @@ def _from_checkpoint(options: Options, pipeline_class: Any) -> Any:
     # A name that is no path is one of the Hub.
     folder = checkpoint_path(checkpoint) if checkpoint in PACKAGED else checkpoint
     return pipeline_class.from_pretrained(folder, dtype=dtype, **quantized, **components)
+
+
+def _as_planned(options: Options, pipeline_class: Any, components: dict[str, Any]) -> Any:
+    """The pipeline within the memory of `--vram`, with the options that say where else components come from."""
+    import torch
+
+    from ..pipelines.planned import plan_memory
+    from .fitting.plan import device_gib, host_gib
+
+    checkpoint, device = options["checkpoint"], options["device"]
+    if not (checkpoint in PACKAGED or Path(checkpoint).exists()):
+        raise ValueError(f"--vram plans for files of this machine; fetch {checkpoint!r} first, and name its folder")
+    if options.get("no_text_encoder"):
+        components |= {"text_encoder": None, "tokenizer": None}
+    plan = plan_memory(
+        checkpoint,
+        device_gib(options["vram"], device),
+        host_gib(options.get("ram", "auto")),
+        **{name: options[name] for name in ("height", "width", "num_frames", "frame_rate") if name in options},
+        two_stage="two_stage" in options or ("distilled" in options and "one_stage" not in options),
+        image="image" in options or "image_at" in options,
+        num_videos=options.get("num_videos", 1) * len(options["prompt"]),
+        quantize=options.get("quantize"),
+        device="cuda" if device.startswith("cuda") else "cpu",
+        dtype=getattr(torch, options["dtype"]),
+        text_encoder=options.get("text_encoder"),
+        upsampler=options.get("upsampler"),
+    )
+    print(plan, file=sys.stderr)
+    return pipeline_class.from_plan(plan, device, **components)
 
 
 def _upsampler(path: Path, dtype: Any) -> Any:

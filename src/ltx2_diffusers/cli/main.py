@@ -71,7 +71,7 @@ def _nearest(word: str, known: Sequence[str]) -> str | None:
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `ltx2` with all its subcommands."""
     from . import convert, doctor, generate, info, replay
-    from .fitting import calibrate
+    from .fitting import calibrate, plan
     from .training import data, train
 
     parser = Parser(
@@ -81,7 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"ltx2-diffusers {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in (generate, replay, info, convert, calibrate, doctor, data, train):
+    for module in (generate, replay, info, convert, calibrate, plan, doctor, data, train):
         module.add_parser(commands)
     return parser
 

@@ -1,9 +1,11 @@
 """Devices by name, and rates at which estimates count."""
 
 import math
-from typing import NamedTuple
+import os
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 class Gpu(NamedTuple):
@@ -67,14 +69,18 @@ def device_named(name: str | None) -> Gpu:
 
 def present_gpu() -> str | None:
     """The name of the CUDA card of this machine, if it has one that is known."""
+    import torch
+
     if not torch.cuda.is_available():
         return None
     shown = torch.cuda.get_device_name().lower().replace(" ", "")
     return next((name for name in sorted(GPUS, key=len, reverse=True) if name in shown), None)
 
 
-def free_gib(device: torch.device | str) -> float | None:
+def free_gib(device: "torch.device | str") -> float | None:
     """GiB that a device can still give, with what this process has taken; `None` for one that has no memory of its own."""
+    import torch
+
     device = torch.device(device)
     if device.type != "cuda":
         return None
@@ -84,8 +90,6 @@ def free_gib(device: torch.device | str) -> float | None:
 
 def host_gib() -> float:
     """GiB of host memory that this machine can still give."""
-    import os
-
     try:
         with open("/proc/meminfo") as file:
             fields = dict(line.split(":") for line in file)

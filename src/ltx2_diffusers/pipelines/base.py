@@ -27,7 +27,6 @@ from ..checks import check_loaded
 from ..memory.mixin import BlockStreamingMixin
 from ..memory.placement import OnDemandModel, Placement
 from ..models import saving, video_vae
-from ..prompts import model_fingerprint
 from ..quantization.configs import TRANSFORMERS, as_pipeline_config, register
 
 logger = logging.get_logger(__name__)

@@ -109,7 +109,7 @@ def plan_memory(
     parts = parts_of(checkpoint, text_encoder, upsampler, dtype)
     size = [default if given is None else given for given, default in zip((height, width, num_frames), DEFAULT_SIZE)]
     steps = (num_inference_steps, num_videos, prompt_tokens)
-    wish = _wish(parts, size, frame_rate, two_stage, image, guided, *steps)
+    wish = clip_wish(parts, size, frame_rate, two_stage, image, guided, *steps)
     name = gpu or (devices.present_gpu() if device == "cuda" else None)
     card = devices.CPU if device == "cpu" and gpu is None else devices.device_named(name)
     budget = Budget(vram_gb * 2**30, asked.ram_gb * 2**30, card, device == "cuda")
@@ -132,7 +132,7 @@ class Planner:
 
     def __init__(self, parts: ModelParts, asked: "Liberties", budget: Budget, counts: Counts | None = None) -> None:
         self.parts, self.asked, self.budget = parts, asked, budget
-        self.counts = counts or Counts(parts, "cuda" if budget.is_cuda else "cpu", _stored)
+        self.counts = counts or Counts(parts, "cuda" if budget.is_cuda else "cpu", stored)
 
     def plan(self, wish: ClipWish) -> MemoryPlan:
         """The fastest plan that fits.
@@ -140,21 +140,22 @@ class Planner:
         Raises:
             ValueError: If none does, with the nearest that do.
         """
-        best, least = self._chosen(wish)
+        best, least = self.choice(wish)
         if best is None:
             raise ValueError(self._refusal(wish, least))
         return self._as_plan(wish, best)
 
     def fits(self, wish: ClipWish) -> bool:
         """Whether a plan fits."""
-        return self._chosen(wish)[0] is not None
+        return self.choice(wish)[0] is not None
 
-    def _chosen(self, wish: ClipWish) -> tuple[Choice | None, Choice]:
-        needs = Needs(self.counts, wish, Clips(*_clips(self.parts, wish)))
+    def choice(self, wish: ClipWish) -> tuple[Choice | None, Choice]:
+        """The fastest choice that fits, if any does, and the one that lacks least."""
+        needs = Needs(self.counts, wish, Clips(*clip_sizes(self.parts, wish)))
         storages = self.asked.storages(bool(self.parts.scaled.get(DENOISER)))
         decodings = [how for how in DECODINGS if how != "tiled" or self.asked.allow_lossy]
         best, least = chosen(variants(needs, storages, [PassLayout()], decodings), self.budget)
-        if best is not None and best.placements[DENOISER].where == "resident":
+        if best is not None and best.placements[DENOISER].where != "streamed":
             return best, least
         # A batch of passes saves the way of weights to the device, and texts that are not kept save room for them.
         others = [PassLayout(batched=True)] if any(needs.passes) else []
@@ -215,7 +216,7 @@ class Planner:
         """What would fit, in words."""
         if not self.asked.allow_lossy and self.asked.quantize is None:
             freer = Planner(self.parts, replace(self.asked, allow_lossy=True), self.budget, self.counts)
-            best, _ = freer._chosen(wish)
+            best, _ = freer.choice(wish)
             if best is not None:
                 yield "with allow_lossy=True (--allow-lossy)"
         if (frames := self._most(range(9, wish.num_frames, 8), lambda n: replace(wish, num_frames=n))) is not None:
@@ -290,7 +291,7 @@ def _checked(vram_gb: float, ram_gb: float | None, quantize: str | None, allow_l
     return Liberties(devices.host_gib() if ram_gb is None else ram_gb, quantize, allow_lossy)
 
 
-def _wish(
+def clip_wish(
     parts: ModelParts,
     size: Sequence[int],
     frame_rate: float,
@@ -321,7 +322,7 @@ def _wish(
     wish = ClipWish(
         height, width, num_frames, frame_rate, two_stage, image, guided, all_steps, num_videos, tokens, positions
     )
-    _clips(parts, wish)
+    clip_sizes(parts, wish)
     return wish
 
 
@@ -331,7 +332,7 @@ def _positions(parts: ModelParts) -> int:
     return min(DEFAULT_TEXT_POSITIONS, config.get("max_position_embeddings", DEFAULT_TEXT_POSITIONS))
 
 
-def _clips(parts: ModelParts, wish: ClipWish) -> tuple[Any, Any]:
+def clip_sizes(parts: ModelParts, wish: ClipWish) -> tuple[Any, Any]:
     """The sizes of the finished clip and of the first stage."""
     scale = 0.5 if wish.two_stage else 1.0
     wished = Size(wish.height, wish.width, wish.num_frames, wish.frame_rate)
@@ -347,7 +348,7 @@ def _model_sizes(parts: ModelParts) -> ModelSizes:
     return LTX2GenerationPipeline(LTX2Scheduler(), transformer=transformer, **networks, **absent).sizes
 
 
-def _stored(transformer: nn.Module, storage: str | None) -> nn.Module:
+def stored(transformer: nn.Module, storage: str | None) -> nn.Module:
     """A transformer without values, stored in some way."""
     if storage is None:
         return transformer

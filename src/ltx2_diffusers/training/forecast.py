@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..adapters.keys import linear_shapes
 from ..checkpoints.packaged import checkpoint_path
 from ..conditioning import Streams
+from ..memory.devices import GPUS
 from .config import TrainingConfig
 
 TEXT_POSITIONS = 1024
@@ -52,25 +53,6 @@ QUANTIZED = {
     "torchao-fp8": Storage(1, 4),
 }
 """Bytes of the linear layers of blocks by `acceleration.quantization`."""
-
-
-class Gpu(NamedTuple):
-    """A device: memory in GiB, dense bfloat16 operations per second in units of 1e12, as its maker states them."""
-
-    memory_gib: float
-    tflops: float
-
-
-GPUS = {
-    "rtx3090": Gpu(24, 71),
-    "rtx4090": Gpu(24, 165),
-    "rtx5090": Gpu(32, 209),
-    "l40s": Gpu(48, 362),
-    "a100": Gpu(80, 312),
-    "h100": Gpu(80, 989),
-    "h200": Gpu(141, 989),
-}
-"""Devices that `--gpu` names."""
 
 
 class Tokens(NamedTuple):

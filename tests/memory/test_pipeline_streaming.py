@@ -11,9 +11,12 @@ from ltx2_diffusers import LTX2LatentUpsamplePipeline, LTX2Pipeline, PromptCache
 from ltx2_diffusers.checkpoints.fingerprint import model_fingerprint
 from ltx2_diffusers.memory import on_demand
 from ltx2_diffusers.memory.lazy import LazyWeight
+from ltx2_diffusers.memory.streaming import stream_blocks
 from ltx2_diffusers.pipelines.recipes.image_to_video import LTX2ImageToVideoPipeline
 from ltx2_diffusers.pipelines.recipes.two_stage import LTX2TwoStagePipeline
+from tests.adapters.stored import bits, changed, stored_as, velocity
 from tests.checkpoints.tiny import V20
+from tests.golden_loras import ORIGINAL
 from tests.pipelines.recipes import PICTURE, SOUND, STAGE_2, add_lora
 from tests.pipelines.tiny import ALL_GUIDANCE, CFG, EXPLICIT, NEGATIVE, NO_GUIDANCE, PROMPT, load, ours, seeded
 from tests.tiny_checkpoints import tiny_checkpoint
@@ -352,3 +355,32 @@ def test_memory_of_a_released_text_encoder_is_free():
     before = torch.cuda.memory_allocated()
     pipe.encode_prompt(PROMPT)
     assert torch.cuda.memory_allocated() <= before + 2**20
+
+
+# --- adapters ---
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, "fp8_cast", "fp8_scaled_mm"], ids=str)
+def test_adapters_are_fused_into_streamed_blocks(kind):
+    """What lies in host memory changes, and comes back to the bit."""
+    plain, streamed = stored_as(kind), stored_as(kind)
+    stream_blocks(streamed.transformer)
+    before = bits(streamed)
+    for pipe in (plain, streamed):
+        pipe.load_lora_weights(ORIGINAL, adapter_name="style")
+    for change in ("fuse_lora", "unfuse_lora"):
+        for pipe in (plain, streamed):
+            getattr(pipe, change)()
+        results = [velocity(pipe) for pipe in (plain, streamed)]
+        assert all(torch.equal(one, other) for one, other in zip(*results))
+        assert bool(changed(bits(streamed), before)) == (change == "fuse_lora")
+
+
+def test_nothing_is_fused_into_blocks_in_their_file(tmp_path):
+    pipe = load()
+    add_lora(pipe, tmp_path, "style")
+    pipe.enable_block_streaming(source="disk")
+    with pytest.raises(
+        ValueError, match=r"cannot be fused into the `transformer`, whose blocks are streamed from their file"
+    ):
+        pipe.fuse_lora()

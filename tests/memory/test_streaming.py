@@ -8,6 +8,7 @@ from functools import cache
 
 import pytest
 import torch
+from diffusers import GGUFQuantizationConfig
 from peft import LoraConfig
 
 from ltx2_diffusers import LTX2AVTransformer3DModel
@@ -17,8 +18,10 @@ from ltx2_diffusers.memory.lazy import LazyWeight
 from ltx2_diffusers.memory.loading import load_streamed, load_streamed_language_model
 from ltx2_diffusers.memory.slots import Slot
 from ltx2_diffusers.memory.streaming import block_list, stop_streaming, stream_blocks, streamer_of
+from tests.checkpoints.test_gguf_file import write as write_gguf
 from tests.checkpoints.tiny import V20, V23
 from tests.models.transformer_tools import tiny_inputs, tiny_transformer
+from tests.tiny_checkpoints import tiny_checkpoint
 
 CPU = torch.device("cpu")
 BLOCKS = 5
@@ -368,6 +371,18 @@ def test_weights_in_eight_bits_are_streamed_as_such():
             streamer_of(transformer)._entering(1, transformer.transformer_blocks[1], ())
             assert torch.equal(layer.weight.view(torch.uint8), expected.view(torch.uint8))
         stop_streaming(transformer)
+
+
+@pytest.mark.parametrize("kind", ["block", "bf16"])
+def test_packed_weights_of_a_gguf_file(tmp_path, kind):
+    path = str(write_gguf(tmp_path / "x.gguf", kind, tables=False))
+    packed = {"quantization_config": GGUFQuantizationConfig(compute_dtype=torch.float32), "dtype": torch.float32}
+    packed |= {"config": str(tiny_checkpoint("2.0")), "subfolder": "transformer"}
+    expected, streamed = (LTX2AVTransformer3DModel.from_single_file(path, **packed) for _ in range(2))
+    stream_blocks(streamed)
+    assert_same(streamed, expected)
+    with pytest.raises(ValueError, match="is a GGUF file, whose weights are packed"):
+        load_streamed(LTX2AVTransformer3DModel, path)
 
 
 def language_model():

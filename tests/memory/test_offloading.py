@@ -97,6 +97,18 @@ def test_offloading_changes_no_bit(loras, expected, tmp_path, way):
         assert_same(pipe(**CALL, generator=seeded(1)), expected, bits="on_disk" not in way.__name__)
 
 
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_streamed_decoding_finds_its_weights(loras, tmp_path, way):
+    """Its chunks pass the layers of the decoder one by one, and not the decoder."""
+    plain, pipe = adapted(loras), adapted(loras)
+    way(pipe, tmp_path)
+    for one in (plain, pipe):
+        one.vae.enable_streaming(chunk_frames=2)
+    call = {**CALL, "output_type": "pt"}
+    expected, output = (one(**call, generator=seeded(1)) for one in (plain, pipe))
+    torch.testing.assert_close(output.frames, expected.frames, rtol=0, atol=EQUAL_PIPELINES)
+
+
 def test_weights_on_disk_are_those_of_this_pipeline(loras, expected, tmp_path):
     """Files of another run are used again if they hold the same weights, and only then."""
     enable = by_group("leaf_level", to_disk=True)

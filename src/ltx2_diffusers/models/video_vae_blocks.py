@@ -508,6 +508,7 @@ class VideoDecoder(nn.Module):
         temb: torch.Tensor | None = None,
         causal: bool | None = None,
         generator: torch.Generator | None = None,
+        step: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """Decode latents to pixels.
 
@@ -516,10 +517,13 @@ class VideoDecoder(nn.Module):
             temb: `[B]` or `[1]`, timestep in [0, 1]; needed if and only used when conditioned on it.
             causal: Whether time is padded in front only; None takes the configured value.
             generator: Source of the injected noise; None draws from the global one.
+            step: A part of a streamed decode that is run instead, for the sake of hooks that bring the decoder's weights.
 
         Returns:
             `[B, 3, F, H, W]`, nominally in [-1, 1], not clamped.
         """
+        if step is not None:
+            return step(hidden_states)
         h = hidden_states
         for stage, _ in self._stages(h, temb, causal, generator):
             h = stage(h, None)
@@ -544,9 +548,13 @@ class VideoDecoder(nn.Module):
         stages = self._stages(latents, temb, causal, generator, is_streamed=True)
         chunks, frames = iter([latents]), latents.shape[2]
         for stage, factor in stages:
-            chunks = stream_stage(stage, chunks, frames, max(1, chunk_frames // factor))
+            chunks = stream_stage(partial(self._called, stage), chunks, frames, max(1, chunk_frames // factor))
             frames = (frames - 1) * factor + 1
         return (chunk for chunk in chunks if chunk.shape[2])
+
+    def _called(self, stage: Stage, chunk: torch.Tensor, carried: Carried | None) -> torch.Tensor:
+        """A stage as a call of the decoder, around which offloading has its hooks."""
+        return self(chunk, step=lambda h: stage(h, carried))
 
     def _stages(
         self,

@@ -114,10 +114,10 @@ def plan_memory(
     card = devices.CPU if device == "cpu" and gpu is None else devices.device_named(name)
     budget = Budget(vram_gb * 2**30, asked.ram_gb * 2**30, card, device == "cuda")
     planner = Planner(parts, asked, budget)
-    sources = {"text_encoder": text_encoder, "upsampler": upsampler}
+    text, upscaler = (None if place is None else os.fspath(place) for place in (text_encoder, upsampler))
     plan = planner.plan(wish)
     shown = "a CPU" if card is devices.CPU else (name or devices.USUAL)
-    return replace(plan, gpu=shown, **{key: None if v is None else os.fspath(v) for key, v in sources.items()})
+    return replace(plan, gpu=shown, text_encoder=text, upsampler=upscaler)
 
 
 class Planner:
@@ -342,10 +342,10 @@ def clip_sizes(parts: ModelParts, wish: ClipWish) -> tuple[Any, Any]:
 
 def _model_sizes(parts: ModelParts) -> ModelSizes:
     """What the networks make of pixels and seconds, read from them without values."""
-    networks = {name: parts.model(name) for name in ("vae", "audio_vae")}
-    absent = dict.fromkeys(("text_encoder", "tokenizer", "connectors", "vocoder"))
-    transformer = parts.model(DENOISER, 1)
-    return LTX2GenerationPipeline(LTX2Scheduler(), transformer=transformer, **networks, **absent).sizes
+    networks: dict[str, Any] = {name: parts.model(name) for name in ("vae", "audio_vae")}
+    networks["transformer"] = parts.model(DENOISER, 1)
+    absent: dict[str, Any] = dict.fromkeys(("text_encoder", "tokenizer", "connectors", "vocoder"))
+    return LTX2GenerationPipeline(LTX2Scheduler(), **networks, **absent).sizes
 
 
 def stored(transformer: nn.Module, storage: str | None) -> nn.Module:
@@ -410,7 +410,9 @@ def _checked_source(cls: Any, plan: MemoryPlan) -> Path:
 def _loaded(plan: MemoryPlan, source: Path, name: str, device: torch.device, dtype: torch.dtype) -> Any:
     """A component with its weights in host memory, or streamed from its file."""
     placement = plan.parts[name].placement
-    from_disk = {"device": device, "num_on_device": placement.num_on_device} if placement.source == "disk" else None
+    from_disk: dict[str, Any] | None = (
+        {"device": device, "num_on_device": placement.num_on_device} if placement.source == "disk" else None
+    )
     if name == "text_encoder":
         folder = source if plan.text_encoder is None else checkpoint_path(plan.text_encoder)
         folder = folder / name if (folder / name).is_dir() else folder
@@ -424,7 +426,7 @@ def _loaded(plan: MemoryPlan, source: Path, name: str, device: torch.device, dty
     if is_folder and not (place / inside / "config.json").is_file():
         raise ValueError(f"{str(place)!r} has no {inside}; it has changed since the plan was made")
     cls = _class_of(name, place / inside / "config.json" if is_folder else place)
-    subfolder = {"subfolder": inside} if is_folder and inside else {}
+    subfolder: dict[str, Any] = {"subfolder": inside} if is_folder and inside else {}
     if from_disk is not None:
         return load_streamed(cls, place, dtype=dtype, **subfolder, **from_disk)
     quantized = {"quantization_config": plan.quantize} if name == DENOISER and plan.quantize is not None else {}

@@ -182,6 +182,16 @@ class StageForecast:
     seconds: float
 
 
+def most_bytes(stages: Sequence[StageForecast]) -> int:
+    """Most bytes of tensors on the device in any stage."""
+    return max(stage.peak for stage in stages)
+
+
+def all_seconds(stages: Sequence[StageForecast]) -> float:
+    """Time of all stages."""
+    return sum(stage.seconds for stage in stages)
+
+
 @dataclass(frozen=True)
 class Choice:
     """A variant with the places of its weights, and what it costs."""
@@ -192,14 +202,14 @@ class Choice:
     host: int
 
     @property
-    def peak(self) -> int:
-        """Most bytes of tensors on the device."""
-        return max(stage.peak for stage in self.stages)
-
-    @property
     def seconds(self) -> float:
         """Time of a call."""
-        return sum(stage.seconds for stage in self.stages)
+        return all_seconds(self.stages)
+
+    @property
+    def peak(self) -> int:
+        """Most bytes of tensors on the device."""
+        return most_bytes(self.stages)
 
     def lack(self, budget: Budget) -> float:
         """How much larger than they are device and host memory would have to be, as a factor; 1 if it fits."""

@@ -210,7 +210,7 @@ def test_what_does_not_fit_is_refused_with_what_does():
     with pytest.raises(
         ValueError, match=r"needs at least .* GB of the device \(vram_gb=.*it fits .*(num_frames|at \d+ x)"
     ):
-        mini_plan(13, num_frames=49)
+        mini_plan(17.5, num_frames=49)
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,11 @@ def fitting(choice: Choice | None, fastest: float) -> str:
     if choice is None:
         return "no"
     where, weights = choice.placements["transformer"], choice.variant.weights["transformer"]
-    kept = f", {where.num_on_device} of {weights.blocks} blocks on the card" if where.num_on_device > 2 else ""
+    kept = (
+        f", {where.num_on_device} of {weights.blocks} blocks on the card"
+        if where.where == "streamed" and where.num_on_device != 2
+        else ""
+    )
     shown = {"resident": "on the card", "released": "on the card while it runs"}.get(where.where)
     text = shown or f"from {'RAM' if where.source == 'ram' else 'disk'}{kept}"
     return f"{text}; {choice.seconds / fastest:.2f}"

@@ -16,6 +16,9 @@ from ltx2_diffusers.checkpoints import packaged
 from tests.adapters.files import save_random_loras
 
 EXAMPLES = sorted(Path(__file__).parents[1].joinpath("examples").glob("*.py"))
+# Plans for every card take longer than a clip.
+SLOW = ("low_vram",)
+RUN = [pytest.param(path, marks=[pytest.mark.slow] if path.stem in SLOW else []) for path in EXAMPLES]
 PIPELINES = [name for name in ltx2_diffusers.__all__ if name.endswith("Pipeline")]
 SILENT = ("silent.mp4", "upsample_latents.mp4")
 MEDIA_FILE = re.compile(r"\w+\.(?:mp4|wav)\b")
@@ -57,7 +60,7 @@ def checkpoint(request, monkeypatch):
         monkeypatch.setitem(packaged._FOLDERS, "ltx2-mini", str(folder))
 
 
-@pytest.mark.parametrize("script", EXAMPLES, ids=lambda script: script.stem)
+@pytest.mark.parametrize("script", RUN, ids=lambda script: script.stem)
 @pytest.mark.usefixtures("checkpoint")
 def test_a_script_writes_what_it_says(script, in_empty_folder, capsys):
     runpy.run_path(str(script), run_name="__main__")

@@ -90,8 +90,9 @@ def convolution_bytes(args: tuple, result: torch.Tensor, device: str) -> int:
     if device == "cpu":
         # No memory is touched: the choice depends on shapes and types.
         stand_ins = [torch.empty(one.shape, dtype=one.dtype, device="cpu") for one in (inputs, weight)]
-        backend = torch._C._select_conv_backend(*stand_ins, None, *args[3:], [weight.shape[0]])
-        if backend == torch._C._ConvBackend.Slow3d:
+        kernels: Any = torch._C
+        backend = kernels._select_conv_backend(*stand_ins, None, *args[3:], [weight.shape[0]])
+        if backend == kernels._ConvBackend.Slow3d:
             windows = weight[0].numel() * result.shape[0] * result[0, 0].numel()
             return windows * inputs.element_size()
     return sum(one.numel() * one.element_size() for one in (inputs, weight, result))
@@ -191,7 +192,7 @@ def measured(run: Callable[[], Any], device: torch.device | str = "cpu") -> Meas
         return _measured_on_cuda(run, device)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         run()
-    events = recorded.profiler.kineto_results.events()  # type: ignore[union-attr]
+    events = recorded.profiler.kineto_results.events()
     alive = peak = 0
     for _, size in sorted((one.start_ns(), one.nbytes()) for one in events if one.name() == _ALLOCATION):
         alive += size

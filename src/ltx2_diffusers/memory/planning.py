@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from ..atomic import write_json
 from ..checkpoints.json_files import parse_object
-from .planning_policy import StageForecast, Whereabouts
+from .planning_policy import StageForecast, Whereabouts, all_seconds, most_bytes
 
 _GIB = 2**30
 
@@ -119,12 +119,12 @@ class MemoryPlan:
     @property
     def peak(self) -> int:
         """Most bytes of tensors on the device."""
-        return max(stage.peak for stage in self.stages)
+        return most_bytes(self.stages)
 
     @property
     def seconds(self) -> float:
         """Time of a call, an estimate from a device's stated speed."""
-        return sum(stage.seconds for stage in self.stages)
+        return all_seconds(self.stages)
 
     @property
     def transfer_per_step(self) -> int:

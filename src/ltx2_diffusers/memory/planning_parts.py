@@ -98,12 +98,13 @@ class ModelParts:
         elif num_blocks is not None:
             config["num_layers"] = num_blocks
         with torch.device("meta"):
-            model = _text_model(name, config) if component == "text_encoder" else _own_class(name).from_config(config)
+            model = _text_model(name, config) if component == "text_encoder" else own_class(name).from_config(config)
         # diffusers' own method warns of what does not matter to models without values.
         return nn.Module.to(model, self.dtype).eval().requires_grad_(False)
 
 
-def _own_class(name: str) -> Any:
+def own_class(name: str) -> Any:
+    """The class of a component of this package."""
     import ltx2_diffusers
 
     return getattr(ltx2_diffusers, name)

@@ -84,7 +84,7 @@ class Whereabouts:
         if self.where == "released":
             return "released after use"
         source = {"ram": "RAM", "disk": "disk"}[self.source]
-        kept = f", {self.num_on_device} on the device" if self.num_on_device > _SLOTS else ""
+        kept = f", {self.num_on_device} on the device" if self.num_on_device != _SLOTS else ""
         return f"streamed from {source}{kept}"
 
 
@@ -151,7 +151,7 @@ class Variant:
         is_fast_float8: Whether the transformer multiplies in float8.
     """
 
-    storage: str
+    storage: str | None
     decoding: str
     batched: bool
     keeps_text: bool
@@ -182,6 +182,16 @@ class StageForecast:
     seconds: float
 
 
+def most_bytes(stages: Sequence[StageForecast]) -> int:
+    """Most bytes of tensors on the device in any stage."""
+    return max(stage.peak for stage in stages)
+
+
+def all_seconds(stages: Sequence[StageForecast]) -> float:
+    """Time of all stages."""
+    return sum(stage.seconds for stage in stages)
+
+
 @dataclass(frozen=True)
 class Choice:
     """A variant with the places of its weights, and what it costs."""
@@ -192,14 +202,14 @@ class Choice:
     host: int
 
     @property
-    def peak(self) -> int:
-        """Most bytes of tensors on the device."""
-        return max(stage.peak for stage in self.stages)
-
-    @property
     def seconds(self) -> float:
         """Time of a call."""
-        return sum(stage.seconds for stage in self.stages)
+        return all_seconds(self.stages)
+
+    @property
+    def peak(self) -> int:
+        """Most bytes of tensors on the device."""
+        return most_bytes(self.stages)
 
     def lack(self, budget: Budget) -> float:
         """How much larger than they are device and host memory would have to be, as a factor; 1 if it fits."""
@@ -241,7 +251,8 @@ def _placements(variant: Variant) -> Iterator[dict[str, Whereabouts]]:
             # What is quantised while it is loaded is in no file.
             sources = ("ram",) if name == DENOISER and variant.storage is not None else ("ram", "disk")
             if weights.blocks > 1:
-                options[name] += [Whereabouts("streamed", s, min(_SLOTS, weights.blocks - 1)) for s in sources]
+                counts = sorted({min(count, weights.blocks - 1) for count in (1, _SLOTS)}, reverse=True)
+                options[name] += [Whereabouts("streamed", *one) for one in product(sources, counts)]
     others = [name for name in variant.weights if name not in options]
     for waiting in ([], [name for name in others if name == "connectors"], others):
         small = {name: Whereabouts("released", "ram") if name in waiting else resident for name in others}
@@ -253,7 +264,7 @@ def _with_blocks(variant: Variant, placements: dict[str, Whereabouts], budget: B
     """The choice, with as many blocks of the transformer on the device as fit beside everything else."""
     choice = forecast(variant, placements, budget)
     own, weights = placements[DENOISER], variant.weights[DENOISER]
-    if own.where != "streamed" or budget.needed(choice.peak) > budget.device_bytes:
+    if own.where != "streamed" or own.num_on_device < _SLOTS or budget.needed(choice.peak) > budget.device_bytes:
         return choice
     spare = (budget.device_bytes - budget.needed(0)) / (budget.needed(1) - budget.needed(0)) - choice.peak
     more = min(int(spare // weights.block), weights.blocks - 1 - own.num_on_device)
@@ -281,8 +292,8 @@ def forecast(variant: Variant, placements: Mapping[str, Whereabouts], budget: Bu
                 rate = devices.DISK_BYTES_PER_S if placed.source == "disk" else devices.PINNED_BYTES_PER_S
                 size = placed.streamed_blocks(own) * own.block * stage.traversals
                 moved += size
-                # Copies run beside the computation.
-                per_repeat = max(per_repeat, size / rate)
+                # Copies run beside the computation, where there is room for two blocks.
+                per_repeat = max(per_repeat, size / rate) if placed.num_on_device > 1 else per_repeat + size / rate
                 if name == LANGUAGE_MODEL:
                     seconds += own.rest / devices.PAGEABLE_BYTES_PER_S
         seconds += per_repeat * stage.repeats

@@ -127,10 +127,10 @@ def denoiser_of(transformer: Any, clip: "ClipPlan", wish: Denoising) -> GuidedDe
     place, depth = Place.of(transformer), transformer.config.num_layers
     widths = _context_widths(transformer.config)
     size = clip.batch_size, wish.positions
-    contexts = [TextContext(*(place.zeros(*size, width) for width in widths)) for _ in range(2)]
+    positive, negative = (TextContext(*(place.zeros(*size, width) for width in widths)) for _ in range(2))
     blocks = wish.preset.stg_blocks(depth)
     guiders = build_guiders(Streams(*(wish.scales or (NEUTRAL, NEUTRAL))), blocks, wish.preset, depth)
-    denoiser = GuidedDenoiser(transformer, *contexts, guiders, wish.preset.cross_timestep, layout=wish.layout)
+    denoiser = GuidedDenoiser(transformer, positive, negative, guiders, wish.preset.cross_timestep, layout=wish.layout)
     if not denoiser.needed.negative:
         # Nothing else reads it, and a call would not have it.
         denoiser.negative_context = None

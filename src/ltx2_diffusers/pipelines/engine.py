@@ -382,8 +382,8 @@ def run_stage(
     states = _noised(start, states, tools, given, noise_scale)
     nag = None if stage.guidance_options is None else stage.guidance_options.nag
     network, texts = getattr(pipeline, stage.transformer), _read_by(states, contexts)
-    settings = run.guiders, run.cross_timestep, pipeline.attention_kwargs, nag, pipeline.pass_layout
-    denoiser = GuidedDenoiser(network, *texts, *settings)
+    settings, layout = pipeline.attention_kwargs, pipeline.pass_layout
+    denoiser = GuidedDenoiser(network, *texts, run.guiders, run.cross_timestep, settings, nag, layout)
     timesteps = sigmas[:-1] * 1000
     pipeline._num_timesteps = len(timesteps)
     pipeline._forwards_per_step = denoiser.forwards_per_prediction * run.sampler.predictions_per_step

@@ -170,7 +170,7 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
         Raises:
             ValueError: If there are no weights where the plan has them, or it is for two stages and this pipeline has one.
         """
-        from .planned import load_planned
+        from ..memory.as_planned import load_planned
 
         return load_planned(cls, plan, device, **components)
 

@@ -1,40 +1,25 @@
-"""Plans of memory for pipelines and checkpoints, and pipelines that are loaded as a plan says.
+"""Plans of memory for checkpoints: what is asked for, checked, and the search for what fits.
 
 Nothing is loaded for a plan: models are built without values, from configurations and headers of files.
 """
 
-import inspect
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import cpu_offload_with_hook
-from diffusers.utils.torch_utils import get_device
 from torch import nn
 
-import ltx2_diffusers
-
 from .. import checks
-from ..checkpoints.class_names import class_name_for, model_pair
-from ..checkpoints.json_files import read_config
-from ..checkpoints.language_model import load_language_model
-from ..checkpoints.origin import origin_at, remember
-from ..checkpoints.original import OriginalCheckpoint
-from ..checkpoints.packaged import checkpoint_path
-from ..checkpoints.pipeline_file import load_tokenizer
 from ..guidance.presets import DEFAULT_SIZE
 from ..memory import devices
-from ..memory.loading import load_streamed, load_streamed_language_model
 from ..memory.planning import ClipWish, MemoryPlan, PartPlan
 from ..memory.planning_needs import Clips, Counts, Needs, variants
 from ..memory.planning_parts import ModelParts, parts_of
 from ..memory.planning_policy import DENOISER, Budget, Choice, chosen
-from ..memory.planning_stages import DECODINGS, set_decoding
-from ..memory.streaming import present_device, stream_blocks, streamer_of
+from ..memory.planning_stages import DECODINGS
 from ..prompts.encoding import DEFAULT_TEXT_POSITIONS
 from ..quantization.layers import cast_layers, put_cast, put_scaled, scaled_layers
 from ..sampling import PassLayout
@@ -43,7 +28,6 @@ from .generation import LTX2GenerationPipeline
 from .plan import ModelSizes, Size, plan_clip
 
 QUANTIZATIONS = ("fp8_cast", "fp8_scaled_mm")
-_UPSAMPLER = "latent_upsampler"
 # Times of a smaller or shorter clip that are tried for a plan that does not fit.
 _TRIES = 3
 
@@ -114,10 +98,10 @@ def plan_memory(
     card = devices.CPU if device == "cpu" and gpu is None else devices.device_named(name)
     budget = Budget(vram_gb * 2**30, asked.ram_gb * 2**30, card, device == "cuda")
     planner = Planner(parts, asked, budget)
-    sources = {"text_encoder": text_encoder, "upsampler": upsampler}
+    text, upscaler = (None if place is None else os.fspath(place) for place in (text_encoder, upsampler))
     plan = planner.plan(wish)
     shown = "a CPU" if card is devices.CPU else (name or devices.USUAL)
-    return replace(plan, gpu=shown, **{key: None if v is None else os.fspath(v) for key, v in sources.items()})
+    return replace(plan, gpu=shown, text_encoder=text, upsampler=upscaler)
 
 
 class Planner:
@@ -342,10 +326,10 @@ def clip_sizes(parts: ModelParts, wish: ClipWish) -> tuple[Any, Any]:
 
 def _model_sizes(parts: ModelParts) -> ModelSizes:
     """What the networks make of pixels and seconds, read from them without values."""
-    networks = {name: parts.model(name) for name in ("vae", "audio_vae")}
-    absent = dict.fromkeys(("text_encoder", "tokenizer", "connectors", "vocoder"))
-    transformer = parts.model(DENOISER, 1)
-    return LTX2GenerationPipeline(LTX2Scheduler(), transformer=transformer, **networks, **absent).sizes
+    networks: dict[str, Any] = {name: parts.model(name) for name in ("vae", "audio_vae")}
+    networks["transformer"] = parts.model(DENOISER, 1)
+    absent: dict[str, Any] = dict.fromkeys(("text_encoder", "tokenizer", "connectors", "vocoder"))
+    return LTX2GenerationPipeline(LTX2Scheduler(), **networks, **absent).sizes
 
 
 def stored(transformer: nn.Module, storage: str | None) -> nn.Module:
@@ -359,101 +343,3 @@ def stored(transformer: nn.Module, storage: str | None) -> nn.Module:
     else:
         put_scaled(transformer, dict.fromkeys(scaled_layers(shapes), False), dtype)
     return transformer
-
-
-def load_planned(cls: Any, plan: MemoryPlan, device: torch.device | str | None = None, **given: Any) -> Any:
-    """A pipeline of a class that is loaded as a plan says; see `LTX2GenerationPipeline.from_plan`."""
-    source = _checked_source(cls, plan)
-    place, dtype = present_device(get_device() if device is None else device), getattr(torch, plan.dtype)
-    takes = set(inspect.signature(cls.__init__).parameters)
-    # What only passes through host memory comes first, while nothing waits there.
-    names = sorted(plan.parts, key=lambda name: plan.parts[name].placement.where != "resident")
-    loaded = {
-        name: _placed(_loaded(plan, source, name, place, dtype), name, plan, place)
-        for name in names
-        if name in takes and name not in given
-    }
-    components = {**loaded, **given}
-    if source.is_dir():
-        pipeline = cls.from_pretrained(source, dtype=dtype, **components)
-    else:
-        if "tokenizer" not in components and plan.text_encoder is not None:
-            components["tokenizer"] = load_tokenizer(plan.text_encoder)
-        components.setdefault("text_encoder", None)
-        pipeline = cls.from_single_file(source, dtype=dtype, **components)
-    _let_wait(pipeline, plan, set(loaded), place)
-    set_decoding(pipeline.vae, plan.decoding)
-    pipeline.pass_layout = PassLayout(plan.batched_guidance, plan.keeps_text)
-    pipeline.memory_plan = plan
-    return pipeline
-
-
-def _checked_source(cls: Any, plan: MemoryPlan) -> Path:
-    """Where the weights are, after a check that they can be loaded as the plan says."""
-    if plan.clip.two_stage and "latent_upsampler" not in inspect.signature(cls.__init__).parameters:
-        raise ValueError(
-            f"the plan is for two stages, which {cls.__name__} does not run; use LTX2TwoStagePipeline.from_plan"
-        )
-    source = checkpoint_path(plan.checkpoint)
-    if not source.exists():
-        raise ValueError(
-            f"the plan is for {plan.checkpoint!r}, where there are no weights to load; plan with the folder or the file of a "
-            "checkpoint"
-        )
-    if source.is_file() and plan.text_encoder is None:
-        raise ValueError(
-            f"{plan.checkpoint!r} holds no text encoder; plan with `text_encoder`, the folder of a Gemma model"
-        )
-    return source
-
-
-def _loaded(plan: MemoryPlan, source: Path, name: str, device: torch.device, dtype: torch.dtype) -> Any:
-    """A component with its weights in host memory, or streamed from its file."""
-    placement = plan.parts[name].placement
-    from_disk = {"device": device, "num_on_device": placement.num_on_device} if placement.source == "disk" else None
-    if name == "text_encoder":
-        folder = source if plan.text_encoder is None else checkpoint_path(plan.text_encoder)
-        folder = folder / name if (folder / name).is_dir() else folder
-        if from_disk is not None:
-            return load_streamed_language_model(folder, dtype=dtype, **from_disk)
-        model = load_language_model(folder, dtype)
-        remember(model, origin_at(folder))
-        return model.eval()
-    place, inside = (Path(plan.upsampler), "") if name == _UPSAMPLER and plan.upsampler else (source, name)
-    is_folder = place.is_dir()
-    if is_folder and not (place / inside / "config.json").is_file():
-        raise ValueError(f"{str(place)!r} has no {inside}; it has changed since the plan was made")
-    cls = _class_of(name, place / inside / "config.json" if is_folder else place)
-    subfolder = {"subfolder": inside} if is_folder and inside else {}
-    if from_disk is not None:
-        return load_streamed(cls, place, dtype=dtype, **subfolder, **from_disk)
-    quantized = {"quantization_config": plan.quantize} if name == DENOISER and plan.quantize is not None else {}
-    load = cls.from_pretrained if is_folder else cls.from_single_file
-    return load(place, dtype=dtype, **subfolder, **quantized)
-
-
-def _class_of(name: str, place: Path) -> Any:
-    """Our class of a component of a folder's configuration, or of an original file."""
-    config = read_config(place) if place.name == "config.json" else OriginalCheckpoint(place).config(name)
-    pair = model_pair(config.get("_class_name"))
-    return getattr(ltx2_diffusers, class_name_for(name, config) if pair is None else pair[1])
-
-
-def _placed(model: Any, name: str, plan: MemoryPlan, device: torch.device) -> Any:
-    """The component where it stays; what waits in host memory is there already."""
-    placement = plan.parts[name].placement
-    if placement.where == "resident":
-        model.to(device)
-    elif placement.where == "streamed" and streamer_of(model) is None:
-        stream_blocks(model, "ram", device, placement.num_on_device)
-    return model
-
-
-def _let_wait(pipeline: Any, plan: MemoryPlan, loaded: set[str], device: torch.device) -> None:
-    """Have components wait in host memory until they run."""
-    released = [name for name in loaded if plan.parts[name].placement.where == "released"]
-    hooks = {name: cpu_offload_with_hook(getattr(pipeline, name), device)[1] for name in released}
-    pipeline._waiting = tuple(hooks.values())
-    if "text_encoder" in hooks and pipeline.has("connectors"):
-        # Both read the text, one after the other.
-        pipeline.connectors.register_forward_pre_hook(lambda *_: hooks["text_encoder"].offload())

@@ -1,0 +1,72 @@
+"""What the page says of cards is what the planner says, and the scripts that show it run."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from benchmarks.memory import CARDS_GB, markdown, table
+from ltx2_diffusers.cli.main import main
+from scripts.pages import README, ROOT, page
+
+
+def cells(text):
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")
+    ]
+    return [row for row in rows if set(row[0]) != {"-"}]
+
+
+def shown(text, first):
+    """The table of a page whose first row begins so."""
+    return cells(next(block for block in text.split("\n\n") if block.startswith(f"| {first} |")))
+
+
+@pytest.mark.slow
+def test_the_page_shows_what_the_planner_says():
+    rows = cells(markdown(table()))
+    assert shown(page("guides/memory_and_speed.md").text, "card") == rows
+    times = [[row[0], *(cell.split("; ")[-1] for cell in (row[2], row[4]))] for row in rows[1:]]
+    assert shown(README.text, "card")[1:] == times
+
+
+def test_page_and_readme_name_the_same_cards():
+    for one in (page("guides/memory_and_speed.md"), README):
+        assert [row[0] for row in shown(one.text, "card")[1:]] == [f"{gb} GB" for gb in CARDS_GB]
+
+
+def test_the_command_prints_and_writes_a_plan(capsys, tmp_path):
+    file = tmp_path / "plan.json"
+    size = ["--width", "64", "--height", "64", "--num-frames", "9"]
+    assert main(["plan", "ltx2-mini", "--vram", "1", "--ram", "1", "--device", "cpu", "--json", str(file), *size]) == 0
+    assert "64 x 64 x 9 frames, one stage, guided" in capsys.readouterr().out
+    assert json.loads(file.read_text())["clip"]["height"] == 64
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--vram", "auto"], "--vram auto reads the card, but there is none of CUDA here; give a number of GB"),
+        (["--vram", "0"], "`vram_gb` has to be greater than 0"),
+    ],
+)
+def test_the_command_refuses_what_cannot_be(options, message, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["plan", "ltx2-mini", "--ram", "1", *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command", [["benchmarks.memory", "--quick"], ["benchmarks.gpu_memory", "--tiny", "--device", "cpu"]]
+)
+def test_scripts_run(command, tmp_path):
+    environment = {**os.environ, "LTX2_BENCHMARK_RESULTS": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout
+    for file in tmp_path.glob("*.json"):
+        assert json.loads(file.read_text())

@@ -20,12 +20,12 @@ import torch
 from torch import nn
 
 from benchmarks.common import print_table, write_results
-from ltx2_diffusers.memory import planning_stages as stages
-from ltx2_diffusers.memory.counting import counted, measured
-from ltx2_diffusers.memory.planning import MemoryPlan
-from ltx2_diffusers.memory.planning_parts import ModelParts, num_bytes, parts_of
 from ltx2_diffusers.memory.streaming import stop_streaming, stream_blocks
 from ltx2_diffusers.pipelines.planned import clip_sizes, plan_memory, stored
+from ltx2_diffusers.planning import stages
+from ltx2_diffusers.planning.counting import counted, measured
+from ltx2_diffusers.planning.parts import ModelParts, num_bytes, parts_of
+from ltx2_diffusers.planning.plan import MemoryPlan
 
 GIB = 2**30
 FULL = {"height": 1024, "width": 1536, "num_frames": 121}

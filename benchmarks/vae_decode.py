@@ -16,8 +16,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common import interleaved, print_table, ratio, write_results
-from ltx2_diffusers.memory.counting import peak_bytes
 from ltx2_diffusers.models.video_vae import AutoencoderKLLTX2Video
+from ltx2_diffusers.planning.counting import peak_bytes
 
 NUM_FRAMES = 9
 GIBIBYTE = 2**30

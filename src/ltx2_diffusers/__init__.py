@@ -54,7 +54,7 @@ _MODULES = {
     ".quantization.calibration": ("calibrate", "write_calibration"),
     ".memory.streaming": ("stream_blocks", "stop_streaming"),
     ".memory.loading": ("load_streamed", "load_streamed_language_model"),
-    ".memory.planning": ("MemoryPlan",),
+    ".planning.plan": ("MemoryPlan",),
     ".pipelines.planned": ("plan_memory",),
 }
 _PUBLIC = {name: module for module, names in _MODULES.items() for name in names}

@@ -13,7 +13,6 @@ from .guidance import MultiModalGuiderParams as MultiModalGuiderParams
 from .guidance.presets import RECOMMENDED_NEGATIVE_PROMPT as RECOMMENDED_NEGATIVE_PROMPT
 from .memory.loading import load_streamed as load_streamed
 from .memory.loading import load_streamed_language_model as load_streamed_language_model
-from .memory.planning import MemoryPlan as MemoryPlan
 from .memory.streaming import stop_streaming as stop_streaming
 from .memory.streaming import stream_blocks as stream_blocks
 from .models.audio_vae import AutoencoderKLLTX2Audio as AutoencoderKLLTX2Audio
@@ -51,6 +50,7 @@ from .pipelines.recipes.text_to_audio import LTX2TextToAudioPipeline as LTX2Text
 from .pipelines.recipes.text_to_video import LTX2Pipeline as LTX2Pipeline
 from .pipelines.recipes.two_stage import LTX2TwoStagePipeline as LTX2TwoStagePipeline
 from .pipelines.recipes.video_to_audio import LTX2VideoToAudioPipeline as LTX2VideoToAudioPipeline
+from .planning.plan import MemoryPlan as MemoryPlan
 from .prompts.cache import PromptCache as PromptCache
 from .quantization.calibration import calibrate as calibrate
 from .quantization.calibration import write_calibration as write_calibration

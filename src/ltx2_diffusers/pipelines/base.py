@@ -19,10 +19,9 @@ from huggingface_hub import snapshot_download
 from transformers import PreTrainedModel
 
 from .. import publishing
-from ..checkpoints import pipeline_folder
+from ..checkpoints import origin, pipeline_folder
 from ..checkpoints.card import PipelineFacts, pipeline_card
 from ..checkpoints.class_names import PACKAGE, model_pair, portable_pipeline, to_ours, to_portable
-from ..checkpoints.origin import origin_at, remember
 from ..checks import check_loaded
 from ..memory.mixin import BlockStreamingMixin
 from ..memory.placement import OnDemandModel, Placement
@@ -128,7 +127,7 @@ class LTX2PipelineBase(saving.AtomicSaveMixin, BlockStreamingMixin):
         pipeline_folder.check_language_models(read, folder)
         for name, component in read.items():
             if isinstance(component, PreTrainedModel):
-                remember(component, origin_at(folder / name, kwargs.get("variant")))
+                origin.remember(component, origin.origin_at(folder / name, kwargs.get("variant")))
         pipeline._text_encoder_on_demand = next((c for c in own.values() if isinstance(c, OnDemandModel)), None)
         return pipeline
 

@@ -12,16 +12,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 from .. import checks, declared
 from .. import prompts as texts
 from ..adapters.mixin import LTX2LoraMixin
-from ..checkpoints.fingerprint import model_fingerprint
-from ..checkpoints.origin import origin_of
+from ..checkpoints import fingerprint, origin
 from ..checkpoints.versions import model_kind, model_version
 from ..conditioning import Streams
 from ..guidance import NEUTRAL, Preset, preset
 from ..media.waveforms import fit_audio
 from ..memory.placement import OnDemandModel, Placement
-from ..memory.planning import MemoryPlan
 from ..memory.streaming import streamer_of
 from ..models import audio_vae, connectors, latent_upsampler, mel, transformer, video_vae, vocoder
+from ..planning.plan import MemoryPlan
 from ..sampling import PassLayout
 from ..schedulers.levels import FlowMatchEulerDiscreteScheduler, LTX2Scheduler, Scheduler
 from .arguments import Generators, Scales
@@ -170,7 +169,7 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
         Raises:
             ValueError: If there are no weights where the plan has them, or it is for two stages and this pipeline has one.
         """
-        from ..memory.as_planned import load_planned
+        from ..planning.loading import load_planned
 
         return load_planned(cls, plan, device, **components)
 
@@ -195,7 +194,9 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
             )
         if self.transformer is not None:
             wish.setdefault("dtype", self.transformer.dtype)
-        text = origin_of(self.text_encoder).path if os.path.isfile(source) and self.has("text_encoder") else None
+        text = (
+            origin.origin_of(self.text_encoder).path if os.path.isfile(source) and self.has("text_encoder") else None
+        )
         return plan_memory(source, vram_gb, ram_gb, **{"text_encoder": text, **wish})
 
     def _card_facts(self) -> PipelineFacts:
@@ -386,15 +387,15 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
         if self._text_encoder_on_demand is not None:
             return
         self.require("text_encoder")
-        model, origin = self.text_encoder, origin_of(self.text_encoder)
+        model, files = self.text_encoder, origin.origin_of(self.text_encoder)
         streamer = streamer_of(model)
         how: dict[str, Any] = (
             {} if streamer is None else {"streamed": streamer.source, "num_on_device": streamer.num_on_device}
         )
-        on_demand = OnDemandModel(origin.path, model.dtype, origin.variant, **how)
-        if on_demand.fingerprint() != model_fingerprint(model):
+        on_demand = OnDemandModel(files.path, model.dtype, files.variant, **how)
+        if on_demand.fingerprint() != fingerprint.model_fingerprint(model):
             raise ValueError(
-                f"the text encoder is not what lies in {str(origin.path)!r}, as after training or a quantisation; save it, and "
+                f"the text encoder is not what lies in {str(files.path)!r}, as after training or a quantisation; save it, and "
                 "load it from there"
             )
         self._text_encoder_on_demand = on_demand

@@ -12,14 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import checks
+from .. import checks, planning
 from ..guidance.presets import DEFAULT_SIZE
-from ..memory import devices
-from ..memory.planning import ClipWish, MemoryPlan, PartPlan
-from ..memory.planning_needs import Clips, Counts, Needs, variants
-from ..memory.planning_parts import ModelParts, parts_of
-from ..memory.planning_policy import DENOISER, Budget, Choice, chosen
-from ..memory.planning_stages import DECODINGS
 from ..prompts.encoding import DEFAULT_TEXT_POSITIONS
 from ..quantization.layers import cast_layers, put_cast, put_scaled, scaled_layers
 from ..sampling import PassLayout
@@ -54,7 +48,7 @@ def plan_memory(
     dtype: torch.dtype = torch.bfloat16,
     text_encoder: str | os.PathLike | None = None,
     upsampler: str | os.PathLike | None = None,
-) -> MemoryPlan:
+) -> planning.MemoryPlan:
     """The fastest way to run a generation within a device's memory and host memory. Nothing is loaded.
 
     For every component it is chosen whether its weights stay on the device, are there while they are used, or come block by
@@ -90,17 +84,17 @@ def plan_memory(
         ValueError: If no plan fits, with the nearest that do; or if an argument is out of range or contradicts another.
     """
     asked = _checked(vram_gb, ram_gb, quantize, allow_lossy, device)
-    parts = parts_of(checkpoint, text_encoder, upsampler, dtype)
+    parts = planning.parts_of(checkpoint, text_encoder, upsampler, dtype)
     size = [default if given is None else given for given, default in zip((height, width, num_frames), DEFAULT_SIZE)]
     steps = (num_inference_steps, num_videos, prompt_tokens)
     wish = clip_wish(parts, size, frame_rate, two_stage, image, guided, *steps)
-    name = gpu or (devices.present_gpu() if device == "cuda" else None)
-    card = devices.CPU if device == "cpu" and gpu is None else devices.device_named(name)
-    budget = Budget(vram_gb * 2**30, asked.ram_gb * 2**30, card, device == "cuda")
+    name = gpu or (planning.devices.present_gpu() if device == "cuda" else None)
+    card = planning.devices.CPU if device == "cpu" and gpu is None else planning.devices.device_named(name)
+    budget = planning.Budget(vram_gb * 2**30, asked.ram_gb * 2**30, card, device == "cuda")
     planner = Planner(parts, asked, budget)
     text, upscaler = (None if place is None else os.fspath(place) for place in (text_encoder, upsampler))
     plan = planner.plan(wish)
-    shown = "a CPU" if card is devices.CPU else (name or devices.USUAL)
+    shown = "a CPU" if card is planning.devices.CPU else (name or planning.devices.USUAL)
     return replace(plan, gpu=shown, text_encoder=text, upsampler=upscaler)
 
 
@@ -114,11 +108,17 @@ class Planner:
         counts: What is counted already. Default nothing.
     """
 
-    def __init__(self, parts: ModelParts, asked: "Liberties", budget: Budget, counts: Counts | None = None) -> None:
+    def __init__(
+        self,
+        parts: planning.ModelParts,
+        asked: "Liberties",
+        budget: planning.Budget,
+        counts: planning.Counts | None = None,
+    ) -> None:
         self.parts, self.asked, self.budget = parts, asked, budget
-        self.counts = counts or Counts(parts, "cuda" if budget.is_cuda else "cpu", stored)
+        self.counts = counts or planning.Counts(parts, "cuda" if budget.is_cuda else "cpu", stored)
 
-    def plan(self, wish: ClipWish) -> MemoryPlan:
+    def plan(self, wish: planning.ClipWish) -> planning.MemoryPlan:
         """The fastest plan that fits.
 
         Raises:
@@ -129,33 +129,33 @@ class Planner:
             raise ValueError(self._refusal(wish, least))
         return self._as_plan(wish, best)
 
-    def fits(self, wish: ClipWish) -> bool:
+    def fits(self, wish: planning.ClipWish) -> bool:
         """Whether a plan fits."""
         return self.choice(wish)[0] is not None
 
-    def choice(self, wish: ClipWish) -> tuple[Choice | None, Choice]:
+    def choice(self, wish: planning.ClipWish) -> tuple[planning.Choice | None, planning.Choice]:
         """The fastest choice that fits, if any does, and the one that lacks least."""
-        needs = Needs(self.counts, wish, Clips(*clip_sizes(self.parts, wish)))
-        storages = self.asked.storages(bool(self.parts.scaled.get(DENOISER)))
-        decodings = [how for how in DECODINGS if how != "tiled" or self.asked.allow_lossy]
-        best, least = chosen(variants(needs, storages, [PassLayout()], decodings), self.budget)
-        if best is not None and best.placements[DENOISER].where != "streamed":
+        needs = planning.Needs(self.counts, wish, planning.Clips(*clip_sizes(self.parts, wish)))
+        storages = self.asked.storages(bool(self.parts.scaled.get(planning.DENOISER)))
+        decodings = [how for how in planning.DECODINGS if how != "tiled" or self.asked.allow_lossy]
+        best, least = planning.chosen(planning.variants(needs, storages, [PassLayout()], decodings), self.budget)
+        if best is not None and best.placements[planning.DENOISER].where != "streamed":
             return best, least
         # A batch of passes saves the way of weights to the device, and texts that are not kept save room for them.
         others = [PassLayout(batched=True)] if any(needs.passes) else []
         if self.parts.preset.version == "2.0":
             others += [replace(layout, keeps_text=False) for layout in (PassLayout(), *others)]
         if others:
-            other, smaller = chosen(variants(needs, storages, others, decodings), self.budget)
+            other, smaller = planning.chosen(planning.variants(needs, storages, others, decodings), self.budget)
             if other is not None and (best is None or other.seconds < best.seconds):
                 best = other
             least = min(least, smaller, key=lambda choice: choice.lack(self.budget))
         return best, least
 
-    def _as_plan(self, wish: ClipWish, choice: Choice) -> MemoryPlan:
+    def _as_plan(self, wish: planning.ClipWish, choice: planning.Choice) -> planning.MemoryPlan:
         variant, budget = choice.variant, self.budget
         parts = {
-            name: PartPlan(
+            name: planning.PartPlan(
                 weights.total,
                 choice.placements[name],
                 choice.placements[name].on_device(name, weights, True),
@@ -163,8 +163,8 @@ class Planner:
             )
             for name, weights in variant.weights.items()
         }
-        stored = bool(self.parts.scaled.get(DENOISER)) and variant.storage == "fp8_scaled_mm"
-        return MemoryPlan(
+        stored = bool(self.parts.scaled.get(planning.DENOISER)) and variant.storage == "fp8_scaled_mm"
+        return planning.MemoryPlan(
             checkpoint=self.parts.name,
             clip=wish,
             vram_gb=budget.device_bytes / 2**30,
@@ -183,7 +183,7 @@ class Planner:
             is_lossy=variant.decoding == "tiled" or (variant.storage is not None and not stored),
         )
 
-    def _refusal(self, wish: ClipWish, least: Choice) -> str:
+    def _refusal(self, wish: planning.ClipWish, least: planning.Choice) -> str:
         """What does not fit, and the nearest plans that do."""
         budget = self.budget
         device, host = budget.needed(least.peak), budget.needed_on_host(least.host)
@@ -196,7 +196,7 @@ class Planner:
         hint = f"; it fits {', or '.join(near)}" if near else "; take more memory"
         return f"{self.parts.name}: {wish.shown} needs at least {' and '.join(lacks)}{hint}"
 
-    def _nearest(self, wish: ClipWish) -> Iterator[str]:
+    def _nearest(self, wish: planning.ClipWish) -> Iterator[str]:
         """What would fit, in words."""
         if not self.asked.allow_lossy and self.asked.quantize is None:
             freer = Planner(self.parts, replace(self.asked, allow_lossy=True), self.budget, self.counts)
@@ -211,7 +211,7 @@ class Planner:
         if size is not None:
             yield f"at {size[1]} x {size[0]} x {wish.num_frames}"
 
-    def _most(self, values: Sequence[Any], changed: Callable[[Any], ClipWish]) -> Any | None:
+    def _most(self, values: Sequence[Any], changed: Callable[[Any], planning.ClipWish]) -> Any | None:
         """The last of rising values whose plan fits, found in some tries."""
         low, high, found = 0, len(values), None
         for _ in range(_TRIES):
@@ -272,11 +272,11 @@ def _checked(vram_gb: float, ram_gb: float | None, quantize: str | None, allow_l
     if quantize is not None:
         quantize = quantize.replace("-", "_")
         checks.check_choice("quantize", quantize, QUANTIZATIONS)
-    return Liberties(devices.host_gib() if ram_gb is None else ram_gb, quantize, allow_lossy)
+    return Liberties(planning.devices.host_gib() if ram_gb is None else ram_gb, quantize, allow_lossy)
 
 
 def clip_wish(
-    parts: ModelParts,
+    parts: planning.ModelParts,
     size: Sequence[int],
     frame_rate: float,
     two_stage: bool,
@@ -285,7 +285,7 @@ def clip_wish(
     steps: int | None,
     num_videos: int,
     prompt_tokens: int,
-) -> ClipWish:
+) -> planning.ClipWish:
     """The generation, after a check of its values against the checkpoint."""
     preset = parts.preset
     is_dev = preset.kind == "dev"
@@ -303,20 +303,20 @@ def clip_wish(
     guided = is_dev if guided is None else guided
     height, width, num_frames = size
     tokens = min(prompt_tokens, positions)
-    wish = ClipWish(
+    wish = planning.ClipWish(
         height, width, num_frames, frame_rate, two_stage, image, guided, all_steps, num_videos, tokens, positions
     )
     clip_sizes(parts, wish)
     return wish
 
 
-def _positions(parts: ModelParts) -> int:
+def _positions(parts: planning.ModelParts) -> int:
     """Text positions that the streams attend to: those of texts by default, as far as the language model knows them."""
     config = parts.configs["text_encoder"].get("text_config", {})
     return min(DEFAULT_TEXT_POSITIONS, config.get("max_position_embeddings", DEFAULT_TEXT_POSITIONS))
 
 
-def clip_sizes(parts: ModelParts, wish: ClipWish) -> tuple[Any, Any]:
+def clip_sizes(parts: planning.ModelParts, wish: planning.ClipWish) -> tuple[Any, Any]:
     """The sizes of the finished clip and of the first stage."""
     scale = 0.5 if wish.two_stage else 1.0
     wished = Size(wish.height, wish.width, wish.num_frames, wish.frame_rate)
@@ -324,10 +324,10 @@ def clip_sizes(parts: ModelParts, wish: ClipWish) -> tuple[Any, Any]:
     return clip, clip.at_scale(scale, 1.0)
 
 
-def _model_sizes(parts: ModelParts) -> ModelSizes:
+def _model_sizes(parts: planning.ModelParts) -> ModelSizes:
     """What the networks make of pixels and seconds, read from them without values."""
     networks: dict[str, Any] = {name: parts.model(name) for name in ("vae", "audio_vae")}
-    networks["transformer"] = parts.model(DENOISER, 1)
+    networks["transformer"] = parts.model(planning.DENOISER, 1)
     absent: dict[str, Any] = dict.fromkeys(("text_encoder", "tokenizer", "connectors", "vocoder"))
     return LTX2GenerationPipeline(LTX2Scheduler(), **networks, **absent).sizes
 

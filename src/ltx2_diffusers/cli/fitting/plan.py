@@ -17,7 +17,7 @@ AUTO = "auto"
 
 def add_parser(commands: Any) -> None:
     """Add the subcommand to the parser."""
-    from ...memory.devices import GPUS
+    from ...planning.devices import GPUS
 
     parser = commands.add_parser(
         "plan",
@@ -79,7 +79,7 @@ def device_gib(wished: float | str, device: str) -> float:
     Raises:
         ValueError: If the device has no memory of its own to read.
     """
-    from ...memory import devices
+    from ...planning import devices
 
     if not isinstance(wished, str):
         return wished

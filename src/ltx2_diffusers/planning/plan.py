@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from ..atomic import write_json
 from ..checkpoints.json_files import parse_object
-from .planning_policy import StageForecast, Whereabouts, all_seconds, most_bytes
+from .policy import StageForecast, Whereabouts, all_seconds, most_bytes
 
 _GIB = 2**30
 

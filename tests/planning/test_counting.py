@@ -7,9 +7,10 @@ import torch
 from diffusers.utils import logging
 
 from ltx2_diffusers import LTX2LatentUpsamplerModel, LTX2Pipeline, packaged_checkpoint
-from ltx2_diffusers.memory.counting import LiveTensors, counted, measured, peak_bytes
-from ltx2_diffusers.memory.planning_parts import num_bytes, parts_of
-from ltx2_diffusers.memory.planning_stages import (
+from ltx2_diffusers.pipelines.plan import Size, plan_clip
+from ltx2_diffusers.planning.counting import LiveTensors, counted, measured, peak_bytes
+from ltx2_diffusers.planning.parts import num_bytes, parts_of
+from ltx2_diffusers.planning.stages import (
     Denoising,
     Reading,
     connecting,
@@ -20,7 +21,6 @@ from ltx2_diffusers.memory.planning_stages import (
     reading_text,
     upsampling,
 )
-from ltx2_diffusers.pipelines.plan import Size, plan_clip
 from ltx2_diffusers.sampling import PassLayout
 from tests.tiny_checkpoints import tiny_checkpoint
 
@@ -152,7 +152,7 @@ def test_operations_of_the_published_transformer_are_those_of_its_formula():
 
 @pytest.mark.gpu
 def test_what_a_gpu_reserves_is_what_is_predicted():
-    from ltx2_diffusers.memory.devices import FRAGMENTS
+    from ltx2_diffusers.planning.devices import FRAGMENTS
 
     _, meta, real = both("mini", torch.bfloat16)
     on_device = {name: model.to("cuda") for name, model in real.items() if isinstance(model, torch.nn.Module)}

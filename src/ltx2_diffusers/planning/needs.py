@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from ..memory.streaming import block_list
 from ..sampling.denoiser import NeededPasses, PassLayout
-from . import planning_stages as stages
+from . import stages
 from .counting import Counted, counted
-from .planning import ClipWish
-from .planning_parts import ModelParts, num_bytes
-from .planning_policy import DENOISER, LANGUAGE_MODEL, StageNeed, Variant, Weights
-from .planning_stages import Denoising, Reading, Run
-from .streaming import block_list
+from .parts import ModelParts, num_bytes
+from .plan import ClipWish
+from .policy import DENOISER, LANGUAGE_MODEL, StageNeed, Variant, Weights
+from .stages import Denoising, Reading, Run
 
 if TYPE_CHECKING:
     from ..pipelines.plan import ClipPlan

@@ -15,13 +15,13 @@ from ..checkpoints.origin import origin_at, remember
 from ..checkpoints.original import OriginalCheckpoint
 from ..checkpoints.packaged import checkpoint_path
 from ..checkpoints.pipeline_file import load_tokenizer
+from ..memory.loading import load_streamed, load_streamed_language_model
+from ..memory.streaming import present_device, stream_blocks, streamer_of
 from ..sampling.denoiser import PassLayout
-from .loading import load_streamed, load_streamed_language_model
-from .planning import MemoryPlan
-from .planning_parts import own_class
-from .planning_policy import DENOISER
-from .planning_stages import set_decoding
-from .streaming import present_device, stream_blocks, streamer_of
+from .parts import own_class
+from .plan import MemoryPlan
+from .policy import DENOISER
+from .stages import set_decoding
 
 _UPSAMPLER = "latent_upsampler"
 

@@ -3,9 +3,8 @@
 Shapes: B batch, C channels, F frames, H height, W width, at whatever depth of the network. P is the number of
 positions (time x height x width) that a resampling layer folds into one.
 
-Without gradients elementwise steps work in place, and what a convolution reads is computed where its padding lies
-around it, so that a residual block holds three tensors of its size at a time: the skip, the convolution's padded input
-and its result.
+Without gradients elementwise steps work in place and padding copies once, so that a residual block holds three
+tensors of its size at a time: the skip, the convolution's padded input and its result.
 
 The decoder's layers take a clip whole, or in chunks of frames with what [`Carried`] keeps for them between chunks; a
 chunk then gives as many frames as its own frames and the kept ones suffice for. All layers keep the memory layout of
@@ -120,11 +119,16 @@ class CausalConv3d(nn.Module):
         Of a chunk, the frames that are kept from the chunk before stand in front, and nothing behind but in the last one.
         """
         if may_overwrite():
-            return self._filled(x, causal, carried, lambda inside: inside.copy_(x))
+            return self._filled(x, causal, carried)
         return self._joined(x, causal, carried)
 
     def activate(
-        self, x: torch.Tensor, causal: bool, modulation: Modulation | None = None, carried: Carried | None = None
+        self,
+        x: torch.Tensor,
+        causal: bool,
+        modulation: Modulation | None = None,
+        carried: Carried | None = None,
+        overwrite: bool = False,
     ) -> torch.Tensor:
         """Pixel norm, modulation and SiLU of `x`, padded for `conv`.
 
@@ -133,15 +137,16 @@ class CausalConv3d(nn.Module):
             causal: Whether time is padded in front only.
             modulation: Applied between norm and SiLU.
             carried: What is kept between the chunks of a clip; None takes `x` for the whole clip.
+            overwrite: Whether the caller needs `x` no more, so that its memory may be used.
         """
+        in_place = may_overwrite()
         rms = ((x * x).mean(dim=1, keepdim=True) + PIXEL_NORM_EPS).sqrt()
-        if may_overwrite():
-            return self._filled(x, causal, carried, partial(_activate_into, x, rms, modulation))
-        x = x / rms
+        x = x.div_(rms) if overwrite and in_place and x.is_contiguous() else x / rms
         if modulation is not None:
             shift, scale = modulation
-            x = x * (1 + scale) + shift
-        return self._joined(F.silu(x), causal, carried)
+            x = x.mul_(1 + scale).add_(shift) if in_place else x * (1 + scale) + shift
+        # Before padding: on tensors with gaps some processors compute SiLU with another rounding at the end of every row.
+        return self.pad(F.silu(x, inplace=in_place), causal, carried)
 
     def _time_border(self, causal: bool, carried: Carried | None) -> tuple[torch.Tensor | None, int, int]:
         """The frames kept for this layer, and how often a first frame and a last one are repeated."""
@@ -149,10 +154,8 @@ class CausalConv3d(nn.Module):
         front = 0 if history is not None else 2 if causal else 1
         return history, front, int(not causal and (carried is None or carried.is_last))
 
-    def _filled(
-        self, x: torch.Tensor, causal: bool, carried: Carried | None, fill: Callable[[torch.Tensor], Any]
-    ) -> torch.Tensor:
-        """One tensor of the padded size: `fill` writes what is inside, the borders are filled from within."""
+    def _filled(self, x: torch.Tensor, causal: bool, carried: Carried | None) -> torch.Tensor:
+        """One copy into a tensor of the padded size, whose borders are filled from within."""
         self._check_sides(x)
         batch, channels, frames, height, width = x.shape
         history, front, back = self._time_border(causal, carried)
@@ -163,7 +166,7 @@ class CausalConv3d(nn.Module):
         shape = batch, channels, start + frames + back, height + 2 * border, width + 2 * border
         padded = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
         new = padded[:, :, start : start + frames]
-        fill(new[..., border : border + height, border : border + width])
+        new[..., border : border + height, border : border + width] = x
         if border:
             leading, trailing = _BORDER_SOURCES[self.padding_mode]
             # Height after width, so that the corners are copies of filled borders; time last for the same reason.
@@ -204,17 +207,6 @@ class CausalConv3d(nn.Module):
                 f"reflect padding needs a height and width of at least 2 positions, got {tuple(x.shape[-2:])}; use a "
                 "larger video, or larger tiles."
             )
-
-
-def _activate_into(
-    x: torch.Tensor, rms: torch.Tensor, modulation: Modulation | None, inside: torch.Tensor
-) -> torch.Tensor:
-    """Write the normalised, modulated and activated `x` to `inside`."""
-    torch.div(x, rms, out=inside)
-    if modulation is not None:
-        shift, scale = modulation
-        inside.mul_(1 + scale).add_(shift)
-    return F.silu(inside, inplace=True)
 
 
 class BlockOptions(NamedTuple):
@@ -280,7 +272,7 @@ class ResBlock(nn.Module):
         h = self.conv1.activate(x, causal, first, carried)
         h = self.conv1.convolve(h)
         h = _inject_noise(h, self.per_channel_scale1, generator, carried)
-        h = self.conv2.activate(h, causal, second, carried)
+        h = self.conv2.activate(h, causal, second, carried, overwrite=True)
         h = self.conv2.convolve(h)
         h = _inject_noise(h, self.per_channel_scale2, generator, carried)
         if self.norm3 is not None and self.conv_shortcut is not None:
@@ -458,7 +450,7 @@ class VideoEncoder(nn.Module):
         for block in self.down_blocks:
             h = block(h, causal=causal)
         h = self.mid_block(h, causal=causal)
-        h = self.conv_out.activate(h, causal)
+        h = self.conv_out.activate(h, causal, overwrite=True)
         h = self.conv_out.convolve(h)
         means, log_variance = h.split([self.latent_channels, 1], dim=1)
         return torch.cat([means, log_variance.expand_as(means)], dim=1)
@@ -596,7 +588,7 @@ class VideoDecoder(nn.Module):
         if self.time_embedder is not None and self.scale_shift_table is not None:
             rows = self.time_embedder(temb, h.dtype) + self.scale_shift_table[..., None, None, None]
             modulation = rows.unbind(1)
-        h = self.conv_out.activate(h, causal, modulation, carried)
+        h = self.conv_out.activate(h, causal, modulation, carried, overwrite=True)
         h = self.conv_out.convolve(h)
         return unpatchify(h, self.patch_size)
 

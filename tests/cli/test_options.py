@@ -23,6 +23,8 @@ WRONG = {
     "system_prompt": (["--system-prompt", "Be brief."], "--system-prompt needs --enhance-prompt"),
     "enhance_tokens": (["--enhance-prompt", "--enhance-tokens", "0", *SMALL], "--enhance-tokens has to be a whole"),
     "prompt_cache": (["--prompt-cache", "RED.PNG", *SMALL], "--prompt-cache: a prompt cache needs a folder"),
+    "vram": (["--vram", "0", *SMALL], "--vram has to be greater than 0 but is 0.0"),
+    "ram": (["--ram", "4"], "--ram needs --vram"),
     "release_text_encoder": (
         ["--release-text-encoder", "--prompt-cache", "cache", "--no-text-encoder"],
         "--release-text-encoder and --no-text-encoder contradict each other",

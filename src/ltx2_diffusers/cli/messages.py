@@ -9,7 +9,7 @@ from .values import Options, flag, flags, parts_of
 # Quoted text, which stays, or a word, with the marks that a name in code has: backticks or a value.
 _WORD = re.compile(
     r"""(?<![\w=\[])(?:'[^']*'|"[^"]*")"""
-    r"""|(?<![/\w])`?(?P<name>\w+)(?:=["']?(?P<value>[\w.]+|{})["']?)?`?(?![/\w]|\.\w)"""
+    r"""|(?<![/\w])`?(?P<name>\w+)(?:=["']?(?P<value>[\w.]+(?:-\w+)*|{})["']?)?`?(?![/\w]|\.\w)"""
 )
 # An object among arguments, whose own arguments are options too; no option gives its bins.
 _NO_OPTION = re.compile(r"(?: or `\w+`)? of `guidance_options`")

@@ -250,10 +250,10 @@ _GROUPS: dict[str, tuple[Option, ...]] = {
             help="of --quantize fp8-scaled-mm: scales of inputs, a file of `ltx2 calibrate`"),
         Option("offload", ("none", "model", "sequential", "blocks", "disk"), default="none",
             help="keep components on the CPU until they run, or blocks of the large ones there or in their files"),
-        Option("vram", "GB", excludes=("offload", "tiling"), parsing={"type": memory},
+        Option("vram", "GB", called=("vram_gb",), excludes=("offload", "tiling"), parsing={"type": memory},
             help="load so that the generation keeps within so much memory of the device, as `ltx2 plan` shows; auto reads the card, and "
             "takes the host's on a CPU and on Apple's processors"),
-        Option("ram", "GB", needs=("vram",), parsing={"type": memory}, help="of --vram: host memory; default auto, what is free"),
+        Option("ram", "GB", called=("ram_gb",), needs=("vram",), parsing={"type": memory}, help="of --vram: host memory; default auto, what is free"),
         Option("tiling", help="decode large pictures in tiles, to save memory"),
     ),
 }

@@ -202,7 +202,8 @@ class Planner:
             freer = Planner(self.parts, replace(self.asked, allow_lossy=True), self.budget, self.counts)
             best, _ = freer.choice(wish)
             if best is not None:
-                yield "with allow_lossy=True (--allow-lossy)"
+                freedom = "allow_lossy=True" if best.variant.storage is None else "quantize='fp8-cast'"
+                yield f"with {freedom}, which is lossy"
         if (frames := self._most(range(9, wish.num_frames, 8), lambda n: replace(wish, num_frames=n))) is not None:
             yield f"with num_frames={frames}"
         step = 64 if wish.two_stage else 32

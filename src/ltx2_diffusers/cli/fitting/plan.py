@@ -99,11 +99,25 @@ def host_gib(wished: float | str) -> float | None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the plan."""
+    from ..messages import in_options
+
+    try:
+        plan = _plan(options)
+    except ValueError as error:
+        message = in_options(str(error), {name: value for name, value in vars(options).items() if value is not None})
+        raise ValueError(message.replace("allow_lossy=True", "--allow-lossy")) from error
+    if options.json is not None:
+        plan.save(options.json)
+    print(plan)
+    return 0
+
+
+def _plan(options: argparse.Namespace) -> Any:
     import torch
 
     from ...pipelines.planned import plan_memory
 
-    plan = plan_memory(
+    return plan_memory(
         options.checkpoint,
         device_gib(options.vram, options.device),
         host_gib(options.ram),
@@ -122,7 +136,3 @@ def run(options: argparse.Namespace) -> int:
         text_encoder=options.text_encoder,
         upsampler=options.upsampler,
     )
-    if options.json is not None:
-        plan.save(options.json)
-    print(plan)
-    return 0

@@ -50,7 +50,7 @@ def test_the_command_prints_and_writes_a_plan(capsys, tmp_path):
     ("options", "message"),
     [
         (["--vram", "auto"], "--vram auto reads the card, but there is none of CUDA here; give a number of GB"),
-        (["--vram", "0"], "`vram_gb` has to be greater than 0"),
+        (["--vram", "0"], "--vram has to be greater than 0"),
     ],
 )
 def test_the_command_refuses_what_cannot_be(options, message, capsys, monkeypatch):

@@ -44,6 +44,8 @@ PAGEABLE_BYTES_PER_S = 6e9
 """From pageable host memory, which is copied once more on its way."""
 DISK_BYTES_PER_S = 3e9
 """From a file on an NVMe disk, read once and in order."""
+EXPOSED_SHARE = 0.05
+"""Share of the time of copies that is lost even beside longer computation, which they take bandwidth of memory from."""
 COMPUTE_SHARE = 0.55
 """Share of the stated operations per second that a generation reaches: matrix products about 80 %, attention and
 convolutions half, and operations by element beside them."""

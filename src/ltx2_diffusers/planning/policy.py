@@ -292,8 +292,11 @@ def forecast(variant: Variant, placements: Mapping[str, Whereabouts], budget: Bu
                 rate = devices.DISK_BYTES_PER_S if placed.source == "disk" else devices.PINNED_BYTES_PER_S
                 size = placed.streamed_blocks(own) * own.block * stage.traversals
                 moved += size
-                # Copies run beside the computation, where there is room for two blocks.
-                per_repeat = max(per_repeat, size / rate) if placed.num_on_device > 1 else per_repeat + size / rate
+                copies = size / rate
+                # They run beside the computation, where there is room for two blocks.
+                if placed.num_on_device > 1:
+                    copies = max(0.0, copies - per_repeat) + devices.EXPOSED_SHARE * copies
+                per_repeat += copies
                 if name == LANGUAGE_MODEL:
                     seconds += own.rest / devices.PAGEABLE_BYTES_PER_S
         seconds += per_repeat * stage.repeats

@@ -135,10 +135,11 @@ def _load_loras(pipeline: Any, options: Options) -> None:
     """Load LoRAs and make them active, but for one that belongs to the refining stage alone."""
     from ..adapters.active import DISTILLED_ADAPTER
 
-    loras = {f"lora_{index}": lora for index, lora in enumerate(options.get("lora", []))}
+    # Those of a storyboard have names, by which its shots call them.
+    loras = {(lora[2:] or [f"lora_{index}"])[0]: lora for index, lora in enumerate(options.get("lora", []))}
     if "distilled_lora" in options:
         loras[DISTILLED_ADAPTER] = options["distilled_lora"]
-    for name, (file, _) in loras.items():
+    for name, (file, *_) in loras.items():
         pipeline.load_lora_weights(str(file), adapter_name=name)
     active = [name for name in loras if name != DISTILLED_ADAPTER or "distilled" in options]
     if loras:

@@ -95,6 +95,8 @@ def join_clips(
         with _track(target, sampling_rate, audio_source) as track:
             for index, part in enumerate(parts):
                 pictures = CopiedPackets(target, part, "video", after=pictures) if index else pictures
+                if pictures.num_packets < 2:
+                    raise ValueError(f"{os.fspath(part)!r} has a single picture; join clips of at least two")
                 piece = next(pieces, None)
                 if isinstance(track, EncodedAudio) and piece is not None and piece.shape[-1]:
                     track.append(stereo_samples(piece, sampling_rate))

@@ -46,13 +46,19 @@ class CopiedPackets:
         self._last_duration = schedule.last_duration()
         self._encoding = (schedule.codec, schedule.time_base, self._from.codec_context.extradata)
         self.zero_s = schedule.zero * schedule.time_base
-        if after is not None and after._encoding != self._encoding:
+        # How far packets are decoded ahead of their turn; short clips need less than their encoder takes.
+        self._ahead = max((-dts for _, dts in self._times), default=0)
+        if after is not None and (after._encoding != self._encoding or after._ahead < self._ahead):
             self._resources.close()
             raise ValueError(
                 f"{os.fspath(source)!r} cannot be put behind another clip without encoding it anew: it was made with other "
                 "settings"
             )
         self._start = 0 if after is None else after.end
+        if after is not None:
+            # Times of decoding must rise from one clip to the next.
+            self._times = [(pts, dts - after._ahead + self._ahead) for pts, dts in self._times]
+            self._ahead = after._ahead
         self.stream: VideoStream | AudioStream = (
             self._new_stream(container, schedule.codec) if after is None else after.stream
         )
@@ -69,6 +75,11 @@ class CopiedPackets:
             if (value := getattr(self._from, own, None)) is not None:
                 setattr(context, name, value)
         return stream
+
+    @property
+    def num_packets(self) -> int:
+        """How many there are."""
+        return len(self._times)
 
     @property
     def end(self) -> int:

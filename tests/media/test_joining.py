@@ -1,5 +1,6 @@
 """Clips put one behind the other by their packets, with one sound over all."""
 
+import itertools
 from fractions import Fraction
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from ltx2_diffusers.media.muxing import join_clips
 from ltx2_diffusers.media.reading import probe, read_audio, read_video
 from ltx2_diffusers.media.streaming import ClipWriter
-from ltx2_diffusers.media.writing import write_audio, write_video
+from ltx2_diffusers.media.writing import write_video
 from tests.media.clips import gradient_clip, tone
 from tests.pipelines.watching import packets
 
@@ -21,7 +22,7 @@ def parts_of(folder, rate=24.0):
     frames = (gradient_clip(sum(LENGTHS), 48, 64) * 255).to(torch.uint8).split(LENGTHS)
     sound = tone(sum(LENGTHS) / rate, RATE)
     bounds = [round(sum(LENGTHS[:index]) / rate * RATE) for index in range(len(LENGTHS) + 1)]
-    pieces = [sound[:, start:end] for start, end in zip(bounds, bounds[1:])]
+    pieces = [sound[:, start:end] for start, end in itertools.pairwise(bounds)]
     files = [folder / f"{index}.mp4" for index in range(len(LENGTHS))]
     for file, part, piece in zip(files, frames, pieces):
         with ClipWriter(file, rate, RATE) as writer:
@@ -68,10 +69,10 @@ def test_a_clip_may_be_silent(tmp_path):
 def test_what_cannot_be_joined_is_refused_and_nothing_is_left(tmp_path):
     files, pieces = parts_of(tmp_path)
     write_video(tmp_path / "other.mp4", gradient_clip(9, 64, 64), 24.0)
-    with pytest.raises(ValueError, match="'.*other.mp4' cannot be put behind another clip"):
+    with pytest.raises(ValueError, match=r"'.*other.mp4' cannot be put behind another clip"):
         join_clips([*files, tmp_path / "other.mp4"], tmp_path / "whole.mp4", pieces, RATE)
     write_video(tmp_path / "lone.mp4", gradient_clip(1), 24.0)
-    with pytest.raises(ValueError, match="'.*lone.mp4' has a single picture"):
+    with pytest.raises(ValueError, match=r"'.*lone.mp4' has a single picture"):
         join_clips([*files, tmp_path / "lone.mp4"], tmp_path / "whole.mp4", pieces, RATE)
     with pytest.raises(ValueError, match="no clips to join"):
         join_clips([], tmp_path / "whole.mp4")

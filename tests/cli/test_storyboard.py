@@ -151,7 +151,7 @@ def test_a_preview_is_kept(folder):
         ([], {"shots": [{"prompt": "waves", "duration_s": 0.1}]}, "shot 1: `duration_s` 0.1 is too short"),
         ([], {"model": {"lora": "x"}}, "model: unknown key `lora`; there are checkpoint, "),
         ([], {"model": {"loras": {"a": {"file": 3}}}}, "`model: loras.a.file` has to be a `str` but is 3"),
-        ([], {"model": {"loras": {"a": "no.safetensors"}}}, "--lora: there is no file"),
+        ([], {"model": {"loras": {"a": "no.safetensors"}}}, "`loras` of `model`: there is no file"),
         ([], {"model": {"checkpoint": "no/such/folder"}}, "--checkpoint 'no/such/folder': there is no such folder"),
         (["-o", "film.gif"], {}, "--output is written as .mp4 or .mov"),
         (["--device", "cuda:77"], {}, "--device cuda:77 cannot be used"),
@@ -179,7 +179,7 @@ def test_it_would_not_overwrite_what_it_reads(folder, capsys):
     shutil.copyfile(folder / "red.png", folder / "film.mp4")
     shots = [{**BOARD["shots"][0], "keyframes": [{"image": "film.mp4"}]}]
     assert storyboard(folder, shots=shots) == 2
-    assert "--output would overwrite" in complaint(capsys, "storyboard")
+    assert "--output would overwrite the storyboard's '" in complaint(capsys, "storyboard")
 
 
 def test_a_missing_file_is_named(tmp_path, capsys):
@@ -188,7 +188,7 @@ def test_a_missing_file_is_named(tmp_path, capsys):
 
 
 def test_manifests_of_storyboards_are_plain_json(folder):
-    assert storyboard(folder, guidance_options={"cfg_method": "apg"}) == 0
+    assert storyboard(folder, guidance_scale=2.0, guidance_options={"cfg_method": "apg"}) == 0
     text = (folder / "film.mp4.json").read_text()
     assert json.loads(text)["options"]["storyboard"]["guidance_options"]["cfg_method"] == "apg"
     assert main(["replay", str(folder / "film.mp4.json")]) == 0

@@ -70,7 +70,8 @@ def _nearest(word: str, known: Sequence[str]) -> str | None:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `ltx2` with all its subcommands."""
-    from . import convert, doctor, generate, info, replay, storyboard
+    from . import convert, doctor, generate, info, replay
+    from .jobs import storyboard
     from .training import data, train
 
     parser = Parser(

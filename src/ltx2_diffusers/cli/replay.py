@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from . import storyboard
 from .generate import generate
 from .identities import environment
+from .jobs import storyboard
 from .manifest import STORYBOARD, changed_content, changed_environment, changed_inputs, outputs_agree, read_manifest
 from .options import OPTIONS
 

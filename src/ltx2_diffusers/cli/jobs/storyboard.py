@@ -2,18 +2,19 @@
 
 import argparse
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints.packaged import PACKAGED, PACKAGED_SIZE
-from .generate import check_written, description, identity_of, machine_defaults, preview_arguments
-from .identities import checkpoint_identity, environment
-from .loading import CHECKPOINT, check_checkpoint, check_device, load_pipeline
-from .manifest import STORYBOARD, input_hashes, write_manifest
-from .options import OPTIONS
-from .values import Options
+from ...checkpoints.packaged import PACKAGED, PACKAGED_SIZE
+from ..generate import check_written, description, identity_of, machine_defaults, preview_arguments
+from ..identities import checkpoint_identity, environment
+from ..loading import CHECKPOINT, check_checkpoint, check_device, load_pipeline
+from ..manifest import STORYBOARD, input_hashes, write_manifest
+from ..options import OPTIONS
+from ..values import Options
 
 _CLIP_HELP = "file to write, .mp4 or .mov; FILE.json beside it says how it was made"
 _TAKEN = {
@@ -29,6 +30,9 @@ _MODEL = ("checkpoint", "text_encoder", "upsampler", "loras", "distilled_lora")
 _IN_A_FILE = {
     "--refine-with-same-weights": "`stage_2_adapters: {}`",
     "--distilled-lora": "`distilled_lora` of `model`",
+    "--lora": "`loras` of `model`",
+    "--upsampler": "`upsampler` of `model`",
+    "--storyboard": "the storyboard's",
     "remake=True": "--remake",
 }
 _EPILOG = """\
@@ -64,8 +68,8 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Read the storyboard and make the clip."""
-    from ..application.storyboard.board import parse_storyboard
-    from ..yaml_files import read_mapping
+    from ...application.storyboard.board import parse_storyboard
+    from ...yaml_files import read_mapping
 
     given = {name: value for name, value in vars(options).items() if name in OPTIONS and value is not None}
     values = read_mapping(options.storyboard, "storyboard", "keys such as `shots:`")
@@ -86,43 +90,38 @@ def make(given: Options, remake: bool = False, keep_segments: bool = False) -> d
         given: Options that were given, by name, and `storyboard`, what the file holds.
         remake, keep_segments: See [`~ltx2_diffusers.application.storyboard.making.make_storyboard`].
     """
-    from ..application.storyboard.board import parse_storyboard
-    from ..application.storyboard.finished import FinishedSegments
-    from ..application.storyboard.making import StoryboardProgress, make_storyboard
-    from ..application.storyboard.plan import plan_storyboard
-    from ..media.files import check_suffix
-    from ..media.writing import VIDEO_SUFFIXES
-    from ..pipelines.recipes.extension.pipeline import LTX2ExtendPipeline
+    from ...application.storyboard.board import parse_storyboard
+    from ...application.storyboard.finished import FinishedSegments
+    from ...application.storyboard.making import StoryboardProgress, make_storyboard
+    from ...application.storyboard.plan import plan_storyboard
+    from ...media.files import check_suffix
+    from ...media.writing import VIDEO_SUFFIXES
+    from ...pipelines.recipes.extension.pipeline import LTX2ExtendPipeline
 
     def tell(progress: StoryboardProgress) -> None:
         if progress.path is not None:
             print(f"segment {progress.segment} of {progress.num_segments}: {progress.path}", flush=True)
 
     options = _with_defaults(given)
-    board = parse_storyboard(options[STORYBOARD])
-    board.check()
-    plan_storyboard(board)
-    path = check_suffix(options["output"], VIDEO_SUFFIXES, "--output")
-    check_written(options, {path: "--output"})
-    hashes = input_hashes(options)
-    check_checkpoint(options["checkpoint"])
-    check_device(options["device"])
-    started = time.perf_counter()
-    try:
+    with _speaking_of_a_file():
+        board = parse_storyboard(options[STORYBOARD])
+        board.check()
+        plan_storyboard(board)
+        path = check_suffix(options["output"], VIDEO_SUFFIXES, "--output")
+        check_written(options, {path: "--output"})
+        hashes = input_hashes(options)
+        check_checkpoint(options["checkpoint"])
+        check_device(options["device"])
+        started = time.perf_counter()
         pipeline = load_pipeline(options, LTX2ExtendPipeline)
         # Segments stay until the manifest is there, without which the clip could not be made again.
-        output = make_storyboard(
-            board,
-            pipeline,
-            path,
-            identity=_identity(options, hashes),
-            remake=remake,
-            keep_segments=True,
-            on_progress=tell,
-            **preview_arguments(options),
-        )
-    except ValueError as error:
-        raise ValueError(_in_a_file(str(error))) from error
+        call: dict[str, Any] = {
+            "identity": _identity(options, hashes),
+            "remake": remake,
+            "keep_segments": True,
+            "on_progress": tell,
+        }
+        output = make_storyboard(board, pipeline, path, **call, **preview_arguments(options))
     info = {name: value for name, value in (output.info or {}).items() if name != "path"}
     facts: dict[str, Any] = {
         "mode": STORYBOARD,
@@ -141,8 +140,8 @@ def make(given: Options, remake: bool = False, keep_segments: bool = False) -> d
 
 def as_written(storyboard: Mapping[str, Any], prompts: list[str]) -> dict[str, Any]:
     """What a storyboard's file would hold with the prompts, one per segment, that a director wrote for it."""
-    from ..application.storyboard.board import parse_storyboard
-    from ..application.storyboard.plan import plan_storyboard
+    from ...application.storyboard.board import parse_storyboard
+    from ...application.storyboard.plan import plan_storyboard
 
     board = parse_storyboard(storyboard)
     if not board.director:
@@ -164,7 +163,7 @@ def _with_defaults(given: Options) -> dict[str, Any]:
         # By these, loading knows what the checkpoint has to be able to do.
         options["two_stage"] = True
         if "distilled_lora" in options and board.get("stage_2_adapters") is None:
-            from ..adapters.active import DISTILLED_ADAPTER
+            from ...adapters.active import DISTILLED_ADAPTER
 
             board["stage_2_adapters"] = {DISTILLED_ADAPTER: options["distilled_lora"][1]}
         elif options["checkpoint"] in PACKAGED and board.get("stage_2_adapters") is None:
@@ -200,7 +199,7 @@ def _loaded(model: Any, folder: Path) -> dict[str, Any]:
 
 def _lora(name: str, value: Any, folder: Path) -> list[Any]:
     """File and strength of a LoRA, which is a file's name or a mapping of both."""
-    from ..declared import as_declared
+    from ...declared import as_declared
 
     given = value if isinstance(value, Mapping) else {"file": value}
     if unknown := [key for key in given if key not in ("file", "strength")]:
@@ -221,8 +220,13 @@ def _identity(options: Options, hashes: Mapping[Path, str]) -> dict[str, Any]:
     }
 
 
-def _in_a_file(message: str) -> str:
-    """A message of loading and making in the words of a storyboard and of this command."""
-    for option, said in _IN_A_FILE.items():
-        message = message.replace(option, said)
-    return message
+@contextmanager
+def _speaking_of_a_file() -> Iterator[None]:
+    """Put what is wrong in the words of a storyboard and of this command."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        message = str(error)
+        for option, said in _IN_A_FILE.items():
+            message = message.replace(option, said)
+        raise type(error)(message) from error

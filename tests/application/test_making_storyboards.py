@@ -11,14 +11,24 @@ import PIL.Image
 import pytest
 import torch
 
-from ltx2_diffusers import Keyframe, LTX2ExtendPipeline, LTX2Pipeline, Shot, Storyboard, make_storyboard
+from ltx2_diffusers import (
+    Keyframe,
+    LTX2ExtendPipeline,
+    LTX2Pipeline,
+    Shot,
+    Storyboard,
+    make_storyboard,
+    packaged_checkpoint,
+)
 from ltx2_diffusers.application.storyboard.finished import FinishedSegments
+from ltx2_diffusers.media.frames import read_frames
 from ltx2_diffusers.media.preprocess import fitted_frames
 from ltx2_diffusers.media.reading import probe, read_audio, read_video
 from ltx2_diffusers.media.streaming import ClipWriter
 from ltx2_diffusers.media.writing import write_audio, write_video
 from ltx2_diffusers.pipelines import engine
 from ltx2_diffusers.pipelines.recipes.extension import segments
+from scripts.pages import write_media
 from tests.adapters.files import save_random_loras
 from tests.killing import child, contents, count_steps, ended, hidden, killed_before, some_steps
 from tests.media.clips import gradient_clip, tone
@@ -174,6 +184,43 @@ def test_a_picture_at_the_start_is_the_first_latent_frame(pipe, pictures, tmp_pa
     assert torch.equal(finished.latents(0).video[:, :, :1], shown)
 
 
+@pytest.mark.parametrize(("at_s", "segment", "latent"), [(0.0, 1, 2), (0.3, 1, 2), (0.5, 2, 2)])
+def test_a_picture_that_replaces_is_the_latent_frame_of_its_time(pipe, pictures, tmp_path, at_s, segment, latent):
+    shots = [SHOTS[0], replace(SHOTS[1], keyframes=[Keyframe(pictures["blue"], at_s, crf=0, mode="replace")])]
+    make_storyboard(board(*shots), pipe, tmp_path / "film.mp4", keep_segments=True)
+    finished = FinishedSegments(tmp_path / "film.mp4")
+    finished.read()
+    blue = torch.tensor([0, 0, 255], dtype=torch.uint8).expand(1, 64, 64, 3)
+    shown = pipe.encode_video(fitted_frames(blue, [0], 64, 64))
+    assert torch.equal(finished.latents(segment).video[:, :, latent : latent + 1], shown)
+
+
+@pytest.mark.slow
+def test_the_miniature_shows_pictures_at_their_times(tmp_path):
+    pipe = LTX2ExtendPipeline.from_pretrained(packaged_checkpoint("ltx2-mini"))
+    write_media(tmp_path)
+    pictures = {name: read_frames(tmp_path / f"{name}.png")[0].float() for name in ("first", "last")}
+    shots = [
+        Shot("a red circle moves to the right on a blue background", 1.0, [Keyframe(tmp_path / "first.png")]),
+        Shot(
+            "a red circle moves to the left on a blue background",
+            1.35,
+            [Keyframe(tmp_path / "first.png", 1.35, mode="replace")],
+        ),
+    ]
+    settings = {"num_inference_steps": 15, "stg_scale": 0.0}
+    size = {"height": 128, "width": 128, "num_frames": 33, "overlap_frames": 9}
+    make_storyboard(Storyboard(shots, **size, settings=settings), pipe, tmp_path / "film.mp4")
+    frames = read_video(tmp_path / "film.mp4").float()
+
+    def distance(frame, name):
+        return (frames[frame] - pictures[name]).abs().mean()
+
+    assert distance(0, "first") < 6 and distance(-5, "first") < 12
+    # Between them the circle is at the right.
+    assert distance(24, "last") < 12 < 40 < distance(24, "first")
+
+
 @pytest.mark.parametrize(("at_s", "first_changed"), [(0.0, 17), (0.2, 17), (0.5, 25)])
 def test_a_later_picture_changes_its_segment_and_nothing_before_it(
     pipe, whole, pictures, tmp_path, at_s, first_changed
@@ -276,12 +323,13 @@ def test_whenever_it_is_killed_it_can_be_gone_on_with(pipe, whole, tmp_path):
     def write(folder):
         return lambda: make_storyboard(board(), pipe, folder / "film.mp4")
 
+    (tmp_path / "count").mkdir()
     count = count_steps(write(tmp_path / "count"), tmp_path / "count")
     for number in some_steps(count, 24):
         folder = tmp_path / str(number)
         folder.mkdir()
         assert killed_before(write(folder), folder, number)
-        write(folder)()
+        make_storyboard(board(), pipe, folder / "film.mp4")
         assert equal(folder / "film.mp4", whole), number
         assert sorted(contents(folder)) == ["film.mp4"]
         assert hidden(folder) == []

@@ -88,6 +88,7 @@ def test_a_file_holds_fields_and_settings_side_by_side(folder):
         ("at_s: 0.9", "at_s: 1.5", "shot 1: keyframe 2: `at_s` 1.5 lies outside the shot of 1 seconds; use 1"),
         ("strength: 0.5", "strength: 5", "shot 1: keyframe 2: `strength` .* 5.*; use 1"),
         ("strength: 0.5", "strenght: 0.5", "shot 1: keyframe 2: unknown key `strenght`; did you mean `strength`?"),
+        ("strength: 0.5", "mode: insert", "keyframe 2: `mode` has to be one of 'auto', 'append', 'replace' but is"),
         ("{image: first.png}", "{image: no.png}", "shot 1: keyframe 1: `image`: there is no file '.*no.png'"),
         ("{image: first.png}", "{image: clip.mp4}", "shot 1: keyframe 1: `image` '.*clip.mp4' is a clip; give a pic"),
         (
@@ -157,6 +158,15 @@ def test_a_shot_has_its_own_seed_prompts_and_negative_prompt():
     assert [segment.prompt for segment in planned] == ["one", "two", "three", "four"]
     assert [segment.negative_prompt for segment in planned] == ["dark", "blurry", "blurry", "dark"]
     assert [segment.seed for segment in planned] == [10, 5, 6, 13]
+
+
+def test_a_picture_that_replaces_begins_a_latent_frame():
+    shown = [Keyframe("a", at_s, mode="replace") for at_s in (0.0, 0.3, 0.9, 1.9)]
+    planned = plan_storyboard(board(shots=[Shot("one", 1.05, shown[:1]), Shot("two", 2.0, shown)]))
+    frames = [[segment.start + frame for frame, _ in segment.keyframes] for segment in planned]
+    # 25, 32, 47 and 71 lie in the latent frames that begin here.
+    assert frames == [[0], [25, 25, 41], [65]]
+    assert all(frame % 8 == 1 for segment in planned[1:] for frame, _ in segment.keyframes)
 
 
 def test_pictures_lie_in_the_segment_that_makes_their_frame():

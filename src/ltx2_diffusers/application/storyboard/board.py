@@ -40,12 +40,16 @@ class Keyframe:
         at_s: When, in seconds from the start of the shot. Default 0.0.
         strength: 1 shows it exactly, 0 ignores it. Default 1.0.
         crf: H.264 quality of the round trip that the picture takes, 0 (none) to 51. Default the checkpoint's.
+        mode: `"append"` shows it to the model beside the shot; `"replace"` writes it into the shot itself, where it stands
+            for the eight frames of the latent frame that holds its time. Default `"auto"`: replace at the start of the clip,
+            where it is a single frame, append elsewhere.
     """
 
     image: str | os.PathLike | PIL.Image.Image
     at_s: float = 0.0
     strength: float = 1.0
     crf: int | None = None
+    mode: str = "auto"
 
     def __post_init__(self) -> None:
         settle(self)
@@ -232,6 +236,7 @@ def _check_shot(problems: Problems, place: str, shot: Shot) -> None:
 
 def _check_keyframe(keyframe: Keyframe, shot: Shot) -> None:
     checks.check_unit(strength=keyframe.strength)
+    checks.check_choice("mode", keyframe.mode, ("auto", "append", "replace"))
     if not 0 <= keyframe.at_s <= shot.duration_s:
         nearest = min(max(keyframe.at_s, 0.0), shot.duration_s)
         raise ValueError(

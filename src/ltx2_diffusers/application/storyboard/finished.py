@@ -170,7 +170,10 @@ class FinishedSegments:
         return [one["info"] for one in self._state["segments"]]
 
     def remove(self) -> None:
-        """Remove the folder."""
+        """Remove the folder, what tells of the others last: killed in between, it is still one to go on with."""
+        for path in self.clips + [clip.with_suffix(".safetensors") for clip in self.clips]:
+            path.unlink(missing_ok=True)
+        (self.folder / _STATE).unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _data(self, index: int) -> dict[str, Entry]:

@@ -206,8 +206,8 @@ class _Making:
         streams = Streams(True, board.generate_audio)
         stages = stage_list(self.pipeline, call.sampling, Streams(False, sound is not None), streams)
         conditions: list[Condition] = [
-            LTX2VideoCondition(keyframe.image, frame=frame, strength=keyframe.strength, crf=keyframe.crf)
-            for frame, keyframe in one.keyframes
+            LTX2VideoCondition(k.image, frame=frame, strength=k.strength, crf=k.crf, mode=k.mode)
+            for frame, k in one.keyframes
         ]
         conditions += [] if sound is None else [AudioCondition(sound)]
         prompts, request = call.request(stages, conditions, streams=streams)
@@ -238,7 +238,7 @@ class _Making:
         return [
             {name: getattr(one, name) for name in names}
             | {"adapters": dict(self.board.shots[one.shot].adapters)}
-            | {"keyframes": [[f, k.strength, k.crf, _picture_name(k.image)] for f, k in one.keyframes]}
+            | {"keyframes": [[f, k.strength, k.crf, k.mode, _picture_name(k.image)] for f, k in one.keyframes]}
             for one in self.planned
         ]
 

@@ -122,5 +122,12 @@ def _shown(
     board: Storyboard, shot: Shot, begin: int, end: int, new: range, start: int
 ) -> tuple[tuple[int, Keyframe], ...]:
     """Pictures of a shot that lie in the new frames of a segment, with their frames in it."""
-    places = [(min(begin + round(one.at_s * board.frame_rate), end - 1), one) for one in shot.keyframes]
-    return tuple((frame - start, one) for frame, one in places if frame in new)
+    shown = []
+    for one in shot.keyframes:
+        frame = min(begin + round(one.at_s * board.frame_rate), end - 1)
+        if one.mode == "replace" and frame:
+            # Where its latent frame begins.
+            frame = 1 + (frame - 1) // _STRIDE * _STRIDE
+        if frame in new:
+            shown.append((frame - start, one))
+    return tuple(shown)

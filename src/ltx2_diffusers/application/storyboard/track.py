@@ -16,7 +16,7 @@ _SHORTER_S = 0.04
 
 
 class Track:
-    """The file whose sound a clip has; one window of it at a time is in memory.
+    """The file whose sound a clip has: read once to know its length, and then one window at a time.
 
     Args:
         board: A storyboard with `audio`.

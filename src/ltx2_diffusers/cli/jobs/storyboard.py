@@ -13,6 +13,7 @@ from ..generate import check_written, description, identity_of, machine_defaults
 from ..identities import checkpoint_identity, environment
 from ..loading import CHECKPOINT, check_checkpoint, check_device, load_pipeline
 from ..manifest import STORYBOARD, input_hashes, write_manifest
+from ..modes import check_together
 from ..options import OPTIONS
 from ..values import Options
 
@@ -72,6 +73,7 @@ def run(options: argparse.Namespace) -> int:
     from ...yaml_files import read_mapping
 
     given = {name: value for name, value in vars(options).items() if name in OPTIONS and value is not None}
+    check_together(given)
     values = read_mapping(options.storyboard, "storyboard", "keys such as `shots:`")
     folder = options.storyboard.parent
     model = values.pop("model", None) or {}
@@ -170,6 +172,10 @@ def _with_defaults(given: Options) -> dict[str, Any]:
             board["stage_2_adapters"] = {}
         if board.get("stage_2_adapters") == {}:
             options["refine_with_same_weights"] = True
+    elif unread := [name for name in ("distilled_lora", "upsampler") if name in options]:
+        raise ValueError(
+            f"`{unread[0]}` of `model` means nothing without a second stage; set `two_stage: true`, or leave it out"
+        )
     return {**options, STORYBOARD: board}
 
 
@@ -217,6 +223,7 @@ def _identity(options: Options, hashes: Mapping[Path, str]) -> dict[str, Any]:
         "loras": [[hashes[file], *rest] for file, *rest in loras],
         "upsampler": hashes[options["upsampler"]] if "upsampler" in options else None,
         "dtype": options["dtype"],
+        "tiling": "tiling" in options,
     }
 
 

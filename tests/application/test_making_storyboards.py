@@ -443,7 +443,6 @@ def test_memory_does_not_grow_with_the_number_of_segments(pipe, monkeypatch, tmp
         alive.append(tuple(sum(ref() is not None for ref in refs) for refs in (frames, latents)))
 
     def weigh(progress):
-        # Looking at all objects takes a second.
         if progress.path is not None and progress.segment in (3, 5):
             gc.collect()
             tensors = [one for one in gc.get_objects() if type(one) is torch.Tensor]
@@ -452,14 +451,17 @@ def test_memory_does_not_grow_with_the_number_of_segments(pipe, monkeypatch, tmp
     monkeypatch.setattr(engine, "video_as", decoding)
     monkeypatch.setattr(segments, "generate", generating)
     hook = pipe.vae.decoder.register_forward_pre_hook(count)
+    # What was there before need not be looked at.
+    gc.freeze()
     try:
         make_storyboard(board(Shot("Waves.", 2.0)), pipe, tmp_path / "film.mp4", on_progress=weigh)
     finally:
+        gc.unfreeze()
         hook.remove()
     assert len(alive) == 5
     # Of their latents those that are decoded, and those of the first segment, which drift control compares with.
     assert alive == [(0, 1)] + [(0, 2)] * 4
-    assert held[0] == held[1]
+    assert held[0] == held[1] > 0
 
 
 # --- adapters and the director ---

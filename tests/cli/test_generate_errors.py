@@ -196,7 +196,10 @@ def test_what_needs_no_checkpoint_is_found_without_one(tmp_path, capsys, options
         (["--prompt", "a", "-o", "x.mp4"], "unknown option --prompt; did you mean `ltx2 generate --prompt`?"),
         (["-o", "x.mp4"], "unknown option -o; did you mean `ltx2 generate -o`?"),
         (["generte", "--prompt", "a"], "unknown command 'generte'; did you mean 'generate'?"),
-        (["sing"], "unknown command 'sing'; there are generate, storyboard, replay, info, convert, doctor, data, train\n"),
+        (
+            ["sing"],
+            "unknown command 'sing'; there are generate, storyboard, replay, info, convert, doctor, data, train\n",
+        ),
     ],
 )
 def test_unknown_options_are_named_before_missing_ones(capsys, arguments, message):

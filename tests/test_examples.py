@@ -13,12 +13,14 @@ from diffusers.utils import logging
 
 import ltx2_diffusers
 from ltx2_diffusers.checkpoints import packaged
+from ltx2_diffusers.cli.main import main
 from tests.adapters.files import save_random_loras
 
 EXAMPLES = sorted(Path(__file__).parents[1].joinpath("examples").glob("*.py"))
 # Plans for every card take longer than a clip.
 SLOW = ("low_vram",)
 RUN = [pytest.param(path, marks=[pytest.mark.slow] if path.stem in SLOW else []) for path in EXAMPLES]
+STORYBOARD = EXAMPLES[0].with_name("storyboard.yaml")
 PIPELINES = [name for name in ltx2_diffusers.__all__ if name.endswith("Pipeline")]
 SILENT = ("silent.mp4", "upsample_latents.mp4")
 MEDIA_FILE = re.compile(r"\w+\.(?:mp4|wav)\b")
@@ -75,6 +77,15 @@ def test_a_script_writes_what_it_says(script, in_empty_folder, capsys):
             sound = [] if name in SILENT else ["audio"]
             assert kinds == (sound if name.endswith(".wav") else ["video", *sound])
             assert sum(1 for _ in container.decode(container.streams[0])) > 1
+
+
+@pytest.mark.usefixtures("checkpoint")
+def test_the_storyboard_becomes_a_film(in_empty_folder, capsys):
+    assert main(["storyboard", str(STORYBOARD), "-o", "film.mp4", "--device", "cpu"]) == 0
+    assert "film.mp4: 81 frames of 128x128" in capsys.readouterr().out
+    assert {path.name for path in in_empty_folder.iterdir()} == {"film.mp4", "film.mp4.json"}
+    with av.open("film.mp4") as container:
+        assert [stream.type for stream in container.streams] == ["video", "audio"]
 
 
 @pytest.mark.parametrize("script", EXAMPLES, ids=lambda script: script.stem)

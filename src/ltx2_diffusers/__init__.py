@@ -45,6 +45,8 @@ _MODULES = {
         "ApplicationDefaults",
     ),
     ".application.generate": ("generate",),
+    ".application.storyboard.board": ("Storyboard", "Shot", "Keyframe", "read_storyboard"),
+    ".application.storyboard.making": ("make_storyboard", "StoryboardProgress"),
     ".pipelines.arguments": ("Stage",),
     ".guidance": ("GuidanceOptions", "MultiModalGuiderParams"),
     ".guidance.presets": ("RECOMMENDED_NEGATIVE_PROMPT",),

@@ -7,6 +7,12 @@ from .application.selection import GenerationRequest as GenerationRequest
 from .application.selection import Selection as Selection
 from .application.selection import TimelineItem as TimelineItem
 from .application.selection import select_pipeline as select_pipeline
+from .application.storyboard.board import Keyframe as Keyframe
+from .application.storyboard.board import Shot as Shot
+from .application.storyboard.board import Storyboard as Storyboard
+from .application.storyboard.board import read_storyboard as read_storyboard
+from .application.storyboard.making import StoryboardProgress as StoryboardProgress
+from .application.storyboard.making import make_storyboard as make_storyboard
 from .checkpoints.packaged import packaged_checkpoint as packaged_checkpoint
 from .guidance import GuidanceOptions as GuidanceOptions
 from .guidance import MultiModalGuiderParams as MultiModalGuiderParams

@@ -42,6 +42,20 @@ def test_the_language_model_is_told_idea_last_prompt_and_place():
     assert ["It is the last one." in text for text in texts] == [False, True]
 
 
+def test_the_language_model_is_told_what_each_part_is_to_show():
+    shown = ["A fox.", "It drinks.", "It sleeps."]
+    assert director(parts=shown)(0) == "A fox."
+    seen = []
+    hook = ours().text_encoder.register_forward_pre_hook(
+        lambda _m, _a, kwargs: seen.append(kwargs["input_ids"]), with_kwargs=True
+    )
+    PromptDirector(ours(), PROMPT, 3, max_new_tokens=1, parts=shown)(2, "The fox is drinking.")
+    hook.remove()
+    text = ours().tokenizer.decode(seen[0][0], skip_special_tokens=True)
+    assert "what part 3 is to show: It sleeps." in text
+    assert PROMPT in text and "A fox." not in text
+
+
 def test_without_an_answer_the_last_prompt_goes_on():
     encoder = ours().text_encoder
     words = range(encoder.config.text_config.vocab_size)
@@ -55,6 +69,7 @@ def test_without_an_answer_the_last_prompt_goes_on():
         (lambda: director(0), r"`num_chunks` .* 0"),
         (lambda: PromptDirector(ours(), " ", 2), "`prompt` has to be the idea"),
         (lambda: PromptDirector(ours(), PROMPT, 2, max_new_tokens=0), r"`max_new_tokens` .* 0"),
+        (lambda: director(parts=["A fox."]), "`parts` has 1 texts for 3 parts"),
         (lambda: director()(3, "Before."), "`index` 3 .* use 0 to 2"),
         (lambda: director()(1), "needs the prompt of the part before"),
         (

@@ -1,5 +1,6 @@
 """A language model that carries a story from one part of a long video to the next."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +43,7 @@ class PromptDirector:
         seed: Seed of the first part; every further part adds 1. Default 10.
         max_new_tokens: Length of an answer, default 512 (600 with a dedicated `prompt_enhancer`).
         generation_kwargs: Replaces the sampling settings (temperature 0.7, or greedy for a dedicated model).
+        parts: What each part is to show, one text per part. Default `None`: the idea alone says it.
     """
 
     pipeline: Any
@@ -51,6 +53,7 @@ class PromptDirector:
     seed: int = 10
     max_new_tokens: int | None = None
     generation_kwargs: dict[str, Any] | None = None
+    parts: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         check_at_least_one(num_chunks=self.num_chunks)
@@ -58,6 +61,8 @@ class PromptDirector:
             check_at_least_one(max_new_tokens=self.max_new_tokens)
         if not isinstance(self.prompt, str) or not self.prompt.strip():
             raise ValueError(f"`prompt` has to be the idea of the whole video but is {self.prompt!r}; give a text")
+        if self.parts is not None and len(self.parts) != self.num_chunks:
+            raise ValueError(f"`parts` has {len(self.parts)} texts for {self.num_chunks} parts; give one for each")
         if self.num_chunks > 1:
             self.pipeline.chat_model.check()
 
@@ -72,7 +77,7 @@ class PromptDirector:
                 f"`index` {index} lies outside the video of {self.num_chunks} parts; use 0 to {self.num_chunks - 1}"
             )
         if index == 0:
-            return self.prompt
+            return self.prompt if self.parts is None else self.parts[0]
         if not previous:
             raise ValueError(f"part {index} needs the prompt of the part before as `previous`")
         answer = self.pipeline.chat_model.answer(
@@ -90,8 +95,9 @@ class PromptDirector:
 
     def _question(self, index: int, previous: str) -> str:
         last = " It is the last one." if index == self.num_chunks - 1 else ""
+        shown = "" if self.parts is None else f"what part {index + 1} is to show: {self.parts[index]}\n"
         return (
             f"idea of the whole video: {self.prompt}\n"
             f"prompt of part {index} of {self.num_chunks}, just made: {previous}\n"
-            f"Write the prompt of part {index + 1} of {self.num_chunks}.{last}"
+            f"{shown}Write the prompt of part {index + 1} of {self.num_chunks}.{last}"
         )

@@ -64,7 +64,7 @@ def generate(
     if selection.chunks:
         output = _in_parts(selection, pipeline, common)
     else:
-        output = _as(selection.pipeline_class, pipeline)(**{**selection.arguments, **common})
+        output = as_pipeline(selection.pipeline_class, pipeline)(**{**selection.arguments, **common})
     return _noted(output, rule=selection.rule, notes=list(selection.notes))
 
 
@@ -84,7 +84,7 @@ def _in_parts(selection: Selection, pipeline: Any, common: dict[str, Any]) -> LT
     facts: dict[str, Any] = {}
     prompts: list[str] = []
     if selection.opening is not None:
-        first = _as(LTX2TwoStagePipeline, pipeline)(**{**selection.opening, **common, "output_type": "latent"})
+        first = as_pipeline(LTX2TwoStagePipeline, pipeline)(**{**selection.opening, **common, "output_type": "latent"})
         prompts = first.info.get("enhanced_prompt", [])
         arguments |= {"latents": first.frames, "audio_latents": first.audio}
     if arguments.pop("enable_prompt_enhancement"):
@@ -93,7 +93,7 @@ def _in_parts(selection: Selection, pipeline: Any, common: dict[str, Any]) -> LT
         facts["enhanced_prompt"] = texts
         # The prompts are written; nothing of this is read any more.
         arguments = {name: value for name, value in arguments.items() if name not in _ENHANCEMENT}
-    output = _as(selection.pipeline_class, pipeline)(**arguments)
+    output = as_pipeline(selection.pipeline_class, pipeline)(**arguments)
     return _cut(_noted(output, **facts), selection.request.num_frames)
 
 
@@ -127,5 +127,6 @@ def _noted(output: LTX2PipelineOutput, **facts: Any) -> LTX2PipelineOutput:
     return replace(output, info={**(output.info or {}), **facts})
 
 
-def _as(pipeline_class: Any, pipeline: Any) -> Any:
+def as_pipeline(pipeline_class: Any, pipeline: Any) -> Any:
+    """The pipeline as one of a class, with the same components."""
     return pipeline if type(pipeline) is pipeline_class else pipeline_class.from_pipe(pipeline)

@@ -96,7 +96,7 @@ def generate(given: Options) -> dict[str, Any]:
             "pipeline": mode.pipeline,
             "environment": environment(options["device"]),
             "result": {"prompt": options["prompt"], **output.info, "seconds": round(time.perf_counter() - started, 3)},
-            "outputs": [_identity(file) for file in files],
+            "outputs": [identity_of(file) for file in files],
         }
         # First the manifest, which names the content of the files: should the process be killed before they stand
         # beside it, a replay finds out. The manifest of an older version might name nothing.
@@ -105,7 +105,7 @@ def generate(given: Options) -> dict[str, Any]:
             os.replace(file, path.with_name(file.name))
     for file, identity in zip(files, facts["outputs"]):
         print(
-            f"{path.with_name(file.name)}: {_description(identity)}, made in {facts['result']['seconds']:.1f} s: "
+            f"{path.with_name(file.name)}: {description(identity)}, made in {facts['result']['seconds']:.1f} s: "
             f"{_settings(mode, output)}"
         )
     return facts
@@ -120,7 +120,7 @@ def _speaking_of(given: Options) -> Iterator[None]:
         raise ValueError(in_options(str(error), given)) from error
 
 
-def _identity(file: Path) -> dict[str, Any]:
+def identity_of(file: Path) -> dict[str, Any]:
     """What tells a written file from others, and what it decodes to."""
     return {"file": file.name, "sha256": file_sha256(file), **content_identity(file)}
 
@@ -129,13 +129,13 @@ def with_defaults(given: Options, mode: Mode) -> dict[str, Any]:
     """The options with everything that a later version might choose otherwise."""
     from ..pipelines.plan import DEFAULT_SIZE
 
-    takes, device = mode.takes, given.get("device") or best_device()
+    takes = mode.takes
     defaults = {
         name: option.default
         for name, option in OPTIONS.items()
         if option.default is not None and (option.argument is None or option.argument in takes)
     }
-    defaults |= {"device": device, "dtype": "float32" if device == "cpu" else "bfloat16"}
+    defaults |= machine_defaults(given)
     is_packaged = {**defaults, **given}["checkpoint"] in PACKAGED
     if "video" not in given:
         sizes = PACKAGED_SIZE if is_packaged else dict(zip(("height", "width", "num_frames"), DEFAULT_SIZE))
@@ -148,6 +148,12 @@ def with_defaults(given: Options, mode: Mode) -> dict[str, Any]:
     return {**defaults, **given}
 
 
+def machine_defaults(given: Options) -> dict[str, Any]:
+    """Where and in which type of numbers a pipeline runs if nobody says."""
+    device = given.get("device") or best_device()
+    return {"device": device, "dtype": "float32" if device == "cpu" else "bfloat16"}
+
+
 def _run_arguments(options: Options, path: Path) -> dict[str, Any]:
     """Arguments of the call that say where noise comes from and where the result goes."""
     import torch
@@ -155,17 +161,21 @@ def _run_arguments(options: Options, path: Path) -> dict[str, Any]:
     generator = torch.Generator("cpu").manual_seed(options["seed"])
     # The file is written while the clip is decoded.
     arguments: dict[str, Any] = {"generator": generator, "output_type": "uint8", "save_path": path}
-    if "preview" in options:
-        sheet = ContactSheet(_preview_path(options), options["preview_every"])
-        arguments |= {"callback_on_step_end": sheet, "callback_on_step_end_tensor_inputs": sheet.inputs}
-    return arguments
+    return arguments | preview_arguments(options)
+
+
+def preview_arguments(options: Options) -> dict[str, Any]:
+    """Arguments of the call that keep a preview, if one is asked for."""
+    if "preview" not in options:
+        return {}
+    sheet = ContactSheet(_preview_path(options), options["preview_every"])
+    return {"callback_on_step_end": sheet, "callback_on_step_end_tensor_inputs": sheet.inputs}
 
 
 def _check(options: Options) -> None:
     """What no pipeline checks: the seed, and the files that are written: their suffixes, that none is an input, and that
     they can be written at all.
     """
-    from ..atomic import check_writable
     from ..media.files import check_suffix, item_paths
     from ..media.writing import VIDEO_SUFFIXES
 
@@ -178,7 +188,20 @@ def _check(options: Options) -> None:
     # The prompts of an extension are those of its parts.
     clips = 1 if "extend" in options else len(options["prompt"]) * options.get("num_videos", 1)
     written = {Path(name): "--output" for name in item_paths(output, max(1, clips))}
-    written[manifest_path(output)] = "the manifest of --output"
+    check_written(options, written)
+
+
+def check_written(options: Options, written: dict[Path, str]) -> None:
+    """Raise `ValueError` if a file that is to be written would overwrite an input, or cannot be written.
+
+    Args:
+        options: All options.
+        written: The clips, by what they are; the manifest and the preview are added.
+    """
+    from ..atomic import check_writable
+    from ..media.files import check_suffix
+
+    written = {**written, manifest_path(Path(options["output"])): "the manifest of --output"}
     if "preview" in options:
         written[check_suffix(_preview_path(options), _PREVIEW_SUFFIXES, "--preview")] = "--preview"
         if options["preview_every"] < 1:
@@ -217,7 +240,7 @@ def _preview_path(options: Options) -> Path:
     return Path(options["preview"] or Path(options["output"]).with_suffix(".preview.png"))
 
 
-def _description(made: Mapping[str, Any]) -> str:
+def description(made: Mapping[str, Any]) -> str:
     """Sizes of a written clip in words."""
     from fractions import Fraction
 

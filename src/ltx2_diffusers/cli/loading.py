@@ -196,7 +196,8 @@ def _load_loras(pipeline: Any, options: Options) -> None:
     """Load LoRAs and make them active, or part of the weights, but for one that belongs to the refining stage alone."""
     from ..adapters.active import DISTILLED_ADAPTER
 
-    loras = {f"lora_{index}": lora for index, lora in enumerate(options.get("lora", []))}
+    # Those of a storyboard have names, by which its shots call them.
+    loras = {(lora[2:] or [f"lora_{index}"])[0]: lora[:2] for index, lora in enumerate(options.get("lora", []))}
     for name, (file, _) in loras.items():
         pipeline.load_lora_weights(str(file), adapter_name=name)
     pipeline.set_adapters(list(loras), [weight for _, weight in loras.values()])

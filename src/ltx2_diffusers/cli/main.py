@@ -72,6 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of `ltx2` with all its subcommands."""
     from . import convert, doctor, generate, info, replay
     from .fitting import calibrate, plan
+    from .jobs import storyboard
     from .training import data, train
 
     parser = Parser(
@@ -81,7 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"ltx2-diffusers {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in (generate, replay, info, convert, calibrate, plan, doctor, data, train):
+    for module in (generate, storyboard, replay, info, convert, calibrate, plan, doctor, data, train):
         module.add_parser(commands)
     return parser
 

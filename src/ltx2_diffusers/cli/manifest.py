@@ -14,6 +14,8 @@ from .values import Options, flag, flags, input_files, replaced_files
 # Raised whenever a reader of the former number would misread the file.
 SCHEMA = 1
 _KIND = "ltx2 manifest"
+STORYBOARD = "storyboard"
+"""Name under which a manifest holds a storyboard beside the options with which its clip was made."""
 _PARTS = {"inputs": dict, "checkpoints": dict, "environment": dict, "result": dict, "outputs": list}
 
 
@@ -51,18 +53,23 @@ def write_manifest(output: Path, options: Options, hashes: Mapping[Path, str], f
     from ..atomic import write_json
 
     base = output.parent.absolute()
-    kept = {name: value for name, value in options.items() if OPTIONS[name].record != "nothing"}
-    kept |= {name: _place(value) for name, value in kept.items() if OPTIONS[name].record in ("place", "checkpoint")}
+    kept = {name: value for name, value in options.items() if _record(name) != "nothing"}
+    kept |= {name: _place(value) for name, value in kept.items() if _record(name) in ("place", "checkpoint")}
     written = {n: replaced_files(value, lambda path: {"file": _stored(path, base)}) for n, value in kept.items()}
     manifest = {
         "kind": _KIND,
         "schema": SCHEMA,
         "options": written,
         "inputs": {_stored(path, base): name for path, name in hashes.items()},
-        "checkpoints": {n: checkpoint_identity(kept[n]) for n in kept if OPTIONS[n].record == "checkpoint"},
+        "checkpoints": {n: checkpoint_identity(kept[n]) for n in kept if _record(n) == "checkpoint"},
         **facts,
     }
     write_json(manifest_path(output), manifest)
+
+
+def _record(name: str) -> str:
+    """How an option stands in a manifest."""
+    return "value" if name == STORYBOARD else OPTIONS[name].record
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -91,7 +98,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         schema = manifest.get("schema")
         raise ValueError(f"{str(path)!r} has the schema {schema}, this version reads {SCHEMA}; {writer}")
     _check_parts(path, manifest, {"options": dict})
-    if unknown := sorted(manifest["options"].keys() - OPTIONS):
+    if unknown := sorted(manifest["options"].keys() - OPTIONS - {STORYBOARD}):
         raise ValueError(f"{str(path)!r} has {flags(unknown, 'and')}, which this version does not know; {writer}")
     _check_parts(path, manifest, _PARTS)
     manifest["inputs"] = {Path(os.path.normpath(base / file)): name for file, name in manifest["inputs"].items()}

@@ -64,16 +64,21 @@ def choose_mode(options: Options) -> Mode:
     Raises:
         ValueError: If options are missing, or contradict each other whatever the pipeline.
     """
+    check_together(options)
+    mode = next(mode for mode in MODES if not mode.chosen_by or not options.keys().isdisjoint(mode.chosen_by))
+    if "preview" in options and not mode.makes_video:
+        raise ValueError(f"--preview shows pictures as they are made, but {_chosen(mode, options)} makes none")
+    return mode
+
+
+def check_together(options: Options) -> None:
+    """Raise `ValueError` for an option without another that it needs, and for two that contradict each other."""
     given = [option for name, option in OPTIONS.items() if name in options]
     for option in given:
         if option.needs and options.keys().isdisjoint(option.needs):
             raise ValueError(f"{flag(option.name)} needs {flags(option.needs)}")
     if pairs := [(option.name, other) for option in given for other in option.excludes if other in options]:
         raise ValueError(f"{flags(pairs[0], 'and')} contradict each other; leave one of them out")
-    mode = next(mode for mode in MODES if not mode.chosen_by or not options.keys().isdisjoint(mode.chosen_by))
-    if "preview" in options and not mode.makes_video:
-        raise ValueError(f"--preview shows pictures as they are made, but {_chosen(mode, options)} makes none")
-    return mode
 
 
 def call_arguments(mode: Mode, options: Options) -> Arguments:

@@ -7,7 +7,8 @@ from typing import Any
 
 from .generate import generate
 from .identities import environment
-from .manifest import changed_content, changed_environment, changed_inputs, outputs_agree, read_manifest
+from .jobs import storyboard
+from .manifest import STORYBOARD, changed_content, changed_environment, changed_inputs, outputs_agree, read_manifest
 from .options import OPTIONS
 
 
@@ -43,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
     changes += changed_environment(manifest["environment"], environment(again["device"]))
     for change in changes:
         print(f"ltx2 replay: warning: {change}", file=sys.stderr)
-    made = generate(again)
+    made = storyboard.make(again) if STORYBOARD in again else generate(again)
     differences = changed_content(manifest["outputs"], made["outputs"])
     for difference in differences:
         print(f"ltx2 replay: {difference}", file=sys.stderr)
@@ -58,6 +59,8 @@ def _options(manifest: dict[str, Any], options: argparse.Namespace) -> dict[str,
     name = Path(options.manifest.stem)
     again = {**manifest["options"], "output": str(options.manifest.with_name(f"{name.stem}-replay{name.suffix}"))}
     again |= {name: vars(options)[name] for name in ("output", "device") if vars(options)[name] is not None}
+    if STORYBOARD in again:
+        return {**again, STORYBOARD: storyboard.as_written(again[STORYBOARD], manifest["result"]["prompts"])}
     if "sampler" not in manifest["result"] and "distilled" not in again:
         # Written when only the distilled recipe took its preset's sampler.
         again.setdefault("sampler", "euler")

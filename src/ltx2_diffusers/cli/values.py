@@ -83,11 +83,15 @@ def replaced_files(value: Any, change: Callable[[Path], Any]) -> Any:
     """A value of an option with every input file in it replaced by what `change` makes of it."""
     if isinstance(value, Path):
         return change(value)
+    if isinstance(value, dict):
+        return {name: replaced_files(part, change) for name, part in value.items()}
     return [replaced_files(part, change) for part in value] if isinstance(value, list) else value
 
 
 def parts_of(value: Any) -> list[Any]:
-    """A value of an option, or all that a list of them holds."""
+    """A value of an option, or all that a list or a mapping of them holds."""
+    if isinstance(value, dict):
+        return parts_of(list(value.values()))
     return [part for item in value for part in parts_of(item)] if isinstance(value, list) else [value]
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..atomic import complete_file
 from ..declared import shown
+from ..yaml_files import read_mapping
 from .config import GUIDANCE_KEYS, STRATEGY_SECTIONS, Section, StrategySection, TrainingConfig
 
 if TYPE_CHECKING:
@@ -69,35 +70,6 @@ def load_config(
     if path is None and values.get("model", {}).get("training_mode", "lora") == "lora":
         values.setdefault("lora", {})
     return parse_config(values)
-
-
-def read_mapping(path: str | os.PathLike) -> dict[str, Any]:
-    """The mapping in a YAML file; `python/tuple`, which the reference trainer writes, is read as a list."""
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        """Reads plain YAML, and tuples."""
-
-        def construct_tuple(self, node: yaml.SequenceNode) -> list[Any]:
-            """A tuple as a list."""
-            return self.construct_sequence(node)
-
-    Loader.add_constructor("tag:yaml.org,2002:python/tuple", Loader.construct_tuple)
-    name = os.fspath(path)
-    if not os.path.isfile(name):
-        raise FileNotFoundError(f"there is no configuration file {name!r}; give a YAML file")
-    try:
-        # A safe loader with one further tag.
-        values = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise ValueError(f"{name}{line}: is no YAML: {getattr(error, 'problem', None) or error}") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise ValueError(f"{name}, line 1: has to hold sections such as `model:` but holds {shown(values)}")
-    return values
 
 
 def parse_config(values: Mapping[str, Any]) -> TrainingConfig:

@@ -57,7 +57,9 @@ def extend(pipeline: LTX2StagedPipeline, call: ExtendArguments, extension: Exten
     for prompt in dict.fromkeys(extension.prompts):
         pipeline.prompt_reader.check(replace(prompts, prompt=prompt), with_negative, watched=delivery.wanted)
     prepare(pipeline, request, batch_size=1)
-    segments = parts.generate_segments(pipeline, prompts, request, extension, parts.edge_latents(pipeline, extension))
+    wanted = [parts.Wanted(replace(prompts, prompt=text), request, extension.timeline) for text in extension.prompts]
+    carried = parts.carried_source(pipeline, extension)
+    segments = parts.generate_segments(pipeline, wanted, carried, extension.drift_control)
     result = _result(pipeline, extension, segments, delivery, writer)
     pipeline.maybe_free_model_hooks()
     return result if delivery.return_dict else (result.frames, result.audio)

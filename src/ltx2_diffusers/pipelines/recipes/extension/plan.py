@@ -156,7 +156,7 @@ def plan_extension(sizes: ModelSizes, call: ExtendArguments) -> Extension:
     checks.check_most(MAX_SEGMENTS, num_segments=call.num_segments)
     prompts = _segment_prompts(call.prompt, call.num_segments)
     segment_frames = DEFAULT_SIZE[2] if call.num_frames is None else call.num_frames
-    _check_overlap(call.overlap_frames, segment_frames, sizes.temporal_ratio)
+    check_overlap(call.overlap_frames, segment_frames, sizes.temporal_ratio)
     source, num_frames, rate = _source(sizes, call)
     if source is not None and num_frames < call.overlap_frames:
         raise ValueError(
@@ -177,7 +177,9 @@ def plan_extension(sizes: ModelSizes, call: ExtendArguments) -> Extension:
         call.direction == "backward",
     )
     if has_sound:
-        _check_carried_audio(timeline, num_frames, len(prompts), rate)
+        first = num_frames or timeline.segment_frames
+        for index in range(len(prompts) - (0 if num_frames else 1)):
+            check_carried_audio(timeline, first + index * timeline.new_frames, rate)
     sides = _sides(sizes, (call.height, call.width), source)
     size = Size(*sides, segment_frames, rate, call.motion_speed)
     streams = Streams(True, has_sound)
@@ -193,7 +195,8 @@ def _segment_prompts(prompt: str | Sequence[str] | None, count: int | None) -> l
     return texts
 
 
-def _check_overlap(overlap: int, segment_frames: int, ratio: int) -> None:
+def check_overlap(overlap: int, segment_frames: int, ratio: int) -> None:
+    """Segments of so many frames must be able to share `overlap` of them and add some."""
     checks.check_num_frames(segment_frames, ratio)
     if segment_frames <= 2 * ratio:
         raise ValueError(
@@ -261,14 +264,11 @@ def _sides(
     return height, width
 
 
-def _check_carried_audio(timeline: Timeline, num_frames: int, num_segments: int, rate: float) -> None:
-    """Every segment that goes on from something must share some of its sound and add some."""
-    segment = timeline.audio_at(timeline.segment_frames)
-    first = num_frames or timeline.segment_frames
-    for index in range(num_segments - (0 if num_frames else 1)):
-        shared = timeline.carried_audio(first + index * timeline.new_frames)
-        if not 0 < shared < segment:
-            raise ValueError(
-                f"at `frame_rate` {rate:g}, `num_frames` and `overlap_frames` leave a segment of {segment} audio latents (40 "
-                f"ms each) {shared} to share; use more frames for both, or generate_audio=False"
-            )
+def check_carried_audio(timeline: Timeline, num_frames: int, rate: float) -> None:
+    """A segment that goes on after `num_frames` pixel frames must share some of their sound and add some."""
+    segment, shared = timeline.audio_at(timeline.segment_frames), timeline.carried_audio(num_frames)
+    if not 0 < shared < segment:
+        raise ValueError(
+            f"at `frame_rate` {rate:g}, `num_frames` and `overlap_frames` leave a segment of {segment} audio latents (40 "
+            f"ms each) {shared} to share; use more frames for both, or generate_audio=False"
+        )

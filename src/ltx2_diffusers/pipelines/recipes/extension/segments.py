@@ -4,21 +4,21 @@ Shapes: C channels, F latent frames, h and w latent rows and columns, L audio la
 A segment of F latent frames that shares K of them with its neighbour adds 8 (F - K) pixel frames.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from .... import conditioning
-from ....adapters.active import held_adapters
+from ....adapters.active import added_adapters, held_adapters
 from ....media import preprocess, waveforms
 from ....models import audio_vae, latent_filters, mel
 from ....prompts import Prompts
-from ...conditions import Condition, Opened, SourceClip, Studio
+from ...conditions import Condition, Opened, SourceClip, Studio, held_streams
 from ...decoding import original_frames
 from ...engine import decode_audio, decode_video, generate, prepare, reads_negative
 from .. import ClipPlan, Decoded, Delivery, Info, LTX2StagedPipeline, Request, Streams
-from .plan import ClipLatents, Extension
+from .plan import ClipLatents, Extension, Timeline
 
 
 @dataclass(frozen=True)
@@ -60,48 +60,90 @@ class Segment:
         return replace(self, latents=self.latents._replace(video=torch.cat(parts, dim=2)))
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """A segment to make.
+
+    Args:
+        prompts: Its text.
+        request: All else that is asked for but what the segment takes over from its neighbour.
+        timeline: How it lies in time.
+        adapters: LoRA strengths by name that it adds to the active adapters, or changes.
+    """
+
+    prompts: Prompts
+    request: Request
+    timeline: Timeline
+    adapters: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What there is of a clip when its next segment is made.
+
+    Args:
+        latents: Normalised latents, at least the shared ones at the edge; without audio, none is taken over.
+        num_frames: Pixel frames.
+        reference: Normalised video latents to whose statistics drift control holds.
+    """
+
+    latents: ClipLatents
+    num_frames: int
+    reference: torch.Tensor
+
+
 def generate_segments(
-    pipeline: LTX2StagedPipeline, prompts: Prompts, request: Request, extension: Extension, given: ClipLatents | None
+    pipeline: LTX2StagedPipeline, wanted: Iterable[Wanted], carried: Carried | None, drift_control: float = 0.0
 ) -> Iterator[Segment]:
     """Generate one segment after the other, holding no more of them than what the next one shares.
 
     Args:
         pipeline: The pipeline; setting its `_interrupt` ends the series without the segment in progress, unless there is
             nothing else.
-        prompts: How the texts are read.
-        request: A segment without conditions.
-        extension: The texts, and how segments lie in time.
-        given: Normalised latents to go on from, at least the shared ones at the edge; `None` to begin from nothing.
+        wanted: The segments.
+        carried: What there is already; `None` to begin from nothing.
+        drift_control: How far the statistics of new video latents are moved to those of the first ones. Default 0.0.
     """
-    timeline, num_frames = extension.timeline, extension.num_frames
-    reference = None if given is None else given.video
-    reader, with_negative = pipeline.prompt_reader, reads_negative(pipeline, request)
     read, texts = None, None
-    for prompt in extension.prompts:
-        # Segments that follow each other often share their prompt.
-        if texts is None or prompt != read:
-            one, watched = replace(prompts, prompt=prompt), request.delivery.wanted
-            with held_adapters(pipeline, if_loaded=True):
-                read, texts = prompt, reader.read(one, with_negative, request.start.generator, watched=watched)
-        conditions, shared = [], (0, 0)
-        if given is not None:
-            shared = (timeline.overlap, timeline.carried_audio(num_frames) if given.audio is not None else 0)
-            edge = None if given.audio is None else timeline.edge(given.audio, shared[1])
-            conditions = [CarriedLatents(timeline.edge(given.video, shared[0]), edge, timeline.backwards)]
-        request = replace(request, conditions=conditions)
-        with held_adapters(pipeline, if_loaded=True):
+    for one in wanted:
+        with held_adapters(pipeline, if_loaded=True), added_adapters(pipeline, one.adapters):
+            # Segments that follow each other often share their prompt, which adapters may read in another way.
+            if texts is None or (one.prompts, one.adapters) != read:
+                read, watched = (one.prompts, one.adapters), one.request.delivery.wanted
+                with_negative, generator = reads_negative(pipeline, one.request), one.request.start.generator
+                texts = pipeline.prompt_reader.read(one.prompts, with_negative, generator, watched=watched)
+            taken, shared = _taken_over(one.timeline, carried)
+            request = replace(one.request, conditions=[*taken, *one.request.conditions])
             made = generate(pipeline, request, prepare(pipeline, request, 1).runs, texts)
         video, audio = made.latents
-        if video is None or (pipeline._interrupt and given is not None):
+        if video is None or (pipeline._interrupt and carried is not None):
             return
-        segment = Segment(ClipLatents(video, audio), shared, timeline.backwards, made.info)
-        segment = segment.matched(reference, extension.drift_control)
-        num_frames += timeline.segment_frames if given is None else timeline.new_frames
-        reference = segment.latents.video if reference is None else reference
-        given = segment.latents
+        # A sound that is given as a whole is nothing that segments hand over.
+        kept = ClipLatents(video, None if held_streams(request.conditions).audio else audio)
+        segment = Segment(kept, shared, one.timeline.backwards, made.info)
+        segment = segment.matched(None if carried is None else carried.reference, drift_control)
+        carried = _carried_on(carried, segment, one.timeline)
         yield segment
         if pipeline._interrupt:
             return
+
+
+def _taken_over(timeline: Timeline, carried: Carried | None) -> tuple[list[Condition], tuple[int, int]]:
+    """What holds a segment to its neighbour, and how many latents of both streams they share."""
+    if carried is None:
+        return [], (0, 0)
+    (video, audio), shared = carried.latents, timeline.overlap
+    if audio is None:
+        return [CarriedLatents(timeline.edge(video, shared), None, timeline.backwards)], (shared, 0)
+    heard = timeline.carried_audio(carried.num_frames)
+    edges = timeline.edge(video, shared), timeline.edge(audio, heard)
+    return [CarriedLatents(*edges, timeline.backwards)], (shared, heard)
+
+
+def _carried_on(carried: Carried | None, segment: Segment, timeline: Timeline) -> Carried:
+    if carried is None:
+        return Carried(segment.latents, timeline.segment_frames, segment.latents.video)
+    return replace(carried, latents=segment.latents, num_frames=carried.num_frames + timeline.new_frames)
 
 
 def decode_segment(
@@ -177,6 +219,12 @@ def edge_latents(pipeline: LTX2StagedPipeline, extension: Extension) -> ClipLate
     samples = min(round(duration_s * rate), waveform.shape[-1])
     waveform = waveform[..., :samples] if timeline.backwards else waveform[..., waveform.shape[-1] - samples :]
     return ClipLatents(video, audio_vae.conform_latent_length(pipeline.encode_audio(waveform, rate), num_latents))
+
+
+def carried_source(pipeline: LTX2StagedPipeline, extension: Extension) -> Carried | None:
+    """What an extension goes on from, if it does not begin from nothing."""
+    latents = edge_latents(pipeline, extension)
+    return None if latents is None else Carried(latents, extension.num_frames, latents.video)
 
 
 def source_pieces(

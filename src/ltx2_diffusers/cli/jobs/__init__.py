@@ -1,0 +1,1 @@
+"""Commands that make what takes long: clips of many segments."""

@@ -132,14 +132,17 @@ def _check_kind(pipeline: Any, options: Options) -> None:
 
 
 def _load_loras(pipeline: Any, options: Options) -> None:
-    """Load LoRAs and make them active, but for one that belongs to the refining stage alone."""
+    """Load LoRAs and make them active, but for one that belongs to the refining stage alone, and those with names, which
+    calls ask for.
+    """
     from ..adapters.active import DISTILLED_ADAPTER
 
-    loras = {f"lora_{index}": lora for index, lora in enumerate(options.get("lora", []))}
+    named = options.get("adapters", {})
+    loras = {f"lora_{index}": lora for index, lora in enumerate(options.get("lora", []))} | named
     if "distilled_lora" in options:
         loras[DISTILLED_ADAPTER] = options["distilled_lora"]
     for name, (file, _) in loras.items():
         pipeline.load_lora_weights(str(file), adapter_name=name)
-    active = [name for name in loras if name != DISTILLED_ADAPTER or "distilled" in options]
+    active = [n for n in loras if n not in named and (n != DISTILLED_ADAPTER or "distilled" in options)]
     if loras:
         pipeline.set_adapters(active, [loras[name][1] for name in active])

@@ -144,7 +144,9 @@ class Planner:
         if unknown := sorted(request.adapters.keys() - self.model.adapters):
             known = ", ".join(self.model.adapters) or "none"
             raise Refusal(f"`adapters` names {unknown[0]!r}, which is not loaded; there are {known}", "adapters")
-        values = {name: value for name in SERVED if (value := getattr(request, name)) not in (None, False)}
+        said = {name: getattr(request, name) for name in SERVED}
+        # A switch that is off is not given; a number that is 0 is.
+        values = {name: value for name, value in said.items() if value is not None and value is not False}
         seed = values.pop("seed", None)
         texts = values["prompt"]
         values["prompt"] = [texts] if isinstance(texts, str) else texts

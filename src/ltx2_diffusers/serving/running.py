@@ -4,6 +4,7 @@ import base64
 import logging
 import os
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -15,6 +16,7 @@ from ..atomic import temporary_folder
 from ..cli.loading import load_pipeline
 from ..cli.modes import MODES, Mode, call_arguments
 from ..cli.preview import ContactSheet
+from ..media.copying import EncodedAnewWarning
 from .jobs import Job, ServedModel, in_fields
 
 logger = logging.getLogger(__name__)
@@ -106,8 +108,7 @@ class LocalRunner:
         return {job.id: {"state": "completed", "result": _facts(file, seconds)} for job, file in zip(jobs, files)}
 
     def close(self) -> None:
-        """See [`Runner`]."""
-        self._pipelines.clear()
+        """The checkpoint goes with this object."""
 
     def _made(self, jobs: Sequence[Job], watcher: "_Watcher") -> list[Path]:
         """Finished files of jobs, in the folder of results."""
@@ -115,7 +116,9 @@ class LocalRunner:
         options = {**first.options, "prompt": [text for job in jobs for text in job.options["prompt"]]}
         pipeline = self._pipeline(mode)
         suffix = ".wav" if not mode.makes_video and "video" not in options else ".mp4"
-        with temporary_folder(self._results) as folder:
+        with temporary_folder(self._results) as folder, warnings.catch_warnings():
+            # The files of a request are the server's own, of a kind that no MP4 file holds.
+            warnings.simplefilter("ignore", EncodedAnewWarning)
             call = {**call_arguments(mode, options), **self._run_arguments(jobs, watcher, folder / f"clip{suffix}")}
             with self._adapters(pipeline, first):
                 output = pipeline(**call)

@@ -17,7 +17,7 @@ NEGATIVE_PROMPT = "blurry, low quality, distorted, glitchy, watermark"
 # Options that say what is loaded, where something is kept or how much is made at once: the server's own business.
 _OWN = {
     *("output", "preview", "preview_every", "prompt_cache", "no_text_encoder", "num_videos"),
-    *("checkpoint", "text_encoder", "upsampler", "lora", "distilled_lora", "refine_with_same_weights"),
+    *("checkpoint", "text_encoder", "upsampler", "lora", "distilled_lora"),
     *("device", "dtype", "offload", "tiling"),
 }
 SERVED = {name: option for name, option in OPTIONS.items() if name not in _OWN}
@@ -132,7 +132,7 @@ class GenerateResponse(BaseModel):
     video: str = Field(description="the MP4 file as a data URI")
     duration_seconds: float
     resolution: str = Field(description="WIDTHxHEIGHT")
-    fps: float
+    fps: int
     seed: int
     generation_time_seconds: float
     mode: Literal["text-to-video", "image-to-video", "audio-to-video"]

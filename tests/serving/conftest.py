@@ -40,7 +40,12 @@ def serve(served, tmp_path):
     @contextmanager
     def start(runner=None, limits: Limits = Limits(), **settings) -> Iterator[TestClient]:
         data, shared = served
-        given = {"database": f"sqlite:///{tmp_path / 'jobs.db'}", "engine": engine_options(), "model": "tiny", **settings}
+        given = {
+            "database": f"sqlite:///{tmp_path / 'jobs.db'}",
+            "engine": engine_options(),
+            "model": "tiny",
+            **settings,
+        }
         app = create_app(Settings(data=data, limits=limits, **given), runner or shared)
         with TestClient(app, base_url="http://localhost:8000") as client:
             yield client

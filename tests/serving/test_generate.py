@@ -99,7 +99,9 @@ def test_sound_is_kept_at_0_and_ignored_at_1(client, media):
 
 
 def test_a_sound_shorter_than_the_clip_is_followed_by_silence(client, media):
-    answer = generate(client, **{**QUICK, "num_frames": 33, "fps": 25}, audio=data_uri(media / "tone.wav"), audio_cond_noise_scale=0)
+    answer = generate(
+        client, **{**QUICK, "num_frames": 33, "fps": 25}, audio=data_uri(media / "tone.wav"), audio_cond_noise_scale=0
+    )
     _, sound, rate = decoded(answer["video"])
     assert np.abs(sound[:, int(0.2 * rate) : int(0.9 * rate)]).max() > 0.2
     assert np.abs(sound[:, int(1.1 * rate) :]).max() < 0.02
@@ -134,7 +136,9 @@ def test_a_sound_shorter_than_the_clip_is_followed_by_silence(client, media):
 def test_a_wrong_value_is_refused_by_name_before_anything_is_computed(client, wrong, field, reason):
     jobs = client.app.state.server.metrics.registry
     before = jobs.get_sample_value("ltx2_steps_total")
-    answer = client.post("/generate", content=json.dumps({**NEVER, **wrong}), headers={"content-type": "application/json"})
+    answer = client.post(
+        "/generate", content=json.dumps({**NEVER, **wrong}), headers={"content-type": "application/json"}
+    )
     place, message = refusal(answer)
     assert (place, reason in message) == (field, True), message
     assert jobs.get_sample_value("ltx2_steps_total") == before

@@ -110,7 +110,11 @@ def test_a_deleted_job_is_gone_with_its_files(client, media):
         assert client.delete(f"/v1/videos/{name}").status_code == 404
     finished(client, create(client, **JOB))
     settings = client.app.state.server.settings
-    assert [*settings.inputs.glob(f"{job}*"), *settings.results.glob(f"{job}*"), *settings.results.glob(f"{other}*")] == []
+    assert [
+        *settings.inputs.glob(f"{job}*"),
+        *settings.results.glob(f"{job}*"),
+        *settings.results.glob(f"{other}*"),
+    ] == []
 
 
 def test_parts_of_a_file_are_sent(client):
@@ -146,7 +150,10 @@ def test_a_job_that_takes_too_long_fails(served, serve):
     try:
         with serve() as client:
             video = finished(client, create(client, **LONG))
-            assert client.post("/generate", json={**QUICK, "num_inference_steps": 200, "num_frames": 33}).status_code == 504
+            assert (
+                client.post("/generate", json={**QUICK, "num_inference_steps": 200, "num_frames": 33}).status_code
+                == 504
+            )
     finally:
         runner._time_limit_s = before
     assert (video["status"], video["error"]["code"]) == ("failed", "time_limit")
@@ -173,7 +180,9 @@ def test_many_callers_are_served_one_at_a_time(serve):
 
 def test_equal_requests_are_made_by_one_call_if_it_may_be(serve):
     with serve() as client:
-        alone = [decoded(content(client, finished(client, create(client, **{**JOB, "seed": s}))["id"]))[0] for s in range(3)]
+        alone = [
+            decoded(content(client, finished(client, create(client, **{**JOB, "seed": s}))["id"]))[0] for s in range(3)
+        ]
     with serve(limits=Limits(max_batch=4)) as client:
         first = create(client, **LONG)
         jobs = [create(client, **{**JOB, "seed": seed}) for seed in range(3)]
@@ -192,12 +201,28 @@ REQUESTS = {
     "video from its first frame": {"image": "red.png"},
     "video with given pictures": {"image_at": [{"frame": -1, "media": "red.png", "strength": 0.5}]},
     "video after references": {"reference": [{"media": "clip.mp4"}], "adapters": {"reference": 1.0}},
-    "video in two stages, or silent": {"two_stage": True, "refine_with_same_weights": True, "width": 128, "height": 128},
+    "video in two stages, or silent": {
+        "two_stage": True,
+        "refine_with_same_weights": True,
+        "width": 128,
+        "height": 128,
+    },
     "pictures for a sound": {"audio": "tone.wav"},
     "a distilled model's few steps": {"distilled": True, "width": 128, "height": 128, "steps": None},
-    "motion between pictures": {"interpolate": True, "image": "red.png", "image_at": [{"frame": -1, "media": "blue.png"}]},
+    "motion between pictures": {
+        "interpolate": True,
+        "image": "red.png",
+        "image_at": [{"frame": -1, "media": "blue.png"}],
+    },
     "sound for a clip": {"add_sound": True, "video": "clip.mp4", "width": None, "height": None, "num_frames": None},
-    "a clip made longer": {"extend": 0.3, "video": "clip.mp4", "width": None, "height": None, "num_frames": 17, "overlap": 9},
+    "a clip made longer": {
+        "extend": 0.3,
+        "video": "clip.mp4",
+        "width": None,
+        "height": None,
+        "num_frames": 17,
+        "overlap": 9,
+    },
     "a stretch of a clip made anew": {
         "retake": [0.2, 0.5],
         "video": "clip.mp4",

@@ -182,14 +182,17 @@ class Planner:
 
     def _read(self, job_id: str, media: Mapping[str, Any], called: Mapping[str, str]) -> dict[str, Any]:
         """Options whose media are read and lie in files, in place of their base64."""
-        limits, folder, count = self.settings.limits, self.settings.inputs / job_id, 0
+        limits, folder = self.settings.limits, self.settings.inputs / job_id
+        counts = {name: 1 if isinstance(value, str) else len(value) for name, value in media.items()}
+        if sum(counts.values()) > limits.max_media:
+            most = max(counts, key=lambda name: counts[name])
+            raise Refusal(
+                f"there are more than the {limits.max_media} media files that this server takes",
+                called.get(most, most),
+            )
 
         def read(name: str, text: str) -> Path:
-            nonlocal count
-            count += 1
             field = called.get(name, name)
-            if count > limits.max_media:
-                raise Refusal(f"there are more than the {limits.max_media} media files that this server takes", field)
             return self.media.read(field, MEDIA_KINDS[name], decoded_media(field, text, limits), folder)
 
         found: dict[str, Any] = {}

@@ -21,6 +21,7 @@ import PIL.Image
 import torch
 
 from ...media import images, reading
+from ...media.files import open_media
 from ..settings import MIB, Limits
 
 Facts = dict[str, Any]
@@ -30,6 +31,8 @@ _LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "4.0", 5: "5.0", 6: "5.1", 7: "
 # Samples that one packet of sound holds.
 _PIECE = 2**16
 _MAX_RATE = 384_000
+# How far a guess at the length of a file may be from it.
+_GUESS = 2
 # Largest side of a file that is written, bytes per pixel.
 _BYTES_PER_PIXEL = 4
 
@@ -51,13 +54,21 @@ def read_media(connection: Connection, kind: str, source: str, target: str, limi
     PIL.Image.MAX_IMAGE_PIXELS = None
     try:
         report: Facts = {"facts": _READERS[kind](Path(source), Path(target), limits)}
-    except MemoryError:
-        report = {"error": f"reading it needs more than {limits.media_memory_mb:g} MiB of memory; give a smaller file"}
     # Whatever a decoder stumbles over is the file's fault.
     except Exception as error:
-        report = {"error": str(error) or type(error).__name__}
+        report = {"error": _reason(error, limits)}
     connection.send_bytes(json.dumps(report).encode())
     connection.close()
+
+
+def _reason(error: BaseException, limits: Limits) -> str:
+    """What is wrong with a file; a decoder may take the lack of memory for damage."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, MemoryError):
+            return f"reading it needs more than {limits.media_memory_mb:g} MiB of memory; give a smaller file"
+        cause = cause.__cause__ or cause.__context__
+    return str(error) or type(error).__name__
 
 
 def limit_process(limits: Limits) -> None:
@@ -104,6 +115,13 @@ def _check_header(source: Path, limits: Limits) -> None:
         _check_clip(frames, image.width, image.height, limits)
 
 
+def _check_length(source: Path, limits: Limits) -> None:
+    """Refuse what says that it is far too long; some kinds only guess their length before it is counted."""
+    with open_media(source) as container:
+        if container.duration is not None:
+            _check("the file", container.duration / av.time_base / _GUESS, limits.max_sound_s, "seconds")
+
+
 def _check_clip(frames: int, width: int, height: int, limits: Limits) -> None:
     _check("the clip", frames, limits.max_clip_frames, "frames")
     _check("a frame of the clip", width * height / 1e6, limits.max_picture_megapixels, "megapixels")
@@ -128,6 +146,7 @@ def _write_picture(picture: PIL.Image.Image, target: Path) -> Facts:
 
 def _read_sound(source: Path, target: Path, limits: Limits) -> Facts:
     _check_header(source, limits)
+    _check_length(source, limits)
     info = reading.probe(source)
     waveform, rate = _sound_of(source, info, limits) or (None, 0)
     if waveform is None:
@@ -171,6 +190,7 @@ def _write_sound(container: Any, stream: Any, waveform: np.ndarray, rate: int) -
 
 def _read_clip(source: Path, target: Path, limits: Limits) -> Facts:
     _check_header(source, limits)
+    _check_length(source, limits)
     info = reading.probe(source)
     if info.frame_rate is None:
         raise ValueError(f"{str(source)!r} holds no pictures")

@@ -38,7 +38,7 @@ def serve(served, tmp_path):
     """Starts a server with limits and settings of a test's own, and gives a client of it."""
 
     @contextmanager
-    def start(runner=None, limits: Limits = Limits(), **settings) -> Iterator[TestClient]:
+    def start(runner=None, limits: Limits | None = None, **settings) -> Iterator[TestClient]:
         data, shared = served
         given = {
             "database": f"sqlite:///{tmp_path / 'jobs.db'}",
@@ -46,7 +46,7 @@ def serve(served, tmp_path):
             "model": "tiny",
             **settings,
         }
-        app = create_app(Settings(data=data, limits=limits, **given), runner or shared)
+        app = create_app(Settings(data=data, limits=limits or Limits(), **given), runner or shared)
         with TestClient(app, base_url="http://localhost:8000") as client:
             yield client
 

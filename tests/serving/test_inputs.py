@@ -117,7 +117,7 @@ def test_what_cannot_be_taken_is_refused_soon_with_a_reason(reader, tmp_path, na
 def test_reading_ends_when_its_time_is_over(tmp_path):
     slow = MediaReader(Limits(media_time=0.2))
     slow.warm_up()
-    with pytest.raises(Refusal, match="longer than 0.2 s"):
+    with pytest.raises(Refusal, match="reading it takes longer"):
         slow.read("video", "clip", long_clip(1000, 256), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -141,7 +141,7 @@ def test_a_process_is_bounded():
     assert ended(child(try_it)) == 0
 
 
-def test_pictures_keep_their_pixels(reader, tmp_path, media):
+def test_pictures_keep_their_pixels(reader, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (40, 56, 3), np.uint8)
     file = tmp_path / "noise.png"
     PIL.Image.fromarray(pixels).save(file)

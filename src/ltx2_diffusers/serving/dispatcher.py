@@ -38,21 +38,22 @@ class Dispatcher:
         self._board, self._metrics = board, metrics
         self._running: list[Row] = []
         self._news, self._ending = threading.Event(), threading.Event()
-        self._worker = threading.Thread(target=self._work, name="dispatch", daemon=True)
-        self._holder = threading.Thread(target=self._hold, name="hold", daemon=True)
+        self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
         """Put back what an earlier life of this server left, and begin."""
         for job_id in self._store.recover(from_this=True):
             self.remove(job_id)
         self._sweep()
-        self._worker.start()
-        self._holder.start()
+        self._ending.clear()
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._work, self._hold)]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def works(self) -> bool:
         """Whether jobs are being taken."""
-        return self._worker.is_alive() and not self._ending.is_set()
+        return bool(self._threads) and self._threads[0].is_alive() and not self._ending.is_set()
 
     def submit(
         self, job: Job, tenant: str, waited_for: bool = False, request_key: str | None = None
@@ -92,13 +93,14 @@ class Dispatcher:
         """Take no further jobs, wait for the running one, and hand it back if that takes too long."""
         self._ending.set()
         self._news.set()
-        self._worker.join(grace_s)
-        if self._worker.is_alive():
+        worker, holder = self._threads
+        worker.join(grace_s)
+        if worker.is_alive():
             for row in list(self._running):
                 self._board.stop(row.id, _HANDED_BACK)
-            self._worker.join(grace_s)
-        self._holder.join()
-        if self._worker.is_alive():
+            worker.join(grace_s)
+        holder.join()
+        if worker.is_alive():
             for row in list(self._running):
                 self._store.hand_back(row, counts=False)
         self._runner.close()

@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import logging
+import signal
 import socket
 from dataclasses import fields
 from pathlib import Path
@@ -164,6 +165,9 @@ def _serve(settings: Settings, listener: socket.socket) -> None:
     app.state.server.is_ending = lambda: server.should_exit
     host, port = listener.getsockname()[:2]
     print(f"ltx2 serve: http://{host}:{port}/docs describes the API", flush=True)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # uvicorn ends in order and then raises the signal again, which would make an error of it.
+        signal.signal(number, lambda *_: None)
     server.run(sockets=[listener])
 
 

@@ -19,7 +19,7 @@ def complaint(capsys, *options: str) -> str:
     return capsys.readouterr().err.splitlines()[-1]
 
 
-def test_without_options_the_miniature_is_served_to_this_machine(tmp_path):
+def test_without_options_the_miniature_is_served_to_this_machine():
     options = build_parser().parse_args(["serve"])
     assert (options.host, options.port) == ("127.0.0.1", 8000)
     given = settings()
@@ -71,7 +71,9 @@ def test_what_is_wrong_is_said_before_anything_is_loaded(capsys, options, reason
 
 def test_without_its_packages_it_says_what_installs_them(capsys, monkeypatch):
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "fastapi" else find(name, *rest))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "fastapi" else find(name, *rest)
+    )
     assert complaint(capsys) == (
         "ltx2 serve: ltx2 serve needs fastapi; install what it needs with: pip install 'ltx2-diffusers[serve]'"
     )
@@ -79,4 +81,6 @@ def test_without_its_packages_it_says_what_installs_them(capsys, monkeypatch):
 
 def test_every_limit_is_an_option():
     known = build_parser().parse_args(["serve"])
-    assert {name: getattr(known, name) for name in Limits.__dataclass_fields__} == dict.fromkeys(Limits.__dataclass_fields__)
+    assert {name: getattr(known, name) for name in Limits.__dataclass_fields__} == dict.fromkeys(
+        Limits.__dataclass_fields__
+    )

@@ -27,7 +27,9 @@ def api(served, tmp_path_factory):
     """The description of a running server, which can be called."""
     data, runner = served
     database = f"sqlite:///{tmp_path_factory.mktemp('jobs') / 'jobs.db'}"
-    app = create_app(Settings(data=data, database=database, engine=engine_options(), model="tiny", limits=LIMITS), runner)
+    app = create_app(
+        Settings(data=data, database=database, engine=engine_options(), model="tiny", limits=LIMITS), runner
+    )
     before, runner._time_limit_s = runner._time_limit_s, LIMITS.time_limit
     with TestClient(app, base_url="http://localhost:8000") as client:
         assert client.post("/generate", json=QUICK).status_code == 200

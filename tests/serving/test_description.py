@@ -43,7 +43,7 @@ curl -X POST http://<SERVER>:8000/generate \\
     \\"audio_cond_noise_scale\\": 0.15
   }"
 """
-CLIENT = '''\
+CLIENT = """\
 import requests
 import base64
 
@@ -91,7 +91,7 @@ generate_video("A cat sitting calmly on a cushion")
 
 # Audio-to-video (audio guides video through cross-attention)
 generate_video("A person speaking", audio_path="speech.wav", audio_noise_scale=0.15)
-'''
+"""
 
 
 @pytest.fixture(scope="module")

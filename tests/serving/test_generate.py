@@ -154,7 +154,12 @@ def test_what_is_no_request_is_refused(client):
 
 
 def test_a_call_leaves_nothing_behind(client):
-    server = client.app.state.server
+    settings = client.app.state.server.settings
+
+    def kept() -> list:
+        return [*settings.inputs.iterdir(), *settings.results.iterdir()]
+
+    before = kept()
     generate(client, **QUICK)
     assert client.get("/v1/videos").json()["data"] == []
-    assert [*server.settings.inputs.iterdir(), *server.settings.results.iterdir()] == []
+    assert kept() == before

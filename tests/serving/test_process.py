@@ -37,7 +37,10 @@ def times_run(server: Server, job: str) -> int:
 
 
 def test_a_killed_server_goes_on_where_it_was(server):
-    first, second = (server.told("POST", "/v1/videos", {**LONG, "steps": 60})["id"], server.told("POST", "/v1/videos", JOB)["id"])
+    first, second = (
+        server.told("POST", "/v1/videos", {**LONG, "steps": 60})["id"],
+        server.told("POST", "/v1/videos", JOB)["id"],
+    )
     running(server, first)
     workers = server.processes()
     server.kill()
@@ -73,7 +76,9 @@ def test_a_server_that_is_asked_to_end_hands_its_job_back(server):
 def test_a_server_that_is_asked_to_end_finishes_its_call(tmp_path):
     server = Server(tmp_path / "data", "--checkpoint", str(tiny_checkpoint("2.0")), "--grace", "60")
     answers = []
-    caller = threading.Thread(target=lambda: answers.append(server.ask("POST", "/generate", {**QUICK, "num_inference_steps": 40})))
+    caller = threading.Thread(
+        target=lambda: answers.append(server.ask("POST", "/generate", {**QUICK, "num_inference_steps": 40}))
+    )
     caller.start()
     while server.told("GET", "/health")["running"] == 0:
         time.sleep(0.02)

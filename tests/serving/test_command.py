@@ -55,7 +55,7 @@ def test_everything_can_be_said(tmp_path):
     ("options", "reason"),
     [
         (["--checkpoint", "nowhere/at/all"], "there is no such folder"),
-        (["--device", "abacus"], "cannot be used"),
+        (["--device", "abacus"], "which is none"),
         (["--lora", "style.safetensors"], "NAME=FILE"),
         (["--lora", "style=nowhere.safetensors"], "there is no file"),
         (["--api-keys", "nowhere.txt"], "nowhere.txt"),

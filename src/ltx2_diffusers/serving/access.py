@@ -48,7 +48,7 @@ class Access:
             answer = _refused(401, "an API key is missing or wrong; send it as 'Authorization: Bearer KEY'")
             answer.headers["WWW-Authenticate"] = "Bearer"
             await answer(scope, receive, send)
-        elif not declared.isdigit() or int(declared) > self._max_body:
+        elif not (declared.isascii() and declared.isdigit()) or int(declared) > self._max_body:
             await _refused(413, self._too_large)(scope, receive, send)
         else:
             await self._bounded(scope, receive, send)

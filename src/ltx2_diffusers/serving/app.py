@@ -41,6 +41,7 @@ _STATUS = {"invalid_request": 422, "time_limit": 504, "out_of_memory": 503, "wor
 _MEDIA_TYPES = {".mp4": "video/mp4", ".wav": "audio/wav"}
 _DAY_S = 24 * 3600
 _REFUSALS: dict[int | str, dict[str, Any]] = {
+    400: {"description": "the body cannot be read", "model": schema.Refusals},
     401: {"description": "no API key, or a wrong one", "model": schema.Refusals},
     403: {"description": "a web site that is not allowed", "model": schema.Refusals},
     413: {"description": "the request is too large", "model": schema.Refusals},
@@ -280,6 +281,8 @@ def _add_watching(app: FastAPI, server: Server) -> None:
         if row.state != DONE:
             raise HTTPException(409, f"the video is {row.state}, not {DONE}")
         file = server.file(row)
+        if not file.exists():
+            raise HTTPException(404, "the file of this video is gone")
         return FileResponse(file, media_type=_MEDIA_TYPES[file.suffix], filename=file.name)
 
     @app.get("/v1/videos/{video_id}/events", response_class=StreamingResponse, responses=_NOT_FOUND)

@@ -5,12 +5,13 @@ import importlib.util
 import logging
 import signal
 import socket
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from ..checks import as_device
 from ..cli.generate import with_defaults
-from ..cli.loading import check_checkpoint, check_device
+from ..cli.loading import check_checkpoint
 from ..cli.modes import MODES
 from ..cli.options import OPTIONS
 from ..cli.values import flag
@@ -101,7 +102,8 @@ def run(options: argparse.Namespace) -> int:
     given = vars(options)
     settings = settings_of(given)
     check_checkpoint(settings.engine["checkpoint"])
-    check_device(settings.engine["device"])
+    # Whether it works is tried by the worker; here that would take memory of the device for nothing.
+    as_device(settings.engine["device"])
     try:
         listener = socket.create_server((options.host, options.port), family=_family(options.host), reuse_port=False)
     except OSError as error:
@@ -109,7 +111,8 @@ def run(options: argparse.Namespace) -> int:
             f"--host {options.host} --port {options.port} cannot be listened at: {error.strerror}"
         ) from error
     with listener:
-        _serve(settings, listener)
+        # A port is one server's alone, so that its name is, too.
+        _serve(replace(settings, name=f"{socket.gethostname()}:{listener.getsockname()[1]}"), listener)
     return 0
 
 
@@ -133,7 +136,6 @@ def settings_of(given: dict[str, Any]) -> Settings:
     return Settings(
         data=given["data"],
         database=given["database"],
-        name=f"{socket.gethostname()}:{given['port']}",
         model=given["model_name"] or (Path(checkpoint).stem if Path(checkpoint).exists() else checkpoint),
         engine=engine,
         api_keys=keys,

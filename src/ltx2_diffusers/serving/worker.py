@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..cli.loading import check_device
 from .jobs import Job, ServedModel
 from .running import LocalRunner, Outcome, Report, Stopped, WorkerDied, _stopped
 
@@ -137,6 +138,7 @@ def main() -> int:
     os.dup2(2, 1)
     settings = _read_message(sys.stdin.readline())
     try:
+        check_device(settings["options"]["device"])
         runner = LocalRunner(settings["options"], settings["results"], settings["time_limit_s"])
     except (ValueError, OSError) as error:
         print(_written({"refused": str(error)}), file=out)

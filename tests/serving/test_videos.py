@@ -196,6 +196,19 @@ def test_equal_requests_are_made_by_one_call_if_it_may_be(serve):
         assert np.abs(one.astype(int) - other.astype(int)).mean() < 1
 
 
+def test_a_server_that_ends_hands_its_job_back_to_the_next(serve):
+    with serve(limits=Limits(grace=0.1)) as client:
+        running, waiting = create(client, **{**LONG, "steps": 40}), create(client, **JOB)
+        while client.get("/health").json()["running"] == 0:
+            pass
+        assert client.get(f"/v1/videos/{waiting}").json()["status"] == "queued"
+    with serve() as client:
+        videos = [finished(client, job) for job in (running, waiting)]
+        assert [video["status"] for video in videos] == ["completed", "completed"]
+        assert content(client, running)[4:8] == b"ftyp"
+        assert client.app.state.server.store.get(running).attempts == 1
+
+
 REQUESTS = {
     "video from text": {},
     "video from its first frame": {"image": "red.png"},

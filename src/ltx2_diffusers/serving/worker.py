@@ -136,6 +136,9 @@ def main() -> int:
     # What libraries print goes where errors go.
     out = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)
+    for room in ("prompts", "application"):
+        # Their warnings quote prompts, which are no business of a log.
+        logging.getLogger(f"ltx2_diffusers.{room}").setLevel(logging.ERROR)
     settings = _read_message(sys.stdin.readline())
     try:
         check_device(settings["options"]["device"])

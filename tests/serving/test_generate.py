@@ -150,6 +150,9 @@ def test_what_is_no_request_is_refused(client):
     assert refusal(client.post("/generate", json={}))[0] == "prompt"
     assert client.post("/generate", content=b"{", headers={"content-type": "application/json"}).status_code == 422
     assert client.post("/generate", json=[1]).status_code == 422
+    assert (
+        client.post("/generate", content=json.dumps(QUICK), headers={"content-type": "text/plain"}).status_code == 422
+    )
     assert client.get("/generate").status_code == 405
 
 

@@ -8,13 +8,13 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic.json_schema import models_json_schema
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
@@ -30,7 +30,7 @@ from .inputs.reader import MediaReader
 from .jobs import Job, Planner
 from .metrics import Metrics
 from .running import Runner
-from .settings import Settings
+from .settings import MIB, Settings
 from .store import DONE, FAILED, FINISHED, QUEUED, RUNNING, QueueFull, Row, Store
 
 logger = logging.getLogger(__name__)
@@ -53,7 +53,8 @@ _NOT_FOUND: dict[int | str, dict[str, Any]] = {
     **{status: _REFUSALS[status] for status in (401, 403, 422)},
     404: {"description": "there is no such job", "model": schema.Refusals},
 }
-_CONTENT: dict[str, dict[str, Any]] = {"application/json": {}, "multipart/form-data": {}}
+_TEMPLATE = "#/components/schemas/{model}"
+M = TypeVar("M", bound=BaseModel)
 
 
 class Server:
@@ -166,12 +167,20 @@ def create_app(settings: Settings, runner: Runner) -> FastAPI:
 
 
 def _add_generate(app: FastAPI, server: Server) -> None:
+    refusals = {**_REFUSALS, 504: {"description": "the clip took too long", "model": schema.Refusals}}
+
     @app.post(
-        "/generate", response_model=schema.GenerateResponse, responses={**_REFUSALS, 504: {"model": schema.Refusals}}
+        "/generate",
+        response_model=schema.GenerateResponse,
+        responses=refusals,
+        openapi_extra=_described_by("GenerateRequest", "application/json"),
     )
-    async def generate(request: Request, wanted: schema.GenerateRequest) -> Response:
+    async def generate(request: Request) -> Response:
         """Make a clip and answer with it."""
+        wanted = await _wanted(request, schema.GenerateRequest)
         job = await run_in_threadpool(server.planner.generate, wanted)
+        # The media lie in files now, and need no memory while the clip is waited for.
+        wanted.image, wanted.audio = wanted.image and "given", wanted.audio and "given"
         _, ended = await run_in_threadpool(partial(server.submit, job, request.state.tenant, waited_for=True))
         try:
             await _until(asyncio.wrap_future(ended), request)
@@ -222,12 +231,12 @@ def _answer(server: Server, wanted: schema.GenerateRequest, job: Job) -> Respons
 
 
 def _add_videos(app: FastAPI, server: Server) -> None:
-    requests = {"requestBody": {"required": True, "content": _CONTENT}}
+    body = _described_by("VideoRequest", "application/json", "multipart/form-data")
 
-    @app.post("/v1/videos", response_model=schema.Video, responses=_REFUSALS, openapi_extra=requests)
+    @app.post("/v1/videos", response_model=schema.Video, responses=_REFUSALS, openapi_extra=body)
     async def create_video(request: Request) -> schema.Video:
         """Have a clip made in the background. A request that is sent twice with one Idempotency-Key is done once."""
-        wanted = await _video_request(request)
+        wanted = await _wanted(request, schema.VideoRequest, forms=True)
         key = request.headers.get("idempotency-key")
         if key is not None and len(key) > 255:
             raise Refusal("`Idempotency-Key` has more than 255 characters; give a shorter one")
@@ -343,30 +352,40 @@ def _event(kind: str, event: dict[str, Any]) -> str:
     return f"event: {kind}\ndata: {json.dumps(event)}\n\n"
 
 
-async def _video_request(request: Request) -> Any:
-    """The request of a body in JSON, or of a form with files, as OpenAI's clients send one."""
-    if request.headers.get("content-type", "").startswith("multipart/form-data"):
-        values: Any = {}
-        async with request.form(max_files=64, max_fields=256, max_part_size=2**20) as form:
-            for name, value in form.multi_items():
-                if name in values:
-                    raise Refusal(f"`{name}` is given twice; give lists in JSON", name)
-                values[name] = (
-                    base64.b64encode(await value.read()).decode()
-                    if isinstance(value, UploadFile)
-                    else _from_form(value)
-                )
-    else:
+async def _wanted(request: Request, model: type[M], forms: bool = False) -> M:
+    """The request of a body in JSON, or of a form with files, as OpenAI's clients send one.
+
+    Nothing else keeps the body, which may be large, while the clip is waited for.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if forms and kind == "multipart/form-data":
+        values = await _form(request)
+    elif kind == "application/json":
         try:
-            values = await request.json()
+            values = json.loads(b"".join([chunk async for chunk in request.stream()]))
         except (ValueError, RecursionError) as error:
             raise Refusal(f"the body is no JSON: {error}") from None
+    else:
+        raise Refusal("the body has to be JSON; send it with 'Content-Type: application/json'")
     try:
-        return schema.VideoRequest.model_validate(values)
+        return model.model_validate(values)
     except ValidationError as error:
-        raise RequestValidationError(
-            [{**one, "loc": ("body", *one["loc"])} for one in error.errors(include_url=False)]
-        ) from None
+        found = [{**one, "loc": ("body", *one["loc"])} for one in error.errors(include_url=False)]
+        raise RequestValidationError(found) from None
+
+
+async def _form(request: Request) -> dict[str, Any]:
+    """Fields of a form, files as base64."""
+    values: dict[str, Any] = {}
+    async with request.form(max_files=64, max_fields=256, max_part_size=MIB) as form:
+        for name, value in form.multi_items():
+            if name in values:
+                raise Refusal(f"`{name}` is given twice; give lists in JSON", name)
+            if isinstance(value, UploadFile):
+                values[name] = base64.b64encode(await value.read()).decode()
+            else:
+                values[name] = _from_form(value)
+    return values
 
 
 def _from_form(text: str) -> Any:
@@ -401,17 +420,20 @@ def _add_handlers(app: FastAPI, server: Server) -> None:
 
 
 def _described(app: FastAPI) -> dict[str, Any]:
-    """The OpenAPI description, with the request that is read by hand."""
+    """The OpenAPI description, with the requests that are read by hand."""
     if app.openapi_schema is None:
         description = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
-        template = "#/components/schemas/{model}"
-        _, added = models_json_schema([(schema.VideoRequest, "validation")], ref_template=template)
+        read: list[Any] = [(schema.GenerateRequest, "validation"), (schema.VideoRequest, "validation")]
+        _, added = models_json_schema(read, ref_template=_TEMPLATE)
         description["components"]["schemas"] |= added["$defs"]
-        wanted = {"schema": {"$ref": template.format(model="VideoRequest")}}
-        body = description["paths"]["/v1/videos"]["post"]["requestBody"]
-        body["content"] = dict.fromkeys(_CONTENT, wanted)
         app.openapi_schema = description
     return app.openapi_schema
+
+
+def _described_by(model: str, *kinds: str) -> dict[str, Any]:
+    """What the description says of a body that is read by hand."""
+    content = {"schema": {"$ref": _TEMPLATE.format(model=model)}}
+    return {"requestBody": {"required": True, "content": dict.fromkeys(kinds, content)}}
 
 
 def _second(time_s: float | None) -> int | None:

@@ -98,6 +98,16 @@ def test_sound_is_kept_at_0_and_ignored_at_1(client, media):
     assert decoded(silent["video"])[1] is None
 
 
+def test_a_picture_and_a_sound_are_both_followed(client, media):
+    tone = {"audio": data_uri(media / "tone.wav", "audio/wav"), "audio_cond_noise_scale": 0}
+    both = generate(client, **QUICK, **tone, image=data_uri(media / "red.png"), image_cond_noise_scale=0)
+    assert both["mode"] == "audio-to-video"
+    frames, sound, _ = decoded(both["video"])
+    alone = decoded(generate(client, **QUICK, **tone)["video"])
+    assert np.array_equal(sound, alone[1])
+    assert not np.array_equal(frames, alone[0])
+
+
 def test_a_sound_shorter_than_the_clip_is_followed_by_silence(client, media):
     answer = generate(
         client, **{**QUICK, "num_frames": 33, "fps": 25}, audio=data_uri(media / "tone.wav"), audio_cond_noise_scale=0

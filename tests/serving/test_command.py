@@ -75,7 +75,7 @@ def test_without_its_packages_it_says_what_installs_them(capsys, monkeypatch):
         importlib.util, "find_spec", lambda name, *rest: None if name == "fastapi" else find(name, *rest)
     )
     assert complaint(capsys) == (
-        "ltx2 serve: ltx2 serve needs fastapi; install what it needs with: pip install 'ltx2-diffusers[serve]'"
+        "ltx2 serve: the server needs fastapi; install what it needs with: pip install 'ltx2-diffusers[serve]'"
     )
 
 

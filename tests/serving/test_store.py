@@ -154,6 +154,17 @@ def test_one_request_key_is_one_job_for_each_tenant(store):
     assert store.get("b") is None
 
 
+def test_one_request_key_is_one_job_whichever_server_is_asked(url):
+    servers = [Store(url, f"server {index}", 1000) for index in range(4)]
+
+    def add(index: int) -> str:
+        return servers[index % 4].add(job(f"job {index}"), "", request_key="k")
+
+    with ThreadPoolExecutor(8) as pool:
+        assert len(set(pool.map(add, range(40)))) == 1
+    assert servers[0].counts()[QUEUED] == 1
+
+
 def test_old_jobs_are_found(store):
     store.add(job("a"), "")
     store.add(job("b"), "")

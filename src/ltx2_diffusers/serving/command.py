@@ -176,7 +176,7 @@ def _serve(settings: Settings, listener: socket.socket) -> None:
 def _check_installed() -> None:
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
-        raise ValueError(f"ltx2 serve needs {', '.join(missing)}; install what it needs with: {_INSTALL}")
+        raise ValueError(f"the server needs {', '.join(missing)}; install what it needs with: {_INSTALL}")
 
 
 def _named_lora(text: str) -> tuple[str, list[Any]]:

@@ -117,16 +117,29 @@ class Store:
         values |= {"id": job.id, "created": time.time(), "batch_key": job.batch_key, "job": job.to_json()}
         # A caller can only be answered by the server that it called.
         values |= {"owner": self.owner if waited_for else None}
-        with self._adding, self._engine.begin() as connection:
-            if request_key is not None:
-                same = sql.and_(_JOBS.c.tenant == tenant, _JOBS.c.request_key == request_key)
-                if (known := connection.scalar(sql.select(_JOBS.c.id).where(same))) is not None:
-                    return str(known)
-            waiting = self._count(connection, QUEUED)
-            if waiting >= self.max_queue:
-                raise QueueFull(self._wait_s(connection, waiting))
-            connection.execute(_JOBS.insert().values(values))
+        with self._adding:
+            if (known := self._known(tenant, request_key)) is not None:
+                return known
+            try:
+                with self._engine.begin() as connection:
+                    waiting = self._count(connection, QUEUED)
+                    if waiting >= self.max_queue:
+                        raise QueueFull(self._wait_s(connection, waiting))
+                    connection.execute(_JOBS.insert().values(values))
+            except sql.exc.IntegrityError:
+                # Another server was asked the same at the same moment.
+                if (known := self._known(tenant, request_key)) is None:
+                    raise
+                return known
         return job.id
+
+    def _known(self, tenant: str, request_key: str | None) -> str | None:
+        """The job that a request made before."""
+        if request_key is None:
+            return None
+        same = (_JOBS.c.tenant == tenant, _JOBS.c.request_key == request_key)
+        with self._engine.begin() as connection:
+            return connection.scalar(sql.select(_JOBS.c.id).where(*same))
 
     def counts(self) -> dict[str, int]:
         """How many jobs wait and how many run."""

@@ -13,7 +13,15 @@ from ltx2_diffusers.serving.store import CANCELLED, DONE, FAILED, QUEUED, RUNNIN
 def job(name: str, batch_key: str | None = None) -> Job:
     facts = {"prompt": "waves", "size": None, "seconds": None, "runs": 1, "mode": "video from text"}
     return Job(
-        id=name, options={}, seed=1, adapters={}, with_sound=True, preview_every=None, batch_key=batch_key, **facts
+        id=name,
+        options={},
+        seed=1,
+        adapters={},
+        with_sound=True,
+        preview_every=None,
+        stream=False,
+        batch_key=batch_key,
+        **facts,
     )
 
 

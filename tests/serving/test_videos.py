@@ -126,6 +126,27 @@ def test_parts_of_a_file_are_sent(client):
     assert part.content == b"ftyp"
 
 
+def test_a_file_is_sent_while_it_grows(client):
+    job = create(client, **JOB, stream=True)
+    sent = client.get(f"/v1/videos/{job}/content")
+    assert (sent.status_code, sent.headers["content-type"]) == (200, "video/mp4")
+    assert finished(client, job)["status"] == "completed"
+    assert sent.content == content(client, job)
+    plain = decoded(content(client, finished(client, create(client, **JOB))["id"]))
+    for one, other in zip(decoded(sent.content)[:2], plain[:2]):
+        assert np.array_equal(one, other)
+    assert list(client.app.state.server.settings.results.glob(f"{job}.*.mp4")) == []
+
+
+def test_a_file_that_will_never_be_whole_breaks_off(client):
+    job = create(client, **LONG, stream=True)
+    cancel = threading.Timer(0.3, lambda: client.post(f"/v1/videos/{job}/cancel"))
+    cancel.start()
+    with pytest.raises(RuntimeError, match="not finished"):
+        client.get(f"/v1/videos/{job}/content")
+    cancel.join()
+
+
 def test_a_request_that_is_sent_twice_is_done_once(client):
     headers = {"Idempotency-Key": "once"}
     assert create(client, headers, **JOB) == create(client, headers, **JOB)
@@ -302,6 +323,11 @@ def test_a_lora_is_asked_for_by_name(client):
         ({"sigmas": [0.1, 0.9], "steps": None}, "sigmas", "fall"),
         ({"frame_rate": -1}, "frame_rate", "greater than 0"),
         ({"steps": 201}, "steps", "more than the 200"),
+        (
+            {"stream": True, "audio_only": True, "width": None, "height": None, "num_frames": None},
+            "stream",
+            "audio_only",
+        ),
         ({"preview_every": 0}, "preview_every", "greater than or equal to 1"),
         ({"image_at": [{"frame": 0}]}, "media", "required"),
         ({"extend": 1e9, "overlap": 1}, "num_frames", "megapixels"),

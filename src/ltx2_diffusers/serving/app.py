@@ -5,7 +5,7 @@ import base64
 import json
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -29,7 +29,7 @@ from .dispatcher import Dispatcher
 from .inputs.reader import MediaReader
 from .jobs import Job, Planner
 from .metrics import Metrics
-from .running import Runner
+from .running import Runner, growing_file
 from .settings import MIB, Settings
 from .store import DONE, FAILED, FINISHED, QUEUED, RUNNING, QueueFull, Row, Store
 
@@ -284,9 +284,15 @@ def _add_watching(app: FastAPI, server: Server) -> None:
         response_class=FileResponse,
         responses={**_NOT_FOUND, 409: {"description": "the clip is not finished", "model": schema.Refusals}},
     )
-    def video_content(request: Request, video_id: str) -> FileResponse:
-        """The finished MP4 file, or the WAV file of a job that makes sound alone; parts of it by `Range`."""
+    def video_content(request: Request, video_id: str) -> Response:
+        """The finished MP4 file, or the WAV file of a job that makes sound alone; parts of it by `Range`.
+
+        Of a job with `stream` that is not finished, the file as it grows; the answer breaks off if the job fails.
+        """
         row = server.row(request, video_id)
+        if row.state in (QUEUED, RUNNING) and Job.from_json(row.job, server.settings.inputs).stream:
+            headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+            return StreamingResponse(_growing(server, request, video_id), media_type="video/mp4", headers=headers)
         if row.state != DONE:
             raise HTTPException(409, f"the video is {row.state}, not {DONE}")
         file = server.file(row)
@@ -346,6 +352,27 @@ async def _events(server: Server, request: Request, job_id: str) -> AsyncIterato
         await asyncio.sleep(_TICK_S)
         if await request.is_disconnected():
             return
+
+
+async def _growing(server: Server, request: Request, job_id: str) -> AsyncIterator[bytes]:
+    """The file of a job while it is written, from its start."""
+    place = growing_file(server.settings.results, job_id)
+    with ExitStack() as opened:
+        file = None
+        while not await request.is_disconnected():
+            row = await run_in_threadpool(server.store.get, job_id)
+            if row is None or row.state not in (QUEUED, RUNNING, DONE) or server.is_ending():
+                raise RuntimeError("the video was not finished")
+            if file is None:
+                # It has its last name as soon as it is complete, and is the same file.
+                path = server.file(row) if row.state == DONE else place
+                with suppress(FileNotFoundError):
+                    file = opened.enter_context(path.open("rb"))
+            while file is not None and (part := await run_in_threadpool(file.read, MIB)):
+                yield part
+            if row.state == DONE:
+                return
+            await asyncio.sleep(_TICK_S)
 
 
 def _event(kind: str, event: dict[str, Any]) -> str:

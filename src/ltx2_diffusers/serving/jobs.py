@@ -20,6 +20,8 @@ from .settings import Settings
 
 # What the API of /generate calls some options.
 _OTHER_NAMES = {"frame_rate": "fps", "steps": "num_inference_steps", "image_at": "image", "no_audio": "include_audio"}
+# What is no MP4 file, and what is written part by part already.
+_UNSTREAMED = ("audio_only", "extend")
 # Options beside the text and the seed that clips made by one call may not have: they are about a single one.
 _ALONE = ("extend", "retake", "add_sound", "enhance_prompt", "audio_only")
 
@@ -54,6 +56,7 @@ class Job:
         adapters: Strengths of LoRAs by name.
         with_sound: Whether sound is written.
         preview_every: Steps from one preview to the next, if there are to be any.
+        stream: Whether the file can be read while it grows.
         mode: What kind of clip is made.
         batch_key: Jobs with equal keys can be made by one call; `None` for one that has to be alone.
         prompt: Text to show.
@@ -68,6 +71,7 @@ class Job:
     adapters: dict[str, float]
     with_sound: bool
     preview_every: int | None
+    stream: bool
     mode: str
     batch_key: str | None
     prompt: str
@@ -158,10 +162,11 @@ class Planner:
         values |= self._read(job_id, media, {})
         job = self._job(job_id, values, seed, VideoRequest.model_fields, {})
         key = job.batch_key and f"{job.batch_key} {json.dumps(request.adapters, sort_keys=True)}"
-        alone = request.preview_every is not None
-        return replace(
-            job, adapters=request.adapters, preview_every=request.preview_every, batch_key=None if alone else key
-        )
+        watched = {"preview_every": request.preview_every, "stream": request.stream}
+        if request.stream and any(name in values for name in _UNSTREAMED):
+            discard(self.settings.inputs / job_id)
+            raise Refusal(f"`stream` is not possible with {' or '.join(f'`{one}`' for one in _UNSTREAMED)}", "stream")
+        return replace(job, adapters=request.adapters, **watched, batch_key=None if any(watched.values()) else key)
 
     def _shortcuts(self, request: Any, values: Mapping[str, Any]) -> dict[str, Any]:
         """What OpenAI's names say, in options."""
@@ -237,6 +242,7 @@ class Planner:
             adapters={},
             with_sound=True,
             preview_every=None,
+            stream=False,
             mode=mode.name,
             batch_key=_batch_key(mode, options),
             prompt="\n".join(given["prompt"]),

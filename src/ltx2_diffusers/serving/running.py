@@ -125,7 +125,8 @@ class LocalRunner:
             made = output.info.pop("path", None)
             if not first.with_sound:
                 output = replace(output, audio=None, audio_source=None)
-            files = [Path(file) for file in ([made] if made else output.save(folder / f"clip{suffix}"))]
+            how = {"growing": growing_file(self._results, first.id)} if first.stream else {}
+            files = [Path(file) for file in ([made] if made else output.save(folder / f"clip{suffix}", **how))]
             finished = [self._results / f"{job.id}{suffix}" for job in jobs]
             for file, place in zip(files, finished, strict=True):
                 os.replace(file, place)
@@ -174,6 +175,11 @@ class LocalRunner:
                 "the clip does not fit into the memory of the machine; ask for a smaller or shorter one",
             )
         return _failed("server_error", "the server could not make the clip; its log says why")
+
+
+def growing_file(results: Path, job_id: str) -> Path:
+    """The file of a job while it is written, if that can be read meanwhile."""
+    return results / f"{job_id}.growing.mp4"
 
 
 class _Watcher:

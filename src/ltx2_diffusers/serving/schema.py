@@ -212,6 +212,7 @@ class _Job(Strict):
     )
     input_reference: Media | None = Field(None, description="the first frame, as `image`")
     adapters: dict[str, float] = Field(default_factory=dict, description="strengths of LoRAs of this server, by name")
+    stream: bool = Field(False, description="write a file whose content can be read while it grows")
     preview_every: int | None = Field(
         None, ge=1, description="steps from one preview among the events to the next; none by default"
     )

@@ -332,26 +332,29 @@ def _add_watching(app: FastAPI, server: Server) -> None:
 
 async def _events(server: Server, request: Request, job_id: str) -> AsyncIterator[str]:
     """Events of a job until it has ended, it is gone, or the server ends."""
-    count, state, ticks = 0, None, 0
+    seen: str | None = None
+    entry, count, ticks = server.board.find(job_id), 0, 0
     while not server.is_ending():
-        count, news = server.board.since(job_id, count)
-        for kind, event in news:
-            if kind != "status":
-                yield _event(kind, event)
+        entry = entry or server.board.find(job_id)
+        begun = entry is not None and "status" in entry.events
+        state, told = seen, ""
         # A job that is no longer on the board has ended, or is another server's.
-        if ticks % _LOOK_UP == 0 or "status" in dict(news) or not server.board.knows(job_id):
+        if ticks % _LOOK_UP == 0 or (begun and seen != RUNNING) or server.board.find(job_id) is None:
             row = await run_in_threadpool(server.store.get, job_id)
             if row is None:
                 return
-            if row.state != state:
-                state = row.state
-                yield _event("status", server.video(row).model_dump())
-            if state in FINISHED:
-                return
-        ticks += 1
-        await asyncio.sleep(_TICK_S)
-        if await request.is_disconnected():
+            state, told = row.state, _event("status", server.video(row).model_dump())
+        count, news = server.board.news(entry, count)
+        parts = [_event(kind, event) for kind, event in news if kind != "status"]
+        if state != seen:
+            # What is told of the last steps comes before the end.
+            parts.insert(len(parts) if state in FINISHED and seen is not None else 0, told)
+        for part in parts:
+            yield part
+        seen, ticks = state, ticks + 1
+        if state in FINISHED or await request.is_disconnected():
             return
+        await asyncio.sleep(_TICK_S)
 
 
 async def _growing(server: Server, request: Request, job_id: str) -> AsyncIterator[bytes]:

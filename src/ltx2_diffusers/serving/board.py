@@ -45,19 +45,21 @@ class Board:
             entry.events[kind] = entry.count, event
             entry.percent = event.get("progress", entry.percent)
 
-    def since(self, job_id: str, count: int) -> tuple[int, list[tuple[str, dict[str, Any]]]]:
-        """The number of the latest event, and events after the one of a number, in their order."""
+    def find(self, job_id: str) -> Entry | None:
+        """The entry of a job that waits or runs here."""
         with self._lock:
-            entry = self._entries.get(job_id)
-            if entry is None:
-                return count, []
+            return self._entries.get(job_id)
+
+    def news(self, entry: Entry | None, count: int) -> tuple[int, list[tuple[str, dict[str, Any]]]]:
+        """The number of the latest event of an entry, and its events after the one of a number, in their order.
+
+        Whoever holds an entry reads its last events after the job has ended, too.
+        """
+        if entry is None:
+            return count, []
+        with self._lock:
             newer = sorted((number, kind) for kind, (number, _) in entry.events.items() if number > count)
             return entry.count, [(kind, entry.events[kind][1]) for _, kind in newer]
-
-    def knows(self, job_id: str) -> bool:
-        """Whether a job waits or runs here."""
-        with self._lock:
-            return job_id in self._entries
 
     def percent(self, job_id: str) -> int:
         """How far a job is."""

@@ -13,7 +13,7 @@ from examples.mini_world.sounding import sound
 from ltx2_diffusers.media.writing import write_audio, write_video
 
 ROOT = Path(__file__).parents[1]
-_BLOCK = re.compile(r"^```(python|bash)[^\n]*\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
+_BLOCK = re.compile(r"^```(python|bash|sh)[^\n]*\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
 _RATE = 24000
 # Of clips: frames, height and width.
 _SIZE = (25, 128, 128)
@@ -41,7 +41,7 @@ class Page:
         return self.path.read_text(encoding="utf-8")
 
     def blocks(self, kind: str) -> list[str]:
-        """Its blocks of code of a kind, `"python"` or `"bash"`."""
+        """Its blocks of code of a kind: `"python"`, `"bash"`, or `"sh"` for what needs a server beside it."""
         return [code for found, code in _BLOCK.findall(self.text) if found == kind]
 
 

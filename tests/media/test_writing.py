@@ -130,6 +130,38 @@ def test_interrupted_decoding_leaves_nothing(tmp_path, error):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_growing_file_can_be_read_before_its_end_and_holds_the_same(tmp_path):
+    growing, path, sizes = tmp_path / "growing.mp4", tmp_path / "clip.mp4", []
+    noise = torch.randint(0, 256, (72, 48, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+    def frames():
+        for chunk in noise.split(6):
+            sizes.append(growing.stat().st_size if growing.exists() else 0)
+            if len(sizes) == 12:
+                with av.open(str(growing)) as begun:
+                    assert next(begun.decode(video=0)).width == 64
+                assert not path.exists()
+            yield chunk
+
+    sound = tone(3.0)
+    assert write_video(path, frames(), 24, sound, 24000, growing=growing) == path
+    assert sizes[-1] > sizes[len(sizes) // 2] > 0
+    assert not growing.exists()
+    whole = write_video(tmp_path / "whole.mp4", noise, 24, sound, 24000)
+    assert torch.equal(read_video(path), read_video(whole))
+    assert torch.equal(read_audio(path)[0], read_audio(whole)[0])
+
+
+def test_a_growing_file_is_gone_after_an_error(tmp_path):
+    def frames():
+        yield torch.zeros(2, 48, 64, 3, dtype=torch.uint8)
+        raise RuntimeError("the decoder broke")
+
+    with pytest.raises(RuntimeError, match="the decoder broke"):
+        write_video(tmp_path / "clip.mp4", frames(), 24, growing=tmp_path / "growing.mp4")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_frames_of_different_sizes_are_refused(tmp_path):
     chunks = [gradient_clip(2), gradient_clip(2, height=32)]
     with pytest.raises(ValueError, match="first is 48x64, frame 2 is 32x64"):

@@ -193,7 +193,7 @@ def _check_kind(pipeline: Any, options: Options) -> None:
 
 
 def _load_loras(pipeline: Any, options: Options) -> None:
-    """Load LoRAs and make them active, or part of the weights, but for one that belongs to the refining stage alone."""
+    """Load LoRAs and make them active, or part of the weights; beside them one of the refining stage, and those of calls."""
     from ..adapters.active import DISTILLED_ADAPTER
 
     # Those of a storyboard have names, by which its shots call them.
@@ -205,8 +205,13 @@ def _load_loras(pipeline: Any, options: Options) -> None:
         pipeline.fuse_lora(keep_originals=False)
         pipeline.unload_lora_weights()
         loras = {}
+    called = dict(options.get("adapters", {}))
     if "distilled_lora" in options:
-        file, weight = options["distilled_lora"]
-        pipeline.load_lora_weights(str(file), adapter_name=DISTILLED_ADAPTER)
-        loras |= {DISTILLED_ADAPTER: (file, weight)} if "distilled" in options else {}
+        called[DISTILLED_ADAPTER] = options["distilled_lora"]
+    for name, (file, _) in called.items():
+        pipeline.load_lora_weights(str(file), adapter_name=name)
+    if called:
+        loras |= (
+            {DISTILLED_ADAPTER: options["distilled_lora"]} if {"distilled", "distilled_lora"} <= options.keys() else {}
+        )
         pipeline.set_adapters(list(loras), [weight for _, weight in loras.values()])

@@ -70,6 +70,7 @@ def _nearest(word: str, known: Sequence[str]) -> str | None:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `ltx2` with all its subcommands."""
+    from ..serving import command
     from . import convert, doctor, generate, info, replay
     from .fitting import calibrate, plan
     from .jobs import storyboard
@@ -82,7 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"ltx2-diffusers {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in (generate, storyboard, replay, info, convert, calibrate, plan, doctor, data, train):
+    for module in (generate, storyboard, replay, info, convert, calibrate, plan, doctor, data, train, command):
         module.add_parser(commands)
     return parser
 

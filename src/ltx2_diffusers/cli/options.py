@@ -62,9 +62,19 @@ class Option:
     short: tuple[str, ...] = ()
     parsing: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def reader(self) -> Callable[[str], Any]:
+        """How a text of one value is read."""
+        return _READERS.get(str(self.value), str)
+
+    @property
+    def is_list(self) -> bool:
+        """Whether it holds several values."""
+        return self.parsing.get("action") == "append" or "nargs" in self.parsing
+
     def add_to(self, group: Any) -> None:
         """Add it to a group of a parser."""
-        settings: dict[str, Any] = {"metavar": self.value, "type": _READERS.get(str(self.value), str)}
+        settings: dict[str, Any] = {"metavar": self.value, "type": self.reader}
         if self.value is None:
             settings = {"action": "store_true", "default": None}
         elif isinstance(self.value, tuple):

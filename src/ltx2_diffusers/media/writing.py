@@ -6,6 +6,7 @@ Shapes: F frames, H and W rows and columns of pixels, C channels, N samples.
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch
 from av.container import OutputContainer
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
-from ..atomic import complete_file
+from ..atomic import check_writable, complete_file
 from ..declared import takes_declared
 from .audio_tracks import CopiedAudio, EncodedAudio, NoAudio, check_audio_source
 from .files import check_suffix, exact_frame_rate, local_name
@@ -34,6 +35,8 @@ _MAX_CRF = 51
 _BT709 = 1
 # A second in units of a file's clock.
 _TIME_SCALE = 90000
+# Length of a fragment in microseconds.
+_FRAGMENT_US = "250000"
 
 Frames = torch.Tensor | np.ndarray | Iterable[torch.Tensor | np.ndarray | PIL.Image.Image]
 
@@ -48,6 +51,7 @@ def write_video(
     audio_source: str | os.PathLike | None = None,
     crf: int = 19,
     preset: str = "veryfast",
+    growing: str | os.PathLike | None = None,
 ) -> Path:
     """Write a clip as H.264 (yuv420p, BT.709) with optional AAC stereo sound, and return its path.
 
@@ -65,6 +69,8 @@ def write_video(
             first picture, if it has any, stands for the first frame: sound keeps its distance from it.
         crf: Constant rate factor of x264, 0 (lossless) to 51; default 19, as the reference writes.
         preset: Speed of x264; default `"veryfast"`, as the reference writes.
+        growing: Name that the file has until it is complete, on the same file system. It is then MP4 in fragments, which a
+            player can begin while the file grows. Default a hidden name, and one index in front.
 
     Raises:
         ValueError: If an argument is not valid, the sound of `audio_source` cannot be copied into such a file, or there
@@ -86,7 +92,8 @@ def write_video(
         raise ValueError("frames is empty; a video needs at least one frame")
     check_frame_size(first.shape[1], first.shape[2])
 
-    with complete_file(path) as partial, open_output(partial) as container:
+    place = complete_file(path) if growing is None else _growing_file(Path(growing), path)
+    with place as partial, open_output(partial, growing is not None) as container:
         video = VideoTrack(container, first.shape[1:3], rate, {"crf": str(crf), "preset": preset})
         sound: NoAudio
         if samples is not None and sampling_rate is not None:
@@ -99,6 +106,18 @@ def write_video(
             sound.write_until(video.flush())
             sound.finish()
     return path
+
+
+@contextmanager
+def _growing_file(growing: Path, path: Path) -> Iterator[Path]:
+    """Give the name of a file that others read meanwhile, and rename it to `path` when the block ends without error."""
+    check_writable(growing)
+    check_writable(path)
+    try:
+        yield growing
+        os.replace(growing, path)
+    finally:
+        growing.unlink(missing_ok=True)
 
 
 class VideoTrack:
@@ -174,10 +193,19 @@ def repeatable_encoding() -> dict[str, str]:
     return {"x264-params": "asm=avx2"} if torch.cpu._is_avx512_supported() else {}
 
 
-def open_output(path: Path) -> OutputContainer:
+def open_output(path: Path, in_fragments: bool = False) -> OutputContainer:
     # With the index in front a browser can start playing before it has the whole file. The times at which streams begin
     # are rounded to the time scale, by default to milliseconds.
-    return av.open(local_name(path), mode="w", options={"movflags": "+faststart", "movie_timescale": str(_TIME_SCALE)})
+    options = {"movflags": "+faststart", "movie_timescale": str(_TIME_SCALE)}
+    if in_fragments:
+        # Each fragment is written out as soon as it is there, with an index of its own. The first index waits for the first
+        # packets, since it says by how much the sound begins before its time.
+        options |= {
+            "movflags": "+empty_moov+delay_moov+default_base_moof",
+            "frag_duration": _FRAGMENT_US,
+            "flush_packets": "1",
+        }
+    return av.open(local_name(path), mode="w", options=options)
 
 
 def check_audio(audio: torch.Tensor | np.ndarray | None, sampling_rate: int | None) -> np.ndarray | None:

@@ -1,0 +1,1 @@
+"""The HTTP server: `ltx2 serve`. Its packages come with the extra `serve`."""

@@ -1,0 +1,44 @@
+"""Whether the server takes what a request asks for."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from .settings import Limits
+
+
+class Refusal(ValueError):
+    """What is wrong with a request.
+
+    Args:
+        message: What is wrong.
+        field: Name of the field, if it is one field's fault.
+    """
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+def admit(call: Mapping[str, Any], limits: Limits) -> None:
+    """Refuse a call that is larger than the server makes.
+
+    Args:
+        call: Arguments of the pipeline's call.
+        limits: See there.
+
+    Raises:
+        ValueError: If it is; the message names an argument.
+    """
+    frames = call.get("num_frames", 0) * call.get("num_segments", 1)
+    megapixels = call.get("width", 0) * call.get("height", 0) * frames / 1e6
+    if megapixels > limits.max_megapixels:
+        raise ValueError(
+            f"`num_frames` {frames} of {call['width']}x{call['height']} pixels are {megapixels:.4g} megapixels, more than the "
+            f"{limits.max_megapixels:g} that this server makes; ask for a shorter or a smaller clip"
+        )
+    steps = call.get("num_inference_steps") or 0
+    if steps > limits.max_steps:
+        raise ValueError(f"`num_inference_steps` is {steps}, more than the {limits.max_steps} that this server makes")
+    for name in ("sigmas", "stage_2_sigmas"):
+        if len(call.get(name) or ()) > limits.max_steps:
+            raise ValueError(f"`{name}` has more than the {limits.max_steps} steps that this server makes")

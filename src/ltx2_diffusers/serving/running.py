@@ -1,0 +1,256 @@
+"""Running jobs on a loaded checkpoint, one call at a time."""
+
+import base64
+import logging
+import os
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..adapters.active import DISTILLED_ADAPTER, added_adapters
+from ..atomic import temporary_folder
+from ..cli.loading import load_pipeline
+from ..cli.modes import MODES, Mode, call_arguments
+from ..cli.preview import ContactSheet
+from ..media.copying import EncodedAnewWarning
+from .jobs import Job, ServedModel, in_fields
+
+logger = logging.getLogger(__name__)
+
+Outcome = dict[str, Any]
+"""`state`, and `result` of what was completed or `error` of what failed."""
+Report = Callable[[str, str, dict[str, Any]], None]
+"""Called with the name of a job, a kind of event and what there is to say."""
+Stopped = Callable[[str], str | None]
+"""Why a job is to end early, if it is."""
+
+_NEVER_DONE = 99
+
+
+class Runner(Protocol):
+    """Makes clips."""
+
+    model: ServedModel
+
+    def run(self, jobs: Sequence[Job], report: Report, stopped: Stopped) -> dict[str, Outcome]:
+        """Make the clips of jobs that one call can make, and return what came of each.
+
+        Raises:
+            WorkerDied: If nothing is known of what came of them.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of the checkpoint."""
+        ...
+
+
+class WorkerDied(Exception):
+    """The process that ran a job is gone."""
+
+
+class Stop(Exception):
+    """A run ends before it is done.
+
+    Args:
+        reason: Why: `"cancelled"`, `"handed_back"` or `"time_limit"`.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class LocalRunner:
+    """Makes clips in this process.
+
+    Args:
+        options: Options of `ltx2 generate` that say what is loaded, defaults filled in.
+        results: Folder of finished clips.
+        time_limit_s: Longest a run may take.
+    """
+
+    def __init__(self, options: Mapping[str, Any], results: Path, time_limit_s: float) -> None:
+        import ltx2_diffusers
+
+        self._results, self._time_limit_s, self._offload = results, time_limit_s, options["offload"]
+        # It has the components of all others.
+        pipeline = load_pipeline(options, ltx2_diffusers.LTX2TwoStagePipeline)
+        self._pipelines: dict[str, Any] = {type(pipeline).__name__: pipeline}
+        self._hooked, self._device = pipeline, options["device"]
+        adapters = options.get("adapters", {})
+        distilled = options["distilled_lora"][1] if "distilled_lora" in options else None
+        preset = pipeline.preset
+        self.model = ServedModel(preset.version, preset.kind, options["device"], tuple(sorted(adapters)), distilled)
+        results.mkdir(parents=True, exist_ok=True)
+
+    def run(self, jobs: Sequence[Job], report: Report, stopped: Stopped) -> dict[str, Outcome]:
+        """See [`Runner`]."""
+        started = time.perf_counter()
+        watcher = _Watcher(jobs, report, stopped, started + self._time_limit_s, self._results)
+        try:
+            files = self._made(jobs, watcher)
+        except Stop as stop:
+            return dict.fromkeys([job.id for job in jobs], _stopped(stop.reason, self._time_limit_s))
+        except ValueError as error:
+            message = in_fields(str(error), jobs[0].options, {})
+            return dict.fromkeys([job.id for job in jobs], _failed("invalid_request", message))
+        except Exception as error:
+            logger.exception("a job failed: %s", type(error).__name__)
+            return dict.fromkeys([job.id for job in jobs], self._broken(error))
+        finally:
+            watcher.clean_up()
+        seconds = time.perf_counter() - started
+        return {job.id: {"state": "completed", "result": _facts(file, seconds)} for job, file in zip(jobs, files)}
+
+    def close(self) -> None:
+        """The checkpoint goes with this object."""
+
+    def _made(self, jobs: Sequence[Job], watcher: "_Watcher") -> list[Path]:
+        """Finished files of jobs, in the folder of results."""
+        mode, first = next(mode for mode in MODES if mode.name == jobs[0].mode), jobs[0]
+        options = {**first.options, "prompt": [text for job in jobs for text in job.options["prompt"]]}
+        pipeline = self._pipeline(mode)
+        suffix = ".wav" if not mode.makes_video and "video" not in options else ".mp4"
+        with temporary_folder(self._results) as folder, warnings.catch_warnings():
+            # The files of a request are the server's own, of a kind that no MP4 file holds.
+            warnings.simplefilter("ignore", EncodedAnewWarning)
+            call = {**call_arguments(mode, options), **self._run_arguments(jobs, watcher, folder / f"clip{suffix}")}
+            with self._adapters(pipeline, first):
+                output = pipeline(**call)
+            made = output.info.pop("path", None)
+            if not first.with_sound:
+                output = replace(output, audio=None, audio_source=None)
+            how = {"growing": growing_file(self._results, first.id)} if first.stream else {}
+            files = [Path(file) for file in ([made] if made else output.save(folder / f"clip{suffix}", **how))]
+            finished = [self._results / f"{job.id}{suffix}" for job in jobs]
+            for file, place in zip(files, finished, strict=True):
+                os.replace(file, place)
+        return finished
+
+    def _run_arguments(self, jobs: Sequence[Job], watcher: "_Watcher", path: Path) -> dict[str, Any]:
+        import torch
+
+        generators = [torch.Generator("cpu").manual_seed(job.seed) for job in jobs]
+        arguments: dict[str, Any] = {
+            "generator": generators if len(jobs) > 1 else generators[0],
+            "output_type": "uint8",
+        }
+        if "extend" in jobs[0].options:
+            # A long clip is written while it is made.
+            arguments["save_path"] = path
+        return {**arguments, "callback_on_step_end": watcher, "callback_on_step_end_tensor_inputs": watcher.inputs}
+
+    def _pipeline(self, mode: Mode) -> Any:
+        """The pipeline of a mode, on the components that are loaded."""
+        name, loaded = mode.pipeline, next(iter(self._pipelines.values()))
+        if name not in self._pipelines:
+            self._pipelines[name] = mode.pipeline_class.from_pipe(loaded)
+            self._pipelines[name].set_progress_bar_config(disable=True)
+        pipeline = self._pipelines[name]
+        if self._offload != "none" and pipeline is not self._hooked:
+            # Components know one pipeline that moves them.
+            getattr(pipeline, f"enable_{self._offload}_cpu_offload")(device=self._device)
+            self._hooked = pipeline
+        return pipeline
+
+    def _adapters(self, pipeline: Any, job: Job) -> Any:
+        strengths = dict(job.adapters)
+        if "distilled" in job.options and "distilled_lora" in job.options:
+            strengths[DISTILLED_ADAPTER] = job.options["distilled_lora"][1]
+        return added_adapters(pipeline, strengths) if strengths else nullcontext()
+
+    def _broken(self, error: Exception) -> Outcome:
+        import torch
+
+        if isinstance(error, torch.OutOfMemoryError | MemoryError):
+            if torch.device(self._device).type == "cuda":
+                torch.cuda.empty_cache()
+            return _failed(
+                "out_of_memory",
+                "the clip does not fit into the memory of the machine; ask for a smaller or shorter one",
+            )
+        return _failed("server_error", "the server could not make the clip; its log says why")
+
+
+def growing_file(results: Path, job_id: str) -> Path:
+    """The file of a job while it is written, if that can be read meanwhile."""
+    return results / f"{job_id}.growing.mp4"
+
+
+class _Watcher:
+    """The step callback of a run: tells how far it is and what it looks like, and ends it when it is to end."""
+
+    def __init__(self, jobs: Sequence[Job], report: Report, stopped: Stopped, deadline: float, folder: Path) -> None:
+        self._jobs, self._report, self._stopped, self._deadline = jobs, report, stopped, deadline
+        every = jobs[0].preview_every
+        self._sheet = None if every is None else ContactSheet(folder / f".{jobs[0].id}.preview.jpg", every)
+        self._runs_begun, self._seen = 0, (0, 0)
+        self.inputs = () if self._sheet is None else self._sheet.inputs
+
+    def __call__(self, pipeline: Any, step: int, timestep: Any, tensors: Mapping[str, Any]) -> dict[str, Any]:
+        """After a step."""
+        reasons = [self._stopped(job.id) for job in self._jobs]
+        if all(reasons):
+            raise Stop(reasons[0] or "")
+        if time.perf_counter() > self._deadline:
+            raise Stop("time_limit")
+        steps, self._runs_begun = pipeline.num_timesteps, self._runs_begun + (step == 0)
+        share = (self._runs_begun - 1 + (step + 1) / steps) / max(self._jobs[0].runs, self._runs_begun)
+        event = {
+            "progress": min(_NEVER_DONE, int(100 * share)),
+            "run": self._runs_begun,
+            "step": step + 1,
+            "steps": steps,
+        }
+        for job in self._jobs:
+            self._report(job.id, "progress", event)
+        if self._sheet is not None:
+            self._sheet(pipeline, step, timestep, tensors)
+            self._show(event)
+        return {}
+
+    def _show(self, event: Mapping[str, Any]) -> None:
+        """Report the picture, if this step drew one."""
+        path = self._sheet.path if self._sheet is not None else None
+        if path is not None and path.exists():
+            picture = base64.b64encode(path.read_bytes()).decode()
+            path.unlink()
+            facts = {name: event[name] for name in ("run", "step", "steps")}
+            self._report(self._jobs[0].id, "preview", {**facts, "image": f"data:image/jpeg;base64,{picture}"})
+
+    def clean_up(self) -> None:
+        """Remove a picture that was not shown."""
+        if self._sheet is not None:
+            self._sheet.path.unlink(missing_ok=True)
+
+
+def _facts(file: Path, seconds: float) -> dict[str, Any]:
+    """What is told of a finished clip."""
+    from ..media.reading import probe
+
+    info = probe(file)
+    return {
+        "file": file.name,
+        "width": info.width,
+        "height": info.height,
+        "frames": info.num_frames,
+        "frame_rate": None if info.frame_rate is None else float(info.frame_rate),
+        "seconds": info.duration_s,
+        "has_audio": info.sampling_rate is not None,
+        "generation_seconds": round(seconds, 3),
+    }
+
+
+def _failed(code: str, message: str) -> Outcome:
+    return {"state": "failed", "error": {"code": code, "message": message}}
+
+
+def _stopped(reason: str, time_limit_s: float) -> Outcome:
+    if reason == "time_limit":
+        return _failed("time_limit", f"the clip took longer than the {time_limit_s:g} s that this server gives")
+    return {"state": reason}

@@ -1,0 +1,309 @@
+"""The jobs of a server, in a database that outlives it. What is not there did not happen."""
+
+import json
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sql
+
+from .jobs import Job
+
+QUEUED, RUNNING, DONE, FAILED, CANCELLED = "queued", "in_progress", "completed", "failed", "cancelled"
+FINISHED = (DONE, FAILED, CANCELLED)
+# How often a job may begin: one whose worker dies each time would otherwise run for ever.
+MOST_ATTEMPTS = 3
+# A server that says nothing about its job for so long is taken for dead by others on the same database.
+LEASE_S = 60.0
+
+_META = sql.MetaData()
+_JOBS = sql.Table(
+    "ltx2_jobs",
+    _META,
+    sql.Column("id", sql.String(64), primary_key=True),
+    sql.Column("tenant", sql.String(64), nullable=False, index=True),
+    # Names that clients give a request, so that one sent twice is done once.
+    sql.Column("request_key", sql.String(255)),
+    sql.Column("waited_for", sql.Boolean, nullable=False),
+    sql.Column("state", sql.String(16), nullable=False, index=True),
+    sql.Column("created", sql.Float, nullable=False, index=True),
+    sql.Column("started", sql.Float),
+    sql.Column("finished", sql.Float, index=True),
+    sql.Column("attempts", sql.Integer, nullable=False, default=0),
+    sql.Column("owner", sql.String(255)),
+    sql.Column("lease", sql.Float),
+    sql.Column("batch_key", sql.Text),
+    sql.Column("job", sql.Text, nullable=False),
+    sql.Column("result", sql.Text),
+    sql.Column("error", sql.Text),
+    sql.UniqueConstraint("tenant", "request_key"),
+)
+
+
+class QueueFull(Exception):
+    """No further job can wait.
+
+    Args:
+        retry_after_s: When one may, in seconds.
+    """
+
+    def __init__(self, retry_after_s: int) -> None:
+        super().__init__(f"the queue is full; ask again in {retry_after_s} s")
+        self.retry_after_s = retry_after_s
+
+
+@dataclass(frozen=True)
+class Row:
+    """A job as the database knows it.
+
+    Args:
+        id, tenant, waited_for, state, created, started, finished, attempts, job: As stored; times in seconds since 1970.
+        result, error: What came of it.
+    """
+
+    id: str
+    tenant: str
+    waited_for: bool
+    state: str
+    created: float
+    started: float | None
+    finished: float | None
+    attempts: int
+    job: str
+    result: dict[str, Any] | None
+    error: dict[str, str] | None
+
+
+_COLUMNS = [_JOBS.c[name] for name in Row.__annotations__]
+
+
+class Store:
+    """Jobs in a database. Each change is one transaction, and says of which state it is a change.
+
+    Args:
+        url: Of the database, as SQLAlchemy reads it.
+        owner: What tells this server from others.
+        max_queue: Most jobs that wait.
+    """
+
+    def __init__(self, url: str, owner: str, max_queue: int) -> None:
+        self.owner = owner
+        self.max_queue = max_queue
+        self._engine = sql.create_engine(url)
+        if self._engine.dialect.name == "sqlite":
+            sql.event.listen(self._engine, "connect", _set_up_sqlite)
+        # Between counting and adding no other request may add.
+        self._adding = threading.Lock()
+        _META.create_all(self._engine)
+
+    def close(self) -> None:
+        """Let go of the database."""
+        self._engine.dispose()
+
+    def add(self, job: Job, tenant: str, waited_for: bool = False, request_key: str | None = None) -> str:
+        """Put a job into the queue, and return its name, or that of the one that this request made before.
+
+        Raises:
+            QueueFull: If too many jobs wait.
+        """
+        values: dict[str, Any] = {
+            "tenant": tenant,
+            "request_key": request_key,
+            "waited_for": waited_for,
+            "state": QUEUED,
+        }
+        values |= {"id": job.id, "created": time.time(), "batch_key": job.batch_key, "job": job.to_json()}
+        # A caller can only be answered by the server that it called.
+        values |= {"owner": self.owner if waited_for else None}
+        with self._adding:
+            if (known := self._known(tenant, request_key)) is not None:
+                return known
+            try:
+                with self._engine.begin() as connection:
+                    waiting = self._count(connection, QUEUED)
+                    if waiting >= self.max_queue:
+                        raise QueueFull(self._wait_s(connection, waiting))
+                    connection.execute(_JOBS.insert().values(values))
+            except sql.exc.IntegrityError:
+                # Another server was asked the same at the same moment.
+                if (known := self._known(tenant, request_key)) is None:
+                    raise
+                return known
+        return job.id
+
+    def _known(self, tenant: str, request_key: str | None) -> str | None:
+        """The job that a request made before."""
+        if request_key is None:
+            return None
+        same = (_JOBS.c.tenant == tenant, _JOBS.c.request_key == request_key)
+        with self._engine.begin() as connection:
+            return connection.scalar(sql.select(_JOBS.c.id).where(*same))
+
+    def counts(self) -> dict[str, int]:
+        """How many jobs wait and how many run."""
+        with self._engine.begin() as connection:
+            return {state: self._count(connection, state) for state in (QUEUED, RUNNING)}
+
+    def get(self, job_id: str, tenant: str | None = None) -> Row | None:
+        """A job; `None` if there is none of this name, or it is somebody else's."""
+        wanted = _JOBS.c.id == job_id if tenant is None else sql.and_(_JOBS.c.id == job_id, _JOBS.c.tenant == tenant)
+        with self._engine.begin() as connection:
+            found = connection.execute(sql.select(*_COLUMNS).where(wanted)).first()
+        return None if found is None else _row(found)
+
+    def page(self, tenant: str, after: str | None, limit: int, newest_first: bool) -> list[Row]:
+        """Jobs of a tenant that are no calls, in the order of time, from behind the job `after`."""
+        wanted = [_JOBS.c.tenant == tenant, _JOBS.c.waited_for.is_(False)]
+        place = sql.tuple_(_JOBS.c.created, _JOBS.c.id)
+        if after is not None:
+            last = self.get(after, tenant)
+            if last is None:
+                return []
+            edge = sql.tuple_(sql.literal(last.created), sql.literal(last.id))
+            wanted.append(place < edge if newest_first else place > edge)
+        columns = [_JOBS.c.created, _JOBS.c.id]
+        order = [column.desc() if newest_first else column.asc() for column in columns]
+        with self._engine.begin() as connection:
+            found = connection.execute(sql.select(*_COLUMNS).where(*wanted).order_by(*order).limit(limit)).all()
+        return [_row(one) for one in found]
+
+    def claim(self, most: int) -> list[Row]:
+        """Take the oldest job that waits, and others that can be made by the same call, and mark them as running."""
+        ours = sql.or_(_JOBS.c.waited_for.is_(False), _JOBS.c.owner == self.owner)
+        oldest = sql.select(_JOBS.c.id, _JOBS.c.batch_key).where(_JOBS.c.state == QUEUED, ours)
+        oldest = oldest.order_by(_JOBS.c.created, _JOBS.c.id)
+        claimed: list[str] = []
+        with self._engine.begin() as connection:
+            while not claimed and (first := connection.execute(oldest.limit(1)).first()) is not None:
+                names = [first.id]
+                if most > 1 and first.batch_key is not None:
+                    same = oldest.where(_JOBS.c.batch_key == first.batch_key, _JOBS.c.id != first.id)
+                    names += [one.id for one in connection.execute(same.limit(most - 1))]
+                claimed = [name for name in names if self._taken(connection, name)]
+            found = connection.execute(sql.select(*_COLUMNS).where(_JOBS.c.id.in_(claimed))).all()
+        by_id = {one.id: _row(one) for one in found}
+        return [by_id[name] for name in claimed]
+
+    def _taken(self, connection: sql.Connection, job_id: str) -> bool:
+        """Whether this server was the one that took a job."""
+        now = time.time()
+        values = {"state": RUNNING, "owner": self.owner, "lease": now + LEASE_S, "started": now}
+        change = _JOBS.update().where(_JOBS.c.id == job_id, _JOBS.c.state == QUEUED)
+        return connection.execute(change.values(**values, attempts=_JOBS.c.attempts + 1)).rowcount == 1
+
+    def hold(self, jobs: Sequence[Row]) -> list[str]:
+        """Say that jobs are still running here; return those that are no longer this server's."""
+        kept = []
+        with self._engine.begin() as connection:
+            for row in jobs:
+                change = _JOBS.update().where(*self._running_here(row)).values(lease=time.time() + LEASE_S)
+                if connection.execute(change).rowcount == 1:
+                    kept.append(row.id)
+        return [row.id for row in jobs if row.id not in kept]
+
+    def finish(
+        self, row: Row, state: str, result: dict[str, Any] | None = None, error: dict[str, str] | None = None
+    ) -> bool:
+        """Note what came of a job that runs here; `False` if it is no longer this server's to say."""
+        values = {"state": state, "finished": time.time()}
+        values |= {"result": None if result is None else json.dumps(result)}
+        values |= {"error": None if error is None else json.dumps(error)}
+        with self._engine.begin() as connection:
+            return connection.execute(_JOBS.update().where(*self._running_here(row)).values(values)).rowcount == 1
+
+    def hand_back(self, row: Row, counts: bool) -> None:
+        """Put a job that runs here back into the queue.
+
+        Args:
+            row: The job.
+            counts: Whether this was an attempt, of which a job has three.
+        """
+        if counts and row.attempts >= MOST_ATTEMPTS:
+            message = (
+                f"the worker ended {row.attempts} times while it made this clip; it may be too large for the machine"
+            )
+            self.finish(row, FAILED, error={"code": "worker_died", "message": message})
+            return
+        values = {"state": QUEUED, "owner": self.owner if row.waited_for else None, "lease": None, "started": None}
+        with self._engine.begin() as connection:
+            change = _JOBS.update().where(*self._running_here(row))
+            connection.execute(change.values(**values, attempts=row.attempts if counts else row.attempts - 1))
+
+    def cancel(self, job_id: str) -> bool:
+        """Cancel a job that waits or runs; `False` if it is finished already."""
+        change = _JOBS.update().where(_JOBS.c.id == job_id, _JOBS.c.state.in_((QUEUED, RUNNING)))
+        with self._engine.begin() as connection:
+            return connection.execute(change.values(state=CANCELLED, finished=time.time())).rowcount == 1
+
+    def remove(self, job_id: str) -> None:
+        """Forget a job."""
+        with self._engine.begin() as connection:
+            connection.execute(_JOBS.delete().where(_JOBS.c.id == job_id))
+
+    def recover(self, from_this: bool) -> list[str]:
+        """Put jobs back whose server is gone: dead ones' by their leases, and this server's own after it was started anew.
+
+        Calls whose caller is gone with the server are closed, since nobody could take their results; their names are
+        returned.
+        """
+        gone = [sql.and_(_JOBS.c.state == RUNNING, _JOBS.c.lease < time.time())]
+        if from_this:
+            gone.append(sql.and_(_JOBS.c.state == RUNNING, _JOBS.c.owner == self.owner))
+        with self._engine.begin() as connection:
+            found = connection.execute(sql.select(*_COLUMNS, _JOBS.c.owner).where(sql.or_(*gone))).all()
+            closed = [one.id for one in found if one.waited_for]
+            for one in found:
+                values: dict[str, Any] = {"state": QUEUED, "owner": None, "lease": None, "started": None}
+                if one.waited_for:
+                    values = {"state": CANCELLED, "finished": time.time()}
+                elif one.attempts >= MOST_ATTEMPTS:
+                    error = {
+                        "code": "worker_died",
+                        "message": f"the server ended {one.attempts} times while it made this clip",
+                    }
+                    values = {"state": FAILED, "finished": time.time(), "error": json.dumps(error)}
+                same = (_JOBS.c.id == one.id, _JOBS.c.state == RUNNING, _JOBS.c.attempts == one.attempts)
+                connection.execute(_JOBS.update().where(*same).values(values))
+            if from_this:
+                waiting = (_JOBS.c.state == QUEUED, _JOBS.c.waited_for.is_(True), _JOBS.c.owner == self.owner)
+                closed += list(connection.scalars(sql.select(_JOBS.c.id).where(*waiting)))
+                change = _JOBS.update().where(*waiting)
+                connection.execute(change.values(state=CANCELLED, finished=time.time()))
+        return closed
+
+    def expired(self, before: float) -> list[str]:
+        """Jobs that ended before a time."""
+        wanted = sql.select(_JOBS.c.id).where(_JOBS.c.state.in_(FINISHED), _JOBS.c.finished < before)
+        with self._engine.begin() as connection:
+            return list(connection.scalars(wanted))
+
+    def _running_here(self, row: Row) -> list[Any]:
+        same = (_JOBS.c.id == row.id, _JOBS.c.state == RUNNING, _JOBS.c.owner == self.owner)
+        # A later attempt is another server's, or a later life of this one.
+        return [*same, _JOBS.c.attempts == row.attempts]
+
+    def _count(self, connection: sql.Connection, state: str) -> int:
+        wanted = sql.select(sql.func.count()).select_from(_JOBS).where(_JOBS.c.state == state)
+        return int(connection.scalar(wanted) or 0)
+
+    def _wait_s(self, connection: sql.Connection, waiting: int) -> int:
+        """When the queue will have moved on, by how long the latest jobs took."""
+        took = sql.select(_JOBS.c.finished - _JOBS.c.started).where(
+            _JOBS.c.state == DONE, _JOBS.c.started.is_not(None)
+        )
+        latest = list(connection.scalars(took.order_by(_JOBS.c.finished.desc()).limit(10)))
+        mean = sum(latest) / len(latest) if latest else 1.0
+        return max(1, min(600, round(mean * max(1, waiting // 8))))
+
+
+def _row(found: Any) -> Row:
+    values = {name: getattr(found, name) for name in Row.__annotations__}
+    return Row(**values | {name: values[name] and json.loads(values[name]) for name in ("result", "error")})
+
+
+def _set_up_sqlite(connection: Any, _record: Any) -> None:
+    """Readers do not wait for a writer, writers wait for each other, and what is committed survives a kill."""
+    for setting in ("journal_mode=WAL", "busy_timeout=30000", "synchronous=NORMAL"):
+        connection.execute(f"PRAGMA {setting}")

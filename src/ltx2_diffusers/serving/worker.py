@@ -1,0 +1,172 @@
+"""A process that holds the checkpoint and makes clips, so that what happens to it does not happen to the server.
+
+The two talk in lines of JSON over its standard input and output.
+"""
+
+import json
+import logging
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..cli.loading import check_device
+from .jobs import Job, ServedModel
+from .running import LocalRunner, Outcome, Report, Stopped, WorkerDied, _stopped
+
+logger = logging.getLogger(__name__)
+
+# How often a running job is asked whether it is to end, and how long after its time limit it is killed.
+_TICK_S, _PATIENCE_S = 0.05, 60.0
+_CLOSE_S = 10.0
+
+
+class WorkerProcess:
+    """Makes clips in a process of its own, which is started anew when it dies.
+
+    Args:
+        options: Options of `ltx2 generate` that say what is loaded, defaults filled in.
+        inputs: Folder of what requests bring.
+        results: Folder of finished clips.
+        time_limit_s: Longest a run may take.
+
+    Raises:
+        ValueError: If the checkpoint cannot be loaded.
+    """
+
+    def __init__(self, options: Mapping[str, Any], inputs: Path, results: Path, time_limit_s: float) -> None:
+        self._settings = {"options": dict(options), "inputs": inputs.absolute(), "results": results.absolute()}
+        self._settings["time_limit_s"] = self._time_limit_s = time_limit_s
+        self._closed = False
+        self._start()
+
+    @property
+    def process_id(self) -> int:
+        """The id of the process."""
+        return self._process.pid
+
+    def run(self, jobs: Sequence[Job], report: Report, stopped: Stopped) -> dict[str, Outcome]:
+        """See [`~ltx2_diffusers.serving.running.Runner`]."""
+        if self._process.poll() is not None:
+            self._start()
+        self._send(run=[job.to_json() for job in jobs])
+        told: set[str] = set()
+        deadline = time.monotonic() + self._time_limit_s + _PATIENCE_S
+        while True:
+            for job in jobs:
+                if job.id not in told and (reason := stopped(job.id)):
+                    told.add(job.id)
+                    self._send(stop=job.id, reason=reason)
+            try:
+                line = self._lines.get(timeout=_TICK_S)
+            except queue.Empty:
+                if time.monotonic() > deadline:
+                    self._process.kill()
+                    return dict.fromkeys([job.id for job in jobs], _stopped("time_limit", self._time_limit_s))
+                continue
+            if line is None:
+                raise WorkerDied(f"the worker ended with status {self._process.wait()}")
+            if "outcomes" in line:
+                outcomes: dict[str, Outcome] = line["outcomes"]
+                return outcomes
+            report(*line["event"])
+
+    def close(self) -> None:
+        """See [`~ltx2_diffusers.serving.running.Runner`]."""
+        self._closed = True
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        try:
+            self._process.wait(_CLOSE_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _start(self) -> None:
+        command = [sys.executable, "-m", __name__]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        # A session of its own, so that an interrupt at the terminal reaches the server alone, which ends it in order.
+        self._process = subprocess.Popen(command, text=True, encoding="utf-8", start_new_session=True, **pipes)  # type: ignore[call-overload]
+        self._lines: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        threading.Thread(target=self._read, args=(self._process, self._lines), daemon=True).start()
+        self._send(**self._settings)
+        first = self._lines.get()
+        if first is None:
+            raise WorkerDied(f"the worker ended with status {self._process.wait()} while it loaded the checkpoint")
+        if "refused" in first:
+            self._process.wait()
+            raise ValueError(first["refused"])
+        facts = first["ready"]
+        self.model = ServedModel(**{**facts, "adapters": tuple(facts["adapters"])})
+
+    @staticmethod
+    def _read(process: subprocess.Popen, lines: "queue.SimpleQueue[dict[str, Any] | None]") -> None:
+        for line in process.stdout or ():
+            lines.put(json.loads(line))
+        lines.put(None)
+
+    def _send(self, **message: Any) -> None:
+        if self._process.stdin is None:
+            return
+        try:
+            print(_written(message), file=self._process.stdin, flush=True)
+        except OSError:
+            # It is gone; the thread that reads says so.
+            logger.warning("the worker does not listen any more")
+
+
+def _written(message: Mapping[str, Any]) -> str:
+    return json.dumps(message, default=lambda path: {"file": str(path)})
+
+
+def _read_message(line: str) -> dict[str, Any]:
+    message: dict[str, Any] = json.loads(
+        line, object_hook=lambda value: Path(value["file"]) if value.keys() == {"file"} else value
+    )
+    return message
+
+
+def main() -> int:
+    """Load the checkpoint and make clips until the server is gone."""
+    # What libraries print goes where errors go.
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    os.dup2(2, 1)
+    for room in ("prompts", "application"):
+        # Their warnings quote prompts, which are no business of a log.
+        logging.getLogger(f"ltx2_diffusers.{room}").setLevel(logging.ERROR)
+    settings = _read_message(sys.stdin.readline())
+    try:
+        check_device(settings["options"]["device"])
+        runner = LocalRunner(settings["options"], settings["results"], settings["time_limit_s"])
+    except (ValueError, OSError) as error:
+        print(_written({"refused": str(error)}), file=out)
+        return 2
+    print(_written({"ready": vars(runner.model)}), file=out)
+    wanted: queue.SimpleQueue[list[str]] = queue.SimpleQueue()
+    stops: dict[str, str] = {}
+    threading.Thread(target=_listen, args=(wanted, stops), daemon=True).start()
+    while True:
+        jobs = [Job.from_json(text, settings["inputs"]) for text in wanted.get()]
+        outcomes = runner.run(jobs, lambda *event: print(_written({"event": event}), file=out), stops.get)
+        print(_written({"outcomes": outcomes}), file=out)
+        stops.clear()
+
+
+def _listen(wanted: "queue.SimpleQueue[list[str]]", stops: dict[str, str]) -> None:
+    for line in sys.stdin:
+        message = json.loads(line)
+        if "run" in message:
+            wanted.put(message["run"])
+        else:
+            stops[message["stop"]] = message["reason"]
+    # The server is gone, and with it everybody who could want the clip that is being made.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

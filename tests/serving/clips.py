@@ -1,0 +1,65 @@
+"""What tests send, and how they look at what comes back."""
+
+import base64
+import io
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+
+FINISHED = ("completed", "failed", "cancelled")
+
+
+def data_uri(file: Path, kind: str = "image/png") -> str:
+    """A file as requests bring it."""
+    return f"data:{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"
+
+
+def decoded(content: bytes | str) -> tuple[np.ndarray, np.ndarray | None, int | None]:
+    """Frames `[F, H, W, 3]`, samples `[C, N]` and their rate of an MP4 file or of a data URI of one."""
+    content = base64.b64decode(content.partition(",")[2]) if isinstance(content, str) else content
+    with av.open(io.BytesIO(content)) as file:
+        frames = np.stack([frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)])
+        if not file.streams.audio:
+            return frames, None, None
+        file.seek(0)
+        sound = [frame.to_ndarray() for frame in file.decode(audio=0)]
+        return frames, np.concatenate(sound, axis=1), file.streams.audio[0].rate
+
+
+def generate(client, **wanted) -> dict:
+    """The answer of `/generate`."""
+    answer = client.post("/generate", json=wanted)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def create(client, headers=None, **wanted) -> str:
+    """The name of a new job."""
+    answer = client.post("/v1/videos", json=wanted, headers=headers)
+    assert answer.status_code == 200, answer.text
+    return answer.json()["id"]
+
+
+def finished(client, job: str, seconds: float = 60) -> dict:
+    """A job when it has ended."""
+    ends = time.monotonic() + seconds
+    while (video := client.get(f"/v1/videos/{job}").json())["status"] not in FINISHED:
+        assert time.monotonic() < ends, video
+        time.sleep(0.02)
+    return video
+
+
+def content(client, job: str) -> bytes:
+    """The file of a job that is finished."""
+    answer = client.get(f"/v1/videos/{job}/content")
+    assert answer.status_code == 200, answer.text
+    return answer.content
+
+
+def refusal(answer) -> tuple[str, str]:
+    """The field that is refused, and why."""
+    assert answer.status_code == 422, answer.text
+    detail = answer.json()["detail"][0]
+    return str(detail["loc"][-1]), detail["msg"]

@@ -1,0 +1,38 @@
+"""The server on a GPU: clips repeat, modes take turns under offloading, and only the worker takes the device."""
+
+import subprocess
+
+import pytest
+
+from benchmarks.serving_load import Server
+from tests.serving.clips import decoded
+from tests.serving.conftest import JOB, QUICK
+from tests.tiny_checkpoints import tiny_checkpoint
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.mark.parametrize("offload", ["none", "model"])
+def test_clips_are_made_on_a_gpu(tmp_path, offload):
+    options = ("--checkpoint", str(tiny_checkpoint("2.0")), "--device", "cuda", "--offload", offload)
+    server = Server(tmp_path / "data", *options)
+    try:
+        assert server.told("GET", "/health")["device"] == "cuda"
+        staged = {**JOB, "two_stage": True, "refine_with_same_weights": True, "width": 128, "height": 128}
+        clips = []
+        for _ in range(2):
+            clips.append(decoded(server.told("POST", "/generate", QUICK)["video"])[0])
+            job = server.told("POST", "/v1/videos", staged)["id"]
+            assert server.finished(job)["status"] == "completed"
+        assert (clips[0] == clips[1]).all()
+        listed = subprocess.run(
+            ["nvidia-smi", "--query-compute-apps=pid", "--format=csv,noheader"], capture_output=True, text=True
+        )
+        assert str(server.process.pid) not in listed.stdout.split()
+    finally:
+        server.stop()
+
+
+def test_a_device_that_is_not_there_ends_the_start(tmp_path):
+    with pytest.raises(RuntimeError, match="cannot be used"):
+        Server(tmp_path / "data", "--device", "cuda:99")

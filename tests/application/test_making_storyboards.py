@@ -26,7 +26,7 @@ from ltx2_diffusers.media.preprocess import fitted_frames
 from ltx2_diffusers.media.reading import probe, read_audio, read_video
 from ltx2_diffusers.media.streaming import ClipWriter
 from ltx2_diffusers.media.writing import write_audio, write_video
-from ltx2_diffusers.pipelines import engine
+from ltx2_diffusers.pipelines import decoding as frames_of
 from ltx2_diffusers.pipelines.recipes.extension import segments
 from scripts.pages import write_media
 from tests.adapters.files import save_random_loras
@@ -427,7 +427,7 @@ def test_an_interrupt_leaves_a_clip_of_the_finished_segments(pipe, whole, tmp_pa
 def test_memory_does_not_grow_with_the_number_of_segments(pipe, monkeypatch, tmp_path):
     """Counted: no decoded frames of earlier segments, latents of two, and no more bytes in tensors from one to the next."""
     frames, latents, alive, held = [], [], [], []
-    decode, generate = engine.video_as, segments.generate
+    decode, generate = frames_of.video_as, segments.generate
 
     def decoding(*args):
         result = decode(*args)
@@ -448,7 +448,7 @@ def test_memory_does_not_grow_with_the_number_of_segments(pipe, monkeypatch, tmp
             tensors = [one for one in gc.get_objects() if type(one) is torch.Tensor]
             held.append(sum({one.data_ptr(): one.untyped_storage().nbytes() for one in tensors}.values()))
 
-    monkeypatch.setattr(engine, "video_as", decoding)
+    monkeypatch.setattr(frames_of, "video_as", decoding)
     monkeypatch.setattr(segments, "generate", generating)
     hook = pipe.vae.decoder.register_forward_pre_hook(count)
     # What was there before need not be looked at.

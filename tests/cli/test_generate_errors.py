@@ -203,7 +203,7 @@ def test_what_needs_no_checkpoint_is_found_without_one(tmp_path, capsys, options
         (["generte", "--prompt", "a"], "unknown command 'generte'; did you mean 'generate'?"),
         (
             ["sing"],
-            "unknown command 'sing'; there are generate, storyboard, replay, info, convert, calibrate, plan, doctor, data, train\n",
+            "unknown command 'sing'; there are generate, storyboard, replay, info, convert, calibrate, plan, doctor, data, train, serve\n",
         ),
     ],
 )

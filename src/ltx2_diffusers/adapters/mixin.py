@@ -250,7 +250,7 @@ class LTX2LoraMixin(LoraBaseMixin):
         components: Sequence[str] | None = None,
         lora_scale: float = 1.0,
         safe_fusing: bool = False,
-        adapter_names: Sequence[str] | None = None,
+        adapter_names: Sequence[str] | str | None = None,
         *,
         rounding: Rounding = "nearest",
         seed: int = 0,

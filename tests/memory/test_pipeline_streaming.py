@@ -417,3 +417,16 @@ def test_a_text_encoder_on_demand_keeps_its_type(expected):
         pipe.to(torch.bfloat16)
     assert pipe.transformer.dtype == torch.float32
     assert_runs(pipe.to("cpu", torch.float32), expected)
+
+
+def test_a_text_encoder_that_is_put_there_is_used():
+    pipe, model = load(text_encoder_residency="on_demand"), load().text_encoder
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(-1)
+    given = pipe.encode_prompt(PROMPT, max_sequence_length=64)[0]
+    pipe.text_encoder = model
+    assert not torch.equal(pipe.encode_prompt(PROMPT, max_sequence_length=64)[0], given)
+    with pytest.raises(ValueError, match="the text encoder is not what lies in"):
+        pipe.enable_text_encoder_release()
+    pipe.disable_text_encoder_release()
+    assert pipe.text_encoder is model

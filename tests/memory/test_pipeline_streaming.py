@@ -391,9 +391,13 @@ def test_nothing_is_fused_into_blocks_in_their_file(tmp_path):
 
 @pytest.mark.parametrize("method", ["fp8_cast", "fp8_scaled_mm"])
 def test_weights_that_are_never_read_are_not_quantised(method):
-    with pytest.raises(ValueError, match=r"`quantization_config` rounds weights .* which `block_streaming` leaves out"):
+    with pytest.raises(
+        ValueError, match=r"`quantization_config` rounds weights .* which `block_streaming` leaves out"
+    ):
         load(block_streaming="disk", quantization_config=method)
-    with pytest.raises(ValueError, match=r"`quantization_config` rounds weights .* which `block_streaming` leaves out"):
+    with pytest.raises(
+        ValueError, match=r"`quantization_config` rounds weights .* which `block_streaming` leaves out"
+    ):
         LTX2Pipeline.from_single_file(
             V20, text_encoder=tiny_checkpoint("2.0"), block_streaming="disk", quantization_config=method
         )
@@ -401,7 +405,7 @@ def test_weights_that_are_never_read_are_not_quantised(method):
 
 def test_what_cannot_be_streamed_later_is_refused_now(expected):
     pipe = load(text_encoder_residency="on_demand")
-    with pytest.raises(ValueError, match="`num_on_device` has to be from 1 to 2, .* but is 99; use 2"):
+    with pytest.raises(ValueError, match=r"`num_on_device` has to be from 1 to 2, .* but is 99; use 2"):
         pipe.enable_block_streaming("text_encoder", num_on_device=99)
     with pytest.raises(ValueError, match="`components` is empty; leave it out"):
         pipe.enable_block_streaming([])

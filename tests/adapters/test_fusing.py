@@ -60,7 +60,7 @@ def test_components_and_adapters_can_be_chosen(pipe):
     pipe.set_adapters("a", 0.5)
     only_a = outputs(pipe)
     pipe.set_adapters([])
-    pipe.fuse_lora(adapter_names=["a"])
+    pipe.fuse_lora(adapter_names="a")
     assert pipe.fused_loras == {"a"}
     assert largest(outputs(pipe), only_a) < ROUNDING
     pipe.unfuse_lora()
@@ -91,6 +91,11 @@ def test_an_adapter_is_fused_once_and_keeps_its_strength(pipe):
         (lambda: pipe.set_adapters("a", 0.1), r"'a' has no effect while \['a'\] are fused"),
         (lambda: pipe.delete_adapters("a"), r"\['a'\] are fused; call unfuse_lora\(\) before deleting"),
         (lambda: pipe.fuse_lora(adapter_names=["c"]), r"`adapter_names` has \['c'\], but the loaded adapters are"),
+        (lambda: pipe.fuse_lora(adapter_names=["b", "b"]), r"`adapter_names` names an adapter twice: \['b', 'b'\]"),
+        (
+            lambda: pipe.fuse_lora(adapter_names=[]),
+            "`adapter_names` is empty; leave it out to fuse the active adapters",
+        ),
         (lambda: pipe.fuse_lora(components=["vae"]), r"`components` has to name one or more of \['transformer'"),
         (lambda: pipe.fuse_lora(components=[]), r"`components` has to name one or more"),
         (lambda: pipe.unfuse_lora(components=["vae"]), r"`components` has to name one or more"),

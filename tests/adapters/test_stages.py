@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from ltx2_diffusers import LTX2TwoStagePipeline, Stage
-from tests.adapters.tiny import lora
+from ltx2_diffusers.adapters.active import added_adapters
+from tests.adapters.tiny import build, lora
 from tests.pipelines.tiny import load, seeded
 
 QUICK = {"prompt": "a", "height": 64, "width": 64, "num_frames": 9, "num_inference_steps": 1, "output_type": "latent"}
@@ -73,3 +74,18 @@ def test_adapters_do_not_go_to_another_transformer(pipe):
     stages = [Stage(), Stage(transformer="stage_2_transformer", adapters={"style": 1.0})]
     with pytest.raises(ValueError, match="of a stage belong to `transformer`, but it runs `stage_2_transformer`"):
         staged(**QUICK, stages=stages)
+
+
+@pytest.mark.parametrize(
+    "strength", [{}, {"video": 0.0}, {"transformer": {"transformer_blocks.0": 0.0}}, 1.0], ids=str
+)
+def test_adapters_that_fused_ones_would_swallow_are_refused(strength):
+    pipe = build(torch.float32)
+    for name in ("fused", "style"):
+        factors = lora() | lora("transformer_blocks.1.audio_ff.net.2", 0, (16, 64))
+        pipe.load_lora_weights(factors, adapter_name=name)
+    pipe.fuse_lora(adapter_names=["fused"])
+    with pytest.raises(ValueError, match="'style' has no effect while"), added_adapters(pipe, {"style": strength}):
+        pass
+    with added_adapters(pipe, {"style": dict.fromkeys(("video", "audio"), 0.0)}):
+        pass

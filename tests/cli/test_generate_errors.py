@@ -241,6 +241,7 @@ def test_a_dev_checkpoint_names_the_options_that_it_needs(tmp_path, capsys):
         ("--retake later", ""),
         ("--retake 1", ""),
         ("--lora a.sft:video=1,audoi=0", "'audoi' in 'video=1,audoi=0' is no part of a model; use 'audio'"),
+        ("--lora a.sft:video=1,video=0", "names a part twice in 'video=1,video=0'; give each part one strength"),
         ("--distilled-lora a.sft:video=much", "needs strengths like video=1,audio=0.5, got 'video=much'"),
     ],
 )

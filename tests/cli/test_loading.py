@@ -64,3 +64,23 @@ def test_a_text_encoder_is_released():
     pipe = loaded(release_text_encoder=True, offload="blocks")
     assert pipe.text_encoder is None and pipe._text_encoder_on_demand.streamed == "ram"
     assert pipe.streamed_components == ["transformer"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"offload": "disk", "quantize": "fp8-cast"},
+            "--quantize rounds weights, and --offload disk .* use --offload blocks",
+        ),
+        (
+            {"offload": "disk", "fuse_lora": True},
+            "--fuse-lora changes weights, and --offload disk .* use --offload blocks",
+        ),
+        ({"offload": "sequential"}, "--offload sequential keeps weights off a graphics card, and --device is cpu"),
+    ],
+)
+def test_offloading_that_contradicts_the_rest_is_refused_before_loading(monkeypatch, options, message):
+    monkeypatch.setattr("ltx2_diffusers.LTX2Pipeline.from_pretrained", None)
+    with pytest.raises(ValueError, match=message):
+        loaded(**options)

@@ -384,3 +384,53 @@ def test_nothing_is_fused_into_blocks_in_their_file(tmp_path):
         ValueError, match=r"cannot be fused into the `transformer`, whose blocks are streamed from their file"
     ):
         pipe.fuse_lora()
+
+
+# --- what contradicts itself ---
+
+
+@pytest.mark.parametrize("method", ["fp8_cast", "fp8_scaled_mm"])
+def test_weights_that_are_never_read_are_not_quantised(method):
+    with pytest.raises(
+        ValueError, match=r"`quantization_config` rounds weights .* which `block_streaming` leaves out"
+    ):
+        load(block_streaming="disk", quantization_config=method)
+    with pytest.raises(
+        ValueError, match=r"`quantization_config` rounds weights .* which `block_streaming` leaves out"
+    ):
+        LTX2Pipeline.from_single_file(
+            V20, text_encoder=tiny_checkpoint("2.0"), block_streaming="disk", quantization_config=method
+        )
+
+
+def test_what_cannot_be_streamed_later_is_refused_now(expected):
+    pipe = load(text_encoder_residency="on_demand")
+    with pytest.raises(ValueError, match=r"`num_on_device` has to be from 1 to 2, .* but is 99; use 2"):
+        pipe.enable_block_streaming("text_encoder", num_on_device=99)
+    with pytest.raises(ValueError, match="`components` is empty; leave it out"):
+        pipe.enable_block_streaming([])
+    with pytest.raises(ValueError, match="`device` 'meta' computes nothing; use 'cpu'"):
+        pipe.enable_block_streaming(device="meta")
+    assert pipe.streamed_components == []
+    assert_runs(pipe, expected)
+
+
+def test_a_text_encoder_on_demand_keeps_its_type(expected):
+    pipe = load(text_encoder_residency="on_demand")
+    with pytest.raises(ValueError, match=r"`text_encoder` is on demand and is loaded in torch\.float32"):
+        pipe.to(torch.bfloat16)
+    assert pipe.transformer.dtype == torch.float32
+    assert_runs(pipe.to("cpu", torch.float32), expected)
+
+
+def test_a_text_encoder_that_is_put_there_is_used():
+    pipe, model = load(text_encoder_residency="on_demand"), load().text_encoder
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(-1)
+    given = pipe.encode_prompt(PROMPT, max_sequence_length=64)[0]
+    pipe.text_encoder = model
+    assert not torch.equal(pipe.encode_prompt(PROMPT, max_sequence_length=64)[0], given)
+    with pytest.raises(ValueError, match="the text encoder is not what lies in"):
+        pipe.enable_text_encoder_release()
+    pipe.disable_text_encoder_release()
+    assert pipe.text_encoder is model

@@ -65,6 +65,19 @@ def assert_same(one, other, **changes):
         assert torch.equal(actual, expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("method", ["fp8_cast", "fp8_scaled_mm"])
+def test_what_was_saved_in_eight_bits_is_streamed_so(folder, tmp_path, method, dtype):
+    quantised = LTX2AVTransformer3DModel.from_pretrained(folder, dtype=dtype, quantization_config=method)
+    quantised.save_pretrained(tmp_path)
+    streamed = load_streamed(LTX2AVTransformer3DModel, tmp_path, dtype=dtype)
+    layers = [type(model.transformer_blocks[2].attn1.to_q) for model in (streamed, quantised)]
+    assert layers[0] is layers[1] and streamed.dtype == quantised.dtype == dtype
+    assert_same(streamed, quantised)
+    stop_streaming(streamed)
+    assert_same(streamed, quantised)
+
+
 # bfloat16 is another type than that of the file.
 @pytest.mark.parametrize(
     "num_on_device, dtype", [(1, torch.bfloat16), (2, torch.float32), (3, torch.bfloat16), (BLOCKS, torch.float32)]

@@ -108,6 +108,7 @@ def test_a_calibrated_pipeline_clamps_nothing_it_has_seen():
     layers = {n for n, m in pipeline.transformer.named_modules() if isinstance(m, torch.nn.Linear)}
     assert values.keys() == {name for name in layers if name.startswith("transformer_blocks.")}
     once = calibrate(pipeline, ["red"], **CALL, generator=torch.Generator().manual_seed(0))
+    assert calibrate(pipeline, "red", **CALL, generator=torch.Generator().manual_seed(0)) == once
     assert all(values[name] >= value for name, value in once.items())
     with pytest.raises(ValueError, match="`prompts` is empty"):
         calibrate(pipeline, [])

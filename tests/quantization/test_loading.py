@@ -311,3 +311,11 @@ def test_contradictions_are_refused(tmp_path):
         load(FULL, quantization_config="fp8_cast", low_cpu_mem_usage=False)
     with pytest.raises(ValueError, match="no layer that fp8_cast stores"):
         LTX2TextConnectors.from_single_file(FULL, quantization_config="fp8_cast")
+
+
+def test_a_saved_model_keeps_its_variant(tmp_path):
+    load(FULL, None, quantization_config="fp8_cast").save_pretrained(tmp_path)
+    again = LTX2AVTransformer3DModel.from_pretrained
+    with pytest.raises(ValueError, match=r"quantised in the variant 'newest', .* asks for '2\.0'; leave it out"):
+        again(tmp_path, quantization_config=FP8CastConfig("2.0"))
+    assert again(tmp_path, quantization_config="fp8_cast").dtype == again(tmp_path).dtype

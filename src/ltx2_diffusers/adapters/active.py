@@ -183,7 +183,12 @@ def check_adapters_loaded(pipeline: LoraBaseMixin, strengths: StageStrengths) ->
     if none := [name for name, strength in strengths.items() if strength is None]:
         raise ValueError(f"the strength of the adapter {none[0]!r} has to be a finite number but is None; use 1.0")
     check_weights(pipeline, strengths)
-    acting = [name for name, s in strengths.items() if (any(s.values()) if isinstance(s, Mapping) else s)]
+    acting = {
+        name
+        for component, path, layer in named_adapter_layers(pipeline)
+        for name, strength in strengths.items()
+        if name in layer.lora_A and strength_at(strength, component, path)
+    }
     check_has_effect(pipeline, acting)
 
 

@@ -18,6 +18,7 @@ from .loading import casting_of
 from .merging import Arithmetic, changed_tensors, is_cast_to_fp8, merged_tensors
 from .originals import Original, Source, files_read_anew
 from .settings import is_finite_number
+from .strengths import listed_weights
 
 logger = logging.get_logger(__name__)
 
@@ -32,7 +33,7 @@ class Fusing:
     components: Sequence[str] | None = None
     lora_scale: float = 1.0
     safe_fusing: bool = False
-    adapter_names: Sequence[str] | None = None
+    adapter_names: Sequence[str] | str | None = None
     how: Arithmetic = field(default_factory=Arithmetic)
     keep_originals: bool = True
 
@@ -171,14 +172,16 @@ def _places(pipeline: LoraBaseMixin, asked: Fusing) -> list[_Place]:
     if not is_finite_number(asked.lora_scale):
         raise ValueError(f"`lora_scale` has to be a finite number but is {asked.lora_scale!r}; use 1.0")
     check_rounding(asked.how.rounding, asked.how.seed)
-    loaded = list(adapter_metadata(pipeline))
-    if unknown := [name for name in asked.adapter_names or () if name not in loaded]:
-        raise ValueError(f"`adapter_names` has {unknown}, but the loaded adapters are {loaded}")
+    wanted = [asked.adapter_names] if isinstance(asked.adapter_names, str) else asked.adapter_names
+    if wanted is not None:
+        listed_weights(wanted, None, list(adapter_metadata(pipeline)))
+        if not wanted:
+            raise ValueError("`adapter_names` is empty; leave it out to fuse the active adapters")
     models = adapted_models(pipeline)
     places = [
         _Place(component, path, layer, names, Source.of(pipeline, component, models[component], path))
         for component, path, layer in _layers(pipeline, asked.components)
-        if (names := [name for name in asked.adapter_names or layer.active_adapters if name in layer.lora_A])
+        if (names := [name for name in wanted or layer.active_adapters if name in layer.lora_A])
     ]
     for place in places:
         _check_fusable(place, asked.how)

@@ -250,7 +250,7 @@ class LTX2LoraMixin(LoraBaseMixin):
         components: Sequence[str] | None = None,
         lora_scale: float = 1.0,
         safe_fusing: bool = False,
-        adapter_names: Sequence[str] | None = None,
+        adapter_names: Sequence[str] | str | None = None,
         *,
         rounding: Rounding = "nearest",
         seed: int = 0,
@@ -270,7 +270,7 @@ class LTX2LoraMixin(LoraBaseMixin):
             components: Models to change, "transformer" and "connectors". Default all that the adapters change.
             lora_scale: Factor on the strengths of these adapters, which they keep after [`unfuse_lora`]. Default 1.0.
             safe_fusing: Whether to refuse weights that would hold NaN. Default `False`.
-            adapter_names: Adapters to add, default the active ones. Strengths are those of [`set_adapters`].
+            adapter_names: One adapter or several to add, default the active ones. Strengths are those of [`set_adapters`].
             rounding: How weights in float8 without scales are rounded: "nearest" (default), or "stochastic", which keeps small
                 deltas on average and is lossy at random.
             seed: Of stochastic rounding. Default 0.

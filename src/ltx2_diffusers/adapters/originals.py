@@ -11,6 +11,7 @@ import torch
 from diffusers.loaders.lora_base import LoraBaseMixin
 from peft.tuners.lora import LoraLayer
 
+from ..checkpoints.origin import Origin
 from ..checkpoints.original import OriginalCheckpoint
 from ..checkpoints.safetensors_io import Entry, read_folder
 from ..checkpoints.scaled_fp8 import dequantized, stored_scales
@@ -18,7 +19,7 @@ from ..models.stored import sampled_bytes, stored_tensor
 from ..quantization.linear import FLOAT8, FP8ScaledLinear, cast_tensor, quantize_tensor
 from ..quantization.stored import checked_scale
 from .active import AdaptedModel
-from .loading import compute_dtype
+from .loading import casting_of, compute_dtype
 from .merging import Arithmetic
 
 _ADVICE = "load the model anew, or fuse with keep_originals=True"
@@ -32,15 +33,20 @@ class Source:
         location: Folder or file, `None` if that is not known.
         component: The component of the pipeline.
         path: The layer in it.
+        variant: Which of several weights in a folder.
     """
 
     location: str | None
     component: str
     path: str
+    variant: str | None = None
 
     @classmethod
     def of(cls, pipeline: LoraBaseMixin, component: str, model: AdaptedModel, path: str) -> "Source":
-        """The source of a layer of a pipeline's model."""
+        """The source of a layer of a pipeline's model: what was noted when that was loaded, or what the pipeline is from."""
+        origin: Origin | None = getattr(model, "_weights_origin", None)
+        if origin is not None:
+            return cls(os.fspath(origin.path), component, path, origin.variant)
         named = model.config.get("_name_or_path") or pipeline.config.get("_name_or_path")  # type: ignore[attr-defined]
         return cls(None if named is None else os.fspath(named), component, path)
 
@@ -55,7 +61,7 @@ class Source:
             raise ValueError(f"{lost} where they were loaded from is not known; {_ADVICE}")
         if not os.path.exists(self.location):
             raise ValueError(f"{lost} {self.location!r} is no file or folder here; {_ADVICE}")
-        found, prefix = _read(self.location, self.component), f"{self.path}."
+        found, prefix = _read(self.location, self.component, self.variant), f"{self.path}."
         if f"{prefix}weight" not in found:
             raise ValueError(f"{lost} {self.location!r} holds no {prefix}weight; {_ADVICE}")
         return {name: entry for name, entry in found.items() if name.startswith(prefix)}
@@ -63,12 +69,12 @@ class Source:
 
 # For the layers of one model, whose header is read once.
 @lru_cache(maxsize=2)
-def _read(location: str, component: str) -> dict[str, Entry]:
+def _read(location: str, component: str, variant: str | None) -> dict[str, Entry]:
     """The tensors of a component under diffusers' names."""
     path = Path(location)
     if path.is_file():
         return OriginalCheckpoint(path).component(component, keep_quantized=True)
-    return read_folder(path / component if (path / component).is_dir() else path)
+    return read_folder(path / component if (path / component).is_dir() else path, variant=variant)
 
 
 @contextmanager
@@ -169,8 +175,13 @@ class Original:
             if scale is not None:
                 read["weight_scale"] = checked_scale(f"{path}.weight_scale", scale.load())
         else:
-            # What is quantised while it is loaded takes the type that the model computes in before.
-            real = dequantized(entries)[f"{path}.weight"].load().to(compute_dtype(base) or self._dtypes["weight"])
+            real = dequantized(entries)[f"{path}.weight"].load()
+            if casting_of(base) is not None:
+                # Layers are cast after they were loaded.
+                real = real.to(compute_dtype(base))
+            elif scale is not None and self._dtypes["weight"] == FLOAT8:
+                # As `fp8_cast` reads weights with scales.
+                real = real.bfloat16()
             tensors = quantize_tensor(real) if is_scaled else (_as(real, self._dtypes["weight"]),)
             read = dict(zip(("weight", "weight_scale"), tensors))
         if "bias" in self._dtypes:

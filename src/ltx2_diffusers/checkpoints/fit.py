@@ -22,6 +22,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ..models.config_values import check_sizes, check_types
 from ..quantization.configs import NAMES
+from ..quantization.layers import VARIANTS
 from .class_names import class_name_for, component_of
 from .json_files import check_finite, read_config
 from .safetensors_io import Entry, read_folder
@@ -265,7 +266,16 @@ def is_fp8(config: Any) -> bool:
 
 def _check_methods(asked: Any, saved: Any, where: str) -> None:
     """A model that was saved quantised stays so; diffusers would only warn."""
-    if not asked or not saved or not (is_fp8(asked) or is_fp8(saved)) or _method(asked) == _method(saved):
+    if not asked or not saved or not (is_fp8(asked) or is_fp8(saved)):
+        return
+    if _method(asked) == _method(saved):
+        wanted, stored = getattr(asked, "variant", None), saved.get("variant")
+        # The default is what the name of the method stands for, too.
+        if wanted not in (None, stored, VARIANTS[0]):
+            raise ValueError(
+                f"{where} is quantised in the variant {stored!r}, but `quantization_config` asks for {wanted!r}; leave it out, or "
+                "load the weights before quantisation"
+            )
         return
     raise ValueError(
         f"{where} is quantised as {str(_method(saved))!r}, but `quantization_config` asks for {str(_method(asked))!r}; leave it "

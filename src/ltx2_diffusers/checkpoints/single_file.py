@@ -99,6 +99,7 @@ def load_component(
         with checkpoint.named(component):
             quantizer = planned(quantization_config, entries, dtype or main_dtype(entries))
     model = empty_model(cls, model_config, initialised=low_cpu_mem_usage is False)
+    remember(model, None if isinstance(path_or_dict, Mapping) else origin_at(path_or_dict, dtype=dtype))
     if quantizer is not None:
         with checkpoint.named(component):
             _fill_float8(model, entries, quantizer, dtype, target, copy=isinstance(path_or_dict, Mapping))
@@ -106,11 +107,9 @@ def load_component(
     if quantization_config is not None:
         fill_quantized(model, entries, quantization_config, dtype, target)
         return model.eval()
-    origin = None if isinstance(path_or_dict, Mapping) else origin_at(path_or_dict, dtype=dtype)
     # A model that shares memory with the caller's dictionary would change it when trained.
     tensors = {key: entry.load().to(target, copy=isinstance(path_or_dict, Mapping)) for key, entry in entries.items()}
     model.load_state_dict(tensors, strict=False, assign=True)
-    remember(model, origin)
     return model.to(target).eval()
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints.packaged import PACKAGED, checkpoint_path, meant_instead
-from .values import Options
+from .values import Options, flag
 
 DTYPES = ("bfloat16", "float16", "float32")
 QUANTIZATIONS = ("fp8-cast", "fp8-scaled-mm")
@@ -87,6 +87,7 @@ def load_pipeline(options: Options, pipeline_class: Any) -> Any:
     from ..schedulers.scheduling_ltx2 import LTX2Scheduler
 
     logging.disable_progress_bar()
+    _check_offload(options)
     pipeline = _from_checkpoint(options, pipeline_class)
     if not isinstance(pipeline.scheduler, LTX2Scheduler):
         pipeline.scheduler = LTX2Scheduler.from_config(pipeline.scheduler.config)
@@ -105,6 +106,17 @@ def load_pipeline(options: Options, pipeline_class: Any) -> Any:
         return pipeline
     getattr(pipeline, f"enable_{options['offload']}_cpu_offload")(device=options["device"])
     return pipeline
+
+
+def _check_offload(options: Options) -> None:
+    """What cannot be done with weights that lie elsewhere, before any are loaded."""
+    for name, what in (("quantize", "rounds"), ("fuse_lora", "changes")):
+        if options.get("offload") == "disk" and name in options:
+            raise ValueError(
+                f"{flag(name)} {what} weights, and --offload disk takes them from their files as they are; use --offload blocks"
+            )
+    if options.get("offload") == "sequential" and options["device"] == "cpu":
+        raise ValueError("--offload sequential keeps weights off a graphics card, and --device is cpu; leave it out")
 
 
 def _from_checkpoint(options: Options, pipeline_class: Any) -> Any:

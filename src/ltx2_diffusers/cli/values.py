@@ -40,6 +40,8 @@ def weighted_lora(text: str) -> list[Any]:
     from ..adapters.modules import PARTS
 
     strengths = dict(part.partition("=")[::2] for part in weight.split(","))
+    if len(strengths) <= weight.count(","):
+        raise argparse.ArgumentTypeError(f"names a part twice in {weight!r}; give each part one strength")
     if unknown := [part for part in strengths if part not in PARTS]:
         nearest = get_close_matches(unknown[0], PARTS, n=1, cutoff=0.0)[0]
         raise argparse.ArgumentTypeError(f"{unknown[0]!r} in {weight!r} is no part of a model; use {nearest!r}")

@@ -14,7 +14,11 @@ from ..checkpoints.origin import Origin, origin_at, remember
 from ..checkpoints.original import cast_floating
 from ..checkpoints.pipeline_folder import BESIDE_TEXT
 from ..checkpoints.safetensors_io import Entry
+from ..checkpoints.scaled_fp8 import planned
 from ..checkpoints.single_file import empty_component, empty_model
+from ..quantization.configs import FP8Config, as_config_of
+from ..quantization.linear import FLOAT8
+from ..quantization.stored import scale_names
 from .lazy import LazyWeight
 from .slots import own_tensors
 from .streaming import BlockStreamer, check_streamable, moving_blocks, present_device
@@ -51,13 +55,34 @@ def load_streamed(
     if folder.is_dir():
         check_folder(cls, path, subfolder, variant)
         origin = _found(folder, variant)
-        model = empty_model(cls, cls.load_config(os.fspath(folder)))
-        entries = cast_floating(origin.entries(model), dtype or torch.float32)
+        model, entries = _as_saved(cls, folder, origin, dtype or torch.float32)
     else:
         model, entries, file = empty_component(cls, path, dtype=dtype, config=config)
         origin = _found(file, None, dtype)
     model.register_to_config(_name_or_path=os.fspath(path))
     return _streamed(model, entries, origin, device, num_on_device)
+
+
+def _as_saved(cls: ModelClass, folder: Path, origin: Origin, dtype: torch.dtype) -> tuple[Any, Tensors]:
+    """The empty model of a folder and its tensors, cast but for what is stored in float8 with its scales."""
+    config = cls.load_config(os.fspath(folder))
+    model, saved = empty_model(cls, config), config.get("quantization_config")
+    entries = origin.entries(model)
+    if saved is None:
+        return model, cast_floating(entries, dtype)
+    method = as_config_of(saved)
+    if not isinstance(method, FP8Config):
+        raise ValueError(
+            f"{os.fspath(folder)!r} is quantised ({saved.get('quant_method')!r}), so that its blocks cannot be streamed from the "
+            "file; load it whole, then stream from RAM"
+        )
+    quantizer = planned(method, entries, dtype)
+    quantizer.preprocess_model(model=model)
+    stored = {name for name, tensor in model.state_dict().items() if tensor.dtype == FLOAT8} | {*scale_names(entries)}
+    kept = {name: entry for name, entry in entries.items() if name in stored}
+    quantizer.postprocess_model(model)
+    model.hf_quantizer = quantizer
+    return model, {**cast_floating(entries, dtype), **kept}
 
 
 def load_streamed_language_model(

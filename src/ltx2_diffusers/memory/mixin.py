@@ -20,6 +20,7 @@ from .streaming import (
     SOURCES,
     BlockStreamer,
     block_list,
+    check_num_on_device,
     check_streamable,
     present_device,
     stop_streaming,
@@ -65,12 +66,16 @@ class BlockStreamingMixin(DiffusionPipeline):
         place, listed = present_device(get_device() if device is None else device), components
         if components is not None:
             listed = [components] if isinstance(components, str) else list(components)
+            if not listed:
+                raise ValueError("`components` is empty; leave it out to stream all that have blocks")
         later = [name for name in self._on_demand if listed is None or name in listed]
         models = self._with_blocks(None if listed is None else [name for name in listed if name not in later])
         for model in models.values():
             check_streamable(model, num_on_device)
             if source == "disk":
                 origin_of(model).check()
+        for name in later:
+            check_num_on_device(num_on_device, self._on_demand[name].num_layers)
         others = [name for name in self._networks if name not in models and streamer_of(getattr(self, name)) is None]
         self._check_plain(others)
         started: list[torch.nn.Module] = []
@@ -124,6 +129,13 @@ class BlockStreamingMixin(DiffusionPipeline):
                 raise ValueError(
                     f"the blocks of `{name}` are streamed in {dtype}; call disable_block_streaming() before a cast, or load the "
                     "pipeline in the other type"
+                )
+        for name, model in self._on_demand.items():
+            own = model.dtype or model.config.dtype
+            if own is not None and any(isinstance(value, torch.dtype) and value != own for value in values):
+                raise ValueError(
+                    f"`{name}` is on demand and is loaded in {own} whenever it is needed; load the pipeline in the other type, or call "
+                    "disable_text_encoder_release() before a cast"
                 )
         if self._waiting and any(isinstance(value, (str, torch.device, int)) for value in values):
             raise ValueError(

@@ -56,6 +56,11 @@ class OnDemandModel:
         self._lock, self._users = threading.RLock(), 0
         self._model: Any = None
 
+    @property
+    def num_layers(self) -> int:
+        """How many layers it has."""
+        return self.config.get_text_config().num_hidden_layers
+
     @contextmanager
     def session(self) -> Iterator[None]:
         """Keep the model, once it is loaded, until the block ends; with the last of several blocks it is released."""

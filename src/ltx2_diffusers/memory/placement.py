@@ -44,6 +44,11 @@ class Placement:
         streaming, residency = kwargs.pop("block_streaming", None), kwargs.pop("text_encoder_residency", "resident")
         check_choice("block_streaming", streaming, (None, "disk"))
         check_choice("text_encoder_residency", residency, RESIDENCIES)
+        if streaming is not None and kwargs.get("quantization_config") is not None:
+            raise ValueError(
+                "`quantization_config` rounds weights while they are read into memory, which `block_streaming` leaves out; leave "
+                "out one of them, or save the quantised pipeline with save_pretrained() and stream from that folder"
+            )
         if residency == "on_demand":
             if _TEXT_ENCODER not in takes:
                 raise ValueError(

@@ -116,16 +116,21 @@ def check_streamable(model: nn.Module, num_on_device: int) -> dict[str, nn.Modul
     _check_hooks(model)
     prefix = block_list(model)
     blocks = {f"{prefix}.{key}": block for key, block in model.get_submodule(prefix).named_children()}
-    if not is_whole(num_on_device) or not 1 <= num_on_device <= len(blocks):
-        nearest = min(max(num_on_device, 1), len(blocks)) if is_whole(num_on_device) else 2
-        raise ValueError(
-            f"`num_on_device` has to be from 1 to {len(blocks)}, the number of blocks on the device, but is "
-            f"{num_on_device!r}; use {nearest}"
-        )
+    check_num_on_device(num_on_device, len(blocks))
     for path, block in blocks.items():
         for key, _, _, tensor in own_tensors(block):
             _check_kind(f"{path}.{key}", tensor)
     return blocks
+
+
+def check_num_on_device(num_on_device: int, num_blocks: int) -> None:
+    """Raise `ValueError` unless so many of a model's blocks can be on the device."""
+    if not is_whole(num_on_device) or not 1 <= num_on_device <= num_blocks:
+        nearest = min(max(num_on_device, 1), num_blocks) if is_whole(num_on_device) else 2
+        raise ValueError(
+            f"`num_on_device` has to be from 1 to {num_blocks}, the number of blocks on the device, but is "
+            f"{num_on_device!r}; use {nearest}"
+        )
 
 
 def moving_blocks(blocks: Mapping[str, nn.Module], num_on_device: int) -> dict[str, nn.Module]:
@@ -179,6 +184,8 @@ def _refuse(why: str) -> NoReturn:
 
 def present_device(device: torch.device | str) -> torch.device:
     """A device of this machine, with its number if it is one of several."""
+    if torch.device(as_device(device)).type == "meta":
+        raise ValueError("`device` 'meta' computes nothing; use 'cpu'")
     try:
         return torch.empty(0, device=as_device(device)).device
     except (RuntimeError, AssertionError) as error:

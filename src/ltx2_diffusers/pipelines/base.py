@@ -90,7 +90,7 @@ class LTX2PipelineBase(saving.AtomicSaveMixin, BlockStreamingMixin):
         Takes the arguments of diffusers' method; components given by name replace those of the folder. `quantization_config`
         may also be `"fp8_cast"`, `"fp8_scaled_mm"` or the configuration of a model, which then holds for the transformers.
         `block_streaming="disk"` leaves the blocks of the transformers and of the text encoder in their safetensors files, from
-        which they come when they run, here and after `to()`. `text_encoder_residency="on_demand"` loads the text encoder only
+        which they come when they run, here and after `to()`; they cannot be quantised on the way. `text_encoder_residency="on_demand"` loads the text encoder only
         while it reads prompts; default `"resident"`.
 
         Raises:

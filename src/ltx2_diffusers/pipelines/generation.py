@@ -384,7 +384,7 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
         Raises:
             ValueError: If there is no text encoder, or its weights are not those of a folder on this machine.
         """
-        if self._text_encoder_on_demand is not None:
+        if self._released is not None:
             return
         self.require("text_encoder")
         model, files = self.text_encoder, origin.origin_of(self.text_encoder)
@@ -403,11 +403,11 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
 
     def disable_text_encoder_release(self) -> None:
         """Load the text encoder to the pipeline's device, to stay."""
-        on_demand = self._text_encoder_on_demand
+        on_demand = self._released
         if on_demand is not None:
             with on_demand.session():
                 self.register_modules(text_encoder=on_demand.kept(self._execution_device))
-            self._text_encoder_on_demand = None
+        self._text_encoder_on_demand = None
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """Save the pipeline as diffusers does; a text encoder that is on demand is loaded for it.
@@ -416,7 +416,7 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
             save_directory: Folder to save to.
             args, kwargs: Those of diffusers' method.
         """
-        on_demand = self._text_encoder_on_demand
+        on_demand = self._released
         if on_demand is None:
             return super().save_pretrained(save_directory, *args, **kwargs)
         with on_demand.session():
@@ -428,13 +428,18 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
 
     @property
     def _on_demand(self) -> dict[str, Any]:
-        on_demand = self._text_encoder_on_demand
+        on_demand = self._released
         return {} if on_demand is None else {"text_encoder": on_demand}
+
+    @property
+    def _released(self) -> OnDemandModel | None:
+        """What stands for the text encoder while there is none; one that somebody has put there since is used instead."""
+        return self._text_encoder_on_demand if self.text_encoder is None else None
 
     @property
     def _language_model(self) -> Any:
         """The text encoder, or what stands for it while it is not loaded."""
-        return self.text_encoder if self._text_encoder_on_demand is None else self._text_encoder_on_demand
+        return self.text_encoder if self._released is None else self._released
 
     @property
     def chat_model(self) -> texts.ChatModel:

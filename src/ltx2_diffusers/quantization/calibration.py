@@ -23,12 +23,12 @@ _ENDING = ".input_quantizer"
 _BLOCKS = "transformer_blocks."
 
 
-def calibrate(pipeline: Any, prompts: Sequence[str], **call: Any) -> dict[str, float]:
+def calibrate(pipeline: Any, prompts: Sequence[str] | str, **call: Any) -> dict[str, float]:
     """Run a pipeline on prompts, and record the largest input of every linear layer of the transformer's blocks.
 
     Args:
         pipeline: A pipeline of this package, with a transformer.
-        prompts: Texts, like those that are going to be used; one run each.
+        prompts: A text or several, like those that are going to be used; one run each.
         call: Other arguments of its calls. Results are thrown away, so that nothing is decoded.
 
     Returns:
@@ -41,7 +41,7 @@ def calibrate(pipeline: Any, prompts: Sequence[str], **call: Any) -> dict[str, f
         raise ValueError("`prompts` is empty; give at least one text to calibrate on")
     pipeline.require("transformer")
     with recorded_inputs(pipeline.transformer) as largest:
-        for prompt in prompts:
+        for prompt in [prompts] if isinstance(prompts, str) else prompts:
             pipeline(prompt=prompt, **{"output_type": "latent", **call})
     values = {name: value.item() for name, value in largest.items()}
     if broken := [name for name, value in values.items() if not math.isfinite(value)]:

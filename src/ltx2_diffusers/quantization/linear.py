@@ -37,7 +37,7 @@ def quantize_tensor(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
     Returns:
         The float8 tensor of the same shape and its scale, float32 without axes: `weight` is about their product. A
-        tensor of zeros has the scale 1.
+        tensor of zeros, or of less than any scale could tell from them, has the scale 1.
 
     Raises:
         ValueError: If the tensor has values that are not finite.
@@ -45,7 +45,7 @@ def quantize_tensor(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     values = weight.float()
     largest = values.abs().amax() if values.numel() else values.new_zeros(())
     _check_finite(largest)
-    factor = torch.where(largest > 0, FLOAT8_MAX / largest, 1.0)
+    factor = torch.where(largest > FLOAT8_MAX / torch.finfo(torch.float32).max, FLOAT8_MAX / largest, 1.0)
     return (values * factor).clamp(-FLOAT8_MAX, FLOAT8_MAX).to(FLOAT8), 1 / factor
 
 

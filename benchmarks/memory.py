@@ -48,7 +48,7 @@ def stage_runs(pipeline: LTX2Pipeline, preset: Any, shape: Sequence[int]) -> dic
         "step": lambda models: stages.denoising(models, clip, stages.Denoising(preset, None, positions=128)),
         "guided step": lambda models: stages.denoising(models, clip, guided),
         "upsampling": lambda models: stages.upsampling(models, clip),
-        "image": lambda models: stages.encoding_image(models, clip),
+        "image": lambda models: stages.encoding_given(models, clip),
         "decoding, whole": lambda models: stages.decoding_video(models, clip, "whole"),
         "decoding, streamed": lambda models: stages.decoding_video(models, clip, "streamed"),
         "sound": lambda models: stages.decoding_audio(models, clip),

@@ -356,6 +356,7 @@ def test_damaged_segments_are_made_anew(pipe, whole, tmp_path):
     assert equal(path, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changed", "message", "remade"),
     [

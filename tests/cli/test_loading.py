@@ -1,9 +1,12 @@
-"""`--checkpoint` is looked at before anything is loaded or fetched."""
+"""`--checkpoint` is looked at before anything is loaded or fetched; what is loaded is as the options say."""
 
+import numpy as np
 import pytest
 
+from ltx2_diffusers.cli.fitting.wishes import wish
 from ltx2_diffusers.cli.loading import check_checkpoint
 from ltx2_diffusers.cli.main import main
+from ltx2_diffusers.media.writing import write_video
 from tests.tiny_checkpoints import tiny_checkpoint
 
 
@@ -84,3 +87,44 @@ def test_offloading_that_contradicts_the_rest_is_refused_before_loading(monkeypa
     monkeypatch.setattr("ltx2_diffusers.LTX2Pipeline.from_pretrained", None)
     with pytest.raises(ValueError, match=message):
         loaded(**options)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {"height": 512, "num_frames": 121, "num_videos": 1, "two_stage": False, "image": False}),
+        (
+            {"steps": 8, "two_stage": True, "num_videos": 2},
+            {"num_inference_steps": 8, "two_stage": True, "num_videos": 2},
+        ),
+        ({"distilled": True, "steps": 8}, {"guided": False, "two_stage": True}),
+        (
+            {"video": "clip.mp4", "retake": (0.1, 0.3)},
+            {"height": 64, "width": 96, "num_frames": 17, "given_frames": 17},
+        ),
+        ({"video": "clip.mp4", "retake": (0, 1), "frame_rate": 12.0}, {"num_frames": 9, "given_frames": 9}),
+        ({"extend": 1.0, "prompt": ["a", "b"]}, {"num_frames": 25, "num_videos": 1}),
+        ({"audio_only": True, "duration": 2.0}, {"height": 64, "width": 64, "num_frames": 49}),
+        ({"image_at": [[0, "clip.mp4", 1.0]], "num_frames": 9}, {"image": True, "given_frames": 9}),
+        ({"image_at": [[0, "picture.png", 1.0]]}, {"image": True}),
+    ],
+)
+def test_a_plan_is_for_what_the_options_make(tmp_path, given, expected):
+    write_video(tmp_path / "clip.mp4", np.zeros((17, 64, 96, 3), np.uint8), frame_rate=24)
+    given = {key: str(tmp_path / value) if value == "clip.mp4" else value for key, value in given.items()}
+    found = wish({"prompt": ["waves"], **given})
+    assert {key: found.get(key) for key in expected} == expected
+    assert found.keys() & {"given_frames", "num_inference_steps", "guided"} == expected.keys() & {
+        "given_frames",
+        "num_inference_steps",
+        "guided",
+    }
+
+
+def test_a_planned_clip_is_replayed(tmp_path, capsys):
+    path = tmp_path / "clip.mp4"
+    size = ["--width", "64", "--height", "64", "--num-frames", "9", "--steps", "1", "--device", "cpu"]
+    checkpoint = ["--checkpoint", str(tiny_checkpoint("2.0"))]
+    assert main(["generate", "--prompt", "a", "--vram", "1", "--ram", "1", "-o", str(path), *size, *checkpoint]) == 0
+    assert main(["replay", f"{path}.json"]) == 0
+    assert "identical" in capsys.readouterr().out

@@ -148,6 +148,7 @@ print("compiled")
 """
 
 
+@pytest.mark.slow
 @needs_triton
 def test_the_kernel_compiles_for_gpus_with_and_without_float8(tmp_path):
     environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)} | {"TRITON_INTERPRET": "0"}

@@ -17,7 +17,7 @@ from ltx2_diffusers.planning.stages import (
     decoding_audio,
     decoding_video,
     denoising,
-    encoding_image,
+    encoding_given,
     reading_text,
     upsampling,
 )
@@ -65,7 +65,7 @@ def stages(name, dtype, shape):
         "guided in one batch": step(scales=guided, layout=PassLayout(batched=True)),
         "without kept text": step(scales=guided, layout=PassLayout(keeps_text=False)),
         "upsampling": lambda models: upsampling(models, clip),
-        "image": lambda models: encoding_image(models, clip),
+        "image": lambda models: encoding_given(models, clip),
         "whole": lambda models: decoding_video(models, clip, "whole"),
         "streamed": lambda models: decoding_video(models, clip, "streamed"),
         "tiled": lambda models: decoding_video(models, clip, "tiled"),

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from benchmarks.memory import CARDS_GB, markdown, table
+from ltx2_diffusers import LTX2Pipeline
+from ltx2_diffusers.cli.loading import load_pipeline
 from ltx2_diffusers.cli.main import main
 from scripts.pages import README, ROOT, page
 
@@ -57,6 +59,24 @@ def test_the_command_refuses_what_cannot_be(options, message, capsys, monkeypatc
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main(["plan", "ltx2-mini", "--ram", "1", *options]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_calibration_is_taken_within_a_plan(tmp_path):
+    layer = "transformer_blocks.1.attn1.to_q"
+    file = tmp_path / "amax.json"
+    file.write_text(json.dumps({"amax_values": {f"{layer}.input_quantizer": 448.0}}))
+    asked = {
+        "checkpoint": "ltx2-mini",
+        "dtype": "float32",
+        "device": "cpu",
+        "vram": 1.0,
+        "ram": 1.0,
+        "prompt": ["waves"],
+    }
+    float8 = {"quantize": "fp8-scaled-mm", "calibration": file}
+    pipe = load_pipeline({**asked, **float8, "height": 64, "width": 64, "num_frames": 9}, LTX2Pipeline)
+    assert pipe.transformer.get_submodule(layer).input_scale == 1
+    assert pipe.transformer.get_submodule(layer.replace("to_q", "to_k")).input_scale is None
 
 
 @pytest.mark.slow

@@ -180,6 +180,7 @@ def test_a_job_that_takes_too_long_fails(served, serve):
     assert (video["status"], video["error"]["code"]) == ("failed", "time_limit")
 
 
+@pytest.mark.slow
 def test_many_callers_are_served_one_at_a_time(serve):
     with serve() as client:
         clips: list = [None] * 6

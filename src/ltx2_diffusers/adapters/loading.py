@@ -56,7 +56,7 @@ def insert_adapter(
                     adapter_name=name,
                     metadata=part.adapter_config(component),
                     low_cpu_mem_usage=low_cpu_mem_usage,
-                    _pipeline=pipeline,
+                    _pipeline=offloading(pipeline),
                 )
             if not hotswap:
                 _settle(model, name, part.plain_modules(component), state, dtype)
@@ -71,6 +71,14 @@ def insert_adapter(
         # A component that this LoRA leaves alone would keep the adapters that were active before.
         for layer in adapter_layers(pipeline):
             layer.set_adapter([name])
+
+
+def offloading(pipeline: Any) -> Any:
+    """The pipeline, if diffusers has to take its offloading off and put it back around a change of layers.
+
+    Hooks of components that wait by themselves bear the change, and diffusers would put others in their place.
+    """
+    return None if getattr(pipeline, "_waiting", ()) else pipeline
 
 
 def _check_variants(model: AdaptedModel, part: LoraFile, component: str) -> None:

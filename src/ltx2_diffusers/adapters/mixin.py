@@ -19,7 +19,7 @@ from . import active, fusing
 from .active import adapted_models, adapter_configs, adapter_layers, adapter_metadata, held_adapters
 from .card import lora_card, lora_facts, write_with_card
 from .file import LORA_WEIGHT_NAME, LoraMetadata, by_component, load_lora, lora_for_saving
-from .loading import check_hotswap, check_not_fused, delete_adapter, for_present, insert_adapter
+from .loading import check_hotswap, check_not_fused, delete_adapter, for_present, insert_adapter, offloading
 from .merging import Arithmetic
 from .strengths import AdapterWeight, listed_weights, strength_at
 
@@ -140,7 +140,7 @@ class LTX2LoraMixin(LoraBaseMixin):
             adapter_name=adapter_name,
             metadata=None if metadata is None else dict(metadata),
             low_cpu_mem_usage=low_cpu_mem_usage,
-            _pipeline=_pipeline,
+            _pipeline=offloading(_pipeline),
         )
 
     @classmethod

@@ -143,6 +143,9 @@ def with_defaults(given: Options, mode: Mode) -> dict[str, Any]:
     if "extend" in given:
         # The parts of a long clip have the length that makes its duration.
         defaults.pop("num_frames", None)
+    if "vram" in given:
+        # The plan says where weights wait.
+        defaults.pop("offload")
     if is_packaged and "two_stage" in given and "distilled_lora" not in given:
         defaults["refine_with_same_weights"] = True
     return {**defaults, **given}

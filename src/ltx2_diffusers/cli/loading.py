@@ -127,7 +127,7 @@ def _from_checkpoint(options: Options, pipeline_class: Any) -> Any:
     components: dict[str, Any] = (
         {"latent_upsampler": _upsampler(options["upsampler"], dtype)} if "upsampler" in options else {}
     )
-    if options["offload"] == "disk":
+    if options.get("offload") == "disk":
         components["block_streaming"] = "disk"
     if options.get("release_text_encoder"):
         components["text_encoder_residency"] = "on_demand"
@@ -156,20 +156,20 @@ def _as_planned(options: Options, pipeline_class: Any, components: dict[str, Any
 
     from ..pipelines.planned import plan_memory
     from .fitting.plan import device_gib, host_gib
+    from .fitting.wishes import wish
 
     checkpoint, device = options["checkpoint"], options["device"]
     if not (checkpoint in PACKAGED or Path(checkpoint).exists()):
         raise ValueError(f"--vram plans for files of this machine; fetch {checkpoint!r} first, and name its folder")
     if options.get("no_text_encoder"):
         components |= {"text_encoder": None, "tokenizer": None}
+    if (config := float8_config(options.get("quantize"), options.get("calibration"))) is not None:
+        components["quantization_config"] = config
     plan = plan_memory(
         checkpoint,
         device_gib(options["vram"], device),
         host_gib(options.get("ram", "auto")),
-        **{name: options[name] for name in ("height", "width", "num_frames", "frame_rate") if name in options},
-        two_stage="two_stage" in options or ("distilled" in options and "one_stage" not in options),
-        image="image" in options or "image_at" in options,
-        num_videos=options.get("num_videos", 1) * len(options["prompt"]),
+        **wish(options),
         quantize=options.get("quantize"),
         device="cuda" if device.startswith("cuda") else "cpu",
         dtype=getattr(torch, options["dtype"]),

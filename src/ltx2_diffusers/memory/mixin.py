@@ -263,6 +263,11 @@ class BlockStreamingMixin(DiffusionPipeline):
                 f"{method}() contradicts block streaming, which is on for {', '.join(self.streamed_components)}; call "
                 "disable_block_streaming() first, or leave one of them out"
             )
+        if self._waiting:
+            raise ValueError(
+                f"{method}() contradicts components that wait in host memory until they run already, as a plan or "
+                "offload_others=True has it; call disable_block_streaming() first, or leave one of them out"
+            )
 
 
 def _has_blocks(model: torch.nn.Module) -> bool:

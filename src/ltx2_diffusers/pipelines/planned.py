@@ -5,14 +5,17 @@ Nothing is loaded for a plan: models are built without values, from configuratio
 
 import math
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from .. import checks, planning
+from .. import checks, declared, planning
+from ..conditioning.shapes import VIDEO_SCALE_FACTORS
 from ..guidance.presets import DEFAULT_SIZE
 from ..prompts.encoding import DEFAULT_TEXT_POSITIONS
 from ..quantization.layers import cast_layers, put_cast, put_scaled, scaled_layers
@@ -26,6 +29,7 @@ QUANTIZATIONS = ("fp8_cast", "fp8_scaled_mm")
 _TRIES = 3
 
 
+@declared.takes_declared
 def plan_memory(
     checkpoint: str | os.PathLike,
     vram_gb: float,
@@ -37,6 +41,7 @@ def plan_memory(
     frame_rate: float = 24.0,
     two_stage: bool = False,
     image: bool = False,
+    given_frames: int = 0,
     guided: bool | None = None,
     num_inference_steps: int | None = None,
     num_videos: int = 1,
@@ -65,6 +70,8 @@ def plan_memory(
         frame_rate: Frames per second. Default 24.0.
         two_stage: Whether a stage at half the size is refined. Default `False`.
         image: Whether the first frame is given. Default `False`.
+        given_frames: Frames of the longest clip that is given, to work on or to follow; it is encoded whole. What a reference
+            adds to every step is not counted. Default 0, none.
         guided: Whether the first stage is guided. Default as the checkpoint's reference settings say.
         num_inference_steps: Steps of the first stage, default the reference's.
         num_videos: Videos of the batch. Default 1.
@@ -77,25 +84,43 @@ def plan_memory(
         gpu: Card whose speed times are estimated with, a name of `ltx2 plan --gpu`. Default this machine's, or an RTX 4090's.
         device: `"cuda"` (default), or `"cpu"` to count as a CPU's kernels do, without what CUDA takes.
         dtype: Type of the weights and of the computation. Default `torch.bfloat16`.
-        text_encoder: Folder of the language model of an original file. Default: for a plan, the sizes of Gemma 3 12B.
+        text_encoder: Folder of the language model of an original file, which other checkpoints bring. Default: for a plan, the
+            sizes of Gemma 3 12B.
         upsampler: File or folder of the upsampler, if the checkpoint has none.
 
     Raises:
         ValueError: If no plan fits, with the nearest that do; or if an argument is out of range or contradicts another.
     """
     asked = _checked(vram_gb, ram_gb, quantize, allow_lossy, device)
+    checks.check_choice("dtype", str(dtype).removeprefix("torch."), planning.DTYPES)
     parts = planning.parts_of(checkpoint, text_encoder, upsampler, dtype)
+    _check_storage(parts, asked)
     size = [default if given is None else given for given, default in zip((height, width, num_frames), DEFAULT_SIZE)]
     steps = (num_inference_steps, num_videos, prompt_tokens)
-    wish = clip_wish(parts, size, frame_rate, two_stage, image, guided, *steps)
+    wish = clip_wish(parts, size, frame_rate, two_stage, (image, given_frames), guided, *steps)
     name = gpu or (planning.devices.present_gpu() if device == "cuda" else None)
     card = planning.devices.CPU if device == "cpu" and gpu is None else planning.devices.device_named(name)
     budget = planning.Budget(vram_gb * 2**30, asked.ram_gb * 2**30, card, device == "cuda")
-    planner = Planner(parts, asked, budget)
+    planner = Planner(parts, asked, budget, _counts(parts, budget))
     text, upscaler = (None if place is None else os.fspath(place) for place in (text_encoder, upsampler))
     plan = planner.plan(wish)
     shown = "a CPU" if card is planning.devices.CPU else (name or planning.devices.USUAL)
     return replace(plan, gpu=shown, text_encoder=text, upsampler=upscaler)
+
+
+_LATEST = threading.local()
+
+
+def _counts(parts: planning.ModelParts, budget: planning.Budget) -> planning.Counts:
+    """What is counted of a checkpoint, that of the last plan of this thread if it was for the same one."""
+    kind = "cuda" if budget.is_cuda else "cpu"
+    # Kernels of a CPU have room for every thread.
+    key = parts, kind, torch.get_num_threads()
+    if getattr(_LATEST, "key", None) != key:
+        put = partial(stored, own=parts.storage, layers=parts.float8)
+        _LATEST.key, _LATEST.counts = key, planning.Counts(parts, kind, put)
+    counts: planning.Counts = _LATEST.counts
+    return counts
 
 
 class Planner:
@@ -105,18 +130,13 @@ class Planner:
         parts: The checkpoint.
         asked: What the plan may do.
         budget: Memory of device and host.
-        counts: What is counted already. Default nothing.
+        counts: Counts what the checkpoint needs.
     """
 
     def __init__(
-        self,
-        parts: planning.ModelParts,
-        asked: "Liberties",
-        budget: planning.Budget,
-        counts: planning.Counts | None = None,
+        self, parts: planning.ModelParts, asked: "Liberties", budget: planning.Budget, counts: planning.Counts
     ) -> None:
-        self.parts, self.asked, self.budget = parts, asked, budget
-        self.counts = counts or planning.Counts(parts, "cuda" if budget.is_cuda else "cpu", stored)
+        self.parts, self.asked, self.budget, self.counts = parts, asked, budget, counts
 
     def plan(self, wish: planning.ClipWish) -> planning.MemoryPlan:
         """The fastest plan that fits.
@@ -136,7 +156,7 @@ class Planner:
     def choice(self, wish: planning.ClipWish) -> tuple[planning.Choice | None, planning.Choice]:
         """The fastest choice that fits, if any does, and the one that lacks least."""
         needs = planning.Needs(self.counts, wish, planning.Clips(*clip_sizes(self.parts, wish)))
-        storages = self.asked.storages(bool(self.parts.scaled.get(planning.DENOISER)))
+        storages = self.asked.storages(self.parts.storage)
         decodings = [how for how in planning.DECODINGS if how != "tiled" or self.asked.allow_lossy]
         best, least = planning.chosen(planning.variants(needs, storages, [PassLayout()], decodings), self.budget)
         if best is not None and best.placements[planning.DENOISER].where != "streamed":
@@ -163,7 +183,6 @@ class Planner:
             )
             for name, weights in variant.weights.items()
         }
-        stored = bool(self.parts.scaled.get(planning.DENOISER)) and variant.storage == "fp8_scaled_mm"
         return planning.MemoryPlan(
             checkpoint=self.parts.name,
             clip=wish,
@@ -180,7 +199,7 @@ class Planner:
             device_bytes=int(budget.needed(choice.peak)),
             host_bytes=int(budget.needed_on_host(choice.host)),
             quantize=variant.storage,
-            is_lossy=variant.decoding == "tiled" or (variant.storage is not None and not stored),
+            is_lossy=variant.decoding == "tiled" or (variant.storage not in (None, self.parts.storage)),
         )
 
     def _refusal(self, wish: planning.ClipWish, least: planning.Choice) -> str:
@@ -257,23 +276,30 @@ class Liberties:
     quantize: str | None = None
     allow_lossy: bool = False
 
-    def storages(self, is_float8: bool) -> list[str | None]:
-        """Ways to store the transformer; of a file with scaled float8 weights its own comes first."""
+    def storages(self, own: str | None) -> list[str | None]:
+        """Ways to store the transformer; what is in float8 stays as it is stored."""
         if self.quantize is not None:
             return [self.quantize]
-        if is_float8:
-            return ["fp8_scaled_mm"]
+        if own is not None:
+            return [own]
         return [None, "fp8_cast"] if self.allow_lossy else [None]
 
 
 def _checked(vram_gb: float, ram_gb: float | None, quantize: str | None, allow_lossy: bool, device: str) -> Liberties:
     """The liberties of a plan, after a check of what is wrong whatever the checkpoint."""
     checks.check_positive(vram_gb=vram_gb, ram_gb=ram_gb)
-    checks.check_choice("device", device, ("cuda", "cpu"))
+    checks.check_choice("device", device, planning.DEVICES)
     if quantize is not None:
         quantize = quantize.replace("-", "_")
         checks.check_choice("quantize", quantize, QUANTIZATIONS)
     return Liberties(planning.devices.host_gib() if ram_gb is None else ram_gb, quantize, allow_lossy)
+
+
+def _check_storage(parts: planning.ModelParts, asked: Liberties) -> None:
+    """A transformer that a folder holds in float8 cannot be stored otherwise."""
+    own, other = parts.storage, asked.quantize
+    if None not in (own, other) and own != other and os.path.isdir(parts.name):
+        raise ValueError(f"`quantize` is {other!r}, but {parts.name} is stored in {own}; leave it out")
 
 
 def clip_wish(
@@ -281,19 +307,24 @@ def clip_wish(
     size: Sequence[int],
     frame_rate: float,
     two_stage: bool,
-    image: bool,
+    given: tuple[bool, int],
     guided: bool | None,
     steps: int | None,
     num_videos: int,
     prompt_tokens: int,
 ) -> planning.ClipWish:
-    """The generation, after a check of its values against the checkpoint."""
+    """The generation, after a check of its values against the checkpoint; `given` is a picture, and frames of a clip."""
     preset = parts.preset
     is_dev = preset.kind == "dev"
     if guided and not is_dev:
         raise ValueError("`guided` is True, but a distilled checkpoint runs without guidance; leave it out")
     if two_stage and "latent_upsampler" not in parts.configs:
         raise ValueError(f"{parts.name} has no latent_upsampler, which two stages need; name one with `upsampler`")
+    if two_stage and parts.has_second:
+        raise ValueError(
+            f"{parts.name} has a transformer of its own for the second stage, whose memory no plan counts; plan without "
+            "`two_stage`"
+        )
     if steps is not None and not is_dev:
         raise ValueError(f"`num_inference_steps` is {steps}, but a distilled checkpoint has fixed steps; leave it out")
     checks.check_at_least_one(num_videos=num_videos, prompt_tokens=prompt_tokens)
@@ -303,9 +334,23 @@ def clip_wish(
     positions = _positions(parts)
     guided = is_dev if guided is None else guided
     height, width, num_frames = size
+    image, given_frames = given
+    if given_frames:
+        checks.check_num_frames(given_frames, VIDEO_SCALE_FACTORS.time, "given_frames")
     tokens = min(prompt_tokens, positions)
     wish = planning.ClipWish(
-        height, width, num_frames, frame_rate, two_stage, image, guided, all_steps, num_videos, tokens, positions
+        height,
+        width,
+        num_frames,
+        frame_rate,
+        two_stage,
+        image,
+        guided,
+        all_steps,
+        num_videos,
+        tokens,
+        positions,
+        given_frames,
     )
     clip_sizes(parts, wish)
     return wish
@@ -333,14 +378,26 @@ def _model_sizes(parts: planning.ModelParts) -> ModelSizes:
     return LTX2GenerationPipeline(LTX2Scheduler(), **networks, **absent).sizes
 
 
-def stored(transformer: nn.Module, storage: str | None) -> nn.Module:
-    """A transformer without values, stored in some way."""
+def stored(
+    transformer: nn.Module, storage: str | None, own: str | None = None, layers: frozenset[str] = frozenset()
+) -> nn.Module:
+    """A transformer without values, stored in some way.
+
+    Args:
+        transformer: The transformer, which is changed.
+        storage: How it is to be stored, `None` as it is.
+        own: How its checkpoint is stored.
+        layers: Those layers of the checkpoint that are stored so; others are chosen by the method.
+    """
     if storage is None:
         return transformer
     dtype = next(transformer.parameters()).dtype
     shapes = {name: tuple(tensor.shape) for name, tensor in transformer.state_dict().items()}
+    found = cast_layers(shapes) if storage == "fp8_cast" else scaled_layers(shapes)
+    if storage == own:
+        found = [layer for layer in sorted(layers) if f"{layer}.weight" in shapes]
     if storage == "fp8_cast":
-        put_cast(transformer, cast_layers(shapes), dtype)
+        put_cast(transformer, found, dtype)
     else:
-        put_scaled(transformer, dict.fromkeys(scaled_layers(shapes), False), dtype)
+        put_scaled(transformer, dict.fromkeys(found, False), dtype)
     return transformer

@@ -3,6 +3,6 @@
 from . import devices
 from .needs import Clips, Counts, Needs, variants
 from .parts import ModelParts, parts_of
-from .plan import ClipWish, MemoryPlan, PartPlan
+from .plan import DEVICES, DTYPES, ClipWish, MemoryPlan, PartPlan
 from .policy import DENOISER, Budget, Choice, chosen
 from .stages import DECODINGS

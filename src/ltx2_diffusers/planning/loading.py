@@ -17,6 +17,7 @@ from ..checkpoints.packaged import checkpoint_path
 from ..checkpoints.pipeline_file import load_tokenizer
 from ..memory.loading import load_streamed, load_streamed_language_model
 from ..memory.streaming import present_device, stream_blocks, streamer_of
+from ..quantization.configs import as_config
 from ..sampling.denoiser import PassLayout
 from .parts import own_class
 from .plan import MemoryPlan
@@ -29,12 +30,17 @@ _UPSAMPLER = "latent_upsampler"
 def load_planned(cls: Any, plan: MemoryPlan, device: torch.device | str | None = None, **given: Any) -> Any:
     """A pipeline of a class that is loaded as a plan says; see `LTX2GenerationPipeline.from_plan`."""
     source = _checked_source(cls, plan)
+    own = _own_config(plan, given)
     place, dtype = present_device(get_device() if device is None else device), getattr(torch, plan.dtype)
     takes = set(inspect.signature(cls.__init__).parameters)
+    if unknown := sorted(given.keys() - takes):
+        raise ValueError(
+            f"{cls.__name__} has no component {', '.join(unknown)}, and all else is in the plan; leave it out"
+        )
     # What only passes through host memory comes first, while nothing waits there.
     names = sorted(plan.parts, key=lambda name: plan.parts[name].placement.where != "resident")
     loaded = {
-        name: _placed(_loaded(plan, source, name, place, dtype), name, plan, place)
+        name: _placed(_loaded(plan, source, name, place, dtype, own), name, plan, place)
         for name in names
         if name in takes and name not in given
     }
@@ -53,8 +59,25 @@ def load_planned(cls: Any, plan: MemoryPlan, device: torch.device | str | None =
     return pipeline
 
 
+def _own_config(plan: MemoryPlan, given: dict[str, Any]) -> Any:
+    """How the transformer is quantised, with the settings of a `quantization_config` that is taken from what is given."""
+    config = as_config(given.pop("quantization_config", None) or plan.quantize)
+    method = getattr(config, "quant_method", None)
+    if method != plan.quantize:
+        raise ValueError(
+            f"`quantization_config` is of {method}, but the plan stores the transformer "
+            f"{plan.quantize or 'as it is'}; plan with `quantize`"
+        )
+    return config
+
+
 def _checked_source(cls: Any, plan: MemoryPlan) -> Path:
     """Where the weights are, after a check that they can be loaded as the plan says."""
+    if not isinstance(plan, MemoryPlan):
+        raise ValueError(
+            f"`plan` is of the type {type(plan).__name__}, but has to be a MemoryPlan; make one with plan_memory(), or read "
+            "one with MemoryPlan.load()"
+        )
     if plan.clip.two_stage and "latent_upsampler" not in inspect.signature(cls.__init__).parameters:
         raise ValueError(
             f"the plan is for two stages, which {cls.__name__} does not run; use LTX2TwoStagePipeline.from_plan"
@@ -65,6 +88,10 @@ def _checked_source(cls: Any, plan: MemoryPlan) -> Path:
             f"the plan is for {plan.checkpoint!r}, where there are no weights to load; plan with the folder or the file of a "
             "checkpoint"
         )
+    for kind in ("text_encoder", "upsampler"):
+        place = getattr(plan, kind)
+        if place is not None and not checkpoint_path(place).exists():
+            raise ValueError(f"the plan takes the {kind} from {place!r}, where nothing is any more; plan anew")
     if source.is_file() and plan.text_encoder is None:
         raise ValueError(
             f"{plan.checkpoint!r} holds no text encoder; plan with `text_encoder`, the folder of a Gemma model"
@@ -72,7 +99,7 @@ def _checked_source(cls: Any, plan: MemoryPlan) -> Path:
     return source
 
 
-def _loaded(plan: MemoryPlan, source: Path, name: str, device: torch.device, dtype: torch.dtype) -> Any:
+def _loaded(plan: MemoryPlan, source: Path, name: str, device: torch.device, dtype: torch.dtype, own: Any) -> Any:
     """A component with its weights in host memory, or streamed from its file."""
     placement = plan.parts[name].placement
     from_disk: dict[str, Any] | None = (
@@ -94,7 +121,7 @@ def _loaded(plan: MemoryPlan, source: Path, name: str, device: torch.device, dty
     subfolder: dict[str, Any] = {"subfolder": inside} if is_folder and inside else {}
     if from_disk is not None:
         return load_streamed(cls, place, dtype=dtype, **subfolder, **from_disk)
-    quantized = {"quantization_config": plan.quantize} if name == DENOISER and plan.quantize is not None else {}
+    quantized = {"quantization_config": own} if name == DENOISER and own is not None else {}
     load = cls.from_pretrained if is_folder else cls.from_single_file
     return load(place, dtype=dtype, **subfolder, **quantized)
 
@@ -122,5 +149,12 @@ def _let_wait(pipeline: Any, plan: MemoryPlan, loaded: set[str], device: torch.d
     hooks = {name: cpu_offload_with_hook(getattr(pipeline, name), device)[1] for name in released}
     pipeline._waiting = tuple(hooks.values())
     if "text_encoder" in hooks and pipeline.has("connectors"):
+        reading = hooks["text_encoder"]
+
+        def release(*_: Any) -> None:
+            # Not after the streaming was ended, which takes the hooks away.
+            if getattr(reading.model, "_hf_hook", None) is reading.hook:
+                reading.offload()
+
         # Both read the text, one after the other.
-        pipeline.connectors.register_forward_pre_hook(lambda *_: hooks["text_encoder"].offload())
+        pipeline.connectors.register_forward_pre_hook(release)

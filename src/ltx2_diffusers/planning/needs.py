@@ -131,8 +131,9 @@ class Needs:
         )
         linked = self._counted(stages.connecting, ("connectors",), reading)
         needs = [_need("text encoding", (LANGUAGE_MODEL,), self._text(reading)), _need("text connectors", *linked)]
-        if self.wish.image:
-            needs.append(_need("image encoding", *self._counted(stages.encoding_image, ("vae",), clip)))
+        if given := max(self.wish.given_frames, int(self.wish.image)):
+            kind = "image encoding" if given == 1 else "clip encoding"
+            needs.append(_need(kind, *self._counted(stages.encoding_given, ("vae",), clip, given)))
         needs.append(self._denoising("stage 1", first, storage, layout, self.passes, steps[0]))
         if self.wish.two_stage:
             needs.append(_need("upsampling", *self._counted(stages.upsampling, ("latent_upsampler",), first)))

@@ -1,7 +1,7 @@
 """What a checkpoint is made of, as far as memory goes: models without values, and how their weights are stored."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ from ..checkpoints.reference_configs import reference_config
 from ..checkpoints.safetensors_io import read_folder
 from ..checkpoints.versions import model_kind, model_version
 from ..guidance.presets import Preset, preset
+from ..quantization.configs import NAMES, FP8Method
 
 PUBLISHED = {"ltx-2-19b": "2.0", "ltx-2.3-22b": "2.3"}
 """Names of published models that can be planned for without their files, and their versions."""
@@ -60,8 +61,9 @@ class ModelParts:
         preset: Its reference settings.
         dtype: Type of the weights that are not stored in fewer bits.
         stored: Bytes of each component in files.
-        scaled: Names of the layers of each component that are stored in float8 with scales.
-        sizes: Bytes of components that are loaded already; default what `dtype` gives.
+        storage: How the transformer is stored, `"fp8_cast"` or `"fp8_scaled_mm"`; default as real numbers.
+        float8: Names of the layers of the transformer that are stored so.
+        has_second: Whether the second stage has a transformer of its own.
     """
 
     name: str
@@ -69,7 +71,9 @@ class ModelParts:
     preset: Preset
     dtype: torch.dtype
     stored: Mapping[str, int] = field(default_factory=dict)
-    scaled: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    storage: str | None = None
+    float8: frozenset[str] = frozenset()
+    has_second: bool = False
 
     @cached_property
     def components(self) -> list[str]:
@@ -135,12 +139,22 @@ def parts_of(
         ValueError: If there is no such checkpoint, or it holds no whole model.
     """
     if str(checkpoint) in PUBLISHED:
+        for argument, given in (("text_encoder", text_encoder), ("upsampler", upsampler)):
+            if given is not None:
+                raise ValueError(
+                    f"`{argument}` is {str(given)!r}, but {checkpoint} is a name that stands for published files alone; plan "
+                    "with files, or leave it out"
+                )
         return _published(str(checkpoint), dtype)
     path = checkpoint_path(os.fspath(checkpoint))
     if not path.exists():
         raise ValueError(
             f"there is no file or folder {str(checkpoint)!r} (a Hub repository has to be downloaded first); published "
             f"models can be planned for by the names {', '.join(PUBLISHED)}; {meant_instead(str(checkpoint))}"
+        )
+    if path.is_dir() and text_encoder is not None:
+        raise ValueError(
+            f"`text_encoder` is {str(text_encoder)!r}, but belongs to original files; {checkpoint} brings its own, so leave it out"
         )
     parts = _of_folder(path, str(checkpoint), dtype) if path.is_dir() else _of_file(path, text_encoder, dtype)
     if upsampler is not None:
@@ -169,7 +183,7 @@ def _of_folder(path: Path, name: str, dtype: torch.dtype) -> ModelParts:
     if not index.is_file():
         raise ValueError(f"{str(path)!r} has no {INDEX}; give the folder of a whole pipeline")
     listed = {key: entry for key, entry in read_object(index).items() if isinstance(entry, list) and entry[0]}
-    configs, stored = {}, {}
+    configs, stored, entries = {}, {}, {}
     for component in COMPONENTS:
         file = path / component / "config.json"
         if not file.is_file():
@@ -178,12 +192,30 @@ def _of_folder(path: Path, name: str, dtype: torch.dtype) -> ModelParts:
         known = listed.get(component, (None, config.get("_class_name") or _TEXT_CLASS))
         configs[component] = {**config, "_class_name": to_ours(*known)[1] if known[0] else known[1]}
         stem = "model" if component == "text_encoder" else "diffusion_pytorch_model"
-        stored[component] = _num_bytes(read_folder(path / component, stem))
+        entries[component] = read_folder(path / component, stem)
+        stored[component] = _num_bytes(entries[component])
     _check_whole(configs, name)
+    storage = _storage(configs, name)
+    float8 = frozenset() if storage is None else _float8_layers(entries["transformer"])
     scheduler = path / "scheduler" / "scheduler_config.json"
     kind = model_kind(read_object(scheduler) if scheduler.is_file() else {})
     configs = {component: _ours(config) for component, config in configs.items()}
-    return ModelParts(name, configs, preset(model_version(configs["transformer"]), kind), dtype, stored)
+    found = preset(model_version(configs["transformer"]), kind)
+    return ModelParts(name, configs, found, dtype, stored, storage, float8, "stage_2_transformer" in listed)
+
+
+def _storage(configs: dict[str, dict[str, Any]], name: str) -> str | None:
+    """How the transformer of a folder is quantised; its configuration is taken from those that models are built from."""
+    storage = None
+    for component, config in configs.items():
+        method = (config.pop("quantization_config", None) or {}).get("quant_method")
+        if method is not None and (component != "transformer" or method not in NAMES):
+            raise ValueError(
+                f"the {component} of {name} is quantised as {method!r}, whose memory no plan counts; plan with a checkpoint that "
+                f"is not, or whose transformer is {' or '.join(NAMES)}"
+            )
+        storage = storage or method
+    return storage
 
 
 def _ours(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -207,22 +239,27 @@ def _of_file(path: Path, text_encoder: str | os.PathLike | None, dtype: torch.dt
     if text_encoder is not None:
         folder = Path(text_encoder)
         folder = folder / "text_encoder" if (folder / "text_encoder").is_dir() else folder
+        if not (folder / "config.json").is_file():
+            raise ValueError(
+                f"`text_encoder` is {str(text_encoder)!r}, which is no folder of a language model (of a Hub repository, "
+                "download it first)"
+            )
         config = read_config(folder / "config.json")
         configs["text_encoder"] = {**config, "_class_name": (config.get("architectures") or [_TEXT_CLASS])[0]}
         stored["text_encoder"] = _num_bytes(read_folder(folder, "model"))
     _check_whole(configs, str(path))
     kind = "distilled" if is_distilled(path) else "dev"
     found = preset(model_version(configs["transformer"]), kind)
-    scaled = {name: _scaled_layers(part) for name, part in entries.items()}
-    return ModelParts(str(path), configs, found, dtype, stored, scaled)
-
-
-def _scaled_layers(entries: Mapping[str, Any]) -> frozenset[str]:
-    """Layers that are stored in float8 with a scale."""
-    layers = {key.removesuffix(".weight"): entry for key, entry in entries.items() if key.endswith(".weight")}
-    return frozenset(
-        name for name, entry in layers.items() if entry.dtype.itemsize == 1 and f"{name}.weight_scale" in entries
+    scaled = frozenset(
+        name for name in _float8_layers(entries["transformer"]) if f"{name}.weight_scale" in entries["transformer"]
     )
+    return ModelParts(str(path), configs, found, dtype, stored, FP8Method.SCALED_MM.value if scaled else None, scaled)
+
+
+def _float8_layers(entries: Mapping[str, Any]) -> frozenset[str]:
+    """Layers whose weights are stored in eight bits."""
+    weights = {name: entry for name, entry in entries.items() if name.endswith(".weight")}
+    return frozenset(name.removesuffix(".weight") for name, entry in weights.items() if entry.dtype.itemsize == 1)
 
 
 def _with_upsampler(parts: ModelParts, path: Path) -> ModelParts:
@@ -255,6 +292,3 @@ def tensors_of(model: nn.Module) -> Iterator[torch.Tensor]:
 def num_bytes(model: nn.Module) -> int:
     """Bytes of the weights of a model."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(model))
-
-
-Provider = Callable[[str], nn.Module]

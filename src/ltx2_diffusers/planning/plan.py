@@ -3,14 +3,22 @@
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 from ..atomic import write_json
 from ..checkpoints.json_files import parse_object
-from .policy import StageForecast, Whereabouts, all_seconds, most_bytes
+from ..checks import check_choice
+from ..declared import settled
+from ..quantization.configs import NAMES
+from .policy import SOURCES, WHERE, StageForecast, Whereabouts, all_seconds, most_bytes
+from .stages import DECODINGS
 
+DEVICES = ("cuda", "cpu")
+"""Kinds of devices that are planned for."""
+DTYPES = ("bfloat16", "float16", "float32")
+"""Types of weights and computation."""
 _GIB = 2**30
 
 
@@ -24,6 +32,7 @@ class ClipWish:
         frame_rate: Frames per second. Default 24.0.
         two_stage: Whether a first stage at half the size is refined. Default `False`.
         image: Whether the first frame is given. Default `False`.
+        given_frames: Frames of the longest clip that is given. Default 0, none.
         guided: Whether the first stage is guided.
         steps: Steps of each stage.
         num_videos: Videos of the batch. Default 1.
@@ -42,6 +51,7 @@ class ClipWish:
     num_videos: int = 1
     prompt_tokens: int = 512
     positions: int = 1024
+    given_frames: int = 0
 
     @property
     def shown(self) -> str:
@@ -51,6 +61,7 @@ class ClipWish:
             "two stages" if self.two_stage else "one stage",
             "guided" if self.guided else "unguided",
             *(["image to video"] if self.image else []),
+            *([f"with a clip of {self.given_frames} frames"] if self.given_frames else []),
         ]
         return f"{count}{self.width} x {self.height} x {self.num_frames} frames, {', '.join(ways)}"
 
@@ -147,8 +158,8 @@ class MemoryPlan:
         """
         content = parse_object(text, "the plan")
         try:
-            return cls(**_read(content))
-        except (TypeError, KeyError, AttributeError) as error:
+            return _checked(cls(**_read(content)))
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise ValueError(f"the text is no memory plan: {error}; write one with to_json()") from None
 
     def save(self, path: str | os.PathLike) -> None:
@@ -162,7 +173,10 @@ class MemoryPlan:
         Raises:
             ValueError: If it holds none.
         """
-        return cls.from_json(Path(path).read_text())
+        try:
+            return cls.from_json(Path(path).read_text())
+        except ValueError as error:
+            raise ValueError(f"{os.fspath(path)!r} holds no plan: {error}") from error
 
     def __str__(self) -> str:
         """The table."""
@@ -213,6 +227,23 @@ def _read(content: Mapping[str, Any]) -> dict[str, Any]:
     }
     stages = tuple(StageForecast(**stage) for stage in content["stages"])
     return {**content, "clip": ClipWish(**clip), "parts": parts, "stages": stages}
+
+
+def _checked(plan: Any) -> Any:
+    """The plan, if every value is of its type and one that a planner gives."""
+    parts = {name: settled(replace(part, placement=settled(part.placement))) for name, part in plan.parts.items()}
+    stages = tuple(settled(stage) for stage in plan.stages)
+    plan = settled(replace(plan, clip=settled(plan.clip), parts=parts, stages=stages))
+    for one in parts.values():
+        check_choice("where", one.placement.where, WHERE)
+        check_choice("source", one.placement.source, SOURCES)
+    check_choice("decoding", plan.decoding, DECODINGS)
+    check_choice("dtype", plan.dtype, DTYPES)
+    check_choice("device", plan.device, DEVICES)
+    check_choice("quantize", plan.quantize, (None, *NAMES))
+    if not parts or not stages:
+        raise ValueError("`parts` and `stages` have to hold something but are empty")
+    return plan
 
 
 def shown_bytes(size: float) -> str:

@@ -169,11 +169,11 @@ def upsampling(models: Models, clip: "ClipPlan") -> Run:
     return lambda: upsampler(place.zeros(*shape))
 
 
-def encoding_image(models: Models, clip: "ClipPlan") -> Run:
-    """A picture of the size of the clip to latents."""
+def encoding_given(models: Models, clip: "ClipPlan", frames: int = 1) -> Run:
+    """A picture, or so many frames of a clip, of the size of the clip to latents."""
     vae = models["vae"]
     place = Place.of(vae)
-    shape = clip.batch_size, vae.config.in_channels, 1, clip.height, clip.width
+    shape = clip.batch_size, vae.config.in_channels, frames, clip.height, clip.width
     return lambda: vae.encode(place.zeros(*shape)).latent_dist.mode()
 
 

@@ -99,7 +99,7 @@ def table(cards: Sequence[int] = CARDS_GB, models: Sequence[str] = tuple(MODELS)
         counts = Counts(parts, "cuda", stored)
         for clip, size in CLIPS.items():
             sides = (size["height"], size["width"], size["num_frames"])
-            wish = clip_wish(parts, sides, 24.0, size.get("two_stage", False), False, None, None, 1, 512)
+            wish = clip_wish(parts, sides, 24.0, size.get("two_stage", False), (False, 0), None, None, 1, 512)
             choices = [
                 Planner(parts, Liberties(RAM_GB), Budget(gb * 2**30, RAM_GB * 2**30, GPUS[GPU]), counts).choice(wish)[
                     0

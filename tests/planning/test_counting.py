@@ -2,6 +2,7 @@
 
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 from diffusers.utils import logging
@@ -117,6 +118,17 @@ def test_a_tensor_counts_while_it_is_referenced():
 def test_weights_inputs_and_views_do_not_count():
     weight = torch.zeros(100)
     assert peak_bytes(lambda: weight.view(10, 10).t()) == 0
+
+
+def test_what_comes_to_lie_at_the_address_of_an_input_counts():
+    with LiveTensors() as counter:
+        for _ in range(20):
+            given = torch.from_numpy(np.zeros(4, np.float32))
+            doubled = given * 2
+            del given, doubled
+            made = torch.zeros(1000)
+            assert counter.alive == 4000
+            del made
 
 
 def test_measuring_sees_what_operations_allocate_within():

@@ -40,7 +40,7 @@ class LiveTensors(TorchDispatchMode):
         for tensor in tree_iter((args, kwargs)):
             if isinstance(tensor, torch.Tensor):
                 # Weights and inputs were there before.
-                self._seen.add(tensor.untyped_storage()._cdata)
+                self._know(tensor.untyped_storage())
                 is_meta, has_values = is_meta or tensor.is_meta, has_values or not tensor.is_meta
         if is_meta and has_values:
             args, kwargs = tree_map(_without_values, (args, kwargs))
@@ -56,6 +56,13 @@ class LiveTensors(TorchDispatchMode):
             if func.overloadpacket in flop_registry:
                 self.operations += flop_registry[func.overloadpacket](*args, **kwargs, out_val=result)
         return result
+
+    def _know(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key not in self._seen:
+            self._seen.add(key)
+            # Another tensor may come to lie at its address.
+            weakref.finalize(storage, self._seen.discard, key)
 
     def _count(self, storage: torch.UntypedStorage) -> None:
         key, size = storage._cdata, storage.nbytes()

@@ -13,6 +13,8 @@ from examples.mini_world.reading import coverage_of, hear, judge, judged_picture
 from examples.mini_world.scenes import COLOURS, MOTIONS, NEW_SHAPE, SHAPES, Scene, random_scene
 from examples.mini_world.sounding import sound
 
+pytestmark = pytest.mark.slow
+
 RATE = 16_000
 CLIPS = [(17, 64, 64), (25, 64, 96), (49, 128, 128)]
 ALL_SHAPES = (*SHAPES, NEW_SHAPE)

@@ -15,6 +15,8 @@ from ltx2_diffusers.models.mel import log_mel_spectrogram
 from tests.adapters.tiny import lora
 from tests.tiny_checkpoints import tiny_checkpoint
 
+pytestmark = pytest.mark.slow
+
 RIGHT = ("shape", "colour", "background", "direction", "pitch", "clicks", "loudness")
 
 

@@ -9,6 +9,8 @@ from benchmarks import common, training_step
 from benchmarks.training_step import CONNECTORS, Case, SampleWidths, Sizes, measure_device, of_all_blocks
 from benchmarks.transformer_forward import CONFIG
 
+pytestmark = pytest.mark.slow
+
 SMALL = Sizes({**CONFIG, "num_layers": 3}, CONNECTORS, 288, SampleWidths(video_text=256), 256)
 CPU = torch.device("cpu")
 

@@ -14,11 +14,11 @@ from diffusers.utils import logging
 
 from benchmarks.common import print_table, write_results
 from ltx2_diffusers import LTX2LatentUpsamplerModel, LTX2Pipeline, packaged_checkpoint
+from ltx2_diffusers.devices import GPUS
 from ltx2_diffusers.pipelines.plan import Size, plan_clip
 from ltx2_diffusers.pipelines.planned import Liberties, Planner, clip_wish, stored
 from ltx2_diffusers.planning import stages
 from ltx2_diffusers.planning.counting import counted, measured
-from ltx2_diffusers.planning.devices import GPUS
 from ltx2_diffusers.planning.needs import Counts
 from ltx2_diffusers.planning.parts import parts_of
 from ltx2_diffusers.planning.policy import Budget, Choice

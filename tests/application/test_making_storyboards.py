@@ -4,7 +4,6 @@ import gc
 import json
 import os
 import signal
-import weakref
 from dataclasses import replace
 
 import PIL.Image
@@ -26,14 +25,12 @@ from ltx2_diffusers.media.preprocess import fitted_frames
 from ltx2_diffusers.media.reading import probe, read_audio, read_video
 from ltx2_diffusers.media.streaming import ClipWriter
 from ltx2_diffusers.media.writing import write_audio, write_video
-from ltx2_diffusers.pipelines import decoding as frames_of
-from ltx2_diffusers.pipelines.recipes.extension import segments
 from scripts.pages import write_media
 from tests.adapters.files import save_random_loras
 from tests.killing import child, contents, count_steps, ended, hidden, killed_before, some_steps
 from tests.media.clips import gradient_clip, tone
 from tests.pipelines.tiny import NO_GUIDANCE, load, seeded
-from tests.pipelines.watching import calls_of, no_forward, packets
+from tests.pipelines.watching import calls_of, no_forward, packets, segments_alive
 from tests.tiny_checkpoints import tiny_checkpoint
 
 SETTINGS = {"num_inference_steps": 2, "max_sequence_length": 64, **NO_GUIDANCE}
@@ -427,21 +424,7 @@ def test_an_interrupt_leaves_a_clip_of_the_finished_segments(pipe, whole, tmp_pa
 
 def test_memory_does_not_grow_with_the_number_of_segments(pipe, monkeypatch, tmp_path):
     """Counted: no decoded frames of earlier segments, latents of two, and no more bytes in tensors from one to the next."""
-    frames, latents, alive, held = [], [], [], []
-    decode, generate = frames_of.video_as, segments.generate
-
-    def decoding(*args):
-        result = decode(*args)
-        frames.append(weakref.ref(result))
-        return result
-
-    def generating(*request):
-        result = generate(*request)
-        latents.append(weakref.ref(result[0].video))
-        return result
-
-    def count(_module, _args):
-        alive.append(tuple(sum(ref() is not None for ref in refs) for refs in (frames, latents)))
+    held = []
 
     def weigh(progress):
         if progress.path is not None and progress.segment in (3, 5):
@@ -449,17 +432,13 @@ def test_memory_does_not_grow_with_the_number_of_segments(pipe, monkeypatch, tmp
             tensors = [one for one in gc.get_objects() if type(one) is torch.Tensor]
             held.append(sum({one.data_ptr(): one.untyped_storage().nbytes() for one in tensors}.values()))
 
-    monkeypatch.setattr(frames_of, "video_as", decoding)
-    monkeypatch.setattr(segments, "generate", generating)
-    hook = pipe.vae.decoder.register_forward_pre_hook(count)
     # What was there before need not be looked at.
     gc.freeze()
     try:
-        make_storyboard(board(Shot("Waves.", 2.0)), pipe, tmp_path / "film.mp4", on_progress=weigh)
+        with segments_alive(pipe, monkeypatch) as alive:
+            make_storyboard(board(Shot("Waves.", 2.0)), pipe, tmp_path / "film.mp4", on_progress=weigh)
     finally:
         gc.unfreeze()
-        hook.remove()
-    assert len(alive) == 5
     # Of their latents those that are decoded, and those of the first segment, which drift control compares with.
     assert alive == [(0, 1)] + [(0, 2)] * 4
     assert held[0] == held[1] > 0

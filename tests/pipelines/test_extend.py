@@ -1,7 +1,6 @@
 """Extension: what segments share, what they add, lengths of both streams, streaming to a file, and refusals."""
 
 import itertools
-import weakref
 
 import numpy as np
 import pytest
@@ -10,13 +9,13 @@ import torch
 from ltx2_diffusers.media.reading import probe, read_audio, read_video
 from ltx2_diffusers.media.writing import write_video
 from ltx2_diffusers.models.mel import resample
-from ltx2_diffusers.pipelines import decoding, engine
+from ltx2_diffusers.pipelines import engine
 from ltx2_diffusers.pipelines.arguments import Delivery, Stage
 from ltx2_diffusers.pipelines.recipes.extension import segments
 from ltx2_diffusers.pipelines.recipes.extension.pipeline import LTX2ExtendPipeline
 from tests.media.clips import gradient_clip, tone
 from tests.pipelines.tiny import NO_GUIDANCE, PROMPT, load, seeded
-from tests.pipelines.watching import calls_of, no_forward, packets
+from tests.pipelines.watching import calls_of, no_forward, packets, segments_alive
 
 # A segment of 17 frames (3 latent frames) that shares 9 (2 latent frames) with its neighbour adds 8.
 CALL = {
@@ -322,30 +321,8 @@ def test_a_streamed_file_holds_what_the_result_in_memory_holds(pipe, source, tmp
 
 
 def test_streaming_holds_the_frames_of_one_segment_at_a_time(pipe, monkeypatch, tmp_path):
-    frames, latents, alive = [], [], []
-    decode, generate = decoding.video_as, segments.generate
-
-    def decode_and_note(*args):
-        result = decode(*args)
-        frames.append(weakref.ref(result))
-        return result
-
-    def generating(*request):
-        result = generate(*request)
-        latents.append(weakref.ref(result[0].video))
-        return result
-
-    def count(_module, _args):
-        alive.append(tuple(sum(ref() is not None for ref in refs) for refs in (frames, latents)))
-
-    monkeypatch.setattr(decoding, "video_as", decode_and_note)
-    monkeypatch.setattr(segments, "generate", generating)
-    hook = pipe.vae.decoder.register_forward_pre_hook(count)
-    try:
+    with segments_alive(pipe, monkeypatch) as alive:
         extend(pipe, num_segments=5, save_path=tmp_path / "long.mp4", output_type="pil")
-    finally:
-        hook.remove()
-    assert len(frames) == len(latents) == 5
     # No decoded frames of earlier segments; of their latents only those that drift control compares with.
     assert alive == [(0, 1), (0, 2), (0, 2), (0, 2), (0, 2)]
 

@@ -1,5 +1,6 @@
 """What tests watch: models that run, packets of files, frame rates and samples."""
 
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -9,6 +10,8 @@ import av
 import pytest
 import torch
 
+from ltx2_diffusers.pipelines import decoding
+from ltx2_diffusers.pipelines.recipes.extension import segments
 from ltx2_diffusers.prompts.encoding import Prompts, TextEncoder
 
 
@@ -47,6 +50,37 @@ def encoded_texts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(TextEncoder, "states", note)
     return texts
+
+
+@contextmanager
+def segments_alive(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, int]]]:
+    """How many decoded frames, and latents, of the segments made so far are alive whenever one is decoded in the block."""
+    frames: list[weakref.ref] = []
+    latents: list[weakref.ref] = []
+    alive: list[tuple[int, int]] = []
+    decode, generate = decoding.video_as, segments.generate
+
+    def decode_and_note(*args: Any) -> Any:
+        result = decode(*args)
+        frames.append(weakref.ref(result))
+        return result
+
+    def generate_and_note(*request: Any) -> Any:
+        result = generate(*request)
+        latents.append(weakref.ref(result[0].video))
+        return result
+
+    def count(_module: torch.nn.Module, _args: Any) -> None:
+        alive.append((sum(ref() is not None for ref in frames), sum(ref() is not None for ref in latents)))
+
+    monkeypatch.setattr(decoding, "video_as", decode_and_note)
+    monkeypatch.setattr(segments, "generate", generate_and_note)
+    hook = pipe.vae.decoder.register_forward_pre_hook(count)
+    try:
+        yield alive
+    finally:
+        hook.remove()
+    assert len(frames) == len(latents) == len(alive)
 
 
 def packets(path: Any, kind: str) -> list[bytes]:

@@ -164,7 +164,7 @@ def test_operations_of_the_published_transformer_are_those_of_its_formula():
 
 @pytest.mark.gpu
 def test_what_a_gpu_reserves_is_what_is_predicted():
-    from ltx2_diffusers.planning.devices import FRAGMENTS
+    from ltx2_diffusers.devices import FRAGMENTS
 
     _, meta, real = both("mini", torch.bfloat16)
     on_device = {name: model.to("cuda") for name, model in real.items() if isinstance(model, torch.nn.Module)}

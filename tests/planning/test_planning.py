@@ -16,15 +16,16 @@ from ltx2_diffusers import (
     LTX2Pipeline,
     LTX2TwoStagePipeline,
     MemoryPlan,
+    devices,
     packaged_checkpoint,
     plan_memory,
 )
+from ltx2_diffusers.devices import CONTEXT_BYTES, FRAGMENTS
 from ltx2_diffusers.memory.streaming import streamer_of
 from ltx2_diffusers.planning import needs
 from ltx2_diffusers.planning.counting import measured
-from ltx2_diffusers.planning.devices import CONTEXT_BYTES, FRAGMENTS
 from ltx2_diffusers.planning.parts import num_bytes, parts_of
-from ltx2_diffusers.planning.policy import Budget, StageNeed, Variant, Weights, Whereabouts, chosen, devices, forecast
+from ltx2_diffusers.planning.policy import Budget, StageNeed, Variant, Weights, Whereabouts, chosen, forecast
 from tests.golden_data import GOLDEN_DIR
 from tests.pipelines.tiny import NO_GUIDANCE
 

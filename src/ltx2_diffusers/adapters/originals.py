@@ -11,7 +11,7 @@ import torch
 from diffusers.loaders.lora_base import LoraBaseMixin
 from peft.tuners.lora import LoraLayer
 
-from ..checkpoints.origin import Origin
+from ..checkpoints.origin import noted_origin
 from ..checkpoints.original import OriginalCheckpoint
 from ..checkpoints.safetensors_io import Entry, read_folder
 from ..checkpoints.scaled_fp8 import dequantized, stored_scales
@@ -44,7 +44,7 @@ class Source:
     @classmethod
     def of(cls, pipeline: LoraBaseMixin, component: str, model: AdaptedModel, path: str) -> "Source":
         """The source of a layer of a pipeline's model: what was noted when that was loaded, or what the pipeline is from."""
-        origin: Origin | None = getattr(model, "_weights_origin", None)
+        origin = noted_origin(model)
         if origin is not None:
             return cls(os.fspath(origin.path), component, path, origin.variant)
         named = model.config.get("_name_or_path") or pipeline.config.get("_name_or_path")  # type: ignore[attr-defined]

@@ -91,8 +91,7 @@ def copy_text_models(folder: Path, text_encoder: Path | None, tokenizer: Path | 
     """
     pairs = {}
     if text_encoder is not None:
-        if (text_encoder / "text_encoder").is_dir():
-            text_encoder = text_encoder / "text_encoder"
+        text_encoder = text_encoder_folder(text_encoder)
         tokenizer = tokenizer or _tokenizer_near(text_encoder)
         config = _copy(text_encoder, "text_encoder", "config.json", folder / "text_encoder", _MODEL_FILES)
         if not any((folder / "text_encoder").glob("model*.safetensors")):
@@ -105,6 +104,12 @@ def copy_text_models(folder: Path, text_encoder: Path | None, tokenizer: Path | 
         config = _copy(text_encoder, "text_encoder", _PROCESSOR_CONFIG, folder / "processor", _PROCESSOR_FILES)
         pairs["processor"] = ("transformers", config.get("processor_class", "Gemma3Processor"))
     return pairs
+
+
+def text_encoder_folder(place: Path) -> Path:
+    """The folder with the files of a text encoder: the one given, or the one that a pipeline folder has for it."""
+    inner = place / "text_encoder"
+    return inner if inner.is_dir() else place
 
 
 def _tokenizer_near(text_encoder: Path) -> Path:

@@ -100,13 +100,18 @@ def _stamps_of(files: list[Path]) -> tuple[tuple[str, int, int], ...]:
     return tuple((name, status.st_size, status.st_mtime_ns) for name, status in statuses)
 
 
+def noted_origin(model: Any) -> Origin | None:
+    """Where the weights of a model lie, if that was noted."""
+    return getattr(model, "_weights_origin", None)
+
+
 def origin_of(model: Any) -> Origin:
     """Where the weights of a model lie.
 
     Raises:
         ValueError: If that is not known.
     """
-    origin = getattr(model, "_weights_origin", None)
+    origin = noted_origin(model)
     if origin is None:
         raise ValueError(
             f"it is not known which files the weights of this {type(model).__name__} are from; load it with from_pretrained() "

@@ -131,23 +131,22 @@ def _from_checkpoint(options: Options, pipeline_class: Any) -> Any:
         components["block_streaming"] = "disk"
     if options.get("release_text_encoder"):
         components["text_encoder_residency"] = "on_demand"
-    quantized = {}
     if (config := float8_config(options.get("quantize"), options.get("calibration"))) is not None:
-        quantized = {"quantization_config": config}
+        components["quantization_config"] = config
     if "vram" in options:
         return _as_planned(options, pipeline_class, components)
     if Path(checkpoint).suffix in _SINGLE_FILES:
         if "text_encoder" not in options:
             raise ValueError(f"{checkpoint} holds no text encoder; name a Gemma folder or Hub id with --text-encoder")
         components["text_encoder"] = options["text_encoder"]
-        return pipeline_class.from_single_file(checkpoint, dtype=dtype, **quantized, **components)
+        return pipeline_class.from_single_file(checkpoint, dtype=dtype, **components)
     if "text_encoder" in options:
         raise ValueError(f"--text-encoder belongs to original files; {checkpoint} brings its own, so leave it out")
     if options.get("no_text_encoder"):
         components |= {"text_encoder": None, "tokenizer": None}
     # A name that is no path is one of the Hub.
     folder = checkpoint_path(checkpoint) if checkpoint in PACKAGED else checkpoint
-    return pipeline_class.from_pretrained(folder, dtype=dtype, **quantized, **components)
+    return pipeline_class.from_pretrained(folder, dtype=dtype, **components)
 
 
 def _as_planned(options: Options, pipeline_class: Any, components: dict[str, Any]) -> Any:
@@ -163,8 +162,6 @@ def _as_planned(options: Options, pipeline_class: Any, components: dict[str, Any
         raise ValueError(f"--vram plans for files of this machine; fetch {checkpoint!r} first, and name its folder")
     if options.get("no_text_encoder"):
         components |= {"text_encoder": None, "tokenizer": None}
-    if (config := float8_config(options.get("quantize"), options.get("calibration"))) is not None:
-        components["quantization_config"] = config
     plan = plan_memory(
         checkpoint,
         device_gib(options["vram"], device),
@@ -222,8 +219,7 @@ def _load_loras(pipeline: Any, options: Options) -> None:
         called[DISTILLED_ADAPTER] = options["distilled_lora"]
     for name, (file, _) in called.items():
         pipeline.load_lora_weights(str(file), adapter_name=name)
+    if "distilled" in options and "distilled_lora" in options:
+        loras[DISTILLED_ADAPTER] = options["distilled_lora"]
     if called:
-        loras |= (
-            {DISTILLED_ADAPTER: options["distilled_lora"]} if {"distilled", "distilled_lora"} <= options.keys() else {}
-        )
         pipeline.set_adapters(list(loras), [weight for _, weight in loras.values()])

@@ -10,6 +10,7 @@ import torch
 
 from ..checkpoints import pipeline_folder
 from ..checkpoints.class_names import PACKAGE, to_ours
+from ..checkpoints.folder import text_encoder_folder
 from ..checkpoints.packaged import checkpoint_path
 from ..checkpoints.pipeline_file import load_tokenizer
 from ..checks import check_choice
@@ -135,7 +136,7 @@ def _text_encoder_folder(place: str | os.PathLike) -> Path:
             f"`text_encoder` {os.fspath(place)!r} is no folder on this machine, from which it could be read on demand; fetch it first, "
             "with huggingface_hub.snapshot_download()"
         )
-    return folder / _TEXT_ENCODER if (folder / _TEXT_ENCODER).is_dir() else folder
+    return text_encoder_folder(folder)
 
 
 def _dtype_of(name: str, kwargs: Mapping[str, Any]) -> torch.dtype | None:

@@ -14,17 +14,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import checks, declared, planning
+from .. import checks, declared, devices, planning
 from ..conditioning.shapes import VIDEO_SCALE_FACTORS
 from ..guidance.presets import DEFAULT_SIZE
 from ..prompts.encoding import DEFAULT_TEXT_POSITIONS
+from ..quantization.configs import NAMES
 from ..quantization.layers import cast_layers, put_cast, put_scaled, scaled_layers
 from ..sampling import PassLayout
 from ..schedulers.scheduling_ltx2 import LTX2Scheduler
 from .generation import LTX2GenerationPipeline
 from .plan import ModelSizes, Size, plan_clip
 
-QUANTIZATIONS = ("fp8_cast", "fp8_scaled_mm")
 # Times of a smaller or shorter clip that are tried for a plan that does not fit.
 _TRIES = 3
 
@@ -98,13 +98,13 @@ def plan_memory(
     size = [default if given is None else given for given, default in zip((height, width, num_frames), DEFAULT_SIZE)]
     steps = (num_inference_steps, num_videos, prompt_tokens)
     wish = clip_wish(parts, size, frame_rate, two_stage, (image, given_frames), guided, *steps)
-    name = gpu or (planning.devices.present_gpu() if device == "cuda" else None)
-    card = planning.devices.CPU if device == "cpu" and gpu is None else planning.devices.device_named(name)
+    name = gpu or (devices.present_gpu() if device == "cuda" else None)
+    card = devices.CPU if device == "cpu" and gpu is None else devices.device_named(name)
     budget = planning.Budget(vram_gb * 2**30, asked.ram_gb * 2**30, card, device == "cuda")
     planner = Planner(parts, asked, budget, _counts(parts, budget))
     text, upscaler = (None if place is None else os.fspath(place) for place in (text_encoder, upsampler))
     plan = planner.plan(wish)
-    shown = "a CPU" if card is planning.devices.CPU else (name or planning.devices.USUAL)
+    shown = "a CPU" if card is devices.CPU else (name or devices.USUAL)
     return replace(plan, gpu=shown, text_encoder=text, upsampler=upscaler)
 
 
@@ -291,8 +291,8 @@ def _checked(vram_gb: float, ram_gb: float | None, quantize: str | None, allow_l
     checks.check_choice("device", device, planning.DEVICES)
     if quantize is not None:
         quantize = quantize.replace("-", "_")
-        checks.check_choice("quantize", quantize, QUANTIZATIONS)
-    return Liberties(planning.devices.host_gib() if ram_gb is None else ram_gb, quantize, allow_lossy)
+        checks.check_choice("quantize", quantize, NAMES)
+    return Liberties(devices.host_gib() if ram_gb is None else ram_gb, quantize, allow_lossy)
 
 
 def _check_storage(parts: planning.ModelParts, asked: Liberties) -> None:

@@ -1,6 +1,5 @@
 """Memory: what a generation needs, counted without computing it, and plans that fit a device."""
 
-from . import devices
 from .needs import Clips, Counts, Needs, variants
 from .parts import ModelParts, parts_of
 from .plan import DEVICES, DTYPES, ClipWish, MemoryPlan, PartPlan

@@ -9,6 +9,7 @@ from accelerate import cpu_offload_with_hook
 from diffusers.utils.torch_utils import get_device
 
 from ..checkpoints.class_names import class_name_for, model_pair
+from ..checkpoints.folder import text_encoder_folder
 from ..checkpoints.json_files import read_config
 from ..checkpoints.language_model import load_language_model
 from ..checkpoints.origin import origin_at, remember
@@ -106,8 +107,7 @@ def _loaded(plan: MemoryPlan, source: Path, name: str, device: torch.device, dty
         {"device": device, "num_on_device": placement.num_on_device} if placement.source == "disk" else None
     )
     if name == "text_encoder":
-        folder = source if plan.text_encoder is None else checkpoint_path(plan.text_encoder)
-        folder = folder / name if (folder / name).is_dir() else folder
+        folder = text_encoder_folder(source if plan.text_encoder is None else checkpoint_path(plan.text_encoder))
         if from_disk is not None:
             return load_streamed_language_model(folder, dtype=dtype, **from_disk)
         model = load_language_model(folder, dtype)

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..checkpoints.class_names import COMPONENT_OF, class_name_for, to_ours
 from ..checkpoints.configs import to_diffusers
-from ..checkpoints.folder import is_distilled
+from ..checkpoints.folder import is_distilled, text_encoder_folder
 from ..checkpoints.json_files import read_config, read_object
 from ..checkpoints.original import OriginalCheckpoint
 from ..checkpoints.packaged import checkpoint_path, meant_instead
@@ -237,8 +237,7 @@ def _of_file(path: Path, text_encoder: str | os.PathLike | None, dtype: torch.dt
     stored = {name: _num_bytes(part) for name, part in entries.items()}
     configs["text_encoder"] = {"_class_name": _TEXT_CLASS, **GEMMA_3_12B}
     if text_encoder is not None:
-        folder = Path(text_encoder)
-        folder = folder / "text_encoder" if (folder / "text_encoder").is_dir() else folder
+        folder = text_encoder_folder(Path(text_encoder))
         if not (folder / "config.json").is_file():
             raise ValueError(
                 f"`text_encoder` is {str(text_encoder)!r}, which is no folder of a language model (of a Hub repository, "

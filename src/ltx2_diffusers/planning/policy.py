@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
-from . import devices
+from .. import devices
 
 WHERE = ("resident", "released", "streamed")
 """On the device throughout; only while it is used; block by block."""

@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..adapters.keys import linear_shapes
 from ..checkpoints.packaged import checkpoint_path
 from ..conditioning import Streams
-from ..planning.devices import GPUS
+from ..devices import GPUS
 from .config import TrainingConfig
 
 TEXT_POSITIONS = 1024

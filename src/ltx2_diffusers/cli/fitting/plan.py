@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ..loading import QUANTIZATIONS
+
 _EXAMPLES = """examples:
   ltx2 plan ltx-2-19b --vram 16 --ram 32 --two-stage --width 1536 --height 1024 --num-frames 121
   ltx2 plan LTX-2-diffusers --vram auto --json plan.json
@@ -17,7 +19,7 @@ AUTO = "auto"
 
 def add_parser(commands: Any) -> None:
     """Add the subcommand to the parser."""
-    from ...planning.devices import GPUS
+    from ...devices import GPUS
 
     parser = commands.add_parser(
         "plan",
@@ -46,9 +48,7 @@ def add_parser(commands: Any) -> None:
         ("steps", "denoising steps; default the reference value of the checkpoint"),
     ):
         parser.add_argument(f"--{name}", metavar="N", type=int, help=meaning)
-    parser.add_argument(
-        "--quantize", choices=("fp8-cast", "fp8-scaled-mm"), help="store the transformer in float8: lossy"
-    )
+    parser.add_argument("--quantize", choices=QUANTIZATIONS, help="store the transformer in float8: lossy")
     parser.add_argument(
         "--allow-lossy", action="store_true", help="let the plan take float8 and tiles where they help"
     )
@@ -79,7 +79,7 @@ def device_gib(wished: float | str, device: str) -> float:
     Raises:
         ValueError: If the device has no memory of its own to read.
     """
-    from ...planning import devices
+    from ... import devices
 
     if not isinstance(wished, str):
         return wished

@@ -25,6 +25,7 @@ WRONG = {
     "prompt_cache": (["--prompt-cache", "RED.PNG", *SMALL], "--prompt-cache: a prompt cache needs a folder"),
     "vram": (["--vram", "0", *SMALL], "--vram has to be greater than 0 but is 0.0"),
     "ram": (["--ram", "4"], "--ram needs --vram"),
+    "allow_lossy": (["--allow-lossy"], "--allow-lossy needs --vram"),
     "release_text_encoder": (
         ["--release-text-encoder", "--prompt-cache", "cache", "--no-text-encoder"],
         "--release-text-encoder and --no-text-encoder contradict each other",

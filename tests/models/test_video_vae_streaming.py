@@ -4,6 +4,7 @@ import copy
 from concurrent.futures import ThreadPoolExecutor
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -54,7 +55,7 @@ def test_chunks_are_the_whole(structure, mode):
 def test_a_long_clip_in_small_chunks_is_the_whole():
     for config in (TINY, TINY_23):
         vae, latents = _vae(config).double(), _latents(1, 4, 17, 2, 2).double()
-        chunks = list(vae.decode_streamed(latents, chunk_frames=5))
+        chunks = list(vae.decode_streamed(latents, chunk_frames=np.int64(5)))
         assert len(chunks) > 20
         assert max_difference(torch.cat(chunks, dim=2), vae.decode(latents).sample) <= ROUNDING
 

@@ -140,7 +140,7 @@ def test_an_interrupted_call_writes_what_there_is(streaming, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"save_path": "clip.avi"}, r"\.mp4 or \.mov"),
+        ({"save_path": "clip.avi"}, r"`save_path` is written as \.mp4 or \.mov"),
         ({"save_path": "clip.mp4", "output_type": "latent"}, "makes no frames"),
         ({"save_path": "folder.mp4"}, "folder"),
     ],

@@ -12,6 +12,7 @@ from benchmarks.memory import CARDS_GB, markdown, table
 from ltx2_diffusers import LTX2Pipeline
 from ltx2_diffusers.cli.loading import load_pipeline
 from ltx2_diffusers.cli.main import main
+from ltx2_diffusers.cli.messages import in_options
 from scripts.pages import README, ROOT, page
 
 
@@ -53,12 +54,46 @@ def test_the_command_prints_and_writes_a_plan(capsys, tmp_path):
     [
         (["--vram", "auto"], "--vram auto reads the card, but there is none of CUDA here; give a number of GB"),
         (["--vram", "0"], "--vram has to be greater than 0"),
+        (["--vram", "1", "--text-encoder", "x"], "--text-encoder is 'x', but belongs to original files"),
     ],
 )
 def test_the_command_refuses_what_cannot_be(options, message, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main(["plan", "ltx2-mini", "--ram", "1", *options]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_an_unknown_checkpoint_is_no_option(capsys):
+    assert main(["plan", "nowhere", "--vram", "1"]) == 2
+    assert capsys.readouterr().err.startswith("ltx2 plan: there is no file or folder 'nowhere'")
+
+
+def test_advice_is_given_in_options():
+    asked = {"prompt": ["waves"], "vram": 1.0}
+    assert (
+        in_options("it fits with allow_lossy=True, which is lossy", asked)
+        == "it fits with --allow-lossy, which is lossy"
+    )
+    assert "--quantize fp8-cast" in in_options("it fits with quantize='fp8-cast', which is lossy", asked)
+
+
+def test_what_is_lossy_may_be_allowed(capsys):
+    # Weights that wait in host memory have no room there unless they are in float8.
+    asked = ["--vram", "0.06", "--ram", "0.045", "--dtype", "float32", "--device", "cpu"]
+    size = ["--width", "256", "--height", "256", "--num-frames", "9"]
+    assert main(["plan", "ltx2-mini", *asked, *size]) == 2
+    assert "it fits with --quantize fp8-cast, which is lossy" in capsys.readouterr().err
+    given = {
+        "checkpoint": "ltx2-mini",
+        "dtype": "float32",
+        "device": "cpu",
+        "vram": 0.06,
+        "ram": 0.045,
+        "prompt": ["a"],
+    }
+    clip = {"height": 256, "width": 256, "num_frames": 9}
+    pipe = load_pipeline({**given, **clip, "allow_lossy": True}, LTX2Pipeline)
+    assert pipe.memory_plan.is_lossy and pipe.memory_plan.quantize == "fp8_cast"
 
 
 def test_a_calibration_is_taken_within_a_plan(tmp_path):

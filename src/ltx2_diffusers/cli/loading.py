@@ -168,6 +168,7 @@ def _as_planned(options: Options, pipeline_class: Any, components: dict[str, Any
         host_gib(options.get("ram", "auto")),
         **wish(options),
         quantize=options.get("quantize"),
+        allow_lossy="allow_lossy" in options,
         device="cuda" if device.startswith("cuda") else "cpu",
         dtype=getattr(torch, options["dtype"]),
         text_encoder=options.get("text_encoder"),

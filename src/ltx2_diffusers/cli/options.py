@@ -264,6 +264,7 @@ _GROUPS: dict[str, tuple[Option, ...]] = {
             help="load so that the generation keeps within so much memory of the device, as `ltx2 plan` shows; auto reads the card, and "
             "takes the host's on a CPU and on Apple's processors"),
         Option("ram", "GB", called=("ram_gb",), needs=("vram",), parsing={"type": memory}, help="of --vram: host memory; default auto, what is free"),
+        Option("allow_lossy", needs=("vram",), help="of --vram: float8 and tiles may be chosen where they help, which changes the result"),
         Option("tiling", help="decode large pictures in tiles, to save memory"),
     ),
 }

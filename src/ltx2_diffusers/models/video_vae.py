@@ -19,6 +19,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import logging
 from diffusers.utils.accelerate_utils import apply_forward_hook
 
+from ..declared import whole_number
 from .loading import CheckpointMixin
 from .saving import AtomicModelSaveMixin
 from .video_vae_blocks import VideoDecoder, VideoEncoder
@@ -550,11 +551,12 @@ class AutoencoderKLLTX2Video(CheckpointMixin, AtomicModelSaveMixin, ModelMixin, 
 
 
 def _checked_chunk(chunk_frames: int) -> int:
-    if not isinstance(chunk_frames, int) or isinstance(chunk_frames, bool) or chunk_frames < 1:
+    count = whole_number(chunk_frames)
+    if not isinstance(count, int) or count < 1:
         raise ValueError(
             f"`chunk_frames` must be a whole number of at least 1, got {chunk_frames!r}; use {CHUNK_FRAMES}."
         )
-    return chunk_frames
+    return count
 
 
 def _encoder_output(moments: torch.Tensor, return_dict: bool) -> AutoencoderKLOutput | tuple:

@@ -492,7 +492,11 @@ def check_save_path(path: Any, output_type: str, batch_size: int = 1, makes_vide
         return
     if output_type == "latent":
         raise ValueError('`save_path` is given, but output_type="latent" makes no frames; leave one of them out')
-    kind = (writing.VIDEO_SUFFIXES, "video") if makes_video else ((".wav",), "audio")
+    kind = (
+        (writing.VIDEO_SUFFIXES, "the video of `save_path`")
+        if makes_video
+        else ((".wav",), "the sound of `save_path`")
+    )
     files.writable_paths(files.check_suffix(path, *kind), batch_size)
 
 

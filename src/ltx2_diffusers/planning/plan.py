@@ -185,13 +185,13 @@ class MemoryPlan:
         )
 
     def _title(self) -> str:
-        return f"{self.checkpoint}: {self.clip.shown}\nwithin {self.vram_gb:g} GB beside {_host(self.ram_gb)}"
+        return f"{self.checkpoint}: {self.clip.shown}\nwithin {self.vram_gb:.4g} GB beside {_host(self.ram_gb)}"
 
     def _part_lines(self) -> list[str]:
-        lines = [f"{'weights':<18}{'size':>10}  {'where':<44}{'on device':>10}{'in RAM':>10}"]
+        lines = [f"{'weights':<18}{'size':>10}  {'where':<43}{'on device':>11}{'in RAM':>12}"]
         for name, part in self.parts.items():
             size, on_device, on_host = map(shown_bytes, (part.total, part.on_device, part.on_host))
-            lines.append(f"{name:<18}{size:>10}  {part.placement.shown:<44}{on_device:>10}{on_host:>10}")
+            lines.append(f"{name:<18}{size:>10}  {part.placement.shown:<43}{on_device:>11}{on_host:>12}")
         return lines
 
     def _stage_lines(self) -> list[str]:
@@ -261,4 +261,4 @@ def shown_seconds(seconds: float) -> str:
 
 
 def _host(gib: float) -> str:
-    return f"{gib:g} GB of host memory"
+    return f"{gib:.4g} GB of host memory"

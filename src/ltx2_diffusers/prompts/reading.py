@@ -92,35 +92,25 @@ class PromptReader:
             generator: Its initial seed takes the place of the enhancement's.
             picture: First picture of the video, which a rewritten prompt continues.
         """
+        enhanced, embeds = None, {}
         with session(self.encoder.model):
-            return self._read(prompts, with_negative, generator, picture, watched)
-
-    def _read(
-        self,
-        prompts: Prompts,
-        with_negative: bool,
-        generator: torch.Generator | list[torch.Generator] | None,
-        picture: PIL.Image.Image | None,
-        watched: Collection[str],
-    ) -> ReadPrompts:
-        enhanced = None
-        if prompts.enhancement.enabled:
-            wish, device = prompts.enhancement, self.encoder.device
-            enhanced = enhance(self.chat, prompts.texts, wish, device, generator, picture)
-            prompts = replace(prompts, prompt=enhanced)
-        cache, embeds = self._cache_for(prompts.as_states, watched), {}
-        if cache is not None:
-            positive, negative = self._cached(cache, prompts, with_negative)
-        else:
-            states = self.encoder.states(prompts, with_negative)
-            length = self.encoder.fitting_length(prompts.max_sequence_length)
-            longest = max(part.length for part in states if part is not None)
-            if prompts.as_states:
-                length = self.encoder.connectors.fitting_length(longest)
-            positive, negative = self.encoder.contexts(states, length)
-            for name, part in zip(EMBEDS, states):
-                if name in watched:
-                    embeds[name] = None if part is None else part.padded(max(length, longest)).hidden.flatten(2)
+            if prompts.enhancement.enabled:
+                wish, device = prompts.enhancement, self.encoder.device
+                enhanced = enhance(self.chat, prompts.texts, wish, device, generator, picture)
+                prompts = replace(prompts, prompt=enhanced)
+            cache = self._cache_for(prompts.as_states, watched)
+            if cache is not None:
+                positive, negative = self._cached(cache, prompts, with_negative)
+            else:
+                states = self.encoder.states(prompts, with_negative)
+                length = self.encoder.fitting_length(prompts.max_sequence_length)
+                longest = max(part.length for part in states if part is not None)
+                if prompts.as_states:
+                    length = self.encoder.connectors.fitting_length(longest)
+                positive, negative = self.encoder.contexts(states, length)
+                for name, part in zip(EMBEDS, states):
+                    if name in watched:
+                        embeds[name] = None if part is None else part.padded(max(length, longest)).hidden.flatten(2)
         times = prompts.num_videos_per_prompt
         return ReadPrompts(enhanced, (positive.repeat(times), negative and negative.repeat(times)), embeds)
 

@@ -104,8 +104,9 @@ def run(options: argparse.Namespace) -> int:
     try:
         plan = _plan(options)
     except ValueError as error:
-        message = in_options(str(error), {name: value for name, value in vars(options).items() if value is not None})
-        raise ValueError(message.replace("allow_lossy=True", "--allow-lossy")) from error
+        # The checkpoint is no option of this command.
+        given = {name: value for name, value in vars(options).items() if value is not None and name != "checkpoint"}
+        raise ValueError(in_options(str(error), given)) from error
     if options.json is not None:
         plan.save(options.json)
     print(plan)

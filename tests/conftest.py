@@ -1,4 +1,5 @@
 import os
+from collections import defaultdict
 from contextlib import contextmanager
 
 import pytest
@@ -49,3 +50,18 @@ def tiny_is_packaged_throughout(stand_in):
     """As `tiny_is_packaged`, for all tests and fixtures of a file."""
     with _packaged(stand_in):
         yield
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Of a test with the mark `quick_cases`, all cases are slow but for so many, taken evenly from its list."""
+    cases = defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("quick_cases") and not item.get_closest_marker("slow"):
+            cases[item.nodeid.partition("[")[0]].append(item)
+    for found in cases.values():
+        count = found[0].get_closest_marker("quick_cases").args[0]
+        quick = {index * len(found) // count for index in range(count)}
+        for index, item in enumerate(found):
+            if index not in quick:
+                item.add_marker(pytest.mark.slow)

@@ -292,6 +292,7 @@ def test_a_folder_that_cannot_be_exchanged_is_filled(tmp_path, monkeypatch):
     assert hidden(tmp_path) == []
 
 
+@pytest.mark.quick_cases(0)
 def test_while_files_are_moved_nothing_can_be_loaded_and_then_one_goes_on(tmp_path, monkeypatch):
     folder = tmp_path / "pipeline"
     old = {"model_index_dot_json": "1", "part__config_dot_json": "1", "part__w-00001-of-00002_dot_bin": "1"}

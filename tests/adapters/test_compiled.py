@@ -86,6 +86,7 @@ def life(pipe: LTX2Pipeline, compiled: Callable[[], None], before_loading: bool)
     return [*results, outputs(pipe)]
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize("before_loading", [True, False])
 @pytest.mark.parametrize("way", WAYS)
 def test_compiled_models_take_adapters_as_plain_ones_do(way, before_loading):
@@ -110,6 +111,7 @@ def test_what_was_traced_before_is_not_used_afterwards():
     assert largest(outputs(pipe), outputs(plain)) < ROUNDING
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("layout", ["diffusers", "original"])
 def test_adapters_of_compiled_models_are_saved_under_plain_names(way, layout, tmp_path):

@@ -37,6 +37,7 @@ def loaded(kind, first=None, second=None) -> LTX2Pipeline:
     return pipe
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_all_weights_come_back(kind):
     pipe = loaded(kind, WIDE, SECOND)
@@ -69,6 +70,7 @@ def test_one_after_the_other_is_both_at_once(kind):
     assert changed(bits(pipe), before) == []
 
 
+@pytest.mark.quick_cases(4)
 @pytest.mark.parametrize("kind", [torch.bfloat16, "fp8_scaled_mm", torch.float32], ids=str)
 @pytest.mark.parametrize("fused_before", [False, True])
 @pytest.mark.parametrize("keep", [True, False])
@@ -205,6 +207,7 @@ def test_the_model_itself_unfuses_to_the_bit():
     pipe.fuse_lora()
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize(
     "copied", [copy.deepcopy, lambda pipe: pickle.loads(pickle.dumps(pipe))], ids=["copy", "pickle"]
 )
@@ -248,6 +251,7 @@ def test_unloading_drops_the_copy():
     assert changed(bits(pipe), fused) == []
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize("kind", ["dora", "bias"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("safe", [False, True])
@@ -282,6 +286,7 @@ def groups(pipe: LTX2Pipeline) -> None:
         model.enable_group_offload(torch.device("cpu"), torch.device("cpu"), offload_type="leaf_level")
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("offloaded", [sequential, groups, whole_models])
 @pytest.mark.parametrize("kind", [torch.float32, "fp8_scaled_mm"], ids=str)
 def test_offloaded_weights_are_fused_where_they_are_kept(offloaded, kind):

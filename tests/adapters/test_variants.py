@@ -59,6 +59,7 @@ def test_variants_fuse_and_unload(tensors):
     assert adapter_layers(pipe) == []
 
 
+@pytest.mark.quick_cases(3)
 @in_all_cases
 @pytest.mark.parametrize("layout", ["diffusers", "original", "kohya_underscored", "peft", "bare"])
 def test_variants_are_saved_in_every_layout(tensors, layout, tmp_path):

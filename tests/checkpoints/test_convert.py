@@ -65,6 +65,7 @@ def test_converted_weights_are_those_of_the_golden_key_map(path, tmp_path):
         assert tensor_differences(entries, expected[name]) == []
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("path", CHECKPOINTS, ids=lambda path: path.stem)
 def test_there_and_back_gives_the_same_file(path, tmp_path):
     folder = converted(path, tmp_path, max_shard_size="100KB")
@@ -273,6 +274,7 @@ def run_script(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: object) -
     return exit_status.value.code
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("path", CHECKPOINTS, ids=lambda path: path.stem)
 def test_scripts_say_equal_both_ways(path, tmp_path, monkeypatch, capsys):
     text = ["--text-encoder", expected_folder(path) / "text_encoder"] if path in MODELS else []

@@ -205,6 +205,7 @@ def test_a_damaged_original_file_gives_the_same_weights_or_its_name(tmp_path, se
         assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("seed", range(3))
 def test_nonsense_in_the_metadata_is_refused_or_harmless(tmp_path, seed):
     source, file = random.Random(seed), tmp_path / "x.safetensors"

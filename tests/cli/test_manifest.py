@@ -47,6 +47,7 @@ def test_a_two_stage_clip_is_made_again_exactly(inputs, capsys):
     assert manifest(again)["outputs"][0]["video"] == manifest(out)["outputs"][0]["video"]
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("name", ["audio", "extension", "lora", "retake", "batch"])
 def test_other_modes_are_made_again_exactly(tmp_path, media, name):
     options = {

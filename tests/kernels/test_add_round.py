@@ -126,6 +126,7 @@ print("compared")
 """
 
 
+@pytest.mark.quick_cases(0)
 @needs_triton
 def test_the_kernel_gives_the_same_bits_in_the_interpreter():
     environment = {**os.environ, "TRITON_INTERPRET": "1"}

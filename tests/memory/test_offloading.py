@@ -88,6 +88,7 @@ WAYS = {
 }
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 def test_offloading_changes_no_bit(loras, expected, tmp_path, way):
     pipe = adapted(loras)
@@ -97,6 +98,7 @@ def test_offloading_changes_no_bit(loras, expected, tmp_path, way):
         assert_same(pipe(**CALL, generator=seeded(1)), expected, bits="on_disk" not in way.__name__)
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 def test_streamed_decoding_finds_its_weights(loras, tmp_path, way):
     """Its chunks pass the layers of the decoder one by one, and not the decoder."""

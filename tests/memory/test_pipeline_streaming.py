@@ -81,6 +81,7 @@ def test_loading_for_streaming_reads_no_blocks(expected, monkeypatch):
     assert sibling.streamed_components == STREAMED
 
 
+@pytest.mark.quick_cases(0)
 def test_an_original_file_is_streamed():
     folder = tiny_checkpoint("2.0")
     options = {"text_encoder": folder, "dtype": torch.float32}
@@ -296,6 +297,7 @@ def test_it_can_be_released_and_kept_at_any_time(expected, loads):
         pipe.enable_text_encoder_release()
 
 
+@pytest.mark.quick_cases(0)
 def test_siblings_copies_and_folders_have_it_too(expected, tmp_path):
     pipe = load(text_encoder_residency="on_demand")
     for other in (
@@ -360,6 +362,7 @@ def test_memory_of_a_released_text_encoder_is_free():
 # --- adapters ---
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("kind", [torch.bfloat16, "fp8_cast", "fp8_scaled_mm"], ids=str)
 def test_adapters_are_fused_into_streamed_blocks(kind):
     """What lies in host memory changes, and comes back to the bit."""

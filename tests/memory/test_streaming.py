@@ -78,6 +78,7 @@ def test_what_was_saved_in_eight_bits_is_streamed_so(folder, tmp_path, method, d
     assert_same(streamed, quantised)
 
 
+@pytest.mark.quick_cases(5)
 # bfloat16 is another type than that of the file.
 @pytest.mark.parametrize(
     "num_on_device, dtype", [(1, torch.bfloat16), (2, torch.float32), (3, torch.bfloat16), (BLOCKS, torch.float32)]

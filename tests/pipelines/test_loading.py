@@ -89,6 +89,7 @@ def test_saved_names_are_diffusers_names(tmp_path):
     assert not [entry for entry in index.values() if isinstance(entry, list) and "ltx2_diffusers" in entry]
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize("name", [name for name in ltx2_diffusers.__all__ if re.fullmatch(r"LTX2\w*Pipeline", name)])
 def test_a_saved_folder_names_a_pipeline_that_diffusers_has(name, tmp_path):
     """And everything comes back here under the class that was saved."""

@@ -31,6 +31,7 @@ def parts_in(dtypes: dict[str, torch.dtype], pipeline_class: type = LTX2Pipeline
     return pipe
 
 
+@pytest.mark.quick_cases(4)
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 @pytest.mark.parametrize("part", PARTS)
 def test_one_component_in_half_precision(part, dtype):

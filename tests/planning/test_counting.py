@@ -88,6 +88,7 @@ GROUPS = {
 }
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize(("name", "dtype", "shape"), CASES)
 def test_what_stages_allocate_is_what_is_predicted(name, dtype, shape, group):

@@ -243,6 +243,7 @@ def test_float8_halves_the_transformer_and_is_lossy():
     assert num_bytes(pipe.transformer) == pytest.approx(cast.parts["transformer"].total, rel=0.01)
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     "config", [FP8CastConfig(), FP8CastConfig(variant="2.0"), FP8ScaledMMConfig()], ids=["newest", "2.0", "scaled"]
 )
@@ -278,6 +279,7 @@ def test_weights_that_no_plan_counts_are_refused(tmp_path):
         plan_memory(folder, 1, 1, two_stage=True, **KIND)
 
 
+@pytest.mark.quick_cases(0)
 def test_a_given_clip_is_encoded_whole():
     plan = mini_plan(500, given_frames=17)
     assert [stage.name for stage in plan.stages][2] == "clip encoding"

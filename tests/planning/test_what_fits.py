@@ -77,6 +77,7 @@ def test_advice_is_given_in_options():
     assert "--quantize fp8-cast" in in_options("it fits with quantize='fp8-cast', which is lossy", asked)
 
 
+@pytest.mark.quick_cases(0)
 def test_what_is_lossy_may_be_allowed(capsys):
     # Weights that wait in host memory have no room there unless they are in float8.
     asked = ["--vram", "0.06", "--ram", "0.045", "--dtype", "float32", "--device", "cpu"]

@@ -97,6 +97,7 @@ def test_a_configuration_may_choose_the_layers_itself():
     assert config.modules_to_not_convert == ["transformer_blocks"]
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("case", LIBRARIES)
 def test_a_pipeline_runs_and_takes_a_lora(case, plain, lora):
     library, kind, bound = LIBRARIES[case]

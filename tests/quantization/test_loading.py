@@ -64,6 +64,7 @@ def test_a_published_file_keeps_its_bits():
             assert torch.equal(found.float(), expected.float())
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("spelling", ["scale_weight", "comfy_quant"])
 @pytest.mark.parametrize("prefix", [PREFIX, ""])
 def test_every_spelling_is_the_same_model(tmp_path, spelling, prefix):
@@ -113,6 +114,7 @@ def test_gates_of_23_in_a_file_are_multiplied_as_they_are_stored(tmp_path):
     assert model.proj_in.weight.dtype == torch.bfloat16
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("method", CONFIGS)
 @pytest.mark.parametrize("source", [FULL, FP8], ids=["bf16", "fp8"])
 def test_folders_hold_what_was_saved(tmp_path, method, source):
@@ -137,6 +139,7 @@ def test_folders_of_real_weights_are_rounded_alike(tmp_path, method):
         assert same_weights(model, load(FULL, torch.bfloat16, quantization_config=method))
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("method", CONFIGS)
 @pytest.mark.parametrize("axes", [(), (1,)], ids=["scalar", "axis"])
 def test_folders_of_scaled_weights_that_do_not_say_so(tmp_path, method, axes):
@@ -268,6 +271,7 @@ def test_folders_that_cannot_be_multiplied_are_refused(tmp_path, change, message
         LTX2AVTransformer3DModel.from_pretrained(tmp_path)
 
 
+@pytest.mark.quick_cases(0)
 def test_stochastic_rounding_keeps_the_mean(tmp_path):
     """Of the golden layers as of any other; what is float8 already is not rounded again."""
     real, nearest = load(FULL).get_submodule(LAYER).weight, load(FULL, quantization_config="fp8_cast")

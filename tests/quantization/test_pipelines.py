@@ -64,6 +64,7 @@ def test_every_way_to_ask_gives_the_same_pipeline(tiny, method, plain):
     assert 0 < abs(made - plain).max() < 0.1
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("method", METHODS)
 def test_pipelines_of_single_files(method):
     text = GOLDEN_DIR / "checkpoint" / "expected_diffusers" / FULL.stem
@@ -86,6 +87,7 @@ def test_both_transformers_of_two_stages(tiny, tmp_path):
     assert quantised(loaded.stage_2_transformer)
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("method", METHODS)
 def test_saved_pipelines_stay_quantised(tiny, tmp_path, method):
     """Loaded again without naming a method, by us and by diffusers."""

@@ -58,12 +58,14 @@ def test_what_is_held_grows_by_block_inputs_alone():
     assert second[1] - first[1] == 8 * inputs
 
 
+@pytest.mark.quick_cases(0)
 def test_without_checkpointing_all_that_blocks_make_is_held():
     first, second = small(8, False), small(16, False)
     grown, kept = second[0] - first[0], small(16)[0] - small(8)[0]
     assert grown > 20 * kept
 
 
+@pytest.mark.quick_cases(0)
 @pytest.mark.parametrize("num_on_device", [1, 2])
 def test_streaming_holds_no_weights_for_the_backward_pass(num_on_device):
     """Weights in the places on the device that blocks share are the only ones there."""
@@ -127,6 +129,7 @@ def block_inputs(num_blocks: int, batch_size: int = 1) -> int:
     return num_blocks * batch_size * (TOKENS * 4096 + SOUND * 2048) * 2
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.usefixtures("fused_attention")
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_at_full_width_a_block_costs_its_inputs(batch_size):

@@ -46,6 +46,7 @@ def step(transformer) -> list[torch.Tensor]:
     return [video.detach(), audio.detach(), *gradients]
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("num_on_device", [1, 2, 3, 4])
 def test_losses_and_gradients_are_those_without_streaming(num_on_device):
     plain, streamed = model(), model()
@@ -56,6 +57,7 @@ def test_losses_and_gradients_are_those_without_streaming(num_on_device):
     assert len(streaming.on_device) == min(num_on_device, 2)
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("name", STREAMABLE)
 def test_quantised_blocks_are_streamed_alike(name):
     pytest.importorskip("optimum.quanto" if "quanto" in name else "torchao")

@@ -122,6 +122,7 @@ def kept_per_block(run, tokens: Tokens, **changes) -> int:
 TOKENS = Tokens(60, 28, 20)
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize(
     ("options", "tokens", "changes", "tolerance"),
     [
@@ -278,6 +279,7 @@ def test_full_training_is_float32(recipe):
     assert (memory.adapters, memory.gradients, memory.moments) == (0, trainable * 4, trainable * 8)
 
 
+@pytest.mark.quick_cases(0)
 def test_operations_are_those_of_the_matrices(recipe, geometry):
     """Twice the weights and tokens forward, as much for gradients of inputs, and forward again with checkpointing."""
     checkpointed, plain = (

@@ -55,6 +55,7 @@ OTHER = [
 ]
 
 
+@pytest.mark.quick_cases(4)
 @pytest.mark.parametrize("message, sections", OTHER, ids=[message for message, _ in OTHER])
 def test_what_a_checkpoint_would_overrule_is_refused(data, checkpoint, tmp_path, message, sections):
     """Rates, decays and the like are read back with the states, so a new value would do nothing."""

@@ -121,6 +121,7 @@ def named(monkeypatch, name, value):
         monkeypatch.setattr(constants, name, value)
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize(
     ("setting", "arguments", "kind", "parts"),
     [
@@ -350,6 +351,7 @@ def test_the_stand_in_refuses_bytes_with_another_checksum(hub):
     assert hub.large_files == {place.rsplit("/", 1)[1]: b"one"}
 
 
+@pytest.mark.quick_cases(0)
 def test_a_run_makes_samples_without_a_trace_and_publishes_its_result(hub, tmp_path):
     data = stored_samples(tmp_path / "data")
     losses = {}

@@ -126,6 +126,7 @@ def script(card):
     return re.search(r"```python\n(.*?)```", card.text, re.DOTALL)[1]
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize("strategy", [*STRATEGY_SECTIONS, "one_of_a_users_own"])
 def test_the_script_runs_as_it_stands(lora, monkeypatch, strategy):
     monkeypatch.chdir(lora)

@@ -191,6 +191,7 @@ def test_a_misspelt_target_is_named():
 # --- what saves memory ---
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("name", QUANTIZATIONS)
 def test_training_runs_on_a_quantised_base(name):
     pytest.importorskip(_LIBRARIES[name][0])

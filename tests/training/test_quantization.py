@@ -109,6 +109,7 @@ def _top(path: str) -> str:
     return path.split(".")[0]
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("name", QUANTIZATIONS)
 def test_adapters_on_it_get_the_gradients_of_the_exact_base(name):
     gradients = []

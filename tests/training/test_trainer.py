@@ -44,6 +44,7 @@ STRATEGIES = [
 ]
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda s: s["name"])
 def test_every_strategy_learns_and_its_lora_loads(data, tmp_path, strategy):
     losses, checkpoint, stats = run_with(data, tmp_path, strategy)
@@ -83,6 +84,7 @@ def test_a_run_learns(tmp_path):
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("stop", [1, 2, 3, 5])
 def test_a_resumed_run_repeats_the_whole_one(data, tmp_path, stop):
     """Five samples, two forward passes per step: steps cross the ends of epochs; dropout draws, the average moves."""

@@ -207,6 +207,7 @@ CASES = {
 }
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("case", CASES)
 def test_every_condition_has_a_pipeline_that_makes_the_sample(pipeline, media, tmp_path, case):
     name, conditions = CASES[case]
@@ -474,6 +475,7 @@ def test_tensorboard_shows_pictures_and_sound(pipeline, tmp_path):
     assert 0 <= heard.length_frames - 17 / RATE * heard.sample_rate < 1024
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(("version", "rate"), [("2.0", 24000), ("2.3", 48000)])
 def test_a_run_of_any_generation_makes_samples(tmp_path, version, rate):
     """Weights in bfloat16, adapters on transformer and connectors in float32, decoders on the host."""

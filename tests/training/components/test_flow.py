@@ -92,6 +92,7 @@ def test_a_fresh_transformer_says_nothing_and_hands_its_tokens_through(version):
     assert_close(losses["loss"], losses["video"] + losses["audio"])
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("version", VERSIONS)
 def test_transformers_learn_and_every_branch_opens(version):
     step, batch = TransformerStep(transformer(version), SIZES), with_contexts(version)

@@ -46,6 +46,7 @@ def test_a_loss_is_the_weighted_sum_and_needs_a_weight():
         weighted({"b": torch.tensor(1.0)}, {"a": 1.0})
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("config", [{}, TINY_23, TINY_CONDITIONED], ids=["2.0", "2.3", "conditioned"])
 def test_video_vaes_learn(config):
     step, batch = VideoVaeStep(video_vae(**config)), {"pixels": video()}
@@ -134,6 +135,7 @@ def clips_of_one_colour(number: int) -> dict[str, torch.Tensor]:
     return {"pixels": colours.expand(-1, -1, 1, 8, 8).clone()}
 
 
+@pytest.mark.quick_cases(0)
 def test_with_spread_latents_a_video_vae_hands_on_colours_sooner():
     # Whoever says the same of all clips is wrong by a half on average.
     errors = []

@@ -9,7 +9,7 @@ import torch
 from ltx2_diffusers.media import writing
 from ltx2_diffusers.media.muxing import replace_audio
 from ltx2_diffusers.media.reading import probe, read_audio, read_video
-from ltx2_diffusers.media.writing import write_audio, write_video
+from ltx2_diffusers.media.writing import ClipFile, write_audio, write_video
 
 from .clips import gradient_clip, tone
 
@@ -144,7 +144,7 @@ def test_a_growing_file_can_be_read_before_its_end_and_holds_the_same(tmp_path):
             yield chunk
 
     sound = tone(3.0)
-    assert write_video(path, frames(), 24, sound, 24000, growing=growing) == path
+    assert write_video(ClipFile(path, growing), frames(), 24, sound, 24000) == path
     assert sizes[-1] > sizes[len(sizes) // 2] > 0
     assert not growing.exists()
     whole = write_video(tmp_path / "whole.mp4", noise, 24, sound, 24000)
@@ -158,7 +158,7 @@ def test_a_growing_file_is_gone_after_an_error(tmp_path):
         raise RuntimeError("the decoder broke")
 
     with pytest.raises(RuntimeError, match="the decoder broke"):
-        write_video(tmp_path / "clip.mp4", frames(), 24, growing=tmp_path / "growing.mp4")
+        write_video(ClipFile(tmp_path / "clip.mp4", tmp_path / "growing.mp4"), frames(), 24)
     assert list(tmp_path.iterdir()) == []
 
 

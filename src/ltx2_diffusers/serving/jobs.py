@@ -20,8 +20,6 @@ from .settings import Settings
 
 # What the API of /generate calls some options.
 _OTHER_NAMES = {"frame_rate": "fps", "steps": "num_inference_steps", "image_at": "image", "no_audio": "include_audio"}
-# What is no MP4 file, and what is written part by part already.
-_UNSTREAMED = ("audio_only", "extend")
 # Options beside the text and the seed that clips made by one call may not have: they are about a single one.
 _ALONE = ("extend", "retake", "add_sound", "enhance_prompt", "audio_only")
 
@@ -163,9 +161,9 @@ class Planner:
         job = self._job(job_id, values, seed, VideoRequest.model_fields, {})
         key = job.batch_key and f"{job.batch_key} {json.dumps(request.adapters, sort_keys=True)}"
         watched = {"preview_every": request.preview_every, "stream": request.stream}
-        if request.stream and any(name in values for name in _UNSTREAMED):
+        if request.stream and "audio_only" in values:
             discard(self.settings.inputs / job_id)
-            raise Refusal(f"`stream` is not possible with {' or '.join(f'`{one}`' for one in _UNSTREAMED)}", "stream")
+            raise Refusal("`stream` is not possible with `audio_only`, which makes no MP4 file", "stream")
         return replace(job, adapters=request.adapters, **watched, batch_key=None if any(watched.values()) else key)
 
     def _shortcuts(self, request: Any, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -68,11 +68,14 @@ class ClipFile(os.PathLike):
         if self.growing is None:
             return
         path, growing = (check_suffix(one, VIDEO_SUFFIXES, "video") for one in (self.path, self.growing))
-        if path.absolute() == growing.absolute():
+        if path.resolve() == growing.resolve():
             raise ValueError(f"`growing` and `path` are both {str(path)!r}; give the file another name while it grows")
 
     def __fspath__(self) -> str:
         return os.fspath(os.fspath(self.path))
+
+    def __str__(self) -> str:
+        return self.__fspath__()
 
     @classmethod
     def of(cls, path: str | os.PathLike) -> "ClipFile":

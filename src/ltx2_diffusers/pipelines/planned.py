@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -24,6 +24,8 @@ from ..sampling import PassLayout
 from ..schedulers.scheduling_ltx2 import LTX2Scheduler
 from .generation import LTX2GenerationPipeline
 from .plan import ModelSizes, Size, plan_clip
+
+Value = TypeVar("Value")
 
 # Times of a smaller or shorter clip that are tried for a plan that does not fit.
 _TRIES = 3
@@ -223,29 +225,32 @@ class Planner:
             if best is not None:
                 freedom = "allow_lossy=True" if best.variant.storage is None else "quantize='fp8-cast'"
                 yield f"with {freedom}, which is lossy"
-        if (frames := self._most(range(9, wish.num_frames, 8), lambda n: replace(wish, num_frames=n))) is not None:
+        shorter = range(9, wish.num_frames, 8)
+        frames = most_fitting(shorter, lambda count: self.fits(replace(wish, num_frames=count)))
+        if frames is not None:
             yield f"with num_frames={frames}"
         step = 64 if wish.two_stage else 32
-        smaller = [(height, width) for height, width in _sizes_below(wish.height, wish.width, step)]
-        size = self._most(smaller, lambda one: replace(wish, height=one[0], width=one[1]))
+        smaller = sizes_below(wish.height, wish.width, step)
+        size = most_fitting(smaller, lambda one: self.fits(replace(wish, height=one[0], width=one[1])))
         if size is not None:
             yield f"at {size[1]} x {size[0]} x {wish.num_frames}"
 
-    def _most(self, values: Sequence[Any], changed: Callable[[Any], planning.ClipWish]) -> Any | None:
-        """The last of rising values whose plan fits, found in some tries."""
-        low, high, found = 0, len(values), None
-        for _ in range(_TRIES):
-            if low >= high:
-                break
-            middle = (low + high) // 2
-            if self.fits(changed(values[middle])):
-                low, found = middle + 1, values[middle]
-            else:
-                high = middle
-        return found
+
+def most_fitting(values: Sequence[Value], fits: Callable[[Value], bool]) -> Value | None:
+    """The last of rising values that fits, found in some tries."""
+    low, high, found = 0, len(values), None
+    for _ in range(_TRIES):
+        if low >= high:
+            break
+        middle = (low + high) // 2
+        if fits(values[middle]):
+            low, found = middle + 1, values[middle]
+        else:
+            high = middle
+    return found
 
 
-def _sizes_below(height: int, width: int, step: int) -> list[tuple[int, int]]:
+def sizes_below(height: int, width: int, step: int) -> list[tuple[int, int]]:
     """Smaller sizes of about the same shape, rising."""
     sizes = []
     for eighth in range(1, 8):

@@ -71,6 +71,10 @@ class Counts:
             self._counted[key] = counted(run, self.kind)
         return self._counted[key]
 
+    def forget(self) -> None:
+        """Forget what runs need, but not the models, which take longest to make."""
+        self._counted.clear()
+
     def weights(self, component: str, storage: str | None = None) -> Weights:
         """Bytes of a component and of its blocks."""
         if component not in (DENOISER, LANGUAGE_MODEL):
@@ -130,7 +134,9 @@ class Needs:
             (1 + self.passes.negative) * self.wish.num_videos, self.wish.prompt_tokens, self.wish.positions
         )
         linked = self._counted(stages.connecting, ("connectors",), reading)
-        needs = [_need("text encoding", (LANGUAGE_MODEL,), self._text(reading)), _need("text connectors", *linked)]
+        needs = [_need("text connectors", *linked)]
+        if LANGUAGE_MODEL in self.parts.configs:
+            needs.insert(0, _need("text encoding", (LANGUAGE_MODEL,), self._text(reading)))
         if given := max(self.wish.given_frames, int(self.wish.image)):
             kind = "image encoding" if given == 1 else "clip encoding"
             needs.append(_need(kind, *self._counted(stages.encoding_given, ("vae",), clip, given)))
@@ -171,7 +177,7 @@ class Needs:
                 stages.decoding_video(models, _of_frames(clip, length), how), "video", how, clip, length
             )
 
-        if how == "whole" or frames <= _PARTS:
+        if how in ("whole", "tiled_in_space") or frames <= _PARTS:
             return count(frames)
         part, parts = count(_PART), count(_PARTS)
         more = (parts.operations - part.operations) / (_PARTS - _PART)

@@ -15,6 +15,7 @@ from ..cli.values import Options, replaced_files
 from ..conditioning.shapes import snap_frames
 from .admission import Refusal, admit
 from .inputs.reader import MediaReader, decoded_media
+from .memory.forecast import Forecast
 from .schema import MEDIA_KINDS, SERVED, GenerateRequest, Placed, VideoRequest, Weighted, in_names, size_of
 from .settings import Settings
 
@@ -34,6 +35,8 @@ class ServedModel:
         device: Where it runs.
         adapters: Names of LoRAs that requests may ask for.
         distilled_lora: Weight of the LoRA with which a dev checkpoint refines, if one is loaded.
+        memory: What is loaded, as far as memory goes; see [`~ltx2_diffusers.serving.memory.forecast.memory_facts`]. Without it
+            no clip is refused for its memory.
     """
 
     version: str
@@ -41,6 +44,11 @@ class ServedModel:
     device: str
     adapters: tuple[str, ...] = ()
     distilled_lora: float | None = None
+    memory: Mapping[str, Any] | None = None
+
+    def forecast(self, memory_gb: float | None) -> Forecast | None:
+        """Foretells the memory of clips, within so many GiB if they are said."""
+        return None if self.memory is None else Forecast(self.memory, self.version, self.kind, memory_gb)
 
 
 @dataclass(frozen=True)
@@ -98,11 +106,13 @@ class Planner:
         settings: The server.
         model: The loaded checkpoint.
         media: Reads what requests bring.
+        forecast: Foretells the memory of clips, if that can be done.
     """
 
     settings: Settings
     model: ServedModel
     media: MediaReader
+    forecast: Forecast | None = None
 
     def generate(self, request: GenerateRequest) -> Job:
         """The job of a request to `/generate`.
@@ -225,6 +235,8 @@ class Planner:
             call = call_arguments(mode, options)
             check_call(mode, call, options)
             admit(call, limits)
+            if self.forecast is not None:
+                self.forecast.check(options)
         except (ValueError, OSError) as error:
             discard(self.settings.inputs / job_id)
             message = in_fields(str(error), given, called)
@@ -242,12 +254,17 @@ class Planner:
             preview_every=None,
             stream=False,
             mode=mode.name,
-            batch_key=_batch_key(mode, options),
+            batch_key=_batch_key(mode, options) if self._fits_together(options) else None,
             prompt="\n".join(given["prompt"]),
             size=f"{width}x{height}" if width and height and mode.makes_video else None,
             seconds=frames / rate if frames and segments == 1 and mode.makes_video else call.get("duration_s"),
             runs=segments * (2 if call.get("two_stage") else 1),
         )
+
+    def _fits_together(self, options: Options) -> bool:
+        """Whether as many clips as one call may make fit into memory."""
+        count = self.settings.limits.max_batch
+        return count == 1 or self.forecast is None or self.forecast.fits(options, count)
 
     def _loaded(self, given: Options) -> dict[str, Any]:
         """Options that say what is loaded."""

@@ -18,6 +18,7 @@ from ..cli.preview import ContactSheet
 from ..media.copying import EncodedAnewWarning
 from ..media.writing import ClipFile
 from .jobs import Job, ServedModel, in_fields
+from .memory.forecast import memory_facts
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +86,9 @@ class LocalRunner:
         adapters = options.get("adapters", {})
         distilled = options["distilled_lora"][1] if "distilled_lora" in options else None
         preset = pipeline.preset
-        self.model = ServedModel(preset.version, preset.kind, options["device"], tuple(sorted(adapters)), distilled)
+        memory = memory_facts(pipeline, options)
+        names = tuple(sorted(adapters))
+        self.model = ServedModel(preset.version, preset.kind, options["device"], names, distilled, memory)
         results.mkdir(parents=True, exist_ok=True)
 
     def run(self, jobs: Sequence[Job], report: Report, stopped: Stopped) -> dict[str, Outcome]:

@@ -23,7 +23,7 @@ from ..quantization.layers import cast_layers, put_cast, put_scaled, scaled_laye
 from ..sampling import PassLayout
 from ..schedulers.scheduling_ltx2 import LTX2Scheduler
 from .generation import LTX2GenerationPipeline
-from .plan import ModelSizes, Size, plan_clip
+from .plan import ClipPlan, ModelSizes, Size, plan_clip
 
 Value = TypeVar("Value")
 
@@ -236,10 +236,10 @@ class Planner:
             yield f"at {size[1]} x {size[0]} x {wish.num_frames}"
 
 
-def most_fitting(values: Sequence[Value], fits: Callable[[Value], bool]) -> Value | None:
+def most_fitting(values: Sequence[Value], fits: Callable[[Value], bool], tries: int = _TRIES) -> Value | None:
     """The last of rising values that fits, found in some tries."""
     low, high, found = 0, len(values), None
-    for _ in range(_TRIES):
+    for _ in range(tries):
         if low >= high:
             break
         middle = (low + high) // 2
@@ -367,15 +367,17 @@ def _positions(parts: planning.ModelParts) -> int:
     return min(DEFAULT_TEXT_POSITIONS, config.get("max_position_embeddings", DEFAULT_TEXT_POSITIONS))
 
 
-def clip_sizes(parts: planning.ModelParts, wish: planning.ClipWish) -> tuple[Any, Any]:
-    """The sizes of the finished clip and of the first stage."""
+def clip_sizes(
+    parts: planning.ModelParts, wish: planning.ClipWish, sizes: ModelSizes | None = None
+) -> tuple[ClipPlan, ClipPlan]:
+    """The sizes of the finished clip and of the first stage; `sizes` are those of [`model_sizes`], if they are known."""
     scale = 0.5 if wish.two_stage else 1.0
     wished = Size(wish.height, wish.width, wish.num_frames, wish.frame_rate)
-    clip = plan_clip(_model_sizes(parts), wish.num_videos, wished, [(scale, 1.0), (1.0, 1.0)])
+    clip = plan_clip(sizes or model_sizes(parts), wish.num_videos, wished, [(scale, 1.0), (1.0, 1.0)])
     return clip, clip.at_scale(scale, 1.0)
 
 
-def _model_sizes(parts: planning.ModelParts) -> ModelSizes:
+def model_sizes(parts: planning.ModelParts) -> ModelSizes:
     """What the networks make of pixels and seconds, read from them without values."""
     networks: dict[str, Any] = {name: parts.model(name) for name in ("vae", "audio_vae")}
     networks["transformer"] = parts.model(planning.DENOISER, 1)

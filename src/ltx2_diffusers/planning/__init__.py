@@ -1,5 +1,6 @@
 """Memory: what a generation needs, counted without computing it, and plans that fit a device."""
 
+from .lines import SIZES, Lines
 from .needs import Clips, Counts, Needs, variants
 from .parts import COMPONENTS, ModelParts, parts_of
 from .plan import DEVICES, DTYPES, ClipWish, MemoryPlan, PartPlan

@@ -134,16 +134,14 @@ class Needs:
             (1 + self.passes.negative) * self.wish.num_videos, self.wish.prompt_tokens, self.wish.positions
         )
         linked = self._counted(stages.connecting, ("connectors",), reading)
-        needs = [_need("text connectors", *linked)]
-        if LANGUAGE_MODEL in self.parts.configs:
-            needs.insert(0, _need("text encoding", (LANGUAGE_MODEL,), self._text(reading)))
+        needs = [_need("text encoding", (LANGUAGE_MODEL,), self._text(reading)), _need("text connectors", *linked)]
         if given := max(self.wish.given_frames, int(self.wish.image)):
             kind = "image encoding" if given == 1 else "clip encoding"
             needs.append(_need(kind, *self._counted(stages.encoding_given, ("vae",), clip, given)))
-        needs.append(self._denoising("stage 1", first, storage, layout, self.passes, steps[0]))
+        needs.append(self.denoising("stage 1", first, storage, layout, self.passes, steps[0]))
         if self.wish.two_stage:
             needs.append(_need("upsampling", *self._counted(stages.upsampling, ("latent_upsampler",), first)))
-            needs.append(self._denoising("stage 2", clip, storage, layout, _ALONE, steps[1]))
+            needs.append(self.denoising("stage 2", clip, storage, layout, _ALONE, steps[1]))
         needs.append(_need("sound decoding", *self._counted(stages.decoding_audio, ("audio_vae", "vocoder"), clip)))
         needs.append(_need("video decoding", ("vae",), self._decoding(decoding)))
         return needs
@@ -177,7 +175,7 @@ class Needs:
                 stages.decoding_video(models, _of_frames(clip, length), how), "video", how, clip, length
             )
 
-        if how in ("whole", "tiled_in_space") or frames <= _PARTS:
+        if how == "whole" or frames <= _PARTS:
             return count(frames)
         part, parts = count(_PART), count(_PARTS)
         more = (parts.operations - part.operations) / (_PARTS - _PART)
@@ -186,9 +184,10 @@ class Needs:
         rest = frames - _PARTS
         return Counted(int(parts.peak + growth * rest), int(parts.operations + more * rest))
 
-    def _denoising(
+    def denoising(
         self, name: str, clip: "ClipPlan", storage: str | None, layout: PassLayout, passes: NeededPasses, steps: int
     ) -> StageNeed:
+        """A stage of the loop: with the clip of its size, how its transformer is stored, its passes and its steps."""
         preset, depth = self.parts.preset, self.parts.depth(DENOISER)
         is_alone = not any(passes)
         layout = replace(layout, batched=layout.batched and not is_alone)

@@ -3,10 +3,9 @@
 import json
 import logging
 import threading
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -15,20 +14,20 @@ from torch import nn
 from ... import devices, planning
 from ...cli.fitting.wishes import wish
 from ...cli.values import Options
-from ...conditioning.shapes import snap_frames
 from ...guidance.presets import preset
 from ...memory.streaming import block_list
 from ...models.video_vae import STREAMED_ABOVE
-from ...pipelines.planned import clip_sizes, most_fitting, sizes_below
+from ...pipelines.plan import ModelSizes
+from ...pipelines.planned import clip_sizes, model_sizes, most_fitting, sizes_below
 from ...planning.parts import num_bytes, tensors_of
 from ...prompts.encoding import DEFAULT_TEXT_POSITIONS
-from ...sampling import PassLayout
 
 logger = logging.getLogger(__name__)
 
 MARGIN = 0.1
 """Share of what is counted that kernels, fragments, LoRA and references may take beside it."""
-_KNOWN, _TRIES = 1024, 3
+# Enough to find the most frames among a million.
+_TRIES = 20
 _GIB = 2**30
 Facts = Mapping[str, Any]
 """What is known of a loaded checkpoint, in values that JSON holds; see [`memory_facts`]."""
@@ -48,11 +47,10 @@ def memory_facts(pipeline: Any, options: Options) -> dict[str, Any]:
     """
     device, offload = torch.device(options["device"]), options["offload"]
     kind = "cuda" if device.type == "cuda" else "cpu"
-    models = {name: model for name, model in pipeline.components.items() if isinstance(model, nn.Module)}
+    models: dict[str, Any] = {n: model for n, model in pipeline.components.items() if isinstance(model, nn.Module)}
     weights = {
         name: (_waiting(model, kind, offload), _running(model, kind, offload)) for name, model in models.items()
     }
-    # Packages of other libraries quantise what they load in ways of their own.
     computing = [name for name in planning.COMPONENTS if name in models and name != planning.LANGUAGE_MODEL]
     configs = {name: {**_plain(models[name].config), "_class_name": type(models[name]).__name__} for name in computing}
     longest = getattr(pipeline.components.get("tokenizer"), "model_max_length", DEFAULT_TEXT_POSITIONS)
@@ -101,7 +99,7 @@ def _blocks(model: nn.Module) -> tuple[int, int]:
 
 
 class Needs:
-    """Bytes that calls take, each kind of call counted once.
+    """Bytes that calls take of a device.
 
     Args:
         facts: What is loaded.
@@ -109,32 +107,36 @@ class Needs:
     """
 
     def __init__(self, facts: Facts, version: str, kind: str) -> None:
-        dtype = getattr(torch, facts["dtype"])
-        self.facts, self.parts = facts, planning.ModelParts("served", facts["configs"], preset(version, kind), dtype)
-        self._counts = planning.Counts(self.parts, facts["kind"], lambda model, _: model)
-        self._known: OrderedDict[planning.ClipWish, int] = OrderedDict()
+        self._facts, dtype = facts, getattr(torch, facts["dtype"])
+        self._parts = planning.ModelParts("served", facts["configs"], preset(version, kind), dtype)
         self._lock = threading.Lock()
 
-    def of(self, clip: planning.ClipWish) -> int:
-        """Most bytes that a call takes of the device, beside what lies there while nothing runs."""
-        with self._lock:
-            if clip not in self._known:
-                self._known[clip] = self._counted(clip)
-                self._counts.forget()
-                if len(self._known) > _KNOWN:
-                    self._known.popitem(last=False)
-            return self._known[clip]
+    def of(self, wish: planning.ClipWish) -> int:
+        """Most bytes that a call takes, beside what lies on the device while nothing runs."""
+        clips = planning.Clips(*clip_sizes(self._parts, replace(wish, num_videos=1), self._sizes))
+        pixels = wish.num_videos * wish.num_frames * wish.height * wish.width
+        streamed = pixels > STREAMED_ABOVE and not self._facts["tiling"]
+        weights, taken = self._facts["weights"], []
+        for peak in self._lines.peaks(wish, clips, streamed):
+            moved = sum(max(weights[name][1] - weights[name][0], 0) for name in peak.uses)
+            taken.append(int((1 + MARGIN) * (peak.activations + moved)))
+        return max(taken)
 
-    def _counted(self, clip: planning.ClipWish) -> int:
-        clips = planning.Clips(*clip_sizes(self.parts, clip))
-        pixels = clip.num_videos * clip.num_frames * clip.height * clip.width
-        decoding = "tiled_in_space" if self.facts["tiling"] else "streamed" if pixels > STREAMED_ABOVE else "whole"
-        stages = planning.Needs(self._counts, clip, clips).stages(None, PassLayout(), decoding)
-        weights = self.facts["weights"]
-        return max(
-            int((1 + MARGIN) * (stage.activations + sum(max(weights[n][1] - weights[n][0], 0) for n in stage.uses)))
-            for stage in stages
-        )
+    @cached_property
+    def _sizes(self) -> ModelSizes:
+        return model_sizes(self._parts)
+
+    @property
+    def _lines(self) -> planning.Lines:
+        with self._lock:
+            return self._counted
+
+    @cached_property
+    def _counted(self) -> planning.Lines:
+        """Counted for the first clip that is asked for, which takes some seconds."""
+        clips = [clip_sizes(self._parts, planning.ClipWish(*one), self._sizes)[0] for one in planning.SIZES]
+        counts = planning.Counts(self._parts, self._facts["kind"], lambda model, _: model)
+        return planning.Lines(counts, clips, self._facts["positions"], self._facts["tiling"])
 
 
 @lru_cache(maxsize=2)
@@ -155,7 +157,7 @@ class Forecast:
 
     def __init__(self, facts: Facts, version: str, kind: str, memory_gb: float | None = None) -> None:
         self._needs = _needs(json.dumps({**facts, "free": None}, sort_keys=True), version, kind)
-        self._kind, self._positions = kind, facts["positions"]
+        self._kind = kind
         loaded = sum(waiting for waiting, _ in facts["weights"].values())
         self._free: float = facts["free"] if memory_gb is None else memory_gb * _GIB - loaded
         self._works = True
@@ -191,9 +193,7 @@ class Forecast:
     def _wish(self, options: Options) -> planning.ClipWish:
         asked = wish(options)
         asked.pop("num_inference_steps", None)
-        positions = options.get("max_sequence_length", self._positions)
-        texts = {"positions": positions, "prompt_tokens": positions, "steps": (1, 1)}
-        return planning.ClipWish(**{"guided": self._kind == "dev", **asked, **texts})
+        return planning.ClipWish(**{"guided": self._kind == "dev", **asked})
 
     def _has_room(self, clip: planning.ClipWish) -> bool:
         if not self._works:
@@ -208,30 +208,19 @@ class Forecast:
 
     def _nearest(self, clip: planning.ClipWish) -> str:
         """What fits, in words."""
-        if (frames := self._most_frames(clip)) is not None:
-            return f"{frames} frames of this size fit"
-        step = 64 if clip.two_stage else 32
-        smaller = sizes_below(clip.height, clip.width, step)
-        best = most_fitting(smaller, lambda one: self._has_room(replace(clip, height=one[0], width=one[1])))
-        return "ask for a smaller clip" if best is None else f"{best[1]}x{best[0]} pixels of this length fit"
 
-    def _most_frames(self, clip: planning.ClipWish) -> int | None:
-        """The most frames of this size that fit, as far as some tries tell: what is taken grows like a line."""
+        def shorter(frames: int) -> bool:
+            given = frames if clip.given_frames else 0
+            return self._has_room(replace(clip, num_frames=frames, given_frames=given))
 
-        def need(frames: int) -> int:
-            given = {"given_frames": frames} if clip.given_frames else {}
-            return self._needs.of(replace(clip, num_frames=frames, **given))
-
-        low, high = 9, clip.num_frames
-        if high <= low or need(low) > self._free:
-            return None
-        for _ in range(_TRIES):
-            share = (self._free - need(low)) / max(need(high) - need(low), 1)
-            frames = snap_frames(int(low + share * (high - low)))
-            if not low < frames < high:
-                break
-            low, high = (frames, high) if need(frames) <= self._free else (low, frames)
-        return low
+        found = []
+        if (frames := most_fitting(range(9, clip.num_frames, 8), shorter, _TRIES)) is not None:
+            found.append(f"{frames} frames of this size")
+        smaller = sizes_below(clip.height, clip.width, 64 if clip.two_stage else 32)
+        size = most_fitting(smaller, lambda one: self._has_room(replace(clip, height=one[0], width=one[1])))
+        if size is not None:
+            found.append(f"{size[1]}x{size[0]} pixels of this length")
+        return f"what fits is {', or '.join(found)}" if found else "ask for a smaller and shorter one"
 
 
 def _shown(size: float) -> str:

@@ -41,7 +41,9 @@ class Line(NamedTuple):
 
     def at(self, clip: "ClipPlan") -> int:
         """Bytes for a clip."""
-        return int(self.base + self.per_latent * _latents(clip, self.of_frame) + self.per_sound * clip.audio.frames)
+        size = self.base + self.per_latent * _latents(clip, self.of_frame) + self.per_sound * clip.audio.frames
+        # A clip smaller than all that were counted.
+        return max(int(size), 0)
 
 
 def _latents(clip: "ClipPlan", of_frame: bool) -> int:

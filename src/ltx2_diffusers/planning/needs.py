@@ -127,14 +127,20 @@ class Needs:
             any(one.modality_scale != 1 for one in scales),
         )
 
+    @property
+    def _reading(self) -> Reading:
+        count = (1 + self.passes.negative) * self.wish.num_videos
+        return Reading(count, self.wish.prompt_tokens, self.wish.positions)
+
     def stages(self, storage: str | None, layout: PassLayout, decoding: str) -> list[StageNeed]:
         """The stages in order."""
+        reading = _need("text encoding", (LANGUAGE_MODEL,), self._text(self._reading))
+        return [reading, *self.clip_stages(storage, layout, decoding)]
+
+    def clip_stages(self, storage: str | None, layout: PassLayout, decoding: str) -> list[StageNeed]:
+        """All stages but that of the language model."""
         first, clip, steps = self.clips.first, self.clips.clip, self.wish.steps
-        reading = Reading(
-            (1 + self.passes.negative) * self.wish.num_videos, self.wish.prompt_tokens, self.wish.positions
-        )
-        linked = self._counted(stages.connecting, ("connectors",), reading)
-        needs = [_need("text encoding", (LANGUAGE_MODEL,), self._text(reading)), _need("text connectors", *linked)]
+        needs = [_need("text connectors", *self._counted(stages.connecting, ("connectors",), self._reading))]
         if given := max(self.wish.given_frames, int(self.wish.image)):
             kind = "image encoding" if given == 1 else "clip encoding"
             needs.append(_need(kind, *self._counted(stages.encoding_given, ("vae",), clip, given)))

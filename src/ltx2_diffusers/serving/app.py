@@ -75,7 +75,8 @@ class Server:
         self.metrics = Metrics(self.store.counts)
         self.dispatcher = Dispatcher(settings, self.store, runner, self.board, self.metrics)
         self.media = MediaReader(settings.limits)
-        self.planner = Planner(settings, runner.model, self.media)
+        forecast = runner.model.forecast(settings.limits.max_memory_gb)
+        self.planner = Planner(settings, runner.model, self.media, forecast)
         self.is_ending: Callable[[], bool] = lambda: False
 
     def row(self, request: Request, job_id: str) -> Row:

@@ -91,8 +91,8 @@ def add_parser(commands: Any) -> None:
     )
     limits = parser.add_argument_group("limits")
     for limit in fields(Limits):
-        metavar = "N" if limit.type is int else "NUMBER"
-        limits.add_argument(flag(limit.name), type=limit.type, metavar=metavar, help=limit.metadata["help"])
+        kind, metavar = (int, "N") if limit.type is int else (float, "NUMBER")
+        limits.add_argument(flag(limit.name), type=kind, metavar=metavar, help=limit.metadata["help"])
     parser.set_defaults(run=run)
 
 

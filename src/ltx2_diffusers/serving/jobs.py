@@ -15,13 +15,12 @@ from ..cli.values import Options, replaced_files
 from ..conditioning.shapes import snap_frames
 from .admission import Refusal, admit
 from .inputs.reader import MediaReader, decoded_media
+from .memory.forecast import Forecast
 from .schema import MEDIA_KINDS, SERVED, GenerateRequest, Placed, VideoRequest, Weighted, in_names, size_of
 from .settings import Settings
 
 # What the API of /generate calls some options.
 _OTHER_NAMES = {"frame_rate": "fps", "steps": "num_inference_steps", "image_at": "image", "no_audio": "include_audio"}
-# What is no MP4 file, and what is written part by part already.
-_UNSTREAMED = ("audio_only", "extend")
 # Options beside the text and the seed that clips made by one call may not have: they are about a single one.
 _ALONE = ("extend", "retake", "add_sound", "enhance_prompt", "audio_only")
 
@@ -36,6 +35,8 @@ class ServedModel:
         device: Where it runs.
         adapters: Names of LoRAs that requests may ask for.
         distilled_lora: Weight of the LoRA with which a dev checkpoint refines, if one is loaded.
+        memory: What is loaded, as far as memory goes; see [`~ltx2_diffusers.serving.memory.forecast.memory_facts`]. Without it
+            no clip is refused for its memory.
     """
 
     version: str
@@ -43,6 +44,11 @@ class ServedModel:
     device: str
     adapters: tuple[str, ...] = ()
     distilled_lora: float | None = None
+    memory: Mapping[str, Any] | None = None
+
+    def forecast(self, memory_gb: float | None) -> Forecast | None:
+        """Foretells the memory of clips, within so many GiB if they are said."""
+        return None if self.memory is None else Forecast(self.memory, self.version, self.kind, memory_gb)
 
 
 @dataclass(frozen=True)
@@ -100,11 +106,13 @@ class Planner:
         settings: The server.
         model: The loaded checkpoint.
         media: Reads what requests bring.
+        forecast: Foretells the memory of clips, if that can be done.
     """
 
     settings: Settings
     model: ServedModel
     media: MediaReader
+    forecast: Forecast | None = None
 
     def generate(self, request: GenerateRequest) -> Job:
         """The job of a request to `/generate`.
@@ -163,9 +171,9 @@ class Planner:
         job = self._job(job_id, values, seed, VideoRequest.model_fields, {})
         key = job.batch_key and f"{job.batch_key} {json.dumps(request.adapters, sort_keys=True)}"
         watched = {"preview_every": request.preview_every, "stream": request.stream}
-        if request.stream and any(name in values for name in _UNSTREAMED):
+        if request.stream and "audio_only" in values:
             discard(self.settings.inputs / job_id)
-            raise Refusal(f"`stream` is not possible with {' or '.join(f'`{one}`' for one in _UNSTREAMED)}", "stream")
+            raise Refusal("`stream` is not possible with `audio_only`, which makes no MP4 file", "stream")
         return replace(job, adapters=request.adapters, **watched, batch_key=None if any(watched.values()) else key)
 
     def _shortcuts(self, request: Any, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -227,6 +235,8 @@ class Planner:
             call = call_arguments(mode, options)
             check_call(mode, call, options)
             admit(call, limits)
+            if self.forecast is not None:
+                self.forecast.check(options)
         except (ValueError, OSError) as error:
             discard(self.settings.inputs / job_id)
             message = in_fields(str(error), given, called)
@@ -244,12 +254,17 @@ class Planner:
             preview_every=None,
             stream=False,
             mode=mode.name,
-            batch_key=_batch_key(mode, options),
+            batch_key=_batch_key(mode, options) if self._fits_together(options) else None,
             prompt="\n".join(given["prompt"]),
             size=f"{width}x{height}" if width and height and mode.makes_video else None,
             seconds=frames / rate if frames and segments == 1 and mode.makes_video else call.get("duration_s"),
             runs=segments * (2 if call.get("two_stage") else 1),
         )
+
+    def _fits_together(self, options: Options) -> bool:
+        """Whether as many clips as one call may make fit into memory."""
+        count = self.settings.limits.max_batch
+        return count == 1 or self.forecast is None or self.forecast.fits(options, count)
 
     def _loaded(self, given: Options) -> dict[str, Any]:
         """Options that say what is loaded."""

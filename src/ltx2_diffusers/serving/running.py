@@ -7,7 +7,6 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,7 +16,9 @@ from ..cli.loading import load_pipeline
 from ..cli.modes import MODES, Mode, call_arguments
 from ..cli.preview import ContactSheet
 from ..media.copying import EncodedAnewWarning
+from ..media.writing import ClipFile
 from .jobs import Job, ServedModel, in_fields
+from .memory.forecast import memory_facts
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +86,9 @@ class LocalRunner:
         adapters = options.get("adapters", {})
         distilled = options["distilled_lora"][1] if "distilled_lora" in options else None
         preset = pipeline.preset
-        self.model = ServedModel(preset.version, preset.kind, options["device"], tuple(sorted(adapters)), distilled)
+        memory = memory_facts(pipeline, options)
+        names = tuple(sorted(adapters))
+        self.model = ServedModel(preset.version, preset.kind, options["device"], names, distilled, memory)
         results.mkdir(parents=True, exist_ok=True)
 
     def run(self, jobs: Sequence[Job], report: Report, stopped: Stopped) -> dict[str, Outcome]:
@@ -121,12 +124,8 @@ class LocalRunner:
             warnings.simplefilter("ignore", EncodedAnewWarning)
             call = {**call_arguments(mode, options), **self._run_arguments(jobs, watcher, folder / f"clip{suffix}")}
             with self._adapters(pipeline, first):
-                output = pipeline(**call)
-            made = output.info.pop("path", None)
-            if not first.with_sound:
-                output = replace(output, audio=None, audio_source=None)
-            how = {"growing": growing_file(self._results, first.id)} if first.stream else {}
-            files = [Path(file) for file in ([made] if made else output.save(folder / f"clip{suffix}", **how))]
+                made = pipeline(**call).info["path"]
+            files = [made] if isinstance(made, str) else made
             finished = [self._results / f"{job.id}{suffix}" for job in jobs]
             for file, place in zip(files, finished, strict=True):
                 os.replace(file, place)
@@ -135,15 +134,20 @@ class LocalRunner:
     def _run_arguments(self, jobs: Sequence[Job], watcher: "_Watcher", path: Path) -> dict[str, Any]:
         import torch
 
+        first = jobs[0]
+        file: Path | ClipFile = path
         generators = [torch.Generator("cpu").manual_seed(job.seed) for job in jobs]
-        arguments: dict[str, Any] = {
+        if path.suffix == ".mp4":
+            growing = growing_file(self._results, first.id) if first.stream else None
+            # Decoding may last longer than a step.
+            file = ClipFile(path, growing, first.with_sound, on_frames=lambda _: watcher.check())
+        return {
             "generator": generators if len(jobs) > 1 else generators[0],
             "output_type": "uint8",
+            "save_path": file,
+            "callback_on_step_end": watcher,
+            "callback_on_step_end_tensor_inputs": watcher.inputs,
         }
-        if "extend" in jobs[0].options:
-            # A long clip is written while it is made.
-            arguments["save_path"] = path
-        return {**arguments, "callback_on_step_end": watcher, "callback_on_step_end_tensor_inputs": watcher.inputs}
 
     def _pipeline(self, mode: Mode) -> Any:
         """The pipeline of a mode, on the components that are loaded."""
@@ -194,11 +198,7 @@ class _Watcher:
 
     def __call__(self, pipeline: Any, step: int, timestep: Any, tensors: Mapping[str, Any]) -> dict[str, Any]:
         """After a step."""
-        reasons = [self._stopped(job.id) for job in self._jobs]
-        if all(reasons):
-            raise Stop(reasons[0] or "")
-        if time.perf_counter() > self._deadline:
-            raise Stop("time_limit")
+        self.check()
         steps, self._runs_begun = pipeline.num_timesteps, self._runs_begun + (step == 0)
         share = (self._runs_begun - 1 + (step + 1) / steps) / max(self._jobs[0].runs, self._runs_begun)
         event = {
@@ -213,6 +213,18 @@ class _Watcher:
             self._sheet(pipeline, step, timestep, tensors)
             self._show(event)
         return {}
+
+    def check(self) -> None:
+        """End the run if nobody wants it any more, or it takes too long.
+
+        Raises:
+            Stop: That is how.
+        """
+        reasons = [self._stopped(job.id) for job in self._jobs]
+        if all(reasons):
+            raise Stop(reasons[0] or "")
+        if time.perf_counter() > self._deadline:
+            raise Stop("time_limit")
 
     def _show(self, event: Mapping[str, Any]) -> None:
         """Report the picture, if this step drew one."""

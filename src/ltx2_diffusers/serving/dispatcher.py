@@ -10,7 +10,7 @@ from pathlib import Path
 from .board import Board
 from .jobs import Job, discard
 from .metrics import Metrics
-from .running import Outcome, Runner, WorkerDied
+from .running import HANDED_BACK, Outcome, Runner, WorkerDied
 from .settings import Settings
 from .store import CANCELLED, FINISHED, Row, Store
 
@@ -18,7 +18,6 @@ logger = logging.getLogger(__name__)
 
 # How often the queue is looked into without being told, leases are renewed, and old jobs are removed.
 _LOOK_S, _HOLD_S, _SWEEP_S = 1.0, 10.0, 600.0
-_HANDED_BACK = "handed_back"
 _DAY_S = 24 * 3600.0
 
 
@@ -101,7 +100,7 @@ class Dispatcher:
         self._wake()
         self._wait(grace_s)
         for row in self._rows():
-            self._board.stop(row.id, _HANDED_BACK)
+            self._board.stop(row.id, HANDED_BACK)
         self._wait(grace_s)
         self._over.set()
         self._holder.join()
@@ -139,12 +138,16 @@ class Dispatcher:
                 if rows:
                     self._run(rows)
                 else:
-                    with self._news:
-                        self._news.wait_for(lambda seen=submitted: self._submitted != seen, _LOOK_S)
+                    self._wait_for_news(submitted)
             except Exception:
                 # The database may be away for a while.
                 logger.exception("the queue could not be read; trying again")
                 time.sleep(_LOOK_S)
+
+    def _wait_for_news(self, submitted: int) -> None:
+        """Wait until more jobs have been submitted than this many, or it is time to look."""
+        with self._news:
+            self._news.wait_for(lambda: self._submitted > submitted, _LOOK_S)
 
     def _run(self, rows: Sequence[Row]) -> None:
         jobs = [Job.from_json(row.job, self._settings.inputs) for row in rows]
@@ -174,7 +177,7 @@ class Dispatcher:
 
     def _take(self, row: Row, outcome: Outcome | None) -> None:
         """Note what came of a job; nothing is known of one whose worker died."""
-        if outcome is None or outcome["state"] == _HANDED_BACK:
+        if outcome is None or outcome["state"] == HANDED_BACK:
             self._store.hand_back(row, counts=outcome is None)
         elif self._store.finish(row, outcome["state"], outcome.get("result"), outcome.get("error")):
             self._ended(row.id, outcome["state"])

@@ -29,6 +29,8 @@ Report = Callable[[str, str, dict[str, Any]], None]
 Stopped = Callable[[str], str | None]
 """Why a job is to end early, if it is."""
 
+HANDED_BACK = "handed_back"
+"""State of a job that goes back into the queue, and the reason to end it."""
 _NEVER_DONE = 99
 # How often a running job is asked whether it is to end.
 _TICK_S = 0.05

@@ -422,7 +422,7 @@ def test_what_keeps_a_replica_from_working_is_said(cluster, tmp_path):
 # The cluster of the other tests is none of its business.
 @pytest.mark.usefixtures("cluster")
 def test_ray_is_started_on_this_machine_and_goes_with_the_server(tmp_path, expected):
-    with pytest.raises(RuntimeError, match="a smaller --cpus-per-replica"):
+    with pytest.raises(RuntimeError, match=r"--replicas 4096 of 1 CPU each need 4096, and there are"):
         Server(tmp_path / "small", "--ray", "local", "--replicas", "4096")
     others = set(processes("ray::"))
     server = Server(tmp_path / "data", *options("local"))

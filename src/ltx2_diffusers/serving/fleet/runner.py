@@ -178,17 +178,25 @@ def _join(fleet: Fleet) -> None:
             raise ValueError(
                 f"--ray {fleet.address}: there is no Ray cluster ({error}); start one with: ray start --head"
             ) from error
+        if lack := _lack(fleet, fleet.least, ray.cluster_resources()):
+            # Some clusters grow when they are asked to.
+            logger.warning("%s; the server starts when there is room for them", lack)
         return
     started: dict[str, Any] = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE}
     ray.init("local", log_to_driver=False, logging_level=logging.WARNING, **started)
-    there = ray.cluster_resources()
-    for name, unit, each in (("CPU", "cpus", fleet.cpus), ("GPU", "gpus", fleet.gpus)):
-        if (has := there.get(name, 0.0)) < each * fleet.most:
-            ray.shutdown()
-            raise ValueError(
-                f"--replicas {fleet.most} of {each:g} {name} each need {each * fleet.most:g}, and this machine has "
-                f"{has:g}; use --replicas {int(has // each) or 1} or a smaller --{unit}-per-replica"
-            )
+    if lack := _lack(fleet, fleet.most, ray.cluster_resources()):
+        ray.shutdown()
+        raise ValueError(
+            f"{lack}; use fewer --replicas, give each less, or join a cluster of more machines with --ray auto"
+        )
+
+
+def _lack(fleet: Fleet, count: int, there: Mapping[str, float]) -> str | None:
+    """What so many replicas need and is not there."""
+    for name, each in {"CPU": fleet.cpus, "GPU": fleet.gpus, **fleet.resources}.items():
+        if there.get(name, 0.0) < each * count:
+            return f"--replicas {count} of {each:g} {name} each need {each * count:g}, and there are {there.get(name, 0.0):g}"
+    return None
 
 
 def _options(fleet: Fleet, time_limit_s: float) -> dict[str, Any]:

@@ -108,8 +108,10 @@ class FleetRunner:
         try:
             return serve.run(deployment.bind(**arguments), name=self._name, route_prefix=None)
         except RuntimeError as error:
-            reasons = re.findall(r"ValueError: (.+)", str(error))
-            raise ValueError(reasons[-1] if reasons else f"no replica could be started: {error}") from error
+            # What a replica raised stands in its traceback alone.
+            told = [one.message for one in serve.status().applications[self._name].deployments.values()]
+            reasons = re.findall(r"ValueError: (.+)", "\n".join(told))
+            raise ValueError(reasons[-1] if reasons else f"no replica could be started: {error}; {told}") from error
 
 
 class _Call:

@@ -1,4 +1,4 @@
-"""The thread that takes jobs from the queue and has them run, one call at a time."""
+"""The threads that take jobs from the queue and have them run, as many calls at a time as the runner has slots."""
 
 import logging
 import threading
@@ -10,7 +10,7 @@ from pathlib import Path
 from .board import Board
 from .jobs import Job, discard
 from .metrics import Metrics
-from .running import Outcome, Runner, WorkerDied
+from .running import HANDED_BACK, Outcome, Runner, WorkerDied
 from .settings import Settings
 from .store import CANCELLED, FINISHED, Row, Store
 
@@ -18,7 +18,6 @@ logger = logging.getLogger(__name__)
 
 # How often the queue is looked into without being told, leases are renewed, and old jobs are removed.
 _LOOK_S, _HOLD_S, _SWEEP_S = 1.0, 10.0, 600.0
-_HANDED_BACK = "handed_back"
 _DAY_S = 24 * 3600.0
 
 
@@ -37,8 +36,11 @@ class Dispatcher:
         self._settings, self._store, self._runner = settings, store, runner
         self._board, self._metrics = board, metrics
         self._running: list[Row] = []
-        self._news, self._ending = threading.Event(), threading.Event()
-        self._threads: list[threading.Thread] = []
+        self._news, self._submitted = threading.Condition(), 0
+        # `_ending`: take nothing more; `_over`: nothing runs any more whose lease has to be held.
+        self._ending, self._over = threading.Event(), threading.Event()
+        self._workers: list[threading.Thread] = []
+        self._holder = threading.Thread()
 
     def start(self) -> None:
         """Put back what an earlier life of this server left, and begin."""
@@ -46,14 +48,17 @@ class Dispatcher:
             self.remove(job_id)
         self._sweep()
         self._ending.clear()
-        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._work, self._hold)]
-        for thread in self._threads:
+        self._over.clear()
+        self._workers = [threading.Thread(target=self._work, daemon=True) for _ in range(self._runner.slots)]
+        self._holder = threading.Thread(target=self._hold, daemon=True)
+        for thread in (*self._workers, self._holder):
             thread.start()
 
     @property
     def works(self) -> bool:
         """Whether jobs are being taken."""
-        return bool(self._threads) and self._threads[0].is_alive() and not self._ending.is_set()
+        alive = [worker.is_alive() for worker in self._workers]
+        return bool(alive) and all(alive) and not self._ending.is_set()
 
     def submit(
         self, job: Job, tenant: str, waited_for: bool = False, request_key: str | None = None
@@ -71,7 +76,7 @@ class Dispatcher:
             raise
         if job_id != job.id:
             self._forget(job.id)
-        self._news.set()
+        self._wake()
         return job_id, ended
 
     def cancel(self, job_id: str) -> bool:
@@ -90,68 +95,89 @@ class Dispatcher:
             file.unlink(missing_ok=True)
 
     def stop(self, grace_s: float) -> None:
-        """Take no further jobs, wait for the running one, and hand it back if that takes too long."""
+        """Take no further jobs, wait for those that run, and hand back what takes too long."""
         self._ending.set()
-        self._news.set()
-        worker, holder = self._threads
-        worker.join(grace_s)
-        if worker.is_alive():
-            for row in list(self._running):
-                self._board.stop(row.id, _HANDED_BACK)
-            worker.join(grace_s)
-        holder.join()
-        if worker.is_alive():
-            for row in list(self._running):
-                self._store.hand_back(row, counts=False)
+        self._wake()
+        self._wait(grace_s)
+        for row in self._rows():
+            self._board.stop(row.id, HANDED_BACK)
+        self._wait(grace_s)
+        self._over.set()
+        self._holder.join()
+        for row in self._rows():
+            self._store.hand_back(row, counts=False)
         self._runner.close()
 
+    def _wake(self) -> None:
+        with self._news:
+            self._submitted += 1
+            self._news.notify_all()
+
+    def _wait(self, seconds: float) -> None:
+        """Wait for what runs."""
+        ends = time.monotonic() + seconds
+        for worker in self._workers:
+            worker.join(max(0.0, ends - time.monotonic()))
+
+    def _rows(self) -> list[Row]:
+        """What runs."""
+        with self._news:
+            return list(self._running)
+
     def _forget(self, job_id: str) -> None:
-        still_runs = any(row.id == job_id for row in self._running)
+        still_runs = any(row.id == job_id for row in self._rows())
         if not still_runs:
             discard(self._settings.inputs / job_id)
         self._board.end(job_id, still_runs)
 
     def _work(self) -> None:
         while not self._ending.is_set():
+            submitted = self._submitted
             try:
                 rows = self._store.claim(self._settings.limits.max_batch)
                 if rows:
                     self._run(rows)
                 else:
-                    self._news.wait(_LOOK_S)
-                    self._news.clear()
+                    self._wait_for_news(submitted)
             except Exception:
                 # The database may be away for a while.
                 logger.exception("the queue could not be read; trying again")
                 time.sleep(_LOOK_S)
 
+    def _wait_for_news(self, submitted: int) -> None:
+        """Wait until more jobs have been submitted than this many, or it is time to look."""
+        with self._news:
+            self._news.wait_for(lambda: self._submitted > submitted, _LOOK_S)
+
     def _run(self, rows: Sequence[Row]) -> None:
         jobs = [Job.from_json(row.job, self._settings.inputs) for row in rows]
-        self._running = list(rows)
-        # Those that were cancelled between being taken and being noted here.
-        for job_id in self._store.hold(rows):
-            self._board.stop(job_id, CANCELLED)
-        for row in rows:
-            self._board.publish(row.id, "status", {"status": row.state, "progress": 0})
+        with self._news:
+            self._running += rows
         started = time.perf_counter()
         outcomes: dict[str, Outcome] = {}
         try:
+            for row in rows:
+                self._board.publish(row.id, "status", {"status": row.state, "progress": 0})
+            # Those that were cancelled between being taken and being noted here.
+            for job_id in self._store.hold(rows):
+                self._board.stop(job_id, CANCELLED)
             outcomes = self._runner.run(jobs, self._report, self._board.stopped)
         except WorkerDied as error:
             logger.warning("%s while it ran %s", error, ", ".join(row.id for row in rows))
             self._metrics.worker_deaths.inc()
         except Exception:
-            logger.exception("a worker could not be started")
+            logger.exception("the worker or the database could not be reached")
             self._ending.wait(_LOOK_S)
         finally:
-            self._running = []
+            with self._news:
+                self._running = [row for row in self._running if row not in rows]
         self._metrics.seconds.observe(time.perf_counter() - started)
         for row in rows:
             self._take(row, outcomes.get(row.id))
 
     def _take(self, row: Row, outcome: Outcome | None) -> None:
         """Note what came of a job; nothing is known of one whose worker died."""
-        if outcome is None or outcome["state"] == _HANDED_BACK:
+        if outcome is None or outcome["state"] == HANDED_BACK:
             self._store.hand_back(row, counts=outcome is None)
         elif self._store.finish(row, outcome["state"], outcome.get("result"), outcome.get("error")):
             self._ended(row.id, outcome["state"])
@@ -162,6 +188,9 @@ class Dispatcher:
             self._forget(row.id)
             if outcome is not None and "result" in outcome:
                 (self._settings.results / outcome["result"]["file"]).unlink(missing_ok=True)
+        else:
+            # It may be taken here again.
+            self._board.resume(row.id)
 
     def _ended(self, job_id: str, state: str) -> None:
         self._metrics.jobs.labels(state).inc()
@@ -176,9 +205,9 @@ class Dispatcher:
     def _hold(self) -> None:
         """Renew leases, take over what dead servers left, end what was cancelled elsewhere, and remove old jobs."""
         swept = time.monotonic()
-        while not self._ending.wait(_HOLD_S):
+        while not self._over.wait(_HOLD_S):
             try:
-                for job_id in self._store.hold(list(self._running)):
+                for job_id in self._store.hold(self._rows()):
                     self._board.stop(job_id, CANCELLED)
                 for job_id in self._store.recover(from_this=False):
                     self.remove(job_id)

@@ -3,6 +3,7 @@
 import base64
 import logging
 import os
+import queue
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -29,13 +30,21 @@ Report = Callable[[str, str, dict[str, Any]], None]
 Stopped = Callable[[str], str | None]
 """Why a job is to end early, if it is."""
 
+HANDED_BACK = "handed_back"
+"""State of a job that goes back into the queue, and the reason to end it."""
 _NEVER_DONE = 99
+# How often a running job is asked whether it is to end.
+_TICK_S = 0.05
+# How long after its time limit a run that does not stop is given up, with the process that makes it.
+PATIENCE_S = 60.0
 
 
 class Runner(Protocol):
     """Makes clips."""
 
     model: ServedModel
+    slots: int
+    """How many calls of `run` it takes at a time, each from a thread of its own."""
 
     def run(self, jobs: Sequence[Job], report: Report, stopped: Stopped) -> dict[str, Outcome]:
         """Make the clips of jobs that one call can make, and return what came of each.
@@ -75,6 +84,8 @@ class LocalRunner:
         time_limit_s: Longest a run may take.
     """
 
+    slots = 1
+
     def __init__(self, options: Mapping[str, Any], results: Path, time_limit_s: float) -> None:
         import ltx2_diffusers
 
@@ -98,7 +109,7 @@ class LocalRunner:
         try:
             files = self._made(jobs, watcher)
         except Stop as stop:
-            return dict.fromkeys([job.id for job in jobs], _stopped(stop.reason, self._time_limit_s))
+            return dict.fromkeys([job.id for job in jobs], stopped_outcome(stop.reason, self._time_limit_s))
         except ValueError as error:
             message = in_fields(str(error), jobs[0].options, {})
             return dict.fromkeys([job.id for job in jobs], _failed("invalid_request", message))
@@ -179,6 +190,52 @@ class LocalRunner:
                 "the clip does not fit into the memory of the machine; ask for a smaller or shorter one",
             )
         return _failed("server_error", "the server could not make the clip; its log says why")
+
+
+def follow(
+    jobs: Sequence[Job],
+    report: Report,
+    stopped: Stopped,
+    heard: "queue.SimpleQueue[dict[str, Any] | None]",
+    stop: Callable[[str, str], None],
+    overdue: Callable[[], bool],
+) -> dict[str, Outcome] | None:
+    """What came of jobs that run elsewhere; `None` if whoever runs them is gone.
+
+    Args:
+        jobs: The jobs of one call.
+        report, stopped: See [`Runner`].
+        heard: What is heard of the call: messages with an `"event"`, at last one with the `"outcomes"`, or `None`.
+        stop: Called once with a job that is to end and the reason.
+        overdue: Whether the call takes so much longer than it may that it has to be given up.
+
+    Raises:
+        Stop: With `"time_limit"`, if it is overdue.
+    """
+    told: set[str] = set()
+    while True:
+        for job in jobs:
+            if job.id not in told and (reason := stopped(job.id)):
+                told.add(job.id)
+                stop(job.id, reason)
+        try:
+            message = heard.get(timeout=_TICK_S)
+        except queue.Empty:
+            if overdue():
+                raise Stop("time_limit") from None
+            continue
+        if message is None:
+            return None
+        if "outcomes" in message:
+            return dict(message["outcomes"])
+        if "event" in message:
+            report(*message["event"])
+
+
+def quiet_prompts() -> None:
+    """Silence warnings that quote prompts, which are no business of a log."""
+    for room in ("prompts", "application"):
+        logging.getLogger(f"ltx2_diffusers.{room}").setLevel(logging.ERROR)
 
 
 def growing_file(results: Path, job_id: str) -> Path:
@@ -262,7 +319,8 @@ def _failed(code: str, message: str) -> Outcome:
     return {"state": "failed", "error": {"code": code, "message": message}}
 
 
-def _stopped(reason: str, time_limit_s: float) -> Outcome:
+def stopped_outcome(reason: str, time_limit_s: float) -> Outcome:
+    """What came of a job that ended early."""
     if reason == "time_limit":
         return _failed("time_limit", f"the clip took longer than the {time_limit_s:g} s that this server gives")
     return {"state": reason}

@@ -3,16 +3,19 @@
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from .board import Board
 from .jobs import Job, discard
 from .metrics import Metrics
 from .running import Outcome, Runner, WorkerDied
 from .settings import Settings
-from .store import CANCELLED, FINISHED, Row, Store
+from .store import AWAY, CANCELLED, FINISHED, Row, Store
 
 logger = logging.getLogger(__name__)
 
@@ -20,6 +23,7 @@ logger = logging.getLogger(__name__)
 _LOOK_S, _HOLD_S, _SWEEP_S = 1.0, 10.0, 600.0
 _HANDED_BACK = "handed_back"
 _DAY_S = 24 * 3600.0
+T = TypeVar("T")
 
 
 class Dispatcher:
@@ -36,7 +40,9 @@ class Dispatcher:
     def __init__(self, settings: Settings, store: Store, runner: Runner, board: Board, metrics: Metrics) -> None:
         self._settings, self._store, self._runner = settings, store, runner
         self._board, self._metrics = board, metrics
+        # What runs, and what was claimed and is not noted as done or handed back yet.
         self._running: list[Row] = []
+        self._claimed: list[Row] = []
         self._news, self._ending = threading.Event(), threading.Event()
         self._threads: list[threading.Thread] = []
 
@@ -101,8 +107,10 @@ class Dispatcher:
             worker.join(grace_s)
         holder.join()
         if worker.is_alive():
-            for row in list(self._running):
-                self._store.hand_back(row, counts=False)
+            # If the database is away, the next start puts them back.
+            with suppress(*AWAY):
+                for row in list(self._running):
+                    self._store.hand_back(row, counts=False)
         self._runner.close()
 
     def _forget(self, job_id: str) -> None:
@@ -127,9 +135,9 @@ class Dispatcher:
 
     def _run(self, rows: Sequence[Row]) -> None:
         jobs = [Job.from_json(row.job, self._settings.inputs) for row in rows]
-        self._running = list(rows)
+        self._running, self._claimed = list(rows), list(rows)
         # Those that were cancelled between being taken and being noted here.
-        for job_id in self._store.hold(rows):
+        for job_id in self._reached(lambda: self._store.hold(rows)):
             self._board.stop(job_id, CANCELLED)
         for row in rows:
             self._board.publish(row.id, "status", {"status": row.state, "progress": 0})
@@ -147,7 +155,18 @@ class Dispatcher:
             self._running = []
         self._metrics.seconds.observe(time.perf_counter() - started)
         for row in rows:
-            self._take(row, outcomes.get(row.id))
+            self._reached(partial(self._take, row, outcomes.get(row.id)))
+        self._claimed = []
+
+    def _reached(self, change: Callable[[], T]) -> T:
+        """What a change of the database gives; one that is away is waited for, so that no clip is made twice."""
+        while True:
+            try:
+                return change()
+            except AWAY as error:
+                if self._ending.wait(_LOOK_S):
+                    raise
+                logger.warning("the database cannot be reached, trying again: %s", error)
 
     def _take(self, row: Row, outcome: Outcome | None) -> None:
         """Note what came of a job; nothing is known of one whose worker died."""
@@ -178,7 +197,7 @@ class Dispatcher:
         swept = time.monotonic()
         while not self._ending.wait(_HOLD_S):
             try:
-                for job_id in self._store.hold(list(self._running)):
+                for job_id in self._store.hold(self._claimed):
                     self._board.stop(job_id, CANCELLED)
                 for job_id in self._store.recover(from_this=False):
                     self.remove(job_id)

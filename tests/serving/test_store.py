@@ -2,7 +2,6 @@
 
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +23,6 @@ from ltx2_diffusers.serving.store import (
     database_url,
     open_database,
 )
-from tests.serving.databases import PostgreSQL
 
 
 def job(name: str, batch_key: str | None = None) -> Job:
@@ -40,13 +38,6 @@ def job(name: str, batch_key: str | None = None) -> Job:
         batch_key=batch_key,
         **facts,
     )
-
-
-@pytest.fixture(scope="module")
-def postgresql() -> Iterator[PostgreSQL]:
-    server = PostgreSQL()
-    yield server
-    server.remove()
 
 
 @pytest.fixture(params=["SQLite", "PostgreSQL"])

@@ -2,7 +2,6 @@
 
 import importlib.util
 import os
-import pwd
 import shutil
 import socket
 import subprocess
@@ -28,9 +27,9 @@ class PostgreSQL:
             pytest.skip("needs the programs of PostgreSQL")
         self._folder = Path(tempfile.mkdtemp(prefix="ltx2-postgres-"))
         # It refuses to run as root.
-        self._user = pwd.getpwnam("nobody").pw_uid if os.getuid() == 0 else None
+        self._user = "nobody" if hasattr(os, "getuid") and os.getuid() == 0 else None
         if self._user is not None:
-            os.chown(self._folder, self._user, -1)
+            shutil.chown(self._folder, self._user)
         with socket.create_server(("127.0.0.1", 0)) as free:
             self._port = free.getsockname()[1]
         self.url = f"postgresql://jobs@127.0.0.1:{self._port}/postgres"

@@ -31,7 +31,7 @@ from .jobs import Job, Planner
 from .metrics import Metrics
 from .running import Runner, growing_file
 from .settings import MIB, Settings
-from .store import DONE, FAILED, FINISHED, QUEUED, RUNNING, QueueFull, Row, Store
+from .store import AWAY, DONE, FAILED, FINISHED, QUEUED, RUNNING, QueueFull, Row, Store
 
 logger = logging.getLogger(__name__)
 
@@ -47,10 +47,10 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
     413: {"description": "the request is too large", "model": schema.Refusals},
     422: {"description": "a value is wrong", "model": schema.Refusals},
     429: {"description": "the queue is full; see Retry-After", "model": schema.Refusals},
-    503: {"description": "the server is ending, or lacks memory", "model": schema.Refusals},
+    503: {"description": "the server is ending, lacks memory, or cannot reach its database", "model": schema.Refusals},
 }
 _NOT_FOUND: dict[int | str, dict[str, Any]] = {
-    **{status: _REFUSALS[status] for status in (401, 403, 422)},
+    **{status: _REFUSALS[status] for status in (401, 403, 422, 503)},
     404: {"description": "there is no such job", "model": schema.Refusals},
 }
 _TEMPLATE = "#/components/schemas/{model}"
@@ -246,7 +246,7 @@ def _add_videos(app: FastAPI, server: Server) -> None:
         job_id, _ = await run_in_threadpool(submit)
         return await run_in_threadpool(lambda: server.video(server.row(request, job_id)))
 
-    @app.get("/v1/videos", responses={401: _REFUSALS[401], 403: _REFUSALS[403], 422: _REFUSALS[422]})
+    @app.get("/v1/videos", responses={status: _REFUSALS[status] for status in (401, 403, 422, 503)})
     def list_videos(
         request: Request,
         after: str | None = None,
@@ -311,8 +311,11 @@ def _add_watching(app: FastAPI, server: Server) -> None:
     @app.get("/health", responses={503: {"model": schema.Health}})
     def health() -> Response:
         """Whether the server works."""
-        counts, model = server.store.counts(), server.runner.model
-        status: Any = "stopping" if server.is_ending() else "ok" if server.dispatcher.works else "down"
+        model, counts = server.runner.model, dict[str, int]()
+        with suppress(*AWAY):
+            counts = server.store.counts()
+        works = bool(counts) and server.dispatcher.works
+        status: Any = "stopping" if server.is_ending() else "ok" if works else "down"
         answer = schema.Health(
             status=status,
             model=server.settings.model,
@@ -320,12 +323,12 @@ def _add_watching(app: FastAPI, server: Server) -> None:
             checkpoint_kind=model.kind,
             device=model.device,
             adapters=list(model.adapters),
-            queued=counts[QUEUED],
-            running=counts[RUNNING],
+            queued=counts.get(QUEUED),
+            running=counts.get(RUNNING),
         )
         return JSONResponse(answer.model_dump(), 200 if status == "ok" else 503)
 
-    @app.get("/metrics", response_class=Response, responses={401: _REFUSALS[401], 403: _REFUSALS[403]})
+    @app.get("/metrics", response_class=Response, responses={status: _REFUSALS[status] for status in (401, 403, 503)})
     def metrics() -> Response:
         """Counters, as Prometheus reads them."""
         return Response(server.metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
@@ -443,6 +446,15 @@ def _add_handlers(app: FastAPI, server: Server) -> None:
         place = ["body"] if error.field is None else ["body", error.field]
         server.metrics.refused.labels("422").inc()
         return JSONResponse({"detail": [{"loc": place, "msg": str(error), "type": "value_error"}]}, 422)
+
+    def wait(_request: Request, error: Exception) -> JSONResponse:
+        logger.warning("the database cannot be reached: %s", error)
+        server.metrics.refused.labels("503").inc()
+        detail = "the database of jobs cannot be reached; ask again in some seconds"
+        return JSONResponse({"detail": detail}, 503, headers={"Retry-After": "5"})
+
+    for kind in AWAY:
+        app.add_exception_handler(kind, wait)
 
     @app.exception_handler(HTTPException)
     def refuse_otherwise(_request: Request, error: HTTPException) -> JSONResponse:

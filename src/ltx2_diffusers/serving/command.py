@@ -92,7 +92,7 @@ def add_parser(commands: Any) -> None:
     jobs.add_argument(
         "--database",
         metavar="URL",
-        help="database of jobs as SQLAlchemy reads it, as postgresql://...; default a file in --data",
+        help="database of jobs, as postgresql://USER:PASSWORD@HOST/NAME; default a SQLite file in --data",
     )
     limits = parser.add_argument_group("limits")
     for limit in fields(Limits):
@@ -110,6 +110,7 @@ def run(options: argparse.Namespace) -> int:
     fleet = fleet_of(given, settings.engine["device"])
     if fleet is not None:
         check_ray()
+    _check_database(settings)
     check_checkpoint(settings.engine["checkpoint"])
     # Whether it works is tried by the worker; here that would take memory of the device for nothing.
     as_device(settings.engine["device"])
@@ -198,6 +199,17 @@ def _check_installed() -> None:
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(f"the server needs {', '.join(missing)}; install what it needs with: {_INSTALL}")
+
+
+def _check_database(settings: Settings) -> None:
+    """Whether the database that several servers share can be reached, before a checkpoint is loaded for nothing."""
+    if settings.database is not None:
+        from .store import open_database
+
+        try:
+            open_database(settings.database).dispose()
+        except ValueError as error:
+            raise ValueError(f"--database: {error}") from error
 
 
 def _named_lora(text: str) -> tuple[str, list[Any]]:

@@ -3,22 +3,26 @@
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from .board import Board
 from .jobs import Job, discard
 from .metrics import Metrics
 from .running import HANDED_BACK, Outcome, Runner, WorkerDied
 from .settings import Settings
-from .store import CANCELLED, FINISHED, Row, Store
+from .store import AWAY, CANCELLED, FINISHED, Row, Store
 
 logger = logging.getLogger(__name__)
 
 # How often the queue is looked into without being told, leases are renewed, and old jobs are removed.
 _LOOK_S, _HOLD_S, _SWEEP_S = 1.0, 10.0, 600.0
 _DAY_S = 24 * 3600.0
+T = TypeVar("T")
 
 
 class Dispatcher:
@@ -35,7 +39,9 @@ class Dispatcher:
     def __init__(self, settings: Settings, store: Store, runner: Runner, board: Board, metrics: Metrics) -> None:
         self._settings, self._store, self._runner = settings, store, runner
         self._board, self._metrics = board, metrics
+        # What runs, and what was claimed and is not noted as done or handed back yet.
         self._running: list[Row] = []
+        self._claimed: list[Row] = []
         self._news, self._submitted = threading.Condition(), 0
         # `_ending`: take nothing more; `_over`: nothing runs any more whose lease has to be held.
         self._ending, self._over = threading.Event(), threading.Event()
@@ -104,8 +110,10 @@ class Dispatcher:
         self._wait(grace_s)
         self._over.set()
         self._holder.join()
-        for row in self._rows():
-            self._store.hand_back(row, counts=False)
+        # If the database is away, the next start puts them back.
+        with suppress(*AWAY):
+            for row in self._rows():
+                self._store.hand_back(row, counts=False)
         self._runner.close()
 
     def _wake(self) -> None:
@@ -153,13 +161,14 @@ class Dispatcher:
         jobs = [Job.from_json(row.job, self._settings.inputs) for row in rows]
         with self._news:
             self._running += rows
+            self._claimed += rows
         started = time.perf_counter()
         outcomes: dict[str, Outcome] = {}
         try:
             for row in rows:
                 self._board.publish(row.id, "status", {"status": row.state, "progress": 0})
             # Those that were cancelled between being taken and being noted here.
-            for job_id in self._store.hold(rows):
+            for job_id in self._reached(lambda: self._store.hold(rows)):
                 self._board.stop(job_id, CANCELLED)
             outcomes = self._runner.run(jobs, self._report, self._board.stopped)
         except WorkerDied as error:
@@ -172,8 +181,22 @@ class Dispatcher:
             with self._news:
                 self._running = [row for row in self._running if row not in rows]
         self._metrics.seconds.observe(time.perf_counter() - started)
-        for row in rows:
-            self._take(row, outcomes.get(row.id))
+        try:
+            for row in rows:
+                self._reached(partial(self._take, row, outcomes.get(row.id)))
+        finally:
+            with self._news:
+                self._claimed = [row for row in self._claimed if row not in rows]
+
+    def _reached(self, change: Callable[[], T]) -> T:
+        """What a change of the database gives; one that is away is waited for, so that no clip is made twice."""
+        while True:
+            try:
+                return change()
+            except AWAY as error:
+                if self._ending.wait(_LOOK_S):
+                    raise
+                logger.warning("the database cannot be reached, trying again: %s", error)
 
     def _take(self, row: Row, outcome: Outcome | None) -> None:
         """Note what came of a job; nothing is known of one whose worker died."""
@@ -207,7 +230,9 @@ class Dispatcher:
         swept = time.monotonic()
         while not self._over.wait(_HOLD_S):
             try:
-                for job_id in self._store.hold(self._rows()):
+                with self._news:
+                    claimed = list(self._claimed)
+                for job_id in self._store.hold(claimed):
                     self._board.stop(job_id, CANCELLED)
                 for job_id in self._store.recover(from_this=False):
                     self.remove(job_id)

@@ -295,8 +295,8 @@ class Health(BaseModel):
     checkpoint_kind: str
     device: str
     adapters: list[str]
-    queued: int
-    running: int
+    queued: int | None = Field(description="jobs that wait; null if the database cannot be reached")
+    running: int | None = Field(description="jobs that run; null if the database cannot be reached")
 
 
 def size_of(text: str) -> dict[str, int]:

@@ -77,7 +77,7 @@ class Settings:
 
     Args:
         data: Folder of jobs, inputs and results.
-        database: URL of the database of jobs, as SQLAlchemy reads it; default a SQLite file in `data`.
+        database: URL of the database of jobs, of PostgreSQL or SQLite; default a SQLite file in `data`.
         name: What tells this server from others on the same database.
         model: Name that the API gives the checkpoint.
         engine: Options of `ltx2 generate` that say what is loaded, and where.

@@ -182,7 +182,7 @@ def test_fields_are_those_of_a_storyboard(client):
     assert fields.keys() == own | {"preview_every"}
     assert (fields["overlap_frames"]["default"], fields["frame_rate"]["default"]) == (25, 24.0)
     assert schemas["StoryboardKeyframe"]["properties"]["image"]["description"].startswith("content of a file")
-    assert all("description" in field or "$ref" in field for field in fields.values())
+    assert all("description" in str(field) for field in fields.values())
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_fields_are_those_of_a_storyboard(client):
         ({"num_inference_steps": 0}, ["num_inference_steps"], "at least"),
         ({"sampler": "best"}, ["sampler"], "must be one of"),
         ({"guidance_options": {"bins": {}}}, ["guidance_options", "bins"], "not permitted"),
-        ({"guidance_options": {"cfg_method": "best"}}, ["guidance_options"], "cfg_method"),
+        ({"guidance_options": {"cfg_method": "best"}}, ["guidance_options", "cfg_method"], "one of"),
         ({"overlap_frames": 17}, ["overlap_frames"], "less than `num_frames`"),
         ({"prompt": "the sea"}, ["prompt"], "only the director reads"),
         ({"prompt": "\ud800"}, ["prompt"], "no character"),

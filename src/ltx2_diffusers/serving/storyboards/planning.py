@@ -11,6 +11,7 @@ from ...application.storyboard.plan import PlannedSegment, plan_storyboard
 from ...application.storyboard.track import check_length
 from ...cli.jobs.storyboard import sized, with_defaults
 from ...cli.manifest import STORYBOARD
+from ...guidance import GuidanceOptions
 from ...media.reading import probe
 from ..admission import Refusal, admit
 from ..inputs.reader import Inputs, MediaReader
@@ -173,5 +174,6 @@ def _field_of(line: str) -> str | None:
         return None
     places = [f"{kind}s.{int(match[kind]) - 1}" for kind in ("shot", "keyframe") if match[kind] is not None]
     if not places and match["name"] not in StoryboardRequest.model_fields:
-        return None
+        inner = match["name"] in GuidanceOptions.__dataclass_fields__
+        return f"guidance_options.{match['name']}" if inner else None
     return ".".join([*places, match["name"]])

@@ -113,9 +113,7 @@ def test_a_running_storyboard_is_cancelled_within_a_step_and_its_shots_stay(clie
 
 
 def test_a_storyboard_that_is_handed_back_goes_on_where_it_was(serve):
-    with serve() as client:
-        undisturbed = content(client, finished(client, submitted(client)["id"])["id"])
-    steps = {"num_inference_steps": 30}
+    steps = {"num_inference_steps": 12}
     with serve() as client:
         whole = content(client, finished(client, submitted(client, **steps)["id"])["id"])
     with serve(limits=Limits(grace=0.05)) as client:
@@ -130,7 +128,6 @@ def test_a_storyboard_that_is_handed_back_goes_on_where_it_was(serve):
         assert finished(client, job)["status"] == "completed"
         assert shot(client, job, 1).content == first
         assert equal(content(client, job), whole)
-        assert not equal(whole, undisturbed)
 
 
 def test_a_storyboard_that_takes_too_long_fails(served, serve):
@@ -195,7 +192,7 @@ def test_fields_are_those_of_a_storyboard(client):
         ({"shots": [{"prompt": "x", "duration_s": 1e308}]}, ["shots"], "megapixels"),
         ({"shots": [{"prompt": " ", "duration_s": 1}]}, ["shots", 0, "prompt"], "has to be a text"),
         ({"shots": [{"prompt": ["x", "y"], "duration_s": 0.5}]}, ["shots", 0, "prompt"], "has 2 texts"),
-        ({"shots": [{"prompt": "x", "duration_s": 1, "seed": -1}]}, ["shots", 0, "seed"], "seed"),
+        ({"shots": [{"prompt": "x", "duration_s": 1, "seed": 2**65}]}, ["shots", 0, "seed"], "seed"),
         ({"shots": [{"prompt": "x", "duration_s": 1, "adapters": {"no": 1}}]}, ["shots", 0, "adapters"], "not loaded"),
         ({"width": 65}, ["width"], "divisible by 32"),
         ({"num_inference_steps": 201}, ["num_inference_steps"], "more than the 200"),

@@ -62,7 +62,7 @@ json.dump(said, sys.stdout)
 
 
 @pytest.mark.slow
-def test_commands_without_extras(tmp_path, media):
+def test_commands_without_extras(tmp_path, media):  # noqa: F811 (a fixture)
     (tmp_path / "model.gguf").write_bytes(b"GGUF" + bytes(60))
     (tmp_path / "folder").mkdir()
     shutil.copy(media / "clip.mp4", tmp_path / "folder")

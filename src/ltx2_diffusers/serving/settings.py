@@ -38,6 +38,7 @@ class Limits:
         max_megapixels: Largest clip to be made, all its frames together.
         max_memory_gb: Most memory of the device that a clip may take together with the weights, in GiB; default what the
             device has when the checkpoint is loaded.
+        max_storyboard_megapixels: Largest clip of a storyboard; `max_megapixels` is for each of its segments then.
         max_steps: Most denoising steps of a stage.
         max_prompt: Longest prompt, in characters.
     """
@@ -64,6 +65,7 @@ class Limits:
         "most memory of the device that a clip may take together with the weights, in GiB",
         "what it has when the checkpoint is loaded",
     )
+    max_storyboard_megapixels: float = _limit(15_000.0, "largest clip of a storyboard, all its frames together")
     max_steps: int = _limit(200, "most denoising steps of a stage")
     max_prompt: int = _limit(10_000, "longest prompt, in characters")
 

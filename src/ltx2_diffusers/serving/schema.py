@@ -18,8 +18,7 @@ NEGATIVE_PROMPT = "blurry, low quality, distorted, glitchy, watermark"
 _OWN = {
     *("output", "preview", "preview_every", "prompt_cache", "no_text_encoder", "num_videos"),
     *("checkpoint", "text_encoder", "upsampler", "lora", "distilled_lora"),
-    *("device", "dtype", "offload", "tiling", "quantize", "calibration", "fuse_lora", "release_text_encoder"),
-    *("vram", "ram", "allow_lossy"),
+    *("device", "dtype", "offload", "tiling"),
 }
 SERVED = {name: option for name, option in OPTIONS.items() if name not in _OWN}
 _FLAG = re.compile(r"--([a-z][a-z0-9-]*)")

@@ -13,6 +13,7 @@ from .metrics import Metrics
 from .running import Outcome, Runner, WorkerDied
 from .settings import Settings
 from .store import CANCELLED, FINISHED, Row, Store
+from .storyboards.making import drop_segments
 
 logger = logging.getLogger(__name__)
 
@@ -67,10 +68,10 @@ class Dispatcher:
         try:
             job_id = self._store.add(job, tenant, waited_for, request_key)
         except BaseException:
-            self._forget(job.id)
+            self._drop(job.id)
             raise
         if job_id != job.id:
-            self._forget(job.id)
+            self._drop(job.id)
         self._news.set()
         return job_id, ended
 
@@ -85,9 +86,7 @@ class Dispatcher:
     def remove(self, job_id: str) -> None:
         """Forget a job with all its files."""
         self._store.remove(job_id)
-        self._forget(job_id)
-        for file in self._settings.results.glob(f"{job_id}.*"):
-            file.unlink(missing_ok=True)
+        self._drop(job_id)
 
     def stop(self, grace_s: float) -> None:
         """Take no further jobs, wait for the running one, and hand it back if that takes too long."""
@@ -105,11 +104,22 @@ class Dispatcher:
                 self._store.hand_back(row, counts=False)
         self._runner.close()
 
-    def _forget(self, job_id: str) -> None:
-        still_runs = any(row.id == job_id for row in self._running)
-        if not still_runs:
+    def _drop(self, job_id: str) -> None:
+        """Let go of a job that there is no more, with all its files; of one that still runs, when its run has ended."""
+        if not self._runs(job_id):
             discard(self._settings.inputs / job_id)
-        self._board.end(job_id, still_runs)
+            for place in (self._settings.results / job_id, *self._settings.results.glob(f"{job_id}.*")):
+                discard(place)
+        self._board.end(job_id, self._runs(job_id))
+
+    def _forget(self, job_id: str) -> None:
+        """Let go of what a job that has ended needs no more."""
+        if not self._runs(job_id):
+            drop_segments(self._settings.results, job_id)
+        self._board.end(job_id, self._runs(job_id))
+
+    def _runs(self, job_id: str) -> bool:
+        return any(row.id == job_id for row in self._running)
 
     def _work(self) -> None:
         while not self._ending.is_set():
@@ -157,8 +167,10 @@ class Dispatcher:
             self._ended(row.id, outcome["state"])
             return
         now = self._store.get(row.id)
-        if now is None or now.state in FINISHED:
-            # It was cancelled or deleted while it ran, or has died too often.
+        if now is None:
+            self._drop(row.id)
+        elif now.state in FINISHED:
+            # It was cancelled while it ran, or has died too often.
             self._forget(row.id)
             if outcome is not None and "result" in outcome:
                 (self._settings.results / outcome["result"]["file"]).unlink(missing_ok=True)
@@ -172,6 +184,16 @@ class Dispatcher:
         self._board.publish(job_id, kind, event)
         if kind == "progress":
             self._metrics.steps.inc()
+        elif kind == "shot":
+            self._note_shots(job_id, event["finished"])
+
+    def _note_shots(self, job_id: str, shots: int) -> None:
+        row = next(row for row in self._running if row.id == job_id)
+        try:
+            self._store.note_shots(row, shots)
+        except Exception:
+            # The clip goes on without the database.
+            logger.exception("a finished shot of %s could not be noted", job_id)
 
     def _hold(self) -> None:
         """Renew leases, take over what dead servers left, end what was cancelled elsewhere, and remove old jobs."""
@@ -192,15 +214,15 @@ class Dispatcher:
         """Remove jobs that ended long ago, and files of none."""
         for job_id in self._store.expired(time.time() - self._settings.limits.keep_days * _DAY_S):
             self.remove(job_id)
-        for folder, files in ((self._settings.inputs, False), (self._settings.results, True)):
+        for folder in (self._settings.inputs, self._settings.results):
             for path in folder.glob("video_*") if folder.is_dir() else ():
-                self._drop_orphan(path, files)
+                self._drop_orphan(path)
 
-    def _drop_orphan(self, path: Path, is_file: bool) -> None:
-        """Remove what a killed server left of a job that was never noted."""
-        old = time.time() - path.stat().st_mtime > _SWEEP_S
-        if old and self._store.get(path.stem) is None:
-            if is_file:
-                path.unlink(missing_ok=True)
-            else:
+    def _drop_orphan(self, path: Path) -> None:
+        """Remove what a killed server left of a job that was never noted, or that has ended."""
+        if time.time() - path.stat().st_mtime > _SWEEP_S:
+            row = self._store.get(path.stem)
+            if row is None:
                 discard(path)
+            elif row.state in FINISHED and path.is_dir():
+                drop_segments(self._settings.results, row.id)

@@ -12,12 +12,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..adapters.active import DISTILLED_ADAPTER, added_adapters
+from ..application.storyboard.making import StoryboardProgress
 from ..atomic import temporary_folder
+from ..cli.identities import environment, file_sha256
 from ..cli.loading import load_pipeline
+from ..cli.manifest import STORYBOARD
 from ..cli.modes import MODES, Mode, call_arguments
 from ..cli.preview import ContactSheet
 from ..media.copying import EncodedAnewWarning
-from .jobs import Job, ServedModel, in_fields
+from .jobs import Job, ServedModel, in_fields, shortened
+from .manifests.identity import identity_of, used_by
+from .storyboards.making import make_film
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +90,9 @@ class LocalRunner:
         adapters = options.get("adapters", {})
         distilled = options["distilled_lora"][1] if "distilled_lora" in options else None
         preset = pipeline.preset
-        self.model = ServedModel(preset.version, preset.kind, options["device"], tuple(sorted(adapters)), distilled)
+        loaded = options["device"], tuple(sorted(adapters)), distilled, identity_of(options)
+        self.model = ServedModel(preset.version, preset.kind, *loaded)
+        self._environment = environment(options["device"])
         results.mkdir(parents=True, exist_ok=True)
 
     def run(self, jobs: Sequence[Job], report: Report, stopped: Stopped) -> dict[str, Outcome]:
@@ -93,25 +100,40 @@ class LocalRunner:
         started = time.perf_counter()
         watcher = _Watcher(jobs, report, stopped, started + self._time_limit_s, self._results)
         try:
-            files = self._made(jobs, watcher)
+            files, told = self._film(jobs[0], watcher) if jobs[0].mode == STORYBOARD else self._made(jobs, watcher)
         except Stop as stop:
             return dict.fromkeys([job.id for job in jobs], _stopped(stop.reason, self._time_limit_s))
         except ValueError as error:
-            message = in_fields(str(error), jobs[0].options, {})
+            speaking = shortened if jobs[0].mode == STORYBOARD else in_fields
+            message = speaking(str(error), jobs[0].options)
             return dict.fromkeys([job.id for job in jobs], _failed("invalid_request", message))
         except Exception as error:
             logger.exception("a job failed: %s", type(error).__name__)
             return dict.fromkeys([job.id for job in jobs], self._broken(error))
         finally:
             watcher.clean_up()
-        seconds = time.perf_counter() - started
-        return {job.id: {"state": "completed", "result": _facts(file, seconds)} for job, file in zip(jobs, files)}
+        told |= {"generation_seconds": round(time.perf_counter() - started, 3), "versions": self._environment}
+        told |= {"model": used_by(jobs[0], self.model.identity)}
+        return {job.id: {"state": "completed", "result": {**_facts(file), **told}} for job, file in zip(jobs, files)}
 
     def close(self) -> None:
         """The checkpoint goes with this object."""
 
-    def _made(self, jobs: Sequence[Job], watcher: "_Watcher") -> list[Path]:
-        """Finished files of jobs, in the folder of results."""
+    def _film(self, job: Job, watcher: "_Watcher") -> tuple[list[Path], dict[str, Any]]:
+        """The finished file of a storyboard, in the folder of results, and what there is to tell of it."""
+        mode = next(mode for mode in MODES if mode.pipeline == "LTX2ExtendPipeline")
+        identity, seen = used_by(job, self.model.identity), {"callback_on_step_end_tensor_inputs": watcher.inputs}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", EncodedAnewWarning)
+            film, told = make_film(
+                job, self._pipeline(mode), self._results, identity, watcher.follow, callback_on_step_end=watcher, **seen
+            )
+        finished = self._results / f"{job.id}.mp4"
+        os.replace(film, finished)
+        return [finished], told
+
+    def _made(self, jobs: Sequence[Job], watcher: "_Watcher") -> tuple[list[Path], dict[str, Any]]:
+        """Finished files of jobs, in the folder of results, and what there is to tell of them."""
         mode, first = next(mode for mode in MODES if mode.name == jobs[0].mode), jobs[0]
         options = {**first.options, "prompt": [text for job in jobs for text in job.options["prompt"]]}
         pipeline = self._pipeline(mode)
@@ -123,6 +145,7 @@ class LocalRunner:
             with self._adapters(pipeline, first):
                 output = pipeline(**call)
             made = output.info.pop("path", None)
+            told = {name: output.info[name] for name in ("enhanced_prompt",) if name in output.info}
             if not first.with_sound:
                 output = replace(output, audio=None, audio_source=None)
             how = {"growing": growing_file(self._results, first.id)} if first.stream else {}
@@ -130,7 +153,7 @@ class LocalRunner:
             finished = [self._results / f"{job.id}{suffix}" for job in jobs]
             for file, place in zip(files, finished, strict=True):
                 os.replace(file, place)
-        return finished
+        return finished, told
 
     def _run_arguments(self, jobs: Sequence[Job], watcher: "_Watcher", path: Path) -> dict[str, Any]:
         import torch
@@ -189,7 +212,7 @@ class _Watcher:
         self._jobs, self._report, self._stopped, self._deadline = jobs, report, stopped, deadline
         every = jobs[0].preview_every
         self._sheet = None if every is None else ContactSheet(folder / f".{jobs[0].id}.preview.jpg", every)
-        self._runs_begun, self._seen = 0, (0, 0)
+        self._runs_begun, self._shots = 0, dict[str, int]()
         self.inputs = () if self._sheet is None else self._sheet.inputs
 
     def __call__(self, pipeline: Any, step: int, timestep: Any, tensors: Mapping[str, Any]) -> dict[str, Any]:
@@ -206,6 +229,7 @@ class _Watcher:
             "run": self._runs_begun,
             "step": step + 1,
             "steps": steps,
+            **self._shots,
         }
         for job in self._jobs:
             self._report(job.id, "progress", event)
@@ -213,6 +237,17 @@ class _Watcher:
             self._sheet(pipeline, step, timestep, tensors)
             self._show(event)
         return {}
+
+    def follow(self, progress: StoryboardProgress) -> None:
+        """How far a storyboard is: before each step is told, and after each segment."""
+        job = self._jobs[0]
+        shots = {"finished": progress.shots, "total": len(job.options[STORYBOARD]["shots"])}
+        if not self._shots:
+            # Of one that goes on, these were made before.
+            self._runs_begun = job.runs * (progress.segment - 1) // progress.num_segments
+        if progress.shots > self._shots.get("shots", 0):
+            self._report(job.id, "shot", shots)
+        self._shots = {"shots": progress.shots, "segment": progress.segment, "segments": progress.num_segments}
 
     def _show(self, event: Mapping[str, Any]) -> None:
         """Report the picture, if this step drew one."""
@@ -229,20 +264,20 @@ class _Watcher:
             self._sheet.path.unlink(missing_ok=True)
 
 
-def _facts(file: Path, seconds: float) -> dict[str, Any]:
+def _facts(file: Path) -> dict[str, Any]:
     """What is told of a finished clip."""
     from ..media.reading import probe
 
     info = probe(file)
     return {
         "file": file.name,
+        "sha256": file_sha256(file),
         "width": info.width,
         "height": info.height,
         "frames": info.num_frames,
         "frame_rate": None if info.frame_rate is None else float(info.frame_rate),
         "seconds": info.duration_s,
         "has_audio": info.sampling_rate is not None,
-        "generation_seconds": round(seconds, 3),
     }
 
 

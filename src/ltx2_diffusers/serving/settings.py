@@ -35,6 +35,7 @@ class Limits:
         media_time: How long reading one media file may take, in seconds.
         media_memory_mb: How much memory reading one media file may take, in MiB.
         max_megapixels: Largest clip to be made, all its frames together.
+        max_storyboard_megapixels: Largest clip of a storyboard; `max_megapixels` is for each of its segments then.
         max_steps: Most denoising steps of a stage.
         max_prompt: Longest prompt, in characters.
     """
@@ -56,6 +57,7 @@ class Limits:
     media_time: float = _limit(20.0, "seconds that reading a media file may take")
     media_memory_mb: float = _limit(2048.0, "memory that reading a media file may take, in MiB")
     max_megapixels: float = _limit(1500.0, "largest clip to be made, all its frames together")
+    max_storyboard_megapixels: float = _limit(15_000.0, "largest clip of a storyboard, all its frames together")
     max_steps: int = _limit(200, "most denoising steps of a stage")
     max_prompt: int = _limit(10_000, "longest prompt, in characters")
 

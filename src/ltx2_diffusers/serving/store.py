@@ -60,7 +60,8 @@ class Row:
 
     Args:
         id, tenant, waited_for, state, created, started, finished, attempts, job: As stored; times in seconds since 1970.
-        result, error: What came of it.
+        result, error: What came of it. Of a storyboard that is not finished, `result` has `shots`, how many are, and
+            `attempts`, at which the latest one was.
     """
 
     id: str
@@ -208,19 +209,27 @@ class Store:
     ) -> bool:
         """Note what came of a job that runs here; `False` if it is no longer this server's to say."""
         values = {"state": state, "finished": time.time()}
-        values |= {"result": None if result is None else json.dumps(result)}
+        values |= {} if result is None else {"result": json.dumps(result)}
         values |= {"error": None if error is None else json.dumps(error)}
         with self._engine.begin() as connection:
             return connection.execute(_JOBS.update().where(*self._running_here(row)).values(values)).rowcount == 1
+
+    def note_shots(self, row: Row, shots: int) -> None:
+        """Note that more shots of a storyboard that runs here are finished."""
+        result = json.dumps({"shots": shots, "attempts": row.attempts})
+        with self._engine.begin() as connection:
+            noted = connection.scalar(sql.select(_JOBS.c.result).where(_JOBS.c.id == row.id))
+            if shots > json.loads(noted or "{}").get("shots", 0):
+                connection.execute(_JOBS.update().where(*self._running_here(row)).values(result=result))
 
     def hand_back(self, row: Row, counts: bool) -> None:
         """Put a job that runs here back into the queue.
 
         Args:
             row: The job.
-            counts: Whether this was an attempt, of which a job has three.
+            counts: Whether this was an attempt, of which a job has three; a storyboard after each of its shots.
         """
-        if counts and row.attempts >= MOST_ATTEMPTS:
+        if counts and _in_vain(self.get(row.id) or row) >= MOST_ATTEMPTS:
             message = (
                 f"the worker ended {row.attempts} times while it made this clip; it may be too large for the machine"
             )
@@ -258,7 +267,7 @@ class Store:
                 values: dict[str, Any] = {"state": QUEUED, "owner": None, "lease": None, "started": None}
                 if one.waited_for:
                     values = {"state": CANCELLED, "finished": time.time()}
-                elif one.attempts >= MOST_ATTEMPTS:
+                elif _in_vain(_row(one)) >= MOST_ATTEMPTS:
                     error = {
                         "code": "worker_died",
                         "message": f"the server ended {one.attempts} times while it made this clip",
@@ -296,6 +305,11 @@ class Store:
         latest = list(connection.scalars(took.order_by(_JOBS.c.finished.desc()).limit(10)))
         mean = sum(latest) / len(latest) if latest else 1.0
         return max(1, min(600, round(mean * max(1, waiting // 8))))
+
+
+def _in_vain(row: Row) -> int:
+    """Attempts in which nothing was finished, one after the other."""
+    return row.attempts - (row.result or {}).get("attempts", 0)
 
 
 def _row(found: Any) -> Row:

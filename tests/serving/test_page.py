@@ -100,6 +100,16 @@ def server(request, tmp_path_factory) -> Iterator[Server]:
     started.stop()
 
 
+@pytest.fixture
+def guarded(browser, tmp_path) -> Iterator[Server]:
+    """A server that asks for keys."""
+    assert browser.is_connected()
+    (tmp_path / "keys.txt").write_text("\n".join(KEYS))
+    started = Server(tmp_path / "data", "--api-keys", str(tmp_path / "keys.txt"), "--grace", "1")
+    yield started
+    started.stop()
+
+
 @pytest.fixture(scope="module")
 def media(tmp_path_factory):
     """Pictures, clips and sounds of the miniature's world."""
@@ -120,8 +130,8 @@ def opened(browser):
         page.set_default_timeout(JOB_MS)
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("console", lambda said: said.type == "error" and problems.append(said.text))
-        # Chromium reports a stream of events that was read to its end, and what a reload breaks off, as aborted.
-        page.on("requestfailed", lambda one: one.url.endswith("/events") or problems.append(f"failed: {one.url}"))
+        # What a reload or the end of a test breaks off is aborted, and so Chromium calls streams that were read to the end.
+        page.on("requestfailed", lambda one: "ABORTED" in one.failure or problems.append(f"{one.failure}: {one.url}"))
         page.on("request", lambda one: problems.append(one.url) if _is_foreign(one.url, server) else None)
         page.goto(f"{server.url}/")
         page.locator("input[name=task], #key-dialog[open]").first.wait_for()
@@ -143,51 +153,60 @@ def routes(server: Server) -> list[str]:
     return list(server.told("GET", "/openapi.json")["paths"])
 
 
-def ask(page, prompt: str = PROMPT, steps: int = 3, **fields) -> None:
-    """Fill in the form and press the button."""
+def filled(page, prompt: str = PROMPT, steps: int = 3, **fields) -> None:
     page.get_by_label("Prompt", exact=True).fill(prompt)
     for label, value in {"Steps": steps, **fields}.items():
         page.get_by_label(label, exact=True).fill(str(value))
-    page.get_by_role("button", name="Generate").click()
 
 
-def newest(server: Server) -> dict:
-    return server.told("GET", "/v1/videos?limit=1")["data"][0]
+def sent(page) -> dict:
+    """The job that the button makes."""
+    with page.expect_response(lambda one: one.request.method == "POST") as answer:
+        page.get_by_role("button", name="Generate").click()
+    assert answer.value.status == 200, answer.value.text()
+    return answer.value.json()
 
 
-def result(page):
-    """The player of the result, when there is one."""
-    player = page.get_by_label("the result")
+def ask(page, prompt: str = PROMPT, steps: int = 3, **fields) -> dict:
+    """The job that a form with these values makes."""
+    filled(page, prompt, steps, **fields)
+    return sent(page)
+
+
+def told(server: Server, job: dict) -> dict:
+    return server.told("GET", f"/v1/videos/{job['id']}")
+
+
+def result(page, job: dict):
+    """The player of a job's result, when there is one."""
+    player = page.locator(f"#job[data-job={job['id']}]").get_by_label("the result")
     player.wait_for()
     return player
 
 
-def frames(server: Server, job: str) -> np.ndarray:
-    return decoded(server.ask("GET", f"/v1/videos/{job}/content")[1])[0]
+def plays(page, player) -> None:
+    page.wait_for_function("player => player.currentTime > 0.1", arg=player.element_handle())
+
+
+def frames(server: Server, job: dict) -> np.ndarray:
+    return decoded(server.ask("GET", f"/v1/videos/{job['id']}/content")[1])[0]
 
 
 @pytest.mark.slow
 def test_from_a_prompt_to_a_playing_clip(server, opened):
     page = opened(server)
     assert page.locator("#model").inner_text() == "ltx2-mini, version 2.0 (dev) on cpu"
-    ask(page, steps=12, Seed=7)
-    assert page.get_by_role("progressbar").is_visible()
+    job = ask(page, steps=12, Seed=7)
+    page.get_by_role("progressbar").wait_for()
     page.get_by_text(re.compile(r"step \d+ of 12, about \d+ s left")).wait_for()
     page.get_by_alt_text("what the clip looks like so far").wait_for()
-    player = result(page)
-    page.wait_for_function(
-        "player => player.currentTime > 0.1 && player.webkitAudioDecodedByteCount > 0", arg=player.element_handle()
-    )
-    assert player.evaluate("player => [player.muted, player.error, player.videoWidth, player.videoHeight]") == [
-        False,
-        None,
-        128,
-        128,
-    ]
+    player = result(page, job)
+    plays(page, player)
+    page.wait_for_function("player => player.webkitAudioDecodedByteCount > 0", arg=player.element_handle())
+    assert player.evaluate("player => [player.muted, player.videoWidth, player.videoHeight]") == [False, 128, 128]
     assert "seed 7" in page.locator(".facts").inner_text()
     with page.expect_download() as download:
         page.get_by_role("link", name="Download").click()
-    job = newest(server)
     assert download.value.suggested_filename == f"{job['id']}.mp4"
     assert download.value.path().read_bytes() == server.ask("GET", f"/v1/videos/{job['id']}/content")[1]
     assert (job["seconds"], job["size"]) == ("1.04167", "128x128")
@@ -201,14 +220,14 @@ def test_a_picture_and_a_sound_are_dropped(server, opened, media):
         zone = page.locator(".drop", has=page.get_by_label(label, exact=True))
         zone.dispatch_event("drop", {"dataTransfer": page.evaluate_handle(DROP, [name, kind, content])})
         page.get_by_text(name).wait_for()
-    ask(page)
-    result(page)
-    job = newest(server)
-    assert (job["status"], job["mode"]) == ("completed", "pictures for a sound")
+    job = ask(page)
+    result(page, job)
+    assert job["mode"] == "pictures for a sound"
     page.locator(".drop", has=page.get_by_label("Sound", exact=True)).get_by_role("button", name="Remove").click()
-    ask(page)
-    page.get_by_text("video from its first frame").wait_for()
-    first = frames(server, newest(server)["id"])[0]
+    job = ask(page)
+    result(page, job)
+    assert job["mode"] == "video from its first frame"
+    first = frames(server, job)[0]
     given = decoded((media / "clip.mp4").read_bytes())[0][0]
     assert np.abs(first.astype(int) - given.astype(int)).mean() < 20
 
@@ -228,35 +247,34 @@ def test_everything_that_can_be_made_is_made(server, opened, media, task, files,
     page.get_by_role("radio", name=task).check()
     for label, name in files.items():
         page.get_by_label(label, exact=True).set_input_files(media / name)
-    if task == "Extend":
-        page.get_by_text("Expert settings").click()
-        page.get_by_label("Overlap", exact=True).fill("9")
-    ask(page)
-    player = result(page)
-    page.wait_for_function("player => player.duration > 0", arg=player.element_handle())
-    assert (newest(server)["status"], newest(server)["mode"]) == ("completed", mode)
+    values = {"Frames to take over": 9, "Seconds to add": 0.5} if task == "Extend" else {}
+    job = ask(page, **values)
+    assert job["mode"] == mode
+    plays(page, result(page, job))
+    if values:
+        made = server.told("GET", f"/v1/videos/{job['id']}/manifest")["request"]
+        assert (made["overlap"], made["extend"]) == (9, 0.5)
 
 
 @pytest.mark.slow
 def test_a_result_is_the_start_of_the_next(server, opened):
     page = opened(server)
-    ask(page)
-    result(page)
-    first = newest(server)["id"]
+    first = ask(page)
+    result(page, first)
     page.get_by_role("button", name="Use as start").click()
+    page.get_by_text(f"{first['id']}.mp4").wait_for()
     assert page.get_by_role("radio", name="Extend").is_checked()
-    page.get_by_text(f"{first}.mp4").wait_for()
-    page.get_by_text("Expert settings").click()
-    ask(page, Overlap=9)
-    page.get_by_text("a clip made longer").wait_for()
-    assert len(frames(server, newest(server)["id"])) > len(frames(server, first))
+    longer = ask(page)
+    result(page, longer)
+    assert len(frames(server, longer)) > len(frames(server, first)) == 25
 
 
 @pytest.mark.slow
 def test_what_is_refused_is_said_at_its_field(server, opened):
     page = opened(server)
     before = server.told("GET", "/v1/videos?limit=100")["data"]
-    ask(page, Width=100)
+    filled(page, Width=100)
+    page.get_by_role("button", name="Generate").click()
     width = page.get_by_label("Width", exact=True)
     page.get_by_text("“Width” has to be divisible by 32 but is 100; use 96 or 128").wait_for()
     assert width.get_attribute("aria-invalid") == "true"
@@ -264,7 +282,8 @@ def test_what_is_refused_is_said_at_its_field(server, opened):
     assert "use 96 or 128" in page.locator(f"#{width.get_attribute('aria-describedby').split()[1]}").inner_text()
     width.fill("128")
     page.get_by_text("Expert settings").click()
-    ask(page, Sampler="best")
+    filled(page, Sampler="best")
+    page.get_by_role("button", name="Generate").click()
     page.locator("[data-field=sampler] .error").get_by_text("must be one of").wait_for()
     assert width.get_attribute("aria-invalid") == "false"
     assert server.told("GET", "/v1/videos?limit=100")["data"] == before
@@ -273,14 +292,14 @@ def test_what_is_refused_is_said_at_its_field(server, opened):
 @pytest.mark.slow
 def test_a_running_job_is_cancelled_and_found_again_after_a_reload(server, opened):
     page = opened(server)
-    ask(page, steps=200)
+    job = ask(page, steps=200)
     page.get_by_text(re.compile("step .* of 200")).wait_for()
     page.reload()
     page.get_by_text(re.compile("step .* of 200")).wait_for()
     assert page.locator("#job .prompt").inner_text() == PROMPT
     page.get_by_role("button", name="Cancel").click()
     page.get_by_text("Cancelled.").wait_for()
-    assert newest(server)["status"] == "cancelled"
+    assert told(server, job)["status"] == "cancelled"
 
 
 @pytest.mark.slow
@@ -288,27 +307,26 @@ def test_jobs_are_kept_replayed_and_deleted(server, opened):
     page = opened(server)
     # Texts of people are no markup.
     prompt = "<img src=x onerror=alert(1)> a red circle"
-    ask(page, prompt)
-    result(page)
-    first = newest(server)["id"]
+    first = ask(page, prompt)
+    result(page, first)
     page.reload()
-    entry = page.locator(f"#history li[data-id={first}]")
+    entry = page.locator(f"#history li[data-id={first['id']}]")
     assert entry.locator(".name").inner_text() == prompt
     entry.locator("canvas").wait_for()
     if "/v1/videos/{video_id}/replay" in routes(server):
         entry.get_by_role("button", name="Manifest").click()
-        assert prompt in page.locator("#manifest").inner_text()
+        page.locator("#manifest").get_by_text(prompt).wait_for()
         page.get_by_role("button", name="Close").click()
-        entry.get_by_role("button", name="Replay").click()
-        page.wait_for_function("id => document.querySelector('#history li').dataset.id !== id", arg=first)
-        again = newest(server)["id"]
-        page.locator(f"#history li[data-id={again}] canvas").wait_for()
+        with page.expect_response(lambda one: one.url.endswith("/replay")) as answer:
+            entry.get_by_role("button", name="Replay").click()
+        again = answer.value.json()
+        result(page, again)
         assert np.array_equal(frames(server, again), frames(server, first))
     else:
         assert entry.get_by_role("button").all_inner_texts()[1:] == ["Delete"]
     entry.get_by_role("button", name="Delete").click()
     entry.wait_for(state="detached")
-    assert server.ask("GET", f"/v1/videos/{first}")[0] == 404
+    assert server.ask("GET", f"/v1/videos/{first['id']}")[0] == 404
 
 
 @pytest.mark.slow
@@ -334,54 +352,45 @@ def test_a_storyboard_of_two_shots(server, opened, media):
     page.get_by_label("Seconds", exact=True).nth(0).fill("1")
     page.get_by_label("Picture at its start (optional)", exact=True).nth(0).set_input_files(media / "first.png")
     page.get_by_label("Sound of the film (optional)", exact=True).set_input_files(media / "tone.wav")
-    page.get_by_role("button", name="Generate").click()
+    job = sent(page)
     page.get_by_label("finished shots").wait_for()
-    player = result(page)
-    page.wait_for_function("player => player.currentTime > 0.1", arg=player.element_handle())
-    job = newest(server)
+    plays(page, result(page, job))
+    job = told(server, job)
     assert (job["status"], job["mode"], job["shots"]) == ("completed", "storyboard", {"finished": 2, "total": 2})
-    assert abs(len(frames(server, job["id"])) - 48) <= 4
+    assert abs(len(frames(server, job)) - 48) <= 4
 
 
 @pytest.mark.slow
-def test_a_key_is_asked_for_and_kept(opened, tmp_path):
-    (tmp_path / "keys.txt").write_text("\n".join(KEYS))
-    server = Server(tmp_path / "data", "--api-keys", str(tmp_path / "keys.txt"), "--grace", "1")
-    try:
-        page = opened(server)
-        for key in ("c" * 32, KEYS[0]):
-            page.get_by_label("This server asks for a key").fill(key)
-            page.get_by_role("button", name="Continue").click()
-            if key not in KEYS:
-                page.get_by_text("The server does not know this key.").wait_for()
-        ask(page)
-        player = result(page)
-        page.wait_for_function("player => player.currentTime > 0.1", arg=player.element_handle())
-        page.reload()
-        page.locator("#history canvas").wait_for()
-        assert page.evaluate("[localStorage.length, sessionStorage.length, document.cookie]") == [0, 1, ""]
-        page.get_by_role("button", name="Forget key").click()
-        page.get_by_label("This server asks for a key").fill(KEYS[1])
+def test_a_key_is_asked_for_and_kept(guarded, opened):
+    page = opened(guarded)
+    for key in ("c" * 32, KEYS[0]):
+        page.get_by_label("This server asks for a key").fill(key)
         page.get_by_role("button", name="Continue").click()
-        page.get_by_text("Clips that you make are listed here").wait_for()
-        assert page.locator("#history li").count() == 0
-    finally:
-        server.stop()
+        if key not in KEYS:
+            page.get_by_text("The server does not know this key.").wait_for()
+    plays(page, result(page, ask(page)))
+    page.reload()
+    page.locator("#history canvas").wait_for()
+    assert page.evaluate("[localStorage.length, sessionStorage.length, document.cookie]") == [0, 1, ""]
+    page.get_by_role("button", name="Forget key").click()
+    page.get_by_label("This server asks for a key").fill(KEYS[1])
+    page.get_by_role("button", name="Continue").click()
+    page.get_by_text("Clips that you make are listed here").wait_for()
+    assert page.locator("#history li").count() == 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [320, 360, 768])
 def test_a_phone_shows_all_of_it(server, opened, width):
     page = opened(server, viewport={"width": width, "height": 740}, has_touch=True, is_mobile=True)
-    ask(page)
-    result(page)
+    player = result(page, ask(page))
     for task in page.get_by_role("radio").all():
         task.check()
         for part in page.locator("details:visible").all():
             part.evaluate("part => (part.open = true)")
         assert page.evaluate("document.documentElement.scrollWidth") <= width
-    page.get_by_label("the result").scroll_into_view_if_needed()
-    assert page.get_by_label("the result").bounding_box()["width"] <= width
+    player.scroll_into_view_if_needed()
+    assert player.bounding_box()["width"] <= width
 
 
 @pytest.mark.slow
@@ -406,6 +415,8 @@ def test_everything_has_a_name_and_the_keyboard_reaches_it(server, opened):
             break
         if page.evaluate("document.activeElement.labels?.[0]?.textContent") == "Steps":
             page.keyboard.type("2")
-    page.keyboard.press("Enter")
-    result(page)
-    assert newest(server)["prompt"] == PROMPT
+    with page.expect_response(lambda one: one.request.method == "POST") as answer:
+        page.keyboard.press("Enter")
+    job = answer.value.json()
+    assert job["prompt"] == PROMPT
+    result(page, job)

@@ -16,7 +16,7 @@ async function start() {
   const { properties, "x-defaults": defaults, "x-limits": limits } = components.schemas.VideoRequest;
   const routes = Object.keys(paths);
   let viewer = null;
-  const form = makeForm({ properties, defaults, limits, adapters, routes, boardNames: { steps: "num_inference_steps" } }, (job) => {
+  const form = makeForm({ properties, defaults, limits, adapters, routes }, (job) => {
     history.put(job);
     viewer.open(job);
     viewer.reveal();

@@ -8,7 +8,7 @@ import { storyboard } from "./storyboard.js";
 const TASKS = [
   { id: "new", label: "New clip", about: "from text, a picture, a sound, or all of them", media: ["image", "last", "audio", "audio_fit"], sized: true },
   { id: "retake", needs: "retake", label: "Retake", about: "make a part of your clip anew", media: ["video", "from", "to", "keep", "region"] },
-  { id: "extend", needs: "extend", label: "Extend", about: "make your clip longer", media: ["video", "extend", "backwards"] },
+  { id: "extend", needs: "extend", label: "Extend", about: "make your clip longer", media: ["video", "extend", "overlap", "backwards"] },
   { id: "add_sound", needs: "add_sound", label: "Add sound", about: "make the sound of your clip", media: ["video"], unseen: true },
   { id: "reference", needs: "reference", adapters: true, label: "Translate", about: "follow a reference clip, with an IC-LoRA", media: ["reference", "image"], sized: true },
   { id: "audio_only", needs: "audio_only", label: "Sound only", about: "no pictures", media: ["duration"], unseen: true },
@@ -21,12 +21,14 @@ const SOUNDS = "audio/*";
 const PLACES = { retake: "from", num_frames: "seconds", image_at: "last", keep_audio: "keep", keep_video: "keep", size: "width", num_inference_steps: "steps" };
 // Fields that the page gives in its own way, or not at all.
 const OWN = ["model", "prompt", "seconds", "size", "input_reference", "adapters", "stream", "preview_every", "retake", "extend", "add_sound", "audio_only", "keep_video", "keep_audio"];
+// Fields whose values have another form, or hang on another field.
+const LATER = ["audio_fit", "reference"];
 // What stands under "More"; the rest is for experts.
 const COMMON = ["enhance_prompt", "no_audio", "distilled", "interpolate", "num_frames", "frame_rate", "motion_speed"];
 const PREVIEWS = 8;
 
 /** Fill the form; `onJob` is told of every new job. Returns what others put into it. */
-export function makeForm({ properties, defaults, limits, adapters, routes, boardNames }, onJob) {
+export function makeForm({ properties, defaults, limits, adapters, routes }, onJob) {
   const form = byId("make");
   const fields = {};
   const known = (name) => properties[name] !== undefined;
@@ -48,6 +50,7 @@ export function makeForm({ properties, defaults, limits, adapters, routes, board
   add(plainField("keep", { enum: ["pictures", "sound"] }, { label: "Leave alone" }));
   fields.keep.control.options[0].textContent = "nothing";
   plain("extend", { label: "Seconds to add", min: 0, step: 0.5, value: 1, hint: "Rounded up to parts of 8 frames." });
+  plain("overlap", { label: "Frames to take over", step: 8, min: 1 });
   plain("backwards", { label: "Add them before the start", hint: "" });
   plain("duration", { label: "Length in seconds", min: 0, step: 0.5 });
 
@@ -70,7 +73,7 @@ export function makeForm({ properties, defaults, limits, adapters, routes, board
   byId("tasks").append(...tasks.map((one, index) => el("label", {}, el("input", { type: "radio", name: "task", value: one.id, checked: index === 0, onchange: arrange }), el("b", {}, one.label), el("span", {}, one.about))));
   const task = () => tasks.find((one) => one.id === new FormData(form).get("task"));
 
-  const media = el("div", { className: "media" }, ...["image", "last", "audio", "audio_fit", "video", "reference", "from", "to", "keep", "region", "extend", "backwards", "duration"].filter((name) => fields[name]).map((name) => fields[name].element));
+  const media = el("div", { className: "media" }, ...["image", "last", "audio", "audio_fit", "video", "reference", "from", "to", "keep", "region", "extend", "overlap", "backwards", "duration"].filter((name) => fields[name]).map((name) => fields[name].element));
   const shapes = el("div", { className: "row", role: "group", "aria-label": "Shape" }, ...["Landscape", "Square", "Portrait"].map((name) => el("button", { type: "button", className: "small", onclick: () => shape(name) }, name)));
   const grid = (...names) => el("div", { className: "grid" }, ...names.filter((name) => fields[name]).map((name) => fields[name].element));
   const size = el("div", {}, grid("width", "height", "seconds"), shapes);
@@ -95,8 +98,8 @@ export function makeForm({ properties, defaults, limits, adapters, routes, board
     if (board) show(board.element, id === "storyboard");
     show(size, sized);
     show(fields.seconds.element, id !== "storyboard");
-    if (fields.two_stage) show(fields.two_stage.element, !unseen && id !== "storyboard");
-    show(fields.preview.element, !unseen && id !== "storyboard");
+    if (fields.two_stage) show(fields.two_stage.element, !unseen);
+    show(fields.preview.element, !unseen);
     for (const part of [more, expert]) show(part, id !== "storyboard");
     if (fields.adapters) show(fields.adapters.element, id !== "storyboard");
     refuse([]);
@@ -139,7 +142,7 @@ export function makeForm({ properties, defaults, limits, adapters, routes, board
     if (sized) for (const name of ["width", "height"]) await take(name);
     if (sized && given.num_frames === undefined) await take("seconds");
     if (!unseen) await take("two_stage");
-    for (const name of ["image", "audio", "video", "region", "extend", "backwards", "duration"]) if (wanted.includes(name)) await take(name);
+    for (const name of wanted) if (known(name) && !LATER.includes(name)) await take(name);
     if (given.audio) await take("audio_fit");
     if (wanted.includes("last")) {
       const media = await fields.last.value();
@@ -155,16 +158,21 @@ export function makeForm({ properties, defaults, limits, adapters, routes, board
       if (keep) given[keep === "sound" ? "keep_audio" : "keep_video"] = true;
     }
     if (id === "add_sound" || id === "audio_only") given[id] = true;
-    if (!unseen && fields.preview.value()) given.preview_every = Math.ceil((given.steps > 0 ? given.steps : defaults.steps) / PREVIEWS);
+    if (!unseen && fields.preview.value()) given.preview_every = previewEvery(given.steps);
     return given;
   }
 
+  const previewEvery = (steps) => Math.ceil((steps > 0 ? steps : defaults.steps) / PREVIEWS);
+
   async function film() {
-    const given = { ...(await board.value()) };
-    for (const [name, to] of [["width"], ["height"], ["seed"], ["steps", boardNames.steps], ["guidance_scale"]]) {
-      const value = fields[name].value();
+    const given = await board.value();
+    for (const [name, to] of [["width"], ["height"], ["seed"], ["steps", "num_inference_steps"], ["guidance_scale"], ["two_stage"]]) {
+      const value = fields[name]?.value();
       if (value !== undefined) given[to ?? name] = value;
     }
+    // A storyboard has a seed of its own, where other jobs have a random one.
+    given.seed ??= Math.floor(Math.random() * 2 ** 32);
+    if (fields.preview.value()) given.preview_every = previewEvery(given.num_inference_steps);
     return given;
   }
 

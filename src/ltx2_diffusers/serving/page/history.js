@@ -35,9 +35,10 @@ export function makeHistory({ routes }) {
   }
 
   async function thumbnail({ job, picture }) {
+    if (!job.size) return;
     const aborter = new AbortController();
     const answer = await request(`/v1/videos/${job.id}/content`, { signal: aborter.signal });
-    if (!answer.headers.get("content-type").startsWith("video/") || Number(answer.headers.get("content-length")) > LARGEST_THUMBNAIL_MB * 2 ** 20) {
+    if (Number(answer.headers.get("content-length")) > LARGEST_THUMBNAIL_MB * 2 ** 20) {
       aborter.abort();
       return;
     }
@@ -86,7 +87,7 @@ export function makeHistory({ routes }) {
     } }, text);
     made.actions = el("div", { className: "row" });
     if (routes.includes("/v1/videos/{video_id}/manifest")) made.actions.append((made.manifest = act("Manifest", () => manifest(made.job))));
-    if (routes.includes("/v1/videos/{video_id}/replay")) made.actions.append(act("Replay", () => viewer.replay(made.job).then(viewer.reveal)));
+    if (routes.includes("/v1/videos/{video_id}/replay")) made.actions.append((made.replay = act("Replay", () => viewer.replay(made.job).then(viewer.reveal))));
     made.actions.append(act("Delete", () => remove(made.job)));
     made.element = el("li", { data: { id: job.id } }, openButton, made.actions);
     return made;
@@ -114,7 +115,8 @@ export function makeHistory({ routes }) {
     entry.text.textContent = job.prompt || "no prompt";
     const when = new Date(job.created_at * 1000).toLocaleString([], { dateStyle: "short", timeStyle: "short" });
     entry.state.textContent = [STATES[job.status], when, job.size?.replace("x", " × ")].filter(Boolean).join(" · ");
-    if (entry.manifest) entry.manifest.disabled = job.status !== "completed";
+    // What is not finished has neither.
+    for (const button of [entry.manifest, entry.replay]) if (button) show(button, job.status === "completed");
     if (job.status === "completed" && before !== "completed") seen.observe(entry.element);
     show(byId("no-history"), false);
   }

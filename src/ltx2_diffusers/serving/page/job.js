@@ -21,6 +21,7 @@ export function makeViewer({ routes, form, changed }) {
   function empty() {
     clear();
     current = null;
+    delete byId("job").dataset.job;
     place.replaceChildren(el("p", { className: "hint empty" }, "Write a prompt and press Generate. The clip is shown here while it is made, and played when it is done."));
   }
 
@@ -45,6 +46,7 @@ export function makeViewer({ routes, form, changed }) {
   async function open(job, { play = false } = {}) {
     clear();
     current = job.id;
+    byId("job").dataset.job = job.id;
     if (ENDED.includes(job.status)) await ended(job, play);
     else await watch(job);
   }
@@ -143,13 +145,12 @@ export function makeViewer({ routes, form, changed }) {
   }
 
   async function ended(job, play) {
-    const actions = el("div", { className: "row" });
     if (job.status !== "completed") {
       const text = job.status === "cancelled" ? "Cancelled." : `It failed: ${job.error?.message ?? "the log of the server says why"}`;
-      place.replaceChildren(about(job), el("p", { className: job.status === "failed" ? "error" : "state", role: "status" }, text), actions);
-      actions.append(...again(job));
+      place.replaceChildren(about(job), el("p", { className: job.status === "failed" ? "error" : "state", role: "status" }, text));
       return;
     }
+    const actions = el("div", { className: "row" });
     const frame = el("div", { className: "frame" }, el("p", { className: "hint" }, "Fetching the clip"));
     place.replaceChildren(frame, about(job), facts(job), actions);
     const aborter = (watching = new AbortController());

@@ -70,7 +70,9 @@ def test_pictures_are_shown_and_small():
         assert f"../images/{name}.jpg" in page(place).text
         made = "".join(page(place).blocks("python"))
         assert [file for file in clips.values() if file.startswith("out/") and f'"{file}"' not in made] == []
-    drawn = {f"{name}.jpg" for name in site_pictures.PICTURES} | {site_figures.FIGURE.name, "ltx2-mini.jpg"}
+    assert f"../images/{site_pictures.SCREEN}.webp" in page("guides/serving.md").text
+    drawn = {f"{name}.jpg" for name in site_pictures.PICTURES}
+    drawn |= {site_figures.FIGURE.name, "ltx2-mini.jpg", f"{site_pictures.SCREEN}.webp"}
     images = list((DOCS / "images").iterdir())
     assert {image.name for image in images} == drawn
     assert sum(image.stat().st_size for image in images) <= IMAGES_BYTES

@@ -2,7 +2,6 @@
 
 import base64
 import re
-import shutil
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
@@ -12,14 +11,11 @@ import pytest
 from benchmarks.serving_load import Server
 from ltx2_diffusers.serving.page import route
 from ltx2_diffusers.serving.settings import Limits
+from scripts.browser import BROWSERS, browser_path, open_browser
 from scripts.pages import write_media
 from tests.serving.clips import decoded
 from tests.serving.test_access import KEYS, SITE
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-# It runs as any user, draws without a graphics card and asks nobody else for anything.
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-FLAGS += ["--disable-component-update", "--disable-sync", "--autoplay-policy=no-user-gesture-required"]
 PROMPT = "a red circle bounces on a blue background"
 JOB_MS = 60_000
 DROP = """([name, kind, content]) => {
@@ -79,16 +75,11 @@ def test_the_description_tells_defaults_and_limits(serve):
 
 @pytest.fixture(scope="module")
 def browser():
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="the page is tried with playwright, which is not installed"
-    )
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
+    pytest.importorskip("playwright.sync_api", reason="the page is tried with playwright, which is not installed")
+    if browser_path() is None:
         pytest.skip(f"the page is tried in a browser, and none of {', '.join(BROWSERS)} is installed")
-    with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=path, args=FLAGS)
+    with open_browser() as started:
         yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")

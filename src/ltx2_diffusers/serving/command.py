@@ -166,7 +166,10 @@ def _serve(settings: Settings, listener: socket.socket) -> None:
     )
     app.state.server.is_ending = lambda: server.should_exit
     host, port = listener.getsockname()[:2]
-    print(f"ltx2 serve: http://{host}:{port}/ is the page for browsers, http://{host}:{port}/docs describes the API", flush=True)
+    print(
+        f"ltx2 serve: http://{host}:{port}/ is the page for browsers, http://{host}:{port}/docs describes the API",
+        flush=True,
+    )
     for number in (signal.SIGINT, signal.SIGTERM):
         # uvicorn ends in order and then raises the signal again, which would make an error of it.
         signal.signal(number, lambda *_: None)

@@ -126,7 +126,13 @@ class LocalRunner:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", EncodedAnewWarning)
             film, told = make_film(
-                job, self._pipeline(mode), self._results, identity, watcher.follow, callback_on_step_end=watcher, **seen
+                job,
+                self._pipeline(mode),
+                self._results,
+                identity,
+                watcher.follow,
+                callback_on_step_end=watcher,
+                **seen,
             )
         finished = self._results / f"{job.id}.mp4"
         os.replace(film, finished)

@@ -281,7 +281,9 @@ class Manifest(BaseModel):
     request: dict[str, Any] = Field(description="the body; in place of a file, its name (sha256) and field")
     seed: int
     model: dict[str, Any] = Field(description="name of the model, and what tells it from others")
-    versions: dict[str, Any] = Field(description="versions and machine; where they are equal, equal requests give equal frames")
+    versions: dict[str, Any] = Field(
+        description="versions and machine; where they are equal, equal requests give equal frames"
+    )
     result: dict[str, Any] = Field(description="what came of it: sizes, and the name of the file's content (sha256)")
 
 

@@ -76,7 +76,7 @@ export function plainField(name, schema, { label, hint, value, placeholder, rows
 export function fileField(name, { label, hint, accept, most, given }) {
   const input = el("input", { type: "file", accept });
   const shown = el("div", { className: "given" });
-  const remove = el("button", { type: "button", className: "quiet" }, "Remove");
+  const remove = el("button", { type: "button", className: "small" }, "Remove");
   const text = el("span", {}, INVITE);
   const field = framed(name, label, hint, input);
   // The input lies over all of the text, so that a press anywhere chooses a file, and the keyboard finds it.

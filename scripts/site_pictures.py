@@ -21,7 +21,7 @@ from ltx2_diffusers.media.reading import probe, read_audio, read_video
 from scripts.browser import open_browser
 from scripts.pages import ROOT, page, write_media
 
-_QUALITY = 75
+_QUALITY = 80
 SCREEN = "page"
 """Name of the picture of the server's page."""
 _SCREEN_SIZE = {"width": 1240, "height": 800}
@@ -70,8 +70,7 @@ def draw(names: Sequence[str], images: Path) -> None:
                 exec(compile(code, place, "exec"), {})
         for name in names:
             cards = [card(text, Path(folder, file)) for text, file in PICTURES[name][1].items()]
-            with complete_file(images / f"{name}.jpg") as path:
-                sheet(cards).save(path, format="JPEG", quality=_QUALITY, optimize=True)
+            _write(sheet(cards), images / f"{name}.webp")
 
 
 def draw_screen(images: Path) -> None:
@@ -95,8 +94,12 @@ def draw_screen(images: Path) -> None:
             seen = PIL.Image.open(io.BytesIO(screen.screenshot()))
         finally:
             server.stop()
-    with complete_file(images / f"{SCREEN}.webp") as path:
-        seen.convert("RGB").save(path, format="WEBP", quality=_QUALITY, method=6)
+    _write(seen.convert("RGB"), images / f"{SCREEN}.webp")
+
+
+def _write(picture: PIL.Image.Image, place: Path) -> None:
+    with complete_file(place) as path:
+        picture.save(path, format="WEBP", quality=_QUALITY, method=6)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

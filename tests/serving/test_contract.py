@@ -47,6 +47,10 @@ OPERATIONS = (
     "POST /v1/videos/{video_id}/cancel",
     "GET /v1/videos/{video_id}/content",
     "GET /v1/videos/{video_id}/events",
+    "GET /v1/videos/{video_id}/manifest",
+    "POST /v1/videos/{video_id}/replay",
+    "GET /v1/videos/{video_id}/shots/{number}/content",
+    "POST /v1/storyboards",
     "GET /health",
     "GET /metrics",
 )

@@ -110,6 +110,40 @@ def test_a_job_whose_server_always_dies_is_given_up(store):
     assert store.get("a").error["code"] == "worker_died"
 
 
+def test_a_storyboard_that_finishes_shots_between_deaths_goes_on(store):
+    store.add(job("a"), "")
+    for shots in (1, 1, 1, 2, 2, 2):
+        row = store.claim(1)[0]
+        store.note_shots(row, shots)
+        store.hand_back(row, counts=True)
+    assert store.get("a").result == {"shots": 2, "attempts": 4}
+    # The third attempt since the latest shot.
+    row = store.claim(1)[0]
+    store.note_shots(row, 2)
+    store.hand_back(row, counts=True)
+    assert (store.get("a").state, store.get("a").attempts, store.get("a").result["shots"]) == (FAILED, 7, 2)
+
+
+def test_a_storyboard_whose_server_dies_goes_on_if_it_finishes_shots(store):
+    store.add(job("a"), "")
+    for shots in range(5):
+        store.note_shots(store.claim(1)[0], shots)
+        store.recover(from_this=True)
+    assert store.get("a").state == QUEUED
+    for _ in range(3):
+        store.claim(1)
+        store.recover(from_this=True)
+    assert store.get("a").error["code"] == "worker_died"
+
+
+def test_shots_of_another_attempt_are_not_noted(store):
+    store.add(job("a"), "")
+    row = store.claim(1)[0]
+    store.recover(from_this=True)
+    store.note_shots(row, 1)
+    assert store.get("a").result is None
+
+
 def test_handing_back_in_order_is_no_attempt(store):
     store.add(job("a"), "")
     for _ in range(5):

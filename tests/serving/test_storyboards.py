@@ -113,9 +113,7 @@ def test_a_running_storyboard_is_cancelled_within_a_step_and_its_shots_stay(clie
 
 
 def test_a_storyboard_that_is_handed_back_goes_on_where_it_was(serve):
-    with serve() as client:
-        undisturbed = content(client, finished(client, submitted(client)["id"])["id"])
-    steps = {"num_inference_steps": 30}
+    steps = {"num_inference_steps": 12}
     with serve() as client:
         whole = content(client, finished(client, submitted(client, **steps)["id"])["id"])
     with serve(limits=Limits(grace=0.05)) as client:
@@ -130,7 +128,6 @@ def test_a_storyboard_that_is_handed_back_goes_on_where_it_was(serve):
         assert finished(client, job)["status"] == "completed"
         assert shot(client, job, 1).content == first
         assert equal(content(client, job), whole)
-        assert not equal(whole, undisturbed)
 
 
 def test_a_storyboard_that_takes_too_long_fails(served, serve):
@@ -182,7 +179,7 @@ def test_fields_are_those_of_a_storyboard(client):
     assert fields.keys() == own | {"preview_every"}
     assert (fields["overlap_frames"]["default"], fields["frame_rate"]["default"]) == (25, 24.0)
     assert schemas["StoryboardKeyframe"]["properties"]["image"]["description"].startswith("content of a file")
-    assert all("description" in field or "$ref" in field for field in fields.values())
+    assert all("description" in str(field) for field in fields.values())
 
 
 @pytest.mark.parametrize(
@@ -195,14 +192,14 @@ def test_fields_are_those_of_a_storyboard(client):
         ({"shots": [{"prompt": "x", "duration_s": 1e308}]}, ["shots"], "megapixels"),
         ({"shots": [{"prompt": " ", "duration_s": 1}]}, ["shots", 0, "prompt"], "has to be a text"),
         ({"shots": [{"prompt": ["x", "y"], "duration_s": 0.5}]}, ["shots", 0, "prompt"], "has 2 texts"),
-        ({"shots": [{"prompt": "x", "duration_s": 1, "seed": -1}]}, ["shots", 0, "seed"], "seed"),
+        ({"shots": [{"prompt": "x", "duration_s": 1, "seed": 2**65}]}, ["shots", 0, "seed"], "seed"),
         ({"shots": [{"prompt": "x", "duration_s": 1, "adapters": {"no": 1}}]}, ["shots", 0, "adapters"], "not loaded"),
         ({"width": 65}, ["width"], "divisible by 32"),
         ({"num_inference_steps": 201}, ["num_inference_steps"], "more than the 200"),
         ({"num_inference_steps": 0}, ["num_inference_steps"], "at least"),
         ({"sampler": "best"}, ["sampler"], "must be one of"),
         ({"guidance_options": {"bins": {}}}, ["guidance_options", "bins"], "not permitted"),
-        ({"guidance_options": {"cfg_method": "best"}}, ["guidance_options"], "cfg_method"),
+        ({"guidance_options": {"cfg_method": "best"}}, ["guidance_options", "cfg_method"], "one of"),
         ({"overlap_frames": 17}, ["overlap_frames"], "less than `num_frames`"),
         ({"prompt": "the sea"}, ["prompt"], "only the director reads"),
         ({"prompt": "\ud800"}, ["prompt"], "no character"),

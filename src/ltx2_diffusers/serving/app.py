@@ -326,7 +326,9 @@ def _submitted(server: Server, request: Request, planned: Callable[[], Job]) -> 
 
 def _add_storyboards(app: FastAPI, server: Server) -> None:
     body = _described_by("StoryboardRequest", "application/json")
-    not_finished = {409: {"description": "it is not finished, or cannot be made again here", "model": schema.Refusals}}
+    not_finished: dict[int | str, dict[str, Any]] = {
+        409: {"description": "it is not finished, or cannot be made again here", "model": schema.Refusals}
+    }
 
     @app.post("/v1/storyboards", response_model=schema.Video, responses=_REFUSALS, openapi_extra=body)
     async def create_storyboard(request: Request) -> schema.Video:

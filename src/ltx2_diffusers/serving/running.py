@@ -223,11 +223,7 @@ class _Watcher:
 
     def __call__(self, pipeline: Any, step: int, timestep: Any, tensors: Mapping[str, Any]) -> dict[str, Any]:
         """After a step."""
-        reasons = [self._stopped(job.id) for job in self._jobs]
-        if all(reasons):
-            raise Stop(reasons[0] or "")
-        if time.perf_counter() > self._deadline:
-            raise Stop("time_limit")
+        self._check()
         steps, self._runs_begun = pipeline.num_timesteps, self._runs_begun + (step == 0)
         share = (self._runs_begun - 1 + (step + 1) / steps) / max(self._jobs[0].runs, self._runs_begun)
         event = {
@@ -244,8 +240,19 @@ class _Watcher:
             self._show(event)
         return {}
 
+    def _check(self) -> None:
+        """End the run if it is to end."""
+        reasons = [self._stopped(job.id) for job in self._jobs]
+        if all(reasons):
+            raise Stop(reasons[0] or "")
+        if time.perf_counter() > self._deadline:
+            raise Stop("time_limit")
+
     def follow(self, progress: StoryboardProgress) -> None:
-        """How far a storyboard is: before each step is told, and after each segment."""
+        """How far a storyboard is: before each step is told, after each segment, and while prompts are written."""
+        if not progress.step:
+            self._check()
+            return
         job = self._jobs[0]
         shots = {"finished": progress.shots, "total": len(job.options[STORYBOARD]["shots"])}
         if not self._shots:

@@ -41,7 +41,8 @@ class StoryboardProgress:
     Args:
         segment: The segment that is being made, or is finished, from 1.
         num_segments: How many there are.
-        step: The step that is done, from 1; `num_steps` of the last stage when the segment is finished.
+        step: The step that is done, from 1; `num_steps` of the last stage when the segment is finished. 0 when the director
+            has written its prompt, before any segment is made.
         num_steps: Steps of the stage.
         path: The file of the segment once it is finished; `None` before.
         shots: How many shots are finished.
@@ -86,7 +87,7 @@ def make_storyboard(
         keep_segments: Whether the folder with the segments stays when the clip is complete. Default `False`.
         shot_folder: Folder for a clip of each shot, with its sound, that is there as soon as the shot is finished, and stays:
             `shot_0001.mp4` and so on. Default none.
-        on_progress: Called after each step, and with its file when a segment is finished. What it raises ends the call;
+        on_progress: Called after each step and each prompt of the director, and with its file when a segment is finished. What it raises ends the call;
             what is finished stays.
         callback_on_step_end, callback_on_step_end_tensor_inputs: As in every pipeline. Setting `pipeline._interrupt = True` ends
             the series without the segment in progress: the clip is made of the finished ones, which stay.
@@ -147,14 +148,14 @@ class _Watched:
 
     def __call__(self, pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any] | None:
         """After a step."""
-        self.tell(pipeline, step + 1)
+        self.tell(step + 1, pipeline.num_timesteps)
         return None if self.callback is None else self.callback(pipeline, step, timestep, tensors)
 
-    def tell(self, pipeline: Any, step: int, path: Path | None = None) -> None:
+    def tell(self, step: int, num_steps: int, path: Path | None = None) -> None:
         """Say how far it has come."""
         if self.on_progress is not None:
             place = self.segment, self.num_segments
-            self.on_progress(StoryboardProgress(*place, step, pipeline.num_timesteps, path, self.shots))
+            self.on_progress(StoryboardProgress(*place, step, num_steps, path, self.shots))
 
 
 class _Making:
@@ -287,7 +288,7 @@ class _Making:
             # Otherwise it would live on while the next one is made.
             del segment, frames, sound, samples, heard
             self.keep_shots(finished)
-            self.watched.tell(pipeline, pipeline.num_timesteps, path)
+            self.watched.tell(pipeline.num_timesteps, pipeline.num_timesteps, path)
         pipeline.maybe_free_model_hooks()
         if not len(finished):
             raise RuntimeError("the storyboard was interrupted before a segment was finished; nothing is left of it")
@@ -360,6 +361,8 @@ def _directed(making: _Making, finished: FinishedSegments) -> list[PlannedSegmen
             pipeline, board.prompt or "", len(told), seed=board.seed, max_new_tokens=tokens, parts=told
         )
         for index in range(1, len(told)):
+            making.watched.segment = index
+            making.watched.tell(0, 0)
             texts.append(director(index, texts[-1]))
         finished.keep_prompts(texts)
     return [replace(one, prompt=text) for one, text in zip(planned, texts)]

@@ -45,14 +45,16 @@ def _wire_type(declared: Any) -> Any:
 
 
 def _field(one: Field, about: str | None) -> tuple[Any, Any]:
-    bounds: dict[str, Any] = {"min_length": 1, "max_length": MAX_SEGMENTS} if one.name == "shots" else {}
     kind = _wire_type(one.type)
     # What Python takes the names of files for, a request brings.
-    told = {} if kind in (Media, Media | None) else {"description": about}
-    if one.default is MISSING and one.default_factory is MISSING:
-        return kind, pydantic.Field(**told, **bounds)
-    default = one.default if one.default_factory is MISSING else one.default_factory()
-    return kind, pydantic.Field(default, **told)
+    facts: dict[str, Any] = {} if kind in (Media, Media | None) else {"description": about}
+    if one.name == "shots":
+        facts |= {"min_length": 1, "max_length": MAX_SEGMENTS}
+    if one.default_factory is not MISSING:
+        facts["default_factory"] = one.default_factory
+    elif one.default is not MISSING:
+        facts["default"] = one.default
+    return kind, pydantic.Field(**facts)
 
 
 def _fields(kind: Any, documented: Any, names: Sequence[str] | None = None) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from ...application.storyboard.plan import PlannedSegment, plan_storyboard
 from ...application.storyboard.track import check_length
 from ...cli.jobs.storyboard import sized, with_defaults
 from ...cli.manifest import STORYBOARD
+from ...guidance import GuidanceOptions
 from ...media.reading import probe
 from ..admission import Refusal, admit
 from ..inputs.reader import Inputs, MediaReader
@@ -18,7 +19,9 @@ from ..jobs import Job, ServedModel, check_model, check_texts, discard, new_id, 
 from ..settings import Settings
 from .fields import OWN, StoryboardRequest
 
-_PLACE = re.compile(r"(?:shot (?P<shot>\d+): )?(?:keyframe (?P<keyframe>\d+): )?.*?`(?P<name>\w+)`")
+_PLACE = re.compile(
+    r"(?:shot (?P<shot>\d+): )?(?:keyframe (?P<keyframe>\d+): )?(?:.*?`(?P<name>\w+)`|(?P<bare>\w+) must )"
+)
 
 
 @dataclass(frozen=True)
@@ -172,6 +175,7 @@ def _field_of(line: str) -> str | None:
     if match is None:
         return None
     places = [f"{kind}s.{int(match[kind]) - 1}" for kind in ("shot", "keyframe") if match[kind] is not None]
-    if not places and match["name"] not in StoryboardRequest.model_fields:
-        return None
-    return ".".join([*places, match["name"]])
+    name = match["name"] or match["bare"]
+    if not places and name not in StoryboardRequest.model_fields:
+        return f"guidance_options.{name}" if name in GuidanceOptions.__dataclass_fields__ else None
+    return ".".join([*places, name])

@@ -33,6 +33,7 @@ from .jobs import Job, Planner
 from .manifests.identity import used_by
 from .manifests.manifest import Unrepeatable, manifest_of, same_again
 from .metrics import Metrics
+from .page.route import add_page, hints
 from .running import Runner, growing_file
 from .settings import MIB, Settings
 from .store import AWAY, DONE, FAILED, FINISHED, QUEUED, RUNNING, QueueFull, Row, Store
@@ -199,12 +200,13 @@ def create_app(settings: Settings, runner: Runner) -> FastAPI:
     _add_storyboards(app, server)
     _add_watching(app, server)
     _add_handlers(app, server)
+    add_page(app)
     app.add_middleware(Access, settings=settings)
     if settings.origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=list(settings.origins), allow_methods=["*"], allow_headers=["*"]
         )
-    app.openapi = partial(_described, app)  # type: ignore[method-assign]
+    app.openapi = partial(_described, app, server)  # type: ignore[method-assign]
     return app
 
 
@@ -553,7 +555,7 @@ def _add_handlers(app: FastAPI, server: Server) -> None:
         return JSONResponse({"detail": error.detail}, error.status_code, headers=error.headers)
 
 
-def _described(app: FastAPI) -> dict[str, Any]:
+def _described(app: FastAPI, server: Server) -> dict[str, Any]:
     """The OpenAPI description, with the requests that are read by hand."""
     if app.openapi_schema is None:
         description = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
@@ -561,6 +563,8 @@ def _described(app: FastAPI) -> dict[str, Any]:
         read: list[Any] = [(body, "validation") for body in bodies]
         _, added = models_json_schema(read, ref_template=_TEMPLATE)
         description["components"]["schemas"] |= added["$defs"]
+        model = server.runner.model
+        description["components"]["schemas"]["VideoRequest"] |= hints(server.settings, model.version, model.kind)
         app.openapi_schema = description
     return app.openapi_schema
 

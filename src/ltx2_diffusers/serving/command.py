@@ -38,7 +38,7 @@ examples:
   curl -X POST http://localhost:8000/generate -H "Content-Type: application/json" \\
     -d '{"prompt": "a red circle moves to the right", "width": 128, "height": 128, "num_frames": 25}'
 
-http://localhost:8000/docs describes the API. Without --api-keys anybody who reaches the port may use the server.
+http://localhost:8000/ is a page for browsers, http://localhost:8000/docs describes the API. Without --api-keys anybody who reaches the port may use the server.
 """
 
 
@@ -177,7 +177,10 @@ def _serve(settings: Settings, fleet: Fleet | None, listener: socket.socket) -> 
     )
     app.state.server.is_ending = lambda: server.should_exit
     host, port = listener.getsockname()[:2]
-    print(f"ltx2 serve: http://{host}:{port}/docs describes the API", flush=True)
+    print(
+        f"ltx2 serve: http://{host}:{port}/ is the page for browsers, http://{host}:{port}/docs describes the API",
+        flush=True,
+    )
     for number in (signal.SIGINT, signal.SIGTERM):
         # uvicorn ends in order and then raises the signal again, which would make an error of it.
         signal.signal(number, lambda *_: None)

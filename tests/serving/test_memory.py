@@ -1,6 +1,7 @@
 """Clips that do not fit into memory are refused before they are queued."""
 
 import json
+import re
 import time
 from dataclasses import replace
 
@@ -17,7 +18,7 @@ from tests.serving.clips import create, finished, generate, refusal
 from tests.serving.conftest import JOB, QUICK
 
 GIB, MIB = 2**30, 2**20
-LARGE = {**JOB, "width": 512, "height": 512, "num_frames": 121}
+LARGE = {**JOB, "width": 256, "height": 256, "num_frames": 33}
 
 
 def loaded_gib(runner) -> float:
@@ -29,22 +30,24 @@ def room(served) -> float:
     """GiB in which small clips fit, and large ones do not."""
     forecast = served[1].model.forecast(None)
     small, large = (
-        forecast._needs.of(planning.ClipWish(*size, image=False)) for size in ((64, 64, 9), (512, 512, 121))
+        forecast._needs.of(planning.ClipWish(*size, image=False)) for size in ((64, 64, 9), (256, 256, 33))
     )
-    assert 3 * small < large
-    return loaded_gib(served[1]) + 1.5 * small / GIB
+    assert 2 * small < large
+    return loaded_gib(served[1]) + 0.75 * large / GIB
 
 
 def test_a_clip_that_does_not_fit_is_refused_with_one_that_does(serve, room):
     with serve(limits=Limits(max_memory_gb=room)) as client:
         field, message = refusal(client.post("/v1/videos", json=LARGE))
         assert field == "num_frames"
-        assert "`num_frames` 121 of 512x512 pixels (`width`, `height`) would take about" in message
+        assert "`num_frames` 33 of 256x256 pixels (`width`, `height`) would take about" in message
         assert client.get("/v1/videos").json()["data"] == []
-        width, height = map(int, message.rpartition(" pixels")[0].split()[-1].split("x"))
+        fits = r"what fits is (\d+) frames of this size, or (\d+)x(\d+) pixels of this length$"
+        frames, width, height = map(int, re.search(fits, message).groups())
         assert finished(client, create(client, **JOB))["status"] == "completed"
-        assert client.post("/v1/videos", json={**LARGE, "width": width, "height": height}).status_code == 200
-        field, _ = refusal(client.post("/generate", json={**QUICK, "width": 512, "height": 512, "num_frames": 121}))
+        for smaller in ({"num_frames": frames}, {"width": width, "height": height}):
+            assert client.post("/v1/videos", json={**LARGE, **smaller}).status_code == 200
+        field, _ = refusal(client.post("/generate", json={**QUICK, "width": 256, "height": 256, "num_frames": 33}))
         assert field == "num_frames"
         assert generate(client, **QUICK)["resolution"] == "64x64"
 

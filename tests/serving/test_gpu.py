@@ -58,3 +58,14 @@ def test_replicas_share_a_gpu(tmp_path):
 def test_a_device_that_is_not_there_ends_the_start(tmp_path):
     with pytest.raises(RuntimeError, match="cannot be used"):
         Server(tmp_path / "data", "--device", "cuda:99")
+
+
+def test_a_clip_that_a_card_cannot_hold_is_refused(tmp_path):
+    options = ("--checkpoint", str(tiny_checkpoint("2.0")), "--device", "cuda", "--max-memory-gb", "0.1")
+    server = Server(tmp_path / "data", *options)
+    try:
+        assert server.finished(server.told("POST", "/v1/videos", JOB)["id"])["status"] == "completed"
+        status, content = server.ask("POST", "/v1/videos", {**JOB, "width": 1024, "height": 1024, "num_frames": 121})
+        assert status == 422 and b"of memory beside the checkpoint" in content
+    finally:
+        server.stop()

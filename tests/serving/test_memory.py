@@ -1,6 +1,7 @@
 """Clips that do not fit into memory are refused before they are queued."""
 
 import json
+import re
 import time
 from dataclasses import replace
 
@@ -16,8 +17,8 @@ from ltx2_diffusers.serving.settings import Limits
 from tests.serving.clips import create, finished, generate, refusal
 from tests.serving.conftest import JOB, QUICK
 
-GIB = 2**30
-LARGE = {**JOB, "width": 512, "height": 512, "num_frames": 121}
+GIB, MIB = 2**30, 2**20
+LARGE = {**JOB, "width": 256, "height": 256, "num_frames": 33}
 
 
 def loaded_gib(runner) -> float:
@@ -29,22 +30,24 @@ def room(served) -> float:
     """GiB in which small clips fit, and large ones do not."""
     forecast = served[1].model.forecast(None)
     small, large = (
-        forecast._needs.of(planning.ClipWish(*size, image=False)) for size in ((64, 64, 9), (512, 512, 121))
+        forecast._needs.of(planning.ClipWish(*size, image=False)) for size in ((64, 64, 9), (256, 256, 33))
     )
-    assert 4 * small < large
-    return loaded_gib(served[1]) + 2 * small / GIB
+    assert 2 * small < large
+    return loaded_gib(served[1]) + 0.75 * large / GIB
 
 
 def test_a_clip_that_does_not_fit_is_refused_with_one_that_does(serve, room):
     with serve(limits=Limits(max_memory_gb=room)) as client:
         field, message = refusal(client.post("/v1/videos", json=LARGE))
         assert field == "num_frames"
-        assert "`num_frames` 121 of 512x512 pixels (`width`, `height`) would take about" in message
+        assert "`num_frames` 33 of 256x256 pixels (`width`, `height`) would take about" in message
         assert client.get("/v1/videos").json()["data"] == []
-        width, height = map(int, message.rpartition(" pixels")[0].split()[-1].split("x"))
+        fits = r"what fits is (\d+) frames of this size, or (\d+)x(\d+) pixels of this length$"
+        frames, width, height = map(int, re.search(fits, message).groups())
         assert finished(client, create(client, **JOB))["status"] == "completed"
-        assert client.post("/v1/videos", json={**LARGE, "width": width, "height": height}).status_code == 200
-        field, _ = refusal(client.post("/generate", json={**QUICK, "width": 512, "height": 512, "num_frames": 121}))
+        for smaller in ({"num_frames": frames}, {"width": width, "height": height}):
+            assert client.post("/v1/videos", json={**LARGE, **smaller}).status_code == 200
+        field, _ = refusal(client.post("/generate", json={**QUICK, "width": 256, "height": 256, "num_frames": 33}))
         assert field == "num_frames"
         assert generate(client, **QUICK)["resolution"] == "64x64"
 
@@ -120,4 +123,5 @@ def test_lines_agree_with_what_is_counted(served, size, two_stage):
     counted = planning.Needs(counts, wish, clips).clip_stages(None, PassLayout(), "streamed" if streamed else "whole")
     most = max(stage.activations for stage in counted)
     said = max(peak.activations for peak in needs._lines.peaks(wish, clips, streamed))
-    assert said / (1 + MARGIN) <= most <= said * (1 + MARGIN)
+    # Kernels of a CPU that small clips take need less room for themselves.
+    assert most / (1 + MARGIN) <= said <= most * (1 + MARGIN) + 32 * MIB

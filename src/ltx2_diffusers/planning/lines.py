@@ -111,7 +111,9 @@ class Lines:
         if wish.two_stage and self._upsampling is not None:
             found += [(("latent_upsampler",), self._upsampling.at(first)), ((DENOISER,), self._alone.at(clip))]
         found.append((("audio_vae", "vocoder"), self._sound.at(clip)))
-        found.append((("vae",), (self._streamed if streamed else self._whole).at(clip)))
+        # Of few frames a decoder that streams never holds as many as it can.
+        decoding = min(self._whole.at(clip), self._streamed.at(clip)) if streamed else self._whole.at(clip)
+        found.append((("vae",), decoding))
         return [Peak(uses, wish.num_videos * size) for uses, size in found]
 
     def _line(self, count: Callable[["ClipPlan"], int], of_frame: bool = False) -> Line:

@@ -4,6 +4,7 @@ import logging
 import os
 import queue
 import re
+import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -175,8 +176,12 @@ def _join(fleet: Fleet) -> None:
 
     if fleet.address != LOCAL:
         try:
+            host, _, port = fleet.address.rpartition(":")
+            if host:
+                # Ray itself would try for minutes.
+                socket.create_connection((host, int(port)), _CLOSE_S).close()
             ray.init(fleet.address, log_to_driver=False, logging_level=logging.WARNING)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             raise ValueError(
                 f"--ray {fleet.address}: there is no Ray cluster ({error}); start one with: ray start --head"
             ) from error

@@ -37,7 +37,7 @@ LACKING = {
     "serve": SERVE,
     "train config.yaml": TRAIN,
     "data split-scenes folder clips": TRAIN,
-    "data references folder --kind canny": TRAIN,
+    "data references folder --kind edges": TRAIN,
     "data caption folder --model MODEL --use-8bit --device cuda": "pip install 'ltx2-diffusers[quantized]'",
     "info model.gguf": "pip install gguf",
     "generate --prompt waves --checkpoint model.gguf": "pip install gguf",
@@ -62,7 +62,7 @@ json.dump(said, sys.stdout)
 
 
 @pytest.mark.slow
-def test_commands_without_extras(tmp_path, media):
+def test_commands_without_extras(tmp_path, media):  # noqa: F811 (the fixture)
     (tmp_path / "model.gguf").write_bytes(b"GGUF" + bytes(60))
     (tmp_path / "folder").mkdir()
     shutil.copy(media / "clip.mp4", tmp_path / "folder")

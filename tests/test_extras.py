@@ -37,7 +37,7 @@ LACKING = {
     "serve": SERVE,
     "train config.yaml": TRAIN,
     "data split-scenes folder clips": TRAIN,
-    "data references folder --kind canny": TRAIN,
+    "data references folder --kind edges": TRAIN,
     "data caption folder --model MODEL --use-8bit --device cuda": "pip install 'ltx2-diffusers[quantized]'",
     "info model.gguf": "pip install gguf",
     "generate --prompt waves --checkpoint model.gguf": "pip install gguf",

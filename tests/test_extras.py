@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from ltx2_diffusers.data.tables import library
 from scripts.try_extras import COMMANDS
 from tests.cli.conftest import media  # noqa: F401 (a fixture)
 from tests.training.running import config
@@ -38,9 +39,7 @@ LACKING = {
     "train config.yaml": TRAIN,
     "data split-scenes folder clips": TRAIN,
     "data references folder --kind edges": TRAIN,
-    "data caption folder --model MODEL --use-8bit --device cuda": "pip install 'ltx2-diffusers[quantized]'",
     "info model.gguf": "pip install gguf",
-    "generate --prompt waves --checkpoint model.gguf": "pip install gguf",
 }
 HELPFUL = ("generate", "storyboard", "replay", "info", "convert", "calibrate", "plan", "doctor", "data", "serve")
 CODE = """
@@ -100,3 +99,12 @@ def test_a_tracker_that_is_not_installed_is_named_before_anything_is_loaded(tmp_
     extra = "wandb" if name == "wandb" else "train"
     with pytest.raises(ImportError, match=rf"needs {name}; install it with pip install 'ltx2-diffusers\[{extra}\]'"):
         LTX2Trainer(settings).train()
+
+
+@pytest.mark.parametrize(("name", "package"), [("bitsandbytes",) * 2, ("wandb",) * 2, ("cv2", "opencv-python")])
+def test_a_missing_package_is_named_with_the_extra_that_brings_it(monkeypatch, name, package):
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError) as error:
+        library(name, "this")
+    (extra,) = re.findall(r"ltx2-diffusers\[(\w+)\]", str(error.value))
+    assert any(one.startswith(package) for one in EXTRAS[extra])

@@ -87,6 +87,8 @@ def main() -> None:
         base = environment(folder / "base")
         install(base, str(wheel))
         print("without extras:", said(base, "-m", "ltx2_diffusers.cli.main", "--version").strip(), flush=True)
+        small = ("--width", "32", "--height", "32", "--num-frames", "1", "--steps", "1", "-o", "clip.mp4")
+        said(base, "-m", "ltx2_diffusers.cli.main", "generate", "--prompt", "waves", *small)
         print(said(base, "-m", "ltx2_diffusers.cli.main", "serve", status=2).splitlines()[-1], flush=True)
         for extra in extras:
             python = environment(folder / extra, folder / "base")

@@ -41,6 +41,12 @@ LACKING = {
     "data references folder --kind edges": TRAIN,
     "info model.gguf": "pip install gguf",
 }
+# What needs no extra at all.
+GENERATES = (
+    "generate --prompt waves -o out.mp4 --width 32 --height 32 --num-frames 1 --steps 1 --device cpu",
+    "plan ltx2-mini --vram 16",
+    "info ltx2-mini",
+)
 HELPFUL = ("generate", "storyboard", "replay", "info", "convert", "calibrate", "plan", "doctor", "data", "serve")
 CODE = """
 import contextlib, io, json, sys
@@ -65,7 +71,7 @@ def test_commands_without_extras(tmp_path, media):  # noqa: F811 (a fixture)
     (tmp_path / "model.gguf").write_bytes(b"GGUF" + bytes(60))
     (tmp_path / "folder").mkdir()
     shutil.copy(media / "clip.mp4", tmp_path / "folder")
-    commands = [*LACKING, *(f"{name} --help" for name in HELPFUL)]
+    commands = [*LACKING, *GENERATES, *(f"{name} --help" for name in HELPFUL)]
     result = subprocess.run(
         [sys.executable, "-c", CODE.format(packages=PACKAGES)],
         input=json.dumps(commands),
@@ -76,6 +82,7 @@ def test_commands_without_extras(tmp_path, media):  # noqa: F811 (a fixture)
     assert result.returncode == 0, result.stderr
     said = json.loads(result.stdout)
     assert {name: said[f"{name} --help"][0] for name in HELPFUL} == dict.fromkeys(HELPFUL, 0)
+    assert {name: said[name] for name in GENERATES if said[name][0] != 0} == {}
     for command, installs in LACKING.items():
         status, text = said[command]
         assert (status, installs in text.splitlines()[-1]) == (2, True), (command, text)

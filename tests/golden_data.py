@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from functools import cache
 from pathlib import Path
 
@@ -10,8 +9,8 @@ import torch
 from safetensors import safe_open
 
 from ltx2_diffusers.checkpoints.tolerances import TOLERANCES
+from tests.golden_parts import GOLDEN_DIR, golden_file
 
-GOLDEN_DIR = Path(os.environ.get("LTX2_GOLDEN_DIR", Path(__file__).parent / "golden"))
 # What two ways to one result may differ by on the same machine, through one model and through a pipeline.
 EQUAL_MODELS = TOLERANCES["equal models"].absolute
 EQUAL_PIPELINES = TOLERANCES["equal pipelines"].absolute
@@ -21,7 +20,7 @@ PLANTED = 1e-3
 
 def golden_cases(folder: str, pattern: str = "*.safetensors") -> list[Path]:
     """Files of `folder` that match `pattern`, sorted; an empty selection is an error, so that no test vanishes."""
-    found = sorted((GOLDEN_DIR / folder).glob(pattern))
+    found = sorted(path.with_name(path.name.replace(".part.", ".")) for path in (GOLDEN_DIR / folder).glob(pattern))
     if not found:
         raise FileNotFoundError(f"no golden vectors match {GOLDEN_DIR / folder / pattern}")
     return found
@@ -29,13 +28,13 @@ def golden_cases(folder: str, pattern: str = "*.safetensors") -> list[Path]:
 
 def load_tensors(path: Path | str) -> dict[str, torch.Tensor]:
     """All tensors of a safetensors file; `path` is relative to the golden folder, or as `golden_cases` returns it."""
-    with safe_open(GOLDEN_DIR / path, framework="pt") as file:
+    with safe_open(golden_file(path), framework="pt") as file:
         return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
 
 
 def load_metadata(path: Path | str) -> dict[str, str]:
     """The safetensors metadata of a file."""
-    with safe_open(GOLDEN_DIR / path, framework="pt") as file:
+    with safe_open(golden_file(path), framework="pt") as file:
         return file.metadata() or {}
 
 

@@ -39,7 +39,7 @@ ENTRIES = [name for one in PAGES for name in re.findall(r"^::: (\S+)$", one.text
 MESSAGES = re.findall(r"^```text\n(.*?)\n```$", page("troubleshooting.md").text, flags=re.DOTALL | re.MULTILINE)
 # Least share of a message that is text of the source, and no value.
 LEAST_TEXT = 0.35
-IMAGES_BYTES = 700_000
+IMAGES_BYTES = 400_000
 # Public names of diffusers and of the original code, which pages that compare name.
 FOREIGN = {"LTX2HDRPipeline"}
 
@@ -67,10 +67,12 @@ def test_the_miniature_does_best_without_stg_as_the_page_says():
 def test_pictures_are_shown_and_small():
     """What a script draws is shown by the page whose snippets make it, with its clips."""
     for name, (place, clips) in site_pictures.PICTURES.items():
-        assert f"../images/{name}.jpg" in page(place).text
+        assert f"../images/{name}.webp" in page(place).text
         made = "".join(page(place).blocks("python"))
         assert [file for file in clips.values() if file.startswith("out/") and f'"{file}"' not in made] == []
-    drawn = {f"{name}.jpg" for name in site_pictures.PICTURES} | {site_figures.FIGURE.name, "ltx2-mini.jpg"}
+    assert f"../images/{site_pictures.SCREEN}.webp" in page("guides/serving.md").text
+    drawn = {f"{name}.webp" for name in (*site_pictures.PICTURES, site_pictures.SCREEN, "ltx2-mini")}
+    drawn.add(site_figures.FIGURE.name)
     images = list((DOCS / "images").iterdir())
     assert {image.name for image in images} == drawn
     assert sum(image.stat().st_size for image in images) <= IMAGES_BYTES

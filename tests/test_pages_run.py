@@ -16,6 +16,7 @@ from ltx2_diffusers import packaged_checkpoint
 from scripts.pages import PAGES, README, ROOT, write_media
 from tests.adapters.files import save_random_loras
 from tests.golden_data import GOLDEN_DIR
+from tests.golden_parts import golden_file
 
 MARK = "# needs the published weights and a GPU\n"
 SNIPPETS = [(one.name, code) for one in PAGES for code in one.blocks("python") if not code.startswith(MARK)]
@@ -40,7 +41,7 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("pages")
     write_media(folder)
     shutil.copyfile(GOLDEN_DIR / "checkpoint" / "ltx-2-tiny-dev.safetensors", folder / "ltx-2-19b-dev.safetensors")
-    scaled = GOLDEN_DIR / "checkpoint" / "fp8" / "ltx-2-tiny-dev-fp8.safetensors"
+    scaled = golden_file("checkpoint/fp8/ltx-2-tiny-dev-fp8.safetensors")
     shutil.copyfile(scaled, folder / "ltx-2-19b-dev-fp8.safetensors")
     shutil.copytree(GOLDEN_DIR / "checkpoint" / "expected_diffusers" / "ltx-2-tiny-dev", folder / "gemma-3-12b")
     for name in ("conversion", "examples"):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tarfile
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,19 @@ def test_the_archive_holds_every_file(tmp_path):
     subprocess.run([sys.executable, "-c", build], cwd=tree, check=True, capture_output=True)
     with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
+    assert files - names == set()
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_every_file_of_the_package(tmp_path):
+    tree = shutil.copytree(ROOT, tmp_path / "tree", ignore=MADE)
+    build = f"from setuptools.build_meta import build_wheel; build_wheel({str(tmp_path)!r})"
+    subprocess.run([sys.executable, "-c", build], cwd=tree, check=True, capture_output=True)
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
+        names = set(wheel.namelist())
+    files = {
+        str(path.relative_to(tree / "src")) for path in (tree / "src" / "ltx2_diffusers").rglob("*") if path.is_file()
+    }
     assert files - names == set()
 
 

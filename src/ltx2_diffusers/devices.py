@@ -2,6 +2,7 @@
 
 import math
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -58,6 +59,10 @@ HOST_BYTES = int(2.5 * 2**30)
 """What Python, PyTorch with CUDA and the libraries take of host memory before the first weight."""
 
 
+_GROUPS, _OWN_GROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+_FIRST_VERSION = ("limit_in_bytes", "usage_in_bytes")
+
+
 def device_named(name: str | None) -> Gpu:
     """The device of a name, or the usual one.
 
@@ -91,7 +96,42 @@ def free_gib(device: "torch.device | str") -> float | None:
 
 
 def host_gib() -> float:
-    """GiB of host memory that this machine can still give."""
+    """GiB of host memory that this machine can still give, and the group of processes that this one runs in may take."""
+    of_group = _group_bytes(_GROUPS, _OWN_GROUP)
+    return _machine_gib() if of_group is None else min(_machine_gib(), of_group / 2**30)
+
+
+def _group_bytes(groups: Path, own: Path) -> float | None:
+    """Bytes that the control groups of Linux leave to this process; `None` if none of them has a limit."""
+    free: list[int] = []
+    try:
+        lines = [line.split(":", 2) for line in own.read_text().splitlines()]
+    except OSError:
+        return None
+    for _, controllers, name in lines:
+        if controllers not in ("", "memory"):
+            continue
+        # The second version has one tree and other names than the first one.
+        root, files = (groups, ("max", "current")) if not controllers else (groups / "memory", _FIRST_VERSION)
+        group = root / name.lstrip("/")
+        for place in (group, *group.parents):
+            if place.is_relative_to(root):
+                free += _left(place, *files)
+    # The first version says that there is no limit by a huge one.
+    return min((left for left in free if left < 2**60), default=None)
+
+
+def _left(group: Path, limit: str, used: str) -> list[int]:
+    """Bytes that one group leaves, if it has a limit; what the system keeps of files is given back on demand."""
+    try:
+        most, taken = (int((group / f"memory.{name}").read_text()) for name in (limit, used))
+        kept = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        return [max(most - taken + int(kept.get("total_inactive_file", kept.get("inactive_file", 0))), 0)]
+    except (OSError, ValueError):
+        return []
+
+
+def _machine_gib() -> float:
     try:
         with open("/proc/meminfo") as file:
             fields = dict(line.split(":") for line in file)

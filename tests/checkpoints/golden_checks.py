@@ -9,6 +9,7 @@ import torch
 import ltx2_diffusers
 from ltx2_diffusers.checkpoints.self_check import call, connectors, decode, encode, transformer
 from tests.golden_data import GOLDEN_DIR, assert_within, load_json, load_tensors
+from tests.golden_parts import golden_file
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class GoldenCheck:
     def model(self) -> Any:
         """The component; its weights are in the original layout or in diffusers'."""
         model_class, folder = getattr(ltx2_diffusers, self.class_name), GOLDEN_DIR / self.folder
-        original, config = folder / self.weights, folder / "config.json"
+        original, config = golden_file(folder / self.weights), folder / "config.json"
         if original.is_file():
             options = {"config": folder} if config.is_file() else {}
             return model_class.from_single_file(original, dtype=torch.float32, device="cpu", **options)

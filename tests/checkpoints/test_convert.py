@@ -21,12 +21,13 @@ from ltx2_diffusers.checkpoints.convert import (
     original_components,
 )
 from ltx2_diffusers.checkpoints.safetensors_io import SafetensorsFile, tensor_differences
-from tests.golden_data import GOLDEN_DIR, load_json, load_metadata, load_tensors
+from tests.golden_data import load_json, load_metadata, load_tensors
+from tests.golden_parts import golden_file
 
 from .tiny import CHECKPOINTS, CLASSES, MODELS, UPSCALERS, V20, V23, expected_folder
 
 REPOSITORY = Path(__file__).parents[2]
-FP8 = GOLDEN_DIR / "checkpoint" / "fp8" / "ltx-2-tiny-dev-fp8.safetensors"
+FP8 = golden_file("checkpoint/fp8/ltx-2-tiny-dev-fp8.safetensors")
 SPATIAL = {V20.name: UPSCALERS[0], V23.name: next(path for path in UPSCALERS if "2.3" in path.name)}
 
 

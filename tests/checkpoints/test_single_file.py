@@ -9,11 +9,12 @@ from safetensors.torch import save_file
 from ltx2_diffusers.checkpoints import class_names, keys
 from ltx2_diffusers.checkpoints.hub_files import local_file
 from ltx2_diffusers.checkpoints.original import OriginalCheckpoint
-from tests.golden_data import GOLDEN_DIR, assert_within, golden_cases, load_json, load_tensors
+from tests.golden_data import assert_within, golden_cases, load_json, load_tensors
+from tests.golden_parts import golden_file
 
 from .tiny import CHECKPOINTS, CLASSES, MODELS, V20, V23, expected_folder
 
-FP8 = GOLDEN_DIR / "checkpoint" / "fp8" / "ltx-2-tiny-dev-fp8.safetensors"
+FP8 = golden_file("checkpoint/fp8/ltx-2-tiny-dev-fp8.safetensors")
 # Whole-pipeline vectors belong to the pipelines' tests.
 OUTPUTS = [path for path in golden_cases("checkpoint/outputs") if not path.stem.endswith("_pipeline")]
 CASES = [

@@ -1,5 +1,6 @@
 import threading
 import wave
+from dataclasses import replace
 
 import av
 import numpy as np
@@ -7,16 +8,13 @@ import pytest
 import torch
 
 from ltx2_diffusers.media import writing
-from ltx2_diffusers.media.muxing import replace_audio
+from ltx2_diffusers.media.muxing import join_clips, replace_audio
 from ltx2_diffusers.media.reading import probe, read_audio, read_video
-from ltx2_diffusers.media.writing import write_audio, write_video
+from ltx2_diffusers.media.streaming import ClipWriter
+from ltx2_diffusers.media.writing import ClipFile, write_audio, write_video
+from tests.pipelines.watching import packets
 
 from .clips import gradient_clip, tone
-
-
-def packets(path, kind):
-    with av.open(str(path)) as container:
-        return [bytes(packet) for packet in container.demux(**{kind: 0}) if packet.size]
 
 
 @pytest.fixture
@@ -140,11 +138,15 @@ def test_a_growing_file_can_be_read_before_its_end_and_holds_the_same(tmp_path):
             if len(sizes) == 12:
                 with av.open(str(growing)) as begun:
                     assert next(begun.decode(video=0)).width == 64
+                with av.open(str(growing)) as begun:
+                    seconds = sum(frame.samples for frame in begun.decode(audio=0)) / 24000
+                # Sound lies beside the pictures that it belongs to.
+                assert 0.5 < seconds < 3.0
                 assert not path.exists()
             yield chunk
 
     sound = tone(3.0)
-    assert write_video(path, frames(), 24, sound, 24000, growing=growing) == path
+    assert write_video(ClipFile(path, growing), frames(), 24, sound, 24000) == path
     assert sizes[-1] > sizes[len(sizes) // 2] > 0
     assert not growing.exists()
     whole = write_video(tmp_path / "whole.mp4", noise, 24, sound, 24000)
@@ -158,8 +160,57 @@ def test_a_growing_file_is_gone_after_an_error(tmp_path):
         raise RuntimeError("the decoder broke")
 
     with pytest.raises(RuntimeError, match="the decoder broke"):
-        write_video(tmp_path / "clip.mp4", frames(), 24, growing=tmp_path / "growing.mp4")
+        write_video(ClipFile(tmp_path / "clip.mp4", tmp_path / "growing.mp4"), frames(), 24)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_who_watches_is_told_how_many_frames_are_encoded_and_may_end_it(tmp_path):
+    told = []
+    path = write_video(ClipFile(tmp_path / "clip.mp4", on_frames=told.append), gradient_clip(12).split(4), 24)
+    assert (told[0], told == sorted(told), told[-1]) == (0, True, 12)
+    path.unlink()
+
+    def stop(num_frames):
+        if num_frames:
+            raise KeyError("enough")
+
+    with pytest.raises(KeyError, match="enough"):
+        write_video(ClipFile(path, tmp_path / "growing.mp4", on_frames=stop), gradient_clip(12).split(4), 24)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_without_sound_has_none_whatever_is_given(tmp_path):
+    file = ClipFile(tmp_path / "clip.mp4", sound=False)
+    frames = gradient_clip(4)
+    assert probe(write_video(file, frames, 24, tone(), 24000)).sampling_rate is None
+    with ClipWriter(file, 24, 24000) as writer:
+        writer.write(frames, tone())
+    assert probe(file).sampling_rate is None
+    source = write_video(tmp_path / "source.mp4", frames, 24, tone(), 24000)
+    assert probe(write_video(file, frames, 24, audio_source=source)).sampling_rate is None
+    assert probe(join_clips([source, source], file, [tone(), tone()], 24000)).sampling_rate is None
+    with pytest.raises(ValueError, match="leave `sound=False` out"):
+        replace_audio(source, file, tone(), 24000)
+
+
+def test_packets_are_copied_into_a_growing_file(tmp_path):
+    source = write_video(tmp_path / "source.mp4", gradient_clip(48), 24)
+    file, told = ClipFile(tmp_path / "clip.mp4", tmp_path / "growing.mp4"), []
+    plain = replace_audio(source, tmp_path / "plain.mp4", tone(2.0), 24000)
+    replace_audio(source, replace(file, on_frames=lambda _: told.append(file.growing.exists())), tone(2.0), 24000)
+    assert (len(told), told[-1]) == (48, True)
+    assert (b"moof" in file.path.read_bytes(), b"moof" in plain.read_bytes()) == (True, False)
+    for kind in ("video", "audio"):
+        assert packets(file.path, kind) == packets(plain, kind)
+
+
+@pytest.mark.parametrize(
+    ("growing", "message"), [("clip.mp4", "both"), ("clip.tmp", r"clip\.mp4"), ("./new/../clip.mp4", "both")]
+)
+def test_the_name_of_a_growing_file_is_one_of_its_kind_and_another(tmp_path, monkeypatch, growing, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        ClipFile(tmp_path / "clip.mp4", growing)
 
 
 def test_frames_of_different_sizes_are_refused(tmp_path):

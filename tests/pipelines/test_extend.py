@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from ltx2_diffusers import ClipFile
 from ltx2_diffusers.media.reading import probe, read_audio, read_video
 from ltx2_diffusers.media.writing import write_video
 from ltx2_diffusers.models.mel import resample
@@ -325,6 +326,29 @@ def test_streaming_holds_the_frames_of_one_segment_at_a_time(pipe, monkeypatch, 
         extend(pipe, num_segments=5, save_path=tmp_path / "long.mp4", output_type="pil")
     # No decoded frames of earlier segments; of their latents only those that drift control compares with.
     assert alive == [(0, 1), (0, 2), (0, 2), (0, 2), (0, 2)]
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_a_file_grows_by_chunks_of_segments(pipe, tmp_path, direction):
+    call, told, decoded = {"num_segments": 2, "direction": direction, "output_type": "uint8"}, [], []
+    hook = pipe.vae.decoder.up_blocks[-1].register_forward_hook(lambda *_: decoded.append(1))
+    pipe.vae.enable_streaming(4)
+    extend(pipe, **call, save_path=tmp_path / "plain.mp4")
+    whole, decoded[:] = len(decoded), []
+    file = ClipFile(
+        tmp_path / "clip.mp4", tmp_path / "growing.mp4", on_frames=lambda n: told.append((n, len(decoded)))
+    )
+    extend(pipe, **call, save_path=file)
+    extend(pipe, **call, save_path=ClipFile(tmp_path / "silent.mp4", sound=False))
+    pipe.vae.use_streaming = None
+    hook.remove()
+    # Nothing of a segment is decoded before what comes before it is written.
+    assert told[0][1] < whole // 2 and told[-1][0] == probe(file).num_frames
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.mp4", "plain.mp4", "silent.mp4"]
+    for kind in ("video", "audio"):
+        assert packets(file, kind) == packets(tmp_path / "plain.mp4", kind)
+    assert packets(tmp_path / "silent.mp4", "video") == packets(file, "video")
+    assert probe(tmp_path / "silent.mp4").sampling_rate is None
 
 
 # --- interruption ---

@@ -1,15 +1,18 @@
 """A call with `save_path` writes what saving its output would write, while it decodes, and a whole file or none."""
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from ltx2_diffusers import LTX2LatentUpsamplePipeline, LTX2TextToAudioPipeline, LTX2VideoToAudioPipeline
+from ltx2_diffusers import ClipFile, LTX2LatentUpsamplePipeline, LTX2TextToAudioPipeline, LTX2VideoToAudioPipeline
 from ltx2_diffusers.media import writing
+from ltx2_diffusers.media.reading import probe
 from tests.golden_data import EQUAL_PIPELINES
 from tests.pipelines.tiny import NO_GUIDANCE, PROMPT, SIZE, load, seeded
+from tests.pipelines.watching import packets
 
 CALL = {**SIZE, **NO_GUIDANCE, "max_sequence_length": 64, "num_frames": 17}
 
@@ -128,6 +131,61 @@ def test_an_error_on_either_side_leaves_no_file(streaming, tmp_path, monkeypatch
     assert [path.name for path in tmp_path.iterdir()] == ["clip.mp4"]
 
 
+def test_a_file_that_grows_holds_the_same(pipe, tmp_path):
+    plain, file = tmp_path / "plain.mp4", ClipFile(tmp_path / "clip.mp4", tmp_path / "growing.mp4")
+    make(pipe, save_path=plain, num_frames=33)
+    output = make(pipe, save_path=file, num_frames=33)
+    assert output.info["path"] == str(file.path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.mp4", "plain.mp4"]
+    assert b"moof" in file.path.read_bytes()
+    for kind in ("video", "audio"):
+        assert packets(file.path, kind) == packets(plain, kind)
+    make(pipe, output_type="uint8", num_frames=33).save(replace(file, path=tmp_path / "saved.mp4"))
+    assert (tmp_path / "saved.mp4").read_bytes() == file.path.read_bytes()
+
+
+def test_each_clip_of_a_batch_grows_under_a_name_of_its_own(streaming, tmp_path):
+    told = []
+    names = {f"{stem}-{index}.mp4" for stem in ("growing", "clip") for index in (0, 1)}
+
+    def note(_):
+        told.append({path.name for path in tmp_path.iterdir()} & names)
+
+    make_two(streaming, save_path=ClipFile(tmp_path / "clip.mp4", tmp_path / "growing.mp4", on_frames=note))
+    assert sorted(told[-1]) == ["clip-0.mp4", "growing-1.mp4"]
+    assert {"growing-0.mp4"} in told
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clip-0.mp4", "clip-1.mp4"]
+
+
+def test_without_sound_the_frames_are_the_same_and_none_is_decoded(shared, tmp_path):
+    make(shared, save_path=tmp_path / "plain.mp4")
+    hook = shared.vocoder.register_forward_pre_hook(lambda *_: pytest.fail("sound was decoded"))
+    make(shared, save_path=ClipFile(tmp_path / "silent.mp4", sound=False))
+    hook.remove()
+    assert packets(tmp_path / "silent.mp4", "video") == packets(tmp_path / "plain.mp4", "video")
+    assert probe(tmp_path / "silent.mp4").sampling_rate is None
+
+
+@pytest.mark.parametrize("call", [make, make_two])
+def test_a_watcher_ends_the_decoding_between_its_chunks(streaming, tmp_path, call):
+    decoded, stops = [], [False]
+
+    def watch(_):
+        if stops[0] and len(decoded) > 1:
+            raise KeyError("enough")
+
+    hook = streaming.vae.decoder.up_blocks[-1].register_forward_hook(lambda *_: decoded.append(1))
+    file = ClipFile(tmp_path / "clip.mp4", tmp_path / "growing.mp4", on_frames=watch)
+    call(streaming, save_path=file, num_frames=33)
+    whole, stops[0] = len(decoded), True
+    decoded.clear()
+    with pytest.raises(KeyError, match="enough"):
+        call(streaming, save_path=replace(file, path=tmp_path / "other.mp4"), num_frames=33)
+    hook.remove()
+    assert len(decoded) <= 4 < whole
+    assert not list(tmp_path.glob("other*")) and not list(tmp_path.glob("growing*"))
+
+
 def test_an_interrupted_call_writes_what_there_is(streaming, tmp_path):
     def stop(pipeline, _step, _timestep, _tensors):
         pipeline._interrupt = True
@@ -173,6 +231,10 @@ def test_sound_alone_becomes_a_wav_file(shared, tmp_path):
     assert (tmp_path / "written.wav").read_bytes() == (tmp_path / "saved.wav").read_bytes()
     with pytest.raises(ValueError, match=r"\.wav"):
         pipe(PROMPT, **call, save_path=tmp_path / "written.mp4")
+    with pytest.raises(ValueError, match="makes sound alone"):
+        pipe(PROMPT, **call, save_path=ClipFile(tmp_path / "written.wav"))
+    with pytest.raises(ValueError, match="the output holds none"):
+        pipe(PROMPT, **call).save(ClipFile(tmp_path / "other.wav"))
 
 
 def test_given_pictures_are_copied_beside_new_sound(shared, tmp_path):

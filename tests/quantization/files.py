@@ -6,11 +6,12 @@ import torch
 
 from ltx2_diffusers import LTX2AVTransformer3DModel
 from tests.golden_data import GOLDEN_DIR, load_json, load_tensors
+from tests.golden_parts import golden_file
 
 CHECKPOINTS = GOLDEN_DIR / "checkpoint"
 FULL = CHECKPOINTS / "ltx-2-tiny-dev.safetensors"
 FULL_23 = CHECKPOINTS / "ltx-2.3-tiny-dev.safetensors"
-FP8 = CHECKPOINTS / "fp8" / "ltx-2-tiny-dev-fp8.safetensors"
+FP8 = golden_file("checkpoint/fp8/ltx-2-tiny-dev-fp8.safetensors")
 AMAX = CHECKPOINTS / "fp8" / "calibration_amax.json"
 PREFIX = "model.diffusion_model."
 FORWARD = load_tensors("checkpoint/fp8/expected/forward_fp32.safetensors")

@@ -11,6 +11,7 @@ from ltx2_diffusers.serving.app import create_app
 from ltx2_diffusers.serving.running import LocalRunner
 from ltx2_diffusers.serving.settings import Limits, Settings
 from tests.cli.conftest import media, save_loras  # noqa: F401 (a fixture)
+from tests.serving.databases import PostgreSQL
 from tests.tiny_checkpoints import tiny_checkpoint
 
 SMALL = {"width": 64, "height": 64, "num_frames": 9}
@@ -31,6 +32,13 @@ def served(tmp_path_factory) -> tuple[Path, LocalRunner]:
     save_loras(loras)
     adapters = {"strong": [loras / "strong.safetensors", 1.0], "reference": [loras / "reference.safetensors", 1.0]}
     return data, LocalRunner({**engine_options(), "adapters": adapters}, data / "results", TIME_LIMIT_S)
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PostgreSQL]:
+    server = PostgreSQL()
+    yield server
+    server.remove()
 
 
 @pytest.fixture

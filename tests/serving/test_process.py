@@ -12,6 +12,7 @@ from benchmarks.serving_load import Server
 from ltx2_diffusers.serving.running import WorkerDied
 from ltx2_diffusers.serving.worker import WorkerProcess
 from tests.serving.conftest import JOB, QUICK
+from tests.serving.test_storyboards import BOARD, equal
 from tests.tiny_checkpoints import tiny_checkpoint
 
 pytestmark = pytest.mark.slow
@@ -60,6 +61,39 @@ def test_a_killed_worker_is_replaced_and_the_job_made(server):
     assert times_run(server, job) == 1
     assert b"ltx2_worker_deaths_total 1.0" in server.ask("GET", "/metrics")[1]
     assert server.ask("POST", "/generate", QUICK)[0] == 200
+
+
+@pytest.mark.parametrize("what", ["worker", "server"])
+def test_a_storyboard_goes_on_in_the_shot_in_which_its_worker_or_server_was_killed(server, tmp_path, what):
+    wanted = {**BOARD, "num_inference_steps": 40, "shots": [*BOARD["shots"], {"prompt": "Rain.", "duration_s": 0.4}]}
+    undisturbed = server.told("POST", "/v1/storyboards", wanted)["id"]
+    assert server.finished(undisturbed)["shots"] == {"finished": 3, "total": 3}
+    job = server.told("POST", "/v1/storyboards", wanted)["id"]
+    while server.told("GET", f"/v1/videos/{job}")["shots"]["finished"] < 1:
+        time.sleep(0.02)
+    first = server.ask("GET", f"/v1/videos/{job}/shots/1/content")[1]
+    # In the middle of the second one.
+    begun = server.told("GET", f"/v1/videos/{job}")["progress"]
+    while server.told("GET", f"/v1/videos/{job}")["progress"] <= begun + 2:
+        time.sleep(0.02)
+    folder = tmp_path / "data" / "results" / job
+    segment = folder / "film.mp4.segments" / "0001.mp4"
+    made = segment.stat().st_mtime_ns
+    if what == "worker":
+        os.kill(server.worker(), signal.SIGKILL)
+    else:
+        server.kill()
+        server.start()
+    assert server.told("GET", f"/v1/videos/{job}")["shots"]["finished"] >= 1
+    assert server.ask("GET", f"/v1/videos/{job}/shots/1/content")[1] == first
+    while server.told("GET", f"/v1/videos/{job}")["shots"]["finished"] < 2:
+        time.sleep(0.02)
+    assert segment.stat().st_mtime_ns == made
+    assert server.finished(job)["status"] == "completed"
+    films = [server.ask("GET", f"/v1/videos/{one}/content")[1] for one in (undisturbed, job)]
+    assert equal(*films)
+    assert sorted(path.name for path in folder.iterdir()) == [f"shot_000{number}.mp4" for number in (1, 2, 3)]
+    assert times_run(server, job) == 1
 
 
 def test_a_server_that_is_asked_to_end_hands_its_job_back(server):

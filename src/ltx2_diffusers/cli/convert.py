@@ -107,14 +107,8 @@ def run(options: argparse.Namespace) -> int:
     method = float8_config(options.quantize, options.calibration)
     given = {name: getattr(options, name) for name in _ONLY[to] if getattr(options, name) is not None}
     write = convert.convert_to_diffusers if to == "diffusers" else convert.convert_to_original
-    try:
-        with tqdm(unit=" tensors", disable=options.quiet, file=sys.stderr) as progress:
-            write(
-                source, options.output, dtype=dtype, quantization_config=method, on_tensor=_counter(progress), **given
-            )
-    except ImportError as error:
-        # A GGUF file without the package that reads it.
-        raise ValueError(str(error)) from error
+    with tqdm(unit=" tensors", disable=options.quiet, file=sys.stderr) as progress:
+        write(source, options.output, dtype=dtype, quantization_config=method, on_tensor=_counter(progress), **given)
     if not options.check:
         return 0
     original, folder = (source, options.output) if to == "diffusers" else (options.output, source)

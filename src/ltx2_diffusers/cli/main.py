@@ -94,7 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = " ".join(filter(None, (options.command, getattr(options, "data_command", None))))
     try:
         return options.run(options)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
+        # Packages that are not installed are wrong input, too; the messages say what installs them.
         for line in str(error).splitlines() or [type(error).__name__]:
             print(f"ltx2 {command}: {line}", file=sys.stderr)
         return 2

@@ -10,6 +10,7 @@ from .identities import environment
 from .jobs import storyboard
 from .manifest import STORYBOARD, changed_content, changed_environment, changed_inputs, outputs_agree, read_manifest
 from .options import OPTIONS
+from .values import Options
 
 
 def add_parser(commands: Any) -> None:
@@ -64,8 +65,12 @@ def _options(manifest: dict[str, Any], options: argparse.Namespace) -> dict[str,
     if "sampler" not in manifest["result"] and "distilled" not in again:
         # Written when only the distilled recipe took its preset's sampler.
         again.setdefault("sampler", "euler")
-    written = manifest["result"].get("enhanced_prompt")
+    return as_enhanced(again, manifest["result"].get("enhanced_prompt"))
+
+
+def as_enhanced(options: Options, written: list[str] | None) -> dict[str, Any]:
+    """The options with the texts, if any, that a language model wrote, in place of what asked for them."""
     if written is None:
-        return again
+        return dict(options)
     asked = {name for name, option in OPTIONS.items() if "enhance_prompt" in (name, *option.needs)}
-    return {name: value for name, value in again.items() if name not in asked} | {"prompt": written}
+    return {name: value for name, value in options.items() if name not in asked} | {"prompt": written}

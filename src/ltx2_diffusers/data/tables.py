@@ -18,6 +18,8 @@ from ..atomic import complete_file
 
 Row = dict[str, Any]
 """What a dataset file says of one clip, by column."""
+# Packages that other extras than `train` bring.
+_EXTRAS = {"bitsandbytes": "quantized", "wandb": "wandb"}
 
 TABLE_SUFFIXES = (".json", ".jsonl", ".csv")
 """Endings of dataset files."""
@@ -175,7 +177,7 @@ def dataset_file(folder: Path) -> Path | None:
 
 
 def library(name: str, purpose: str) -> ModuleType:
-    """A package of the extra `train`.
+    """A package of an extra, `train` if nothing else is known.
 
     Raises:
         ImportError: If it is not installed; the message says how to.
@@ -183,7 +185,8 @@ def library(name: str, purpose: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ImportError(f"{purpose} needs {name}; install it with pip install 'ltx2-diffusers[train]'") from error
+        extra = _EXTRAS.get(name, "train")
+        raise ImportError(f"{purpose} needs {name}; install it with pip install 'ltx2-diffusers[{extra}]'") from error
 
 
 def _checked_suffix(path: Path) -> str:

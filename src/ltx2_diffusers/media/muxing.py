@@ -8,13 +8,12 @@ import numpy as np
 import torch
 from av.container import OutputContainer
 
-from ..atomic import complete_file
 from .audio_tracks import CopiedAudio, EncodedAudio, NoAudio, check_audio_source
 from .clock import main_video
 from .copying import CopiedPackets, copy_description, copy_obstacle
 from .files import check_suffix, open_media
 from .waveforms import stereo_samples
-from .writing import VIDEO_SUFFIXES, open_output
+from .writing import VIDEO_SUFFIXES, ClipFile
 
 
 def replace_audio(
@@ -29,7 +28,7 @@ def replace_audio(
     Args:
         source: Media file with a video stream.
         path: File name ending in `.mp4` or `.mov`; may be `source` itself. Missing folders are created; the file
-            appears only when complete.
+            appears only when complete, unless a [`~ltx2_diffusers.media.writing.ClipFile`] says otherwise.
         audio: Waveform `[C, N]` or `[N, C]` in [-1, 1], one or two channels.
         sampling_rate: Samples per second, one that AAC knows.
 
@@ -37,7 +36,9 @@ def replace_audio(
         ValueError: If the source has no video or its packets cannot be copied into such a file, the sound is not valid,
             or the file name has another suffix.
     """
-    path = check_suffix(path, VIDEO_SUFFIXES, "video")
+    file, path = ClipFile.of(path), check_suffix(path, VIDEO_SUFFIXES, "video")
+    if not file.sound:
+        raise ValueError("`path` is a file without sound, and sound is all that would be new; leave `sound=False` out")
     EncodedAudio.check_rate(sampling_rate)
     samples = stereo_samples(audio, sampling_rate)
     with open_media(source) as container:
@@ -45,14 +46,11 @@ def replace_audio(
             raise ValueError(f"source {str(source)!r} has no video stream, so its sound cannot be replaced")
     if (obstacle := copy_obstacle(source, "video", path.suffix.lower())) is not None:
         raise ValueError(f"source cannot be used: {obstacle}, or write its frames anew with `write_video`")
-    with (
-        complete_file(path) as partial,
-        open_output(partial) as target,
-        CopiedPackets(target, source, "video") as pictures,
-    ):
+    with file.opened() as target, CopiedPackets(target, source, "video") as pictures:
         sound = EncodedAudio(target, samples, sampling_rate)
         copy_description(pictures.source, target, pictures.zero_s)
-        for packet, seconds in pictures:
+        for count, (packet, seconds) in enumerate(pictures):
+            file.report(count)
             target.mux_one(packet)
             sound.write_until(seconds)
         sound.finish()
@@ -73,7 +71,8 @@ def join_clips(
     Args:
         parts: Files that were written with the same settings, as by [`~ltx2_diffusers.media.streaming.ClipWriter`]; their own
             sound is left out.
-        path: File name ending in `.mp4` or `.mov`. Missing folders are created; the file appears only when complete.
+        path: File name ending in `.mp4` or `.mov`, or a [`~ltx2_diffusers.media.writing.ClipFile`]. Missing folders are created;
+            the file appears only when complete, unless that says otherwise.
         sound: Pieces `[C, N]` in [-1, 1] of the sound, one for each part; they are cut, or continued with silence, to the
             length of the video. Default none.
         sampling_rate: Samples per second of the pieces; `None` without them.
@@ -82,15 +81,17 @@ def join_clips(
     Raises:
         ValueError: If there are no parts, or they are of different kinds; if the sound is not valid.
     """
-    path = check_suffix(path, VIDEO_SUFFIXES, "video")
+    file, path = ClipFile.of(path), check_suffix(path, VIDEO_SUFFIXES, "video")
     if not parts:
         raise ValueError("there are no clips to join; give at least one")
+    if not file.sound:
+        sound, sampling_rate, audio_source = (), None, None
     if sampling_rate is not None:
         EncodedAudio.check_rate(sampling_rate)
     if audio_source is not None:
         check_audio_source(audio_source, path.suffix.lower())
-    pieces = iter(sound)
-    with complete_file(path) as partial, open_output(partial) as target:
+    pieces, num_frames = iter(sound), 0
+    with file.opened() as target:
         pictures = CopiedPackets(target, parts[0], "video")
         with _track(target, sampling_rate, audio_source) as track:
             for index, part in enumerate(parts):
@@ -102,8 +103,10 @@ def join_clips(
                     track.append(stereo_samples(piece, sampling_rate))
                 with pictures:
                     for packet, seconds in pictures:
+                        file.report(num_frames)
                         target.mux_one(packet)
                         track.write_until(seconds)
+                        num_frames += 1
             if isinstance(track, EncodedAudio):
                 track.cut(round(pictures.end_s * track.sampling_rate))
             track.write_until(pictures.end_s)

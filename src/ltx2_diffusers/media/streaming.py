@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..atomic import check_writable, complete_file
 from .audio_tracks import EncodedAudio
 from .files import check_suffix, exact_frame_rate
 from .pixels import byte_frames
 from .waveforms import stereo_samples
-from .writing import VIDEO_SUFFIXES, Frames, VideoTrack, check_encoder_options, check_frame_size, open_output
+from .writing import VIDEO_SUFFIXES, ClipFile, Frames, VideoTrack, check_encoder_options, check_frame_size
 
 
 class ClipWriter:
@@ -26,7 +25,7 @@ class ClipWriter:
     the length of the video.
 
     Args:
-        path: File name ending in `.mp4` or `.mov`. Missing folders are created.
+        path: File name ending in `.mp4` or `.mov`, or a [`~ltx2_diffusers.media.writing.ClipFile`]. Missing folders are created.
         frame_rate: Frames per second; decimals stand for exact rates, 23.976 for 24000/1001.
         sampling_rate: Samples per second of the sound; `None` for a silent file.
         crf: Constant rate factor of x264, 0 (lossless) to 51; default 19.
@@ -42,20 +41,20 @@ class ClipWriter:
         preset: str = "veryfast",
     ) -> None:
         self.path = check_suffix(path, VIDEO_SUFFIXES, "video")
-        check_writable(self.path)
+        self.file = ClipFile.of(path)
+        self.file.check()
         self.rate = exact_frame_rate(frame_rate)
         check_encoder_options(crf, preset)
         if sampling_rate is not None:
             EncodedAudio.check_rate(sampling_rate)
-        self.sampling_rate = sampling_rate
+        self.sampling_rate = sampling_rate if self.file.sound else None
         self.options = {"crf": str(crf), "preset": preset}
         self._resources = ExitStack()
         self._video: VideoTrack | None = None
         self._sound: EncodedAudio | None = None
 
     def __enter__(self) -> "ClipWriter":
-        partial = self._resources.enter_context(complete_file(self.path))
-        self._container = self._resources.enter_context(open_output(partial))
+        self._container = self._resources.enter_context(self.file.opened())
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -82,6 +81,8 @@ class ClipWriter:
             frames: As in [`~ltx2_diffusers.media.writing.write_video`], all pieces of one size.
             audio: Waveform `[C, N]` in [-1, 1] that belongs to them; of a piece without frames it is left out.
         """
+        if not self.file.sound:
+            audio = None
         if audio is not None and self.sampling_rate is None:
             raise ValueError(
                 "audio is given, but the file was opened without `sampling_rate`; give it, or leave audio out"
@@ -93,6 +94,7 @@ class ClipWriter:
             seconds = video.write(chunk)
             if self._sound is not None:
                 self._sound.write_until(seconds)
+            self.file.report(video.num_frames)
 
     def _open_tracks(self, first: np.ndarray) -> VideoTrack:
         check_frame_size(first.shape[1], first.shape[2])

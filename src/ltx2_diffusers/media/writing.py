@@ -4,9 +4,10 @@ Shapes: F frames, H and W rows and columns of pixels, C channels, N samples.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
@@ -21,7 +22,7 @@ from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from ..atomic import check_writable, complete_file
 from ..declared import takes_declared
 from .audio_tracks import CopiedAudio, EncodedAudio, NoAudio, check_audio_source
-from .files import check_suffix, exact_frame_rate, local_name
+from .files import check_suffix, exact_frame_rate, item_paths, local_name
 from .pixels import byte_frames
 from .waveforms import stereo_samples, write_audio
 
@@ -41,6 +42,78 @@ _FRAGMENT_US = "250000"
 Frames = torch.Tensor | np.ndarray | Iterable[torch.Tensor | np.ndarray | PIL.Image.Image]
 
 
+@dataclass(frozen=True)
+class ClipFile(os.PathLike):
+    """A video file that is to be written, and how; it stands in the place of its name.
+
+    Args:
+        path: File name ending in `.mp4` or `.mov`. Of a batch, item `i` is written to `<stem>-<i><suffix>`.
+        growing: Name that the file has until it is complete, on the same file system, of the same kind and with the same
+            number of an item. It is then MP4 in fragments, which a player can begin while the file grows. Default a hidden
+            name, and one index in front.
+        sound: Whether sound is written; what a call would generate of it is not decoded without. Default `True`.
+        on_frames: Called with the number of frames that are encoded, again and again while the others are made. What it raises
+            ends the writing, after which there is no file.
+
+    Raises:
+        ValueError: If a name has another suffix, or both are the same.
+    """
+
+    path: str | os.PathLike
+    growing: str | os.PathLike | None = None
+    sound: bool = True
+    on_frames: Callable[[int], None] | None = None
+
+    def __post_init__(self) -> None:
+        if self.growing is None:
+            return
+        path, growing = (check_suffix(one, VIDEO_SUFFIXES, "video") for one in (self.path, self.growing))
+        if path.resolve() == growing.resolve():
+            raise ValueError(f"`growing` and `path` are both {str(path)!r}; give the file another name while it grows")
+
+    def __fspath__(self) -> str:
+        return os.fspath(os.fspath(self.path))
+
+    def __str__(self) -> str:
+        return self.__fspath__()
+
+    @classmethod
+    def of(cls, path: str | os.PathLike) -> "ClipFile":
+        """The file of a name, written as usual if the name says nothing else."""
+        return path if isinstance(path, ClipFile) else cls(path)
+
+    def items(self, batch_size: int) -> list["ClipFile"]:
+        """The files of the items of a batch."""
+        names = item_paths(self.path, batch_size)
+        growing = [None] * batch_size if self.growing is None else item_paths(self.growing, batch_size)
+        return [replace(self, path=path, growing=name) for path, name in zip(names, growing)]
+
+    def check(self, batch_size: int = 1) -> None:
+        """Try out whether the files of a batch can be written.
+
+        Raises:
+            OSError: If one cannot; the message names it.
+        """
+        for item in self.items(batch_size):
+            check_writable(item.path)
+            if item.growing is not None:
+                check_writable(item.growing)
+
+    def report(self, num_frames: int) -> None:
+        """Say that so many frames are encoded, to whoever wants to know."""
+        if self.on_frames is not None:
+            self.on_frames(num_frames)
+
+    @contextmanager
+    def opened(self) -> Iterator[OutputContainer]:
+        """Give the container to write to, whose file has its name when the block ends without error, and is gone otherwise."""
+        place = (
+            complete_file(self.path) if self.growing is None else _growing_file(Path(self.growing), Path(self.path))
+        )
+        with place as partial, _open_output(partial, self.growing is not None) as container:
+            yield container
+
+
 @takes_declared
 def write_video(
     path: str | os.PathLike,
@@ -51,7 +124,6 @@ def write_video(
     audio_source: str | os.PathLike | None = None,
     crf: int = 19,
     preset: str = "veryfast",
-    growing: str | os.PathLike | None = None,
 ) -> Path:
     """Write a clip as H.264 (yuv420p, BT.709) with optional AAC stereo sound, and return its path.
 
@@ -59,7 +131,8 @@ def write_video(
     decoded in chunks never exists as a whole. Conversion to bytes happens on the device that holds the frames.
 
     Args:
-        path: File name ending in `.mp4` or `.mov`. Missing folders are created; the file appears only when complete.
+        path: File name ending in `.mp4` or `.mov`. Missing folders are created; the file appears only when complete, unless a
+            [`ClipFile`] says otherwise.
         frames: `[F, 3, H, W]` or `[F, H, W, 3]`, floating point in [0, 1] or uint8, as tensor or array; or images; or
             an iterable of such chunks. H and W must be even.
         frame_rate: Frames per second; decimals stand for exact rates, 23.976 for 24000/1001.
@@ -69,16 +142,16 @@ def write_video(
             first picture, if it has any, stands for the first frame: sound keeps its distance from it.
         crf: Constant rate factor of x264, 0 (lossless) to 51; default 19, as the reference writes.
         preset: Speed of x264; default `"veryfast"`, as the reference writes.
-        growing: Name that the file has until it is complete, on the same file system. It is then MP4 in fragments, which a
-            player can begin while the file grows. Default a hidden name, and one index in front.
 
     Raises:
         ValueError: If an argument is not valid, the sound of `audio_source` cannot be copied into such a file, or there
             are no frames.
     """
-    path = check_suffix(path, VIDEO_SUFFIXES, "video")
+    file, path = ClipFile.of(path), check_suffix(path, VIDEO_SUFFIXES, "video")
     rate = exact_frame_rate(frame_rate)
     check_encoder_options(crf, preset)
+    if not file.sound:
+        audio = audio_source = None
     samples = check_audio(audio, sampling_rate)
     if audio_source is not None:
         if audio is not None:
@@ -92,8 +165,8 @@ def write_video(
         raise ValueError("frames is empty; a video needs at least one frame")
     check_frame_size(first.shape[1], first.shape[2])
 
-    place = complete_file(path) if growing is None else _growing_file(Path(growing), path)
-    with place as partial, open_output(partial, growing is not None) as container:
+    file.report(0)
+    with file.opened() as container:
         video = VideoTrack(container, first.shape[1:3], rate, {"crf": str(crf), "preset": preset})
         sound: NoAudio
         if samples is not None and sampling_rate is not None:
@@ -103,6 +176,7 @@ def write_video(
         with sound:
             for seconds in _encode_in_background(video, chain([first], chunks)):
                 sound.write_until(seconds)
+                file.report(video.num_frames)
             sound.write_until(video.flush())
             sound.finish()
     return path
@@ -193,7 +267,7 @@ def repeatable_encoding() -> dict[str, str]:
     return {"x264-params": "asm=avx2"} if torch.cpu._is_avx512_supported() else {}
 
 
-def open_output(path: Path, in_fragments: bool = False) -> OutputContainer:
+def _open_output(path: Path, in_fragments: bool) -> OutputContainer:
     # With the index in front a browser can start playing before it has the whole file. The times at which streams begin
     # are rounded to the time scale, by default to milliseconds.
     options = {"movflags": "+faststart", "movie_timescale": str(_TIME_SCALE)}

@@ -1,14 +1,14 @@
 """Blocks whose weights lie elsewhere, and the few places on the device in which they take turns."""
 
 import math
+import sys
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import nullcontext
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
-from diffusers.quantizers.gguf.utils import GGUFParameter
 from torch import nn
 
 from .lazy import LazyWeight
@@ -200,6 +200,13 @@ class Rotation:
         return slot
 
 
+def is_packed(tensor: torch.Tensor) -> TypeGuard[Any]:
+    """Whether a tensor is a packed weight of a GGUF file."""
+    # diffusers' module needs the gguf package; where nobody has loaded it, there are no such weights.
+    module = sys.modules.get("diffusers.quantizers.gguf.utils")
+    return module is not None and isinstance(tensor, module.GGUFParameter)
+
+
 def own_tensors(module: nn.Module) -> Iterator[tuple[str, dict[str, Any], str, torch.Tensor]]:
     """Name, owner, name in the owner, and tensor of every parameter and buffer, shared ones as often as they are used."""
     for path, part in list(module.named_modules()):
@@ -210,9 +217,9 @@ def own_tensors(module: nn.Module) -> Iterator[tuple[str, dict[str, Any], str, t
 
 def frozen(tensor: torch.Tensor, change: Change) -> torch.Tensor:
     """A frozen parameter or buffer whose plain tensors are changed ones."""
-    if isinstance(tensor, GGUFParameter):
-        # A packed weight of a GGUF file is a parameter that knows how it is packed.
-        return GGUFParameter(change(tensor.as_tensor()), requires_grad=False, quant_type=tensor.__dict__["quant_type"])
+    if is_packed(tensor):
+        # It is a parameter that knows how it is packed.
+        return type(tensor)(change(tensor.as_tensor()), requires_grad=False, quant_type=tensor.__dict__["quant_type"])
     changed = _changed(tensor, change)
     return nn.Parameter(changed, requires_grad=False) if isinstance(tensor, nn.Parameter) else changed
 
@@ -230,7 +237,7 @@ def parts(tensor: torch.Tensor) -> list[torch.Tensor]:
     """The plain tensors that a tensor is made of; one in a file is not read by this."""
     if isinstance(tensor, LazyWeight):
         return [tensor]
-    if isinstance(tensor, GGUFParameter):
+    if is_packed(tensor):
         return [tensor.as_tensor()]
     if not hasattr(tensor, "__tensor_flatten__"):
         return [tensor.detach()]

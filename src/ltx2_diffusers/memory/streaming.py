@@ -16,7 +16,6 @@ from itertools import chain
 from typing import Any, NoReturn
 
 import torch
-from diffusers.quantizers.gguf.utils import GGUFParameter
 from diffusers.utils.torch_utils import is_compiled_module
 from torch import nn
 
@@ -24,7 +23,7 @@ from ..checkpoints.origin import Origin, origin_of
 from ..checkpoints.safetensors_io import Entry
 from ..checks import as_device, check_choice, is_whole
 from .lazy import LazyWeight
-from .slots import HostBlock, Places, Rotation, Slot, frozen, in_host_memory, move_rest, own_tensors
+from .slots import HostBlock, Places, Rotation, Slot, frozen, in_host_memory, is_packed, move_rest, own_tensors
 
 SOURCES = ("ram", "disk")
 _BLOCKS = "transformer_blocks"
@@ -153,7 +152,7 @@ def _check_hooks(model: nn.Module) -> None:
 def _check_kind(name: str, tensor: torch.Tensor) -> None:
     kind = type(tensor)
     known = kind in (torch.Tensor, nn.Parameter, nn.Buffer, LazyWeight)
-    if not known and not hasattr(tensor, "__tensor_flatten__") and not isinstance(tensor, GGUFParameter):
+    if not known and not hasattr(tensor, "__tensor_flatten__") and not is_packed(tensor):
         raise ValueError(
             f"{name} is a {kind.__module__.split('.')[0]} {kind.__name__}, which cannot be streamed; use another "
             "quantisation, or stream the weights as they are"

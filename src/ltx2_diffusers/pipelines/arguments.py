@@ -20,6 +20,7 @@ from ..conditioning import VIDEO_SCALE_FACTORS, Streams
 from ..guidance import NEUTRAL, GuidanceOptions, Preset, preset
 from ..guidance.scales import PRESET, SCALE_ARGUMENTS, AudioScale, GivenScales, Scales, call_scales, sound_scales
 from ..media.frames import FilePath, Frames
+from ..media.writing import ClipFile
 from ..prompts import Enhancement, Prompts
 from ..sampling import get_sampler
 from ..schedulers.sigmas import check_sigmas, require_steps
@@ -166,6 +167,11 @@ class Delivery:
     save_path: FilePath | None = None
 
     @property
+    def file(self) -> ClipFile | None:
+        """The file to be written, if there is one."""
+        return None if self.save_path is None else ClipFile.of(self.save_path)
+
+    @property
     def wanted(self) -> Sequence[str]:
         """Tensors that somebody watches."""
         return () if self.callback is None else self.callback_inputs
@@ -270,7 +276,8 @@ class Arguments(Texts):
         save_path: File to write, ending in `.mp4` or `.mov` (`.wav` for sound alone), as `output.save` writes it; the output
             then holds no frames and no sound but `info["path"]`. A clip whose decoding streams is encoded while the rest of
             it is decoded, and is never in memory as a whole. Of a batch, each clip gets a file, as in `output.save`, and
-            `info["path"]` lists them. A file appears only when complete, and not after an error.
+            `info["path"]` lists them. A file appears only when complete, and not after an error. A [`ClipFile`] in place of the
+            name has it grow under another name meanwhile, leaves out the sound, or tells how many frames are encoded.
     """
 
     height: int | None = None

@@ -7,6 +7,7 @@ import torch
 
 from .. import checks
 from ..media import pixels, preprocess
+from ..media.writing import ClipFile
 from .base import LTX2PipelineBase
 from .output import Decoded
 
@@ -32,13 +33,28 @@ class FramesToCome:
     def __iter__(self) -> Iterator[torch.Tensor]:
         return self.pieces
 
+    def __getitem__(self, part: slice) -> "FramesToCome":
+        """Frames in a row of these; what comes behind them is not decoded."""
+        first, last, _ = part.indices(self.num_frames)
+        return FramesToCome(last - first, self._between(first, last))
+
+    def _between(self, first: int, last: int) -> Iterator[torch.Tensor]:
+        start = 0
+        for piece in self.pieces:
+            end = start + len(piece)
+            if end > first:
+                yield piece[max(first - start, 0) : last - start]
+            if end >= last:
+                return
+            start = end
+
 
 def decoded(
     pipeline: LTX2PipelineBase,
     latents: torch.Tensor,
     timestep: torch.Tensor | None,
     output_type: str,
-    read_once: bool = False,
+    file: ClipFile | None = None,
 ) -> Decoded:
     """Turn un-normalised video latents into frames.
 
@@ -47,21 +63,30 @@ def decoded(
         latents: `[B, C, F, h, w]`.
         timestep: Of a decoder that is conditioned on it.
         output_type: Form of the frames.
-        read_once: Whether a single clip as bytes, if it streams, may be handed over as [`FramesToCome`].
+        file: Where the frames, bytes, are written: a single clip, if it streams, is handed over as [`FramesToCome`]. Default
+            nowhere.
     """
     latents, vae = latents.to(pipeline.vae.dtype), pipeline.vae
     # A batch that is sliced is decoded clip by clip inside `decode`, each of them streamed if need be.
     if not vae.streams(latents) or (vae.use_slicing and len(latents) > 1):
         return video_as(pipeline, _finite(vae.decode(latents, timestep, return_dict=False)[0]), output_type)
     chunks, num_frames = vae.decode_streamed(latents, timestep), vae.num_decoded_frames(latents.shape[2])
-    if output_type != "uint8":
-        pieces = (video_as(pipeline, _finite(chunk), output_type) for chunk in chunks)
-        return _joined_images(pieces) if output_type == "pil" else _joined(pieces, num_frames, len(latents))
-    if read_once and len(latents) == 1:
+    if file is not None and len(latents) == 1:
         clip = (frames for chunk in chunks for frames in pixels.decoded_frames(_finite(chunk)[0]))
         to_come: Any = [FramesToCome(num_frames, clip)]
         return to_come
+    chunks = chunks if file is None else _reported(chunks, file)
+    if output_type != "uint8":
+        pieces = (video_as(pipeline, _finite(chunk), output_type) for chunk in chunks)
+        return _joined_images(pieces) if output_type == "pil" else _joined(pieces, num_frames, len(latents))
     return _joined((_bytes(_finite(chunk)) for chunk in chunks), num_frames, len(latents))
+
+
+def _reported(chunks: Iterable[torch.Tensor], file: ClipFile) -> Iterator[torch.Tensor]:
+    """Chunks of a batch, of whose files none is begun before all of them are decoded."""
+    for chunk in chunks:
+        file.report(0)
+        yield chunk
 
 
 def _finite(video: torch.Tensor) -> torch.Tensor:

@@ -18,6 +18,7 @@ from ..conditioning.streams import States, Streams, Tensors
 from ..guidance import NEUTRAL, MultiModalGuiderParams
 from ..guidance.scales import UNGUIDED, Guiders, always_negative, build_guiders, check_options, cross_timestep_mode
 from ..media import files, waveforms, writing
+from ..media.writing import ClipFile
 from ..prompts import Contexts, Prompts, ReadPrompts
 from ..sampling import GuidedDenoiser, Sampler, denoise, get_sampler, with_latents
 from ..schedulers.levels import check_sigmas, noise_levels
@@ -485,7 +486,7 @@ def check_save_path(path: Any, output_type: str, batch_size: int = 1, makes_vide
     """A file to be written must be of the right kind, and one that can be written.
 
     Raises:
-        ValueError: If the name has another suffix, or the call hands over latents.
+        ValueError: If the name has another suffix, or the call hands over latents or makes no video for a `ClipFile`.
         OSError: If a file cannot be written; the message names it.
     """
     if path is None:
@@ -497,7 +498,13 @@ def check_save_path(path: Any, output_type: str, batch_size: int = 1, makes_vide
         if makes_video
         else ((".wav",), "the sound of `save_path`")
     )
-    files.writable_paths(files.check_suffix(path, *kind), batch_size)
+    file = ClipFile.of(path)
+    if file is path and not makes_video:
+        raise ValueError(
+            "`save_path` says how frames are written, but this call makes sound alone; give the name of a file"
+        )
+    files.check_suffix(path, *kind)
+    file.check(batch_size)
 
 
 def check_noise_levels(name: str, value: float | list[float] | None, batch_size: int) -> None:
@@ -657,7 +664,7 @@ def _delivered_video(
         return None
     # Latents are handed over as exact as they are; decoding starts in the transformer's type, as in diffusers.
     dtype = latents.dtype if delivery.output_type == "latent" else pipeline.transformer.dtype
-    return decode_video(pipeline, latents.to(dtype), delivery, read_once=delivery.save_path is not None)
+    return decode_video(pipeline, latents.to(dtype), delivery, delivery.file)
 
 
 def _delivered_audio(
@@ -665,6 +672,8 @@ def _delivered_audio(
 ) -> tuple[torch.Tensor | None, int | None]:
     """Waveform and its rate."""
     plan, sound = made.plan, originals.audio
+    if delivery.file is not None and not delivery.file.sound:
+        return None, None
     if sound is not None:
         samples = waveforms.fit_audio(sound.samples, plan.duration_s, sound.rate)
         return samples.expand(plan.batch_size, -1, -1), sound.rate
@@ -683,13 +692,13 @@ def _delivered_audio(
 
 
 def decode_video(
-    pipeline: LTX2GenerationPipeline, latents: torch.Tensor, delivery: Delivery, read_once: bool = False
+    pipeline: LTX2GenerationPipeline, latents: torch.Tensor, delivery: Delivery, file: ClipFile | None = None
 ) -> Decoded:
     """Turn normalised video latents `[B, C, F, h, w]` into frames of the wished type; see [`decoded`]."""
     if delivery.output_type == "latent":
         return pipeline.vae.denormalize_latents(latents)
     latents, timestep = with_decoder_noise(pipeline, latents, delivery)
-    return decoded(pipeline, pipeline.vae.denormalize_latents(latents), timestep, delivery.output_type, read_once)
+    return decoded(pipeline, pipeline.vae.denormalize_latents(latents), timestep, delivery.output_type, file)
 
 
 def with_decoder_noise(

@@ -68,25 +68,31 @@ class LTX2PipelineOutput(BaseOutput):
         call has warned of it if an MP4 file cannot hold them. Pictures are also encoded anew to obey `encoder_options`.
 
         Args:
-            path: File name. Missing folders are created; a file appears under its name only when complete.
+            path: File name. Missing folders are created; a file appears under its name only when complete. A [`ClipFile`] says
+                how a video is written.
             frame_rate, sampling_rate: Rates of an output that does not say them itself, because it was not made by a call of
                 this package.
             encoder_options: Passed to [`~ltx2_diffusers.media.writing.write_video`], for example `crf` or `preset`.
 
         Raises:
             ValueError: If the output holds latents instead of frames and samples, or nothing; if a rate is missing, or
-                another one is given than that of the output.
+                another one is given than that of the output; if `path` is a `ClipFile` and there are no frames.
             OSError: If a file cannot be written; the message names it, and no other file was written.
         """
         self._check_decoded()
+        file = writing.ClipFile.of(path)
+        if self.frames is None and file is path:
+            raise ValueError(
+                "`path` says how frames are written, and the output holds none; give the name of a WAV file"
+            )
+        audio = None if self.audio is None or not file.sound else torch.as_tensor(self.audio)
         frame_rate = _rate("frame_rate", self.frames, self.frame_rate, frame_rate)
-        sampling_rate = _rate("sampling_rate", self.audio, self.sampling_rate, sampling_rate)
-        audio = None if self.audio is None else torch.as_tensor(self.audio)
+        sampling_rate = _rate("sampling_rate", audio, self.sampling_rate, sampling_rate)
         complete = replace(self, audio=audio, frame_rate=frame_rate, sampling_rate=sampling_rate)
-        batch_size = max(len(part) for part in (self.frames, self.audio) if part is not None)
+        batch_size = max(len(part) for part in (self.frames, audio) if part is not None)
         paths = files.writable_paths(path, batch_size)
-        for index, item_path in enumerate(paths):
-            complete._write(item_path, index, encoder_options)
+        for index, item in enumerate(file.items(batch_size)):
+            complete._write(item, index, encoder_options)
         return paths
 
     def moved_to(self, path: str | os.PathLike) -> "LTX2PipelineOutput":
@@ -95,14 +101,14 @@ class LTX2PipelineOutput(BaseOutput):
         info = {**(self.info or {}), "path": paths[0] if len(paths) == 1 else paths}
         return replace(self, frames=None, audio=None, info=info)
 
-    def _write(self, path: str, index: int, encoder_options: dict[str, Any]) -> None:
+    def _write(self, path: writing.ClipFile, index: int, encoder_options: dict[str, Any]) -> None:
         """Write one item; given pictures and sound are copied unless they are asked to be encoded anew."""
         audio, rate = None, 0
         if self.audio is not None:
             audio, rate = self.audio[index], _known("sampling_rate", self.sampling_rate)
         if self.frames is None:
             if audio is not None:
-                writing.write_audio(path, audio, rate)
+                writing.write_audio(path.path, audio, rate)
             return
         frames, frame_rate = self.frames[index], _known("frame_rate", self.frame_rate)
         suffix = files.check_suffix(path, writing.VIDEO_SUFFIXES, "video").suffix.lower()
@@ -113,7 +119,7 @@ class LTX2PipelineOutput(BaseOutput):
                 muxing.replace_audio(pictures, path, audio, rate)
                 return
         sound: dict[str, Any] = {}
-        if (source := _copied_file(self.audio_source, "audio", suffix)) is not None:
+        if path.sound and (source := _copied_file(self.audio_source, "audio", suffix)) is not None:
             sound = {"audio_source": source}
         elif audio is not None:
             audio, rate = encodable(audio, rate)
@@ -171,8 +177,9 @@ def announce_encoding(sources: Iterable[str | None], path: str | os.PathLike | N
         sources: Files of the pictures and of the sound that are handed over as they are; `None` for each that is not.
         path: The file, where the call knows it; default one that ends in `.mp4`.
     """
-    suffix = os.path.splitext("clip.mp4" if path is None else os.fspath(path))[1].lower()
-    for kind, source in zip(("video", "audio"), sources):
+    file = writing.ClipFile.of("clip.mp4" if path is None else path)
+    suffix = os.path.splitext(file)[1].lower()
+    for kind, source in zip(("video", "audio") if file.sound else ("video",), sources):
         if source is not None:
             copying.warn_of_encoding(source, kind, suffix)
 

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -23,7 +23,9 @@ from ..quantization.layers import cast_layers, put_cast, put_scaled, scaled_laye
 from ..sampling import PassLayout
 from ..schedulers.scheduling_ltx2 import LTX2Scheduler
 from .generation import LTX2GenerationPipeline
-from .plan import ModelSizes, Size, plan_clip
+from .plan import ClipPlan, ModelSizes, Size, plan_clip
+
+Value = TypeVar("Value")
 
 # Times of a smaller or shorter clip that are tried for a plan that does not fit.
 _TRIES = 3
@@ -223,29 +225,32 @@ class Planner:
             if best is not None:
                 freedom = "allow_lossy=True" if best.variant.storage is None else "quantize='fp8-cast'"
                 yield f"with {freedom}, which is lossy"
-        if (frames := self._most(range(9, wish.num_frames, 8), lambda n: replace(wish, num_frames=n))) is not None:
+        shorter = range(9, wish.num_frames, 8)
+        frames = most_fitting(shorter, lambda count: self.fits(replace(wish, num_frames=count)))
+        if frames is not None:
             yield f"with num_frames={frames}"
         step = 64 if wish.two_stage else 32
-        smaller = [(height, width) for height, width in _sizes_below(wish.height, wish.width, step)]
-        size = self._most(smaller, lambda one: replace(wish, height=one[0], width=one[1]))
+        smaller = sizes_below(wish.height, wish.width, step)
+        size = most_fitting(smaller, lambda one: self.fits(replace(wish, height=one[0], width=one[1])))
         if size is not None:
             yield f"at {size[1]} x {size[0]} x {wish.num_frames}"
 
-    def _most(self, values: Sequence[Any], changed: Callable[[Any], planning.ClipWish]) -> Any | None:
-        """The last of rising values whose plan fits, found in some tries."""
-        low, high, found = 0, len(values), None
-        for _ in range(_TRIES):
-            if low >= high:
-                break
-            middle = (low + high) // 2
-            if self.fits(changed(values[middle])):
-                low, found = middle + 1, values[middle]
-            else:
-                high = middle
-        return found
+
+def most_fitting(values: Sequence[Value], fits: Callable[[Value], bool], tries: int = _TRIES) -> Value | None:
+    """The last of rising values that fits, found in some tries."""
+    low, high, found = 0, len(values), None
+    for _ in range(tries):
+        if low >= high:
+            break
+        middle = (low + high) // 2
+        if fits(values[middle]):
+            low, found = middle + 1, values[middle]
+        else:
+            high = middle
+    return found
 
 
-def _sizes_below(height: int, width: int, step: int) -> list[tuple[int, int]]:
+def sizes_below(height: int, width: int, step: int) -> list[tuple[int, int]]:
     """Smaller sizes of about the same shape, rising."""
     sizes = []
     for eighth in range(1, 8):
@@ -362,15 +367,17 @@ def _positions(parts: planning.ModelParts) -> int:
     return min(DEFAULT_TEXT_POSITIONS, config.get("max_position_embeddings", DEFAULT_TEXT_POSITIONS))
 
 
-def clip_sizes(parts: planning.ModelParts, wish: planning.ClipWish) -> tuple[Any, Any]:
-    """The sizes of the finished clip and of the first stage."""
+def clip_sizes(
+    parts: planning.ModelParts, wish: planning.ClipWish, sizes: ModelSizes | None = None
+) -> tuple[ClipPlan, ClipPlan]:
+    """The sizes of the finished clip and of the first stage; `sizes` are those of [`model_sizes`], if they are known."""
     scale = 0.5 if wish.two_stage else 1.0
     wished = Size(wish.height, wish.width, wish.num_frames, wish.frame_rate)
-    clip = plan_clip(_model_sizes(parts), wish.num_videos, wished, [(scale, 1.0), (1.0, 1.0)])
+    clip = plan_clip(sizes or model_sizes(parts), wish.num_videos, wished, [(scale, 1.0), (1.0, 1.0)])
     return clip, clip.at_scale(scale, 1.0)
 
 
-def _model_sizes(parts: planning.ModelParts) -> ModelSizes:
+def model_sizes(parts: planning.ModelParts) -> ModelSizes:
     """What the networks make of pixels and seconds, read from them without values."""
     networks: dict[str, Any] = {name: parts.model(name) for name in ("vae", "audio_vae")}
     networks["transformer"] = parts.model(planning.DENOISER, 1)

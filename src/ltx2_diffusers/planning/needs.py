@@ -71,6 +71,10 @@ class Counts:
             self._counted[key] = counted(run, self.kind)
         return self._counted[key]
 
+    def forget(self) -> None:
+        """Forget what runs need, but not the models, which take longest to make."""
+        self._counted.clear()
+
     def weights(self, component: str, storage: str | None = None) -> Weights:
         """Bytes of a component and of its blocks."""
         if component not in (DENOISER, LANGUAGE_MODEL):
@@ -123,21 +127,27 @@ class Needs:
             any(one.modality_scale != 1 for one in scales),
         )
 
+    @property
+    def _reading(self) -> Reading:
+        count = (1 + self.passes.negative) * self.wish.num_videos
+        return Reading(count, self.wish.prompt_tokens, self.wish.positions)
+
     def stages(self, storage: str | None, layout: PassLayout, decoding: str) -> list[StageNeed]:
         """The stages in order."""
+        reading = _need("text encoding", (LANGUAGE_MODEL,), self._text(self._reading))
+        return [reading, *self.clip_stages(storage, layout, decoding)]
+
+    def clip_stages(self, storage: str | None, layout: PassLayout, decoding: str) -> list[StageNeed]:
+        """All stages but that of the language model."""
         first, clip, steps = self.clips.first, self.clips.clip, self.wish.steps
-        reading = Reading(
-            (1 + self.passes.negative) * self.wish.num_videos, self.wish.prompt_tokens, self.wish.positions
-        )
-        linked = self._counted(stages.connecting, ("connectors",), reading)
-        needs = [_need("text encoding", (LANGUAGE_MODEL,), self._text(reading)), _need("text connectors", *linked)]
+        needs = [_need("text connectors", *self._counted(stages.connecting, ("connectors",), self._reading))]
         if given := max(self.wish.given_frames, int(self.wish.image)):
             kind = "image encoding" if given == 1 else "clip encoding"
             needs.append(_need(kind, *self._counted(stages.encoding_given, ("vae",), clip, given)))
-        needs.append(self._denoising("stage 1", first, storage, layout, self.passes, steps[0]))
+        needs.append(self.denoising("stage 1", first, storage, layout, self.passes, steps[0]))
         if self.wish.two_stage:
             needs.append(_need("upsampling", *self._counted(stages.upsampling, ("latent_upsampler",), first)))
-            needs.append(self._denoising("stage 2", clip, storage, layout, _ALONE, steps[1]))
+            needs.append(self.denoising("stage 2", clip, storage, layout, _ALONE, steps[1]))
         needs.append(_need("sound decoding", *self._counted(stages.decoding_audio, ("audio_vae", "vocoder"), clip)))
         needs.append(_need("video decoding", ("vae",), self._decoding(decoding)))
         return needs
@@ -180,9 +190,10 @@ class Needs:
         rest = frames - _PARTS
         return Counted(int(parts.peak + growth * rest), int(parts.operations + more * rest))
 
-    def _denoising(
+    def denoising(
         self, name: str, clip: "ClipPlan", storage: str | None, layout: PassLayout, passes: NeededPasses, steps: int
     ) -> StageNeed:
+        """A stage of the loop: with the clip of its size, how its transformer is stored, its passes and its steps."""
         preset, depth = self.parts.preset, self.parts.depth(DENOISER)
         is_alone = not any(passes)
         layout = replace(layout, batched=layout.batched and not is_alone)

@@ -178,7 +178,7 @@ def encoding_given(models: Models, clip: "ClipPlan", frames: int = 1) -> Run:
 
 
 def decoding_video(models: Models, clip: "ClipPlan", how: str) -> Run:
-    """Latents to pixels; `how` is one of `DECODINGS`."""
+    """Latents to pixels; `how` is one of `DECODINGS`, or `"tiled_in_space"`, as `--tiling` does it."""
     vae, shape = models["vae"], tuple(clip.video)
     place = Place.of(vae)
     temb = torch.zeros(clip.batch_size, device=place.device) if vae.config.timestep_conditioning else None
@@ -197,15 +197,15 @@ def decoding_video(models: Models, clip: "ClipPlan", how: str) -> Run:
 
 
 def set_decoding(vae: Any, how: str) -> None:
-    """Let a video autoencoder decode in one of `DECODINGS` from now on."""
+    """Let a video autoencoder decode in one of `DECODINGS` from now on, or in tiles of all frames."""
     vae.use_tiling = vae.use_framewise_decoding = False
     if how == "streamed":
         vae.enable_streaming()
         return
     vae.disable_streaming()
-    if how == "tiled":
+    if how in ("tiled", "tiled_in_space"):
         vae.enable_tiling()
-        vae.use_framewise_decoding = True
+        vae.use_framewise_decoding = how == "tiled"
 
 
 def decoding_audio(models: Models, clip: "ClipPlan") -> Run:

@@ -10,10 +10,11 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .page.route import PATH
 from .settings import MIB, Settings
 
 # What anybody may see.
-_OPEN = ("/health",)
+_OPEN = ("/health", "/")
 
 
 class Access:
@@ -44,7 +45,7 @@ class Access:
             await _refused(403, "requests from other web sites are not taken; see --allow-origin")(
                 scope, receive, send
             )
-        elif tenant is None and scope["path"] not in _OPEN and scope["method"] != "OPTIONS":
+        elif tenant is None and not _is_open(scope["path"]) and scope["method"] != "OPTIONS":
             answer = _refused(401, "an API key is missing or wrong; send it as 'Authorization: Bearer KEY'")
             answer.headers["WWW-Authenticate"] = "Bearer"
             await answer(scope, receive, send)
@@ -95,6 +96,10 @@ def read_keys(lines: Sequence[str]) -> tuple[str, ...]:
     if any(len(key) < 16 for key in keys):
         raise ValueError("a key of --api-keys has fewer than 16 characters; make one with `openssl rand -hex 32`")
     return keys
+
+
+def _is_open(path: str) -> bool:
+    return path in _OPEN or path.startswith(PATH)
 
 
 def _digest(key: str) -> str:

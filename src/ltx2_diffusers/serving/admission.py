@@ -1,6 +1,6 @@
 """Whether the server takes what a request asks for."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .settings import Limits
@@ -11,12 +11,19 @@ class Refusal(ValueError):
 
     Args:
         message: What is wrong.
-        field: Name of the field, if it is one field's fault.
+        field: Name of the field, if it is one field's fault; inside of others by all names and numbers to it, with dots.
+        others: What else is wrong with it.
     """
 
-    def __init__(self, message: str, field: str | None = None) -> None:
+    def __init__(self, message: str, field: str | None = None, others: "Sequence[Refusal]" = ()) -> None:
         super().__init__(message)
         self.field = field
+        self.others = tuple(others)
+
+    @property
+    def place(self) -> list[str | int]:
+        """Where the field stands in a body."""
+        return [int(part) if part.isdigit() else part for part in (self.field or "").split(".") if part]
 
 
 def admit(call: Mapping[str, Any], limits: Limits) -> None:

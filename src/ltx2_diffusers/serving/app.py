@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import FastAPI, HTTPException, Query, Request, Response
+from fastapi import Path as PathParameter
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
@@ -21,6 +22,7 @@ from starlette.datastructures import UploadFile
 from starlette.middleware.cors import CORSMiddleware
 
 from .. import __version__
+from ..cli.manifest import STORYBOARD
 from . import schema
 from .access import Access
 from .admission import Refusal
@@ -28,10 +30,16 @@ from .board import Board
 from .dispatcher import Dispatcher
 from .inputs.reader import MediaReader
 from .jobs import Job, Planner
+from .manifests.identity import used_by
+from .manifests.manifest import Unrepeatable, manifest_of, same_again
 from .metrics import Metrics
+from .page.route import add_page, hints
 from .running import Runner, growing_file
 from .settings import MIB, Settings
-from .store import DONE, FAILED, FINISHED, QUEUED, RUNNING, QueueFull, Row, Store
+from .store import AWAY, DONE, FAILED, FINISHED, QUEUED, RUNNING, QueueFull, Row, Store
+from .storyboards.fields import StoryboardRequest
+from .storyboards.making import shot_file
+from .storyboards.planning import StoryboardPlanner
 
 logger = logging.getLogger(__name__)
 
@@ -47,10 +55,10 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
     413: {"description": "the request is too large", "model": schema.Refusals},
     422: {"description": "a value is wrong", "model": schema.Refusals},
     429: {"description": "the queue is full; see Retry-After", "model": schema.Refusals},
-    503: {"description": "the server is ending, or lacks memory", "model": schema.Refusals},
+    503: {"description": "the server is ending, lacks memory, or cannot reach its database", "model": schema.Refusals},
 }
 _NOT_FOUND: dict[int | str, dict[str, Any]] = {
-    **{status: _REFUSALS[status] for status in (401, 403, 422)},
+    **{status: _REFUSALS[status] for status in (401, 403, 422, 503)},
     404: {"description": "there is no such job", "model": schema.Refusals},
 }
 _TEMPLATE = "#/components/schemas/{model}"
@@ -75,7 +83,9 @@ class Server:
         self.metrics = Metrics(self.store.counts)
         self.dispatcher = Dispatcher(settings, self.store, runner, self.board, self.metrics)
         self.media = MediaReader(settings.limits)
-        self.planner = Planner(settings, runner.model, self.media)
+        forecast = runner.model.forecast(settings.limits.max_memory_gb)
+        self.planner = Planner(settings, runner.model, self.media, forecast)
+        self.storyboards = StoryboardPlanner(settings, runner.model, self.media, forecast)
         self.is_ending: Callable[[], bool] = lambda: False
 
     def row(self, request: Request, job_id: str) -> Row:
@@ -91,9 +101,12 @@ class Server:
 
     def video(self, row: Row) -> schema.Video:
         """A job as it is told."""
-        job, result = Job.from_json(row.job, self.settings.inputs), row.result or {}
-        size, seconds = job.size, job.seconds
-        if result:
+        job, result = self.job(row), row.result or {}
+        size, seconds, shots = job.size, job.seconds, None
+        if STORYBOARD in job.options:
+            total = len(job.options[STORYBOARD]["shots"])
+            shots = schema.Shots(finished=result.get("shots", 0), total=total)
+        if "file" in result:
             size, seconds = f"{result['width']}x{result['height']}" if result["frames"] else None, result["seconds"]
         keep_s = self.settings.limits.keep_days * _DAY_S
         return schema.Video(
@@ -110,8 +123,37 @@ class Server:
             seconds=None if seconds is None else f"{seconds:.6g}",
             seed=job.seed,
             mode=job.mode,
+            shots=shots,
             error=None if row.error is None else schema.Problem(**row.error),
         )
+
+    def job(self, row: Row) -> Job:
+        """What a row is about."""
+        return Job.from_json(row.job, self.settings.inputs)
+
+    def again(self, row: Row) -> Job:
+        """A new job that makes the clip of a finished one again, after all checks.
+
+        Raises:
+            HTTPException: With 409, if that is not possible.
+            Refusal: If it would be refused today.
+        """
+        if row.state != DONE:
+            raise HTTPException(409, f"the video is {row.state}, not {DONE}")
+        job, inputs = self.job(row), self.settings.inputs
+        try:
+            again = same_again(job, row.result or {}, used_by(job, self.runner.model.identity), inputs)
+        except Unrepeatable as error:
+            raise HTTPException(409, str(error)) from error
+        try:
+            if STORYBOARD in again.options:
+                self.storyboards.planned(again.id, again.options[STORYBOARD], again.media, again.preview_every)
+            else:
+                self.planner.check_again(again)
+        except Refusal:
+            self.dispatcher.remove(again.id)
+            raise
+        return again
 
     def file(self, row: Row) -> Path:
         """The finished file of a job."""
@@ -155,14 +197,16 @@ def create_app(settings: Settings, runner: Runner) -> FastAPI:
     app.state.server = server
     _add_generate(app, server)
     _add_videos(app, server)
+    _add_storyboards(app, server)
     _add_watching(app, server)
     _add_handlers(app, server)
+    add_page(app)
     app.add_middleware(Access, settings=settings)
     if settings.origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=list(settings.origins), allow_methods=["*"], allow_headers=["*"]
         )
-    app.openapi = partial(_described, app)  # type: ignore[method-assign]
+    app.openapi = partial(_described, app, server)  # type: ignore[method-assign]
     return app
 
 
@@ -237,15 +281,9 @@ def _add_videos(app: FastAPI, server: Server) -> None:
     async def create_video(request: Request) -> schema.Video:
         """Have a clip made in the background. A request that is sent twice with one Idempotency-Key is done once."""
         wanted = await _wanted(request, schema.VideoRequest, forms=True)
-        key = request.headers.get("idempotency-key")
-        if key is not None and len(key) > 255:
-            raise Refusal("`Idempotency-Key` has more than 255 characters; give a shorter one")
-        job = await run_in_threadpool(server.planner.video, wanted)
-        submit = partial(server.submit, job, request.state.tenant, request_key=key)
-        job_id, _ = await run_in_threadpool(submit)
-        return await run_in_threadpool(lambda: server.video(server.row(request, job_id)))
+        return await run_in_threadpool(_submitted, server, request, partial(server.planner.video, wanted))
 
-    @app.get("/v1/videos", responses={401: _REFUSALS[401], 403: _REFUSALS[403], 422: _REFUSALS[422]})
+    @app.get("/v1/videos", responses={status: _REFUSALS[status] for status in (401, 403, 422, 503)})
     def list_videos(
         request: Request,
         after: str | None = None,
@@ -278,6 +316,62 @@ def _add_videos(app: FastAPI, server: Server) -> None:
         return server.video(server.row(request, video_id))
 
 
+def _submitted(server: Server, request: Request, planned: Callable[[], Job]) -> schema.Video:
+    """The job of a request in the queue, or the one that this request has already."""
+    key = request.headers.get("idempotency-key")
+    if key is not None and len(key) > 255:
+        raise Refusal("`Idempotency-Key` has more than 255 characters; give a shorter one")
+    job_id, _ = server.submit(planned(), request.state.tenant, request_key=key)
+    return server.video(server.row(request, job_id))
+
+
+def _add_storyboards(app: FastAPI, server: Server) -> None:
+    body = _described_by("StoryboardRequest", "application/json")
+    not_finished: dict[int | str, dict[str, Any]] = {
+        409: {"description": "it is not finished, or cannot be made again here", "model": schema.Refusals}
+    }
+
+    @app.post("/v1/storyboards", response_model=schema.Video, responses=_REFUSALS, openapi_extra=body)
+    async def create_storyboard(request: Request) -> schema.Video:
+        """Have a clip of several shots made in the background: a job like those of `/v1/videos`, and listed there."""
+        wanted = await _wanted(request, StoryboardRequest)
+        return await run_in_threadpool(_submitted, server, request, partial(server.storyboards.job, wanted))
+
+    @app.get(
+        "/v1/videos/{video_id}/shots/{number}/content",
+        response_class=FileResponse,
+        responses={**_NOT_FOUND, **not_finished},
+    )
+    def shot_content(request: Request, video_id: str, number: Annotated[int, PathParameter(ge=1)]) -> FileResponse:
+        """The MP4 file of a shot of a storyboard, counted from 1, as soon as it is finished."""
+        row = server.row(request, video_id)
+        board = server.job(row).options.get(STORYBOARD)
+        if board is None or number > len(board["shots"]):
+            raise HTTPException(404, "this video has no such shot")
+        file = shot_file(server.settings.results, row.id, number)
+        if not file.exists():
+            raise HTTPException(409, f"shot {number} is not finished")
+        return FileResponse(file, media_type="video/mp4", filename=f"{row.id}_{file.name}")
+
+    @app.get("/v1/videos/{video_id}/manifest", responses={**_NOT_FOUND, **not_finished})
+    def video_manifest(request: Request, video_id: str) -> schema.Manifest:
+        """How a finished clip was made."""
+        row = server.row(request, video_id)
+        if row.state != DONE:
+            raise HTTPException(409, f"the video is {row.state}, not {DONE}")
+        return manifest_of(server.job(row), row.result or {}, server.settings.model)
+
+    @app.post(
+        "/v1/videos/{video_id}/replay",
+        response_model=schema.Video,
+        responses={**_REFUSALS, **_NOT_FOUND, **not_finished},
+    )
+    def replay_video(request: Request, video_id: str) -> schema.Video:
+        """Make a finished clip again, in a new job: with the same files, seed and checkpoint, so with equal frames."""
+        row = server.row(request, video_id)
+        return _submitted(server, request, partial(server.again, row))
+
+
 def _add_watching(app: FastAPI, server: Server) -> None:
     @app.get(
         "/v1/videos/{video_id}/content",
@@ -290,7 +384,7 @@ def _add_watching(app: FastAPI, server: Server) -> None:
         Of a job with `stream` that is not finished, the file as it grows; the answer breaks off if the job fails.
         """
         row = server.row(request, video_id)
-        if row.state in (QUEUED, RUNNING) and Job.from_json(row.job, server.settings.inputs).stream:
+        if row.state in (QUEUED, RUNNING) and server.job(row).stream:
             headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
             return StreamingResponse(_growing(server, request, video_id), media_type="video/mp4", headers=headers)
         if row.state != DONE:
@@ -310,8 +404,11 @@ def _add_watching(app: FastAPI, server: Server) -> None:
     @app.get("/health", responses={503: {"model": schema.Health}})
     def health() -> Response:
         """Whether the server works."""
-        counts, model = server.store.counts(), server.runner.model
-        status: Any = "stopping" if server.is_ending() else "ok" if server.dispatcher.works else "down"
+        model, counts = server.runner.model, dict[str, int]()
+        with suppress(*AWAY):
+            counts = server.store.counts()
+        works = bool(counts) and server.dispatcher.works
+        status: Any = "stopping" if server.is_ending() else "ok" if works else "down"
         answer = schema.Health(
             status=status,
             model=server.settings.model,
@@ -319,12 +416,12 @@ def _add_watching(app: FastAPI, server: Server) -> None:
             checkpoint_kind=model.kind,
             device=model.device,
             adapters=list(model.adapters),
-            queued=counts[QUEUED],
-            running=counts[RUNNING],
+            queued=counts.get(QUEUED),
+            running=counts.get(RUNNING),
         )
         return JSONResponse(answer.model_dump(), 200 if status == "ok" else 503)
 
-    @app.get("/metrics", response_class=Response, responses={401: _REFUSALS[401], 403: _REFUSALS[403]})
+    @app.get("/metrics", response_class=Response, responses={status: _REFUSALS[status] for status in (401, 403, 503)})
     def metrics() -> Response:
         """Counters, as Prometheus reads them."""
         return Response(server.metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
@@ -439,9 +536,18 @@ def _add_handlers(app: FastAPI, server: Server) -> None:
 
     @app.exception_handler(Refusal)
     def refuse(_request: Request, error: Refusal) -> JSONResponse:
-        place = ["body"] if error.field is None else ["body", error.field]
+        said = [(["body", *one.place], str(one)) for one in (error, *error.others)]
         server.metrics.refused.labels("422").inc()
-        return JSONResponse({"detail": [{"loc": place, "msg": str(error), "type": "value_error"}]}, 422)
+        return JSONResponse({"detail": [{"loc": loc, "msg": msg, "type": "value_error"} for loc, msg in said]}, 422)
+
+    def wait(_request: Request, error: Exception) -> JSONResponse:
+        logger.warning("the database cannot be reached: %s", error)
+        server.metrics.refused.labels("503").inc()
+        detail = "the database of jobs cannot be reached; ask again in some seconds"
+        return JSONResponse({"detail": detail}, 503, headers={"Retry-After": "5"})
+
+    for kind in AWAY:
+        app.add_exception_handler(kind, wait)
 
     @app.exception_handler(HTTPException)
     def refuse_otherwise(_request: Request, error: HTTPException) -> JSONResponse:
@@ -449,13 +555,16 @@ def _add_handlers(app: FastAPI, server: Server) -> None:
         return JSONResponse({"detail": error.detail}, error.status_code, headers=error.headers)
 
 
-def _described(app: FastAPI) -> dict[str, Any]:
+def _described(app: FastAPI, server: Server) -> dict[str, Any]:
     """The OpenAPI description, with the requests that are read by hand."""
     if app.openapi_schema is None:
         description = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
-        read: list[Any] = [(schema.GenerateRequest, "validation"), (schema.VideoRequest, "validation")]
+        bodies = (schema.GenerateRequest, schema.VideoRequest, StoryboardRequest)
+        read: list[Any] = [(body, "validation") for body in bodies]
         _, added = models_json_schema(read, ref_template=_TEMPLATE)
         description["components"]["schemas"] |= added["$defs"]
+        model = server.runner.model
+        description["components"]["schemas"]["VideoRequest"] |= hints(server.settings, model.version, model.kind)
         app.openapi_schema = description
     return app.openapi_schema
 

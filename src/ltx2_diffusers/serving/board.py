@@ -73,6 +73,12 @@ class Board:
             if (entry := self._entries.get(job_id)) is not None and entry.stop is None:
                 entry.stop = reason
 
+    def resume(self, job_id: str) -> None:
+        """Forget that a job was to end; it goes back into the queue."""
+        with self._lock:
+            if (entry := self._entries.get(job_id)) is not None:
+                entry.stop = None
+
     def stopped(self, job_id: str) -> str | None:
         """Why a job is to end early, if it is."""
         with self._lock:

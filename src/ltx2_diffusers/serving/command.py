@@ -7,7 +7,7 @@ import signal
 import socket
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..checks import as_device
 from ..cli.generate import with_defaults
@@ -15,7 +15,11 @@ from ..cli.loading import check_checkpoint
 from ..cli.modes import MODES
 from ..cli.options import OPTIONS
 from ..cli.values import flag
+from .fleet.settings import Fleet, add_options, check_ray, fleet_of
 from .settings import Limits, Settings
+
+if TYPE_CHECKING:
+    from .running import Runner
 
 _ENGINE = (
     *("checkpoint", "text_encoder", "upsampler", "distilled_lora"),
@@ -29,11 +33,12 @@ _CONNECTIONS = 256
 _EPILOG = """\
 examples:
   ltx2 serve --port 8000
+  ltx2 serve --ray local --replicas 4 --gpus-per-replica 1
   ltx2 serve --checkpoint Lightricks/LTX-2 --host 0.0.0.0 --api-keys keys.txt --lora style=style.safetensors
   curl -X POST http://localhost:8000/generate -H "Content-Type: application/json" \\
     -d '{"prompt": "a red circle moves to the right", "width": 128, "height": 128, "num_frames": 25}'
 
-http://localhost:8000/docs describes the API. Without --api-keys anybody who reaches the port may use the server.
+http://localhost:8000/ is a page for browsers, http://localhost:8000/docs describes the API. Without --api-keys anybody who reaches the port may use the server.
 """
 
 
@@ -87,12 +92,13 @@ def add_parser(commands: Any) -> None:
     jobs.add_argument(
         "--database",
         metavar="URL",
-        help="database of jobs as SQLAlchemy reads it, as postgresql://...; default a file in --data",
+        help="database of jobs, as postgresql://USER:PASSWORD@HOST/NAME; default a SQLite file in --data",
     )
     limits = parser.add_argument_group("limits")
     for limit in fields(Limits):
-        metavar = "N" if limit.type is int else "NUMBER"
-        limits.add_argument(flag(limit.name), type=limit.type, metavar=metavar, help=limit.metadata["help"])
+        kind, metavar = (int, "N") if limit.type is int else (float, "NUMBER")
+        limits.add_argument(flag(limit.name), type=kind, metavar=metavar, help=limit.metadata["help"])
+    add_options(parser)
     parser.set_defaults(run=run)
 
 
@@ -101,6 +107,10 @@ def run(options: argparse.Namespace) -> int:
     _check_installed()
     given = vars(options)
     settings = settings_of(given)
+    fleet = fleet_of(given, settings.engine["device"])
+    if fleet is not None:
+        check_ray()
+    _check_database(settings)
     check_checkpoint(settings.engine["checkpoint"])
     # Whether it works is tried by the worker; here that would take memory of the device for nothing.
     as_device(settings.engine["device"])
@@ -112,7 +122,7 @@ def run(options: argparse.Namespace) -> int:
         ) from error
     with listener:
         # A port is one server's alone, so that its name is, too.
-        _serve(replace(settings, name=f"{socket.gethostname()}:{listener.getsockname()[1]}"), listener)
+        _serve(replace(settings, name=f"{socket.gethostname()}:{listener.getsockname()[1]}"), fleet, listener)
     return 0
 
 
@@ -125,6 +135,9 @@ def settings_of(given: dict[str, Any]) -> Settings:
     from .access import read_keys
 
     loaded = {name: given[name] for name in _ENGINE if given.get(name) is not None}
+    if given["gpus_per_replica"]:
+        # The machine of the server need not have one itself.
+        loaded.setdefault("device", "cuda")
     engine = {name: value for name, value in with_defaults(loaded, MODES[-1]).items() if name in _ENGINE}
     if loras := given["lora"]:
         engine["adapters"] = dict(map(_named_lora, loras))
@@ -144,17 +157,15 @@ def settings_of(given: dict[str, Any]) -> Settings:
     )
 
 
-def _serve(settings: Settings, listener: socket.socket) -> None:
+def _serve(settings: Settings, fleet: Fleet | None, listener: socket.socket) -> None:
     import uvicorn
 
     from .app import create_app
-    from .worker import WorkerProcess
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     print(f"ltx2 serve: loading {settings.engine['checkpoint']}", flush=True)
     limits = settings.limits
-    runner = WorkerProcess(settings.engine, settings.inputs, settings.results, limits.time_limit)
-    app = create_app(settings, runner)
+    app = create_app(settings, _runner(settings, fleet))
     server = uvicorn.Server(
         uvicorn.Config(
             app,
@@ -166,17 +177,42 @@ def _serve(settings: Settings, listener: socket.socket) -> None:
     )
     app.state.server.is_ending = lambda: server.should_exit
     host, port = listener.getsockname()[:2]
-    print(f"ltx2 serve: http://{host}:{port}/docs describes the API", flush=True)
+    print(
+        f"ltx2 serve: http://{host}:{port}/ is the page for browsers, http://{host}:{port}/docs describes the API",
+        flush=True,
+    )
     for number in (signal.SIGINT, signal.SIGTERM):
         # uvicorn ends in order and then raises the signal again, which would make an error of it.
         signal.signal(number, lambda *_: None)
     server.run(sockets=[listener])
 
 
+def _runner(settings: Settings, fleet: Fleet | None) -> "Runner":
+    """What makes the clips."""
+    if fleet is not None:
+        from .fleet.runner import FleetRunner
+
+        return FleetRunner(settings, fleet)
+    from .worker import WorkerProcess
+
+    return WorkerProcess(settings.engine, settings.inputs, settings.results, settings.limits.time_limit)
+
+
 def _check_installed() -> None:
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(f"the server needs {', '.join(missing)}; install what it needs with: {_INSTALL}")
+
+
+def _check_database(settings: Settings) -> None:
+    """Whether the database that several servers share can be reached, before a checkpoint is loaded for nothing."""
+    if settings.database is not None:
+        from .store import open_database
+
+        try:
+            open_database(settings.database).dispose()
+        except ValueError as error:
+            raise ValueError(f"--database: {error}") from error
 
 
 def _named_lora(text: str) -> tuple[str, list[Any]]:

@@ -3,8 +3,9 @@
 import json
 import re
 import secrets
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+import shutil
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,13 @@ from ..cli.modes import Mode, call_arguments, check_call, choose_mode
 from ..cli.values import Options, replaced_files
 from ..conditioning.shapes import snap_frames
 from .admission import Refusal, admit
-from .inputs.reader import MediaReader, decoded_media
+from .inputs.reader import Inputs, MediaReader
+from .memory.forecast import Forecast
 from .schema import MEDIA_KINDS, SERVED, GenerateRequest, Placed, VideoRequest, Weighted, in_names, size_of
-from .settings import Settings
+from .settings import Limits, Settings
 
 # What the API of /generate calls some options.
 _OTHER_NAMES = {"frame_rate": "fps", "steps": "num_inference_steps", "image_at": "image", "no_audio": "include_audio"}
-# What is no MP4 file, and what is written part by part already.
-_UNSTREAMED = ("audio_only", "extend")
 # Options beside the text and the seed that clips made by one call may not have: they are about a single one.
 _ALONE = ("extend", "retake", "add_sound", "enhance_prompt", "audio_only")
 
@@ -36,6 +36,9 @@ class ServedModel:
         device: Where it runs.
         adapters: Names of LoRAs that requests may ask for.
         distilled_lora: Weight of the LoRA with which a dev checkpoint refines, if one is loaded.
+        memory: What is loaded, as far as memory goes; see [`~ltx2_diffusers.serving.memory.forecast.memory_facts`]. Without it
+            no clip is refused for its memory.
+        identity: What tells it from others; see [`~ltx2_diffusers.serving.manifests.identity`].
     """
 
     version: str
@@ -43,6 +46,13 @@ class ServedModel:
     device: str
     adapters: tuple[str, ...] = ()
     distilled_lora: float | None = None
+    memory: Mapping[str, Any] | None = None
+
+    def forecast(self, memory_gb: float | None) -> Forecast | None:
+        """Foretells the memory of clips, within so many GiB if they are said."""
+        return None if self.memory is None else Forecast(self.memory, self.version, self.kind, memory_gb)
+
+    identity: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -51,7 +61,8 @@ class Job:
 
     Args:
         id: Its name.
-        options: Options of `ltx2 generate`; input files are names in the folder of the job's inputs.
+        options: Options of `ltx2 generate`, or the storyboard as `storyboard`; input files are names in the folder of the job's
+            inputs.
         seed: Seed of the noise.
         adapters: Strengths of LoRAs by name.
         with_sound: Whether sound is written.
@@ -63,6 +74,7 @@ class Job:
         size: Width and height, where the request says them.
         seconds: Length, where the request says it.
         runs: Runs of the denoising loop that it takes.
+        media: Names of the content of the input files as they came (sha256), by their names.
     """
 
     id: str
@@ -78,6 +90,7 @@ class Job:
     size: str | None
     seconds: float | None
     runs: int
+    media: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """The job as text; files by their names alone."""
@@ -87,9 +100,18 @@ class Job:
     def from_json(text: str, inputs: Path) -> "Job":
         """The job of a text; its files lie in a folder of its own in `inputs`."""
         folder = inputs / json.loads(text)["id"]
-        return Job(
-            **json.loads(text, object_hook=lambda value: folder / value["file"] if value.keys() == {"file"} else value)
-        )
+
+        def located(value: dict[str, Any]) -> Any:
+            # A LoRA may be called "file".
+            is_file = value.keys() == {"file"} and isinstance(value["file"], str)
+            return folder / value["file"] if is_file else value
+
+        return Job(**json.loads(text, object_hook=located))
+
+    @property
+    def files(self) -> list[Path]:
+        """Its input files."""
+        return _paths(self.options)
 
 
 @dataclass(frozen=True)
@@ -100,11 +122,13 @@ class Planner:
         settings: The server.
         model: The loaded checkpoint.
         media: Reads what requests bring.
+        forecast: Foretells the memory of clips, if that can be done.
     """
 
     settings: Settings
     model: ServedModel
     media: MediaReader
+    forecast: Forecast | None = None
 
     def generate(self, request: GenerateRequest) -> Job:
         """The job of a request to `/generate`.
@@ -125,13 +149,13 @@ class Planner:
             given["steps"] = request.num_inference_steps
         if "guidance_scale" in said:
             given["guidance_scale"] = request.guidance_scale
-        job_id, media = _new_id(), dict[str, Any]()
+        job_id, media = new_id(), dict[str, Any]()
         if request.image is not None:
             media["image_at"] = [[0, request.image, 1.0 - request.image_cond_noise_scale]]
         if request.audio is not None:
             media["audio"] = request.audio
             given |= {"audio_cond_noise_scale": request.audio_cond_noise_scale, "audio_fit": "pad"}
-        given |= self._read(job_id, media, _OTHER_NAMES)
+        given |= self._read(job_id, media, _OTHER_NAMES)[0]
         job = self._job(job_id, given, request.seed, GenerateRequest.model_fields, _OTHER_NAMES)
         # The clip is made with its sound, which a silent file leaves out, so that its pictures do not depend on that.
         key = None if job.batch_key is None else f"{job.batch_key} {request.include_audio}"
@@ -143,8 +167,7 @@ class Planner:
         Raises:
             Refusal: If something is wrong with it; the message names a field.
         """
-        if request.model not in (None, self.settings.model):
-            raise Refusal(f"`model` is {request.model!r}, but this server has {self.settings.model!r}", "model")
+        check_model(request.model, self.settings)
         if unknown := sorted(request.adapters.keys() - self.model.adapters):
             known = ", ".join(self.model.adapters) or "none"
             raise Refusal(f"`adapters` names {unknown[0]!r}, which is not loaded; there are {known}", "adapters")
@@ -158,15 +181,26 @@ class Planner:
             raise Refusal("`prompt` has several texts, which are those of the parts of `extend`; give one", "prompt")
         values |= self._shortcuts(request, values)
         media = {name: _plain(values.pop(name)) for name in MEDIA_KINDS if name in values}
-        job_id = _new_id()
-        values |= self._read(job_id, media, {})
+        job_id = new_id()
+        read, hashes = self._read(job_id, media, {})
+        values |= read
         job = self._job(job_id, values, seed, VideoRequest.model_fields, {})
         key = job.batch_key and f"{job.batch_key} {json.dumps(request.adapters, sort_keys=True)}"
         watched = {"preview_every": request.preview_every, "stream": request.stream}
-        if request.stream and any(name in values for name in _UNSTREAMED):
+        if request.stream and "audio_only" in values:
             discard(self.settings.inputs / job_id)
-            raise Refusal(f"`stream` is not possible with {' or '.join(f'`{one}`' for one in _UNSTREAMED)}", "stream")
-        return replace(job, adapters=request.adapters, **watched, batch_key=None if any(watched.values()) else key)
+            raise Refusal("`stream` is not possible with `audio_only`, which makes no MP4 file", "stream")
+        key = None if any(watched.values()) else key
+        return replace(job, adapters=request.adapters, **watched, batch_key=key, media=hashes)
+
+    def check_again(self, job: Job) -> None:
+        """Check a job that was made before against the limits and the checkpoint of today.
+
+        Raises:
+            Refusal: If it would be refused now.
+        """
+        given = {name: value for name, value in job.options.items() if name in SERVED}
+        self._job(job.id, given, job.seed, VideoRequest.model_fields, {})
 
     def _shortcuts(self, request: Any, values: Mapping[str, Any]) -> dict[str, Any]:
         """What OpenAI's names say, in options."""
@@ -185,20 +219,16 @@ class Planner:
             raise Refusal(f"`{names[name]}` and `{name}` say the same; leave one of them out", names[name])
         return found
 
-    def _read(self, job_id: str, media: Mapping[str, Any], called: Mapping[str, str]) -> dict[str, Any]:
-        """Options whose media are read and lie in files, in place of their base64."""
-        limits, folder = self.settings.limits, self.settings.inputs / job_id
+    def _read(
+        self, job_id: str, media: Mapping[str, Any], called: Mapping[str, str]
+    ) -> tuple[dict[str, Any], dict[str, str]]:
+        """Options whose media are read and lie in files, in place of their base64, and names of their content."""
+        inputs = Inputs(self.media, self.settings.inputs / job_id)
         counts = {name: 1 if isinstance(value, str) else len(value) for name, value in media.items()}
-        if sum(counts.values()) > limits.max_media:
-            most = max(counts, key=lambda name: counts[name])
-            raise Refusal(
-                f"there are more than the {limits.max_media} media files that this server takes",
-                called.get(most, most),
-            )
+        inputs.check_count({called.get(name, name): count for name, count in counts.items()})
 
         def read(name: str, text: str) -> Path:
-            field = called.get(name, name)
-            return self.media.read(field, MEDIA_KINDS[name], decoded_media(field, text, limits), folder)
+            return inputs.read(called.get(name, name), MEDIA_KINDS[name], text)
 
         found: dict[str, Any] = {}
         try:
@@ -210,9 +240,9 @@ class Planner:
                         [read(name, part) if isinstance(part, str) else part for part in row] for row in value
                     ]
         except ValueError:
-            discard(folder)
+            discard(inputs.folder)
             raise
-        return found
+        return found, inputs.hashes
 
     def _job(
         self, job_id: str, given: Options, seed: int | None, fields: Collection[str], called: Mapping[str, str]
@@ -220,13 +250,14 @@ class Planner:
         """The job of options, after all checks that need no checkpoint."""
         limits = self.settings.limits
         try:
-            if any(len(text) > limits.max_prompt for text in [*given["prompt"], given.get("negative_prompt", "")]):
-                raise ValueError(f"`prompt` is longer than the {limits.max_prompt} characters that this server takes")
+            check_texts([given["prompt"], given.get("negative_prompt")], limits)
             mode = choose_mode(given)
             options = with_defaults({**given, **self._loaded(given)}, mode)
             call = call_arguments(mode, options)
             check_call(mode, call, options)
             admit(call, limits)
+            if self.forecast is not None:
+                self.forecast.check(options)
         except (ValueError, OSError) as error:
             discard(self.settings.inputs / job_id)
             message = in_fields(str(error), given, called)
@@ -244,12 +275,17 @@ class Planner:
             preview_every=None,
             stream=False,
             mode=mode.name,
-            batch_key=_batch_key(mode, options),
+            batch_key=_batch_key(mode, options) if self._fits_together(options) else None,
             prompt="\n".join(given["prompt"]),
             size=f"{width}x{height}" if width and height and mode.makes_video else None,
             seconds=frames / rate if frames and segments == 1 and mode.makes_video else call.get("duration_s"),
             runs=segments * (2 if call.get("two_stage") else 1),
         )
+
+    def _fits_together(self, options: Options) -> bool:
+        """Whether as many clips as one call may make fit into memory."""
+        count = self.settings.limits.max_batch
+        return count == 1 or self.forecast is None or self.forecast.fits(options, count)
 
     def _loaded(self, given: Options) -> dict[str, Any]:
         """Options that say what is loaded."""
@@ -261,19 +297,40 @@ class Planner:
 
 def in_fields(message: str, given: Options, called: Mapping[str, str] = _OTHER_NAMES) -> str:
     """A message of a pipeline or of the command line in which the fields of a request stand."""
-    files = {str(path): path.name for value in given.values() for path in _paths(value)}
-    message = in_names(in_options(message, given), called)
-    for path, name in files.items():
-        message = message.replace(path, name)
+    return shortened(in_names(in_options(message, given), called), given)
+
+
+def shortened(message: str, given: Options) -> str:
+    """A message with the names of input files in place of their paths, which are nobody else's business."""
+    for path in _paths(dict(given)):
+        message = message.replace(str(path), path.name)
     return message
 
 
-def discard(folder: Path) -> None:
-    """Remove the inputs of a job."""
-    if folder.is_dir():
-        for file in folder.iterdir():
-            file.unlink()
-        folder.rmdir()
+def check_model(name: str | None, settings: Settings) -> None:
+    """Refuse a request for another model than the served one."""
+    if name not in (None, settings.model):
+        raise Refusal(f"`model` is {name!r}, but this server has {settings.model!r}", "model")
+
+
+def check_texts(texts: Iterable[str | Collection[str] | None], limits: Limits) -> None:
+    """Raise `ValueError` for a text, or one in a list, that is longer than a server takes."""
+    lists = [[text] if isinstance(text, str) else text for text in texts if text is not None]
+    if any(len(text) > limits.max_prompt for one in lists for text in one):
+        raise ValueError(f"`prompt` is longer than the {limits.max_prompt} characters that this server takes")
+
+
+def discard(place: Path) -> None:
+    """Remove a file or folder of a job, if it is there."""
+    if place.is_dir():
+        shutil.rmtree(place, ignore_errors=True)
+    else:
+        place.unlink(missing_ok=True)
+
+
+def new_id() -> str:
+    """A name for a job that nobody can guess."""
+    return f"video_{secrets.token_hex(16)}"
 
 
 def _paths(value: Any) -> list[Path]:
@@ -304,7 +361,3 @@ def _batch_key(mode: Mode, options: Options) -> str | None:
         return None
     shape = {name: value for name, value in options.items() if name != "prompt"}
     return json.dumps([mode.pipeline, shape], sort_keys=True)
-
-
-def _new_id() -> str:
-    return f"video_{secrets.token_hex(16)}"

@@ -3,21 +3,28 @@
 import base64
 import logging
 import os
+import queue
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from ..adapters.active import DISTILLED_ADAPTER, added_adapters
+from ..application.storyboard.making import StoryboardProgress
 from ..atomic import temporary_folder
+from ..cli.identities import environment, file_sha256
 from ..cli.loading import load_pipeline
+from ..cli.manifest import STORYBOARD
 from ..cli.modes import MODES, Mode, call_arguments
 from ..cli.preview import ContactSheet
 from ..media.copying import EncodedAnewWarning
-from .jobs import Job, ServedModel, in_fields
+from ..media.writing import ClipFile
+from .jobs import Job, ServedModel, in_fields, shortened
+from .manifests.identity import identity_of, used_by
+from .memory.forecast import memory_facts
+from .storyboards.making import make_film
 
 logger = logging.getLogger(__name__)
 
@@ -28,13 +35,21 @@ Report = Callable[[str, str, dict[str, Any]], None]
 Stopped = Callable[[str], str | None]
 """Why a job is to end early, if it is."""
 
+HANDED_BACK = "handed_back"
+"""State of a job that goes back into the queue, and the reason to end it."""
 _NEVER_DONE = 99
+# How often a running job is asked whether it is to end.
+_TICK_S = 0.05
+# How long after its time limit a run that does not stop is given up, with the process that makes it.
+PATIENCE_S = 60.0
 
 
 class Runner(Protocol):
     """Makes clips."""
 
     model: ServedModel
+    slots: int
+    """How many calls of `run` it takes at a time, each from a thread of its own."""
 
     def run(self, jobs: Sequence[Job], report: Report, stopped: Stopped) -> dict[str, Outcome]:
         """Make the clips of jobs that one call can make, and return what came of each.
@@ -74,6 +89,8 @@ class LocalRunner:
         time_limit_s: Longest a run may take.
     """
 
+    slots = 1
+
     def __init__(self, options: Mapping[str, Any], results: Path, time_limit_s: float) -> None:
         import ltx2_diffusers
 
@@ -85,7 +102,10 @@ class LocalRunner:
         adapters = options.get("adapters", {})
         distilled = options["distilled_lora"][1] if "distilled_lora" in options else None
         preset = pipeline.preset
-        self.model = ServedModel(preset.version, preset.kind, options["device"], tuple(sorted(adapters)), distilled)
+        names, identity = tuple(sorted(adapters)), identity_of(options)
+        memory = memory_facts(pipeline, options)
+        self.model = ServedModel(preset.version, preset.kind, options["device"], names, distilled, memory, identity)
+        self._environment = environment(options["device"])
         results.mkdir(parents=True, exist_ok=True)
 
     def run(self, jobs: Sequence[Job], report: Report, stopped: Stopped) -> dict[str, Outcome]:
@@ -93,25 +113,46 @@ class LocalRunner:
         started = time.perf_counter()
         watcher = _Watcher(jobs, report, stopped, started + self._time_limit_s, self._results)
         try:
-            files = self._made(jobs, watcher)
+            files, told = self._film(jobs[0], watcher) if jobs[0].mode == STORYBOARD else self._made(jobs, watcher)
         except Stop as stop:
-            return dict.fromkeys([job.id for job in jobs], _stopped(stop.reason, self._time_limit_s))
+            return dict.fromkeys([job.id for job in jobs], stopped_outcome(stop.reason, self._time_limit_s))
         except ValueError as error:
-            message = in_fields(str(error), jobs[0].options, {})
+            speaking = shortened if jobs[0].mode == STORYBOARD else in_fields
+            message = speaking(str(error), jobs[0].options)
             return dict.fromkeys([job.id for job in jobs], _failed("invalid_request", message))
         except Exception as error:
             logger.exception("a job failed: %s", type(error).__name__)
             return dict.fromkeys([job.id for job in jobs], self._broken(error))
         finally:
             watcher.clean_up()
-        seconds = time.perf_counter() - started
-        return {job.id: {"state": "completed", "result": _facts(file, seconds)} for job, file in zip(jobs, files)}
+        told |= {"generation_seconds": round(time.perf_counter() - started, 3), "versions": self._environment}
+        told |= {"model": used_by(jobs[0], self.model.identity)}
+        return {job.id: {"state": "completed", "result": {**_facts(file), **told}} for job, file in zip(jobs, files)}
 
     def close(self) -> None:
         """The checkpoint goes with this object."""
 
-    def _made(self, jobs: Sequence[Job], watcher: "_Watcher") -> list[Path]:
-        """Finished files of jobs, in the folder of results."""
+    def _film(self, job: Job, watcher: "_Watcher") -> tuple[list[Path], dict[str, Any]]:
+        """The finished file of a storyboard, in the folder of results, and what there is to tell of it."""
+        mode = next(mode for mode in MODES if mode.pipeline == "LTX2ExtendPipeline")
+        identity, seen = used_by(job, self.model.identity), {"callback_on_step_end_tensor_inputs": watcher.inputs}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", EncodedAnewWarning)
+            film, told = make_film(
+                job,
+                self._pipeline(mode),
+                self._results,
+                identity,
+                watcher.follow,
+                callback_on_step_end=watcher,
+                **seen,
+            )
+        finished = self._results / f"{job.id}.mp4"
+        os.replace(film, finished)
+        return [finished], told
+
+    def _made(self, jobs: Sequence[Job], watcher: "_Watcher") -> tuple[list[Path], dict[str, Any]]:
+        """Finished files of jobs, in the folder of results, and what there is to tell of them."""
         mode, first = next(mode for mode in MODES if mode.name == jobs[0].mode), jobs[0]
         options = {**first.options, "prompt": [text for job in jobs for text in job.options["prompt"]]}
         pipeline = self._pipeline(mode)
@@ -122,28 +163,31 @@ class LocalRunner:
             call = {**call_arguments(mode, options), **self._run_arguments(jobs, watcher, folder / f"clip{suffix}")}
             with self._adapters(pipeline, first):
                 output = pipeline(**call)
-            made = output.info.pop("path", None)
-            if not first.with_sound:
-                output = replace(output, audio=None, audio_source=None)
-            how = {"growing": growing_file(self._results, first.id)} if first.stream else {}
-            files = [Path(file) for file in ([made] if made else output.save(folder / f"clip{suffix}", **how))]
+            made = output.info["path"]
+            told = {name: output.info[name] for name in ("enhanced_prompt",) if name in output.info}
+            files = [made] if isinstance(made, str) else made
             finished = [self._results / f"{job.id}{suffix}" for job in jobs]
             for file, place in zip(files, finished, strict=True):
                 os.replace(file, place)
-        return finished
+        return finished, told
 
     def _run_arguments(self, jobs: Sequence[Job], watcher: "_Watcher", path: Path) -> dict[str, Any]:
         import torch
 
+        first = jobs[0]
+        file: Path | ClipFile = path
         generators = [torch.Generator("cpu").manual_seed(job.seed) for job in jobs]
-        arguments: dict[str, Any] = {
+        if path.suffix == ".mp4":
+            growing = growing_file(self._results, first.id) if first.stream else None
+            # Decoding may last longer than a step.
+            file = ClipFile(path, growing, first.with_sound, on_frames=lambda _: watcher.check())
+        return {
             "generator": generators if len(jobs) > 1 else generators[0],
             "output_type": "uint8",
+            "save_path": file,
+            "callback_on_step_end": watcher,
+            "callback_on_step_end_tensor_inputs": watcher.inputs,
         }
-        if "extend" in jobs[0].options:
-            # A long clip is written while it is made.
-            arguments["save_path"] = path
-        return {**arguments, "callback_on_step_end": watcher, "callback_on_step_end_tensor_inputs": watcher.inputs}
 
     def _pipeline(self, mode: Mode) -> Any:
         """The pipeline of a mode, on the components that are loaded."""
@@ -177,6 +221,52 @@ class LocalRunner:
         return _failed("server_error", "the server could not make the clip; its log says why")
 
 
+def follow(
+    jobs: Sequence[Job],
+    report: Report,
+    stopped: Stopped,
+    heard: "queue.SimpleQueue[dict[str, Any] | None]",
+    stop: Callable[[str, str], None],
+    overdue: Callable[[], bool],
+) -> dict[str, Outcome] | None:
+    """What came of jobs that run elsewhere; `None` if whoever runs them is gone.
+
+    Args:
+        jobs: The jobs of one call.
+        report, stopped: See [`Runner`].
+        heard: What is heard of the call: messages with an `"event"`, at last one with the `"outcomes"`, or `None`.
+        stop: Called once with a job that is to end and the reason.
+        overdue: Whether the call takes so much longer than it may that it has to be given up.
+
+    Raises:
+        Stop: With `"time_limit"`, if it is overdue.
+    """
+    told: set[str] = set()
+    while True:
+        for job in jobs:
+            if job.id not in told and (reason := stopped(job.id)):
+                told.add(job.id)
+                stop(job.id, reason)
+        try:
+            message = heard.get(timeout=_TICK_S)
+        except queue.Empty:
+            if overdue():
+                raise Stop("time_limit") from None
+            continue
+        if message is None:
+            return None
+        if "outcomes" in message:
+            return dict(message["outcomes"])
+        if "event" in message:
+            report(*message["event"])
+
+
+def quiet_prompts() -> None:
+    """Silence warnings that quote prompts, which are no business of a log."""
+    for room in ("prompts", "application"):
+        logging.getLogger(f"ltx2_diffusers.{room}").setLevel(logging.ERROR)
+
+
 def growing_file(results: Path, job_id: str) -> Path:
     """The file of a job while it is written, if that can be read meanwhile."""
     return results / f"{job_id}.growing.mp4"
@@ -189,16 +279,12 @@ class _Watcher:
         self._jobs, self._report, self._stopped, self._deadline = jobs, report, stopped, deadline
         every = jobs[0].preview_every
         self._sheet = None if every is None else ContactSheet(folder / f".{jobs[0].id}.preview.jpg", every)
-        self._runs_begun, self._seen = 0, (0, 0)
+        self._runs_begun, self._shots = 0, dict[str, int]()
         self.inputs = () if self._sheet is None else self._sheet.inputs
 
     def __call__(self, pipeline: Any, step: int, timestep: Any, tensors: Mapping[str, Any]) -> dict[str, Any]:
         """After a step."""
-        reasons = [self._stopped(job.id) for job in self._jobs]
-        if all(reasons):
-            raise Stop(reasons[0] or "")
-        if time.perf_counter() > self._deadline:
-            raise Stop("time_limit")
+        self.check()
         steps, self._runs_begun = pipeline.num_timesteps, self._runs_begun + (step == 0)
         share = (self._runs_begun - 1 + (step + 1) / steps) / max(self._jobs[0].runs, self._runs_begun)
         event = {
@@ -206,6 +292,7 @@ class _Watcher:
             "run": self._runs_begun,
             "step": step + 1,
             "steps": steps,
+            **self._shots,
         }
         for job in self._jobs:
             self._report(job.id, "progress", event)
@@ -213,6 +300,32 @@ class _Watcher:
             self._sheet(pipeline, step, timestep, tensors)
             self._show(event)
         return {}
+
+    def check(self) -> None:
+        """End the run if nobody wants it any more, or it takes too long.
+
+        Raises:
+            Stop: That is how.
+        """
+        reasons = [self._stopped(job.id) for job in self._jobs]
+        if all(reasons):
+            raise Stop(reasons[0] or "")
+        if time.perf_counter() > self._deadline:
+            raise Stop("time_limit")
+
+    def follow(self, progress: StoryboardProgress) -> None:
+        """How far a storyboard is: before each step is told, after each segment, and while prompts are written."""
+        if not progress.step:
+            self.check()
+            return
+        job = self._jobs[0]
+        shots = {"finished": progress.shots, "total": len(job.options[STORYBOARD]["shots"])}
+        if not self._shots:
+            # Of one that goes on, these were made before.
+            self._runs_begun = job.runs * (progress.segment - 1) // progress.num_segments
+        if progress.shots > self._shots.get("shots", 0):
+            self._report(job.id, "shot", shots)
+        self._shots = {"shots": progress.shots, "segment": progress.segment, "segments": progress.num_segments}
 
     def _show(self, event: Mapping[str, Any]) -> None:
         """Report the picture, if this step drew one."""
@@ -229,20 +342,20 @@ class _Watcher:
             self._sheet.path.unlink(missing_ok=True)
 
 
-def _facts(file: Path, seconds: float) -> dict[str, Any]:
+def _facts(file: Path) -> dict[str, Any]:
     """What is told of a finished clip."""
     from ..media.reading import probe
 
     info = probe(file)
     return {
         "file": file.name,
+        "sha256": file_sha256(file),
         "width": info.width,
         "height": info.height,
         "frames": info.num_frames,
         "frame_rate": None if info.frame_rate is None else float(info.frame_rate),
         "seconds": info.duration_s,
         "has_audio": info.sampling_rate is not None,
-        "generation_seconds": round(seconds, 3),
     }
 
 
@@ -250,7 +363,8 @@ def _failed(code: str, message: str) -> Outcome:
     return {"state": "failed", "error": {"code": code, "message": message}}
 
 
-def _stopped(reason: str, time_limit_s: float) -> Outcome:
+def stopped_outcome(reason: str, time_limit_s: float) -> Outcome:
+    """What came of a job that ended early."""
     if reason == "time_limit":
         return _failed("time_limit", f"the clip took longer than the {time_limit_s:g} s that this server gives")
     return {"state": reason}

@@ -18,7 +18,8 @@ NEGATIVE_PROMPT = "blurry, low quality, distorted, glitchy, watermark"
 _OWN = {
     *("output", "preview", "preview_every", "prompt_cache", "no_text_encoder", "num_videos"),
     *("checkpoint", "text_encoder", "upsampler", "lora", "distilled_lora"),
-    *("device", "dtype", "offload", "tiling"),
+    *("device", "dtype", "offload", "tiling", "quantize", "calibration", "fuse_lora", "vram", "ram", "allow_lossy"),
+    *("release_text_encoder",),
 }
 SERVED = {name: option for name, option in OPTIONS.items() if name not in _OWN}
 _FLAG = re.compile(r"--([a-z][a-z0-9-]*)")
@@ -233,6 +234,13 @@ class Problem(BaseModel):
     message: str
 
 
+class Shots(BaseModel):
+    """How many shots of a storyboard are finished, and can be fetched, and how many there are."""
+
+    finished: int
+    total: int
+
+
 class Video(BaseModel):
     """A job, in the shape of OpenAI's API of videos."""
 
@@ -250,6 +258,7 @@ class Video(BaseModel):
     seconds: str | None = None
     seed: int
     mode: str = Field(description="what kind of clip is made")
+    shots: Shots | None = Field(None, description="how far a storyboard is")
     error: Problem | None = None
     remixed_from_video_id: str | None = None
 
@@ -262,6 +271,20 @@ class VideoList(BaseModel):
     first_id: str | None
     last_id: str | None
     has_more: bool
+
+
+class Manifest(BaseModel):
+    """How a finished clip was made, completely enough to make it again."""
+
+    format: Literal["ltx2 job 1"] = "ltx2 job 1"
+    endpoint: str = Field(description="where the request is sent to")
+    request: dict[str, Any] = Field(description="the body; in place of a file, its name (sha256) and field")
+    seed: int
+    model: dict[str, Any] = Field(description="name of the model, and what tells it from others")
+    versions: dict[str, Any] = Field(
+        description="versions and machine; where they are equal, equal requests give equal frames"
+    )
+    result: dict[str, Any] = Field(description="what came of it: sizes, and the name of the file's content (sha256)")
 
 
 class DeletedVideo(BaseModel):
@@ -295,8 +318,8 @@ class Health(BaseModel):
     checkpoint_kind: str
     device: str
     adapters: list[str]
-    queued: int
-    running: int
+    queued: int | None = Field(description="jobs that wait; null if the database cannot be reached")
+    running: int | None = Field(description="jobs that run; null if the database cannot be reached")
 
 
 def size_of(text: str) -> dict[str, int]:

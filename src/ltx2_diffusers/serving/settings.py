@@ -10,8 +10,9 @@ from ..checks import check_positive
 MIB = 2**20
 
 
-def _limit(default: float, help: str) -> Any:
-    return field(default=default, metadata={"help": f"{help}; default {default:g}"})
+def _limit(default: float | None, help: str, said: str = "") -> Any:
+    """A limit; `said` is its default in words, where that is no number."""
+    return field(default=default, metadata={"help": f"{help}; default {said or f'{default:g}'}"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,9 @@ class Limits:
         media_time: How long reading one media file may take, in seconds.
         media_memory_mb: How much memory reading one media file may take, in MiB.
         max_megapixels: Largest clip to be made, all its frames together.
+        max_memory_gb: Most memory of the device that a clip may take together with the weights, in GiB; default what the
+            device has when the checkpoint is loaded.
+        max_storyboard_megapixels: Largest clip of a storyboard; `max_megapixels` is for each of its segments then.
         max_steps: Most denoising steps of a stage.
         max_prompt: Longest prompt, in characters.
     """
@@ -56,6 +60,12 @@ class Limits:
     media_time: float = _limit(20.0, "seconds that reading a media file may take")
     media_memory_mb: float = _limit(2048.0, "memory that reading a media file may take, in MiB")
     max_megapixels: float = _limit(1500.0, "largest clip to be made, all its frames together")
+    max_memory_gb: float | None = _limit(
+        None,
+        "most memory of the device that a clip may take together with the weights, in GiB",
+        "what it has when the checkpoint is loaded",
+    )
+    max_storyboard_megapixels: float = _limit(15_000.0, "largest clip of a storyboard, all its frames together")
     max_steps: int = _limit(200, "most denoising steps of a stage")
     max_prompt: int = _limit(10_000, "longest prompt, in characters")
 
@@ -69,7 +79,7 @@ class Settings:
 
     Args:
         data: Folder of jobs, inputs and results.
-        database: URL of the database of jobs, as SQLAlchemy reads it; default a SQLite file in `data`.
+        database: URL of the database of jobs, of PostgreSQL or SQLite; default a SQLite file in `data`.
         name: What tells this server from others on the same database.
         model: Name that the API gives the checkpoint.
         engine: Options of `ltx2 generate` that say what is loaded, and where.

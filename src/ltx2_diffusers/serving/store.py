@@ -1,9 +1,10 @@
 """The jobs of a server, in a database that outlives it. What is not there did not happen."""
 
+import importlib.util
 import json
-import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,16 @@ FINISHED = (DONE, FAILED, CANCELLED)
 MOST_ATTEMPTS = 3
 # A server that says nothing about its job for so long is taken for dead by others on the same database.
 LEASE_S = 60.0
+
+# What is raised while the database cannot be reached, or is too busy.
+AWAY = (sql.exc.OperationalError, sql.exc.InterfaceError, sql.exc.InternalError, sql.exc.TimeoutError)
+# What installs the driver that the database of several servers needs.
+_DRIVER = "pip install 'ltx2-diffusers[postgres]'"
+# A server that stops in the middle of a change holds up the others no longer than this.
+_WAIT_MS = 30_000
+_PATIENCE = {"connect_timeout": "10", "tcp_user_timeout": str(_WAIT_MS)}
+# The lock of PostgreSQL that those take who add a job: any number, but one for all servers.
+_ADDING = 0x4C545832
 
 _META = sql.MetaData()
 _JOBS = sql.Table(
@@ -60,7 +71,8 @@ class Row:
 
     Args:
         id, tenant, waited_for, state, created, started, finished, attempts, job: As stored; times in seconds since 1970.
-        result, error: What came of it.
+        result, error: What came of it. Of a storyboard that is not finished, `result` has `shots`, how many are, and
+            `attempts`, at which the latest one was.
     """
 
     id: str
@@ -79,24 +91,78 @@ class Row:
 _COLUMNS = [_JOBS.c[name] for name in Row.__annotations__]
 
 
+def database_url(text: str) -> sql.URL:
+    """The URL of a database, with the driver that the package takes.
+
+    Args:
+        text: `sqlite:///FILE`, or `postgresql://USER:PASSWORD@HOST/NAME` with what else libpq understands.
+
+    Raises:
+        ValueError: If it is none of the two, or the driver is not installed.
+    """
+    try:
+        url = sql.make_url(text)
+    except (sql.exc.ArgumentError, ValueError):
+        raise ValueError("the database has to be sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME") from None
+    if url.drivername in ("sqlite", "sqlite+pysqlite"):
+        return url
+    if url.drivername not in ("postgresql", "postgres", "postgresql+psycopg"):
+        raise ValueError(f"the database has to be sqlite:///FILE or postgresql://..., but is {url.drivername}://")
+    if importlib.util.find_spec("psycopg") is None:
+        raise ValueError(f"PostgreSQL needs psycopg; install it with: {_DRIVER}")
+    # What the URL itself says comes first.
+    return url.set(drivername="postgresql+psycopg", query={**_PATIENCE, **url.query})
+
+
+def open_database(text: str) -> sql.Engine:
+    """The database of a URL, with the table of jobs.
+
+    Raises:
+        ValueError: If the URL is wrong, or no database answers there.
+    """
+    url = database_url(text)
+    # Errors are logged; what people ask for is not.
+    if url.get_backend_name() == "sqlite":
+        engine = sql.create_engine(url, hide_parameters=True)
+        sql.event.listen(engine, "connect", _set_up_sqlite)
+    else:
+        # A change counts on seeing what others have changed. Connections that a restart of the database has cut are
+        # made anew.
+        engine = sql.create_engine(url, hide_parameters=True, isolation_level="READ COMMITTED", pool_pre_ping=True)
+        sql.event.listen(engine, "connect", _set_up_postgresql)
+    try:
+        with _alone(engine) as connection:
+            _META.create_all(connection)
+    except sql.exc.DBAPIError as error:
+        engine.dispose()
+        raise ValueError(f"the database {url.render_as_string()} cannot be used: {error.orig}") from error
+    return engine
+
+
+@contextmanager
+def _alone(engine: sql.Engine) -> Iterator[sql.Connection]:
+    """A transaction beside which no other of its kind runs, in whichever server."""
+    with engine.begin() as connection:
+        if engine.dialect.name == "sqlite":
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        else:
+            connection.execute(sql.select(sql.func.pg_advisory_xact_lock(_ADDING)))
+        yield connection
+
+
 class Store:
     """Jobs in a database. Each change is one transaction, and says of which state it is a change.
 
     Args:
-        url: Of the database, as SQLAlchemy reads it.
+        url: Of the database; see `database_url`.
         owner: What tells this server from others.
-        max_queue: Most jobs that wait.
+        max_queue: Most jobs that wait, whichever server was asked.
     """
 
     def __init__(self, url: str, owner: str, max_queue: int) -> None:
         self.owner = owner
         self.max_queue = max_queue
-        self._engine = sql.create_engine(url)
-        if self._engine.dialect.name == "sqlite":
-            sql.event.listen(self._engine, "connect", _set_up_sqlite)
-        # Between counting and adding no other request may add.
-        self._adding = threading.Lock()
-        _META.create_all(self._engine)
+        self._engine = open_database(url)
 
     def close(self) -> None:
         """Let go of the database."""
@@ -117,29 +183,16 @@ class Store:
         values |= {"id": job.id, "created": time.time(), "batch_key": job.batch_key, "job": job.to_json()}
         # A caller can only be answered by the server that it called.
         values |= {"owner": self.owner if waited_for else None}
-        with self._adding:
-            if (known := self._known(tenant, request_key)) is not None:
-                return known
-            try:
-                with self._engine.begin() as connection:
-                    waiting = self._count(connection, QUEUED)
-                    if waiting >= self.max_queue:
-                        raise QueueFull(self._wait_s(connection, waiting))
-                    connection.execute(_JOBS.insert().values(values))
-            except sql.exc.IntegrityError:
-                # Another server was asked the same at the same moment.
-                if (known := self._known(tenant, request_key)) is None:
-                    raise
-                return known
-        return job.id
-
-    def _known(self, tenant: str, request_key: str | None) -> str | None:
-        """The job that a request made before."""
-        if request_key is None:
-            return None
         same = (_JOBS.c.tenant == tenant, _JOBS.c.request_key == request_key)
-        with self._engine.begin() as connection:
-            return connection.scalar(sql.select(_JOBS.c.id).where(*same))
+        # Between looking, counting and adding nobody else may add.
+        with _alone(self._engine) as connection:
+            if request_key is not None and (known := connection.scalar(sql.select(_JOBS.c.id).where(*same))):
+                return str(known)
+            waiting = self._count(connection, QUEUED)
+            if waiting >= self.max_queue:
+                raise QueueFull(self._wait_s(connection, waiting))
+            connection.execute(_JOBS.insert().values(values))
+        return job.id
 
     def counts(self) -> dict[str, int]:
         """How many jobs wait and how many run."""
@@ -148,6 +201,9 @@ class Store:
 
     def get(self, job_id: str, tenant: str | None = None) -> Row | None:
         """A job; `None` if there is none of this name, or it is somebody else's."""
+        if "\0" in job_id:
+            # No job is called so, and PostgreSQL takes no text with it.
+            return None
         wanted = _JOBS.c.id == job_id if tenant is None else sql.and_(_JOBS.c.id == job_id, _JOBS.c.tenant == tenant)
         with self._engine.begin() as connection:
             found = connection.execute(sql.select(*_COLUMNS).where(wanted)).first()
@@ -173,7 +229,8 @@ class Store:
         """Take the oldest job that waits, and others that can be made by the same call, and mark them as running."""
         ours = sql.or_(_JOBS.c.waited_for.is_(False), _JOBS.c.owner == self.owner)
         oldest = sql.select(_JOBS.c.id, _JOBS.c.batch_key).where(_JOBS.c.state == QUEUED, ours)
-        oldest = oldest.order_by(_JOBS.c.created, _JOBS.c.id)
+        # What another server is taking is passed over, where the database can; SQLite lets one at a time write.
+        oldest = oldest.order_by(_JOBS.c.created, _JOBS.c.id).with_for_update(skip_locked=True)
         claimed: list[str] = []
         with self._engine.begin() as connection:
             while not claimed and (first := connection.execute(oldest.limit(1)).first()) is not None:
@@ -188,8 +245,7 @@ class Store:
 
     def _taken(self, connection: sql.Connection, job_id: str) -> bool:
         """Whether this server was the one that took a job."""
-        now = time.time()
-        values = {"state": RUNNING, "owner": self.owner, "lease": now + LEASE_S, "started": now}
+        values = {"state": RUNNING, "owner": self.owner, "lease": self._clock + LEASE_S, "started": time.time()}
         change = _JOBS.update().where(_JOBS.c.id == job_id, _JOBS.c.state == QUEUED)
         return connection.execute(change.values(**values, attempts=_JOBS.c.attempts + 1)).rowcount == 1
 
@@ -198,7 +254,7 @@ class Store:
         kept = []
         with self._engine.begin() as connection:
             for row in jobs:
-                change = _JOBS.update().where(*self._running_here(row)).values(lease=time.time() + LEASE_S)
+                change = _JOBS.update().where(*self._running_here(row)).values(lease=self._clock + LEASE_S)
                 if connection.execute(change).rowcount == 1:
                     kept.append(row.id)
         return [row.id for row in jobs if row.id not in kept]
@@ -206,21 +262,35 @@ class Store:
     def finish(
         self, row: Row, state: str, result: dict[str, Any] | None = None, error: dict[str, str] | None = None
     ) -> bool:
-        """Note what came of a job that runs here; `False` if it is no longer this server's to say."""
+        """Note what came of a job that runs here; `False` if it is no longer this server's to say.
+
+        A result may be noted again, by those who could not hear that it was.
+        """
         values = {"state": state, "finished": time.time()}
-        values |= {"result": None if result is None else json.dumps(result)}
+        values |= {} if result is None else {"result": json.dumps(result)}
         values |= {"error": None if error is None else json.dumps(error)}
         with self._engine.begin() as connection:
-            return connection.execute(_JOBS.update().where(*self._running_here(row)).values(values)).rowcount == 1
+            if connection.execute(_JOBS.update().where(*self._running_here(row)).values(values)).rowcount == 1:
+                return True
+            noted = sql.select(_JOBS.c.result).where(*self._of_this_attempt(row, DONE))
+            return result is not None and connection.scalar(noted) == values["result"]
+
+    def note_shots(self, row: Row, shots: int) -> None:
+        """Note that more shots of a storyboard that runs here are finished."""
+        result = json.dumps({"shots": shots, "attempts": row.attempts})
+        with self._engine.begin() as connection:
+            noted = connection.scalar(sql.select(_JOBS.c.result).where(_JOBS.c.id == row.id))
+            if shots > json.loads(noted or "{}").get("shots", 0):
+                connection.execute(_JOBS.update().where(*self._running_here(row)).values(result=result))
 
     def hand_back(self, row: Row, counts: bool) -> None:
         """Put a job that runs here back into the queue.
 
         Args:
             row: The job.
-            counts: Whether this was an attempt, of which a job has three.
+            counts: Whether this was an attempt, of which a job has three; a storyboard after each of its shots.
         """
-        if counts and row.attempts >= MOST_ATTEMPTS:
+        if counts and _in_vain(self.get(row.id) or row) >= MOST_ATTEMPTS:
             message = (
                 f"the worker ended {row.attempts} times while it made this clip; it may be too large for the machine"
             )
@@ -248,7 +318,7 @@ class Store:
         Calls whose caller is gone with the server are closed, since nobody could take their results; their names are
         returned.
         """
-        gone = [sql.and_(_JOBS.c.state == RUNNING, _JOBS.c.lease < time.time())]
+        gone = [sql.and_(_JOBS.c.state == RUNNING, _JOBS.c.lease < self._clock)]
         if from_this:
             gone.append(sql.and_(_JOBS.c.state == RUNNING, _JOBS.c.owner == self.owner))
         with self._engine.begin() as connection:
@@ -258,7 +328,7 @@ class Store:
                 values: dict[str, Any] = {"state": QUEUED, "owner": None, "lease": None, "started": None}
                 if one.waited_for:
                     values = {"state": CANCELLED, "finished": time.time()}
-                elif one.attempts >= MOST_ATTEMPTS:
+                elif _in_vain(_row(one)) >= MOST_ATTEMPTS:
                     error = {
                         "code": "worker_died",
                         "message": f"the server ended {one.attempts} times while it made this clip",
@@ -279,10 +349,20 @@ class Store:
         with self._engine.begin() as connection:
             return list(connection.scalars(wanted))
 
+    @property
+    def _clock(self) -> Any:
+        """Seconds since 1970: by the clock of the database where servers on several machines share it."""
+        if self._engine.dialect.name == "sqlite":
+            return time.time()
+        return sql.cast(sql.extract("epoch", sql.func.clock_timestamp()), sql.Double)
+
     def _running_here(self, row: Row) -> list[Any]:
-        same = (_JOBS.c.id == row.id, _JOBS.c.state == RUNNING, _JOBS.c.owner == self.owner)
+        return self._of_this_attempt(row, RUNNING)
+
+    def _of_this_attempt(self, row: Row, state: str) -> list[Any]:
         # A later attempt is another server's, or a later life of this one.
-        return [*same, _JOBS.c.attempts == row.attempts]
+        same = (_JOBS.c.id == row.id, _JOBS.c.owner == self.owner, _JOBS.c.attempts == row.attempts)
+        return [*same, _JOBS.c.state == state]
 
     def _count(self, connection: sql.Connection, state: str) -> int:
         wanted = sql.select(sql.func.count()).select_from(_JOBS).where(_JOBS.c.state == state)
@@ -298,6 +378,11 @@ class Store:
         return max(1, min(600, round(mean * max(1, waiting // 8))))
 
 
+def _in_vain(row: Row) -> int:
+    """Attempts in which nothing was finished, one after the other."""
+    return row.attempts - (row.result or {}).get("attempts", 0)
+
+
 def _row(found: Any) -> Row:
     values = {name: getattr(found, name) for name in Row.__annotations__}
     return Row(**values | {name: values[name] and json.loads(values[name]) for name in ("result", "error")})
@@ -307,3 +392,10 @@ def _set_up_sqlite(connection: Any, _record: Any) -> None:
     """Readers do not wait for a writer, writers wait for each other, and what is committed survives a kill."""
     for setting in ("journal_mode=WAL", "busy_timeout=30000", "synchronous=NORMAL"):
         connection.execute(f"PRAGMA {setting}")
+
+
+def _set_up_postgresql(connection: Any, _record: Any) -> None:
+    """No lock is waited for, and none kept by one who has stopped, without end."""
+    for setting in ("lock_timeout", "idle_in_transaction_session_timeout"):
+        connection.execute(f"SET {setting} = {_WAIT_MS}")
+    connection.commit()

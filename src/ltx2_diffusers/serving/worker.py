@@ -17,12 +17,21 @@ from typing import Any
 
 from ..cli.loading import check_device
 from .jobs import Job, ServedModel
-from .running import LocalRunner, Outcome, Report, Stopped, WorkerDied, _stopped
+from .running import (
+    PATIENCE_S,
+    LocalRunner,
+    Outcome,
+    Report,
+    Stop,
+    Stopped,
+    WorkerDied,
+    follow,
+    quiet_prompts,
+    stopped_outcome,
+)
 
 logger = logging.getLogger(__name__)
 
-# How often a running job is asked whether it is to end, and how long after its time limit it is killed.
-_TICK_S, _PATIENCE_S = 0.05, 60.0
 _CLOSE_S = 10.0
 
 
@@ -38,6 +47,8 @@ class WorkerProcess:
     Raises:
         ValueError: If the checkpoint cannot be loaded.
     """
+
+    slots = 1
 
     def __init__(self, options: Mapping[str, Any], inputs: Path, results: Path, time_limit_s: float) -> None:
         self._settings = {"options": dict(options), "inputs": inputs.absolute(), "results": results.absolute()}
@@ -55,26 +66,15 @@ class WorkerProcess:
         if self._process.poll() is not None:
             self._start()
         self._send(run=[job.to_json() for job in jobs])
-        told: set[str] = set()
-        deadline = time.monotonic() + self._time_limit_s + _PATIENCE_S
-        while True:
-            for job in jobs:
-                if job.id not in told and (reason := stopped(job.id)):
-                    told.add(job.id)
-                    self._send(stop=job.id, reason=reason)
-            try:
-                line = self._lines.get(timeout=_TICK_S)
-            except queue.Empty:
-                if time.monotonic() > deadline:
-                    self._process.kill()
-                    return dict.fromkeys([job.id for job in jobs], _stopped("time_limit", self._time_limit_s))
-                continue
-            if line is None:
-                raise WorkerDied(f"the worker ended with status {self._process.wait()}")
-            if "outcomes" in line:
-                outcomes: dict[str, Outcome] = line["outcomes"]
-                return outcomes
-            report(*line["event"])
+        deadline = time.monotonic() + self._time_limit_s + PATIENCE_S
+        try:
+            outcomes = follow(jobs, report, stopped, self._lines, self._stop, lambda: time.monotonic() > deadline)
+        except Stop as stop:
+            self._process.kill()
+            return {job.id: stopped_outcome(stop.reason, self._time_limit_s) for job in jobs}
+        if outcomes is None:
+            raise WorkerDied(f"the worker ended with status {self._process.wait()}")
+        return outcomes
 
     def close(self) -> None:
         """See [`~ltx2_diffusers.serving.running.Runner`]."""
@@ -110,6 +110,9 @@ class WorkerProcess:
             lines.put(json.loads(line))
         lines.put(None)
 
+    def _stop(self, job_id: str, reason: str) -> None:
+        self._send(stop=job_id, reason=reason)
+
     def _send(self, **message: Any) -> None:
         if self._process.stdin is None:
             return
@@ -136,9 +139,7 @@ def main() -> int:
     # What libraries print goes where errors go.
     out = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)
-    for room in ("prompts", "application"):
-        # Their warnings quote prompts, which are no business of a log.
-        logging.getLogger(f"ltx2_diffusers.{room}").setLevel(logging.ERROR)
+    quiet_prompts()
     settings = _read_message(sys.stdin.readline())
     try:
         check_device(settings["options"]["device"])

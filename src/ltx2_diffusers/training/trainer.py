@@ -33,6 +33,7 @@ from ..atomic import complete_file
 from ..conditioning import Streams
 from ..data.dataset import PrecomputedDataset, check_not_smaller
 from ..data.samples import AUDIO_TEXT, TEXT_MASK, VIDEO_TEXT, Sample, padded_rows
+from ..data.tables import library
 from ..publishing import CARD_NAME, check_repository_name, put_card
 from .batches import BatchOrder, check_widths, kinds_of, make_loader, names_of
 from .checkpoints import (
@@ -120,6 +121,7 @@ class LTX2Trainer:
 
         Raises:
             ValueError: Before anything is loaded, if settings, data or checkpoint do not fit each other.
+            ImportError: Before that, if a tracker is asked for whose package is not installed.
             RuntimeError: If losses are not finite for many steps in a row; the last checkpoint stays.
         """
         try:
@@ -140,6 +142,9 @@ class LTX2Trainer:
             for name, wanted in (("tensorboard", config.tracking.tensorboard), ("wandb", config.wandb.enabled))
             if wanted
         ]
+        for name in trackers:
+            # Accelerate leaves out what is not installed, without a word.
+            library(name, f"`{'wandb.enabled' if name == 'wandb' else 'tracking.tensorboard'}: true`")
         folder = Path(config.output_dir)
         accumulation = config.optimization.gradient_accumulation_steps
         return Accelerator(

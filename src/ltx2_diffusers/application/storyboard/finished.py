@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -154,9 +154,9 @@ class FinishedSegments:
         audio = entries["audio"].load() if "audio" in entries else None
         return ClipLatents(entries["video"].load(), audio)
 
-    def samples(self) -> Iterator[torch.Tensor]:
-        """What the model made to be heard, segment by segment."""
-        for index in range(len(self)):
+    def samples(self, places: Iterable[int] | None = None) -> Iterator[torch.Tensor]:
+        """What the model made to be heard, segment by segment; of all, or of those at some places."""
+        for index in range(len(self)) if places is None else places:
             yield self._data(index)["samples"].load()
 
     @property

@@ -41,9 +41,11 @@ class StoryboardProgress:
     Args:
         segment: The segment that is being made, or is finished, from 1.
         num_segments: How many there are.
-        step: The step that is done, from 1; `num_steps` of the last stage when the segment is finished.
+        step: The step that is done, from 1; `num_steps` of the last stage when the segment is finished. 0 when the director
+            has written its prompt, before any segment is made.
         num_steps: Steps of the stage.
         path: The file of the segment once it is finished; `None` before.
+        shots: How many shots are finished.
     """
 
     segment: int
@@ -51,6 +53,7 @@ class StoryboardProgress:
     step: int
     num_steps: int
     path: Path | None = None
+    shots: int = 0
 
 
 @torch.no_grad()
@@ -62,6 +65,7 @@ def make_storyboard(
     identity: Mapping[str, Any] | None = None,
     remake: bool = False,
     keep_segments: bool = False,
+    shot_folder: str | os.PathLike | None = None,
     on_progress: Callable[[StoryboardProgress], None] | None = None,
     callback_on_step_end: Callback | None = None,
     callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
@@ -81,7 +85,9 @@ def make_storyboard(
         remake: Whether finished segments that were made for another storyboard, and those behind them, are made anew.
             Default `False`: they are an error.
         keep_segments: Whether the folder with the segments stays when the clip is complete. Default `False`.
-        on_progress: Called after each step, and with its file when a segment is finished. What it raises ends the call;
+        shot_folder: Folder for a clip of each shot, with its sound, that is there as soon as the shot is finished, and stays:
+            `shot_0001.mp4` and so on. Default none.
+        on_progress: Called after each step and each prompt of the director, and with its file when a segment is finished. What it raises ends the call;
             what is finished stays.
         callback_on_step_end, callback_on_step_end_tensor_inputs: As in every pipeline. Setting `pipeline._interrupt = True` ends
             the series without the segment in progress: the clip is made of the finished ones, which stay.
@@ -103,12 +109,14 @@ def make_storyboard(
     check_folder_writable(finished.folder)
     finished.read()
     watched = _Watched(on_progress, callback_on_step_end, callback_on_step_end_tensor_inputs)
-    making = _Making(board, as_pipeline(LTX2ExtendPipeline, pipeline), plan_storyboard(board), watched)
+    shots = None if shot_folder is None else Path(shot_folder)
+    making = _Making(board, as_pipeline(LTX2ExtendPipeline, pipeline), plan_storyboard(board), watched, shots)
     making.check()
     finished.begin(making.asked(identity or {}), remake)
     if board.director:
         making.planned = _directed(making, finished)
     finished.take_up(making.segments_asked(), remake)
+    making.keep_shots(finished, begin=True)
     making.make(finished)
     output = making.joined(finished, path)
     if len(finished) == len(making.planned) and not keep_segments:
@@ -123,6 +131,7 @@ class _Watched:
     Args:
         on_progress, callback, names: See [`make_storyboard`].
         segment, num_segments: Which segment is being made, and of how many.
+        shots: How many shots are finished.
     """
 
     on_progress: Callable[[StoryboardProgress], None] | None
@@ -130,6 +139,7 @@ class _Watched:
     names: Sequence[str]
     segment: int = 0
     num_segments: int = 0
+    shots: int = 0
 
     @property
     def function(self) -> Callback | None:
@@ -138,14 +148,14 @@ class _Watched:
 
     def __call__(self, pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any] | None:
         """After a step."""
-        self.tell(pipeline, step + 1)
+        self.tell(step + 1, pipeline.num_timesteps)
         return None if self.callback is None else self.callback(pipeline, step, timestep, tensors)
 
-    def tell(self, pipeline: Any, step: int, path: Path | None = None) -> None:
+    def tell(self, step: int, num_steps: int, path: Path | None = None) -> None:
         """Say how far it has come."""
         if self.on_progress is not None:
-            progress = StoryboardProgress(self.segment, self.num_segments, step, pipeline.num_timesteps, path)
-            self.on_progress(progress)
+            place = self.segment, self.num_segments
+            self.on_progress(StoryboardProgress(*place, step, num_steps, path, self.shots))
 
 
 class _Making:
@@ -156,12 +166,23 @@ class _Making:
         pipeline: What makes its segments.
         planned: The segments.
         watched: Who follows.
+        shot_folder: See [`make_storyboard`].
     """
 
     def __init__(
-        self, board: Storyboard, pipeline: LTX2ExtendPipeline, planned: list[PlannedSegment], watched: _Watched
+        self,
+        board: Storyboard,
+        pipeline: LTX2ExtendPipeline,
+        planned: list[PlannedSegment],
+        watched: _Watched,
+        shot_folder: Path | None,
     ) -> None:
         self.board, self.pipeline, self.planned, self.watched = board, pipeline, planned, watched
+        self.shot_folder = shot_folder
+        self.places: list[list[int]] = [[] for _ in board.shots]
+        """Of each shot, which segments it is made of."""
+        for place, one in enumerate(planned):
+            self.places[one.shot].append(place)
         watched.num_segments = len(planned)
         self.num_frames = planned[-1].end
         self.track = None if board.audio is None else Track(board, self.num_frames)
@@ -266,7 +287,8 @@ class _Making:
             path = finished.add(asked[index], segment.info, rates, frames[0], segment.latents, samples, heard)
             # Otherwise it would live on while the next one is made.
             del segment, frames, sound, samples, heard
-            self.watched.tell(pipeline, pipeline.num_timesteps, path)
+            self.keep_shots(finished)
+            self.watched.tell(pipeline.num_timesteps, pipeline.num_timesteps, path)
         pipeline.maybe_free_model_hooks()
         if not len(finished):
             raise RuntimeError("the storyboard was interrupted before a segment was finished; nothing is left of it")
@@ -286,15 +308,36 @@ class _Making:
             return self.track.rate
         return self.pipeline.vocoder.config.output_sampling_rate if self.board.generate_audio else None
 
+    def keep_shots(self, finished: FinishedSegments, begin: bool = False) -> None:
+        """Write the shots that are finished, and note how many they are.
+
+        Args:
+            finished: The finished segments.
+            begin: Whether nothing is made yet: files of other shots are an earlier storyboard's, and go.
+        """
+        for number, places in enumerate(self.places, start=1):
+            path = None if self.shot_folder is None else self.shot_folder / f"shot_{number:04d}.mp4"
+            if places[-1] < len(finished):
+                self.watched.shots = number
+                if path is not None and not path.exists():
+                    join_clips([finished.clips[place] for place in places], path, **self._sound(finished, places))
+            elif path is not None and begin:
+                path.unlink(missing_ok=True)
+
+    def _sound(self, finished: FinishedSegments, places: Sequence[int]) -> dict[str, Any]:
+        """What is heard with some of the finished segments, for `join_clips`."""
+        if self.sampling_rate is None:
+            return {}
+        windows = (self.planned[place] for place in places)
+        pieces = finished.samples(places) if self.track is None else map(self.track.window, windows)
+        return {"sound": pieces, "sampling_rate": self.sampling_rate}
+
     def joined(self, finished: FinishedSegments, path: Path) -> LTX2PipelineOutput:
         """Put the finished segments together."""
         planned, rate = self.planned[: len(finished)], self.sampling_rate
-        sound: dict[str, Any] = {}
+        sound = self._sound(finished, range(len(planned)))
         if self.track is not None and self.track.is_copied(path.suffix.lower()):
             sound = {"audio_source": self.track.path}
-        elif rate is not None:
-            pieces = finished.samples() if self.track is None else map(self.track.window, planned)
-            sound = {"sound": pieces, "sampling_rate": rate}
         join_clips(finished.clips, path, **sound)
         info = finished.infos[0] | {
             "output_type": "uint8",
@@ -318,6 +361,8 @@ def _directed(making: _Making, finished: FinishedSegments) -> list[PlannedSegmen
             pipeline, board.prompt or "", len(told), seed=board.seed, max_new_tokens=tokens, parts=told
         )
         for index in range(1, len(told)):
+            making.watched.segment = index
+            making.watched.tell(0, 0)
             texts.append(director(index, texts[-1]))
         finished.keep_prompts(texts)
     return [replace(one, prompt=text) for one, text in zip(planned, texts)]

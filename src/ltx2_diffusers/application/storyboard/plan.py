@@ -55,6 +55,7 @@ def plan_storyboard(board: Storyboard) -> list[PlannedSegment]:
     check_num_frames(board.num_frames, _STRIDE)
     check_overlap(board.overlap_frames, board.num_frames, _STRIDE)
     ends, problems = _shot_ends(board), Problems()
+    _check_count((ends[-1] - board.overlap_frames) // (board.num_frames - board.overlap_frames))
     planned: list[PlannedSegment] = []
     for index, (shot, end) in enumerate(zip(board.shots, ends)):
         begin = ends[index - 1] if index else 0
@@ -71,12 +72,16 @@ def plan_storyboard(board: Storyboard) -> list[PlannedSegment]:
             negative = board.negative_prompt if shot.negative_prompt is None else shot.negative_prompt
             planned.append(PlannedSegment(index, start, length, shared, text, negative, seed, shown))
     problems.raise_any()
-    if len(planned) > MAX_SEGMENTS:
+    _check_count(len(planned))
+    return planned
+
+
+def _check_count(count: int) -> None:
+    if count > MAX_SEGMENTS:
         raise ValueError(
-            f"the storyboard has {len(planned)} segments, more than {MAX_SEGMENTS}; use longer ones (`num_frames`), or several "
+            f"the storyboard has {count} segments, more than {MAX_SEGMENTS}; use longer ones (`num_frames`), or several "
             "storyboards"
         )
-    return planned
 
 
 def _shot_ends(board: Storyboard) -> list[int]:

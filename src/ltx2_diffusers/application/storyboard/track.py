@@ -36,12 +36,7 @@ class Track:
         EncodedAudio.check_rate(self.rate)
         sound = read_audio(self.path, board.audio_start_s)
         self._num_samples = 0 if sound is None else sound[0].shape[-1]
-        wanted_s, given_s = num_frames / board.frame_rate, self._num_samples / self.rate
-        if board.audio_fit == "crop" and given_s < wanted_s - _SHORTER_S:
-            raise ValueError(
-                f"`audio` lasts {given_s:.2f} s from `audio_start_s` {board.audio_start_s:g} on, and the shots {wanted_s:.2f} s "
-                "together; use shorter shots, a longer sound, or `audio_fit: pad` (silence at the end)"
-            )
+        check_length(board, num_frames, self._num_samples / self.rate)
 
     def shown(self, one: PlannedSegment) -> Waveform:
         """What a segment is made for, what it shares included."""
@@ -71,3 +66,13 @@ class Track:
                 found = conform_to_stereo(read[0])[0, :, : last - first]
                 samples[:, : found.shape[1]] = found
         return samples
+
+
+def check_length(board: Storyboard, num_frames: int, given_s: float) -> None:
+    """Raise `ValueError` if the sound from `audio_start_s` on, of so many seconds, is too short for a clip of so many frames."""
+    wanted_s = num_frames / board.frame_rate
+    if board.audio_fit == "crop" and given_s < wanted_s - _SHORTER_S:
+        raise ValueError(
+            f"`audio` lasts {given_s:.2f} s from `audio_start_s` {board.audio_start_s:g} on, and the shots {wanted_s:.2f} s "
+            "together; use shorter shots, a longer sound, or `audio_fit: pad` (silence at the end)"
+        )

@@ -78,11 +78,14 @@ def run(options: argparse.Namespace) -> int:
     folder = options.storyboard.parent
     model = values.pop("model", None) or {}
     given = {**_loaded(model, folder), **given}
-    if given.get("checkpoint", CHECKPOINT) in PACKAGED:
-        values = {**PACKAGED_SIZE, "overlap_frames": _PACKAGED_OVERLAP, **values}
-    board = parse_storyboard(values, folder).as_mapping()
+    board = parse_storyboard(sized(values, given.get("checkpoint", CHECKPOINT)), folder).as_mapping()
     make({**given, STORYBOARD: board}, options.remake, options.keep_segments)
     return 0
+
+
+def sized(values: Mapping[str, Any], checkpoint: str) -> dict[str, Any]:
+    """What a file holds, with the sizes that a packaged checkpoint makes where it says none."""
+    return {**(PACKAGED_SIZE | {"overlap_frames": _PACKAGED_OVERLAP} if checkpoint in PACKAGED else {}), **values}
 
 
 def make(given: Options, remake: bool = False, keep_segments: bool = False) -> dict[str, Any]:
@@ -104,7 +107,7 @@ def make(given: Options, remake: bool = False, keep_segments: bool = False) -> d
         if progress.path is not None:
             print(f"segment {progress.segment} of {progress.num_segments}: {progress.path}", flush=True)
 
-    options = _with_defaults(given)
+    options = with_defaults(given)
     with _speaking_of_a_file():
         board = parse_storyboard(options[STORYBOARD])
         board.check()
@@ -156,7 +159,7 @@ def as_written(storyboard: Mapping[str, Any], prompts: list[str]) -> dict[str, A
     return replace(board, shots=shots, director=False, prompt=None, director_tokens=None).as_mapping()
 
 
-def _with_defaults(given: Options) -> dict[str, Any]:
+def with_defaults(given: Options) -> dict[str, Any]:
     """The options with everything that a later version might choose otherwise."""
     defaults = {name: OPTIONS[name].default for name in ("checkpoint", "offload", "preview_every")}
     options: dict[str, Any] = {**defaults, **machine_defaults(given), **given}

@@ -11,6 +11,7 @@ from diffusers.utils import logging
 
 from ... import checks
 from ...media.frames import FilePath, Frames, SourceRate, as_image, read_frames, source_rate
+from ...media.writing import ClipFile
 from ...models import latent_filters, video_vae
 from ..decoding import decoded
 from ..engine import OUTPUT_TYPES, check_noise_levels, check_save_path, with_decoder_noise
@@ -125,8 +126,8 @@ class LTX2LatentUpsamplePipeline(LTX2PipelineBase):
         decoding = (call.decode_timestep, call.decode_noise_scale, call.generator)
         # Unlike elsewhere the noise goes onto un-normalised latents, as diffusers does it here.
         noised = with_decoder_noise(self, latents, Delivery(call.output_type, call.return_dict, None, (), *decoding))
-        saves = call.save_path is not None
-        return decoded(self, *noised, "uint8" if saves else call.output_type, read_once=saves)
+        file = None if call.save_path is None else ClipFile.of(call.save_path)
+        return decoded(self, *noised, call.output_type if file is None else "uint8", file)
 
     def _encoded(self, pixels: torch.Tensor, call: UpsampleArguments) -> torch.Tensor:
         """Un-normalised float32 latents of a clip `[F, H, W, 3]`, sampled from the encoder's distribution."""

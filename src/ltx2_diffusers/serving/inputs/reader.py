@@ -2,10 +2,12 @@
 
 import base64
 import binascii
+import hashlib
 import json
 import multiprocessing
 import re
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from multiprocessing.context import BaseContext
 from pathlib import Path
@@ -125,6 +127,35 @@ class MediaReader:
             process.kill()
             process.join()
             process.close()
+
+
+@dataclass
+class Inputs:
+    """The media of one request.
+
+    Args:
+        reader: What reads them.
+        folder: Where they go.
+        hashes: Names of their content as they came (sha256), by the names of their files.
+    """
+
+    reader: MediaReader
+    folder: Path
+    hashes: dict[str, str] = field(default_factory=dict)
+
+    def check_count(self, counts: Mapping[str, int]) -> None:
+        """Refuse more media than this server takes, by the numbers of each field."""
+        limits = self.reader.limits
+        if sum(counts.values()) > limits.max_media:
+            most = max(counts, key=lambda name: counts[name])
+            raise Refusal(f"there are more than the {limits.max_media} media files that this server takes", most)
+
+    def read(self, name: str, kind: str, text: str) -> Path:
+        """The file that holds what a field brings as base64; see [`MediaReader`]."""
+        content = decoded_media(name, text, self.reader.limits)
+        path = self.reader.read(name, kind, content, self.folder)
+        self.hashes[path.name] = hashlib.sha256(content).hexdigest()
+        return path
 
 
 def _nothing() -> None:

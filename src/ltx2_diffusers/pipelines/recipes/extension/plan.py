@@ -58,7 +58,8 @@ class ExtendArguments(StagedArguments, _Clip):
             latents (of `video`, its overlap), or of the first segment, 0 (default, not at all) to 1. It keeps long clips
             from drifting in colour and contrast, and changes what the model made.
         save_path: File to write while segments are made, ending in `.mp4` or `.mov`; the output then holds no frames and
-            no sound but `info["path"]`, and the frames of one segment at a time are in memory. Backwards, the latents of
+            no sound but `info["path"]`, and the frames of one segment at a time are in memory, of a decoder that streams fewer;
+            a [`ClipFile`] says how it is written. Backwards, the latents of
             all segments are kept until the first one in time is there.
         generate_audio: Whether the clip has sound; default as the given clip, or yes.
         height, width: Size in pixels; default the given clip's, which has to be valid.

@@ -151,10 +151,10 @@ def decode_segment(
 ) -> tuple[Decoded, torch.Tensor | None]:
     """The new frames and the new samples `[1, channels, N]` of a segment, decoded together with the shared ones."""
     video, audio = segment.latents
-    frames = decode_video(pipeline, video.to(pipeline.transformer.dtype), delivery)
+    frames = decode_video(pipeline, video.to(pipeline.transformer.dtype), delivery, delivery.file)
     shared = conditioning.carried_pixel_frames(segment.shared[0]) if segment.shared[0] else 0
     frames = cut_frames(frames, shared, segment.backwards)
-    if audio is None:
+    if audio is None or (delivery.file is not None and not delivery.file.sound):
         return frames, None
     waveform = decode_audio(pipeline, audio, delivery.output_type)
     trimmed = pipeline.sizes.mel_frames(segment.shared[1]) if segment.shared[1] else 0

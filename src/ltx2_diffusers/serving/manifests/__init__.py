@@ -1,0 +1,1 @@
+"""How finished jobs were made, and their making again."""

@@ -1,0 +1,1 @@
+"""What clips take of memory, foretold before they are queued."""

@@ -259,4 +259,9 @@ def _settings(mode: Mode, output: Any) -> str:
     """Preset and steps in words."""
     sigmas = output.info["sigmas"]
     steps = [len(stage) - 1 for stage in (sigmas if isinstance(sigmas[0], list) else [sigmas])]
-    return f"{mode.name}, {output.info['preset']} preset, {' + '.join(map(str, steps))} steps"
+    words = f"{mode.name}, {output.info['preset']} preset, {' + '.join(map(str, steps))} steps"
+    passes = output.info["passes"]
+    stages = zip(steps, passes if isinstance(passes, list) else [passes])
+    skipped = [(count, one["skip_ratio"]) for count, stage in stages for one in stage.values()]
+    share = sum(count * ratio for count, ratio in skipped) / max(1, sum(count for count, _ in skipped))
+    return f"{words}, {100 * share:.0f} % of the passes skipped" if share else words

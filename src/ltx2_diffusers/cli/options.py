@@ -211,6 +211,8 @@ _GROUPS: dict[str, tuple[Option, ...]] = {
             help="blocks that spatio-temporal guidance perturbs"),
         _guided("skip_step", "N", help="steps after each guided one that reuse the video's result"),
         _guided("audio_skip_step", "N", help="the same for the sound"),
+        _guided("guidance_interval", "SIGMA", parsing={"nargs": 2, "metavar": ("LOW", "HIGH")},
+            help="guide between two noise levels alone, such as 0.2 0.8, and make one forward a step elsewhere"),
         _guided("cfg_method", ("cfg", "cfg_star", "apg", "apg_momentum"),
             help="formula of classifier-free guidance: plain (default), rescaled, or projected without and with momentum"),
         _guided("apg_eta", "SHARE", needs=("cfg_method",),
@@ -258,6 +260,9 @@ _GROUPS: dict[str, tuple[Option, ...]] = {
             "float8; both cost exactness"),
         Option("calibration", "FILE", called=("calibration_amax_path",), needs=("quantize",),
             help="of --quantize fp8-scaled-mm: scales of inputs, a file of `ltx2 calibrate`"),
+        Option("step_cache", "SCALE", called=("threshold",), excludes=("vram",),
+            help="reuse most of a step where the first block changes by less than this share since the last full one, such as 0.1; the "
+            "result is another one; FILE.json tells the share of steps"),
         Option("offload", ("none", "model", "sequential", "blocks", "disk"), default="none",
             help="keep components on the CPU until they run, or blocks of the large ones there or in their files"),
         Option("vram", "GB", called=("vram_gb",), excludes=("offload", "tiling"), parsing={"type": memory},

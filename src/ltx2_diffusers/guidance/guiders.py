@@ -49,10 +49,10 @@ def rescale_to_std(pred: torch.Tensor, cond: torch.Tensor, strength: float) -> t
 
 
 def check_interval(name: str, interval: tuple[float, float] | None) -> None:
-    """Raise `ValueError` unless an interval of noise levels is empty or two rising numbers in [0, 1]."""
-    if interval is not None and not 0 <= interval[0] < interval[1] <= 1:
-        low, high = sorted(min(max(bound, 0.0), 1.0) for bound in interval)
-        nearest = (low, high) if low < high else (0.0, 1.0)
+    """Raise `ValueError` unless an interval of noise levels is None or two rising numbers in [0, 1]."""
+    if interval is not None and not (len(interval) == 2 and 0 <= interval[0] < interval[1] <= 1):
+        low, high = min([*interval, 1.0]), max([*interval, 0.0])
+        nearest = (max(low, 0.0), min(high, 1.0)) if max(low, 0.0) < min(high, 1.0) else (0.0, 1.0)
         raise ValueError(f"`{name}` has to be two rising noise levels in [0, 1] but is {interval}; use {nearest}")
 
 
@@ -307,7 +307,7 @@ class BinnedGuider:
 
     def at_sigma(self, sigma: float) -> MultiModalGuider:
         """The guider to use at a noise level in [0, 1]."""
-        return params_at_sigma(self.guiders, sigma)
+        return params_at_sigma(self.guiders, sigma).at_sigma(sigma)
 
     def parts(self) -> list[MultiModalGuider]:
         """The guiders of all noise levels."""

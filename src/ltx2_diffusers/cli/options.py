@@ -254,6 +254,8 @@ _GROUPS: dict[str, tuple[Option, ...]] = {
         Option("refine_with_same_weights", None, "stage_2_adapters", gives={}, needs=("two_stage",),
             help="refine without --distilled-lora, as the packaged miniature does"),
         Option("device", "NAME", help="cpu, cuda, cuda:1, mps; default the best present"),
+        Option("parallel", ("tokens", "passes"), record="nothing",
+            help="started by torchrun -m ltx2_diffusers, what the processes share: the video's tokens (default), or the passes of guidance"),
         Option("dtype", DTYPES, help="default bfloat16 on a GPU, float32 on a CPU"),
         Option("quantize", QUANTIZATIONS, called=("quantization_config",),
             help="store the transformer's layers in float8, in half the memory: fp8-cast computes as before, fp8-scaled-mm multiplies in "

@@ -17,11 +17,10 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.attention import AttentionMixin
 from diffusers.models.embeddings import PixArtAlphaTextProjection
-from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput, apply_lora_scale
 from torch import nn
 
-from .context_parallel import SplitPoint, context_parallel_plan
+from .context_parallel import ParallelMixin, SplitPoint, context_parallel_plan, gathered
 from .loading import CheckpointMixin
 from .modulation import AdaLayerNormSingle, Modulation, evaluate
 from .negative_text import NegativeText
@@ -91,7 +90,7 @@ class PreparedForward(NamedTuple):
 
 
 class LTX2AVTransformer3DModel(
-    CheckpointMixin, AtomicAdapterSaveMixin, StepCacheMixin, ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin
+    CheckpointMixin, AtomicAdapterSaveMixin, StepCacheMixin, ParallelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin
 ):
     """The transformer that denoises video and audio together, with text conditioning each stream.
 
@@ -403,7 +402,7 @@ class LTX2AVTransformer3DModel(
             states = self._run_blocks(prepared, [prepared.tokens] * len(variants), range(len(variants[0])))
         else:
             states = self._run_or_reuse(prepared, _pass_keys(prepared, keeps, requests, perturbation_mode), memory)
-        velocities = [self._finish(prepared, tokens) for tokens in states]
+        velocities = [self._finish(prepared, tokens, requests) for tokens in states]
         outputs: list[AudioVisualModelOutput] | list[tuple[torch.Tensor | None, torch.Tensor | None]]
         outputs = [AudioVisualModelOutput(*streams) for streams in velocities] if return_dict else velocities
         return outputs if several else outputs[0]
@@ -553,12 +552,16 @@ class LTX2AVTransformer3DModel(
         )
         return block(*arguments, *slots)
 
-    def _finish(self, prepared: PreparedForward, tokens: Tokens) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    def _finish(
+        self, prepared: PreparedForward, tokens: Tokens, requests: Requests
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Velocities of video and audio; `None` for an absent stream."""
         video, audio = (
             None if head is None else ModelStream(self, prefix).head(x, head)
             for prefix, x, head in zip(("", "audio_"), tokens, prepared.heads)
         )
+        if requests[0] is not None and video is not None and self._parallel_config is not None:
+            video = gathered(video, requests[0].tokens.shape[1], self._parallel_config)
         return video, audio
 
 

@@ -464,6 +464,10 @@ def _prepared_stage(
 def _check_values(request: Request, batch_size: int, pipeline: LTX2GenerationPipeline) -> None:
     start, delivery, watchable = request.start, request.delivery, pipeline._callback_tensor_inputs
     checks.check_generator(start.generator, batch_size, torch.device(pipeline._execution_device))
+    if start.generator is None and pipeline.is_parallel:
+        raise ValueError(
+            "`generator` is not given, but processes that share a call need equal noise; give one of the same seed in each"
+        )
     checks.check_attention_kwargs(request.attention_kwargs)
     checks.check_choice("output_type", delivery.output_type, OUTPUT_TYPES)
     unknown = [name for name in delivery.callback_inputs if name not in watchable]

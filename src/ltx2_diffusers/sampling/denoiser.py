@@ -21,6 +21,7 @@ from ..models.negative_text import NagWeights, NegativeText
 from ..models.step_cache import StepCache
 from ..models.text_cache import TextCache
 from ..models.transformer import LTX2AVTransformer3DModel
+from .ranks import PassShare
 
 # What is predicted before the first pass, and by a pass that is not made.
 _NOTHING: Tensors = Streams(None, None)
@@ -37,10 +38,17 @@ class PassLayout:
             beside them, and computes what passes share once for each. Default `False`: one pass after another.
         keeps_text: Whether keys and values of the text are kept between steps where they do not depend on the noise
             level (2.0). Costs 1.2 GB per prompt at full size in half precision. Default `True`.
+        group: Process group of `torch.distributed` whose ranks share the passes; all of them have to make the same call.
+            Default `None`, every process makes all of them.
     """
 
     batched: bool = False
     keeps_text: bool = True
+    group: Any = None
+
+    def __post_init__(self) -> None:
+        if self.batched and self.group is not None:
+            raise ValueError("`batched` is True, but the ranks of `group` make passes apart; leave one of them out")
 
 
 ONE_BY_ONE = PassLayout()
@@ -70,7 +78,8 @@ class GuidedDenoiser:
         attention_kwargs: Passed to the transformer.
         nag: How strongly the negative prompts act in the attention to the text of all passes that read the prompts;
             default not at all.
-        layout: How the passes are made. With `nag`, and with what caches between steps, they are never one batch.
+        layout: How the passes are made. With `nag`, and with what caches between steps, they are never one batch; what
+            caches between steps excludes ranks that share them.
 
     Attributes:
         num_predictions: Predictions of the run, if known before it; some caches stretch their schedule to it.
@@ -112,7 +121,13 @@ class GuidedDenoiser:
         self.previous = self.negative = _NOTHING
         self._predictions, self._forwards, self._measured = 0, dict[str, int](), dict[str, list[float]]()
         self._memories: dict[int, StepCache | None] = {}
+        self._share = None if layout.group is None else PassShare(self._names(self.needed), layout.group)
         if transformer.is_cache_enabled:
+            if self._share is not None:
+                raise ValueError(
+                    "the passes of a step are shared among ranks, which do not know what a cache of the transformer skips on "
+                    'others; call transformer.disable_cache(), or enable_parallelism("tokens")'
+                )
             # Hooks of the host library keep what they cache in the network, where another run may have left something.
             transformer._reset_stateful_cache()
         self._uniform: dict[int, tuple[torch.Tensor, bool]] = {}
@@ -219,13 +234,32 @@ class GuidedDenoiser:
             together = self._forward_together(masks, inputs, negative)
             self._count(together)
             return together
+        if self._share is None or is_alone:
+            return self._one_by_one(masks, inputs, negative)
+        names = [*masks, *(["negative"] if negative is not None else [])]
+        mine = self._share.mine(names)
+        own = {name: mask for name, mask in masks.items() if name in mine}
+        made = self._one_by_one(own, inputs, negative if "negative" in mine else None)
+        self._count(name for name in names if name not in mine)
+        return self._share.exchanged(names, made, Streams(inputs["hidden_states"], inputs["audio_hidden_states"]))
+
+    @staticmethod
+    def _names(needed: NeededPasses) -> list[str]:
+        """Names of the passes, those that share blocks one after the other."""
+        wanted = {"perturbed": needed.perturbed, "isolated": needed.isolated, "negative": needed.negative}
+        return ["conditional", *(name for name, is_needed in wanted.items() if is_needed)]
+
+    def _one_by_one(
+        self, masks: KeepMasks, inputs: dict[str, Any], negative: TextContext | None
+    ) -> dict[str, Streams[Any]]:
+        """Velocities of passes, one after another."""
         # The passes of the positive prompt differ in what they leave out, and share all blocks before the first such.
         shared = {**inputs, "negative_text": self.negative_text}
-        texts = [(masks, shared, self.positive, self.positive_cache)]
+        texts = [(0, masks, shared, self.positive, self.positive_cache)] if masks else []
         if negative is not None:
-            texts.append(({"negative": None}, inputs, negative, self.negative_cache))
+            texts.append((1, {"negative": None}, inputs, negative, self.negative_cache))
         passes: dict[str, Streams[Any]] = {}
-        for index, (own_masks, own_inputs, context, text_cache) in enumerate(texts):
+        for index, own_masks, own_inputs, context, text_cache in texts:
             memory = self._memory(index)
             passes |= self._forward(own_masks, own_inputs, context, text_cache, memory)
             self._count(own_masks, memory)

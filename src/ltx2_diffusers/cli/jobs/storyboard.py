@@ -16,6 +16,7 @@ from ..manifest import STORYBOARD, input_hashes, write_manifest
 from ..modes import check_together
 from ..options import OPTIONS
 from ..values import Options
+from .ranks import check_alone
 
 _CLIP_HELP = "file to write, .mp4 or .mov; FILE.json beside it says how it was made"
 _TAKEN = {
@@ -105,6 +106,7 @@ def make(given: Options, remake: bool = False, keep_segments: bool = False) -> d
         if progress.path is not None:
             print(f"segment {progress.segment} of {progress.num_segments}: {progress.path}", flush=True)
 
+    check_alone("a storyboard")
     options = _with_defaults(given)
     with _speaking_of_a_file():
         board = parse_storyboard(options[STORYBOARD])

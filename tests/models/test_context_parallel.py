@@ -1,13 +1,9 @@
 """Context parallelism: several ranks give what one gives, at any length."""
 
-from pathlib import Path
-
 import pytest
 import torch
-import torch.distributed as dist
 from diffusers import FirstBlockCacheConfig
 from diffusers.models._modeling_parallel import ContextParallelInput
-from diffusers.utils import logging
 
 from ltx2_diffusers.models.context_parallel import token_parallel_config
 from ltx2_diffusers.models.transformer import LTX2AVTransformer3DModel
@@ -21,6 +17,7 @@ from tests.models.transformer_tools import (
     tiny_inputs,
     tiny_transformer,
 )
+from tests.ranks import lines_of_ranks
 
 FOUR_HEADS = {
     "num_attention_heads": 4,
@@ -68,10 +65,8 @@ def cases(inputs: dict) -> dict[str, dict]:
 
 
 @torch.no_grad()
-def run_rank(rank: int, num_ranks: int, height: int, layouts: list[str], store: str, results: str) -> None:
-    torch.set_num_threads(1)
-    logging.set_verbosity_error()
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=num_ranks)
+def differences(num_ranks: int, height: int, layouts: list[str]) -> list[str]:
+    """How far this rank's results with others are from its own alone."""
     lines = []
     for layout in layouts:
         model = tiny_transformer(layout, **FOUR_HEADS)
@@ -81,14 +76,12 @@ def run_rank(rank: int, num_ranks: int, height: int, layouts: list[str], store: 
         model.enable_parallelism(config=token_parallel_config(model, num_ranks))
         for name, changed in arguments.items():
             lines.append(f"{max_difference(model(**changed), expected[name])} {layout}, {name}")
-        if layout == "2.3":
-            model.enable_cache(FirstBlockCacheConfig(threshold=1e9))
-            memory = model.new_step_cache()
-            for _ in range(2):
-                cached = model(**inputs, step_cache=memory)
-            lines.append(f"{max_difference(cached, expected['plain'])} cached, {memory.skipped}")
-    Path(f"{results}.{rank}").write_text("\n".join(lines))
-    dist.destroy_process_group()
+        model.enable_cache(FirstBlockCacheConfig(threshold=1e9))
+        memory = model.new_step_cache()
+        for _ in range(2):
+            cached = model(**inputs, step_cache=memory)
+        lines.append(f"{max_difference(cached, expected['plain'])} {layout}, cached {memory.skipped}")
+    return lines
 
 
 def resized(model: LTX2AVTransformer3DModel, height: int) -> dict:
@@ -111,12 +104,8 @@ def resized(model: LTX2AVTransformer3DModel, height: int) -> dict:
     ],
 )
 def test_ranks_give_what_one_gives(tmp_path, num_ranks, height, layouts):
-    results = tmp_path / "differences"
-    arguments = num_ranks, height, layouts, str(tmp_path / "store"), str(results)
-    torch.multiprocessing.spawn(run_rank, arguments, nprocs=num_ranks)
-    for rank in range(num_ranks):
-        lines = results.with_suffix(f".{rank}").read_text().splitlines()
-        assert len(lines) == 4 * len(layouts) + 1 and lines[-1 if layouts[-1] == "2.3" else -5].endswith("[True]")
+    for lines in lines_of_ranks(differences, num_ranks, tmp_path, num_ranks, height, layouts):
+        assert len(lines) == 5 * len(layouts) and all(line.endswith("[True]") for line in lines[4::5])
         assert all(float(line.split()[0]) <= EQUAL_MODELS for line in lines), lines
 
 

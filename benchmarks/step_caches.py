@@ -1,24 +1,17 @@
 """What caches between steps save on the miniature, and what they cost.
 
 Run `python -m benchmarks.step_caches [--quick] [--count N]`. Every setting makes the clips of the same captions and seeds one by
-one. Block runs are counted, so that the savings do not depend on the machine; seconds are those of one thread and say little
-about a card. PSNR and log-spectral distance compare with the clips made without; the score is the share of clips whose shape,
+one. Block runs are counted, so that what is saved does not depend on the machine. PSNR and log-spectral distance compare with the clips made without; the score is the share of clips whose shape,
 colour, background, motion and pitch are what the caption says.
 """
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from diffusers import (
-    FirstBlockCacheConfig,
-    MagCacheConfig,
-    PyramidAttentionBroadcastConfig,
-    TaylorSeerCacheConfig,
-)
+from diffusers import FirstBlockCacheConfig, MagCacheConfig, PyramidAttentionBroadcastConfig, TaylorSeerCacheConfig
 
 from benchmarks.common import print_table, write_results
 from benchmarks.mini_world import CLIP, Asked, Bench, Clip, psnr, scored, spectral_distance
@@ -109,9 +102,7 @@ def measured(bench: Bench) -> Iterator[dict[str, Any]]:
         counted.runs, counted.ratios = 0, []
         if config is not None:
             transformer.enable_cache(config)
-        start = time.perf_counter()
         clips = bench.generate(counted, texts, **CLIP, **call)
-        seconds = (time.perf_counter() - start) / len(clips)
         if config is not None:
             transformer.disable_cache()
         plain, runs = plain or clips, runs or counted.runs
@@ -125,7 +116,6 @@ def measured(bench: Bench) -> Iterator[dict[str, Any]]:
             "block_run_ratio": counted.runs / runs,
             **compared(bench, clips, plain),
             "score": statistics.fmean(scores[key] or 0.0 for key in SCORES),
-            "seconds": seconds,
         }
 
 

@@ -10,7 +10,9 @@ import torch.distributed as dist
 from diffusers.utils import logging
 
 
-def lines_of_ranks(function: Callable[..., list[str]], num_ranks: int, folder: Path, *arguments: Any) -> list[list[str]]:
+def lines_of_ranks(
+    function: Callable[..., list[str]], num_ranks: int, folder: Path, *arguments: Any
+) -> list[list[str]]:
     """What a function returns in each of so many processes, which are one process group on the CPU.
 
     Forked processes need not import anything again.

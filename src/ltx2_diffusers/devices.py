@@ -106,12 +106,12 @@ class Process(NamedTuple):
 
     Args:
         rank: Its number among all.
-        count: How many there are.
+        world: How many there are.
         local: Its number on its machine.
     """
 
     rank: int = 0
-    count: int = 1
+    world: int = 1
     local: int = 0
 
 

@@ -23,6 +23,12 @@ WRONG = {
     "system_prompt": (["--system-prompt", "Be brief."], "--system-prompt needs --enhance-prompt"),
     "enhance_tokens": (["--enhance-prompt", "--enhance-tokens", "0", *SMALL], "--enhance-tokens has to be a whole"),
     "prompt_cache": (["--prompt-cache", "RED.PNG", *SMALL], "--prompt-cache: a prompt cache needs a folder"),
+    "step_cache": (["--step-cache", "0", *SMALL], "--step-cache has to be more than 0 and finite but is 0.0; use 0.1"),
+    "parallel": (["--parallel", "passes", *SMALL], "--parallel shares a generation among processes, and there is one"),
+    "guidance_interval": (
+        ["--guidance-interval", "0.8", "0.2", *SMALL],
+        "--guidance-interval has to be two rising noise levels in [0, 1] but is (0.8, 0.2); use (0.2, 0.8)",
+    ),
     "vram": (["--vram", "0", *SMALL], "--vram has to be greater than 0 but is 0.0"),
     "ram": (["--ram", "4"], "--ram needs --vram"),
     "allow_lossy": (["--allow-lossy"], "--allow-lossy needs --vram"),

@@ -1,5 +1,7 @@
 """Caches between steps: what is reused, of which stream and which pass, and what is refused."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from diffusers import (
@@ -175,11 +177,7 @@ def test_gradients_take_no_cache():
 
 def test_a_table_is_stretched_to_the_run_and_skips_what_it_allows():
     config = MagCacheConfig(
-        mag_ratios=[1.0, 0.9, 0.8, 0.99],
-        num_inference_steps=4,
-        retention_ratio=0.25,
-        threshold=0.35,
-        max_skip_steps=2,
+        mag_ratios=[1.0, 0.9, 0.8, 0.99], num_inference_steps=4, retention_ratio=0.25, threshold=0.35, max_skip_steps=2
     )
     states = [(torch.ones(1, 2, 3), torch.ones(1, 2, 3))]
 
@@ -213,7 +211,7 @@ def test_calibration_measures_and_skips_nothing():
         ratios += memory.measured
     added = [watch.left[""][i] - watch.entered[i][0] for i in range(3)]
     lengths = [one.norm(dim=-1) for one in added]
-    by_hand = [1.0, *((new / old).mean().item() for old, new in zip(lengths, lengths[1:]))]
+    by_hand = [1.0, *((new / old).mean().item() for old, new in pairwise(lengths))]
     assert ratios == pytest.approx(by_hand, rel=1e-4)
 
 

@@ -10,17 +10,7 @@ from ltx2_diffusers.models.video_vae_tiling_config import SpatialTilingConfig, T
 from ltx2_diffusers.sampling import PassLayout
 from ltx2_diffusers.sampling.ranks import PassShare
 from tests.golden_data import EQUAL_PIPELINES
-from tests.pipelines.tiny import (
-    ALL_GUIDANCE,
-    CFG,
-    EXPLICIT,
-    NO_GUIDANCE,
-    PROMPT,
-    load,
-    max_difference,
-    ours,
-    seeded,
-)
+from tests.pipelines.tiny import ALL_GUIDANCE, CFG, EXPLICIT, NO_GUIDANCE, PROMPT, load, max_difference, ours, seeded
 from tests.ranks import lines_of_ranks
 
 WEIGHTED = TilingConfig(SpatialTilingConfig(64, 32), None)
@@ -119,17 +109,23 @@ def test_ranks_share_tiles(tmp_path, num_ranks):
 
 def test_passes_are_spread_and_stay_where_they_are(monkeypatch):
     names = ["conditional", "perturbed", "isolated", "negative"]
-    for size, owners in ((1, [0, 0, 0, 0]), (2, [0, 0, 1, 1]), (3, [0, 0, 1, 2]), (4, [0, 1, 2, 3]), (8, [0, 2, 4, 6])):
+    for size, owners in (
+        (1, [0, 0, 0, 0]),
+        (2, [0, 0, 1, 1]),
+        (3, [0, 0, 1, 2]),
+        (4, [0, 1, 2, 3]),
+        (8, [0, 2, 4, 6]),
+    ):
         monkeypatch.setattr(dist, "get_world_size", lambda _, size=size: size)
         share = PassShare(names, None)
         assert [share.owner(name) for name in names] == owners
         assert share.owner("unknown") == 0
 
 
-def test_what_cannot_be_shared_is_refused(monkeypatch):
+def test_what_cannot_be_shared_is_refused():
     with pytest.raises(ValueError, match=r"no group of them; start the program by torchrun"):
         ours().enable_parallelism()
-    with pytest.raises(ValueError, match="`what` .* 'tiles'"):
+    with pytest.raises(ValueError, match=r"`what` .* 'tiles'"):
         ours().enable_parallelism("tiles")
     assert not ours().is_parallel
     with pytest.raises(ValueError, match="`batched` is True, but the ranks of `group`"):

@@ -178,7 +178,7 @@ def test_calibration_says_what_it_measured(pipe):
     assert "mag_ratios" not in expected.info["passes"]["conditional"]
 
 
-def test_streamed_blocks_are_skipped_as_well(runs, pipe):
+def test_streamed_blocks_are_skipped_as_well(pipe):
     expected = run(pipe, every_second(), **CFG)
     streamed = load("2.0" if pipe.transformer.config.use_prompt_embeddings else "2.3")
     streamed.enable_block_streaming()
@@ -190,11 +190,11 @@ def test_streamed_blocks_are_skipped_as_well(runs, pipe):
 # Guidance between two noise levels
 
 
-def test_an_interval_guides_within_it_alone(pipe, runs):
+def test_an_interval_guides_within_it_alone(pipe):
     levels = {"timesteps": [1000.0, 800.0, 500.0, 200.0], "num_inference_steps": None}
     options = GuidanceOptions(guidance_interval=(0.3, 0.9))
     found = run(pipe, **ALL_GUIDANCE, **levels, guidance_options=options)
-    inside = {name: (2, 0.5) for name in NAMES[1:]}
+    inside = dict.fromkeys(NAMES[1:], (2, 0.5))
     assert made(found) == {"conditional": (4, 0.0), **inside}
     scales = [MultiModalGuiderParams(*scale) for scale in ((3.0, 1.0, [1], 0.7, 3.0), (7.0, 0.5, [1], 0.4, 2.0))]
     bins = [{0.29: MultiModalGuiderParams(), 0.9: one, 1.0: MultiModalGuiderParams()} for one in scales]
@@ -211,10 +211,12 @@ def test_an_interval_of_bins_and_of_changed_scales(pipe):
     levels = {"timesteps": [1000.0, 800.0, 500.0, 200.0], "num_inference_steps": None}
     bins = {1.0: MultiModalGuiderParams(3.0, interval=(0.7, 1.0)), 0.4: MultiModalGuiderParams(3.0)}
     binned = GuidanceOptions(bins=bins, guidance_interval=(0.0, 0.1))
-    found = run(pipe, **levels, **{k: v for k, v in NO_GUIDANCE.items() if k.startswith("audio")}, guidance_options=binned)
+    found = run(
+        pipe, **levels, **{k: v for k, v in NO_GUIDANCE.items() if k.startswith("audio")}, guidance_options=binned
+    )
     assert found.info["passes"]["negative"]["forwards"] == 2
 
-    def stronger(pipeline, step, _timestep, _tensors):
+    def stronger(pipeline, _step, _timestep, _tensors):
         pipeline._guidance_scale = 5.0
         return {}
 

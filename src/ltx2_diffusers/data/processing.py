@@ -5,7 +5,6 @@ A run that is killed leaves whole files only, and the next one goes on. Clips th
 
 import hashlib
 import json
-import os
 import pickle
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -139,9 +138,9 @@ def process(options: ProcessOptions) -> Report:
     """
     clips = read_clips(options.dataset, options.columns)
     share = launched()
-    if share.count > 1 and options.num_processes > 1:
+    if share.world > 1 and options.num_processes > 1:
         raise ValueError(
-            f"num_processes is {options.num_processes}, but a launcher has started {share.count} processes; leave it out"
+            f"num_processes is {options.num_processes}, but a launcher has started {share.world} processes; leave it out"
         )
     options.source.check()
     _check_columns(options, clips)
@@ -150,7 +149,7 @@ def process(options: ProcessOptions) -> Report:
     report = Report(options.folder, len(clips))
     if options.num_processes > 1:
         parts = _spawned(options, clips)
-    elif share.count > 1:
+    elif share.world > 1:
         parts = _gathered(_Worker(options, clips, share).run(), share)
     else:
         parts = [_Worker(options, clips, share).run()]
@@ -270,7 +269,7 @@ def _spawned_worker(rank: int, options: ProcessOptions, clips: Sequence[Clip], c
 
 def _gathered(report: Report, share: Process) -> list[Report]:
     """The reports of all processes that a launcher started, in each of them."""
-    reports: list[Any] = [None] * share.count
+    reports: list[Any] = [None] * share.world
     torch.distributed.init_process_group("gloo", timeout=_LONGEST_WAIT)
     try:
         torch.distributed.all_gather_object(reports, report)
@@ -290,7 +289,7 @@ class _Worker:
 
     def __init__(self, options: ProcessOptions, clips: Sequence[Clip], share: Process) -> None:
         self.options, self.share, self.all_clips = options, share, clips
-        self.clips = list(clips[share.rank :: share.count])
+        self.clips = list(clips[share.rank :: share.world])
         self.settings = options.settings
         self.source = _on_own_device(options.source, share.local)
         self.report = Report(options.folder, len(self.clips))
@@ -430,7 +429,7 @@ class _Worker:
             write_json(self.options.folder / SETTINGS_FILE, self.stored_settings)
 
     def _progress(self, items: Sequence[Any], what: str) -> Iterator[Any]:
-        name = what if self.share.count == 1 else f"{what} of process 1 of {self.share.count}"
+        name = what if self.share.world == 1 else f"{what} of process 1 of {self.share.world}"
         # The first process has as much to do as the others.
         hidden = not self.options.progress_bar or self.share.rank > 0
         yield from tqdm(items, desc=name, disable=hidden, dynamic_ncols=True)

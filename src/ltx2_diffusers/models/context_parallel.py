@@ -10,11 +10,7 @@ from typing import Any
 
 import torch
 from diffusers import ContextParallelConfig
-from diffusers.models._modeling_parallel import (
-    ContextParallelInput,
-    ContextParallelModelPlan,
-    ParallelConfig,
-)
+from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelModelPlan, ParallelConfig
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
@@ -65,7 +61,7 @@ class ParallelMixin(ModelMixin):
     """diffusers' `enable_parallelism`, on processors without accelerators too. Take it in place of diffusers' `ModelMixin`."""
 
     def _resolve_parallel_config(self, config: Any) -> ParallelConfig:
-        context = config if isinstance(config, ContextParallelConfig) else config.context_parallel_config
+        context: Any = config if isinstance(config, ContextParallelConfig) else config.context_parallel_config
         if torch.accelerator.is_available() or context is None:
             return super()._resolve_parallel_config(config)
         distributed = torch.distributed

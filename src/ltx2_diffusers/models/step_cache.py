@@ -96,7 +96,9 @@ class FirstBlockCache(StepCache):
         now = [added[id(state)] for state in states]
         known, skips = [key in self._first for key in keys], [False] * len(keys)
         if any(known) and self.threshold > 0:
-            changes = torch.stack([_change(self._first[key], new) for key, new in zip(keys, now) if key in self._first])
+            changes = torch.stack(
+                [_change(self._first[key], new) for key, new in zip(keys, now) if key in self._first]
+            )
             if self.group is not None:
                 torch.distributed.all_reduce(changes, op=torch.distributed.ReduceOp.MAX, group=self.group)
             measured = iter(changes.tolist())
@@ -199,7 +201,8 @@ class StepCacheMixin(CacheMixin):
         if self.is_cache_enabled:
             enabled = type(self._cache_config).__name__
             raise ValueError(f"{enabled} is enabled already; call disable_cache() before another one")
-        _check_config(config, len(self.transformer_blocks))
+        network: Any = self
+        _check_config(config, len(network.transformer_blocks))
         self._step_caches, self._pass_states = {}, {}
         if isinstance(config, _BLOCK_CACHES):
             self._cache_config: Any = config
@@ -252,7 +255,8 @@ class StepCacheMixin(CacheMixin):
                 hook.state = self._pass_states.setdefault(key, PyramidAttentionBroadcastState())
 
     def _attention_hooks(self) -> Iterator[PyramidAttentionBroadcastHook]:
-        for registry in HookRegistry.check_if_exists_or_initialize(self)._get_child_registries():
+        network: Any = self
+        for registry in HookRegistry.check_if_exists_or_initialize(network)._get_child_registries():
             yield from (hook for hook in registry.hooks.values() if isinstance(hook, PyramidAttentionBroadcastHook))
 
     def _reset_stateful_cache(self, recurse: bool = True) -> None:

@@ -90,7 +90,13 @@ class PreparedForward(NamedTuple):
 
 
 class LTX2AVTransformer3DModel(
-    CheckpointMixin, AtomicAdapterSaveMixin, StepCacheMixin, ParallelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin
+    CheckpointMixin,
+    AtomicAdapterSaveMixin,
+    StepCacheMixin,
+    ParallelMixin,
+    ConfigMixin,
+    AttentionMixin,
+    PeftAdapterMixin,
 ):
     """The transformer that denoises video and audio together, with text conditioning each stream.
 

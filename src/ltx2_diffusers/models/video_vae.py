@@ -469,7 +469,9 @@ class AutoencoderKLLTX2Video(CheckpointMixin, AtomicModelSaveMixin, ModelMixin, 
         self.decoder.check_timestep(temb, len(latents))
         plan = plan_decode(latents.shape[2:], tiling_config, self._decoder_ratios, self._min_side(self.decoder))
         device = self._compute_device(latents)
-        return stream_weighted(latents, lambda tile: self.decoder(tile.to(device), temb, causal, generator), plan, self._run_tiles(False))
+        return stream_weighted(
+            latents, lambda tile: self.decoder(tile.to(device), temb, causal, generator), plan, self._run_tiles(False)
+        )
 
     @apply_forward_hook
     def encode_in_tiles(

@@ -318,9 +318,7 @@ def run_weighted(x: torch.Tensor, run: Run, plan: TilePlan, run_tiles: RunTiles 
     return chunks[0] if len(chunks) == 1 else torch.cat(chunks, dim=TIME)
 
 
-def stream_weighted(
-    x: torch.Tensor, run: Run, plan: TilePlan, run_tiles: RunTiles = map
-) -> Iterator[torch.Tensor]:
+def stream_weighted(x: torch.Tensor, run: Run, plan: TilePlan, run_tiles: RunTiles = map) -> Iterator[torch.Tensor]:
     """Yield the weighted sum of `plan`'s tiles in order of time, each part as soon as no later tile adds to it.
 
     At most one temporal group of tiles and the overlap of its predecessors are alive, whatever the length of `x`.

@@ -226,7 +226,9 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
             return
         networks = [getattr(self, name) for name in ("transformer", "stage_2_transformer") if self.has(name)]
         if any(network._parallel_config is not None for network in networks):
-            raise ValueError("the tokens of this pipeline are shared among processes already; load it anew to change that")
+            raise ValueError(
+                "the tokens of this pipeline are shared among processes already; load it anew to change that"
+            )
         if what == "passes":
             self.pass_layout = replace(self.pass_layout, batched=False, group=group)
         else:

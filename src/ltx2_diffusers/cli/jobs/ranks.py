@@ -16,7 +16,7 @@ WAYS = ("tokens", "passes")
 
 def check_parallel(options: Options) -> None:
     """Raise `ValueError` for options that contradict each other where processes share a generation, or where none do."""
-    if launched().count == 1:
+    if launched().world == 1:
         if "parallel" in options:
             raise ValueError(
                 "--parallel shares a generation among processes, and there is one; start it as torchrun --nproc-per-node 2 -m "
@@ -34,14 +34,14 @@ def check_parallel(options: Options) -> None:
 
 def check_alone(what: str) -> None:
     """Raise `ValueError` for what one process makes, and several were started for."""
-    if (count := launched().count) > 1:
+    if (count := launched().world) > 1:
         raise ValueError(f"{what} is made by one process, and torchrun has started {count}; start it without")
 
 
 def own_device(device: str) -> str:
     """The device of this process, where several of a machine would take the same one."""
     process = launched()
-    return f"{device}:{process.local}" if process.count > 1 and device == "cuda" else device
+    return f"{device}:{process.local}" if process.world > 1 and device == "cuda" else device
 
 
 @contextmanager
@@ -50,7 +50,7 @@ def sharing(device: str) -> Iterator[bool]:
     import torch
 
     process = launched()
-    if process.count == 1:
+    if process.world == 1:
         yield True
         return
     if device.startswith("cuda"):
@@ -64,7 +64,7 @@ def sharing(device: str) -> Iterator[bool]:
 def share(pipeline: Any, options: Options) -> None:
     """Let a pipeline share its calls with the other processes, if there are any."""
     process = launched()
-    if process.count == 1:
+    if process.world == 1:
         return
     pipeline.enable_parallelism(options.get("parallel", WAYS[0]))
     if process.rank:

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from diffusers import ContextParallelConfig
 from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelModelPlan, ParallelConfig
-from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
 
@@ -57,25 +56,26 @@ def gathered(tokens: torch.Tensor, num_tokens: int, parallel: ParallelConfig) ->
     return torch.cat([part[:, : least + (rank < longer)] for rank, part in enumerate(parts)], dim=1)
 
 
-class ParallelMixin(ModelMixin):
-    """diffusers' `enable_parallelism`, on processors without accelerators too. Take it in place of diffusers' `ModelMixin`."""
+def on_processors(config: Any) -> ParallelConfig | None:
+    """What diffusers' `enable_parallelism` settles on, for processors without accelerators, for which it makes no mesh.
 
-    def _resolve_parallel_config(self, config: Any) -> ParallelConfig:
-        context: Any = config if isinstance(config, ContextParallelConfig) else config.context_parallel_config
-        if torch.accelerator.is_available() or context is None:
-            return super()._resolve_parallel_config(config)
-        distributed = torch.distributed
-        if not (distributed.is_available() and distributed.is_initialized()):
-            raise RuntimeError(
-                "enable_parallelism() needs torch.distributed; start the program by torchrun, and call "
-                "torch.distributed.init_process_group() first"
-            )
-        parallel = ParallelConfig(context_parallel_config=context)
-        shape, names = context.mesh_shape, context.mesh_dim_names
-        mesh = context.mesh or distributed.device_mesh.init_device_mesh("cpu", shape, mesh_dim_names=names)
-        parallel.setup(distributed.get_rank(), distributed.get_world_size(), torch.device("cpu"), mesh=mesh)
-        self._parallel_config: Any = parallel
-        return parallel
+    Returns:
+        `ParallelConfig`, *optional*: `None` where diffusers can do it itself, or nothing splits tokens.
+    """
+    context: Any = config if isinstance(config, ContextParallelConfig) else config.context_parallel_config
+    if torch.accelerator.is_available() or context is None:
+        return None
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        raise RuntimeError(
+            "enable_parallelism() needs torch.distributed; start the program by torchrun, and call "
+            "torch.distributed.init_process_group() first"
+        )
+    parallel = ParallelConfig(context_parallel_config=context)
+    shape, names = context.mesh_shape, context.mesh_dim_names
+    mesh = context.mesh or distributed.device_mesh.init_device_mesh("cpu", shape, mesh_dim_names=names)
+    parallel.setup(distributed.get_rank(), distributed.get_world_size(), torch.device("cpu"), mesh=mesh)
+    return parallel
 
 
 def token_parallel_config(model: Any, num_ranks: int) -> ContextParallelConfig:

@@ -17,10 +17,11 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.attention import AttentionMixin
 from diffusers.models.embeddings import PixArtAlphaTextProjection
+from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput, apply_lora_scale
 from torch import nn
 
-from .context_parallel import ParallelMixin, SplitPoint, context_parallel_plan, gathered
+from .context_parallel import SplitPoint, context_parallel_plan, gathered, on_processors
 from .loading import CheckpointMixin
 from .modulation import AdaLayerNormSingle, Modulation, evaluate
 from .negative_text import NegativeText
@@ -90,13 +91,7 @@ class PreparedForward(NamedTuple):
 
 
 class LTX2AVTransformer3DModel(
-    CheckpointMixin,
-    AtomicAdapterSaveMixin,
-    StepCacheMixin,
-    ParallelMixin,
-    ConfigMixin,
-    AttentionMixin,
-    PeftAdapterMixin,
+    CheckpointMixin, AtomicAdapterSaveMixin, StepCacheMixin, ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin
 ):
     """The transformer that denoises video and audio together, with text conditioning each stream.
 
@@ -280,6 +275,13 @@ class LTX2AVTransformer3DModel(
             self.reset_attention_backend()
         else:
             super().set_attention_backend(backend)
+
+    def _resolve_parallel_config(self, config: Any) -> Any:
+        parallel: Any = on_processors(config)
+        if parallel is None:
+            return super()._resolve_parallel_config(config)
+        self._parallel_config = parallel
+        return parallel
 
     @apply_lora_scale("attention_kwargs")
     def forward(

@@ -135,3 +135,26 @@ def test_what_cannot_be_shared_is_refused():
     pipe.transformer.enable_cache(FirstBlockCacheConfig(0.1))
     with pytest.raises(ValueError, match=r"do not know what a cache of the transformer skips"):
         pipe(**CALL, **CFG, generator=seeded(0))
+
+
+def on_cards(rank, folder, what):
+    """A call on two cards against the same on one."""
+    torch.cuda.set_device(rank)
+    dist.init_process_group("nccl", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2)
+    pipe = load("2.0").to(f"cuda:{rank}")
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(0.0))
+    alone = pipe(**CALL, **ALL_GUIDANCE, generator=seeded(0))
+    if what == "passes":
+        pipe.transformer.disable_cache()
+    pipe.enable_parallelism(what)
+    together = pipe(**CALL, **ALL_GUIDANCE, generator=seeded(0))
+    (folder / f"lines.{rank}").write_text(str(max_difference(together, alone)))
+    dist.destroy_process_group()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("what", ["tokens", "passes"])
+def test_two_cards_give_what_one_gives(tmp_path, what):
+    torch.multiprocessing.spawn(on_cards, (tmp_path, what), nprocs=2)
+    assert all(float((tmp_path / f"lines.{rank}").read_text()) <= EQUAL_PIPELINES for rank in range(2))

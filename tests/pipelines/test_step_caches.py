@@ -187,6 +187,15 @@ def test_streamed_blocks_are_skipped_as_well(pipe):
     assert max_difference(run(streamed, near, **CFG), run(pipe, near, **CFG)) == 0
 
 
+@pytest.mark.gpu
+def test_caches_decide_on_a_card_as_on_a_processor(pipe):
+    here = run(pipe, FirstBlockCacheConfig(threshold=1.2), **ALL_GUIDANCE)
+    there = load("2.0" if pipe.transformer.config.use_prompt_embeddings else "2.3").to("cuda")
+    output = run(there, FirstBlockCacheConfig(threshold=1.2), **ALL_GUIDANCE)
+    assert made(output) == made(here)
+    assert (output.frames.cpu() - here.frames).abs().max() <= EQUAL_PIPELINES
+
+
 # Guidance between two noise levels
 
 

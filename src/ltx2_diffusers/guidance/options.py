@@ -36,9 +36,6 @@ class GuidanceOptions:
         skip_step: Steps after each guided one that reuse the video's prediction. Default 0 (none); with n, step i is
             skipped unless i is a multiple of n + 1. A step that both streams skip costs nothing.
         audio_skip_step: The same for the audio. Default 0.
-        guidance_interval: Lowest and highest noise level in [0, 1] at which both streams are guided, such as (0.2, 0.8);
-            at others the prediction with the prompt is taken as it is, and the other passes are not made. Default None
-            (everywhere).
         cfg_method: Formula of classifier-free guidance. `"cfg"` (default): the plain difference. `"cfg_star"`: the
             negative prediction is scaled to fit first (CFG-Zero*). `"apg"`: adaptive projected guidance, which weakens
             the share along the prediction and shortens what is too long. `"apg_momentum"`: the same with momentum over
@@ -57,11 +54,13 @@ class GuidanceOptions:
         nag_tau: Longest allowed L1 norm of a token's guided values, as a multiple of that of the positive ones. Default
             2.5.
         nag_alpha: Share of the guided values in the result, 0 to 1. Default 0.25.
+        guidance_interval: Lowest and highest noise level in [0, 1] at which both streams are guided, such as (0.2, 0.8);
+            at others the prediction with the prompt is taken as it is, and the other passes are not made. Default None
+            (everywhere).
     """
 
     skip_step: int = 0
     audio_skip_step: int = 0
-    guidance_interval: tuple[float, float] | None = None
     cfg_method: str = "cfg"
     apg_eta: float = 0.0
     apg_norm_threshold: float = 0.0
@@ -71,6 +70,7 @@ class GuidanceOptions:
     nag_scale: float = 1.0
     nag_tau: float = NAG_TAU
     nag_alpha: float = NAG_ALPHA
+    guidance_interval: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         settle(self)

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,7 @@ def load_pipeline(options: Options, pipeline_class: Any) -> Any:
 
     logging.disable_progress_bar()
     _check_offload(options)
+    _check_step_cache(options)
     pipeline = _from_checkpoint(options, pipeline_class)
     if not isinstance(pipeline.scheduler, LTX2Scheduler):
         pipeline.scheduler = LTX2Scheduler.from_config(pipeline.scheduler.config)
@@ -95,6 +97,8 @@ def load_pipeline(options: Options, pipeline_class: Any) -> Any:
     _load_loras(pipeline, options)
     if options.get("tiling"):
         pipeline.vae.enable_tiling()
+    if "step_cache" in options:
+        _cache_steps(pipeline, options["step_cache"])
     if "prompt_cache" in options:
         pipeline.enable_prompt_cache(options["prompt_cache"])
     if "vram" in options:
@@ -106,6 +110,22 @@ def load_pipeline(options: Options, pipeline_class: Any) -> Any:
         return pipeline
     getattr(pipeline, f"enable_{options['offload']}_cpu_offload")(device=options["device"])
     return pipeline
+
+
+def _cache_steps(pipeline: Any, threshold: float) -> None:
+    """Let the transformers of all stages reuse what their blocks added in earlier steps."""
+    from diffusers import FirstBlockCacheConfig
+
+    for name in ("transformer", "stage_2_transformer"):
+        if (transformer := pipeline.components.get(name)) is not None:
+            transformer.enable_cache(FirstBlockCacheConfig(threshold))
+
+
+def _check_step_cache(options: Options) -> None:
+    """A threshold is known to be wrong before anything is loaded."""
+    threshold = options.get("step_cache", 0.1)
+    if not 0 < threshold < inf:
+        raise ValueError(f"--step-cache has to be more than 0 and finite but is {threshold}; use 0.1, or leave it out")
 
 
 def _check_offload(options: Options) -> None:

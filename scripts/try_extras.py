@@ -38,6 +38,7 @@ for module, owners in packages_distributions().items():
 COMMANDS = {
     "serve": ["from ltx2_diffusers.serving import app, worker"],
     "postgres": ["from ltx2_diffusers.serving.store import database_url; database_url('postgresql://db/jobs')"],
+    "ray": ["from ltx2_diffusers.serving.fleet import replica, runner"],
     "train": [
         "from ltx2_diffusers.cli.main import main; main(['data', 'split-scenes', '--help'])",
         "from ltx2_diffusers.cli.main import main; main(['train', '--help'])",

@@ -30,7 +30,7 @@ PACKAGES = (
         "gguf",
         "triton",
     ),
-    *("fastapi", "starlette", "uvicorn", "sqlalchemy", "prometheus_client", "python_multipart", "psycopg"),
+    *("fastapi", "starlette", "uvicorn", "sqlalchemy", "prometheus_client", "python_multipart", "psycopg", "ray"),
 )
 SERVE, TRAIN = "pip install 'ltx2-diffusers[serve]'", "pip install 'ltx2-diffusers[train]'"
 # Commands, and what they say that installs what they lack.

@@ -29,4 +29,6 @@ def _run(rank: int, num_ranks: int, folder: Path, function: Callable[..., list[s
     dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=num_ranks)
     lines = function(*arguments)
     (folder / f"lines.{rank}").write_text("\n".join(lines))
+    # Nobody leaves while others may still read what it sent.
+    dist.barrier()
     dist.destroy_process_group()

@@ -26,6 +26,7 @@ from torch.utils.flop_counter import flop_registry
 
 from benchmarks import transformer_forward
 from benchmarks.common import print_table, write_results
+from ltx2_diffusers.kernels import steps
 from ltx2_diffusers.kernels.fusing import fusion
 from ltx2_diffusers.pipelines.planned import clip_sizes, clip_wish
 from ltx2_diffusers.planning.counting import FusedAttention, LiveTensors
@@ -107,28 +108,55 @@ class _Functions(TorchFunctionMode):
             return func(*args, **kwargs)
         with self.operations.inside():
             result = func(*args, **kwargs)
-        self.operations.add(kernels, num_bytes((args, kwargs)) + num_bytes(result))
+        if kernels:
+            # What is handed on unchanged is not written.
+            given = {id(tensor) for tensor in _tensors((args, kwargs))}
+            written = [tensor for tensor in _tensors(result) if id(tensor) not in given]
+            self.operations.add(kernels, num_bytes((args, kwargs)) + num_bytes(written))
         return result
+
+
+def _of_rotations(query: torch.Tensor, _norm: Any, _tables: Any, key: torch.Tensor, *_: Any) -> int:
+    return 1 if query.shape == key.shape else 2
+
+
+# What PyTorch's compiler makes of fused functions on a GPU; `tests/kernels/test_generated.py` has it make them.
+KERNELS: dict[Any, Callable[..., int]] = {
+    steps.modulate: lambda *_: 1,
+    steps.add: lambda _, branch: int(branch is not None),
+    steps.add_norm_modulate: lambda *_: 1,
+    steps.norm_rotate: _of_rotations,
+    # The gates themselves first.
+    steps.gate_heads: lambda *_: 2,
+}
 
 
 def kernels_of(func: Any, args: tuple) -> int | None:
     """Kernels of a function that is not counted by its operations; `None` for all others."""
+    if func in KERNELS:
+        return KERNELS[func](*args)
     if func is torch.nn.functional.rms_norm or func is torch.rms_norm:
         weight = args[2] if len(args) > 2 else None
         return 1 if weight is None or weight.dtype == args[0].dtype else None
     return None
 
 
+def _tensors(values: Any) -> Iterator[torch.Tensor]:
+    """All tensors in nested values; of norms their weights."""
+    for value in tree_iter(values, is_leaf=lambda one: isinstance(one, torch.nn.Module)):
+        value = value.weight if isinstance(value, torch.nn.RMSNorm) else value
+        if isinstance(value, torch.Tensor):
+            yield value
+
+
 def num_bytes(values: Any, limit: int | None = None) -> int:
     """Bytes of all tensors in nested values, each view once, of each at most so many as a limit says."""
     seen = {}
-    for value in tree_iter(values, is_leaf=lambda one: isinstance(one, torch.nn.Module)):
-        for tensor in [value.weight] if isinstance(value, torch.nn.RMSNorm) else [value]:
-            if isinstance(tensor, torch.Tensor):
-                key = tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.shape, tensor.stride()
-                # An axis that is only broadcast is read once.
-                sizes = [size for size, stride in zip(tensor.shape, tensor.stride()) if stride or not size]
-                seen[key] = int(torch.Size(sizes).numel()) * tensor.element_size()
+    for tensor in _tensors(values):
+        key = tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.shape, tensor.stride()
+        # An axis that is only broadcast is read once.
+        sizes = [size for size, stride in zip(tensor.shape, tensor.stride()) if stride or not size]
+        seen[key] = int(torch.Size(sizes).numel()) * tensor.element_size()
     return sum(size if limit is None else min(size, limit) for size in seen.values())
 
 

@@ -15,8 +15,9 @@ Fusion = bool | Literal["auto"]
 """Whether functions run compiled: `True`, `False`, or `"auto"`, which is on CUDA devices with Triton."""
 
 _CHOICES = (True, False, "auto")
-# Sums and products are rounded where the functions as written round them; only the order of a sum differs.
-_OPTIONS = {"emulate_precision_casts": True}
+# Numbers are rounded where the functions as written round them, so that only the order of sums differs; what is put
+# together again of parts is written once, in the kernel that computes the parts.
+_OPTIONS = {"emulate_precision_casts": True, "force_pointwise_cat": True}
 _mode: Fusion = "auto"
 
 
@@ -53,7 +54,8 @@ def fusion(mode: Fusion) -> Iterator[None]:
 
 def fuses(x: torch.Tensor) -> bool:
     """Whether steps on a tensor run as fused kernels: not with gradients, and not where a compiler is at work already."""
-    if _mode is False or torch.compiler.is_compiling() or torch.is_grad_enabled():
+    # First of all, so that what a compiler makes of a caller does not depend on the switch.
+    if torch.compiler.is_compiling() or _mode is False or torch.is_grad_enabled():
         return False
     return _mode is True or (x.is_cuda and _has_triton())
 
@@ -82,9 +84,9 @@ class RMSNorm(NamedTuple):
 def fused(function: Callable[..., Any]) -> Callable[..., Any]:
     """Let a function of tensors run compiled where [`fuses`] says so, on the device of its first argument.
 
-    It may take tensors, numbers, strings, `None`, tuples of them, and `torch.nn.RMSNorm` modules. A module that does more
-    than its `forward`, because something hooked into it, is called: then the function runs as written. For other sizes of a
-    tensor than those of its width the function is compiled anew once, and then no more.
+    It may take tensors, strings, `None`, tuples of them, and `torch.nn.RMSNorm` modules. A module that does more than its
+    `forward`, because something hooked into it, is called: then the function runs as written, as it does for whole numbers,
+    each of which would be compiled anew. For another number of tokens the function is compiled once more, and then fits all.
 
     Functions that watch PyTorch's own (`torch.overrides`) see a fused function as one call.
     """
@@ -117,13 +119,15 @@ def _compile(function: Callable[..., Any], index: int, x: torch.Tensor) -> Calla
         raise ValueError('fusion is on but Triton, which it needs on CUDA devices, is missing; use set_fusion("auto")')
     code = function.__code__.replace(co_name=f"{function.__name__}_{index}")
     own = types.FunctionType(code, function.__globals__, code.co_name, function.__defaults__, function.__closure__)
-    return torch.compile(own, options=_OPTIONS)
+    import torch._inductor.config as known
+
+    return torch.compile(own, options={name: value for name, value in _OPTIONS.items() if hasattr(known, name)})
 
 
 def _collect(value: Any, leaves: list[Any]) -> None:
     """Append what tuples hold, and how many things each holds."""
     if isinstance(value, tuple):
-        leaves.append(len(value))
+        leaves.append(f"{len(value)}:")
         for item in value:
             _collect(item, leaves)
     else:
@@ -135,7 +139,7 @@ def _is_simple(leaf: Any) -> bool:
     if isinstance(leaf, torch.Tensor):
         return type(leaf) in (torch.Tensor, nn.Parameter)
     if not isinstance(leaf, nn.Module):
-        return True
+        return leaf is None or isinstance(leaf, (bool, str))
     hooked = "forward" in vars(leaf) or leaf._forward_hooks or leaf._forward_pre_hooks
     return type(leaf) is nn.RMSNorm and not hooked
 

@@ -16,8 +16,8 @@ from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from torch import nn
 
+from ..kernels.steps import RotaryTables, gate_heads, norm_rotate
 from .negative_text import NegativeContext, normalized_attention_guidance
-from .rope import RotaryTables, apply_rotary
 from .text_cache import KeyValueSlot
 
 # config key `activation_fn` -> argument of `torch.nn.functional.gelu`
@@ -75,10 +75,8 @@ class LTX2AttnProcessor:
         if all_perturbed:
             mixed = attn.to_v(hidden_states if encoder_hidden_states is None else encoder_hidden_states)
         else:
-            query, key, value = self._project(attn, hidden_states, encoder_hidden_states, slot)
-            if query_rotary_emb is not None:
-                query = apply_rotary(query, query_rotary_emb, attn.rope_type)
-                key = apply_rotary(key, key_rotary_emb or query_rotary_emb, attn.rope_type)
+            tables = None if query_rotary_emb is None else (query_rotary_emb, key_rotary_emb or query_rotary_emb)
+            query, key, value = self._project(attn, hidden_states, encoder_hidden_states, tables, slot)
             mixed = self._attend(attn, query, key, value, attention_mask)
             if perturbation_mask is not None:
                 mixed = torch.lerp(value, mixed, perturbation_mask.to(mixed.dtype))
@@ -87,23 +85,27 @@ class LTX2AttnProcessor:
                 undesired = self._attend(attn, query, *keys_values, None)
                 mixed = normalized_attention_guidance(mixed, undesired, negative.weights)
         if attn.to_gate_logits is not None:
-            # Twice the sigmoid, so that logits of zero leave a head as it is.
-            gates = 2.0 * torch.sigmoid(attn.to_gate_logits(hidden_states))
-            mixed = (mixed.unflatten(-1, (attn.heads, -1)) * gates.unsqueeze(-1)).flatten(-2)
+            mixed = gate_heads(mixed, attn.to_gate_logits(hidden_states))
         return attn.to_out[1](attn.to_out[0](mixed))
 
     def _project(
         self,
         attn: "LTX2Attention",
         hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor | None,
+        context: torch.Tensor | None,
+        tables: tuple[RotaryTables, RotaryTables] | None,
         slot: KeyValueSlot | None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        if encoder_hidden_states is not None:
-            query = attn.to_q(hidden_states)
-            return attn.norm_q(query), *self._context(attn, encoder_hidden_states, slot)
-        query, key, value = attn.project(hidden_states)
-        return attn.norm_q(query), attn.norm_k(key), value
+        """Queries, keys and values, normalised and rotated."""
+        if context is not None and tables is None:
+            return attn.norm_q(attn.to_q(hidden_states)), *self._context(attn, context, slot)
+        if context is None:
+            query, key, value = attn.project(hidden_states)
+        else:
+            query, (key, value) = attn.to_q(hidden_states), attn.project_context(context)
+        if tables is None:
+            return attn.norm_q(query), attn.norm_k(key), value
+        return *norm_rotate(query, attn.norm_q, tables[0], key, attn.norm_k, tables[1], attn.rope_type), value
 
     @staticmethod
     def _context(

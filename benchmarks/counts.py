@@ -72,7 +72,7 @@ class _Operations(TorchDispatchMode):
         name = func.overloadpacket.__name__
         if self.is_inside or func.is_view or name in _ALLOCATIONS or name == "_local_scalar_dense":
             return result
-        if func.overloadpacket in flop_registry:
+        if func.overloadpacket in flop_registry or name == "_addmm_activation":
             self.products += 1
         else:
             reads = (args[1:] if name == "copy_" else args, kwargs)
@@ -128,6 +128,7 @@ KERNELS: dict[Any, Callable[..., int]] = {
     steps.norm_rotate: _of_rotations,
     # The gates themselves first.
     steps.gate_heads: lambda *_: 2,
+    steps.pixel_norm_silu: lambda *_: 1,
 }
 
 

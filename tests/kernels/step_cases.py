@@ -121,7 +121,21 @@ def cases(dtype: torch.dtype) -> dict[str, Case]:
             exact = [_rotated(_normed(side, of), turn, rope_type) for side, of, turn in sides]
             arguments = (*sides[0], *sides[1], rope_type)
             found[f"norm, rotate {rope_type}, {length} keys"] = Case(steps.norm_rotate, arguments, exact)
+    for how, video in (("", noise(B, 8, 3, 4, 5, dtype=dtype)), (", channels last", _channels_last(dtype))):
+        values = tuple(noise(B, 8, 1, 1, 1, seed=seed, dtype=dtype) for seed in (1, 2))
+        for modulation in (None, values):
+            rms = (video.double().pow(2).mean(1, keepdim=True) + steps.PIXEL_NORM_EPS).sqrt()
+            exact = video.double() / rms
+            if modulation is not None:
+                exact = exact * (1 + values[1].double()) + values[0].double()
+            name = f"pixel norm, {'modulate, ' if modulation is not None else ''}SiLU{how}"
+            exact = nn.functional.silu(exact)
+            found[name] = Case(steps.pixel_norm_silu, (video, modulation, True, False), [exact])
     return found
+
+
+def _channels_last(dtype: torch.dtype) -> torch.Tensor:
+    return noise(B, 8, 3, 4, 5, dtype=dtype).to(memory_format=torch.channels_last_3d)
 
 
 def results(case: Case) -> list[torch.Tensor]:

@@ -123,7 +123,9 @@ def test_watchers_see_one_call():
     seen = []
     with fusion(True), Watcher():
         result = doubled(X)
-    assert seen == [doubled] and torch.equal(result, 2 * X)
+    # Beside what was asked of the tensor to find out.
+    assert seen.count(doubled) == 1 and torch.Tensor.__rmul__ not in seen
+    assert torch.equal(result, 2 * X)
 
 
 @torch.no_grad()

@@ -55,7 +55,7 @@ def fusion(mode: Fusion) -> Iterator[None]:
 def fuses(x: torch.Tensor) -> bool:
     """Whether steps on a tensor run as fused kernels: not with gradients, and not where a compiler is at work already."""
     # First of all, so that what a compiler makes of a caller does not depend on the switch.
-    if torch.compiler.is_compiling() or _mode is False or torch.is_grad_enabled():
+    if torch.compiler.is_compiling() or _mode is False or torch.is_grad_enabled() or not x.numel():
         return False
     return _mode is True or (x.is_cuda and _has_triton())
 
@@ -134,14 +134,21 @@ def _collect(value: Any, leaves: list[Any]) -> None:
         leaves.append(value)
 
 
+def is_bare(module: nn.Module, cls: type[nn.Module]) -> bool:
+    """Whether calling a module is no more than the `forward` of a class on parameters of PyTorch's own kind."""
+    hooked = "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks
+    return (
+        type(module) is cls and not hooked and all(type(p) is nn.Parameter for p in module.parameters(recurse=False))
+    )
+
+
 def _is_simple(leaf: Any) -> bool:
     """Whether nothing but values stands behind a leaf."""
     if isinstance(leaf, torch.Tensor):
         return type(leaf) in (torch.Tensor, nn.Parameter)
-    if not isinstance(leaf, nn.Module):
-        return leaf is None or isinstance(leaf, (bool, str))
-    hooked = "forward" in vars(leaf) or leaf._forward_hooks or leaf._forward_pre_hooks
-    return type(leaf) is nn.RMSNorm and not hooked
+    if isinstance(leaf, nn.Module):
+        return is_bare(leaf, nn.RMSNorm)
+    return leaf is None or isinstance(leaf, (bool, str))
 
 
 def _kind(leaf: Any) -> Hashable:

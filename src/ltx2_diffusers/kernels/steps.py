@@ -1,6 +1,7 @@
 """What the networks compute between matrix products, one function per step; on devices that gain by it each is one kernel.
 
-Shapes: B batch, T tokens, R rows of modulation values, D width, H heads, r = D / (2 H).
+Shapes: B batch, T tokens, R rows of modulation values, D width, H heads, r = D / (2 H); of videos C channels, F frames, H
+height, W width.
 
 Every function is written for reading, and runs as it is written unless steps are fused, see
 [`~ltx2_diffusers.kernels.fusing.set_fusion`].
@@ -12,7 +13,10 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from .fusing import fused
+from .fusing import fused, fuses, is_bare
+
+# Reference: `PixelNorm`; unrelated to the config key `resnet_norm_eps`.
+PIXEL_NORM_EPS = 1e-8
 
 RotaryTables = tuple[torch.Tensor, torch.Tensor]
 Norm = Callable[[torch.Tensor], torch.Tensor]
@@ -146,6 +150,39 @@ def gate_heads(x: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     """Heads of `[B, T, D]`, each multiplied by twice the sigmoid of its logit `[B, T, H]`: zeros leave a head as it is."""
     gates = 2.0 * torch.sigmoid(logits)
     return (x.unflatten(-1, (logits.shape[-1], -1)) * gates.unsqueeze(-1)).flatten(-2)
+
+
+def linear_gelu(x: torch.Tensor, layer: nn.Module, approximate: str) -> torch.Tensor:
+    """GELU of a linear layer, `[B, T, D]` to `[B, T, E]`; `approximate` is that of `torch.nn.functional.gelu`.
+
+    Fused on CUDA, the product itself applies it to what it has summed, before rounding.
+    """
+    weight, bias = layer.weight, layer.bias
+    in_product = fuses(x) and (x.is_cuda or x.is_meta) and approximate == "tanh" and is_bare(layer, nn.Linear)
+    # In float32 the product's own GELU is not known to be as exact.
+    if not in_product or bias is None or not x.dtype == weight.dtype == bias.dtype or x.dtype.itemsize != 2:
+        return nn.functional.gelu(layer(x), approximate=approximate)
+    return torch._addmm_activation(bias, x.flatten(0, -2), weight.t(), use_gelu=True).unflatten(0, x.shape[:-1])
+
+
+@fused
+def pixel_norm_silu(
+    x: torch.Tensor, shift_scale: tuple[torch.Tensor, torch.Tensor] | None, in_place: bool, overwrite: bool
+) -> torch.Tensor:
+    """SiLU of `x / rms * (1 + scale) + shift`, where the root mean square is that of the channels of a position.
+
+    Args:
+        x (`torch.Tensor`): `[B, C, F, H, W]`.
+        shift_scale (`tuple[torch.Tensor, torch.Tensor]`, *optional*): `[B, C, 1, 1, 1]` each.
+        in_place (`bool`): Whether intermediate values take the place of one another.
+        overwrite (`bool`): Whether they take that of `x`.
+    """
+    rms = ((x * x).mean(dim=1, keepdim=True) + PIXEL_NORM_EPS).sqrt()
+    x = x.div_(rms) if overwrite else x / rms
+    if shift_scale is not None:
+        shift, scale = shift_scale
+        x = x.mul_(1 + scale).add_(shift) if in_place else x * (1 + scale) + shift
+    return nn.functional.silu(x, inplace=in_place)
 
 
 def _by_token(

@@ -16,7 +16,7 @@ from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from torch import nn
 
-from ..kernels.steps import RotaryTables, gate_heads, norm_rotate
+from ..kernels.steps import RotaryTables, gate_heads, linear_gelu, norm_rotate
 from .negative_text import NegativeContext, normalized_attention_guidance
 from .text_cache import KeyValueSlot
 
@@ -265,7 +265,7 @@ class GELUProjection(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """`[B, T, dim_in]` to `[B, T, dim_out]`."""
-        return nn.functional.gelu(self.proj(hidden_states), approximate=self.approximate)
+        return linear_gelu(hidden_states, self.proj, self.approximate)
 
 
 class FeedForward(nn.Module):

@@ -28,6 +28,7 @@ from benchmarks import transformer_forward
 from benchmarks.common import print_table, write_results
 from ltx2_diffusers.kernels import steps
 from ltx2_diffusers.kernels.fusing import fusion
+from ltx2_diffusers.models.video_vae_blocks import has_channels_last
 from ltx2_diffusers.pipelines.planned import clip_sizes, clip_wish
 from ltx2_diffusers.planning.counting import FusedAttention, LiveTensors
 from ltx2_diffusers.planning.parts import ModelParts, parts_of
@@ -39,7 +40,8 @@ VIDEO_TOKENS, TEXT_TOKENS = 6144, 1024
 # Most that ours may do, fused, of what diffusers does.
 KERNELS_BOUND, BYTES_BOUND = 0.35, 0.45
 _SIGMA = 0.7
-_ALLOCATIONS = ("empty", "new_empty", "empty_like", "empty_strided")
+_ALLOCATIONS = ("empty", "new_empty", "empty_like", "empty_strided", "_unsafe_view")
+# Views and memory without values.
 # What reads as much of its first argument as it returns.
 _LOOK_UPS = ("embedding", "index", "index_select", "gather")
 
@@ -128,7 +130,8 @@ KERNELS: dict[Any, Callable[..., int]] = {
     steps.norm_rotate: _of_rotations,
     # The gates themselves first.
     steps.gate_heads: lambda *_: 2,
-    steps.pixel_norm_silu: lambda *_: 1,
+    # With channels first, the sums over them first.
+    steps.pixel_norm_silu: lambda x, *_: 1 if has_channels_last(x) else 2,
 }
 
 

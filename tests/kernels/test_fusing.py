@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from ltx2_diffusers.kernels import fusing
 from ltx2_diffusers.kernels.fusing import fused, fuses, fusion, set_fusion
 
 X = torch.randn(2, 5, 8)
@@ -21,6 +22,7 @@ def compilations(monkeypatch):
         return function
 
     monkeypatch.setattr(torch, "compile", compile)
+    monkeypatch.setattr(fusing, "_compiled", {})
     return found
 
 

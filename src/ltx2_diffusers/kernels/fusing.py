@@ -19,6 +19,8 @@ _CHOICES = (True, False, "auto")
 # together again of parts is written once, in the kernel that computes the parts.
 _OPTIONS = {"emulate_precision_casts": True, "force_pointwise_cat": True}
 _mode: Fusion = "auto"
+# By function and kind of its arguments.
+_compiled: dict[Hashable, Callable[..., Any]] = {}
 
 
 def set_fusion(mode: Fusion) -> None:
@@ -90,7 +92,6 @@ def fused(function: Callable[..., Any]) -> Callable[..., Any]:
 
     Functions that watch PyTorch's own (`torch.overrides`) see a fused function as one call.
     """
-    compiled: dict[Hashable, Callable[..., Any]] = {}
 
     @functools.wraps(function)
     def run(*args: Any) -> Any:
@@ -103,10 +104,10 @@ def fused(function: Callable[..., Any]) -> Callable[..., Any]:
             return handle_torch_function(run, tensors, *args)
         if not all(map(_is_simple, leaves)):
             return function(*args)
-        key = tuple(map(_kind, leaves))
-        if key not in compiled:
-            compiled[key] = _compile(function, len(compiled), args[0])
-        return compiled[key](*map(_as_value, args))
+        key = function, *map(_kind, leaves)
+        if key not in _compiled:
+            _compiled[key] = _compile(function, len(_compiled), args[0])
+        return _compiled[key](*map(_as_value, args))
 
     return run
 

@@ -40,8 +40,8 @@ VIDEO_TOKENS, TEXT_TOKENS = 6144, 1024
 # Most that ours may do, fused, of what diffusers does.
 KERNELS_BOUND, BYTES_BOUND = 0.35, 0.45
 _SIGMA = 0.7
+# Memory without values, and a view that PyTorch does not call one.
 _ALLOCATIONS = ("empty", "new_empty", "empty_like", "empty_strided", "_unsafe_view")
-# Views and memory without values.
 # What reads as much of its first argument as it returns.
 _LOOK_UPS = ("embedding", "index", "index_select", "gather")
 

@@ -16,12 +16,15 @@ from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from torch import nn
 
+from ..kernels.fusing import is_bare
 from ..kernels.steps import RotaryTables, gate_heads, linear_gelu, norm_rotate
 from .negative_text import NegativeContext, normalized_attention_guidance
 from .text_cache import KeyValueSlot
 
 # config key `activation_fn` -> argument of `torch.nn.functional.gelu`
 _GELU_VARIANTS = {"gelu": "none", "gelu-approximate": "tanh"}
+
+_PACKED_KEYS = ("to_qkv.weight", "to_qkv.bias", "to_kv.weight", "to_kv.bias")
 
 # Queries and keys are normalised with this epsilon in every published checkpoint; it is no config key.
 QK_NORM_EPS = 1e-6
@@ -199,17 +202,73 @@ class LTX2Attention(nn.Module, AttentionModuleMixin):
         self.to_v = nn.Linear(context_dim, self.inner_dim, bias=bias)
         self.to_out = nn.ModuleList([nn.Linear(self.inner_dim, query_dim, bias=out_bias), nn.Dropout(0.0)])
         self.to_gate_logits = nn.Linear(query_dim, heads) if apply_gated_attention else None
+        self.register_state_dict_post_hook(_leave_packed_out)
+        self.register_load_state_dict_post_hook(_miss_no_packed)
         self.set_processor(processor if processor is not None else self._default_processor_cls())
+
+    def fuse_projections(self) -> None:
+        """Pack the weights of queries, keys and values (with a context, of keys and values) for one product.
+
+        The layers keep their names and read parts of the packed weights: nothing is stored twice, and the state dict stays
+        as it is. The packed product stands in for them as long as they are what they were: with adapters, or weights
+        that are somewhere else, each runs by itself.
+
+        Raises:
+            ValueError: If the layers are not plain ones, or their weights are not here.
+        """
+        if self.fused_projections:
+            return
+        layers = self._projections()
+        for name, layer in layers.items():
+            if not is_bare(layer, nn.Linear) or layer.weight.is_meta:
+                raise ValueError(
+                    f"{name} is a {type(layer).__name__} on {layer.weight.device} that is quantised, adapted, or offloaded, "
+                    "which cannot be packed with others; call fuse_qkv_projections() before, on the loaded model"
+                )
+        super().fuse_projections()
+        packed = self._packed()
+        for name in ("weight", "bias") if self.use_bias else ("weight",):
+            parts = getattr(packed, name).data.chunk(len(layers))
+            for layer, part in zip(layers.values(), parts):
+                getattr(layer, name).data = part
+
+    def _projections(self) -> dict[str, nn.Linear]:
+        """The layers that are packed."""
+        names = ("to_k", "to_v") if self.is_cross_attention else ("to_q", "to_k", "to_v")
+        return {name: getattr(self, name) for name in names}
+
+    def _packed(self) -> nn.Linear:
+        return self.to_kv if self.is_cross_attention else self.to_qkv
+
+    def _runs_packed(self) -> bool:
+        """Whether the packed product gives what the layers would."""
+        if not self.fused_projections:
+            return False
+        layers, place = self._projections().values(), self._packed().weight
+        if not all(is_bare(layer, nn.Linear) for layer in layers) or (torch.is_grad_enabled() and place.requires_grad):
+            return False
+        # A compiler cannot look at addresses.
+        is_compiling = torch.compiler.is_compiling()
+        return is_compiling or all(_shares_memory(layer.weight, place) for layer in layers)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "LTX2Attention":
+        """Move or convert the weights; packed ones stay packed."""
+        was_packed = self.fused_projections
+        self.unfuse_projections()
+        super()._apply(fn, recurse)
+        if was_packed and not self.to_k.weight.is_meta:
+            self.fuse_projections()
+        return self
 
     def project(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Queries, keys and values `[B, T, I]` of a self-attention, before norms and positions."""
-        if self.fused_projections:
+        if not self.is_cross_attention and self._runs_packed():
             return self.to_qkv(hidden_states).chunk(3, dim=-1)
         return self.to_q(hidden_states), *self.project_context(hidden_states)
 
     def project_context(self, context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values `[B, S, I]` of a context `[B, S, C]`, before norms and positions."""
-        if self.fused_projections:
+        if self.is_cross_attention and self._runs_packed():
             return self.to_kv(context).chunk(2, dim=-1)
         return self.to_k(context), self.to_v(context)
 
@@ -244,6 +303,21 @@ class LTX2Attention(nn.Module, AttentionModuleMixin):
         return self.processor(
             self, hidden_states, encoder_hidden_states, attention_mask, query_rotary_emb, key_rotary_emb, **kwargs
         )
+
+
+def _shares_memory(part: torch.Tensor, whole: torch.Tensor) -> bool:
+    return part.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
+
+
+def _leave_packed_out(_module: nn.Module, state_dict: dict[str, Any], prefix: str, _metadata: Any) -> None:
+    """The layers of their own names hold the same weights."""
+    for name in _PACKED_KEYS:
+        state_dict.pop(f"{prefix}{name}", None)
+
+
+def _miss_no_packed(_module: nn.Module, keys: Any) -> None:
+    missing = keys.missing_keys
+    missing[:] = [key for key in missing if not key.endswith(_PACKED_KEYS)]
 
 
 class GELUProjection(nn.Module):

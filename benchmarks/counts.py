@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import torch
 from diffusers import LTX2VideoTransformer3DModel
-from diffusers.pipelines.ltx2.pipeline_ltx2 import rescale_noise_cfg
 from diffusers.utils import logging
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -26,6 +25,7 @@ from torch.utils.flop_counter import flop_registry
 
 from benchmarks import transformer_forward
 from benchmarks.common import print_table, write_results
+from benchmarks.step import SIGMA, step_of_diffusers
 from ltx2_diffusers.kernels import steps
 from ltx2_diffusers.kernels.fusing import fusion
 from ltx2_diffusers.models.video_vae_blocks import has_channels_last
@@ -39,7 +39,6 @@ SIZE = (512, 768, 121)
 VIDEO_TOKENS, TEXT_TOKENS = 6144, 1024
 # Most that ours may do, fused, of what diffusers does.
 KERNELS_BOUND, BYTES_BOUND = 0.35, 0.45
-_SIGMA = 0.7
 # Memory without values, and a view that PyTorch does not call one.
 _ALLOCATIONS = ("empty", "new_empty", "empty_like", "empty_strided", "_unsafe_view")
 # What reads as much of its first argument as it returns.
@@ -218,24 +217,9 @@ class Subjects:
 
     def step_of_theirs(self, case: Case) -> Callable[[], Any]:
         """Diffusers' guided step: a batch of two, the perturbed and the isolated pass, and its formulas."""
-        alone = self.inputs(self.theirs, case.image)
-        both = {
-            name: value.repeat(2, *(1 for _ in value.shape[1:])) if isinstance(value, torch.Tensor) else value
-            for name, value in alone.items()
-        }
-        block = self.parts.preset.stg_blocks(self.depth)
-        latents = [torch.zeros_like(alone[f"{name}hidden_states"], dtype=torch.float32) for name in ("", "audio_")]
-
-        def run() -> list[torch.Tensor]:
-            pairs = [torch.cat([one] * 2).to(torch.bfloat16) for one in latents]
-            negative, positive = zip(*(x.float().chunk(2) for x in self.theirs(**_with_latents(both, pairs))))
-            single = _with_latents(alone, [one.to(torch.bfloat16) for one in latents])
-            perturbed = self.theirs(**single, spatio_temporal_guidance_blocks=block)
-            isolated = self.theirs(**single, isolate_modalities=True)
-            streams = zip(latents, positive, negative, perturbed, isolated)
-            return [_guided_as_theirs(one, *predictions) for one, *predictions in streams]
-
-        return run
+        return step_of_diffusers(
+            self.theirs, self.inputs(self.theirs, case.image), self.parts.preset.stg_blocks(self.depth)
+        )
 
     def forward_of_ours(self, case: Case) -> Callable[[], Any]:
         """Our forward pass, at the noise levels and under the masks that a device would read."""
@@ -253,19 +237,7 @@ class Subjects:
             self.ours, clip, Denoising(preset, (preset.video, preset.audio), case.image, TEXT_TOKENS)
         )
         states = initial_states(clip, case.image, torch.device("cpu"))
-        return lambda: denoiser(states, torch.tensor(_SIGMA), 0)
-
-
-def _with_latents(inputs: dict[str, Any], latents: list[torch.Tensor]) -> dict[str, Any]:
-    return {**inputs, "hidden_states": latents[0], "audio_hidden_states": latents[1]}
-
-
-def _guided_as_theirs(latents: torch.Tensor, *velocities: torch.Tensor) -> torch.Tensor:
-    """Diffusers' formulas: clean samples, three differences, rescaling, and the velocity for the scheduler."""
-    positive, *others = (latents - velocity.float() * _SIGMA for velocity in velocities)
-    deltas = [2.0 * (positive - other) for other in others]
-    guided = rescale_noise_cfg(positive + deltas[0] + deltas[1] + deltas[2], positive, guidance_rescale=0.7)
-    return (latents - guided) / _SIGMA
+        return lambda: denoiser(states, torch.tensor(SIGMA), 0)
 
 
 def counted(subjects: Subjects, case: Case) -> dict[str, Count]:

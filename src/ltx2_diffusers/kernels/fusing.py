@@ -163,5 +163,5 @@ def _kind(leaf: Any) -> Hashable:
 
 
 def _as_value(arg: Any) -> Any:
-    """The argument with values in place of modules, and without the parameters' own class."""
-    return RMSNorm(arg.weight, arg.eps) if isinstance(arg, nn.Module) else arg
+    """The argument, of a norm what it reads."""
+    return RMSNorm(arg.weight, arg.eps) if isinstance(arg, nn.RMSNorm) else arg

@@ -152,7 +152,7 @@ def gate_heads(x: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     return (x.unflatten(-1, (logits.shape[-1], -1)) * gates.unsqueeze(-1)).flatten(-2)
 
 
-def linear_gelu(x: torch.Tensor, layer: nn.Module, approximate: str) -> torch.Tensor:
+def linear_gelu(x: torch.Tensor, layer: nn.Linear, approximate: str) -> torch.Tensor:
     """GELU of a linear layer, `[B, T, D]` to `[B, T, E]`; `approximate` is that of `torch.nn.functional.gelu`.
 
     Fused on CUDA, the product itself applies it to what it has summed, before rounding.

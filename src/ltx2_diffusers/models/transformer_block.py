@@ -172,9 +172,9 @@ class BlockStream:
     def read_for(self, directions: list[str]) -> dict[str, torch.Tensor]:
         """Tokens `[B, S, D]` for the attention between the streams, by direction `"a2v"` or `"v2a"`."""
         values = self.cross_scale_shift.with_table(self.cross_table[:4])
-        pairs = {"a2v": values[:2], "v2a": values[2:]}
-        modulations = (ScaleShift(*pairs[direction], self.cross_scale_shift.layout) for direction in directions)
-        return dict(zip(directions, self.read(self.cross_norm, *modulations)))
+        layout = self.cross_scale_shift.layout
+        pairs = {"a2v": ScaleShift(values[0], values[1], layout), "v2a": ScaleShift(values[2], values[3], layout)}
+        return dict(zip(directions, self.read(self.cross_norm, *(pairs[name] for name in directions))))
 
     def take_from(self, other: "BlockStream", normed: torch.Tensor, other_normed: torch.Tensor, keep: Keep) -> None:
         """The attention to the other stream, whose tokens come normalised like this one's."""

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ltx2_diffusers.kernels.fusing import fusion
+from ltx2_diffusers.kernels.steps import linear_gelu
 from tests.kernels.step_cases import Case, cases, results
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -64,3 +65,18 @@ def _moved(value, device):
     if isinstance(value, torch.nn.Module):
         return copy.deepcopy(value).to(device)
     return value.to(device) if isinstance(value, torch.Tensor) else value
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_product_applies_gelu_itself_on_a_gpu(dtype):
+    layer, x = torch.nn.Linear(64, 256, device="cuda", dtype=dtype), torch.randn(2, 48, 64, device="cuda", dtype=dtype)
+    inner = torch.nn.functional.linear(x.double(), layer.weight.double(), layer.bias.double())
+    exact = torch.nn.functional.gelu(inner, approximate="tanh")
+    plain = linear_gelu(x, layer, "tanh")
+    with fusion(True):
+        given = linear_gelu(x, layer, "tanh")
+    error, of_plain = ((value.double() - exact).abs().max() for value in (given, plain))
+    # A rounding less, or at most the one of the result more.
+    assert error <= of_plain + torch.finfo(dtype).eps / 2 * exact.abs().max()

@@ -21,6 +21,7 @@ _MODULES = {
     ".pipelines.recipes.text_to_video": ("LTX2Pipeline",),
     ".models.modality_front": ("LTX2ModalityModel",),
     ".models.text_cache": ("TextCache",),
+    ".kernels.fusing": ("set_fusion", "fusion"),
     ".models.video_vae_tiling_config": ("TilingConfig", "SpatialTilingConfig", "TemporalTilingConfig"),
     ".checkpoints.packaged": ("packaged_checkpoint",),
     ".pipelines.output": ("LTX2PipelineOutput",),

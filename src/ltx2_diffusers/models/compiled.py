@@ -142,6 +142,7 @@ class CompiledRegion:
     Attributes:
         graphs: How many graphs have been made.
         seconds: Time that calls took which made them.
+        frozen: Weights that took gradients before.
     """
 
     def __init__(
@@ -151,6 +152,7 @@ class CompiledRegion:
         self.method = method
         self.enabled = True
         self.graphs, self.seconds = 0, 0.0
+        self.frozen: list[nn.Parameter] = []
         self._told = (0, 0.0)
         self._names = tuple(inspect.signature(method).parameters)[1:]
 
@@ -238,7 +240,7 @@ def region_of(model: Any) -> CompiledRegion | None:
 
 
 def compile_model(model: nn.Module, dynamic: bool | None = True, **settings: Any) -> None:
-    """Compile the parts of a model that are worth it; its results differ by rounding.
+    """Compile the parts of a model that are worth it; its results differ by rounding, and its weights take no gradients.
 
     Args:
         model: A transformer, a video autoencoder or a vocoder.
@@ -253,6 +255,9 @@ def compile_model(model: nn.Module, dynamic: bool | None = True, **settings: Any
     assert kind is not None
     modules = list(_modules(model, kind))
     region = CompiledRegion(kind, getattr(type(modules[0]), kind.method), dynamic, settings)
+    # Graphs hold for weights that take gradients or for such that take none, which is what adapters and streaming make them.
+    region.frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.requires_grad_(False)
     for module in modules:
         place = "_old_forward" if kind.method == "forward" and hasattr(module, "_hf_hook") else kind.method
         setattr(module, place, CompiledMethod(module, region))
@@ -273,6 +278,9 @@ def uncompile_model(model: nn.Module) -> None:
         elif isinstance(module.__dict__.get("_old_forward"), CompiledMethod):
             module.__dict__["_old_forward"] = getattr(type(module), method).__get__(module)
     del model.__dict__[_ATTRIBUTE]
+    if not getattr(model, "peft_config", None):
+        for parameter in region.frozen:
+            parameter.requires_grad_(True)
 
 
 def check_compilable(model: nn.Module) -> None:
@@ -289,7 +297,8 @@ def check_unhooked(model: nn.Module, kind: Kind) -> None:
     """Raise `ValueError` if hooks of other libraries are within what is traced, or around it where nothing is put below."""
     for module in _modules(model, kind):
         for part in module.modules() if kind.level != "no layers" else ():
-            if hasattr(part, "_diffusers_hook") or (hasattr(part, "_hf_hook") and part is not model):
+            registry: Any = getattr(part, "_diffusers_hook", None)
+            if (registry is not None and registry.hooks) or (hasattr(part, "_hf_hook") and part is not model):
                 raise ValueError(
                     f"this {type(model).__name__} has hooks of offloading, of a cache or of layerwise casting on its "
                     f"{type(part).__name__}; call compile() before enable_group_offload() by blocks or enable_cache(), and "

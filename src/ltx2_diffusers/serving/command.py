@@ -19,7 +19,7 @@ from .settings import Limits, Settings
 
 _ENGINE = (
     *("checkpoint", "text_encoder", "upsampler", "distilled_lora"),
-    *("device", "dtype", "offload", "tiling", "prompt_cache"),
+    *("device", "dtype", "offload", "tiling", "compile", "prompt_cache"),
 )
 _PACKAGES = ("fastapi", "uvicorn", "sqlalchemy", "prometheus_client", "python_multipart", "pydantic")
 _INSTALL = "pip install 'ltx2-diffusers[serve]'"

@@ -18,7 +18,7 @@ NEGATIVE_PROMPT = "blurry, low quality, distorted, glitchy, watermark"
 _OWN = {
     *("output", "preview", "preview_every", "prompt_cache", "no_text_encoder", "num_videos"),
     *("checkpoint", "text_encoder", "upsampler", "lora", "distilled_lora"),
-    *("device", "dtype", "offload", "tiling"),
+    *("device", "dtype", "offload", "tiling", "compile"),
 }
 SERVED = {name: option for name, option in OPTIONS.items() if name not in _OWN}
 _FLAG = re.compile(r"--([a-z][a-z0-9-]*)")

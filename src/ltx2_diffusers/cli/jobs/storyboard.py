@@ -21,7 +21,7 @@ _CLIP_HELP = "file to write, .mp4 or .mov; FILE.json beside it says how it was m
 _TAKEN = {
     "output": ("output", "preview", "preview_every"),
     "checkpoint (default: that of the storyboard)": (
-        *("checkpoint", "text_encoder", "device", "dtype", "offload", "tiling", "prompt_cache", "no_text_encoder"),
+        *("checkpoint", "text_encoder", "device", "dtype", "offload", "tiling", "compile", "prompt_cache", "no_text_encoder"),
     ),
 }
 # What overlaps in the miniature's short segments.
@@ -224,6 +224,8 @@ def _identity(options: Options, hashes: Mapping[Path, str]) -> dict[str, Any]:
         "upsampler": hashes[options["upsampler"]] if "upsampler" in options else None,
         "dtype": options["dtype"],
         "tiling": "tiling" in options,
+        # Compiled code rounds in another way.
+        **({"compile": True} if "compile" in options else {}),
     }
 
 

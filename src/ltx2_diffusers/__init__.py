@@ -24,6 +24,7 @@ _MODULES = {
     ".models.video_vae_tiling_config": ("TilingConfig", "SpatialTilingConfig", "TemporalTilingConfig"),
     ".checkpoints.packaged": ("packaged_checkpoint",),
     ".pipelines.output": ("LTX2PipelineOutput",),
+    ".pipelines.compilation": ("CompiledPart",),
     ".pipelines.recipes.image_to_video": ("LTX2ImageToVideoPipeline",),
     ".pipelines.recipes.condition": ("LTX2ConditionPipeline",),
     ".pipelines.recipes.in_context": ("LTX2InContextPipeline",),

@@ -84,7 +84,10 @@ def test_a_text_encoder_is_released():
             {"offload": "disk", "quantize": "fp8-cast"},
             "--quantize rounds weights, and --offload disk .* use --offload blocks",
         ),
-        ({"offload": "sequential", "compile": True}, "hooks on layers that --compile would trace; use --offload blocks"),
+        (
+            {"offload": "sequential", "compile": True},
+            "hooks on layers that --compile would trace; use --offload blocks",
+        ),
         (
             {"offload": "disk", "fuse_lora": True},
             "--fuse-lora changes weights, and --offload disk .* use --offload blocks",

@@ -162,7 +162,9 @@ def test_offloaded_components(how, order):
         elif how == "blocks":
             pipe.enable_block_streaming(["transformer"], device="cpu")
         else:
-            pipe.enable_group_offload(CPU, CPU, offload_type="block_level", num_blocks_per_group=1, exclude_modules="vocoder")
+            pipe.enable_group_offload(
+                CPU, CPU, offload_type="block_level", num_blocks_per_group=1, exclude_modules="vocoder"
+            )
 
     if (how, order) == ("group", "offloaded first"):
         pipe = load("2.0")
@@ -231,7 +233,9 @@ def test_without_a_compiler(monkeypatch):
         raise RuntimeError("no compiler")
 
     monkeypatch.setattr(cpp_builder, "get_cpp_compiler", missing)
-    with pytest.raises(ValueError, match=r"needs a C\+\+ compiler \(no compiler\); install g\+\+, or pass backend='aot_eager'"):
+    with pytest.raises(
+        ValueError, match=r"needs a C\+\+ compiler \(no compiler\); install g\+\+, or pass backend='aot_eager'"
+    ):
         ours("2.0").compile()
     assert ours("2.0").compiled == {}
 
@@ -249,7 +253,9 @@ def test_a_warm_up_that_fails_leaves_the_pipeline_as_it_was():
 def test_warm_up_runs_calls(monkeypatch):
     calls, pipe = [], load("2.0")
     monkeypatch.setattr(type(pipe), "__call__", _recorded(type(pipe).__call__, calls))
-    pipe.compile(backend="eager", warm_up=[{"height": 64, "width": 64, "num_frames": 9}, {"sigmas": [1.0], "height": 64}])
+    pipe.compile(
+        backend="eager", warm_up=[{"height": 64, "width": 64, "num_frames": 9}, {"sigmas": [1.0], "height": 64}]
+    )
     assert [call["height"] for call in calls] == [64, 64]
     assert (calls[0]["prompt"], calls[0]["num_inference_steps"]) == ("", 2)
     assert "num_inference_steps" not in calls[1]
@@ -259,7 +265,7 @@ def _recorded(function, calls):
     from functools import wraps
 
     @wraps(function)
-    def call(self, **arguments):
+    def call(_, **arguments):
         calls.append(arguments)
 
     return call

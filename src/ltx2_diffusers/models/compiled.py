@@ -222,7 +222,8 @@ class CompiledMethod:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the plain method returns."""
-        return self.region(self._module(), *args, **kwargs)
+        module: Any = self._module()
+        return self.region(module, *args, **kwargs)
 
     def __reduce__(self) -> tuple:
         """Of a module that is copied or pickled, the copy's."""
@@ -287,7 +288,9 @@ def check_compilable(model: nn.Module) -> None:
     """Raise `ValueError` unless [`compile_model`] can compile a model."""
     name, kind = type(model).__name__, kind_of(model)
     if kind is None:
-        raise ValueError(f"{name} has no part that is compiled; compile a transformer, a video autoencoder or a vocoder")
+        raise ValueError(
+            f"{name} has no part that is compiled; compile a transformer, a video autoencoder or a vocoder"
+        )
     if region_of(model) is not None or any(part._compiled_call_impl is not None for part in model.modules()):
         raise ValueError(f"this {name} is compiled already; call uncompile() first, or leave it out")
     check_unhooked(model, kind)

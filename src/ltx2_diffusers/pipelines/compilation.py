@@ -56,10 +56,10 @@ class CompilationMixin(BlockStreamingMixin):
         anew when layers change, as they do with an adapter; not for another size of clips or length of prompts.
 
         It is the same for all pipelines that share the components. Offloading by components, block streaming and caches go
-        with it; adapters may be loaded, switched and fused at any time.
+        with it; adapters may be loaded, switched and fused at any time. Weights of compiled components take no gradients.
 
         Args:
-            components: Names of components out of [`COMPONENTS`](../api/pipelines.md). Default all that are loaded.
+            components: Names out of `transformer`, `stage_2_transformer`, `vae` and `vocoder`. Default all that are loaded.
             mode: Of `torch.compile`: `"default"`, `"max-autotune-no-cudagraphs"`, and others that record no CUDA graphs.
             dynamic: Whether graphs take all sizes. Default `True`. `False` makes graphs for each size, which may be a little
                 faster and is recommended for one size only; `None` leaves it to torch: for the first size, then for all.
@@ -135,7 +135,9 @@ class CompilationMixin(BlockStreamingMixin):
             level = region.kind.level
             if name not in kept and (level == "layers" or (level == "block" and by_layer)):
                 advice = (
-                    f'exclude_modules="{name}"' if level == "layers" else 'offload_type="block_level", num_blocks_per_group=1'
+                    f'exclude_modules="{name}"'
+                    if level == "layers"
+                    else 'offload_type="block_level", num_blocks_per_group=1'
                 )
                 raise ValueError(
                     f"this group offloading puts hooks within what is compiled of `{name}`; pass {advice}, or call uncompile() first"
@@ -189,7 +191,9 @@ def _checked_settings(
     if isinstance(backend, str):
         check_choice("backend", backend, [name for name in torch._dynamo.list_backends(()) if name != "cudagraphs"])
     if mode is not None and options:
-        raise ValueError(f"`mode` is {mode!r} and `options` are given, of which torch takes one; leave one of them out")
+        raise ValueError(
+            f"`mode` is {mode!r} and `options` are given, of which torch takes one; leave one of them out"
+        )
     chosen = dict(options or {})
     if mode is not None:
         check_choice("mode", mode, list(torch._inductor.list_mode_options()))

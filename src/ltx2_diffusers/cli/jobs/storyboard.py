@@ -21,7 +21,17 @@ _CLIP_HELP = "file to write, .mp4 or .mov; FILE.json beside it says how it was m
 _TAKEN = {
     "output": ("output", "preview", "preview_every"),
     "checkpoint (default: that of the storyboard)": (
-        *("checkpoint", "text_encoder", "device", "dtype", "offload", "tiling", "compile", "prompt_cache", "no_text_encoder"),
+        *(
+            "checkpoint",
+            "text_encoder",
+            "device",
+            "dtype",
+            "offload",
+            "tiling",
+            "compile",
+            "prompt_cache",
+            "no_text_encoder",
+        ),
     ),
 }
 # What overlaps in the miniature's short segments.

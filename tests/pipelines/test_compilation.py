@@ -55,7 +55,10 @@ def test_a_whole_call_of_every_pass(layout, caplog):
     assert pipe.compiled["transformer"].seconds > 0
     for change in ({}, {"height": 96, "num_frames": 17}, {"max_sequence_length": 128}):
         pipe(**{**CALL, **change}, generator=seeded(1))
-        assert graphs(pipe) == counts, change
+        again = graphs(pipe)
+        # Which kernel a convolution of few channels takes on a CPU changes at a length, and the graph with it.
+        assert again.pop("vocoder") <= 2
+        assert again == {name: count for name, count in counts.items() if name != "vocoder"}, change
     pipe.uncompile()
     assert pipe.compiled == {}
     assert max_difference(pipe(**CALL, generator=seeded(1)), expected) == 0.0
@@ -68,8 +71,8 @@ def test_a_whole_call_by_code_of_inductor(tmp_path):
 import sys, torch
 from torch._dynamo.utils import counters
 from tests.pipelines.tiny import *
-call = {{**EXPLICIT, **NO_GUIDANCE, "prompt": PROMPT, "output_type": "pt", "num_inference_steps": 1}}
-pipe = load("2.0")
+call = {{**EXPLICIT, **NO_GUIDANCE, "prompt": PROMPT, "output_type": "pt"}}
+pipe = load("2.3")
 expected = pipe(**call, generator=seeded(1))
 pipe.compile(["transformer", "vae"], cache_dir={str(tmp_path / "code")!r}, warm_up={{**call}})
 graphs = pipe.compiled["transformer"].graphs

@@ -212,10 +212,12 @@ def test_float8_layers_are_compiled(method):
     assert made(model, lambda: float8_outputs(model))[1] == 0
 
 
-def decodings(vae):
+def decodings(vae, device="cpu"):
     """Ways to decode a clip, by name."""
-    latents = torch.randn(1, vae.config.latent_channels, 4, 4, 6, generator=torch.Generator().manual_seed(0))
-    timestep = torch.tensor([0.05]) if vae.config.timestep_conditioning else None
+    latents = torch.randn(1, vae.config.latent_channels, 4, 4, 6, generator=torch.Generator().manual_seed(0)).to(
+        device
+    )
+    timestep = torch.tensor([0.05], device=device) if vae.config.timestep_conditioning else None
     tiles = TilingConfig.default()
     return {
         "whole": lambda: vae.decode(latents, timestep).sample,
@@ -257,16 +259,50 @@ def test_the_vocoder_is_one_graph_for_all_lengths():
     assert counts == [1, 0, 0]
 
 
+def halved(value, device):
+    """Tensors that are computed with in bfloat16 on a device; noise levels and positions stay in float32."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    return value.to(device, torch.bfloat16 if value.ndim == 3 else value.dtype)
+
+
+def assert_code_agrees(device):
+    """Float32 within 1e-5 of the largest value; bfloat16 as near to float32 as plain code."""
+    model = tiny_transformer("2.3", num_layers=2)
+    inputs = {**tiny_inputs(model), "isolate_modalities": True}
+    exact = model(**inputs)
+    halves = {name: halved(value, device) for name, value in inputs.items()}
+    plain = copy.deepcopy(model).to(device, torch.bfloat16)(**halves)
+    compile_model(model.to(device))
+    result = model(**{name: value.to(device) if hasattr(value, "to") else value for name, value in inputs.items()})
+    coarse = model.to(torch.bfloat16)(**halves)
+    assert region_of(model).graphs == 2
+    for name in range(2):
+        largest = exact[name].abs().max()
+        assert (result[name].cpu() - exact[name]).abs().max() <= 1e-5 * largest
+        errors = [(one[name].cpu().float() - exact[name]).square().mean().sqrt() for one in (coarse, plain)]
+        assert 0 < errors[0] <= 1.1 * errors[1]
+
+
 @pytest.mark.slow
 def test_code_of_inductor_agrees():
-    """With what users run: float32 within 1e-5 of the largest value."""
-    model = tiny_transformer("2.3", num_layers=2)
-    inputs = tiny_inputs(model)
-    expected = model(**inputs, isolate_modalities=True)
-    compile_model(model)
-    result = model(**inputs, isolate_modalities=True)
-    for actual, wanted in zip(result, expected):
-        assert 0 < (actual - wanted).abs().max() <= 1e-5 * wanted.abs().max() or torch.equal(actual, wanted)
+    assert_code_agrees("cpu")
+
+
+@pytest.mark.gpu
+def test_code_for_cuda_agrees(monkeypatch):
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    assert_code_agrees("cuda")
+    vae = copy.deepcopy(ours("2.3").vae).to("cuda")
+    expected = {name: decode() for name, decode in decodings(vae, "cuda").items()}
+    compile_model(vae)
+    for name, decode in decodings(vae, "cuda").items():
+        torch.testing.assert_close(decode(), expected[name], rtol=0, atol=1e-4)
+    vocoder = copy.deepcopy(ours("2.3").vocoder).to("cuda")
+    mel = torch.randn(1, 2, 20, 64, device="cuda")
+    wave = vocoder(mel)
+    compile_model(vocoder)
+    torch.testing.assert_close(vocoder(mel), wave, rtol=0, atol=1e-4)
 
 
 @pytest.mark.usefixtures("untraced")

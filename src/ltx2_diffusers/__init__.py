@@ -26,6 +26,7 @@ _MODULES = {
     ".checkpoints.packaged": ("packaged_checkpoint",),
     ".pipelines.output": ("LTX2PipelineOutput",),
     ".media.writing": ("ClipFile",),
+    ".pipelines.compilation": ("CompiledPart",),
     ".pipelines.recipes.image_to_video": ("LTX2ImageToVideoPipeline",),
     ".pipelines.recipes.condition": ("LTX2ConditionPipeline",),
     ".pipelines.recipes.in_context": ("LTX2InContextPipeline",),

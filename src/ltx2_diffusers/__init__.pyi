@@ -39,6 +39,7 @@ from .models.video_vae_tiling_config import TilingConfig as TilingConfig
 from .models.vocoder import LTX2Vocoder as LTX2Vocoder
 from .models.vocoder import LTX2VocoderWithBWE as LTX2VocoderWithBWE
 from .pipelines.arguments import Stage as Stage
+from .pipelines.compilation import CompiledPart as CompiledPart
 from .pipelines.conditions import LTX2AudioReferenceCondition as LTX2AudioReferenceCondition
 from .pipelines.conditions import LTX2ReferenceCondition as LTX2ReferenceCondition
 from .pipelines.conditions import LTX2VideoCondition as LTX2VideoCondition

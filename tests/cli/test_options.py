@@ -151,6 +151,7 @@ WRONG = {
     "calibration": (["--calibration", "RED.PNG"], "--calibration needs --quantize"),
     "offload": (["--offload", "some"], "argument --offload: invalid choice"),
     "tiling": (["--tiling=no"], "argument --tiling: ignored explicit argument"),
+    "compile": (["--compile=no"], "argument --compile: ignored explicit argument"),
 }
 # Names that only Python has.
 ARGUMENTS = {name for option in OPTIONS.values() for name in option.names if "_" in name}

@@ -85,11 +85,19 @@ def load_pipeline(options: Options, pipeline_class: Any) -> Any:
     """
     from diffusers.utils import logging
 
-    from ..schedulers.scheduling_ltx2 import LTX2Scheduler
-
     logging.disable_progress_bar()
     _check_offload(options)
     _check_step_cache(options)
+    pipeline = _placed(_adapted(options, pipeline_class), options)
+    if options.get("compile"):
+        pipeline.compile()
+    return pipeline
+
+
+def _adapted(options: Options, pipeline_class: Any) -> Any:
+    """The pipeline with its adapters, where its weights were read to."""
+    from ..schedulers.scheduling_ltx2 import LTX2Scheduler
+
     pipeline = _from_checkpoint(options, pipeline_class)
     if not isinstance(pipeline.scheduler, LTX2Scheduler):
         pipeline.scheduler = LTX2Scheduler.from_config(pipeline.scheduler.config)
@@ -101,6 +109,11 @@ def load_pipeline(options: Options, pipeline_class: Any) -> Any:
         _cache_steps(pipeline, options["step_cache"])
     if "prompt_cache" in options:
         pipeline.enable_prompt_cache(options["prompt_cache"])
+    return pipeline
+
+
+def _placed(pipeline: Any, options: Options) -> Any:
+    """The pipeline where it runs."""
     if "vram" in options:
         return pipeline
     if options["offload"] in ("none", "disk"):
@@ -135,6 +148,8 @@ def _check_offload(options: Options) -> None:
             raise ValueError(
                 f"{flag(name)} {what} weights, and --offload disk takes them from their files as they are; use --offload blocks"
             )
+    if options.get("offload") == "sequential" and options.get("compile"):
+        raise ValueError("--offload sequential puts hooks on layers that --compile would trace; use --offload blocks")
     if options.get("offload") == "sequential" and options["device"] == "cpu":
         raise ValueError("--offload sequential keeps weights off a graphics card, and --device is cpu; leave it out")
 

@@ -273,6 +273,8 @@ _GROUPS: dict[str, tuple[Option, ...]] = {
         Option("ram", "GB", called=("ram_gb",), needs=("vram",), parsing={"type": memory}, help="of --vram: host memory; default auto, what is free"),
         Option("allow_lossy", needs=("vram",), help="of --vram: float8 and tiles may be chosen where they help, which changes the result"),
         Option("tiling", help="decode large pictures in tiles, to save memory"),
+        Option("compile", help="compile the networks at the first clip, which takes minutes once and makes the steps faster; results "
+            "differ by rounding"),
     ),
 }
 # fmt: on

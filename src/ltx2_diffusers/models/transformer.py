@@ -283,6 +283,25 @@ class LTX2AVTransformer3DModel(
         self._parallel_config = parallel
         return parallel
 
+    def enable_cache(self, config: Any) -> None:
+        """As in diffusers.
+
+        Args:
+            config: The settings of one of diffusers' caches.
+
+        Raises:
+            ValueError: If blocks are compiled and the cache would put hooks on layers within them.
+        """
+        super().enable_cache(config)
+        compiled = self.__dict__.get("_compiled_region")
+        within = (part for block in self.transformer_blocks for part in block.modules() if part is not block)
+        if compiled is not None and any(hasattr(part, "_diffusers_hook") for part in within):
+            self.disable_cache()
+            raise ValueError(
+                f"{type(config).__name__} puts hooks on layers within the blocks, which are compiled without; take "
+                "FirstBlockCacheConfig or MagCacheConfig, or call uncompile() first"
+            )
+
     @apply_lora_scale("attention_kwargs")
     def forward(
         self,

@@ -137,10 +137,15 @@ class CausalConv3d(nn.Module):
             carried: What is kept between the chunks of a clip; None takes `x` for the whole clip.
             overwrite: Whether the caller needs `x` no more, so that its memory may be used.
         """
+        return self.pad(self.activated(x, modulation, overwrite), causal, carried)
+
+    def activated(self, x: torch.Tensor, modulation: Modulation | None, overwrite: bool) -> torch.Tensor:
+        """The first part of [`activate`], without padding: `[B, C, F, H, W]`."""
         in_place = may_overwrite()
         # Before padding: on tensors with gaps some processors compute SiLU with another rounding at the end of every row.
-        x = pixel_norm_silu(x, modulation, in_place, overwrite and in_place and x.is_contiguous())
-        return self.pad(x, causal, carried)
+        y = pixel_norm_silu(x, modulation, in_place, overwrite and in_place and x.is_contiguous())
+        # Compiled, all of it is one step, which writes where it has read.
+        return x.copy_(y) if overwrite and not in_place and not torch.is_grad_enabled() else y
 
     def _time_border(self, causal: bool, carried: Carried | None) -> tuple[torch.Tensor | None, int, int]:
         """The frames kept for this layer, and how often a first frame and a last one are repeated."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _ENGINE = (
     *("checkpoint", "text_encoder", "upsampler", "distilled_lora"),
-    *("device", "dtype", "offload", "tiling", "prompt_cache", "step_cache"),
+    *("device", "dtype", "offload", "tiling", "compile", "prompt_cache", "step_cache"),
 )
 _PACKAGES = ("fastapi", "uvicorn", "sqlalchemy", "prometheus_client", "python_multipart", "pydantic")
 _INSTALL = "pip install 'ltx2-diffusers[serve]'"

@@ -22,7 +22,7 @@ _CLIP_HELP = "file to write, .mp4 or .mov; FILE.json beside it says how it was m
 _TAKEN = {
     "output": ("output", "preview", "preview_every"),
     "checkpoint (default: that of the storyboard)": (
-        *("checkpoint", "text_encoder", "device", "dtype", "offload", "tiling", "step_cache"),
+        *("checkpoint", "text_encoder", "device", "dtype", "offload", "tiling", "compile", "step_cache"),
         *("prompt_cache", "no_text_encoder"),
     ),
 }
@@ -232,6 +232,8 @@ def _identity(options: Options, hashes: Mapping[Path, str]) -> dict[str, Any]:
         "tiling": "tiling" in options,
         # Segments of earlier versions say nothing of it, and had none.
         **({"step_cache": options["step_cache"]} if "step_cache" in options else {}),
+        # Compiled code rounds in another way.
+        **({"compile": True} if "compile" in options else {}),
     }
 
 

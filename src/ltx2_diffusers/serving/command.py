@@ -193,9 +193,13 @@ def _runner(settings: Settings, fleet: Fleet | None) -> "Runner":
         from .fleet.runner import FleetRunner
 
         return FleetRunner(settings, fleet)
+    from .running import WorkerDied
     from .worker import WorkerProcess
 
-    return WorkerProcess(settings.engine, settings.inputs, settings.results, settings.limits.time_limit)
+    try:
+        return WorkerProcess(settings.engine, settings.inputs, settings.results, settings.limits.time_limit)
+    except WorkerDied as error:
+        raise ValueError(f"{error}; what it said stands above, and if that is nothing, it lacked memory") from error
 
 
 def _check_installed() -> None:

@@ -351,8 +351,8 @@ def test_hooks_within_are_refused():
     attentions = PyramidAttentionBroadcastConfig(
         spatial_attention_block_skip_range=2, current_timestep_callback=lambda: 500
     )
-    model.enable_cache(FirstBlockCacheConfig(threshold=0.1))
-    with pytest.raises(ValueError, match=r"has hooks of .* on its LTX2AVTransformerBlock; call compile\(\) before"):
+    model.enable_cache(attentions)
+    with pytest.raises(ValueError, match=r"has hooks of .* on its LTX2Attention; call compile\(\) before"):
         compile_model(model, backend="eager")
     model.disable_cache()
     compile_model(model, backend="eager")

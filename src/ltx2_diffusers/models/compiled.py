@@ -304,8 +304,8 @@ def check_unhooked(model: nn.Module, kind: Kind) -> None:
             if (registry is not None and registry.hooks) or (hasattr(part, "_hf_hook") and part is not model):
                 raise ValueError(
                     f"this {type(model).__name__} has hooks of offloading, of a cache or of layerwise casting on its "
-                    f"{type(part).__name__}; call compile() before enable_group_offload() by blocks or enable_cache(), and "
-                    "leave out enable_sequential_cpu_offload() and enable_layerwise_casting()"
+                    f"{type(part).__name__}; call compile() before enable_group_offload() by blocks, and leave out caches of "
+                    "attentions, enable_sequential_cpu_offload() and enable_layerwise_casting()"
                 )
 
 

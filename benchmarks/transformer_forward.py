@@ -15,7 +15,7 @@ import torch
 from diffusers import LTX2VideoTransformer3DModel
 
 from benchmarks.common import interleaved, print_table, ratio, write_results
-from ltx2_diffusers import LTX2AVTransformer3DModel
+from ltx2_diffusers import LTX2AVTransformer3DModel, fusion
 
 CONFIG = {
     "num_attention_heads": 8,
@@ -36,21 +36,30 @@ GRIDS = {288: (8, 6, 6), 1152: (8, 12, 12)}
 FULL_GRIDS = {6144: (16, 16, 24), 24576: (16, 32, 48)}
 
 
-def make_inputs(model: torch.nn.Module, tokens: int, per_token: bool) -> dict[str, Any]:
-    """Arguments of one forward pass: plain generation, or the first latent frame given as an image."""
+def make_inputs(
+    model: torch.nn.Module, tokens: int, per_token: bool, text_tokens: int = TEXT_TOKENS, device: str | None = None
+) -> dict[str, Any]:
+    """Arguments of one forward pass: plain generation, or the first latent frame given as an image.
+
+    Their device is that of the model, unless one is given.
+    """
     generator = torch.Generator().manual_seed(0)
     frames, height, width = (GRIDS | FULL_GRIDS)[tokens]
     timestep = torch.full((1,), 700.0)
     if per_token:
         timestep = torch.full((1, tokens), 700.0)
         timestep[:, : height * width] = 0.0
-    text = (1, TEXT_TOKENS, model.config.caption_channels)
-    mask = torch.ones(1, TEXT_TOKENS)
+    config = model.config
+    widths = [config.caption_channels] * 2
+    if not config.use_prompt_embeddings:
+        widths = [config.cross_attention_dim, config.audio_cross_attention_dim]
+    texts = [torch.randn(1, text_tokens, width, generator=generator) for width in widths]
+    mask = torch.ones(1, text_tokens)
     inputs = {
         "hidden_states": torch.randn(1, tokens, 128, generator=generator),
         "audio_hidden_states": torch.randn(1, AUDIO_TOKENS, 128, generator=generator),
-        "encoder_hidden_states": torch.randn(*text, generator=generator),
-        "audio_encoder_hidden_states": torch.randn(*text, generator=generator),
+        "encoder_hidden_states": texts[0],
+        "audio_encoder_hidden_states": texts[1],
         "timestep": timestep,
         "audio_timestep": torch.full((1,), 700.0),
         "encoder_attention_mask": mask,
@@ -61,14 +70,14 @@ def make_inputs(model: torch.nn.Module, tokens: int, per_token: bool) -> dict[st
         "audio_num_frames": AUDIO_TOKENS,
         "return_dict": False,
     }
-    return {name: _placed(value, model) for name, value in inputs.items()}
+    return {name: _placed(value, model, device or model.device) for name, value in inputs.items()}
 
 
-def _placed(value: Any, model: torch.nn.Module) -> Any:
-    """A tensor where the model is, in its type, but for noise levels, which stay float32."""
+def _placed(value: Any, model: torch.nn.Module, device: torch.device | str) -> Any:
+    """A tensor on a device in the type of the model, but for noise levels, which stay float32."""
     if not isinstance(value, torch.Tensor):
         return value
-    return value.to(model.device, torch.float32 if value.ndim < 3 else model.dtype)
+    return value.to(device, torch.float32 if value.ndim < 3 else model.dtype)
 
 
 def with_coords(model: torch.nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -114,9 +123,11 @@ def measure(models: dict[str, torch.nn.Module], tokens: int, per_token: bool, re
     for name, model in models.items():
         arguments = with_coords(model, inputs)
         calls[name] = lambda model=model, arguments=arguments: model(**arguments)
-    outputs = [call() for call in calls.values()]
-    difference = max(float((a - b).abs().max()) for a, b in zip(*outputs))
-    times = interleaved(calls, repeats=repeats, warmup=2)
+    # Steps of ours are fused where there is a card.
+    with fusion("auto"):
+        outputs = [call() for call in calls.values()]
+        difference = max(float((a - b).abs().max()) for a, b in zip(*outputs))
+        times = interleaved(calls, repeats=repeats, warmup=2)
     return {
         "case": "image to video" if per_token else "text to video",
         "tokens": tokens,

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs what needs a GPU, in at most ten minutes: the `gpu` tests, the calls of `tests/real_weights` on the miniature, then
+# Runs what needs a GPU, in at most eight minutes: the `gpu` tests, the calls of `tests/real_weights` on the miniature, then
 # every benchmark on the device. JSON files go to $OUT (default: benchmarks/results). A PyTorch that is there already is used;
 # for a machine without network give the folder of the other packages as WHEELS. `--dry-run` only prints the commands. Not run
 # on a GPU yet.
@@ -29,11 +29,11 @@ export PYTHONPATH="$PWD/src:$packages${PYTHONPATH:+:$PYTHONPATH}"
 # A failing test does not keep the figures from being taken.
 run timeout 150 python3 -m pytest -q -m gpu --junitxml="$LTX2_BENCHMARK_RESULTS/gpu_tests.xml" || failed=1
 # Numbers in float32 are recorded for every machine; what memory a GPU needs is recorded by the first run on its kind.
-run timeout 60 python3 -m pytest -q -m slow tests/real_weights --checkpoint ltx2-mini --dtype float32 --record-missing || failed=1
+run timeout 45 python3 -m pytest -q -m slow tests/real_weights --checkpoint ltx2-mini --dtype float32 --record-missing || failed=1
 run cp tests/real_weights/records.json "$LTX2_BENCHMARK_RESULTS/real_weights.json" || failed=1
-run timeout 60 python3 -m benchmarks.transformer_forward --quick --device cuda || failed=1
+run timeout 80 python3 -m benchmarks.transformer_forward --quick --device cuda || failed=1
 # Writes after every case; alone, on a card of 80 GB, it may take nine minutes.
-run timeout 270 python3 -m benchmarks.gpu_memory || failed=1
+run timeout 150 python3 -m benchmarks.gpu_memory || failed=1
 # Some cases need the libraries for quantised weights; those that cannot run say so in their row.
-run timeout 60 python3 -m benchmarks.training_step --quick --device cuda || failed=1
+run timeout 45 python3 -m benchmarks.training_step --quick --device cuda || failed=1
 exit "$failed"

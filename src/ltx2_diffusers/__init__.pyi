@@ -17,6 +17,8 @@ from .checkpoints.packaged import packaged_checkpoint as packaged_checkpoint
 from .guidance import GuidanceOptions as GuidanceOptions
 from .guidance import MultiModalGuiderParams as MultiModalGuiderParams
 from .guidance.presets import RECOMMENDED_NEGATIVE_PROMPT as RECOMMENDED_NEGATIVE_PROMPT
+from .kernels.fusing import fusion as fusion
+from .kernels.fusing import set_fusion as set_fusion
 from .media.writing import ClipFile as ClipFile
 from .memory.loading import load_streamed as load_streamed
 from .memory.loading import load_streamed_language_model as load_streamed_language_model
@@ -37,6 +39,7 @@ from .models.video_vae_tiling_config import TilingConfig as TilingConfig
 from .models.vocoder import LTX2Vocoder as LTX2Vocoder
 from .models.vocoder import LTX2VocoderWithBWE as LTX2VocoderWithBWE
 from .pipelines.arguments import Stage as Stage
+from .pipelines.compilation import CompiledPart as CompiledPart
 from .pipelines.conditions import LTX2AudioReferenceCondition as LTX2AudioReferenceCondition
 from .pipelines.conditions import LTX2ReferenceCondition as LTX2ReferenceCondition
 from .pipelines.conditions import LTX2VideoCondition as LTX2VideoCondition

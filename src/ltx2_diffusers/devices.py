@@ -139,3 +139,23 @@ def _machine_gib() -> float:
     except (OSError, KeyError):
         # Not Linux: all of it.
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+
+
+class Process(NamedTuple):
+    """One of several processes that a launcher, such as torchrun, has started together.
+
+    Args:
+        rank: Its number among all.
+        world: How many there are.
+        local: Its number on its machine.
+    """
+
+    rank: int = 0
+    world: int = 1
+    local: int = 0
+
+
+def launched() -> Process:
+    """What a launcher says in the environment; one process alone without."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    return Process(*(int(os.environ.get(name, default)) for name, default in zip(names, (0, 1, 0))))

@@ -8,9 +8,9 @@ from ltx2_diffusers.models.transformer import LTX2AVTransformer3DModel
 from ltx2_diffusers.quantization.configs import FP8CastConfig, FP8ScaledMMConfig
 from tests.adapters.tiny import VECTORS, build
 from tests.checkpoints.tiny import V20
-from tests.golden_data import GOLDEN_DIR
+from tests.golden_parts import golden_file
 
-SCALED_FILE = GOLDEN_DIR / "checkpoint" / "fp8" / "ltx-2-tiny-dev-fp8.safetensors"
+SCALED_FILE = golden_file("checkpoint/fp8/ltx-2-tiny-dev-fp8.safetensors")
 
 
 def in_fp8(kind: str) -> LTX2Pipeline:

@@ -78,6 +78,7 @@ def test_a_file_holds_fields_and_settings_side_by_side(folder):
         ("sounds/tone.wav", "no.wav", "`audio`: there is no file '.*no.wav'"),
         ("num_inference_steps: 2", "num_inference_steps: 0", "`num_inference_steps` .* 0; use 1"),
         ("cfg_method: apg", "cfg_mode: apg", "guidance_options: unknown key `cfg_mode`; did you mean `cfg_method`?"),
+        ("audio: sounds/tone.wav", "audio_start_s: 1.5", "`audio_start_s` is 1.5, but there is no `audio`"),
         ("seed: 7", "prompt: a film", "`prompt` is 'a film', which only the director reads"),
         ("seed: 7", "director: true", "`director` needs the idea of the whole as `prompt`"),
         ("seed: 7", "generate_audio: false", "`audio` is given, but `generate_audio` is False"),

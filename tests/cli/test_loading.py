@@ -63,6 +63,14 @@ def test_blocks_come_from_where_the_command_says(offload, source):
     assert {streamer.source for streamer in pipe._streamers} == ({source} - {None})
 
 
+@pytest.mark.parametrize("offload", ["none", "blocks", "disk"])
+def test_networks_are_compiled_where_they_are(offload):
+    pipe = loaded(compile=True, offload=offload)
+    assert list(pipe.compiled) == ["transformer", "vae", "vocoder"]
+    assert pipe.streamed_components == ([] if offload == "none" else ["text_encoder", "transformer"])
+    assert loaded(offload=offload).compiled == {}
+
+
 def test_a_text_encoder_is_released():
     pipe = loaded(release_text_encoder=True, offload="blocks")
     assert pipe.text_encoder is None and pipe._text_encoder_on_demand.streamed == "ram"
@@ -75,6 +83,10 @@ def test_a_text_encoder_is_released():
         (
             {"offload": "disk", "quantize": "fp8-cast"},
             "--quantize rounds weights, and --offload disk .* use --offload blocks",
+        ),
+        (
+            {"offload": "sequential", "compile": True},
+            "hooks on layers that --compile would trace; use --offload blocks",
         ),
         (
             {"offload": "disk", "fuse_lora": True},

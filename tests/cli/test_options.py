@@ -23,6 +23,12 @@ WRONG = {
     "system_prompt": (["--system-prompt", "Be brief."], "--system-prompt needs --enhance-prompt"),
     "enhance_tokens": (["--enhance-prompt", "--enhance-tokens", "0", *SMALL], "--enhance-tokens has to be a whole"),
     "prompt_cache": (["--prompt-cache", "RED.PNG", *SMALL], "--prompt-cache: a prompt cache needs a folder"),
+    "step_cache": (["--step-cache", "0", *SMALL], "--step-cache has to be more than 0 and finite but is 0.0; use 0.1"),
+    "parallel": (["--parallel", "passes", *SMALL], "--parallel shares a generation among processes, and there is one"),
+    "guidance_interval": (
+        ["--guidance-interval", "0.8", "0.2", *SMALL],
+        "--guidance-interval has to be two rising noise levels in [0, 1] but is [0.8, 0.2]; use (0.2, 0.8)",
+    ),
     "vram": (["--vram", "0", *SMALL], "--vram has to be greater than 0 but is 0.0"),
     "ram": (["--ram", "4"], "--ram needs --vram"),
     "allow_lossy": (["--allow-lossy"], "--allow-lossy needs --vram"),
@@ -145,6 +151,7 @@ WRONG = {
     "calibration": (["--calibration", "RED.PNG"], "--calibration needs --quantize"),
     "offload": (["--offload", "some"], "argument --offload: invalid choice"),
     "tiling": (["--tiling=no"], "argument --tiling: ignored explicit argument"),
+    "compile": (["--compile=no"], "argument --compile: ignored explicit argument"),
 }
 # Names that only Python has.
 ARGUMENTS = {name for option in OPTIONS.values() for name in option.names if "_" in name}
@@ -170,7 +177,7 @@ def test_a_wrong_value_is_reported_under_the_name_that_was_typed(tmp_path, media
 @pytest.mark.parametrize("name", [n for n, o in OPTIONS.items() if _READERS.get(str(o.value)) in (int, float)])
 def test_an_option_whose_help_shows_a_number_takes_no_word(capsys, tmp_path, name):
     with pytest.raises(SystemExit, match="2"):
-        generate(tmp_path / "out.mp4", flag(name), "word")
+        generate(tmp_path / "out.mp4", flag(name), *["word"] * (2 if OPTIONS[name].parsing.get("nargs") == 2 else 1))
     assert f"argument {flag(name)}: invalid {_READERS[OPTIONS[name].value].__name__} value: 'word'" in complaint(
         capsys
     )

@@ -5,15 +5,13 @@ import math
 import pytest
 import torch
 
+from ltx2_diffusers.kernels.steps import Branch, ScaleShift, TokenLayout, add, modulate
 from ltx2_diffusers.models.modulation import (
     MAX_RUNS,
     AdaLayerNormSingle,
     Modulation,
-    TokenLayout,
-    add_gated,
     distinct_timesteps,
     evaluate,
-    modulate,
     timestep_sinusoid,
 )
 from tests.golden_data import assert_within, golden_sinusoid, load_tensors
@@ -44,7 +42,7 @@ def spread(distinct: torch.Tensor, layout: TokenLayout, num_tokens: int) -> torc
     zeros = torch.zeros(
         max(distinct.shape[0], 1 if layout.row_index is None else len(layout.row_index)), num_tokens, 1
     )
-    return modulate(zeros, torch.zeros_like(distinct)[..., None], distinct[..., None], layout)[..., 0]
+    return modulate(zeros, ScaleShift(torch.zeros_like(distinct)[..., None], distinct[..., None], layout))[..., 0]
 
 
 TIMESTEPS = {
@@ -88,7 +86,7 @@ def test_modulation_per_distinct_timestep_equals_modulation_per_token(timestep):
     for distinct, layout in (distinct_timesteps(timestep), (timestep, TokenLayout())):
         values, _ = evaluate(module, distinct, layout, torch.float32)
         shift, scale, gate = values.with_table(table)
-        outputs.append(add_gated(modulate(x, scale, shift, layout), update, gate, layout))
+        outputs.append(add(modulate(x, ScaleShift(scale, shift, layout)), Branch(update, gate, layout)))
     torch.testing.assert_close(*outputs, atol=2e-5, rtol=1e-5)
 
 
@@ -96,7 +94,7 @@ def test_modulation_by_hand():
     x = torch.tensor([[[1.0], [2.0], [3.0]]])
     layout = TokenLayout(lengths=(1, 2))
     rows = torch.tensor([[[10.0], [20.0]]])
-    assert modulate(x, rows, rows + 0.5, layout).flatten().tolist() == [21.5, 62.5, 83.5]
-    assert add_gated(x, x, rows, layout).flatten().tolist() == [11.0, 42.0, 63.0]
+    assert modulate(x, ScaleShift(rows, rows + 0.5, layout)).flatten().tolist() == [21.5, 62.5, 83.5]
+    assert add(x, Branch(x, rows, layout)).flatten().tolist() == [11.0, 42.0, 63.0]
     values = Modulation(torch.tensor([[[[1.0], [2.0]]]]), TokenLayout()).with_table(torch.tensor([[3.0], [4.0]]))
     assert [value.item() for value in values] == [4.0, 6.0]

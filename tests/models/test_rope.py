@@ -8,12 +8,12 @@ import pytest
 import torch
 from diffusers.models.transformers.transformer_ltx2 import LTX2AudioVideoRotaryPosEmbed
 
+from ltx2_diffusers.kernels.steps import apply_rotary
 from ltx2_diffusers.models import rope as rope_module
 from ltx2_diffusers.models.rope import (
     ROPE_TYPES,
     RotaryPositionEmbedding,
     RotarySpec,
-    apply_rotary,
     prepare_audio_coords,
     prepare_video_coords,
     rotary_frequencies,

@@ -281,9 +281,9 @@ def test_several_predictions_share_the_blocks_before_they_part():
 
 
 @torch.no_grad()
-def test_several_predictions_are_refused_with_a_cache_of_blocks():
+def test_several_predictions_are_refused_with_a_cache_of_attention():
     model = tiny_transformer()
-    model.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+    model.enable_cache(PyramidAttentionBroadcastConfig(current_timestep_callback=lambda: 500))
     with pytest.raises(ValueError, match=r"one prediction per call.* disable_cache\(\)"):
         model(**tiny_inputs(model), perturbation_keep_masks=[None, keep_masks(a2v=[0])])
 
@@ -386,8 +386,6 @@ def test_first_block_cache_reuses_both_streams():
     assert len(calls) == 1
     assert max_difference(first, expected) == 0
     assert max_difference(second, expected) <= EQUAL_MODELS
-    with pytest.raises(ValueError, match="FirstBlockCacheConfig decides by the video stream"):
-        model(**{**inputs, "hidden_states": None})
     model.disable_cache()
     assert max_difference(model(**inputs), expected) == 0
 

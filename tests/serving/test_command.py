@@ -33,7 +33,7 @@ def test_everything_can_be_said(tmp_path):
     (tmp_path / "style.safetensors").touch()
     given = settings(
         *("--checkpoint", "Lightricks/LTX-2", "--model-name", "ltx-2", "--device", "cpu", "--dtype", "bfloat16"),
-        *("--lora", f"style={tmp_path / 'style.safetensors'}", "--prompt-cache", "prompts", "--tiling"),
+        *("--lora", f"style={tmp_path / 'style.safetensors'}", "--prompt-cache", "prompts", "--tiling", "--compile"),
         *("--api-keys", str(tmp_path / "keys"), "--allow-origin", "https://films.example"),
         *("--data", str(tmp_path), "--database", "postgresql://db/jobs", "--max-queue", "3", "--time-limit", "1.5"),
     )
@@ -43,6 +43,7 @@ def test_everything_can_be_said(tmp_path):
         "dtype": "bfloat16",
         "offload": "none",
         "tiling": True,
+        "compile": True,
         "prompt_cache": "prompts",
         "adapters": {"style": [tmp_path / "style.safetensors", 1.0]},
     }

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks.serving_load import Server
+from ltx2_diffusers import packaged_checkpoint
 from ltx2_diffusers.serving.page import route
 from ltx2_diffusers.serving.settings import Limits
 from scripts.browser import BROWSERS, browser_path, open_browser
@@ -97,6 +98,16 @@ def guarded(browser, tmp_path) -> Iterator[Server]:
     assert browser.is_connected()
     (tmp_path / "keys.txt").write_text("\n".join(KEYS))
     started = Server(tmp_path / "data", "--api-keys", str(tmp_path / "keys.txt"), "--grace", "1")
+    yield started
+    started.stop()
+
+
+@pytest.fixture
+def small(browser, tmp_path) -> Iterator[Server]:
+    """A server with a LoRA and little memory."""
+    assert browser.is_connected()
+    lora = packaged_checkpoint("ltx2-mini") / "ic_lora.safetensors"
+    started = Server(tmp_path / "data", "--lora", f"style={lora}", "--max-memory-gb", "1", "--grace", "1")
     yield started
     started.stop()
 
@@ -349,6 +360,31 @@ def test_a_storyboard_of_two_shots(server, opened, media):
     job = told(server, job)
     assert (job["status"], job["mode"], job["shots"]) == ("completed", "storyboard", {"finished": 2, "total": 2})
     assert abs(len(frames(server, job)) - 48) <= 4
+
+
+@pytest.mark.slow
+def test_loras_have_a_strength_and_what_does_not_fit_is_said_at_its_field(small, opened, media):
+    page = opened(small, viewport={"width": 390, "height": 844}, has_touch=True)
+    page.get_by_label("style", exact=True).check()
+    page.get_by_label("strength of style").fill("0.5")
+    made = ask(page, steps=100)
+    page.get_by_role("radio", name="Storyboard").check()
+    for text in page.get_by_label("What to see and hear", exact=True).all():
+        text.fill(PROMPT)
+    for label, value in {"Steps": 3, "Width": 2048, "Height": 2048}.items():
+        page.get_by_label(label, exact=True).fill(str(value))
+    page.get_by_role("button", name="Generate").click()
+    page.locator("[data-field=width] .error").get_by_text("GiB of memory").wait_for()
+    for label in ("Width", "Height"):
+        page.get_by_label(label, exact=True).fill("128")
+    film = sent(page)
+    page.get_by_text("Waiting to begin").wait_for()
+    plays(page, result(page, film))
+    assert small.told("GET", f"/v1/videos/{made['id']}/manifest")["request"]["adapters"] == {"style": 0.5}
+    page.get_by_role("radio", name="Translate").check()
+    page.get_by_label("Reference clip", exact=True).set_input_files(media / "clip.mp4")
+    page.get_by_label("Prompt", exact=True).fill(PROMPT)
+    assert told(small, sent(page))["mode"] == "video after references"
 
 
 @pytest.mark.slow

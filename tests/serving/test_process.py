@@ -9,6 +9,8 @@ import time
 import pytest
 
 from benchmarks.serving_load import Server
+from ltx2_diffusers import packaged_checkpoint
+from ltx2_diffusers.cli.main import main
 from ltx2_diffusers.serving.running import WorkerDied
 from ltx2_diffusers.serving.worker import WorkerProcess
 from tests.serving.conftest import JOB, QUICK
@@ -129,6 +131,27 @@ def test_a_caller_who_goes_away_stops_the_call(server):
     while server.told("GET", "/health")["running"]:
         assert time.monotonic() - began < 5
     assert server.told("POST", "/generate", QUICK)["seed"] == 7
+
+
+def test_a_lora_may_have_any_name(tmp_path):
+    lora = packaged_checkpoint("ltx2-mini") / "ic_lora.safetensors"
+    server = Server(tmp_path / "data", "--lora", f"file={lora}")
+    try:
+        assert server.told("GET", "/health")["adapters"] == ["file"]
+        job = server.told("POST", "/v1/videos", JOB | {"adapters": {"file": 0.5}})["id"]
+        assert server.finished(job)["status"] == "completed"
+        assert server.told("GET", f"/v1/videos/{job}/manifest")["model"]["adapters"].keys() == {"file"}
+        assert server.finished(server.told("POST", f"/v1/videos/{job}/replay")["id"])["status"] == "completed"
+    finally:
+        server.stop()
+
+
+def test_a_worker_that_dies_while_it_loads_is_said_without_a_traceback(tmp_path, capsys, monkeypatch):
+    # Nothing that a worker could be runs with this.
+    monkeypatch.setattr("ltx2_diffusers.serving.worker.sys.executable", "false")
+    assert main(["serve", "--port", "0", "--data", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "ltx2 serve: the worker ended with status 1 while it loaded the checkpoint" in said
 
 
 def test_a_checkpoint_that_cannot_be_loaded_ends_the_start(tmp_path):

@@ -159,6 +159,14 @@ def added_adapters(pipeline: LoraBaseMixin, strengths: StageStrengths) -> Iterat
         yield
 
 
+def set_strength(layer: LoraLayer, name: str, strength: float) -> None:
+    """Set the strength of an adapter; one that is prepared for hotswapping keeps it in its tensor, which compiled code reads."""
+    before = layer.scaling.get(name)
+    layer.set_scale(name, strength)
+    if isinstance(before, torch.Tensor):
+        layer.scaling[name] = before.fill_(layer.scaling[name])
+
+
 def _add(pipeline: LoraBaseMixin, strengths: StageStrengths) -> None:
     for component, path, layer in named_adapter_layers(pipeline):
         here = {name: strength_at(strength, component, path) for name, strength in strengths.items()}
@@ -166,7 +174,7 @@ def _add(pipeline: LoraBaseMixin, strengths: StageStrengths) -> None:
         kept = [] if layer.disable_adapters else [n for n in layer.active_adapters if n not in strengths]
         layer.set_adapter(kept + list(wanted))
         for name in wanted.keys() & layer.scaling.keys():
-            layer.set_scale(name, wanted[name])
+            set_strength(layer, name, wanted[name])
     pipeline.enable_lora()
 
 

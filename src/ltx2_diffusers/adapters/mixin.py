@@ -371,7 +371,7 @@ class LTX2LoraMixin(LoraBaseMixin):
             for component, path, layer in layers:
                 layer.set_adapter(names)
                 for name, weight in zip(names, weights):
-                    layer.set_scale(name, strength_at(weight, component, path))
+                    active.set_strength(layer, name, strength_at(weight, component, path))
 
     def get_list_adapters(self) -> dict[str, list[str]]:
         """Names of the loaded adapters by component."""

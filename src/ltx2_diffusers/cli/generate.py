@@ -13,6 +13,7 @@ from typing import Any
 from ..checkpoints.packaged import PACKAGED, PACKAGED_SIZE
 from ..checks import check_seed
 from .identities import content_identity, environment, file_sha256
+from .jobs.ranks import check_parallel, own_device, place_to_write, share, sharing
 from .loading import best_device, check_checkpoint, check_device, load_pipeline
 from .manifest import input_hashes, manifest_path, write_manifest
 from .messages import in_options
@@ -68,12 +69,12 @@ def generate(given: Options) -> dict[str, Any]:
     Raises:
         ValueError: If options contradict each other or a value is not valid; the message names options.
     """
-    from ..atomic import temporary_folder
     from ..media.copying import EncodedAnewWarning
 
     with _speaking_of(given):
         mode = choose_mode(given)
         options = with_defaults(given, mode)
+        check_parallel(options)
         _check(options)
         hashes = input_hashes(options)
         call = call_arguments(mode, options)
@@ -83,12 +84,13 @@ def generate(given: Options) -> dict[str, Any]:
         _announce_encoding(options)
     started = time.perf_counter()
     path = Path(options["output"])
-    with temporary_folder(path.parent) as folder:
+    with sharing(options["device"]) as writes, place_to_write(path.parent, writes) as folder:
         with _speaking_of(given), warnings.catch_warnings():
             pipeline = load_pipeline(options, mode.pipeline_class)
+            share(pipeline, options)
             # What is encoded anew is said already, of the file that is written.
             warnings.simplefilter("ignore", EncodedAnewWarning)
-            output = pipeline(**call, **_run_arguments(options, folder / path.name))
+            output = pipeline(**call, **_run_arguments(options, folder / path.name, writes))
             made = output.info.pop("path")
             files = [Path(file) for file in ([made] if isinstance(made, str) else made)]
         facts: dict[str, Any] = {
@@ -98,12 +100,13 @@ def generate(given: Options) -> dict[str, Any]:
             "result": {"prompt": options["prompt"], **output.info, "seconds": round(time.perf_counter() - started, 3)},
             "outputs": [identity_of(file) for file in files],
         }
-        # First the manifest, which names the content of the files: should the process be killed before they stand
-        # beside it, a replay finds out. The manifest of an older version might name nothing.
-        write_manifest(path, options, hashes, facts)
-        for file in files:
-            os.replace(file, path.with_name(file.name))
-    for file, identity in zip(files, facts["outputs"]):
+        if writes:
+            # First the manifest, which names the content of the files: should the process be killed before they stand
+            # beside it, a replay finds out. The manifest of an older version might name nothing.
+            write_manifest(path, options, hashes, facts)
+            for file in files:
+                os.replace(file, path.with_name(file.name))
+    for file, identity in zip(files if writes else (), facts["outputs"]):
         print(
             f"{path.with_name(file.name)}: {description(identity)}, made in {facts['result']['seconds']:.1f} s: "
             f"{_settings(mode, output)}"
@@ -148,7 +151,8 @@ def with_defaults(given: Options, mode: Mode) -> dict[str, Any]:
         defaults.pop("offload")
     if is_packaged and "two_stage" in given and "distilled_lora" not in given:
         defaults["refine_with_same_weights"] = True
-    return {**defaults, **given}
+    options = {**defaults, **given}
+    return {**options, "device": own_device(options["device"])}
 
 
 def machine_defaults(given: Options) -> dict[str, Any]:
@@ -157,14 +161,14 @@ def machine_defaults(given: Options) -> dict[str, Any]:
     return {"device": device, "dtype": "float32" if device == "cpu" else "bfloat16"}
 
 
-def _run_arguments(options: Options, path: Path) -> dict[str, Any]:
-    """Arguments of the call that say where noise comes from and where the result goes."""
+def _run_arguments(options: Options, path: Path, writes: bool) -> dict[str, Any]:
+    """Arguments of the call that say where noise comes from and where the result goes; a preview is written by one process."""
     import torch
 
     generator = torch.Generator("cpu").manual_seed(options["seed"])
     # The file is written while the clip is decoded.
     arguments: dict[str, Any] = {"generator": generator, "output_type": "uint8", "save_path": path}
-    return arguments | preview_arguments(options)
+    return arguments | (preview_arguments(options) if writes else {})
 
 
 def preview_arguments(options: Options) -> dict[str, Any]:
@@ -259,4 +263,9 @@ def _settings(mode: Mode, output: Any) -> str:
     """Preset and steps in words."""
     sigmas = output.info["sigmas"]
     steps = [len(stage) - 1 for stage in (sigmas if isinstance(sigmas[0], list) else [sigmas])]
-    return f"{mode.name}, {output.info['preset']} preset, {' + '.join(map(str, steps))} steps"
+    words = f"{mode.name}, {output.info['preset']} preset, {' + '.join(map(str, steps))} steps"
+    passes = output.info["passes"]
+    stages = zip(steps, passes if isinstance(passes, list) else [passes])
+    skipped = [(count, one["skip_ratio"]) for count, stage in stages for one in stage.values()]
+    share = sum(count * ratio for count, ratio in skipped) / max(1, sum(count for count, _ in skipped))
+    return f"{words}, {100 * share:.0f} % of the passes skipped" if share else words

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -84,10 +85,19 @@ def load_pipeline(options: Options, pipeline_class: Any) -> Any:
     """
     from diffusers.utils import logging
 
-    from ..schedulers.scheduling_ltx2 import LTX2Scheduler
-
     logging.disable_progress_bar()
     _check_offload(options)
+    _check_step_cache(options)
+    pipeline = _placed(_adapted(options, pipeline_class), options)
+    if options.get("compile"):
+        pipeline.compile()
+    return pipeline
+
+
+def _adapted(options: Options, pipeline_class: Any) -> Any:
+    """The pipeline with its adapters, where its weights were read to."""
+    from ..schedulers.scheduling_ltx2 import LTX2Scheduler
+
     pipeline = _from_checkpoint(options, pipeline_class)
     if not isinstance(pipeline.scheduler, LTX2Scheduler):
         pipeline.scheduler = LTX2Scheduler.from_config(pipeline.scheduler.config)
@@ -95,8 +105,15 @@ def load_pipeline(options: Options, pipeline_class: Any) -> Any:
     _load_loras(pipeline, options)
     if options.get("tiling"):
         pipeline.vae.enable_tiling()
+    if "step_cache" in options:
+        _cache_steps(pipeline, options["step_cache"])
     if "prompt_cache" in options:
         pipeline.enable_prompt_cache(options["prompt_cache"])
+    return pipeline
+
+
+def _placed(pipeline: Any, options: Options) -> Any:
+    """The pipeline where it runs."""
     if "vram" in options:
         return pipeline
     if options["offload"] in ("none", "disk"):
@@ -108,6 +125,22 @@ def load_pipeline(options: Options, pipeline_class: Any) -> Any:
     return pipeline
 
 
+def _cache_steps(pipeline: Any, threshold: float) -> None:
+    """Let the transformers of all stages reuse what their blocks added in earlier steps."""
+    from diffusers import FirstBlockCacheConfig
+
+    for name in ("transformer", "stage_2_transformer"):
+        if (transformer := pipeline.components.get(name)) is not None:
+            transformer.enable_cache(FirstBlockCacheConfig(threshold))
+
+
+def _check_step_cache(options: Options) -> None:
+    """A threshold is known to be wrong before anything is loaded."""
+    threshold = options.get("step_cache", 0.1)
+    if not 0 < threshold < inf:
+        raise ValueError(f"--step-cache has to be more than 0 and finite but is {threshold}; use 0.1, or leave it out")
+
+
 def _check_offload(options: Options) -> None:
     """What cannot be done with weights that lie elsewhere, before any are loaded."""
     for name, what in (("quantize", "rounds"), ("fuse_lora", "changes")):
@@ -115,6 +148,8 @@ def _check_offload(options: Options) -> None:
             raise ValueError(
                 f"{flag(name)} {what} weights, and --offload disk takes them from their files as they are; use --offload blocks"
             )
+    if options.get("offload") == "sequential" and options.get("compile"):
+        raise ValueError("--offload sequential puts hooks on layers that --compile would trace; use --offload blocks")
     if options.get("offload") == "sequential" and options["device"] == "cpu":
         raise ValueError("--offload sequential keeps weights off a graphics card, and --device is cpu; leave it out")
 

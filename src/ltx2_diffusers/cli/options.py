@@ -211,6 +211,8 @@ _GROUPS: dict[str, tuple[Option, ...]] = {
             help="blocks that spatio-temporal guidance perturbs"),
         _guided("skip_step", "N", help="steps after each guided one that reuse the video's result"),
         _guided("audio_skip_step", "N", help="the same for the sound"),
+        _guided("guidance_interval", "SIGMA", parsing={"nargs": 2, "metavar": ("LOW", "HIGH")},
+            help="guide between two noise levels alone, such as 0.2 0.8, and make one forward a step elsewhere"),
         _guided("cfg_method", ("cfg", "cfg_star", "apg", "apg_momentum"),
             help="formula of classifier-free guidance: plain (default), rescaled, or projected without and with momentum"),
         _guided("apg_eta", "SHARE", needs=("cfg_method",),
@@ -252,12 +254,17 @@ _GROUPS: dict[str, tuple[Option, ...]] = {
         Option("refine_with_same_weights", None, "stage_2_adapters", gives={}, needs=("two_stage",),
             help="refine without --distilled-lora, as the packaged miniature does"),
         Option("device", "NAME", help="cpu, cuda, cuda:1, mps; default the best present"),
+        Option("parallel", ("tokens", "passes"), record="nothing",
+            help="started by torchrun -m ltx2_diffusers, what the processes share: the video's tokens (default), or the passes of guidance"),
         Option("dtype", DTYPES, help="default bfloat16 on a GPU, float32 on a CPU"),
         Option("quantize", QUANTIZATIONS, called=("quantization_config",),
             help="store the transformer's layers in float8, in half the memory: fp8-cast computes as before, fp8-scaled-mm multiplies in "
             "float8; both cost exactness"),
         Option("calibration", "FILE", called=("calibration_amax_path",), needs=("quantize",),
             help="of --quantize fp8-scaled-mm: scales of inputs, a file of `ltx2 calibrate`"),
+        Option("step_cache", "SCALE", called=("threshold",), excludes=("vram",),
+            help="reuse most of a step where the first block changes by less than this share since the last full one, such as 0.1; the "
+            "result is another one; FILE.json tells the share of steps"),
         Option("offload", ("none", "model", "sequential", "blocks", "disk"), default="none",
             help="keep components on the CPU until they run, or blocks of the large ones there or in their files"),
         Option("vram", "GB", called=("vram_gb",), excludes=("offload", "tiling"), parsing={"type": memory},
@@ -266,6 +273,8 @@ _GROUPS: dict[str, tuple[Option, ...]] = {
         Option("ram", "GB", called=("ram_gb",), needs=("vram",), parsing={"type": memory}, help="of --vram: host memory; default auto, what is free"),
         Option("allow_lossy", needs=("vram",), help="of --vram: float8 and tiles may be chosen where they help, which changes the result"),
         Option("tiling", help="decode large pictures in tiles, to save memory"),
+        Option("compile", help="compile the networks at the first clip, which takes minutes once and makes the steps faster; results "
+            "differ by rounding"),
     ),
 }
 # fmt: on

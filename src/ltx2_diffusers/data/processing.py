@@ -5,7 +5,6 @@ A run that is killed leaves whole files only, and the next one goes on. Clips th
 
 import hashlib
 import json
-import os
 import pickle
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]  # it ships no types
 
 from ..atomic import check_folder_writable, temporary_folder, write_json
 from ..checkpoints.json_files import read_object
+from ..devices import Process, launched
 from .clips import IMPOSSIBLE, OFF, STORED, ClipEncoder, Content, ProcessOptions
 from .dataset import (
     AUDIO_LATENTS,
@@ -137,10 +137,10 @@ def process(options: ProcessOptions) -> Report:
         ChildProcessError: If one of several processes dies.
     """
     clips = read_clips(options.dataset, options.columns)
-    share = _launched()
-    if share.count > 1 and options.num_processes > 1:
+    share = launched()
+    if share.world > 1 and options.num_processes > 1:
         raise ValueError(
-            f"num_processes is {options.num_processes}, but a launcher has started {share.count} processes; leave it out"
+            f"num_processes is {options.num_processes}, but a launcher has started {share.world} processes; leave it out"
         )
     options.source.check()
     _check_columns(options, clips)
@@ -149,7 +149,7 @@ def process(options: ProcessOptions) -> Report:
     report = Report(options.folder, len(clips))
     if options.num_processes > 1:
         parts = _spawned(options, clips)
-    elif share.count > 1:
+    elif share.world > 1:
         parts = _gathered(_Worker(options, clips, share).run(), share)
     else:
         parts = [_Worker(options, clips, share).run()]
@@ -161,23 +161,7 @@ def process(options: ProcessOptions) -> Report:
 
 def is_first_process() -> bool:
     """Whether this is the process that reports, of those that a launcher started."""
-    return _launched().rank == 0
-
-
-@dataclass(frozen=True)
-class _Share:
-    """The part of the clips that a process takes: every `count`-th from `rank` on; `local` numbers it on its machine."""
-
-    rank: int = 0
-    count: int = 1
-    local: int = 0
-
-
-def _launched() -> _Share:
-    """What a launcher says in the environment."""
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    rank, count, local = (int(os.environ.get(name, default)) for name, default in zip(names, (0, 1, 0)))
-    return _Share(rank, count, local)
+    return launched().rank == 0
 
 
 def _check_columns(options: ProcessOptions, clips: Sequence[Clip]) -> None:
@@ -276,16 +260,16 @@ def _spawned_worker(rank: int, options: ProcessOptions, clips: Sequence[Clip], c
         log.disable_progress_bar()
     result: Report | str
     try:
-        result = _Worker(options, clips, _Share(rank, count, rank)).run()
+        result = _Worker(options, clips, Process(rank, count, rank)).run()
     except (ValueError, OSError) as error:
         # What a user did wrong is told once and in one line, by the process that he started.
         result = str(error)
     (answers / str(rank)).write_bytes(pickle.dumps(result))
 
 
-def _gathered(report: Report, share: _Share) -> list[Report]:
+def _gathered(report: Report, share: Process) -> list[Report]:
     """The reports of all processes that a launcher started, in each of them."""
-    reports: list[Any] = [None] * share.count
+    reports: list[Any] = [None] * share.world
     torch.distributed.init_process_group("gloo", timeout=_LONGEST_WAIT)
     try:
         torch.distributed.all_gather_object(reports, report)
@@ -303,9 +287,9 @@ class _Worker:
         share: Which of them.
     """
 
-    def __init__(self, options: ProcessOptions, clips: Sequence[Clip], share: _Share) -> None:
+    def __init__(self, options: ProcessOptions, clips: Sequence[Clip], share: Process) -> None:
         self.options, self.share, self.all_clips = options, share, clips
-        self.clips = list(clips[share.rank :: share.count])
+        self.clips = list(clips[share.rank :: share.world])
         self.settings = options.settings
         self.source = _on_own_device(options.source, share.local)
         self.report = Report(options.folder, len(self.clips))
@@ -445,7 +429,7 @@ class _Worker:
             write_json(self.options.folder / SETTINGS_FILE, self.stored_settings)
 
     def _progress(self, items: Sequence[Any], what: str) -> Iterator[Any]:
-        name = what if self.share.count == 1 else f"{what} of process 1 of {self.share.count}"
+        name = what if self.share.world == 1 else f"{what} of process 1 of {self.share.world}"
         # The first process has as much to do as the others.
         hidden = not self.options.progress_bar or self.share.rank > 0
         yield from tqdm(items, desc=name, disable=hidden, dynamic_ncols=True)

@@ -48,6 +48,14 @@ def rescale_to_std(pred: torch.Tensor, cond: torch.Tensor, strength: float) -> t
     return pred * (strength * ratio + (1 - strength))
 
 
+def check_interval(name: str, interval: tuple[float, float] | None) -> None:
+    """Raise `ValueError` unless an interval of noise levels is None or two rising numbers in [0, 1]."""
+    if interval is not None and not (len(interval) == 2 and 0 <= interval[0] < interval[1] <= 1):
+        low, high = min([*interval, 1.0]), max([*interval, 0.0])
+        nearest = (max(low, 0.0), min(high, 1.0)) if max(low, 0.0) < min(high, 1.0) else (0.0, 1.0)
+        raise ValueError(f"`{name}` has to be two rising noise levels in [0, 1] but is {interval}; use {nearest}")
+
+
 class Guider(ABC):
     """One guidance term: from the conditional prediction and another one to what is added to the conditional one."""
 
@@ -180,6 +188,8 @@ class MultiModalGuiderParams:
         rescale_scale: Share in [0, 1] of the conditional prediction's standard deviation that is restored; 0 is off.
         modality_scale: Against the pass in which the streams do not see each other; 1 is neutral.
         skip_step: Steps to skip after each guided one; 0 is off.
+        interval: Lowest and highest noise level at which the terms act, in [0, 1]; None (default) is everywhere. Above and
+            below, the conditional prediction is taken as it is.
     """
 
     cfg_scale: float = 1.0
@@ -188,9 +198,11 @@ class MultiModalGuiderParams:
     rescale_scale: float = 0.0
     modality_scale: float = 1.0
     skip_step: int = 0
+    interval: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         settle(self)
+        check_interval("interval", self.interval)
         check_scales(cfg_scale=self.cfg_scale, stg_scale=self.stg_scale, modality_scale=self.modality_scale)
         check_share(rescale_scale=self.rescale_scale)
         if self.skip_step < 0:
@@ -213,9 +225,12 @@ class MultiModalGuider:
         # Away from the isolated pass goes the same way as away from the negative prompt.
         self._modality_guider = CFGGuider(params.modality_scale)
 
-    def at_sigma(self, sigma: float) -> "MultiModalGuider":  # noqa: ARG002 (the same at every level)
-        """The guider to use at a noise level: this one."""
-        return self
+    def at_sigma(self, sigma: float) -> "MultiModalGuider":
+        """The guider to use at a noise level: this one, or outside its interval one without terms."""
+        interval = self.params.interval
+        if interval is None or interval[0] <= sigma <= interval[1]:
+            return self
+        return MultiModalGuider(MultiModalGuiderParams(skip_step=self.params.skip_step))
 
     def parts(self) -> list["MultiModalGuider"]:
         """The guiders of all noise levels: this one."""
@@ -232,6 +247,15 @@ class MultiModalGuider:
     def do_isolated_modality_generation(self) -> bool:
         """Whether the pass in which the streams do not see each other is needed."""
         return not math.isclose(self.params.modality_scale, 1.0)
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether any term acts."""
+        return (
+            self.do_unconditional_generation()
+            or self.do_perturbed_generation()
+            or self.do_isolated_modality_generation()
+        )
 
     def should_skip_step(self, step: int) -> bool:
         """Whether this step reuses the stream's last prediction; the first step never does."""
@@ -283,7 +307,7 @@ class BinnedGuider:
 
     def at_sigma(self, sigma: float) -> MultiModalGuider:
         """The guider to use at a noise level in [0, 1]."""
-        return params_at_sigma(self.guiders, sigma)
+        return params_at_sigma(self.guiders, sigma).at_sigma(sigma)
 
     def parts(self) -> list[MultiModalGuider]:
         """The guiders of all noise levels."""

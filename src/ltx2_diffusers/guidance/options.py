@@ -6,7 +6,15 @@ from dataclasses import dataclass, replace
 from ..checks import check_choice, check_scales
 from ..declared import settle
 from ..models.negative_text import NAG_ALPHA, NAG_TAU, NagWeights
-from .guiders import CFGGuider, CFGStarRescalingGuider, Guider, LtxAPGGuider, MultiModalGuiderParams, StatefulAPGGuider
+from .guiders import (
+    CFGGuider,
+    CFGStarRescalingGuider,
+    Guider,
+    LtxAPGGuider,
+    MultiModalGuiderParams,
+    StatefulAPGGuider,
+    check_interval,
+)
 
 _APG_OPTIONS = ("apg_eta", "apg_norm_threshold", "apg_momentum")
 # Formulas of classifier-free guidance, and the options that each does not read.
@@ -38,14 +46,17 @@ class GuidanceOptions:
             `"apg_momentum"` refuses.
         bins: Guidance scales of the video by noise level: upper bound of sigma in (0, 1] to
             [`~ltx2_diffusers.guidance.MultiModalGuiderParams`]; a bin begins above the next smaller bound, the largest
-            also holds beyond its bound. They take the place of the call's scales, which have to be left out; `stg_blocks`
-            and `skip_step` left empty take the call's. Passes that a bin does not need are not run there.
+            also holds beyond its bound. They take the place of the call's scales, which have to be left out; `stg_blocks`,
+            `skip_step` and `interval` left empty take the call's. Passes that a bin does not need are not run there.
         audio_bins: The same for the audio.
         nag_scale: Strength of normalized attention guidance: attended values are `scale * positive - (scale - 1) *
             negative`. Default 1.0 (off). It acts in every pass that reads the prompt.
         nag_tau: Longest allowed L1 norm of a token's guided values, as a multiple of that of the positive ones. Default
             2.5.
         nag_alpha: Share of the guided values in the result, 0 to 1. Default 0.25.
+        guidance_interval: Lowest and highest noise level in [0, 1] at which both streams are guided, such as (0.2, 0.8);
+            at others the prediction with the prompt is taken as it is, and the other passes are not made. Default None
+            (everywhere).
     """
 
     skip_step: int = 0
@@ -59,6 +70,7 @@ class GuidanceOptions:
     nag_scale: float = 1.0
     nag_tau: float = NAG_TAU
     nag_alpha: float = NAG_ALPHA
+    guidance_interval: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         settle(self)
@@ -66,6 +78,7 @@ class GuidanceOptions:
             value = getattr(self, name)
             if value < 0:
                 raise ValueError(f"`{name}` has to be a whole number of at least 0 but is {value!r}; use 0")
+        check_interval("guidance_interval", self.guidance_interval)
         self._check_method()
         for name in ("bins", "audio_bins"):
             _check_bins(name, getattr(self, name))
@@ -121,21 +134,27 @@ class GuidanceOptions:
 
 
 def completed_bins(
-    bins: SigmaBins, stg_blocks: tuple[int, ...] | list[int], skip_step: int, is_alone: bool
+    bins: SigmaBins,
+    stg_blocks: tuple[int, ...] | list[int],
+    skip_step: int,
+    is_alone: bool,
+    interval: tuple[float, float] | None = None,
 ) -> dict[float, MultiModalGuiderParams]:
-    """Bins whose empty `stg_blocks` and `skip_step` are filled.
+    """Bins whose empty `stg_blocks`, `skip_step` and `interval` are filled.
 
     Args:
         bins: Params by upper bound of sigma.
         stg_blocks: Blocks for bins that name none.
         skip_step: Skipped steps for bins that skip none.
         is_alone: Whether there is no other stream to isolate this one from.
+        interval: Noise levels for bins that name none.
     """
     return {
         bound: replace(
             params,
             stg_blocks=stg_blocks if params.stg_blocks == () else params.stg_blocks,
             skip_step=params.skip_step or skip_step,
+            interval=params.interval or interval,
             modality_scale=1.0 if is_alone else params.modality_scale,
         )
         for bound, params in bins.items()

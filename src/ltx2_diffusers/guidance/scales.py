@@ -132,14 +132,20 @@ def build_guiders(
             f"`cfg_method` is {options.cfg_method!r}, but this call makes no classifier-free guidance; give a guidance scale "
             'other than 1, or leave it "cfg"'
         )
+    parts = [part for guider in guiders if guider is not None for part in guider.parts()]
+    if options.guidance_interval is not None and not any(part.is_guided for part in parts):
+        raise ValueError(
+            f"`guidance_interval` is {options.guidance_interval}, but this call is not guided at all; give a guidance scale "
+            "that is not neutral, or leave it out"
+        )
     return guiders
 
 
 def _guider(
     scales: MultiModalGuiderParams, blocks: list[int], options: GuidanceOptions, prefix: str, is_alone: bool
 ) -> MultiModalGuider | BinnedGuider:
-    skip_step, bins = options.of_stream(prefix)
-    params = completed_bins({1.0: scales} if bins is None else bins, blocks, skip_step, is_alone)
+    (skip_step, bins), interval = options.of_stream(prefix), options.guidance_interval
+    params = completed_bins({1.0: scales} if bins is None else bins, blocks, skip_step, is_alone, interval)
     guiders = {bound: MultiModalGuider(p, options.cfg_guider(p.cfg_scale)) for bound, p in params.items()}
     return guiders[1.0] if bins is None else BinnedGuider(guiders)
 

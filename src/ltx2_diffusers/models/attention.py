@@ -16,12 +16,15 @@ from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from torch import nn
 
+from ..kernels.fusing import is_bare
+from ..kernels.steps import RotaryTables, gate_heads, linear_gelu, norm_rotate
 from .negative_text import NegativeContext, normalized_attention_guidance
-from .rope import RotaryTables, apply_rotary
 from .text_cache import KeyValueSlot
 
 # config key `activation_fn` -> argument of `torch.nn.functional.gelu`
 _GELU_VARIANTS = {"gelu": "none", "gelu-approximate": "tanh"}
+
+_PACKED_KEYS = ("to_qkv.weight", "to_qkv.bias", "to_kv.weight", "to_kv.bias")
 
 # Queries and keys are normalised with this epsilon in every published checkpoint; it is no config key.
 QK_NORM_EPS = 1e-6
@@ -75,10 +78,8 @@ class LTX2AttnProcessor:
         if all_perturbed:
             mixed = attn.to_v(hidden_states if encoder_hidden_states is None else encoder_hidden_states)
         else:
-            query, key, value = self._project(attn, hidden_states, encoder_hidden_states, slot)
-            if query_rotary_emb is not None:
-                query = apply_rotary(query, query_rotary_emb, attn.rope_type)
-                key = apply_rotary(key, key_rotary_emb or query_rotary_emb, attn.rope_type)
+            tables = None if query_rotary_emb is None else (query_rotary_emb, key_rotary_emb or query_rotary_emb)
+            query, key, value = self._project(attn, hidden_states, encoder_hidden_states, tables, slot)
             mixed = self._attend(attn, query, key, value, attention_mask)
             if perturbation_mask is not None:
                 mixed = torch.lerp(value, mixed, perturbation_mask.to(mixed.dtype))
@@ -87,23 +88,27 @@ class LTX2AttnProcessor:
                 undesired = self._attend(attn, query, *keys_values, None)
                 mixed = normalized_attention_guidance(mixed, undesired, negative.weights)
         if attn.to_gate_logits is not None:
-            # Twice the sigmoid, so that logits of zero leave a head as it is.
-            gates = 2.0 * torch.sigmoid(attn.to_gate_logits(hidden_states))
-            mixed = (mixed.unflatten(-1, (attn.heads, -1)) * gates.unsqueeze(-1)).flatten(-2)
+            mixed = gate_heads(mixed, attn.to_gate_logits(hidden_states))
         return attn.to_out[1](attn.to_out[0](mixed))
 
     def _project(
         self,
         attn: "LTX2Attention",
         hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor | None,
+        context: torch.Tensor | None,
+        tables: tuple[RotaryTables, RotaryTables] | None,
         slot: KeyValueSlot | None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        if encoder_hidden_states is not None:
-            query = attn.to_q(hidden_states)
-            return attn.norm_q(query), *self._context(attn, encoder_hidden_states, slot)
-        query, key, value = attn.project(hidden_states)
-        return attn.norm_q(query), attn.norm_k(key), value
+        """Queries, keys and values, normalised and rotated."""
+        if context is not None and tables is None:
+            return attn.norm_q(attn.to_q(hidden_states)), *self._context(attn, context, slot)
+        if context is None:
+            query, key, value = attn.project(hidden_states)
+        else:
+            query, (key, value) = attn.to_q(hidden_states), attn.project_context(context)
+        if tables is None:
+            return attn.norm_q(query), attn.norm_k(key), value
+        return *norm_rotate(query, attn.norm_q, tables[0], key, attn.norm_k, tables[1], attn.rope_type), value
 
     @staticmethod
     def _context(
@@ -197,17 +202,73 @@ class LTX2Attention(nn.Module, AttentionModuleMixin):
         self.to_v = nn.Linear(context_dim, self.inner_dim, bias=bias)
         self.to_out = nn.ModuleList([nn.Linear(self.inner_dim, query_dim, bias=out_bias), nn.Dropout(0.0)])
         self.to_gate_logits = nn.Linear(query_dim, heads) if apply_gated_attention else None
+        self.register_state_dict_post_hook(_leave_packed_out)
+        self.register_load_state_dict_post_hook(_miss_no_packed)
         self.set_processor(processor if processor is not None else self._default_processor_cls())
+
+    def fuse_projections(self) -> None:
+        """Pack the weights of queries, keys and values (with a context, of keys and values) for one product.
+
+        The layers keep their names and read parts of the packed weights: nothing is stored twice, and the state dict stays
+        as it is. The packed product stands in for them as long as they are what they were: with adapters, or weights
+        that are somewhere else, each runs by itself.
+
+        Raises:
+            ValueError: If the layers are not plain ones, or their weights are not here.
+        """
+        if self.fused_projections:
+            return
+        layers = self._projections()
+        for name, layer in layers.items():
+            if not is_bare(layer, nn.Linear) or layer.weight.is_meta:
+                raise ValueError(
+                    f"{name} is a {type(layer).__name__} on {layer.weight.device} that is quantised, adapted, or offloaded, "
+                    "which cannot be packed with others; call fuse_qkv_projections() before, on the loaded model"
+                )
+        super().fuse_projections()
+        packed = self._packed()
+        for name in ("weight", "bias") if self.use_bias else ("weight",):
+            parts = getattr(packed, name).data.chunk(len(layers))
+            for layer, part in zip(layers.values(), parts):
+                getattr(layer, name).data = part
+
+    def _projections(self) -> dict[str, nn.Linear]:
+        """The layers that are packed."""
+        names = ("to_k", "to_v") if self.is_cross_attention else ("to_q", "to_k", "to_v")
+        return {name: getattr(self, name) for name in names}
+
+    def _packed(self) -> nn.Linear:
+        return self.to_kv if self.is_cross_attention else self.to_qkv
+
+    def _runs_packed(self) -> bool:
+        """Whether the packed product gives what the layers would."""
+        if not self.fused_projections:
+            return False
+        layers, place = self._projections().values(), self._packed().weight
+        if not all(is_bare(layer, nn.Linear) for layer in layers) or (torch.is_grad_enabled() and place.requires_grad):
+            return False
+        # A compiler cannot look at addresses.
+        is_compiling = torch.compiler.is_compiling()
+        return is_compiling or all(_shares_memory(layer.weight, place) for layer in layers)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "LTX2Attention":
+        """Move or convert the weights; packed ones stay packed."""
+        was_packed = self.fused_projections
+        self.unfuse_projections()
+        super()._apply(fn, recurse)
+        if was_packed and not self.to_k.weight.is_meta:
+            self.fuse_projections()
+        return self
 
     def project(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Queries, keys and values `[B, T, I]` of a self-attention, before norms and positions."""
-        if self.fused_projections:
+        if not self.is_cross_attention and self._runs_packed():
             return self.to_qkv(hidden_states).chunk(3, dim=-1)
         return self.to_q(hidden_states), *self.project_context(hidden_states)
 
     def project_context(self, context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values `[B, S, I]` of a context `[B, S, C]`, before norms and positions."""
-        if self.fused_projections:
+        if self.is_cross_attention and self._runs_packed():
             return self.to_kv(context).chunk(2, dim=-1)
         return self.to_k(context), self.to_v(context)
 
@@ -244,6 +305,21 @@ class LTX2Attention(nn.Module, AttentionModuleMixin):
         )
 
 
+def _shares_memory(part: torch.Tensor, whole: torch.Tensor) -> bool:
+    return part.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
+
+
+def _leave_packed_out(_module: nn.Module, state_dict: dict[str, Any], prefix: str, _metadata: Any) -> None:
+    """The layers of their own names hold the same weights."""
+    for name in _PACKED_KEYS:
+        state_dict.pop(f"{prefix}{name}", None)
+
+
+def _miss_no_packed(_module: nn.Module, keys: Any) -> None:
+    missing = keys.missing_keys
+    missing[:] = [key for key in missing if not key.endswith(_PACKED_KEYS)]
+
+
 class GELUProjection(nn.Module):
     """A linear layer followed by GELU.
 
@@ -263,7 +339,7 @@ class GELUProjection(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """`[B, T, dim_in]` to `[B, T, dim_out]`."""
-        return nn.functional.gelu(self.proj(hidden_states), approximate=self.approximate)
+        return linear_gelu(hidden_states, self.proj, self.approximate)
 
 
 class FeedForward(nn.Module):

@@ -8,7 +8,6 @@ m values per token is ever made, unless nearly every token has its own timestep.
 """
 
 import math
-from collections.abc import Callable
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -16,6 +15,7 @@ import torch
 from diffusers.models.embeddings import TimestepEmbedding
 from torch import nn
 
+from ..kernels.steps import TokenLayout
 from .tensor_memo import host_can_read
 
 # Width of the sinusoid and its lowest frequency 1 / 10000, as in every published checkpoint.
@@ -63,20 +63,6 @@ class AdaLayerNormSingle(nn.Module):
         sinusoid = timestep_sinusoid(timestep).to(hidden_dtype or torch.float32)
         embedded = self.emb["timestep_embedder"](sinusoid)
         return self.linear(nn.functional.silu(embedded)), embedded
-
-
-class TokenLayout(NamedTuple):
-    """Which row of modulation values every token takes.
-
-    Without `lengths` and `row_index`, rows meet tokens by broadcasting: one row for all, or one per token.
-
-    Args:
-        lengths (`tuple[int, ...]`, *optional*): Token r of R runs of tokens takes row r; the number of tokens per run.
-        row_index (`torch.Tensor`, *optional*): `[B, T]`, the row of every token, out of rows `[1, R, ...]`.
-    """
-
-    lengths: tuple[int, ...] | None = None
-    row_index: torch.Tensor | None = None
 
 
 class Modulation(NamedTuple):
@@ -131,28 +117,3 @@ def evaluate(
     values, embedded = module(timestep.flatten(), hidden_dtype=dtype)
     rows = values.view(*timestep.shape, module.num_values, -1)
     return Modulation(rows, layout), Modulation(embedded.view(*timestep.shape, 1, -1), layout)
-
-
-def modulate(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
-    """`x * (1 + scale) + shift`: tokens `[B, T, D]`, values `[B, R, D]`."""
-    return _by_token(lambda x, factor, shift: torch.addcmul(shift, x, factor), layout, (x,), (1 + scale, shift))
-
-
-def add_gated(x: torch.Tensor, update: torch.Tensor, gate: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
-    """`x + gate * update`: tokens `[B, T, D]`, values `[B, R, D]`."""
-    return _by_token(torch.addcmul, layout, (x, update), (gate,))
-
-
-def _by_token(
-    function: Callable[..., torch.Tensor],
-    layout: TokenLayout,
-    tokens: tuple[torch.Tensor, ...],
-    rows: tuple[torch.Tensor, ...],
-) -> torch.Tensor:
-    if layout.row_index is not None:
-        return function(*tokens, *(nn.functional.embedding(layout.row_index, row[0]) for row in rows))
-    if layout.lengths is None:
-        return function(*tokens, *rows)
-    token_runs = [token.split(layout.lengths, dim=1) for token in tokens]
-    row_runs = [row.split(1, dim=1) for row in rows]
-    return torch.cat([function(*run) for run in zip(*token_runs, *row_runs)], dim=1)

@@ -38,7 +38,12 @@ class BlockPlan(NamedTuple):
     @property
     def crosses(self) -> bool:
         """Whether one stream attends to the other."""
-        return self.a2v is not False or self.v2a is not False
+        return bool(self.directions)
+
+    @property
+    def directions(self) -> list[str]:
+        """Which stream attends to which: `"a2v"` for video to audio, `"v2a"` for audio to video."""
+        return [name for name, keep in (("a2v", self.a2v), ("v2a", self.v2a)) if keep is not False]
 
     def fingerprint(self) -> tuple[int, ...]:
         """Equal for plans of one call that compute the same."""

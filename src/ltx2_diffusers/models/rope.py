@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..kernels.steps import RotaryTables
 from .tensor_memo import TensorMemo, host_can_read
 
 ROPE_TYPES = ("split", "interleaved")
-
-RotaryTables = tuple[torch.Tensor, torch.Tensor]
 
 
 def prepare_video_coords(
@@ -157,35 +156,6 @@ def rotary_tables(
     if rope_type == "interleaved":
         return cos.repeat_interleave(2, dim=-1), sin.repeat_interleave(2, dim=-1)
     return tuple(table.unflatten(-1, (num_heads, -1)).transpose(1, 2) for table in (cos, sin))
-
-
-def apply_rotary(x: torch.Tensor, tables: RotaryTables, rope_type: str) -> torch.Tensor:
-    """Rotate queries or keys by their positions.
-
-    Args:
-        x (`torch.Tensor`): `[B, T, D]`, heads not yet split.
-        tables (`tuple[torch.Tensor, torch.Tensor]`): Cosine and sine of [`rotary_tables`], of B rows or of one row.
-        rope_type (`str`): The type the tables were made for.
-
-    Returns:
-        `torch.Tensor`: `[B, T, D]` in the dtype of `x`; the rotation itself is done in float32.
-    """
-    cos, sin = tables
-    if rope_type == "interleaved":
-        cos, sin = cos[..., ::2], sin[..., ::2]
-        first, second = x.unflatten(-1, (-1, 2)).float().unbind(-1)
-        rotated = torch.stack(_rotate(first, second, cos, sin), dim=-1)
-    else:
-        cos, sin = cos.transpose(1, 2), sin.transpose(1, 2)
-        first, second = x.unflatten(-1, (cos.shape[2], 2, -1)).float().unbind(-2)
-        rotated = torch.cat(_rotate(first, second, cos, sin), dim=-1)
-    return rotated.to(x.dtype).view_as(x)
-
-
-def _rotate(
-    first: torch.Tensor, second: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(second * cos, first, sin)
 
 
 @dataclass(frozen=True)

@@ -8,27 +8,27 @@ It predicts the rectified-flow velocity (noise minus clean sample) of both strea
 # The constructor's arguments are read back from `self.config`, where `register_to_config` puts them.
 # ruff: noqa: ARG002
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.hooks import PyramidAttentionBroadcastConfig
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.attention import AttentionMixin
-from diffusers.models.cache_utils import CacheMixin
 from diffusers.models.embeddings import PixArtAlphaTextProjection
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput, apply_lora_scale
 from torch import nn
 
-from .context_parallel import SplitPoint, context_parallel_plan
+from .context_parallel import SplitPoint, context_parallel_plan, gathered, on_processors
 from .loading import CheckpointMixin
 from .modulation import AdaLayerNormSingle, Modulation, evaluate
 from .negative_text import NegativeText
 from .perturbation import PERTURBATION_MODES, BlockPlan, block_plans, keep_masks
 from .rope import AudioRotaryPositionEmbedding, RotaryPositionEmbedding, RotarySpec, VideoRotaryPositionEmbedding
 from .saving import AtomicAdapterSaveMixin
+from .step_cache import StepCache, StepCacheMixin
 from .tensor_memo import TensorMemo
 from .text_cache import TextCache
 from .transformer_block import LTX2AVTransformerBlock, SharedSettings, StreamInputs, StreamSizes
@@ -91,7 +91,7 @@ class PreparedForward(NamedTuple):
 
 
 class LTX2AVTransformer3DModel(
-    CheckpointMixin, AtomicAdapterSaveMixin, ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin, CacheMixin
+    CheckpointMixin, AtomicAdapterSaveMixin, StepCacheMixin, ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin
 ):
     """The transformer that denoises video and audio together, with text conditioning each stream.
 
@@ -276,6 +276,32 @@ class LTX2AVTransformer3DModel(
         else:
             super().set_attention_backend(backend)
 
+    def _resolve_parallel_config(self, config: Any) -> Any:
+        parallel: Any = on_processors(config)
+        if parallel is None:
+            return super()._resolve_parallel_config(config)
+        self._parallel_config = parallel
+        return parallel
+
+    def enable_cache(self, config: Any) -> None:
+        """As in diffusers.
+
+        Args:
+            config: The settings of one of diffusers' caches.
+
+        Raises:
+            ValueError: If blocks are compiled and the cache would put hooks on layers within them.
+        """
+        super().enable_cache(config)
+        compiled = self.__dict__.get("_compiled_region")
+        within = (part for block in self.transformer_blocks for part in block.modules() if part is not block)
+        if compiled is not None and any(hasattr(part, "_diffusers_hook") for part in within):
+            self.disable_cache()
+            raise ValueError(
+                f"{type(config).__name__} puts hooks on layers within the blocks, which are compiled without; take "
+                "FirstBlockCacheConfig or MagCacheConfig, or call uncompile() first"
+            )
+
     @apply_lora_scale("attention_kwargs")
     def forward(
         self,
@@ -312,6 +338,7 @@ class LTX2AVTransformer3DModel(
         cross_timestep_mode: str | None = None,
         text_cache: TextCache | None = None,
         negative_text: NegativeText | None = None,
+        step_cache: StepCache | None = None,
     ) -> AudioVisualModelOutput | tuple[torch.Tensor | None, ...] | list:
         """Predict the velocities of both streams, or of the one that is given.
 
@@ -363,6 +390,9 @@ class LTX2AVTransformer3DModel(
                 does.
             negative_text ([`NegativeText`], *optional*): A prompt to guide away from in the attention to the text of both
                 streams, see [`normalized_attention_guidance`]; only that attention is computed twice.
+            step_cache ([`StepCache`], *optional*): Where the predictions of a run that read one prompt keep what the blocks
+                added, made by `new_step_cache`; by default that of the `cache_context` around the call. Not read unless
+                `enable_cache` was called with a configuration that skips whole predictions, nor with gradients.
         """
         video_coords = self._video_coords(hidden_states, video_coords, (num_frames, height, width), fps)
         audio_coords = self._audio_coords(audio_hidden_states, audio_coords, audio_num_frames)
@@ -385,7 +415,8 @@ class LTX2AVTransformer3DModel(
         given = perturbation_keep_masks
         masks = given if isinstance(given, (list, tuple)) else [given]
         several = masks is given
-        self._check_hooks(video, several)
+        self._check_hooks(several)
+        memory = self._usable_step_cache(step_cache)
         sizes = len(self.transformer_blocks), present.tokens.shape[0]
         stg_blocks = spatio_temporal_guidance_blocks
         keeps = [keep_masks(*sizes, isolate_modalities, stg_blocks, perturbation_mask, mask) for mask in masks]
@@ -394,7 +425,11 @@ class LTX2AVTransformer3DModel(
         cross_mode = cross_timestep_mode or ("other" if use_cross_timestep else "own")
         caches = self._usable_caches(text_cache, negative_text, requests)
         prepared = self._prepare(requests, variants, cross_mode, caches, present.tokens)
-        velocities = [self._finish(prepared, tokens) for tokens in self._run_blocks(prepared)]
+        if memory is None:
+            states = self._run_blocks(prepared, [prepared.tokens] * len(variants), range(len(variants[0])))
+        else:
+            states = self._run_or_reuse(prepared, _pass_keys(prepared, keeps, requests, perturbation_mode), memory)
+        velocities = [self._finish(prepared, tokens, requests) for tokens in states]
         outputs: list[AudioVisualModelOutput] | list[tuple[torch.Tensor | None, torch.Tensor | None]]
         outputs = [AudioVisualModelOutput(*streams) for streams in velocities] if return_dict else velocities
         return outputs if several else outputs[0]
@@ -426,19 +461,12 @@ class LTX2AVTransformer3DModel(
             raise ValueError("Without audio_coords, audio_num_frames is needed; got None.")
         return self.audio_rope.prepare_audio_coords(tokens.shape[0], num_frames, tokens.device)
 
-    def _check_hooks(self, video: StreamRequest | None, several: bool) -> None:
-        """Refuse calls that an enabled cache of the host library would answer wrongly."""
-        if not self.is_cache_enabled:
-            return
-        cache = type(self._cache_config).__name__
-        if several:
+    def _check_hooks(self, several: bool) -> None:
+        """Refuse calls that hooks of an enabled cache of the host library would answer wrongly."""
+        if several and self.is_cache_enabled and not self.caches_blocks:
             raise ValueError(
-                f"{cache} remembers one prediction per call, but perturbation_keep_masks asks for several; "
-                f"call disable_cache() or pass one mask at a time."
-            )
-        if video is None and not isinstance(self._cache_config, PyramidAttentionBroadcastConfig):
-            raise ValueError(
-                f"{cache} decides by the video stream, which this call does not have; call disable_cache() first."
+                f"{type(self._cache_config).__name__} remembers one prediction per call, but perturbation_keep_masks asks for "
+                "several; call disable_cache() or pass one mask at a time."
             )
 
     def _usable_caches(self, cache: TextCache | None, negative: NegativeText | None, requests: Requests) -> Caches:
@@ -514,11 +542,10 @@ class LTX2AVTransformer3DModel(
         tokens = self.split_tokens(x) if is_video else x
         return tokens, stream.cached_context(request.context, caches[0]), inputs, head
 
-    def _run_blocks(self, prepared: PreparedForward) -> list[Tokens]:
-        """Tokens of both streams after the last block, for every variant; what variants share is computed once."""
-        states = [prepared.tokens] * len(prepared.variants)
-        for index, block in enumerate(self.transformer_blocks):
-            plans = [plans[index] for plans in prepared.variants]
+    def _run_blocks(self, prepared: PreparedForward, states: list[Tokens], indices: range) -> list[Tokens]:
+        """Tokens of both streams after some blocks, for every variant; what variants share is computed once."""
+        for index in indices:
+            block, plans = self.transformer_blocks[index], [plans[index] for plans in prepared.variants]
             done: dict[tuple, Tokens] = {}
             keys = [(id(state), plan.fingerprint()) for state, plan in zip(states, plans)]
             for key, state, plan in zip(keys, states, plans):
@@ -526,6 +553,19 @@ class LTX2AVTransformer3DModel(
                     done[key] = self._run_block(index, block, state, prepared, plan)
             states = [done[key] for key in keys]
         return states
+
+    def _run_or_reuse(self, prepared: PreparedForward, keys: list[Hashable], memory: StepCache) -> list[Tokens]:
+        """The same after all blocks, where those after the lead run only for variants that cannot reuse an earlier step."""
+        states = self._run_blocks(prepared, [prepared.tokens] * len(keys), range(memory.lead))
+        results = memory.reused(keys, prepared.tokens, states)
+        missing = [index for index, result in enumerate(results) if result is None]
+        if missing:
+            rest = prepared._replace(variants=[prepared.variants[index] for index in missing])
+            entered = [states[index] for index in missing]
+            made = self._run_blocks(rest, entered, range(memory.lead, len(self.transformer_blocks)))
+            memory.keep([keys[index] for index in missing], entered, made)
+        computed = iter(made if missing else ())
+        return [next(computed) if result is None else result for result in results]
 
     def _run_block(
         self, index: int, block: nn.Module, state: Tokens, prepared: PreparedForward, plan: BlockPlan
@@ -539,13 +579,26 @@ class LTX2AVTransformer3DModel(
         )
         return block(*arguments, *slots)
 
-    def _finish(self, prepared: PreparedForward, tokens: Tokens) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    def _finish(
+        self, prepared: PreparedForward, tokens: Tokens, requests: Requests
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Velocities of video and audio; `None` for an absent stream."""
         video, audio = (
             None if head is None else ModelStream(self, prefix).head(x, head)
             for prefix, x, head in zip(("", "audio_"), tokens, prepared.heads)
         )
+        if requests[0] is not None and video is not None and self._parallel_config is not None:
+            video = gathered(video, requests[0].tokens.shape[1], self._parallel_config)
         return video, audio
+
+
+def _pass_keys(
+    prepared: PreparedForward, keeps: list[torch.Tensor | None], requests: Requests, mode: str | None
+) -> list[Hashable]:
+    """What tells the predictions of calls apart: their sizes, which streams they update, and what they perturb."""
+    enabled = tuple(request is not None and request.enabled for request in requests)
+    common = (*(tuple(tokens.shape) for tokens in prepared.tokens), enabled, mode)
+    return [(*common, None if keep is None else keep.numpy().tobytes()) for keep in keeps]
 
 
 def _check_modes(perturbation_mode: str | None, cross_mode: str | None) -> None:

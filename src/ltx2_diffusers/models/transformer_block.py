@@ -12,11 +12,11 @@ import torch
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from torch import nn
 
+from ..kernels.steps import Branch, RotaryTables, ScaleShift, add, add_norm_modulate, modulate
 from .attention import FeedForward, LTX2Attention
-from .modulation import Modulation, add_gated, modulate
+from .modulation import Modulation
 from .negative_text import NegativeContext
 from .perturbation import BlockPlan, Keep
-from .rope import RotaryTables
 from .text_cache import KeyValueSlot
 
 
@@ -84,16 +84,20 @@ class StreamInputs(NamedTuple):
 
 
 class BlockStream:
-    """One stream's view of a block: the modules and tables that act on it.
+    """One stream's view of a block: the modules and tables that act on it, and its tokens on their way through the block.
+
+    What a branch computes is added to the tokens when the next branch reads them: both are one step of the device.
 
     Args:
         block ([`LTX2AVTransformerBlock`]): The block viewed.
         prefix (`str`): `""` for video, `"audio_"` for audio: what the names of its modules begin with.
+        tokens (`torch.Tensor`): `[B, S, D]`.
         inputs ([`StreamInputs`]): What the stream brings to all blocks.
     """
 
-    def __init__(self, block: "LTX2AVTransformerBlock", prefix: str, inputs: StreamInputs) -> None:
-        self.inputs = inputs
+    def __init__(self, block: nn.Module, prefix: str, tokens: torch.Tensor, inputs: StreamInputs) -> None:
+        self.inputs, self.tokens = inputs, tokens
+        self.branch: Branch | None = None
         self.self_norm: nn.RMSNorm = getattr(block, f"{prefix}norm1")
         self.self_attn: LTX2Attention = getattr(block, f"{prefix}attn1")
         self.text_norm: nn.RMSNorm = getattr(block, f"{prefix}norm2")
@@ -101,9 +105,9 @@ class BlockStream:
         self.ff_norm: nn.RMSNorm = getattr(block, f"{prefix}norm3")
         self.ff: FeedForward = getattr(block, f"{prefix}ff")
         self.prompt_table: nn.Parameter | None = getattr(block, f"{prefix}prompt_scale_shift_table", None)
-        self.direction = "v2a" if prefix else "a2v"
-        self.cross_norm = block.video_to_audio_norm if prefix else block.audio_to_video_norm
-        self.cross_attn = block.video_to_audio_attn if prefix else block.audio_to_video_attn
+        direction = "video_to_audio" if prefix else "audio_to_video"
+        self.cross_norm: nn.RMSNorm = getattr(block, f"{direction}_norm")
+        self.cross_attn: LTX2Attention = getattr(block, f"{direction}_attn")
         self.cross_table: nn.Parameter = getattr(block, f"{prefix or 'video_'}a2v_cross_attn_scale_shift_table")
         if inputs.cross_scale_shift is not None and inputs.cross_gate is not None:
             self.cross_scale_shift, self.cross_gate = inputs.cross_scale_shift, inputs.cross_gate
@@ -111,47 +115,49 @@ class BlockStream:
             self.layout = inputs.modulation.layout
             self.values = inputs.modulation.with_table(getattr(block, f"{prefix}scale_shift_table"))
 
-    def attend_to_self(self, x: torch.Tensor, keep: Keep, passthrough: bool) -> torch.Tensor:
-        """`[B, S, D]` after the self-attention branch."""
+    def read(self, norm: nn.RMSNorm, *modulations: ScaleShift | None) -> list[torch.Tensor]:
+        """Tokens `[B, S, D]` normalised and modulated, once for each modulation, after adding the branch before."""
+        self.tokens, *copies = add_norm_modulate(self.tokens, self.branch, norm, modulations)
+        self.branch = None
+        return copies
+
+    def finish(self) -> torch.Tensor:
+        """`[B, S, D]` after the last branch."""
+        return add(self.tokens, self.branch)
+
+    def attend_to_self(self, keep: Keep, passthrough: bool) -> None:
+        """The self-attention branch."""
         if keep is False and not passthrough:
-            return x
+            return
         shift, scale, gate = self.values[:3]
-        perturbation: dict[str, Any] = {}
+        options: dict[str, Any] = {"attention_mask": self.inputs.self_mask, "query_rotary_emb": self.inputs.rotary}
         if passthrough and keep is not True:
-            perturbation = {"all_perturbed": True} if keep is False else {"perturbation_mask": keep}
-        update = self.self_attn(
-            modulate(self.self_norm(x), scale, shift, self.layout),
-            attention_mask=self.inputs.self_mask,
-            query_rotary_emb=self.inputs.rotary,
-            **perturbation,
-        )
+            options |= {"all_perturbed": True} if keep is False else {"perturbation_mask": keep}
+        (normed,) = self.read(self.self_norm, ScaleShift(scale, shift, self.layout))
+        update = self.self_attn(normed, **options)
         if not passthrough and keep is not True:
             update = update * keep
-        return add_gated(x, update, gate, self.layout)
+        self.branch = Branch(update, gate, self.layout)
 
     def attend_to_text(
-        self,
-        x: torch.Tensor,
-        context: torch.Tensor,
-        slot: KeyValueSlot | None = None,
-        negative_slot: KeyValueSlot | None = None,
-    ) -> torch.Tensor:
-        """`[B, S, D]` after the attention to a text context `[B, T, C]`.
+        self, context: torch.Tensor, slot: KeyValueSlot | None = None, negative_slot: KeyValueSlot | None = None
+    ) -> None:
+        """The attention to a text context `[B, T, C]`.
 
         The slots may hold the keys and values of this context and of the negative one.
         """
-        normed = self.text_norm(x)
-        modulated = len(self.values) > 6
-        if modulated:
+        modulation, gate = None, None
+        if len(self.values) > 6:
             shift, scale, gate = self.values[6:]
-            normed = modulate(normed, scale, shift, self.layout)
+            modulation = ScaleShift(scale, shift, self.layout)
+        (normed,) = self.read(self.text_norm, modulation)
         options: dict[str, Any] = {} if slot is None else {"slot": slot}
         negative = self.inputs.negative
         if negative is not None:
             undesired = self._text_context(negative.context, negative_slot)
             options["negative"] = negative._replace(context=undesired, slot=negative_slot)
         update = self.text_attn(normed, self._text_context(context, slot), self.inputs.text_mask, **options)
-        return add_gated(x, update, gate, self.layout) if modulated else x + update
+        self.branch = Branch(update, gate, self.layout)
 
     def _text_context(self, context: torch.Tensor, slot: KeyValueSlot | None) -> torch.Tensor:
         if self.prompt_table is None or (slot is not None and slot.key is not None):
@@ -161,33 +167,29 @@ class BlockStream:
             shift, scale = self.prompt_table.to(context.dtype)[None, None].unbind(2)
         else:
             shift, scale = prompt.with_table(self.prompt_table)
-        return torch.addcmul(shift, context, 1 + scale)
+        return modulate(context, ScaleShift(scale, shift))
 
-    def cross_modulated(self, normed: torch.Tensor, direction: str) -> torch.Tensor:
-        """Normalised tokens `[B, S, D]` modulated for the attention `"a2v"` or `"v2a"`."""
+    def read_for(self, directions: list[str]) -> dict[str, torch.Tensor]:
+        """Tokens `[B, S, D]` for the attention between the streams, by direction `"a2v"` or `"v2a"`."""
         values = self.cross_scale_shift.with_table(self.cross_table[:4])
-        scale, shift = values[:2] if direction == "a2v" else values[2:]
-        return modulate(normed, scale, shift, self.cross_scale_shift.layout)
+        layout = self.cross_scale_shift.layout
+        pairs = {"a2v": ScaleShift(values[0], values[1], layout), "v2a": ScaleShift(values[2], values[3], layout)}
+        return dict(zip(directions, self.read(self.cross_norm, *(pairs[name] for name in directions))))
 
-    def take_from(
-        self, x: torch.Tensor, normed: torch.Tensor, other: "BlockStream", other_normed: torch.Tensor, keep: Keep
-    ) -> torch.Tensor:
-        """`[B, S, D]` after the attention to the other stream, whose tokens come normalised like this one's."""
-        update = self.cross_attn(
-            self.cross_modulated(normed, self.direction),
-            other.cross_modulated(other_normed, self.direction),
-            query_rotary_emb=self.inputs.cross_rotary,
-            key_rotary_emb=other.inputs.cross_rotary,
-        )
+    def take_from(self, other: "BlockStream", normed: torch.Tensor, other_normed: torch.Tensor, keep: Keep) -> None:
+        """The attention to the other stream, whose tokens come normalised like this one's."""
+        tables = self.inputs.cross_rotary, other.inputs.cross_rotary
+        update = self.cross_attn(normed, other_normed, query_rotary_emb=tables[0], key_rotary_emb=tables[1])
         if keep is not True:
             update = update * keep
         (gate,) = self.cross_gate.with_table(self.cross_table[4:])
-        return add_gated(x, update, gate, self.cross_gate.layout)
+        self.branch = Branch(update, gate, self.cross_gate.layout)
 
-    def feed_forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`[B, S, D]` after the feed-forward branch."""
+    def feed_forward(self) -> None:
+        """The feed-forward branch."""
         shift, scale, gate = self.values[3:6]
-        return add_gated(x, self.ff(modulate(self.ff_norm(x), scale, shift, self.layout)), gate, self.layout)
+        (normed,) = self.read(self.ff_norm, ScaleShift(scale, shift, self.layout))
+        self.branch = Branch(self.ff(normed), gate, self.layout)
 
 
 class LTX2AVTransformerBlock(nn.Module):
@@ -253,27 +255,26 @@ class LTX2AVTransformerBlock(nn.Module):
         Returns:
             `tuple[torch.Tensor, torch.Tensor]`: Video and audio tokens.
         """
-        video = BlockStream(self, "", video_inputs)
-        audio = BlockStream(self, "audio_", audio_inputs)
-        x, y = hidden_states, audio_hidden_states
+        video = BlockStream(self, "", hidden_states, video_inputs)
+        audio = BlockStream(self, "audio_", audio_hidden_states, audio_inputs)
         if plan.video:
-            x = video.attend_to_self(x, plan.video_self, plan.passthrough)
-            x = video.attend_to_text(x, encoder_hidden_states, text_slots[0], negative_slots[0])
+            video.attend_to_self(plan.video_self, plan.passthrough)
+            video.attend_to_text(encoder_hidden_states, text_slots[0], negative_slots[0])
         if plan.audio:
-            y = audio.attend_to_self(y, plan.audio_self, plan.passthrough)
-            y = audio.attend_to_text(y, audio_encoder_hidden_states, text_slots[1], negative_slots[1])
+            audio.attend_to_self(plan.audio_self, plan.passthrough)
+            audio.attend_to_text(audio_encoder_hidden_states, text_slots[1], negative_slots[1])
         if plan.crosses:
             # Both directions see the streams as they are before either update.
-            normed_x, normed_y = video.cross_norm(x), audio.cross_norm(y)
+            x, y = video.read_for(plan.directions), audio.read_for(plan.directions)
             if plan.a2v is not False:
-                x = video.take_from(x, normed_x, audio, normed_y, plan.a2v)
+                video.take_from(audio, x.pop("a2v"), y.pop("a2v"), plan.a2v)
             if plan.v2a is not False:
-                y = audio.take_from(y, normed_y, video, normed_x, plan.v2a)
+                audio.take_from(video, y.pop("v2a"), x.pop("v2a"), plan.v2a)
         if plan.video:
-            x = video.feed_forward(x)
+            video.feed_forward()
         if plan.audio:
-            y = audio.feed_forward(y)
-        return x, y
+            audio.feed_forward()
+        return video.finish(), audio.finish()
 
 
 def _norm(dim: int, shared: SharedSettings) -> nn.RMSNorm:

@@ -9,7 +9,9 @@ import torch
 from diffusers.models.embeddings import PixArtAlphaTextProjection
 from torch import nn
 
-from .modulation import AdaLayerNormSingle, Modulation, TokenLayout, distinct_timesteps, evaluate, modulate
+from ..kernels.fusing import fuses
+from ..kernels.steps import ScaleShift, TokenLayout, modulate
+from .modulation import AdaLayerNormSingle, Modulation, distinct_timesteps, evaluate
 from .negative_text import NegativeContext, NegativeText
 from .rope import RotaryPositionEmbedding
 from .tensor_memo import TensorMemo, host_can_read
@@ -201,12 +203,14 @@ class ModelStream:
     def head(self, x: torch.Tensor, embedded: Modulation) -> torch.Tensor:
         """Velocities `[B, S, C]` from the tokens `[B, S, D]` of the last block."""
         shift, scale = embedded.with_table(self.table)
-        return self.proj_out(modulate(self.norm_out(x), scale, shift, embedded.layout))
+        return self.proj_out(modulate(self.norm_out(x), ScaleShift(scale, shift, embedded.layout)))
 
 
 def stream_timesteps(request: StreamRequest, split_index: nn.Module | None) -> tuple[torch.Tensor, TokenLayout]:
     """Distinct timesteps of a stream and their layout; `split_index` is given where ranks share the tokens."""
-    distinct, layout = distinct_timesteps(request.timesteps(), as_index=split_index is not None)
+    # Fused steps look rows up, where plain ones had to write them out for every token.
+    as_index = split_index is not None or fuses(request.tokens)
+    distinct, layout = distinct_timesteps(request.timesteps(), as_index=as_index)
     if split_index is not None and layout.row_index is not None:
         layout = TokenLayout(row_index=split_index(layout.row_index))
     return distinct, layout

@@ -22,6 +22,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from ..declared import whole_number
 from .loading import CheckpointMixin
 from .saving import AtomicModelSaveMixin
+from .shared_tiles import shared_tiles
 from .video_vae_blocks import VideoDecoder, VideoEncoder
 from .video_vae_config import (
     DOWN_BLOCK_TYPES,
@@ -37,6 +38,7 @@ from .video_vae_streaming import joined_frames
 from .video_vae_tiling import (
     BlendedAxis,
     Run,
+    RunTiles,
     blended_spans,
     plan_decode,
     plan_encode,
@@ -200,6 +202,7 @@ class AutoencoderKLLTX2Video(CheckpointMixin, AtomicModelSaveMixin, ModelMixin, 
         return (latent_frames - 1) * self.temporal_compression_ratio + 1
 
     def _init_tiling(self) -> None:
+        self._tile_group: Any = None
         self.use_slicing = False
         self.use_tiling = False
         self.use_framewise_encoding = False
@@ -247,6 +250,22 @@ class AutoencoderKLLTX2Video(CheckpointMixin, AtomicModelSaveMixin, ModelMixin, 
         self.tile_sample_stride_height = tile_sample_stride_height or self.tile_sample_stride_height
         self.tile_sample_stride_width = tile_sample_stride_width or self.tile_sample_stride_width
         self.tile_sample_stride_num_frames = tile_sample_stride_num_frames or self.tile_sample_stride_num_frames
+
+    def share_tiles(self, group: Any) -> None:
+        """Share the tiles of tiled encoding and decoding among processes, of which all have to do the same.
+
+        Every process receives all tiles, so that results are those of one process. Decoders that inject noise into every tile
+        are not shared.
+
+        Args:
+            group: Process group of `torch.distributed`; `None` ends it.
+        """
+        self._tile_group = group
+
+    def _run_tiles(self, encodes: bool) -> RunTiles:
+        noise = self.config.decoder_inject_noise
+        draws = not encodes and (any(noise) if isinstance(noise, (list, tuple)) else noise)
+        return map if self._tile_group is None or draws else shared_tiles(self._tile_group)
 
     def normalize_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """Subtract the mean and divide by the deviation of each channel of `[B, C, F', H', W']`."""
@@ -360,7 +379,7 @@ class AutoencoderKLLTX2Video(CheckpointMixin, AtomicModelSaveMixin, ModelMixin, 
     def _blended_tiles(self, x: torch.Tensor, run: Run, encodes: bool) -> torch.Tensor:
         height, width = x.shape[-2:]
         rows, columns = self._blended_axis("height", height, encodes), self._blended_axis("width", width, encodes)
-        return run_blended_space(x, run, rows, columns)
+        return run_blended_space(x, run, rows, columns, self._run_tiles(encodes))
 
     def _blended_axis(self, axis: str, length: int, encodes: bool) -> BlendedAxis:
         """How `length` pixels or latents along `axis` are cut; the sizes of tiles are in pixels and frames."""
@@ -450,7 +469,9 @@ class AutoencoderKLLTX2Video(CheckpointMixin, AtomicModelSaveMixin, ModelMixin, 
         self.decoder.check_timestep(temb, len(latents))
         plan = plan_decode(latents.shape[2:], tiling_config, self._decoder_ratios, self._min_side(self.decoder))
         device = self._compute_device(latents)
-        return stream_weighted(latents, lambda tile: self.decoder(tile.to(device), temb, causal, generator), plan)
+        return stream_weighted(
+            latents, lambda tile: self.decoder(tile.to(device), temb, causal, generator), plan, self._run_tiles(False)
+        )
 
     @apply_forward_hook
     def encode_in_tiles(
@@ -478,7 +499,7 @@ class AutoencoderKLLTX2Video(CheckpointMixin, AtomicModelSaveMixin, ModelMixin, 
         x = self._checked_video(x)
         plan = plan_encode(x.shape[2:], config, self._encoder_ratios, self._min_side(self.encoder), discard_seams)
         device = self._compute_device(x)
-        moments = run_weighted(x, lambda tile: self.encoder(tile.to(device), causal), plan)
+        moments = run_weighted(x, lambda tile: self.encoder(tile.to(device), causal), plan, self._run_tiles(True))
         return _encoder_output(moments, return_dict)
 
     def forward(

@@ -22,12 +22,10 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import nn
 from torch.nn import functional as F
 
+from ..kernels.steps import pixel_norm_silu
 from .modulation import SINUSOID_DIM, timestep_sinusoid
 from .video_vae_config import STRIDES, DownStage, UpStage
 from .video_vae_streaming import Carried, Stage, may_overwrite, stream_stage
-
-# Reference: `PixelNorm`; unrelated to the config key `resnet_norm_eps`.
-PIXEL_NORM_EPS = 1e-8
 
 # Where a border of one position takes its values, as indices into the padded axis: (leading, trailing).
 _BORDER_SOURCES = {"reflect": (2, -3), "replicate": (1, -2), "circular": (-2, 1)}
@@ -139,14 +137,15 @@ class CausalConv3d(nn.Module):
             carried: What is kept between the chunks of a clip; None takes `x` for the whole clip.
             overwrite: Whether the caller needs `x` no more, so that its memory may be used.
         """
+        return self.pad(self.activated(x, modulation, overwrite), causal, carried)
+
+    def activated(self, x: torch.Tensor, modulation: Modulation | None, overwrite: bool) -> torch.Tensor:
+        """The first part of [`activate`], without padding: `[B, C, F, H, W]`."""
         in_place = may_overwrite()
-        rms = ((x * x).mean(dim=1, keepdim=True) + PIXEL_NORM_EPS).sqrt()
-        x = x.div_(rms) if overwrite and in_place and x.is_contiguous() else x / rms
-        if modulation is not None:
-            shift, scale = modulation
-            x = x.mul_(1 + scale).add_(shift) if in_place else x * (1 + scale) + shift
         # Before padding: on tensors with gaps some processors compute SiLU with another rounding at the end of every row.
-        return self.pad(F.silu(x, inplace=in_place), causal, carried)
+        y = pixel_norm_silu(x, modulation, in_place, overwrite and in_place and x.is_contiguous())
+        # Compiled, all of it is one step, which writes where it has read.
+        return x.copy_(y) if overwrite and not in_place and not torch.is_grad_enabled() else y
 
     def _time_border(self, causal: bool, carried: Carried | None) -> tuple[torch.Tensor | None, int, int]:
         """The frames kept for this layer, and how often a first frame and a last one are repeated."""

@@ -21,6 +21,8 @@ TIME, HEIGHT, WIDTH = 2, 3, 4
 
 # Encodes or decodes one tile.
 Run = Callable[[torch.Tensor], torch.Tensor]
+# Runs tiles and hands out the results in the same order, as `map` does.
+RunTiles = Callable[[Run, Iterable[torch.Tensor]], Iterator[torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -78,14 +80,18 @@ def _tail(x: torch.Tensor, extent: int, dim: int) -> torch.Tensor:
     return x.narrow(dim, x.shape[dim] - extent, extent).clone()
 
 
-def run_blended_space(x: torch.Tensor, run: Run, rows: BlendedAxis, columns: BlendedAxis) -> torch.Tensor:
+def run_blended_space(
+    x: torch.Tensor, run: Run, rows: BlendedAxis, columns: BlendedAxis, run_tiles: RunTiles = map
+) -> torch.Tensor:
     """Run `x` tile by tile, row-major, and blend the results; only the borders of finished tiles are kept."""
     output: torch.Tensor
+    spans = product(rows.spans, columns.spans)
+    tiles = iter(run_tiles(run, (x[:, :, :, slice(*row), slice(*column)] for row, column in spans)))
     above: list[torch.Tensor | None] = [None] * len(columns.spans)
-    for i, (top, bottom) in enumerate(rows.spans):
+    for i in range(len(rows.spans)):
         left = None
-        for j, (start, end) in enumerate(columns.spans):
-            tile = run(x[:, :, :, top:bottom, start:end])
+        for j in range(len(columns.spans)):
+            tile = next(tiles)
             blend_into(tile, above[j], rows.blend, HEIGHT)
             blend_into(tile, left, columns.blend, WIDTH)
             above[j] = _tail(tile, rows.blend, HEIGHT)
@@ -306,13 +312,13 @@ def _plan(*axes: Iterable[WeightedSpan]) -> TilePlan:
     return TilePlan(*(_normalized(list(axis)) for axis in axes))
 
 
-def run_weighted(x: torch.Tensor, run: Run, plan: TilePlan) -> torch.Tensor:
+def run_weighted(x: torch.Tensor, run: Run, plan: TilePlan, run_tiles: RunTiles = map) -> torch.Tensor:
     """Run every tile of `plan` on `x` and return their weighted sum."""
-    chunks = list(stream_weighted(x, run, plan))
+    chunks = list(stream_weighted(x, run, plan, run_tiles))
     return chunks[0] if len(chunks) == 1 else torch.cat(chunks, dim=TIME)
 
 
-def stream_weighted(x: torch.Tensor, run: Run, plan: TilePlan) -> Iterator[torch.Tensor]:
+def stream_weighted(x: torch.Tensor, run: Run, plan: TilePlan, run_tiles: RunTiles = map) -> Iterator[torch.Tensor]:
     """Yield the weighted sum of `plan`'s tiles in order of time, each part as soon as no later tile adds to it.
 
     At most one temporal group of tiles and the overlap of its predecessors are alive, whatever the length of `x`.
@@ -320,7 +326,7 @@ def stream_weighted(x: torch.Tensor, run: Run, plan: TilePlan) -> Iterator[torch
     ends = [later.target.start for later in plan.time[1:]] + [plan.time[-1].target.stop]
     overlap = None
     for span, end in zip(plan.time, ends):
-        group = _run_group(x, run, plan, span)
+        group = _run_group(x, run, plan, span, run_tiles)
         if overlap is not None:
             group[:, :, : overlap.shape[TIME]] += overlap
         finished = end - span.target.start
@@ -331,11 +337,12 @@ def stream_weighted(x: torch.Tensor, run: Run, plan: TilePlan) -> Iterator[torch
         del group
 
 
-def _run_group(x: torch.Tensor, run: Run, plan: TilePlan, span: WeightedSpan) -> torch.Tensor:
+def _run_group(x: torch.Tensor, run: Run, plan: TilePlan, span: WeightedSpan, run_tiles: RunTiles) -> torch.Tensor:
     """Sum the weighted tiles that share one span of time, in at least single precision."""
     group: torch.Tensor
-    for index, (row, column) in enumerate(product(plan.height, plan.width)):
-        tile = run(x[:, :, span.source, row.source, column.source])
+    places = list(product(plan.height, plan.width))
+    tiles = run_tiles(run, (x[:, :, span.source, row.source, column.source] for row, column in places))
+    for index, ((row, column), tile) in enumerate(zip(places, tiles)):
         if index == 0:
             dtype = torch.promote_types(tile.dtype, torch.float32)
             group = tile.new_zeros(*tile.shape[: TIME + 1], *plan.size, dtype=dtype)

@@ -23,10 +23,10 @@ from ..checkpoints import origin, pipeline_folder
 from ..checkpoints.card import PipelineFacts, pipeline_card
 from ..checkpoints.class_names import PACKAGE, model_pair, portable_pipeline, to_ours, to_portable
 from ..checks import check_loaded
-from ..memory.mixin import BlockStreamingMixin
 from ..memory.placement import OnDemandModel, Placement
 from ..models import saving, video_vae
 from ..quantization.configs import TRANSFORMERS, as_pipeline_config, register
+from .compilation import CompilationMixin
 
 logger = logging.get_logger(__name__)
 
@@ -63,7 +63,7 @@ def extends(base: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
     return decorate
 
 
-class LTX2PipelineBase(saving.AtomicSaveMixin, BlockStreamingMixin):
+class LTX2PipelineBase(saving.AtomicSaveMixin, CompilationMixin):
     """Loading, saving and run-time state of every LTX-2 pipeline.
 
     Folders saved by diffusers load into this package's classes. What is saved here names diffusers' classes wherever

@@ -319,17 +319,18 @@ def generate(
     pipeline.reset(UNGUIDED, request.attention_kwargs)
     callback = StepCallback(pipeline, request.delivery.callback, request.delivery.callback_inputs, texts.embeds)
     latents = first_latents(pipeline, request.start, runs[0].plan)
-    sounds, sigmas, forwards = [], [], []
+    sounds, sigmas, forwards, passes = [], [], [], []
     for index, one in enumerate(runs):
         if index:
             latents = _enlarged(pipeline, latents, one)
         # Also without adapters of its own: the transformer scales active ones by `attention_kwargs`, and scaling
         # back leaves other strengths.
         with active.added_adapters(pipeline, one.stage.adapters or {}):
-            latents, levels = run_stage(pipeline, one, texts.contexts, latents, request.start, callback)
+            latents, levels, made = run_stage(pipeline, one, texts.contexts, latents, request.start, callback)
         sounds.append(latents.audio)
         sigmas.append(levels.tolist())
         forwards.append(pipeline._forwards_per_step)
+        passes.append(made)
         if pipeline._interrupt:
             break
     latents = latents._replace(audio=sounds[-1 if pipeline._interrupt else request.audio_stage])
@@ -340,6 +341,7 @@ def generate(
         "sigmas": sigmas[0] if single else sigmas,
         "sampler": runs[0].stage.sampler if single else [one.stage.sampler for one in runs],
         "forwards_per_step": forwards[0] if single else forwards,
+        "passes": passes[0] if single else passes,
         **({} if texts.enhanced is None else {"enhanced_prompt": texts.enhanced}),
     }
     return Generated(latents, runs[len(forwards) - 1].plan, info)
@@ -362,8 +364,8 @@ def run_stage(
     latents: Tensors,
     start: Start,
     callback: StepCallback,
-) -> tuple[Tensors, torch.Tensor]:
-    """Latents in, denoised latents and the noise levels of the way out.
+) -> tuple[Tensors, torch.Tensor, dict[str, Any]]:
+    """Latents in; denoised latents, the noise levels of the way and what became of the passes out.
 
     Latents are normalised and unpacked, `None` for an absent stream.
     """
@@ -388,6 +390,7 @@ def run_stage(
     timesteps = sigmas[:-1] * 1000
     pipeline._num_timesteps = len(timesteps)
     pipeline._forwards_per_step = denoiser.forwards_per_prediction * run.sampler.predictions_per_step
+    denoiser.num_predictions = len(timesteps) * run.sampler.predictions_per_step
     pipeline._scales = Streams(*(stage.scales or UNGUIDED))
     with pipeline.progress_bar(total=len(timesteps)) as progress:
 
@@ -406,7 +409,7 @@ def run_stage(
         finally:
             pipeline._current_timestep = None
             pipeline.release(stage.transformer)
-    return on_streams(lambda state, tool: _target(state.latent, tool), states, tools), sigmas
+    return on_streams(lambda state, tool: _target(state.latent, tool), states, tools), sigmas, denoiser.passes
 
 
 def _follow_scales(pipeline: LTX2GenerationPipeline, run: StageRun, denoiser: GuidedDenoiser, before: Scales) -> None:
@@ -462,6 +465,10 @@ def _prepared_stage(
 def _check_values(request: Request, batch_size: int, pipeline: LTX2GenerationPipeline) -> None:
     start, delivery, watchable = request.start, request.delivery, pipeline._callback_tensor_inputs
     checks.check_generator(start.generator, batch_size, torch.device(pipeline._execution_device))
+    if start.generator is None and pipeline.is_parallel:
+        raise ValueError(
+            "`generator` is not given, but processes that share a call need equal noise; give one of the same seed in each"
+        )
     checks.check_attention_kwargs(request.attention_kwargs)
     checks.check_choice("output_type", delivery.output_type, OUTPUT_TYPES)
     unknown = [name for name in delivery.callback_inputs if name not in watchable]

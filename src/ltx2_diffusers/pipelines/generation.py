@@ -20,6 +20,7 @@ from ..media.waveforms import fit_audio
 from ..memory.placement import OnDemandModel, Placement
 from ..memory.streaming import streamer_of
 from ..models import audio_vae, connectors, latent_upsampler, mel, transformer, video_vae, vocoder
+from ..models.context_parallel import token_parallel_config
 from ..planning.plan import MemoryPlan
 from ..sampling import PassLayout
 from ..schedulers.levels import FlowMatchEulerDiscreteScheduler, LTX2Scheduler, Scheduler
@@ -198,6 +199,50 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
             origin.origin_of(self.text_encoder).path if os.path.isfile(source) and self.has("text_encoder") else None
         )
         return plan_memory(source, vram_gb, ram_gb, **{"text_encoder": text, **wish})
+
+    def enable_parallelism(self, what: str = "tokens") -> None:
+        """Share the work of every call among the processes that torchrun has started, each with a device of its own.
+
+        `torch.distributed.init_process_group()` has to have been called, and every process has to make the same calls, with
+        generators of the same seeds; all of them return the same result. The tiles of a video VAE with tiling are shared, too.
+
+        Args:
+            what: `"tokens"` (default) splits the video's tokens in every pass, which needs a fast connection; `"passes"` gives
+                each process some passes of a guided step, which says little to the others but helps up to four processes
+                and no further than there are passes.
+
+        Raises:
+            ValueError: If there are no such processes, or this pipeline cannot share its work among so many.
+        """
+        checks.check_choice("what", what, ("tokens", "passes"))
+        distributed = torch.distributed
+        if not (distributed.is_available() and distributed.is_initialized()):
+            raise ValueError(
+                "enable_parallelism() shares work among processes, but there is no group of them; start the program by torchrun, "
+                "and call torch.distributed.init_process_group() first"
+            )
+        count, group = distributed.get_world_size(), distributed.group.WORLD
+        if count == 1:
+            return
+        networks = [getattr(self, name) for name in ("transformer", "stage_2_transformer") if self.has(name)]
+        if any(network._parallel_config is not None for network in networks):
+            raise ValueError(
+                "the tokens of this pipeline are shared among processes already; load it anew to change that"
+            )
+        if what == "passes":
+            self.pass_layout = replace(self.pass_layout, batched=False, group=group)
+        else:
+            configs = [token_parallel_config(network, count) for network in networks]
+            for network, config in zip(networks, configs):
+                network.enable_parallelism(config=config)
+            self.pass_layout = replace(self.pass_layout, group=None)
+        if self.has("vae"):
+            self.vae.share_tiles(group)
+
+    @property
+    def is_parallel(self) -> bool:
+        """Whether calls share their work among processes."""
+        return self.pass_layout.group is not None or self.transformer._parallel_config is not None
 
     def _card_facts(self) -> PipelineFacts:
         facts, texts_read = super()._card_facts(), self.has("text_encoder") and self.has("tokenizer")

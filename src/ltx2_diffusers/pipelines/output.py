@@ -33,9 +33,9 @@ class LTX2PipelineOutput(BaseOutput):
             `output_type="latent"`. `None` if the call generated no audio.
         frame_rate: Frames per second.
         sampling_rate: Samples per second of `audio`.
-        info: How the result was made: `preset` (version and kind), `sigmas`, `sampler` and `forwards_per_step` (most
-            passes of the transformer in a step), all three lists with an entry per stage if there are several,
-            `output_type`, `path` of a call with `save_path`, and what a recipe adds to it.
+        info: How the result was made: `preset` (version and kind), `sigmas`, `sampler`, `forwards_per_step` (most passes of
+            the transformer in a step) and `passes` (of each pass, how many `forwards` were computed, and the `skip_ratio` of
+            predictions that did without), all four lists with an entry per stage if there are several, `output_type`, `path` of a call with `save_path`, and what a recipe adds to it.
         video_source: File whose pictures, all of them, `frames` are, at the file's own rate or another, and whose packets
             `save` copies; `None` where they were generated.
         audio_source: File whose sound, from its start, is `audio`, and whose packets `save` copies.

@@ -143,19 +143,25 @@ def _context_widths(config: Any) -> tuple[int, int]:
     return config.cross_attention_dim, config.audio_cross_attention_dim
 
 
+def initial_states(clip: "ClipPlan", image: bool, device: torch.device) -> States:
+    """States without noise, whose first latent frame is given or not."""
+    tools = clip.tools
+    states: States = on_streams(lambda tool: tool.create_initial_state(device), tools)
+    video = states.video
+    if image and video is not None:
+        mask = video.denoise_mask.clone()
+        mask[:, : tools.video.tokens_per_frame] = 0
+        states = states._replace(video=replace(video, denoise_mask=mask))
+    return states
+
+
 def denoising(models: Models, clip: "ClipPlan", wish: Denoising) -> Run:
     """One step of the loop: all passes, guidance and the sampler."""
     transformer = models["transformer"]
     place = Place.of(transformer)
 
     def run() -> Any:
-        tools = clip.tools
-        states: States = on_streams(lambda tool: tool.create_initial_state(place.values), tools)
-        video = states.video
-        if wish.image and video is not None:
-            mask = video.denoise_mask.clone()
-            mask[:, : tools.video.tokens_per_frame] = 0
-            states = states._replace(video=replace(video, denoise_mask=mask))
+        states = initial_states(clip, wish.image, place.values)
         predictor = StepPredictor(denoiser_of(transformer, clip, wish), 0)
         return EulerSampler().step(predictor, states, torch.tensor(_SIGMAS), 0)
 

@@ -3,7 +3,7 @@
 Shapes: B batch, T tokens of a stream, S text tokens, D features of a token.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,8 +18,10 @@ from ..guidance.perturbations import isolating_perturbations, stg_perturbations
 from ..guidance.scales import Guiders, Scales, changed_guiders
 from ..models.mixed_precision import input_dtype
 from ..models.negative_text import NagWeights, NegativeText
+from ..models.step_cache import StepCache
 from ..models.text_cache import TextCache
 from ..models.transformer import LTX2AVTransformer3DModel
+from .ranks import PassShare
 
 # What is predicted before the first pass, and by a pass that is not made.
 _NOTHING: Tensors = Streams(None, None)
@@ -36,10 +38,17 @@ class PassLayout:
             beside them, and computes what passes share once for each. Default `False`: one pass after another.
         keeps_text: Whether keys and values of the text are kept between steps where they do not depend on the noise
             level (2.0). Costs 1.2 GB per prompt at full size in half precision. Default `True`.
+        group: Process group of `torch.distributed` whose ranks share the passes; all of them have to make the same call.
+            Default `None`, every process makes all of them.
     """
 
     batched: bool = False
     keeps_text: bool = True
+    group: Any = None
+
+    def __post_init__(self) -> None:
+        if self.batched and self.group is not None:
+            raise ValueError("`batched` is True, but the ranks of `group` make passes apart; leave one of them out")
 
 
 ONE_BY_ONE = PassLayout()
@@ -57,7 +66,8 @@ class GuidedDenoiser:
     """Predicts clean tokens from noisy ones, combining as few transformer passes as the guidance needs.
 
     A term whose weight is neutral for both streams costs no pass, and passes share what they have in common. One
-    object serves one run: it remembers the last prediction for guiders that skip steps.
+    object serves one run: it remembers the last prediction for guiders that skip steps, and what an enabled cache of the
+    transformer keeps.
 
     Args:
         transformer: The network; called with sigma * 1000 as timestep, returns velocities.
@@ -68,8 +78,14 @@ class GuidedDenoiser:
         attention_kwargs: Passed to the transformer.
         nag: How strongly the negative prompts act in the attention to the text of all passes that read the prompts;
             default not at all.
-        layout: How the passes are made. With `nag`, and with hooks that cache between steps, they are never one batch.
+        layout: How the passes are made. With `nag`, and with what caches between steps, they are never one batch; what
+            caches between steps excludes ranks that share them.
+
+    Attributes:
+        num_predictions: Predictions of the run, if known before it; some caches stretch their schedule to it.
     """
+
+    num_predictions: int | None = None
 
     def __init__(
         self,
@@ -103,6 +119,17 @@ class GuidedDenoiser:
             # The pass with the negative prompt, if there is one, reads the same keys and values.
             self.negative_text = NegativeText(negative.video, negative.audio, nag, self.negative_cache)
         self.previous = self.negative = _NOTHING
+        self._predictions, self._forwards, self._measured = 0, dict[str, int](), dict[str, list[float]]()
+        self._memories: dict[int, StepCache | None] = {}
+        self._share = None if layout.group is None else PassShare(self._names(self.needed), layout.group)
+        if transformer.is_cache_enabled:
+            if self._share is not None:
+                raise ValueError(
+                    "the passes of a step are shared among ranks, which do not know what a cache of the transformer skips on "
+                    'others; call transformer.disable_cache(), or enable_parallelism("tokens")'
+                )
+            # Hooks of the host library keep what they cache in the network, where another run may have left something.
+            transformer._reset_stateful_cache()
         self._uniform: dict[int, tuple[torch.Tensor, bool]] = {}
 
     def guide_by(self, guiders: Guiders) -> None:
@@ -129,6 +156,23 @@ class GuidedDenoiser:
         return guiders
 
     @property
+    def passes(self) -> dict[str, dict[str, Any]]:
+        """How often each pass was computed so far, `forwards`, and the share of predictions that did without, `skip_ratio`.
+
+        A prediction does without a pass whose scale is neutral at its noise level, which a skipped step leaves out, or which
+        an enabled cache replaces by what an earlier one computed. `mag_ratios` are what a `MagCacheConfig` that calibrates
+        has measured.
+        """
+        return {
+            name: {
+                "forwards": made,
+                "skip_ratio": round(1 - made / self._predictions, 4),
+                **({"mag_ratios": self._measured[name]} if name in self._measured else {}),
+            }
+            for name, made in self._forwards.items()
+        }
+
+    @property
     def forwards_per_prediction(self) -> int:
         """Most passes of the transformer for a guided prediction."""
         return 1 + sum(self.needed)
@@ -151,6 +195,7 @@ class GuidedDenoiser:
             step: Index of the step, which decides what guiders skip.
         """
         level = sigma.item()
+        self._predictions += 1
         guiders = on_streams(lambda guider: guider.at_sigma(level), self.guiders)
         pairs = zip(guiders, self.previous)
         skipped = Streams(*(g is not None and before is not None and g.should_skip_step(step) for g, before in pairs))
@@ -186,13 +231,63 @@ class GuidedDenoiser:
         negative = self.negative_context if with_negative else None
         is_alone = len(masks) == 1 and negative is None
         if self.layout.batched and not (is_alone or self.negative_text or self.transformer.is_cache_enabled):
-            return self._forward_together(masks, inputs, negative)
+            together = self._forward_together(masks, inputs, negative)
+            self._count(together)
+            return together
+        if self._share is None or is_alone:
+            return self._one_by_one(masks, inputs, negative)
+        names = [*masks, *(["negative"] if negative is not None else [])]
+        mine = self._share.mine(names)
+        own = {name: mask for name, mask in masks.items() if name in mine}
+        made = self._one_by_one(own, inputs, negative if "negative" in mine else None)
+        self._count(name for name in names if name not in mine)
+        return self._share.exchanged(names, made, Streams(inputs["hidden_states"], inputs["audio_hidden_states"]))
+
+    @staticmethod
+    def _names(needed: NeededPasses) -> list[str]:
+        """Names of the passes, those that share blocks one after the other."""
+        wanted = {"perturbed": needed.perturbed, "isolated": needed.isolated, "negative": needed.negative}
+        return ["conditional", *(name for name, is_needed in wanted.items() if is_needed)]
+
+    def _one_by_one(
+        self, masks: KeepMasks, inputs: dict[str, Any], negative: TextContext | None
+    ) -> dict[str, Streams[Any]]:
+        """Velocities of passes, one after another."""
         # The passes of the positive prompt differ in what they leave out, and share all blocks before the first such.
         shared = {**inputs, "negative_text": self.negative_text}
-        passes = self._forward(masks, shared, self.positive, self.positive_cache)
+        texts = [(0, masks, shared, self.positive, self.positive_cache)] if masks else []
         if negative is not None:
-            passes |= self._forward({"negative": None}, inputs, negative, self.negative_cache)
+            texts.append((1, {"negative": None}, inputs, negative, self.negative_cache))
+        passes: dict[str, Streams[Any]] = {}
+        for index, own_masks, own_inputs, context, text_cache in texts:
+            memory = self._memory(index)
+            passes |= self._forward(own_masks, own_inputs, context, text_cache, memory)
+            self._count(own_masks, memory)
         return passes
+
+    def _count(self, names: Iterable[str], memory: StepCache | None = None) -> None:
+        """Note which passes were computed, and what was measured of them."""
+        names = list(names)
+        skipped = [False] * len(names) if memory is None else memory.skipped
+        for name, skip in zip(names, skipped):
+            self._forwards[name] = self._forwards.get(name, 0) + (not skip)
+        for name, ratio in zip(names, () if memory is None else memory.measured):
+            self._measured.setdefault(name, []).append(round(ratio, 5))
+
+    def _memory(self, text: int) -> StepCache | None:
+        """What an enabled cache keeps between steps of the passes that read a prompt, if it does not keep it itself.
+
+        Args:
+            text: 0 for the prompt, 1 for the negative one.
+        """
+        if not self.transformer.is_cache_enabled:
+            return None
+        if text not in self._memories:
+            self._memories[text] = self.transformer.new_step_cache(self.num_predictions)
+        memory = self._memories[text]
+        if memory is not None:
+            memory.index = self._predictions - 1
+        return memory
 
     def _forward_together(
         self, masks: KeepMasks, inputs: dict[str, Any], negative: TextContext | None
@@ -215,7 +310,12 @@ class GuidedDenoiser:
         return {name: Streams(*pair) for name, *pair in zip(names, *rows_of)}
 
     def _forward(
-        self, masks: KeepMasks, inputs: dict[str, Any], context: TextContext, text_cache: TextCache | None
+        self,
+        masks: KeepMasks,
+        inputs: dict[str, Any],
+        context: TextContext,
+        text_cache: TextCache | None,
+        memory: StepCache | None = None,
     ) -> dict[str, Streams[Any]]:
         """Velocities of passes that read the same text."""
         call = partial(
@@ -228,8 +328,8 @@ class GuidedDenoiser:
             text_cache=text_cache,
             return_dict=False,
         )
-        if not self.transformer.is_cache_enabled:
-            results = call(perturbation_keep_masks=list(masks.values()))
+        if memory is not None or not self.transformer.is_cache_enabled:
+            results = call(perturbation_keep_masks=list(masks.values()), step_cache=memory)
             return {name: Streams(*velocities) for name, velocities in zip(masks, results)}
         passes = {}
         for name, mask in masks.items():

@@ -45,7 +45,9 @@ def admit(call: Mapping[str, Any], limits: Limits) -> None:
         )
     steps = call.get("num_inference_steps") or 0
     if steps > limits.max_steps:
-        raise ValueError(f"`num_inference_steps` is {steps}, more than the {limits.max_steps} that this server makes")
+        raise ValueError(
+            f"`num_inference_steps` is {steps}, more than the {limits.max_steps} that this server makes; use {limits.max_steps}"
+        )
     for name in ("sigmas", "stage_2_sigmas"):
         if len(call.get(name) or ()) > limits.max_steps:
             raise ValueError(f"`{name}` has more than the {limits.max_steps} steps that this server makes")

@@ -396,7 +396,7 @@ def _add_watching(app: FastAPI, server: Server) -> None:
 
     @app.get("/v1/videos/{video_id}/events", response_class=StreamingResponse, responses=_NOT_FOUND)
     def video_events(request: Request, video_id: str) -> StreamingResponse:
-        """What happens to a job, as server-sent events `status`, `progress` and `preview`, until it has ended."""
+        """What happens to a job, as server-sent events `status`, `progress`, `preview` and, of a storyboard, `shot`, until it has ended."""
         server.row(request, video_id)
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         return StreamingResponse(_events(server, request, video_id), media_type="text/event-stream", headers=headers)

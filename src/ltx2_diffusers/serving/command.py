@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _ENGINE = (
     *("checkpoint", "text_encoder", "upsampler", "distilled_lora"),
-    *("device", "dtype", "offload", "tiling", "prompt_cache"),
+    *("device", "dtype", "offload", "tiling", "compile", "prompt_cache", "step_cache"),
 )
 _PACKAGES = ("fastapi", "uvicorn", "sqlalchemy", "prometheus_client", "python_multipart", "pydantic")
 _INSTALL = "pip install 'ltx2-diffusers[serve]'"
@@ -193,9 +193,13 @@ def _runner(settings: Settings, fleet: Fleet | None) -> "Runner":
         from .fleet.runner import FleetRunner
 
         return FleetRunner(settings, fleet)
+    from .running import WorkerDied
     from .worker import WorkerProcess
 
-    return WorkerProcess(settings.engine, settings.inputs, settings.results, settings.limits.time_limit)
+    try:
+        return WorkerProcess(settings.engine, settings.inputs, settings.results, settings.limits.time_limit)
+    except WorkerDied as error:
+        raise ValueError(f"{error}; what it said stands above, and if that is nothing, it lacked memory") from error
 
 
 def _check_installed() -> None:

@@ -47,12 +47,11 @@ class ServedModel:
     adapters: tuple[str, ...] = ()
     distilled_lora: float | None = None
     memory: Mapping[str, Any] | None = None
+    identity: dict[str, Any] = field(default_factory=dict)
 
     def forecast(self, memory_gb: float | None) -> Forecast | None:
         """Foretells the memory of clips, within so many GiB if they are said."""
         return None if self.memory is None else Forecast(self.memory, self.version, self.kind, memory_gb)
-
-    identity: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -100,13 +99,7 @@ class Job:
     def from_json(text: str, inputs: Path) -> "Job":
         """The job of a text; its files lie in a folder of its own in `inputs`."""
         folder = inputs / json.loads(text)["id"]
-
-        def located(value: dict[str, Any]) -> Any:
-            # A LoRA may be called "file".
-            is_file = value.keys() == {"file"} and isinstance(value["file"], str)
-            return folder / value["file"] if is_file else value
-
-        return Job(**json.loads(text, object_hook=located))
+        return Job(**json.loads(text, object_hook=lambda value: located(value, folder)))
 
     @property
     def files(self) -> list[Path]:
@@ -318,6 +311,13 @@ def check_texts(texts: Iterable[str | Collection[str] | None], limits: Limits) -
     lists = [[text] if isinstance(text, str) else text for text in texts if text is not None]
     if any(len(text) > limits.max_prompt for one in lists for text in one):
         raise ValueError(f"`prompt` is longer than the {limits.max_prompt} characters that this server takes")
+
+
+def located(value: dict[str, Any], folder: Path) -> Any:
+    """The file in a folder that an object of JSON stands for, or the object if it stands for none."""
+    # A LoRA may be called "file".
+    is_file = value.keys() == {"file"} and isinstance(value["file"], str)
+    return folder / value["file"] if is_file else value
 
 
 def discard(place: Path) -> None:

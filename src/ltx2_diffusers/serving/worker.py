@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..cli.loading import check_device
-from .jobs import Job, ServedModel
+from .jobs import Job, ServedModel, located
 from .running import (
     PATIENCE_S,
     LocalRunner,
@@ -128,9 +128,7 @@ def _written(message: Mapping[str, Any]) -> str:
 
 
 def _read_message(line: str) -> dict[str, Any]:
-    message: dict[str, Any] = json.loads(
-        line, object_hook=lambda value: Path(value["file"]) if value.keys() == {"file"} else value
-    )
+    message: dict[str, Any] = json.loads(line, object_hook=lambda value: located(value, Path()))
     return message
 
 

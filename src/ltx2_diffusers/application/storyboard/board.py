@@ -195,6 +195,10 @@ class Storyboard:
         if self.director_tokens is not None:
             checks.check_at_least_one(director_tokens=self.director_tokens)
         if self.audio is None:
+            if self.audio_start_s > 0:
+                raise ValueError(
+                    f"`audio_start_s` is {self.audio_start_s:g}, but there is no `audio`; give one, or leave it out"
+                )
             return
         if not self.generate_audio:
             raise ValueError("`audio` is given, but `generate_audio` is False; leave one of them out")

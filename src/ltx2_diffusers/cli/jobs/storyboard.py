@@ -16,12 +16,14 @@ from ..manifest import STORYBOARD, input_hashes, write_manifest
 from ..modes import check_together
 from ..options import OPTIONS
 from ..values import Options
+from .ranks import check_alone
 
 _CLIP_HELP = "file to write, .mp4 or .mov; FILE.json beside it says how it was made"
 _TAKEN = {
     "output": ("output", "preview", "preview_every"),
     "checkpoint (default: that of the storyboard)": (
-        *("checkpoint", "text_encoder", "device", "dtype", "offload", "tiling", "prompt_cache", "no_text_encoder"),
+        *("checkpoint", "text_encoder", "device", "dtype", "offload", "tiling", "compile", "step_cache"),
+        *("prompt_cache", "no_text_encoder"),
     ),
 }
 # What overlaps in the miniature's short segments.
@@ -107,6 +109,7 @@ def make(given: Options, remake: bool = False, keep_segments: bool = False) -> d
         if progress.path is not None:
             print(f"segment {progress.segment} of {progress.num_segments}: {progress.path}", flush=True)
 
+    check_alone("a storyboard")
     options = with_defaults(given)
     with _speaking_of_a_file():
         board = parse_storyboard(options[STORYBOARD])
@@ -227,6 +230,10 @@ def _identity(options: Options, hashes: Mapping[Path, str]) -> dict[str, Any]:
         "upsampler": hashes[options["upsampler"]] if "upsampler" in options else None,
         "dtype": options["dtype"],
         "tiling": "tiling" in options,
+        # Segments of earlier versions say nothing of it, and had none.
+        **({"step_cache": options["step_cache"]} if "step_cache" in options else {}),
+        # Compiled code rounds in another way.
+        **({"compile": True} if "compile" in options else {}),
     }
 
 

@@ -9,7 +9,7 @@ from ...cli.manifest import STORYBOARD
 from ..jobs import Job
 
 _LOADED = ("checkpoint", "text_encoder", "upsampler")
-_SAID = ("dtype", "tiling", "quantize")
+_SAID = ("dtype", "tiling")
 
 
 def identity_of(options: Mapping[str, Any]) -> dict[str, Any]:

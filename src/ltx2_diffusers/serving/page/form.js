@@ -18,7 +18,7 @@ const PICTURES = "image/png,image/jpeg,image/webp";
 const CLIPS = "video/*";
 const SOUNDS = "audio/*";
 // Where what the server says of a field is shown, if its field has another name here.
-const PLACES = { retake: "from", num_frames: "seconds", image_at: "last", keep_audio: "keep", keep_video: "keep", size: "width", num_inference_steps: "steps" };
+const PLACES = { retake: "from", num_frames: ["seconds", "width"], image_at: "last", keep_audio: "keep", keep_video: "keep", size: "width", num_inference_steps: "steps" };
 // Fields that the page gives in its own way, or not at all.
 const OWN = ["model", "prompt", "seconds", "size", "input_reference", "adapters", "stream", "preview_every", "retake", "extend", "add_sound", "audio_only", "keep_video", "keep_audio"];
 // Fields whose values have another form, or hang on another field.
@@ -111,7 +111,7 @@ export function makeForm({ properties, defaults, limits, adapters, routes }, onJ
     const general = [];
     let first = null;
     for (const { loc, msg } of details) {
-      const name = [loc[1], PLACES[loc[1]]].find((one) => fields[one] && isShown(fields[one].element));
+      const name = [loc[1], PLACES[loc[1]]].flat().find((one) => fields[one] && isShown(fields[one].element));
       if (task().id === "storyboard" && board.refuse([{ loc, msg }])) continue;
       if (!name) {
         general.push(loc.length > 1 ? `${loc.slice(1).join(", ")}: ${msg}` : msg);
@@ -214,6 +214,6 @@ const withWait = ({ details, retryAfter }) => (retryAfter ? details.map((one) =>
 /** A reason in which names of fields are the labels of this page. */
 const readable = (text, properties, fields) =>
   text.replace(/`(\w+)`/g, (whole, name) => {
-    const label = (fields[name] ?? fields[PLACES[name]])?.element.querySelector("label")?.textContent;
+    const label = [name, PLACES[name]].flat().map((one) => fields[one]).find(Boolean)?.element.querySelector("label")?.textContent;
     return label ? `“${label}”` : properties[name] ? `“${words(name)}”` : whole;
   });

@@ -132,7 +132,7 @@ class StoryboardPlanner:
 
         def check(named: Mapping[str, Any] | None, field: str) -> None:
             if unknown := sorted((named or {}).keys() - known):
-                there = ", ".join(self.model.adapters) or "none"
+                there = ", ".join(sorted(known)) or "none"
                 raise ValueError(f"`{field}` names {unknown[0]!r}, which is not loaded; there are {there}")
 
         for number, shot in enumerate(board.shots, start=1):

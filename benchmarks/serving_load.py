@@ -242,7 +242,7 @@ def overhead(folder: Path, steps: int, repeats: int) -> dict[str, Any]:
         began = time.perf_counter()
         generator = torch.Generator().manual_seed(7)
         call = {"num_inference_steps": steps, "guidance_scale": 3.0, "frame_rate": 25.0, "output_type": "uint8"}
-        pipeline("a red circle", negative, generator=generator, **size, **call).save(folder / "bare.mp4")
+        pipeline("a red circle", negative, generator=generator, save_path=folder / "bare.mp4", **size, **call)
         return time.perf_counter() - began
 
     def served() -> float:

@@ -192,6 +192,8 @@ def test_a_file_is_brought_to_the_wished_rate_by_its_times(pipe, source_file):
         assert changed(output.frames, frames) == changed(retake(pipe, expected, frame_rate=rate).frames, frames)
     with no_forward(pipe), pytest.raises(ValueError, match="`num_frames` is 17, but the video has 9 frames"):
         retake(pipe, source_file, frame_rate=12.0, num_frames=17)
+    with no_forward(pipe), pytest.raises(ValueError, match=r"`frame_rate` has to be at most 1000 .*; use 1000"):
+        retake(pipe, source_file, frame_rate=1e30, num_frames=17)
 
 
 def test_a_varying_rate_becomes_the_average_one_with_a_warning(pipe, tmp_path):

@@ -91,6 +91,7 @@ class SourceRate(NamedTuple):
 def source_rate(video: Frames, frame_rate: float | None) -> SourceRate:
     """The rate of a clip: the wished one, or else that of its file, or 24.0."""
     checks.check_positive(frame_rate=frame_rate)
+    checks.check_most(checks.MAX_FRAME_RATE, frame_rate=frame_rate)
     if not is_video_file(video):
         return SourceRate(24.0 if frame_rate is None else frame_rate)
     info = probe(video)
@@ -128,6 +129,7 @@ def rate_to_read(frame_rate: float | str | None, frames: Frames, clip_rate: floa
             "the frames of a file one by one"
         )
     checks.check_positive(frame_rate=frame_rate)
+    checks.check_most(checks.MAX_FRAME_RATE, frame_rate=frame_rate)
     if not any(map(is_video_file, parts)):
         raise ValueError(
             f"`frame_rate` is {frame_rate}, but only video files have a rate, and `frames` names none; leave it out"

@@ -151,13 +151,19 @@ def main() -> int:
     os.dup2(2, 1)
 
     def say(**message: Any) -> None:
-        print(written(message), file=out)
+        # In one piece, as several threads may speak.
+        out.write(f"{written(message)}\n")
 
     quiet_prompts()
     settings = read_message(sys.stdin.readline())
+    wanted: queue.SimpleQueue[list[str]] = queue.SimpleQueue()
+    stops: dict[str, str] = {}
     rank: Rank | None = None
     try:
         rank = rank_of(settings, say, _command())
+        # Whoever waits for other ranks has to notice that they are gone.
+        end = os._exit if rank is None else rank.end
+        threading.Thread(target=_listen, args=(wanted, stops, end), daemon=True).start()
         runner = _runner(settings, rank)
     except (ValueError, OSError) as error:
         say(refused=str(error))
@@ -167,10 +173,6 @@ def main() -> int:
     if isinstance(rank, FirstRank):
         rank.wait()
     say(ready=vars(runner.model))
-    wanted: queue.SimpleQueue[list[str]] = queue.SimpleQueue()
-    stops: dict[str, str] = {}
-    end = os._exit if rank is None else rank.end
-    threading.Thread(target=_listen, args=(wanted, stops, end), daemon=True).start()
 
     def report(*event: Any) -> None:
         if not isinstance(rank, OtherRank):

@@ -28,7 +28,7 @@ Say = Callable[..., None]
 T = TypeVar("T")
 
 _HOST, _PORT = "127.0.0.1", "MASTER_PORT"
-# What of the outcomes of a run other ranks do not share, since they wait for the one that it happened to.
+# What may have happened to one rank alone, for which the others wait in the middle of the run then.
 _OWN_ERRORS = ("server_error", "out_of_memory")
 
 
@@ -118,6 +118,7 @@ class FirstRank(Rank):
         world = launched().world
         self._meeting = TCPStore(_HOST, 0, world, is_master=True, wait_for_workers=False)
         self._heard: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._ending = threading.Lock()
         # Ended processes leave it to this one to remove what they wrote.
         self._writing = temporary_folder(settings["results"])
         self._place = self._writing.__enter__()
@@ -147,14 +148,15 @@ class FirstRank(Rank):
             self._heard.get()
 
     def end(self, status: int) -> None:
-        """See [`Rank`]."""
-        for process in self._others:
-            process.kill()
-        for process in self._others:
-            process.wait()
-        with suppress(OSError):
-            self._writing.__exit__(None, None, None)
-        os._exit(status)
+        """See [`Rank`]; the first thread that calls this does it."""
+        with self._ending:
+            for process in self._others:
+                process.kill()
+            for process in self._others:
+                process.wait()
+            with suppress(OSError):
+                self._writing.__exit__(None, None, None)
+            os._exit(status)
 
     def _store(self) -> Any:
         return self._meeting

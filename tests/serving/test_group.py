@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -215,6 +216,39 @@ def test_what_no_process_can_load_is_said(tmp_path):
             10.0,
             Group(ranks=2),
         )
+
+
+# The other process lacks memory in the middle of a job of seed 13, while the first one waits for it.
+LACKING = """
+import os, sys
+from ltx2_diffusers.serving import running, worker
+
+follow = running._Watcher.__call__
+
+def lack(self, pipeline, step, *rest):
+    if self._jobs[0].seed == 13 and step == 1:
+        raise MemoryError
+    return follow(self, pipeline, step, *rest)
+
+if os.environ["RANK"] == "1":
+    running._Watcher.__call__ = lack
+worker._command = lambda: [sys.executable, __file__]
+sys.exit(worker.main())
+"""
+
+
+@pytest.mark.slow
+def test_a_clip_that_lacks_memory_on_one_fails_once(tmp_path, monkeypatch):
+    program = tmp_path / "program.py"
+    program.write_text(LACKING)
+    monkeypatch.setattr("ltx2_diffusers.serving.worker._command", lambda: [sys.executable, str(program)])
+    with served_by(tmp_path / "data", Group(ranks=2, parallel="passes")) as client:
+        before = client.runner.process_id
+        job = create(client, **{**LONG, "seed": 13})
+        assert finished(client, job)["error"]["code"] == "out_of_memory"
+        assert client.app.state.server.store.get(job).attempts == 1
+        assert finished(client, create(client, **JOB))["status"] == "completed"
+        assert client.runner.process_id != before
 
 
 @pytest.mark.gpu

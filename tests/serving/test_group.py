@@ -104,7 +104,8 @@ def served_by(folder: Path, group: Group, time_limit_s: float = 120.0, **engine)
 
 
 def board(client) -> str:
-    answer = client.post("/v1/storyboards", json=BOARD)
+    # With guidance there are several passes to share.
+    answer = client.post("/v1/storyboards", json={**BOARD, "guidance_scale": 3.0})
     assert answer.status_code == 200, answer.text
     return answer.json()["id"]
 

@@ -49,6 +49,7 @@ def test_replicas_are_options():
         device="cuda",
     )
     scale = {"least": 2, "most": 8, "scale_up_after": 0, "scale_down_after": 60}
+    assert fleet("--ray", "auto", "--gpus-per-replica", "4", device="cuda") == Fleet(address="auto", gpus=4)
     assert given == Fleet(address="head:6379", gpus=0.5, cpus=4, resources={"fast_disk": 1}, **scale)
 
 
@@ -62,7 +63,7 @@ def test_replicas_are_options():
         (["--ray", "ray://head:10001"], "cpu", "--ray auto"),
         (["--ray", "local", "--gpus-per-replica", "1"], "cpu", "use --device cuda"),
         (["--ray", "local", "--gpus-per-replica", "0"], "cuda", "use 1"),
-        (["--ray", "local", "--gpus-per-replica", "2"], "cuda", "more --replicas"),
+        (["--ray", "local", "--gpus-per-replica", "1.5"], "cuda", "on whole ones; use 2"),
         (["--ray", "local"], "cuda:1", "use --device cuda"),
         (["--ray", "local", "--cpus-per-replica", "0"], "cpu", "greater than 0"),
         (["--ray", "local", "--scale-up-after", "-1"], "cpu", "at least 0"),
@@ -407,6 +408,30 @@ def test_replicas_follow_the_queue(cluster, tmp_path):
         clip(server, server.told("POST", "/v1/videos", JOB)["id"])
     finally:
         assert server.stop() == 0
+
+
+@pytest.mark.slow
+def test_a_replica_may_be_several_processes(cluster, tmp_path, expected):
+    both = ("--cpus-per-replica", "2", "--ranks", "2", "--parallel", "passes", "--grace", "1")
+    server = Server(tmp_path / "data", *options(cluster, *both))
+    try:
+        job = server.told("POST", "/v1/videos", {**LONG, "seed": 7})["id"]
+        side_by_side(video(server), [job])
+        [replica] = replicas(server)
+        ranks = [process for process in processes(sys.executable) if child_of(process, replica)]
+        assert len(ranks) == 2
+        os.kill(ranks[-1], signal.SIGKILL)
+        assert np.array_equal(clip(server, job), expected[0])
+    finally:
+        assert server.stop() == 0
+    assert not any(Path(f"/proc/{process}").exists() for process in ranks)
+
+
+def child_of(process: int, parent: int) -> bool:
+    """Whether a process was started by another one, or by one that this has started."""
+    while process > 1 and process != parent:
+        process = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+    return process == parent
 
 
 @pytest.mark.slow

@@ -16,6 +16,8 @@ from ..cli.modes import MODES
 from ..cli.options import OPTIONS
 from ..cli.values import flag
 from .fleet.settings import Fleet, add_options, check_ray, fleet_of
+from .group.settings import Group, group_of
+from .group.settings import add_options as add_group_options
 from .settings import Limits, Settings
 
 if TYPE_CHECKING:
@@ -98,6 +100,7 @@ def add_parser(commands: Any) -> None:
     for limit in fields(Limits):
         kind, metavar = (int, "N") if limit.type is int else (float, "NUMBER")
         limits.add_argument(flag(limit.name), type=kind, metavar=metavar, help=limit.metadata["help"])
+    add_group_options(parser)
     add_options(parser)
     parser.set_defaults(run=run)
 
@@ -108,6 +111,7 @@ def run(options: argparse.Namespace) -> int:
     given = vars(options)
     settings = settings_of(given)
     fleet = fleet_of(given, settings.engine["device"])
+    group = group_of(given, settings.engine, fleet)
     if fleet is not None:
         check_ray()
     _check_database(settings)
@@ -122,7 +126,7 @@ def run(options: argparse.Namespace) -> int:
         ) from error
     with listener:
         # A port is one server's alone, so that its name is, too.
-        _serve(replace(settings, name=f"{socket.gethostname()}:{listener.getsockname()[1]}"), fleet, listener)
+        _serve(replace(settings, name=f"{socket.gethostname()}:{listener.getsockname()[1]}"), fleet, group, listener)
     return 0
 
 
@@ -157,7 +161,7 @@ def settings_of(given: dict[str, Any]) -> Settings:
     )
 
 
-def _serve(settings: Settings, fleet: Fleet | None, listener: socket.socket) -> None:
+def _serve(settings: Settings, fleet: Fleet | None, group: Group, listener: socket.socket) -> None:
     import uvicorn
 
     from .app import create_app
@@ -165,7 +169,7 @@ def _serve(settings: Settings, fleet: Fleet | None, listener: socket.socket) -> 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     print(f"ltx2 serve: loading {settings.engine['checkpoint']}", flush=True)
     limits = settings.limits
-    app = create_app(settings, _runner(settings, fleet))
+    app = create_app(settings, _runner(settings, fleet, group))
     server = uvicorn.Server(
         uvicorn.Config(
             app,
@@ -187,17 +191,17 @@ def _serve(settings: Settings, fleet: Fleet | None, listener: socket.socket) -> 
     server.run(sockets=[listener])
 
 
-def _runner(settings: Settings, fleet: Fleet | None) -> "Runner":
+def _runner(settings: Settings, fleet: Fleet | None, group: Group) -> "Runner":
     """What makes the clips."""
     if fleet is not None:
         from .fleet.runner import FleetRunner
 
-        return FleetRunner(settings, fleet)
+        return FleetRunner(settings, fleet, group)
     from .running import WorkerDied
     from .worker import WorkerProcess
 
     try:
-        return WorkerProcess(settings.engine, settings.inputs, settings.results, settings.limits.time_limit)
+        return WorkerProcess(settings.engine, settings.inputs, settings.results, settings.limits.time_limit, group)
     except WorkerDied as error:
         raise ValueError(f"{error}; what it said stands above, and if that is nothing, it lacked memory") from error
 

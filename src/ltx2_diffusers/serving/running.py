@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..adapters.active import DISTILLED_ADAPTER, added_adapters
 from ..application.storyboard.making import StoryboardProgress
@@ -25,6 +25,9 @@ from .jobs import Job, ServedModel, in_fields, shortened
 from .manifests.identity import identity_of, used_by
 from .memory.forecast import memory_facts
 from .storyboards.making import make_film
+
+if TYPE_CHECKING:
+    from .group.ranks import Rank
 
 logger = logging.getLogger(__name__)
 
@@ -87,16 +90,22 @@ class LocalRunner:
         options: Options of `ltx2 generate` that say what is loaded, defaults filled in.
         results: Folder of finished clips.
         time_limit_s: Longest a run may take.
+        rank: What this process is among those that make each clip together; default it makes them alone.
     """
 
     slots = 1
 
-    def __init__(self, options: Mapping[str, Any], results: Path, time_limit_s: float) -> None:
+    def __init__(
+        self, options: Mapping[str, Any], results: Path, time_limit_s: float, rank: "Rank | None" = None
+    ) -> None:
         import ltx2_diffusers
 
+        self._agreed: Callable[[str | None], str | None] = _alone if rank is None else rank.said_by_first
         self._results, self._time_limit_s, self._offload = results, time_limit_s, options["offload"]
         # It has the components of all others.
         pipeline = load_pipeline(options, ltx2_diffusers.LTX2TwoStagePipeline)
+        if rank is not None:
+            rank.share(pipeline)
         self._pipelines: dict[str, Any] = {type(pipeline).__name__: pipeline}
         self._hooked, self._device = pipeline, options["device"]
         adapters = options.get("adapters", {})
@@ -111,7 +120,7 @@ class LocalRunner:
     def run(self, jobs: Sequence[Job], report: Report, stopped: Stopped) -> dict[str, Outcome]:
         """See [`Runner`]."""
         started = time.perf_counter()
-        watcher = _Watcher(jobs, report, stopped, started + self._time_limit_s, self._results)
+        watcher = _Watcher(jobs, report, stopped, started + self._time_limit_s, self._results, self._agreed)
         try:
             files, told = self._film(jobs[0], watcher) if jobs[0].mode == STORYBOARD else self._made(jobs, watcher)
         except Stop as stop:
@@ -194,6 +203,7 @@ class LocalRunner:
         name, loaded = mode.pipeline, next(iter(self._pipelines.values()))
         if name not in self._pipelines:
             self._pipelines[name] = mode.pipeline_class.from_pipe(loaded)
+            self._pipelines[name].pass_layout = loaded.pass_layout
             self._pipelines[name].set_progress_bar_config(disable=True)
         pipeline = self._pipelines[name]
         if self._offload != "none" and pipeline is not self._hooked:
@@ -275,8 +285,17 @@ def growing_file(results: Path, job_id: str) -> Path:
 class _Watcher:
     """The step callback of a run: tells how far it is and what it looks like, and ends it when it is to end."""
 
-    def __init__(self, jobs: Sequence[Job], report: Report, stopped: Stopped, deadline: float, folder: Path) -> None:
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        report: Report,
+        stopped: Stopped,
+        deadline: float,
+        folder: Path,
+        agreed: Callable[[str | None], str | None],
+    ) -> None:
         self._jobs, self._report, self._stopped, self._deadline = jobs, report, stopped, deadline
+        self._agreed = agreed
         every = jobs[0].preview_every
         self._sheet = None if every is None else ContactSheet(folder / f".{jobs[0].id}.preview.jpg", every)
         self._runs_begun, self._shots = 0, dict[str, int]()
@@ -307,11 +326,16 @@ class _Watcher:
         Raises:
             Stop: That is how.
         """
+        # Processes that make a clip together end at the same check, or some would wait for the others.
+        if reason := self._agreed(self._reason()):
+            raise Stop(reason)
+
+    def _reason(self) -> str | None:
+        """Why this process would end the run."""
         reasons = [self._stopped(job.id) for job in self._jobs]
         if all(reasons):
-            raise Stop(reasons[0] or "")
-        if time.perf_counter() > self._deadline:
-            raise Stop("time_limit")
+            return reasons[0]
+        return "time_limit" if time.perf_counter() > self._deadline else None
 
     def follow(self, progress: StoryboardProgress) -> None:
         """How far a storyboard is: before each step is told, after each segment, and while prompts are written."""
@@ -357,6 +381,10 @@ def _facts(file: Path) -> dict[str, Any]:
         "seconds": info.duration_s,
         "has_audio": info.sampling_rate is not None,
     }
+
+
+def _alone(reason: str | None) -> str | None:
+    return reason
 
 
 def _failed(code: str, message: str) -> Outcome:

@@ -11,12 +11,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ..cli.loading import check_device
-from .jobs import Job, ServedModel, located
+from .group.ranks import FirstRank, OtherRank, Rank, environment_of, rank_of
+from .group.settings import ALONE, Group
+from .jobs import Job, ServedModel
+from .lines import read_message, written
 from .running import (
     PATIENCE_S,
     LocalRunner,
@@ -43,6 +47,7 @@ class WorkerProcess:
         inputs: Folder of what requests bring.
         results: Folder of finished clips.
         time_limit_s: Longest a run may take.
+        group: Processes that make each clip together, of which this is the first; default it makes them alone.
 
     Raises:
         ValueError: If the checkpoint cannot be loaded.
@@ -50,8 +55,16 @@ class WorkerProcess:
 
     slots = 1
 
-    def __init__(self, options: Mapping[str, Any], inputs: Path, results: Path, time_limit_s: float) -> None:
-        self._settings = {"options": dict(options), "inputs": inputs.absolute(), "results": results.absolute()}
+    def __init__(
+        self, options: Mapping[str, Any], inputs: Path, results: Path, time_limit_s: float, group: Group = ALONE
+    ) -> None:
+        self._ranks = group.ranks
+        self._settings = {
+            "group": asdict(group),
+            "options": dict(options),
+            "inputs": inputs.absolute(),
+            "results": results.absolute(),
+        }
         self._settings["time_limit_s"] = self._time_limit_s = time_limit_s
         self._closed = False
         self._start()
@@ -88,10 +101,9 @@ class WorkerProcess:
             self._process.wait()
 
     def _start(self) -> None:
-        command = [sys.executable, "-m", __name__]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "env": environment_of(self._ranks)}
         # A session of its own, so that an interrupt at the terminal reaches the server alone, which ends it in order.
-        self._process = subprocess.Popen(command, text=True, encoding="utf-8", start_new_session=True, **pipes)  # type: ignore[call-overload]
+        self._process = subprocess.Popen(_command(), text=True, encoding="utf-8", start_new_session=True, **pipes)  # type: ignore[call-overload]
         self._lines: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         threading.Thread(target=self._read, args=(self._process, self._lines), daemon=True).start()
         self._send(**self._settings)
@@ -107,7 +119,11 @@ class WorkerProcess:
     @staticmethod
     def _read(process: subprocess.Popen, lines: "queue.SimpleQueue[dict[str, Any] | None]") -> None:
         for line in process.stdout or ():
-            lines.put(json.loads(line))
+            message = json.loads(line)
+            if message.get("ends"):
+                # The next job needs a new one.
+                process.wait()
+            lines.put(message)
         lines.put(None)
 
     def _stop(self, job_id: str, reason: str) -> None:
@@ -117,19 +133,15 @@ class WorkerProcess:
         if self._process.stdin is None:
             return
         try:
-            print(_written(message), file=self._process.stdin, flush=True)
+            print(written(message), file=self._process.stdin, flush=True)
         except OSError:
             # It is gone; the thread that reads says so.
             logger.warning("the worker does not listen any more")
 
 
-def _written(message: Mapping[str, Any]) -> str:
-    return json.dumps(message, default=lambda path: {"file": str(path)})
-
-
-def _read_message(line: str) -> dict[str, Any]:
-    message: dict[str, Any] = json.loads(line, object_hook=lambda value: located(value, Path()))
-    return message
+def _command() -> list[str]:
+    """What starts such a process."""
+    return [sys.executable, "-m", "ltx2_diffusers.serving.worker"]
 
 
 def main() -> int:
@@ -137,26 +149,59 @@ def main() -> int:
     # What libraries print goes where errors go.
     out = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)
+
+    def say(**message: Any) -> None:
+        # In one piece, as several threads may speak.
+        out.write(f"{written(message)}\n")
+
     quiet_prompts()
-    settings = _read_message(sys.stdin.readline())
-    try:
-        check_device(settings["options"]["device"])
-        runner = LocalRunner(settings["options"], settings["results"], settings["time_limit_s"])
-    except (ValueError, OSError) as error:
-        print(_written({"refused": str(error)}), file=out)
-        return 2
-    print(_written({"ready": vars(runner.model)}), file=out)
+    settings = read_message(sys.stdin.readline())
     wanted: queue.SimpleQueue[list[str]] = queue.SimpleQueue()
     stops: dict[str, str] = {}
-    threading.Thread(target=_listen, args=(wanted, stops), daemon=True).start()
+    rank: Rank | None = None
+    try:
+        rank = rank_of(settings, say, _command())
+        # Whoever waits for other ranks has to notice that they are gone.
+        end = os._exit if rank is None else rank.end
+        threading.Thread(target=_listen, args=(wanted, stops, end), daemon=True).start()
+        runner = _runner(settings, rank)
+    except (ValueError, OSError) as error:
+        say(refused=str(error))
+        if rank is not None:
+            rank.end(2)
+        return 2
+    if isinstance(rank, FirstRank):
+        rank.wait()
+    say(ready=vars(runner.model))
+
+    def report(*event: Any) -> None:
+        if not isinstance(rank, OtherRank):
+            say(event=event)
+
     while True:
         jobs = [Job.from_json(text, settings["inputs"]) for text in wanted.get()]
-        outcomes = runner.run(jobs, lambda *event: print(_written({"event": event}), file=out), stops.get)
-        print(_written({"outcomes": outcomes}), file=out)
+        if rank is not None:
+            rank.begin(jobs)
+        outcomes = runner.run(jobs, report, stops.get)
+        if rank is not None:
+            rank.finish(outcomes)
+        say(outcomes=outcomes)
         stops.clear()
 
 
-def _listen(wanted: "queue.SimpleQueue[list[str]]", stops: dict[str, str]) -> None:
+def _runner(settings: Mapping[str, Any], rank: Rank | None) -> LocalRunner:
+    """What makes the clips, or this process's part of them."""
+    options, results = settings["options"], settings.get("place", settings["results"])
+    if rank is None:
+        check_device(options["device"])
+    else:
+        options = {**options, "device": rank.device}
+        check_device(options["device"])
+        rank.join()
+    return LocalRunner(options, results, settings["time_limit_s"], rank)
+
+
+def _listen(wanted: "queue.SimpleQueue[list[str]]", stops: dict[str, str], end: Callable[[int], None]) -> None:
     for line in sys.stdin:
         message = json.loads(line)
         if "run" in message:
@@ -164,7 +209,7 @@ def _listen(wanted: "queue.SimpleQueue[list[str]]", stops: dict[str, str]) -> No
         else:
             stops[message["stop"]] = message["reason"]
     # The server is gone, and with it everybody who could want the clip that is being made.
-    os._exit(0)
+    end(0)
 
 
 if __name__ == "__main__":

@@ -23,9 +23,14 @@ def check_parallel(options: Options) -> None:
                 "ltx2_diffusers generate ..."
             )
         return
+    check_shared(options, "torchrun has started several")
+
+
+def check_shared(options: Options, sharers: str) -> None:
+    """Raise `ValueError` for what processes cannot share; `sharers` says in words that there are several."""
     if "vram" in options or options.get("offload", "none") != "none":
         name = "vram" if "vram" in options else "offload"
-        raise ValueError(f"{flag(name)} is for one device, and torchrun has started several; leave it out")
+        raise ValueError(f"{flag(name)} is for one device, and {sharers}; leave it out")
     if "step_cache" in options and options.get("parallel") == "passes":
         raise ValueError(
             "--step-cache and --parallel passes contradict each other: processes do not know what others skip; use --parallel tokens"
@@ -53,12 +58,24 @@ def sharing(device: str) -> Iterator[bool]:
     if process.world == 1:
         yield True
         return
-    if device.startswith("cuda"):
-        torch.cuda.set_device(device)
-    torch.distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    join(device)
     yield process.rank == 0
     # After an error torchrun ends the others, which may be waiting for this one; so there is nothing to take leave of.
     torch.distributed.destroy_process_group()
+
+
+def join(device: str, **meeting: Any) -> None:
+    """Become one of the processes that share generations.
+
+    Args:
+        device: The device of this process.
+        meeting: How they find each other, for `init_process_group`; default by the environment.
+    """
+    import torch
+
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)
+    torch.distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo", **meeting)
 
 
 def share(pipeline: Any, options: Options) -> None:

@@ -1,4 +1,4 @@
-"""A replica: holds the checkpoint on the GPU that Ray gave it, and makes one clip at a time."""
+"""A replica: holds the checkpoint on the GPU or GPUs that Ray gave it, and makes one clip at a time."""
 
 import asyncio
 import socket
@@ -10,8 +10,10 @@ from typing import Any
 
 from ... import __version__
 from ...cli.loading import check_device
+from ..group.settings import Group
 from ..jobs import Job, ServedModel
-from ..running import HANDED_BACK, PATIENCE_S, LocalRunner, quiet_prompts
+from ..running import HANDED_BACK, PATIENCE_S, LocalRunner, Runner, WorkerDied, quiet_prompts
+from ..worker import WorkerProcess
 from .pulse import PulseReader
 
 
@@ -25,6 +27,7 @@ class Clips:
         time_limit_s: Longest a run may take.
         pulse: File by which the server shows that it lives, and its token.
         version: Of the server's package.
+        group: Processes that make each clip together, each on one of the replica's GPUs.
 
     Raises:
         ValueError: If it cannot work on this machine.
@@ -38,6 +41,7 @@ class Clips:
         time_limit_s: float,
         pulse: tuple[Path, str],
         version: str,
+        group: Group,
     ) -> None:
         quiet_prompts()
         machine = socket.gethostname()
@@ -48,9 +52,12 @@ class Clips:
         self._pulse = PulseReader(*pulse)
         self._pulse.check()
         try:
-            check_device(engine["device"])
-            self._runner = LocalRunner(engine, results, time_limit_s)
-        except (ValueError, OSError) as error:
+            if group.ranks > 1:
+                self._runner: Runner = WorkerProcess(engine, inputs, results, time_limit_s, group)
+            else:
+                check_device(engine["device"])
+                self._runner = LocalRunner(engine, results, time_limit_s)
+        except (ValueError, OSError, WorkerDied) as error:
             raise ValueError(f"the machine {machine} cannot load the checkpoint: {error}") from error
         self._inputs, self._longest_s = inputs, time_limit_s + PATIENCE_S
         self._began: float | None = None

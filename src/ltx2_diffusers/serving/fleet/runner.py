@@ -14,6 +14,7 @@ from typing import Any
 from ... import __version__
 from ...checkpoints.packaged import PACKAGED
 from ...cli.values import replaced_files
+from ..group.settings import Group
 from ..jobs import Job
 from ..running import PATIENCE_S, Outcome, Report, Stop, Stopped, WorkerDied, follow, stopped_outcome
 from ..settings import MIB, Settings
@@ -36,12 +37,13 @@ class FleetRunner:
     Args:
         settings: The server. Its folder of data has to be shared by all machines.
         fleet: The replicas.
+        group: Processes of each replica that make each clip together.
 
     Raises:
         ValueError: If there is no such cluster, or a replica cannot work; the message says why.
     """
 
-    def __init__(self, settings: Settings, fleet: Fleet) -> None:
+    def __init__(self, settings: Settings, fleet: Fleet, group: Group) -> None:
         self.slots = fleet.most
         self._time_limit_s = settings.limits.time_limit
         # A server has one name, also after it was killed: then it ends the replicas that it left behind.
@@ -60,6 +62,7 @@ class FleetRunner:
             "time_limit_s": self._time_limit_s,
             "pulse": (self._pulse.file, self._pulse.token),
             "version": __version__,
+            "group": group,
         }
         try:
             # Requests come in through the server alone.

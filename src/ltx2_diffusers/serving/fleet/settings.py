@@ -24,7 +24,7 @@ class Fleet:
         address: `"local"` starts Ray on this machine, `"auto"` or `HOST:PORT` joins a cluster that runs.
         least: Replicas that are always there.
         most: Most replicas; above `least` their number follows the queue.
-        gpus: GPUs of a replica: 0, 1, or a part of one that several replicas share.
+        gpus: GPUs of a replica: 0, a whole number, which make each clip together, or a part of one that several replicas share.
         cpus: CPU cores of a replica, which are the threads it computes with on a CPU.
         resources: What else a machine has to have that holds a replica, as it was named to `ray start --resources`.
         scale_up_after: How long jobs have to wait before there are more replicas, in seconds.
@@ -57,9 +57,10 @@ class Fleet:
         check_from_zero(
             gpus_per_replica=self.gpus, scale_up_after=self.scale_up_after, scale_down_after=self.scale_down_after
         )
-        if self.gpus > 1:
+        if self.gpus > 1 and self.gpus % 1:
             raise ValueError(
-                f"`gpus_per_replica` is {self.gpus:g}, but a clip is made on one GPU; use 1, and more --replicas"
+                f"`gpus_per_replica` is {self.gpus:g}, but a clip is made on a part of one GPU or on whole ones; use "
+                f"{self.gpus:.0f}"
             )
 
 
@@ -77,7 +78,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="how many clips are made at a time; up to MAX where jobs wait; default 1",
     )
     numbers = {
-        "--gpus-per-replica": "GPUs of a replica, 1 or a part of one; default 1 with --device cuda, else 0",
+        "--gpus-per-replica": "GPUs of a replica, which make each clip together, or a part of one; default 1 with --device cuda, else 0",
         "--cpus-per-replica": "CPU cores of a replica, its threads on a CPU; default 1",
         "--scale-up-after": "seconds that jobs wait before there are more replicas; default 10",
         "--scale-down-after": "seconds that replicas are idle before there are fewer; default 600",

@@ -61,6 +61,7 @@ def test_every_process_takes_its_own_card(monkeypatch):
         (["--vram", "4"], "--vram is for one device, and torchrun has started several"),
         (["--offload", "model"], "--offload is for one device"),
         (["--step-cache", "0.1", "--parallel", "passes"], "--step-cache and --parallel passes contradict each other"),
+        (["--preview", "--tiling"], "--preview and --tiling contradict each other"),
     ],
 )
 def test_what_processes_cannot_share_is_refused(tmp_path, monkeypatch, capsys, options, message):

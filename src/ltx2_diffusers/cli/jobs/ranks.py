@@ -24,6 +24,11 @@ def check_parallel(options: Options) -> None:
             )
         return
     check_shared(options, "torchrun has started several")
+    if "preview" in options and "tiling" in options:
+        raise ValueError(
+            "--preview and --tiling contradict each other where processes share the tiles: one process draws the preview; leave one "
+            "of them out"
+        )
 
 
 def check_shared(options: Options, sharers: str) -> None:

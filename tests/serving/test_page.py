@@ -348,7 +348,8 @@ def test_a_storyboard_of_two_shots(server, opened, media):
     page.get_by_role("button", name="Move up shot 2").click()
     assert texts.nth(0).input_value() == PROMPT
     page.get_by_label("Seconds", exact=True).nth(0).fill("-1")
-    page.get_by_label("Steps", exact=True).fill("3")
+    # So many that the second shot takes a while, in which the first is shown.
+    page.get_by_label("Steps", exact=True).fill("8")
     page.get_by_role("button", name="Generate").click()
     page.locator(".shots li").nth(0).locator(".error:visible").wait_for()
     page.get_by_label("Seconds", exact=True).nth(0).fill("1")

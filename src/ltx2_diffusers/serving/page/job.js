@@ -89,7 +89,7 @@ export function makeViewer({ routes, form, changed }) {
             changed(job);
             if (job.status === "queued") await waits();
           }
-          if (film) await film.look();
+          if (film) await film.look(kind === "shot");
         }
         job = await told(`/v1/videos/${job.id}`, { signal: aborter.signal });
       } catch (error) {
@@ -128,8 +128,8 @@ export function makeViewer({ routes, form, changed }) {
     };
     video.addEventListener("ended", () => play(at + 1));
     return {
-      async look() {
-        if (performance.now() - last < LOOK_AGAIN_MS) return;
+      async look(atOnce) {
+        if (!atOnce && performance.now() - last < LOOK_AGAIN_MS) return;
         last = performance.now();
         const { shots } = await told(`/v1/videos/${job.id}`);
         while (shots && blobs.length < shots.finished) {

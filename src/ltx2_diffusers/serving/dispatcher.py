@@ -133,17 +133,19 @@ class Dispatcher:
 
     def _drop(self, job_id: str) -> None:
         """Let go of a job that there is no more, with all its files; of one that still runs, when its run has ended."""
-        if not self._runs(job_id):
+        still_runs = self._runs(job_id)
+        if not still_runs:
             discard(self._settings.inputs / job_id)
             for place in (self._settings.results / job_id, *self._settings.results.glob(f"{job_id}.*")):
                 discard(place)
-        self._board.end(job_id, self._runs(job_id))
+        self._board.end(job_id, still_runs)
 
     def _forget(self, job_id: str) -> None:
         """Let go of what a job that has ended needs no more."""
-        if not self._runs(job_id):
+        still_runs = self._runs(job_id)
+        if not still_runs:
             drop_segments(self._settings.results, job_id)
-        self._board.end(job_id, self._runs(job_id))
+        self._board.end(job_id, still_runs)
 
     def _runs(self, job_id: str) -> bool:
         return any(row.id == job_id for row in self._rows())
@@ -240,7 +242,7 @@ class Dispatcher:
             self._note_shots(job_id, event["finished"])
 
     def _note_shots(self, job_id: str, shots: int) -> None:
-        row = next(row for row in self._running if row.id == job_id)
+        row = next(row for row in self._rows() if row.id == job_id)
         try:
             self._store.note_shots(row, shots)
         except Exception:

@@ -108,8 +108,8 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Planner:
-    """Makes jobs of requests.
+class JobMaker:
+    """What jobs are made with.
 
     Args:
         settings: The server.
@@ -122,6 +122,10 @@ class Planner:
     model: ServedModel
     media: MediaReader
     forecast: Forecast | None = None
+
+
+class Planner(JobMaker):
+    """Makes jobs of requests for a clip."""
 
     def generate(self, request: GenerateRequest) -> Job:
         """The job of a request to `/generate`.

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from ...adapters.active import DISTILLED_ADAPTER
@@ -14,10 +13,8 @@ from ...cli.manifest import STORYBOARD
 from ...guidance import GuidanceOptions
 from ...media.reading import probe
 from ..admission import Refusal, admit
-from ..inputs.reader import Inputs, MediaReader
-from ..jobs import Job, ServedModel, check_model, check_texts, discard, new_id, shortened
-from ..memory.forecast import Forecast
-from ..settings import Settings
+from ..inputs.reader import Inputs
+from ..jobs import Job, JobMaker, check_model, check_texts, discard, new_id, shortened
 from .fields import OWN, StoryboardRequest
 
 _PLACE = re.compile(
@@ -25,21 +22,8 @@ _PLACE = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class StoryboardPlanner:
-    """Makes jobs of storyboards.
-
-    Args:
-        settings: The server.
-        model: The loaded checkpoint.
-        media: Reads what requests bring.
-        forecast: Foretells the memory of clips, if that can be done.
-    """
-
-    settings: Settings
-    model: ServedModel
-    media: MediaReader
-    forecast: Forecast | None = None
+class StoryboardPlanner(JobMaker):
+    """Makes jobs of storyboards."""
 
     def job(self, request: Any) -> Job:
         """The job of a request to `/v1/storyboards`, a `StoryboardRequest`.

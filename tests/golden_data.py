@@ -20,7 +20,7 @@ PLANTED = 1e-3
 
 def golden_cases(folder: str, pattern: str = "*.safetensors") -> list[Path]:
     """Files of `folder` that match `pattern`, sorted; an empty selection is an error, so that no test vanishes."""
-    found = sorted(path.with_name(path.name.replace(".part.", ".")) for path in (GOLDEN_DIR / folder).glob(pattern))
+    found = sorted((GOLDEN_DIR / folder).glob(pattern))
     if not found:
         raise FileNotFoundError(f"no golden vectors match {GOLDEN_DIR / folder / pattern}")
     return found

@@ -1,61 +1,112 @@
-"""Golden files that are stored in part: what follows from the part, or stands in another file, is put back when it is needed."""
+"""The golden files, whole: `tests/golden` stores most of them packed, and some in part.
 
+What follows from a part, or stands in another file, is put back. `python -m tests.golden_parts` packs files that were added.
+"""
+
+import hashlib
+import lzma
 import os
-import tempfile
+import shutil
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-GOLDEN_DIR = Path(os.environ.get("LTX2_GOLDEN_DIR", Path(__file__).parent / "golden"))
-# What holds the whole files until the process ends.
-_WHOLE = tempfile.TemporaryDirectory()
+from tests.kept import kept_folder
+
+STORED = Path(__file__).parent / "golden"
+PACKED, PART = ".xz", ".part.safetensors"
+# Smaller ones stay as they are, for readers.
+SMALLEST = 20_000
 Tensors = dict[str, torch.Tensor]
 
 
 def golden_file(path: Path | str) -> Path:
-    """A file of the golden folder, by its path there, whole."""
-    stored = GOLDEN_DIR / path
-    part = stored.with_suffix(".part.safetensors")
-    return stored if stored.is_file() or not part.is_file() else _whole(stored.relative_to(GOLDEN_DIR).as_posix())
+    """A file of the golden folder, by its path there."""
+    return GOLDEN_DIR / path
 
 
-@cache
-def _whole(name: str) -> Path:
-    part, path = (GOLDEN_DIR / name).with_suffix(".part.safetensors"), Path(_WHOLE.name, name)
-    path.parent.mkdir(parents=True)
-    with safe_open(part, framework="pt") as file:
-        metadata = file.metadata()
-    save_file(_MADE_WHOLE[name](load_file(part)), path, metadata)
-    return path
+def pack(content: bytes, is_text: bool) -> bytes:
+    """A text, or a safetensors file of whose numbers the first bytes lie together, then the second ones, and so on."""
+    start = len(content) if is_text else 8 + int.from_bytes(content[:8], "little")
+    head = start.to_bytes(8, "little") + content[:start]
+    packed = (lzma.compress(bytes([n]) + head + _planes(content[start:], n)) for n in ((1,) if is_text else (1, 2, 4)))
+    return min(packed, key=len)
 
 
-def _with_inverse_transform(tensors: Tensors) -> Tensors:
+def unpack(packed: bytes) -> bytes:
+    """What [`pack`] packed."""
+    content = lzma.decompress(packed)
+    width, start = content[0], 9 + int.from_bytes(content[1:9], "little")
+    return content[9:start] + _numbers(content[start:], width)
+
+
+def _planes(content: bytes, width: int) -> bytes:
+    whole = len(content) // width * width
+    return np.frombuffer(content[:whole], np.uint8).reshape(-1, width).T.tobytes() + content[whole:]
+
+
+def _numbers(content: bytes, width: int) -> bytes:
+    whole = len(content) // width * width
+    return np.frombuffer(content[:whole], np.uint8).reshape(width, -1).T.tobytes() + content[whole:]
+
+
+def _build(folder: Path) -> None:
+    """Copy everything that is stored, and make it whole."""
+    shutil.copytree(STORED, folder)
+    for path in folder.rglob(f"*{PACKED}"):
+        path.with_suffix("").write_bytes(unpack(path.read_bytes()))
+        path.unlink()
+    for part in folder.rglob(f"*{PART}"):
+        path = part.with_name(part.name.removesuffix(PART) + ".safetensors")
+        with safe_open(part, framework="pt") as file:
+            metadata = file.metadata()
+        save_file(_MADE_WHOLE[path.relative_to(folder).as_posix()](load_file(part), folder), path, metadata)
+        part.unlink()
+
+
+def _key() -> str:
+    state = hashlib.sha256(Path(__file__).read_bytes())
+    for path in sorted(path for path in STORED.rglob("*") if path.is_file()):
+        state.update(f"{path.relative_to(STORED)}\n".encode() + path.read_bytes())
+    return state.hexdigest()[:16]
+
+
+def _with_inverse_transform(tensors: Tensors, _: Path) -> Tensors:
     """The basis of the inverse Fourier transform is the other one over the length of a window."""
     name = "vocoder.mel_stft.stft_fn.{}_basis"
     basis = tensors[name.format("forward")]
     return {**tensors, name.format("inverse"): basis / basis.shape[-1]}
 
 
-def _with_shared_weights(tensors: Tensors) -> Tensors:
+def _with_shared_weights(tensors: Tensors, folder: Path) -> Tensors:
     """What is not in float8 is as in the checkpoint that the file was made of; the rest of that checkpoint is left out."""
-    shared = load_file(GOLDEN_DIR / "checkpoint" / "ltx-2-tiny-dev.safetensors")
+    shared = load_file(folder / "checkpoint" / "ltx-2-tiny-dev.safetensors")
     names = [name for name in shared if name.startswith("model.diffusion_model.") and "_connector." not in name]
     return {**{name: shared[name] for name in names}, **tensors}
 
 
-def _with_zeros(tensors: Tensors) -> Tensors:
+def _with_zeros(tensors: Tensors, _: Path) -> Tensors:
     """A filter lets through few frequencies."""
     filters = torch.zeros(*tensors.pop("shape").tolist())
     filters[tuple(tensors.pop("places").long())] = tensors.pop("values")
     return {**tensors, "filterbank": filters}
 
 
-_MADE_WHOLE: dict[str, Callable[[Tensors], Tensors]] = {
+_MADE_WHOLE: dict[str, Callable[[Tensors, Path], Tensors]] = {
     "audio_vae/cases/mel_filterbank.safetensors": _with_zeros,
     "checkpoint/fp8/ltx-2-tiny-dev-fp8.safetensors": _with_shared_weights,
     "vocoder/bwe/original.safetensors": _with_inverse_transform,
 }
+_NAMED = os.environ.get("LTX2_GOLDEN_DIR")
+GOLDEN_DIR = Path(_NAMED) if _NAMED else kept_folder("golden", _key(), _build)
+
+
+if __name__ == "__main__":
+    for path in sorted(path for path in STORED.rglob("*") if path.suffix in (".safetensors", ".json")):
+        if path.stat().st_size > SMALLEST:
+            path.with_name(path.name + PACKED).write_bytes(pack(path.read_bytes(), path.suffix == ".json"))
+            path.unlink()

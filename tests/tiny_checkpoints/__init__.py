@@ -4,29 +4,22 @@ They lie in the folder of temporary files, under a name that follows from the co
 build them.
 """
 
-import getpass
 import hashlib
 import importlib.metadata
 import os
 import platform
-import shutil
-import tempfile
-import time
 from functools import cache
 from pathlib import Path
 
-from filelock import FileLock
-
 import examples.mini_world
 import ltx2_diffusers
+from tests.kept import kept_folder
 
 FOLDERS = {"2.0": "ltx-2-tiny", "2.3": "ltx-2.3-tiny"}
 SOURCES = (Path(__file__).parent, Path(examples.mini_world.__file__).parent, Path(ltx2_diffusers.__file__).parent)
 # Which kernels compute; other ones round other last places.
 KERNELS = ("ATEN_", "MKL_", "ONEDNN_")
 LIBRARIES = ("torch", "diffusers", "transformers", "tokenizers", "safetensors")
-# Of builds that other code made, seconds since they were last used.
-KEPT_S = 24 * 3600
 
 
 @cache
@@ -37,15 +30,7 @@ def tiny_checkpoint(version: str = "2.0") -> Path:
         version: `"2.0"` (sound at 24 kHz) or `"2.3"` (48 kHz). The sub-folders `latent_upsampler` and
             `temporal_upsampler` hold the two kinds of upsampler. Default `"2.0"`.
     """
-    root = Path(tempfile.gettempdir()) / f"ltx2-tiny-checkpoints-{getpass.getuser()}"
-    root.mkdir(exist_ok=True)
-    folder = root / _key()
-    with FileLock(root / "lock"):
-        if not folder.is_dir():
-            _build(folder)
-        os.utime(folder)
-        _forget(root)
-    return folder / FOLDERS[version]
+    return kept_folder("tiny-checkpoints", _key(), _build) / FOLDERS[version]
 
 
 def _key() -> str:
@@ -60,19 +45,8 @@ def _key() -> str:
 
 
 def _build(folder: Path) -> None:
-    """Build all checkpoints beside `folder`, then give them its name."""
     # It imports what few tests need, and only the first run builds.
     from .building import build
 
-    unfinished = folder.with_suffix(".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
     for version, name in FOLDERS.items():
-        build(unfinished / name, version)
-    unfinished.rename(folder)
-
-
-def _forget(root: Path) -> None:
-    """Remove builds that nobody used of late."""
-    for folder in root.iterdir():
-        if folder.is_dir() and time.time() - folder.stat().st_mtime > KEPT_S:
-            shutil.rmtree(folder, ignore_errors=True)
+        build(folder / name, version)

@@ -137,6 +137,7 @@ def cast(pipe) -> None:
 
 
 @pytest.mark.parametrize("tensors", [CASES["DoRA"], CASES["biases"], lora()], ids=["DoRA", "biases", "plain"])
+@pytest.mark.quick_cases(1)
 def test_an_adapter_does_the_same_before_and_after_casting(tensors):
     first, later = build(torch.bfloat16), build(torch.bfloat16)
     first.load_lora_weights(tensors, adapter_name="style")

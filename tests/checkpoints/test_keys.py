@@ -86,6 +86,7 @@ def test_upscalers_have_the_same_names_in_both_layouts(path):
 
 @pytest.mark.parametrize("version", ["ltx-2-19b", "ltx-2.3-22b"])
 @pytest.mark.parametrize("component", ["transformer", "connectors", "vae", "audio_vae", "vocoder"])
+@pytest.mark.quick_cases(4)
 def test_all_names_of_the_published_sizes_convert_both_ways(version, component):
     config = load_json(f"checkpoint/real_configs/{version}.json")["diffusers_configs"][component]
     vocoder = LTX2VocoderWithBWE if "bwe_hidden_channels" in config else LTX2Vocoder

@@ -189,6 +189,7 @@ def test_help_of_all_commands_does_not_read_the_schema():
     assert result.stdout == "True False\n"
 
 
+@pytest.mark.quick_cases(0)
 def test_without_pydantic_the_extra_is_named():
     result = run_python(
         "import sys",

@@ -47,6 +47,7 @@ def models(pipe: DiffusionPipeline) -> dict[str, torch.nn.Module]:
 @each
 @both
 @pytest.mark.parametrize("safe", [True, False], ids=["safetensors", "pickled"])
+@pytest.mark.quick_cases(10)
 def test_a_saved_pipeline_is_the_same(library, name, safe, tmp_path):
     pipe = pipeline(library, name)
     pipe.save_pretrained(tmp_path, safe_serialization=safe)
@@ -59,6 +60,7 @@ def test_a_saved_pipeline_is_the_same(library, name, safe, tmp_path):
 
 
 @cases
+@pytest.mark.quick_cases(2)
 def test_optional_components_stay_away(library, name, tmp_path):
     pipe = pipeline(library, name)
     pipe.save_pretrained(tmp_path)
@@ -83,6 +85,7 @@ def test_needed_components_can_stay_away_too(library, name, away, tmp_path):
 
 
 @each
+@pytest.mark.quick_cases(2)
 def test_folders_travel_both_ways(name, tmp_path):
     for here, there in (("diffusers", "ours"), ("ours", "diffusers")):
         folder = tmp_path / here
@@ -95,6 +98,7 @@ def test_folders_travel_both_ways(name, tmp_path):
 
 @each
 @both
+@pytest.mark.quick_cases(5)
 def test_variants(library, name, tmp_path):
     pipe = pipeline(library, name)
     pipe.save_pretrained(tmp_path, variant="fp16")
@@ -109,6 +113,7 @@ def test_variants(library, name, tmp_path):
 
 @each
 @both
+@pytest.mark.quick_cases(5)
 def test_data_types_of_single_components(library, name, tmp_path):
     pipeline(library, name).save_pretrained(tmp_path)
     pipe = loaded(library, name, tmp_path, torch_dtype={"vae": torch.bfloat16, "default": torch.float16})
@@ -193,6 +198,7 @@ def test_layerwise_casting(library, name):
 
 
 @cases
+@pytest.mark.quick_cases(2)
 def test_adapters_of_a_pipeline(library, name, tmp_path):
     pipe = pipeline(library, name, new_model)
     plain = run(library, name, pipe)

@@ -228,6 +228,7 @@ def loads(monkeypatch):
 
 
 @pytest.mark.parametrize("streamed", [None, "disk"])
+@pytest.mark.quick_cases(1)
 def test_the_text_encoder_is_gone_when_the_transformer_runs(expected, loads, streamed):
     pipe = load(text_encoder_residency="on_demand", block_streaming=streamed)
     on_demand, seen = pipe._text_encoder_on_demand, []
@@ -262,6 +263,7 @@ def test_the_fingerprint_is_that_of_the_loaded_model(dtype):
         model_on_demand.model(torch.device("cpu"))
 
 
+@pytest.mark.quick_cases(0)
 def test_prompts_are_encoded_and_rewritten_with_one_loading_each(loads):
     pipe = load(text_encoder_residency="on_demand")
     whole = ours()
@@ -315,6 +317,7 @@ def test_siblings_copies_and_folders_have_it_too(expected, tmp_path):
         assert torch.equal(one, other)
 
 
+@pytest.mark.quick_cases(0)
 def test_streaming_may_be_added_to_release(expected):
     pipe = load(text_encoder_residency="on_demand")
     pipe.enable_block_streaming()

@@ -307,6 +307,7 @@ def test_equal_seeds_give_equal_clips(pipe):
 
 @pytest.mark.parametrize("given", ["nothing", "latents", "clip"])
 @pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.quick_cases(2)
 def test_a_streamed_file_holds_what_the_result_in_memory_holds(pipe, source, tmp_path, direction, given):
     clip = {"video": FRAMES, "audio": SOUND, "sampling_rate": RATE}
     call = {"num_segments": 2, "direction": direction, "output_type": "uint8"}

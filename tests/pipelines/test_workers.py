@@ -38,7 +38,7 @@ def used(kind: str, folder: Path) -> LTX2Pipeline:
     return pipe
 
 
-@pytest.mark.quick_cases(3)
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("kind", ["plain", "callback", "prompt cache", "LoRA", "enhanced prompt"])
 @pytest.mark.parametrize(
     "sent", [lambda pipe: pickle.loads(pickle.dumps(pipe)), copy.deepcopy], ids=["pickle", "copy"]

@@ -88,7 +88,7 @@ GROUPS = {
 }
 
 
-@pytest.mark.quick_cases(2)
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize(("name", "dtype", "shape"), CASES)
 def test_what_stages_allocate_is_what_is_predicted(name, dtype, shape, group):
@@ -103,6 +103,7 @@ def test_what_stages_allocate_is_what_is_predicted(name, dtype, shape, group):
 
 
 @pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.quick_cases(1)
 def test_models_without_values_have_the_bytes_of_those_with_values(name):
     _, meta, real = both(name, torch.float32)
     assert {part: num_bytes(model) for part, model in meta.items()} == {part: num_bytes(real[part]) for part in meta}

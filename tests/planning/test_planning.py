@@ -204,6 +204,7 @@ def test_decoding_and_passes_are_as_planned(roomy, expected):
     assert difference < 0.05
 
 
+@pytest.mark.quick_cases(0)
 def test_two_stages_run_as_planned(two_stages):
     reference = LTX2TwoStagePipeline.from_pretrained(MINI, dtype=torch.bfloat16)
     plan = two_stages
@@ -243,7 +244,7 @@ def test_float8_halves_the_transformer_and_is_lossy():
     assert num_bytes(pipe.transformer) == pytest.approx(cast.parts["transformer"].total, rel=0.01)
 
 
-@pytest.mark.quick_cases(1)
+@pytest.mark.quick_cases(0)
 @pytest.mark.parametrize(
     "config", [FP8CastConfig(), FP8CastConfig(variant="2.0"), FP8ScaledMMConfig()], ids=["newest", "2.0", "scaled"]
 )
@@ -286,6 +287,7 @@ def test_a_given_clip_is_encoded_whole():
     assert plan.stages[2].activations > 2 * mini_plan(500, image=True).stages[2].activations
 
 
+@pytest.mark.quick_cases(0)
 def test_a_second_plan_counts_nothing_again(monkeypatch, roomy):
     mini_plan(500)
     monkeypatch.setattr(needs, "counted", None)

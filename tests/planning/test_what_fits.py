@@ -97,6 +97,7 @@ def test_what_is_lossy_may_be_allowed(capsys):
     assert pipe.memory_plan.is_lossy and pipe.memory_plan.quantize == "fp8_cast"
 
 
+@pytest.mark.quick_cases(0)
 def test_a_calibration_is_taken_within_a_plan(tmp_path):
     layer = "transformer_blocks.1.attn1.to_q"
     file = tmp_path / "amax.json"

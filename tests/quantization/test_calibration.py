@@ -115,6 +115,7 @@ def test_a_calibrated_pipeline_clamps_nothing_it_has_seen():
 
 
 @pytest.mark.usefixtures("tiny_is_packaged")
+@pytest.mark.quick_cases(0)
 def test_the_command_writes_what_generate_takes(tmp_path, capsys):
     """The tiny checkpoint has too few blocks for fp8_scaled_mm, which is said in words of the command line."""
     (tmp_path / "prompts.txt").write_text("red\n\n blue \n")

@@ -21,7 +21,7 @@ def convert(*arguments: object) -> int:
     return main(["convert", *map(str, arguments), "--quiet", "--check"])
 
 
-@pytest.mark.quick_cases(2)
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("source", [FULL, FP8], ids=["bf16", "fp8"])
 def test_folders(tmp_path, method, source):
@@ -34,7 +34,7 @@ def test_folders(tmp_path, method, source):
     assert same_weights(model, load(source, None, quantization_config=method))
 
 
-@pytest.mark.quick_cases(1)
+@pytest.mark.quick_cases(0)
 @pytest.mark.parametrize("method", METHODS)
 def test_files_and_back(tmp_path, method, capsys):
     """A folder of real weights into a file of float8, and this into a folder, by the command."""

@@ -64,7 +64,7 @@ def test_a_published_file_keeps_its_bits():
             assert torch.equal(found.float(), expected.float())
 
 
-@pytest.mark.quick_cases(2)
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("spelling", ["scale_weight", "comfy_quant"])
 @pytest.mark.parametrize("prefix", [PREFIX, ""])
 def test_every_spelling_is_the_same_model(tmp_path, spelling, prefix):
@@ -114,7 +114,7 @@ def test_gates_of_23_in_a_file_are_multiplied_as_they_are_stored(tmp_path):
     assert model.proj_in.weight.dtype == torch.bfloat16
 
 
-@pytest.mark.quick_cases(2)
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("method", CONFIGS)
 @pytest.mark.parametrize("source", [FULL, FP8], ids=["bf16", "fp8"])
 def test_folders_hold_what_was_saved(tmp_path, method, source):
@@ -130,6 +130,7 @@ def test_folders_hold_what_was_saved(tmp_path, method, source):
 
 
 @pytest.mark.parametrize("method", CONFIGS)
+@pytest.mark.quick_cases(1)
 def test_folders_of_real_weights_are_rounded_alike(tmp_path, method):
     load(FULL, None).save_pretrained(tmp_path, max_shard_size="40KB")
     for given in (method, CONFIGS[method]()):
@@ -139,7 +140,7 @@ def test_folders_of_real_weights_are_rounded_alike(tmp_path, method):
         assert same_weights(model, load(FULL, torch.bfloat16, quantization_config=method))
 
 
-@pytest.mark.quick_cases(2)
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("method", CONFIGS)
 @pytest.mark.parametrize("axes", [(), (1,)], ids=["scalar", "axis"])
 def test_folders_of_scaled_weights_that_do_not_say_so(tmp_path, method, axes):
@@ -157,6 +158,7 @@ def test_folders_of_scaled_weights_that_do_not_say_so(tmp_path, method, axes):
         LTX2AVTransformer3DModel.from_pretrained(tmp_path)
 
 
+@pytest.mark.quick_cases(0)
 def test_plain_float8_weights_are_cast_or_refused(tmp_path):
     """As ComfyUI casts whole models: without scales, norms and all."""
     tensors = {n: t.to(FLOAT8) if n.startswith(PREFIX) else t for n, t in load_tensors(FULL).items()}
@@ -181,6 +183,7 @@ def test_a_state_dict_is_not_changed_or_shared():
 
 
 @pytest.mark.parametrize("method", CONFIGS)
+@pytest.mark.quick_cases(1)
 def test_models_are_cast_copied_and_pickled(method):
     model = load(FULL, torch.bfloat16, quantization_config=method)
     twin = pickle.loads(pickle.dumps(copy.deepcopy(model)))
@@ -200,6 +203,7 @@ def test_models_are_cast_copied_and_pickled(method):
 
 @pytest.mark.parametrize("method", CONFIGS)
 @pytest.mark.parametrize("kind", ["block_level", "leaf_level"])
+@pytest.mark.quick_cases(1)
 def test_offloading_in_groups_changes_nothing(method, kind):
     model = load(FULL, quantization_config=method)
     expected, device = outputs(model), torch.device("cpu")
@@ -263,6 +267,7 @@ def test_files_that_cannot_be_multiplied_are_refused(tmp_path, change, message):
     ],
     ids=["rows", "nan", "shape"],
 )
+@pytest.mark.quick_cases(1)
 def test_folders_that_cannot_be_multiplied_are_refused(tmp_path, change, message):
     load(FP8, None, quantization_config="fp8_scaled_mm").save_pretrained(tmp_path)
     file = tmp_path / "diffusion_pytorch_model.safetensors"

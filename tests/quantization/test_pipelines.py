@@ -49,6 +49,7 @@ def plain(tiny):
 
 
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.quick_cases(1)
 def test_every_way_to_ask_gives_the_same_pipeline(tiny, method, plain):
     config, layer = METHODS[method]
     given = [method, config(), PipelineQuantizationConfig(quant_mapping={"transformer": config()})]
@@ -78,6 +79,7 @@ def test_pipelines_of_single_files(method):
         LTX2Pipeline.from_single_file(FULL, text_encoder=text, quantization_config=wrong)
 
 
+@pytest.mark.quick_cases(0)
 def test_both_transformers_of_two_stages(tiny, tmp_path):
     pipeline = LTX2TwoStagePipeline.from_pretrained(tiny)
     pipeline = LTX2TwoStagePipeline(**{**pipeline.components, "stage_2_transformer": pipeline.transformer})

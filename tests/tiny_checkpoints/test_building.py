@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, Gemma3Processor
 
 import ltx2_diffusers
 from ltx2_diffusers.checkpoints.class_names import COMPONENT_CLASSES
-from tests import tiny_checkpoints
+from tests import kept, tiny_checkpoints
 from tests.tiny_checkpoints import FOLDERS, tiny_checkpoint
 from tests.tiny_checkpoints.building import build
 from tests.tiny_checkpoints.configs import component_configs
@@ -53,7 +53,7 @@ def test_building_is_deterministic_to_the_bit(version, tmp_path):
 
 
 def test_builds_are_kept_by_what_they_were_built_with(tmp_path, monkeypatch):
-    monkeypatch.setattr(tiny_checkpoints.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(kept.tempfile, "tempdir", str(tmp_path))
     built = []
     monkeypatch.setattr(
         "tests.tiny_checkpoints.building.build", lambda folder, _: built.append(folder.mkdir(parents=True))

@@ -84,6 +84,7 @@ def test_training_goes_on_from_what_was_saved(lora, tmp_path):
 
 
 @pytest.mark.parametrize("layout", LORA_FORMATS)
+@pytest.mark.quick_cases(2)
 def test_every_layout_can_be_started_from(layout, tmp_path):
     """Also into an adapter with another alpha."""
     models = trained({"alpha": 10, "target_modules": ["av", "connectors"]})

@@ -51,7 +51,9 @@ def test_a_changed_weight_is_seen(cases):
 
 def test_golden_numbers_of_frames():
     for row in ROWS:
-        frames = frames_within(row["seconds"], *(row[key] for key in ("frame_rate", "ratio", "min_seconds", "max_seconds")))
+        frames = frames_within(
+            row["seconds"], *(row[key] for key in ("frame_rate", "ratio", "min_seconds", "max_seconds"))
+        )
         assert frames == row["num_frames"], row
 
 
@@ -148,13 +150,15 @@ def test_refused_inputs(head, given, how, message):
 
 
 def test_heads_have_to_divide_the_width():
-    with pytest.raises(ValueError, match="`pooler_hidden_dim` has to be divisible by `num_pooler_heads` 4 but is 18; use 16"):
+    with pytest.raises(
+        ValueError, match="`pooler_hidden_dim` has to be divisible by `num_pooler_heads` 4 but is 18; use 16"
+    ):
         LTX2DurationHead(**SIZES | {"pooler_hidden_dim": 18})
 
 
 @pytest.mark.gpu
 @torch.no_grad()
-def test_in_half_precision_on_a_gpu(head, cases):
+def test_in_half_precision_on_a_gpu(cases):
     moved = LTX2DurationHead.from_single_file(ORIGINAL).to("cuda", torch.bfloat16)
     seconds = moved(cases["video_tokens"].cuda(), cases["audio_tokens"].cuda())
     assert_within(seconds.float(), cases["seconds_both"].cuda(), "bfloat16")

@@ -5,7 +5,6 @@ Q queries, H heads.
 """
 
 # The constructor's arguments are read back from `self.config`, where `register_to_config` puts them.
-# ruff: noqa: ARG002
 
 import math
 
@@ -22,6 +21,8 @@ from .saving import AtomicModelSaveMixin
 
 logger = logging.get_logger(__name__)
 
+SECONDS = (1.0, 20.0)
+"""Shortest and longest clip that is predicted by default."""
 # Spread of what is not the weight of a layer before training.
 _INITIAL_STD = 0.02
 
@@ -110,7 +111,9 @@ class LTX2DurationHead(CheckpointMixin, AtomicModelSaveMixin, ModelMixin, Config
             if context is None:
                 continue
             if context.ndim != 3 or context.shape[2] != project.in_features:
-                raise ValueError(f"`{name}` has shape {tuple(context.shape)}; this head reads [B, T, {project.in_features}]")
+                raise ValueError(
+                    f"`{name}` has shape {tuple(context.shape)}; this head reads [B, T, {project.in_features}]"
+                )
             parts.append(project(context.to(self.dtype)) + mark)
         if not parts:
             raise ValueError("`video_tokens` and `audio_tokens` are both None; give at least one of them")
@@ -153,7 +156,9 @@ class LTX2DurationHead(CheckpointMixin, AtomicModelSaveMixin, ModelMixin, Config
             raise ValueError("the predicted length is not a number; load the duration head in float32")
         num_frames = frames_within(seconds, frame_rate, temporal_compression_ratio, min_seconds, max_seconds)
         say = logger.info if min_seconds <= seconds <= max_seconds else logger.warning
-        say(f"the prompt is predicted to last {seconds:.2f} s; with bounds {min_seconds:g} and {max_seconds:g} s: {num_frames} frames")
+        say(
+            f"the prompt is predicted to last {seconds:.2f} s; with bounds {min_seconds:g} and {max_seconds:g} s: {num_frames} frames"
+        )
         return num_frames
 
 

@@ -21,7 +21,7 @@ from ltx2_diffusers import (
     LTX2TwoStagePipeline,
     LTX2VideoCondition,
 )
-from ltx2_diffusers.media import reading
+from ltx2_diffusers.media import frames
 from ltx2_diffusers.pipelines.arguments import Stage
 from tests.golden_data import EQUAL_PIPELINES
 from tests.pipelines.recipes import CLIP, PICTURE, RATE, TWO_STAGES, recipe, watched
@@ -172,8 +172,8 @@ def test_bounds_have_to_rise_also_beside_a_given_number():
 
 def test_pictures_keep_their_place_and_files_are_read_once(tmp_path, monkeypatch):
     PICTURE.save(tmp_path / "last.png")
-    read, opened = [], reading.read_image
-    monkeypatch.setattr("ltx2_diffusers.media.frames.read_image", lambda path: read.append(path) or opened(path))
+    read, opened = [], frames.still_picture
+    monkeypatch.setattr(frames, "still_picture", lambda path: read.append(path) or opened(path))
     conditions = [LTX2VideoCondition(tmp_path / "last.png", index=-1), LTX2VideoCondition(CLIP, frame=0)]
     pipe, call = with_head(LTX2ConditionPipeline), ONE_STAGE | {"noise_scale": 1.0}
     output = pipe(**call, conditions=conditions, generator=seeded(0))

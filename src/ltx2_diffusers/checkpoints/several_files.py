@@ -53,6 +53,18 @@ def component_files(source: Files, **hub_options: Any) -> dict[str, list[Path]]:
     return {component: places for component, places in found.items() if places}
 
 
+def holds_originals(folder: Path) -> bool:
+    """Whether a folder is one of original files, and not in diffusers' layout."""
+    is_diffusers = any((folder / name).is_file() for name in ("model_index.json", "config.json"))
+    return not is_diffusers and any(folder.rglob("*.safetensors"))
+
+
+def all_files(source: Files) -> list[Path]:
+    """The files of a checkpoint, that of the transformer first if there is one."""
+    found = component_files(source)
+    return list(dict.fromkeys(path for component in _PIPELINE for path in found.get(component, ())))
+
+
 def _components(path: Path) -> list[str]:
     """The components of a pipeline that a file holds."""
     from .original import OriginalCheckpoint

@@ -21,7 +21,7 @@ from . import weights
 from .configs import AUDIO_WIDTH, TEXT_WIDTH, VIDEO_WIDTH, component_configs
 from .text_model import MAX_TEXT_TOKENS, TEXT_HEADS, build_tokenizer
 
-CHANGES = {"ff_bias": False, "audio_ff_bias": False, "use_keyframes_abs_pos_embedding": True}
+CHANGES = {"ff_bias": False, "use_keyframes_abs_pos_embedding": True}
 HEAD = {
     "video_cross_attention_dim": VIDEO_WIDTH,
     "audio_cross_attention_dim": AUDIO_WIDTH,
@@ -35,7 +35,11 @@ _SHARED = ("connectors", "vae", "audio_vae", "vocoder", "latent_upsampler", "tem
 
 def build_newest(folder: Path, from_2_3: Path) -> None:
     """Write the repository; `from_2_3` is that of 2.3."""
-    pairs = {name: tuple(pair) for name, pair in read_object(from_2_3 / "model_index.json").items() if isinstance(pair, list)}
+    pairs = {
+        name: tuple(pair)
+        for name, pair in read_object(from_2_3 / "model_index.json").items()
+        if isinstance(pair, list)
+    }
     pairs = {name: pair for name, pair in pairs.items() if name in _SHARED}
     for name in _SHARED:
         shutil.copytree(from_2_3 / name, folder / name)

@@ -79,7 +79,7 @@ def test_as_diffusers_which_encodes_without_bos_and_marks_no_tokens():
     expected = theirs(**call, generator=seeded(0))
     assert max_difference(output, expected) <= EQUAL_PIPELINES
     pipe.begins_with_bos = True
-    assert max_difference(pipe(**call, sampler="euler", generator=seeded(0)), expected) > EQUAL_PIPELINES
+    assert pipe(**call, sampler="euler", generator=seeded(0)).info["num_frames"] > output.info["num_frames"]
 
 
 def test_saved_and_loaded(tmp_path):

@@ -28,9 +28,9 @@ def component_files(source: Files, **hub_options: Any) -> dict[str, list[Path]]:
     Raises:
         ValueError: If a file holds no component or not the one that it is given for, or two files hold the same.
     """
-    is_folder = isinstance(source, (str, os.PathLike)) and os.path.isdir(source)
-    if is_folder:
-        paths = sorted(Path(source).rglob("*.safetensors"))
+    is_folder = False
+    if isinstance(source, (str, os.PathLike)) and os.path.isdir(source):
+        is_folder, paths = True, sorted(Path(source).rglob("*.safetensors"))
     else:
         values = source.values() if isinstance(source, Mapping) else source
         given = [values] if isinstance(values, (str, os.PathLike)) else list(values)

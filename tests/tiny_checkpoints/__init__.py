@@ -16,6 +16,7 @@ import ltx2_diffusers
 from tests.kept import kept_folder
 
 FOLDERS = {"2.0": "ltx-2-tiny", "2.3": "ltx-2.3-tiny"}
+NEWEST = {"2.5": "ltx-2.5-tiny"}
 SOURCES = (Path(__file__).parent, Path(examples.mini_world.__file__).parent, Path(ltx2_diffusers.__file__).parent)
 # Which kernels compute; other ones round other last places.
 KERNELS = ("ATEN_", "MKL_", "ONEDNN_")
@@ -27,10 +28,10 @@ def tiny_checkpoint(version: str = "2.0") -> Path:
     """Return a pipeline folder in diffusers' layout, which tests leave as it is.
 
     Args:
-        version: `"2.0"` (sound at 24 kHz) or `"2.3"` (48 kHz). The sub-folders `latent_upsampler` and
+        version: `"2.0"` (sound at 24 kHz), `"2.3"` (48 kHz) or `"2.5"` (see `newest`). The sub-folders `latent_upsampler` and
             `temporal_upsampler` hold the two kinds of upsampler. Default `"2.0"`.
     """
-    return kept_folder("tiny-checkpoints", _key(), _build) / FOLDERS[version]
+    return kept_folder("tiny-checkpoints", _key(), _build) / (FOLDERS | NEWEST)[version]
 
 
 def _key() -> str:
@@ -47,6 +48,8 @@ def _key() -> str:
 def _build(folder: Path) -> None:
     # It imports what few tests need, and only the first run builds.
     from .building import build
+    from .newest import build_newest
 
     for version, name in FOLDERS.items():
         build(folder / name, version)
+    build_newest(folder / NEWEST["2.5"], folder / FOLDERS["2.3"])

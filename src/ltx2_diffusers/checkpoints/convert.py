@@ -22,9 +22,10 @@ from . import folder as layout
 from .card import PipelineFacts, pipeline_card
 from .class_names import COMPONENT_OF, PIPELINE_COMPONENTS, class_name_for
 from .json_files import read_config
-from .original import OriginalCheckpoint, cast_floating, real_weights, stored_in_float8
+from .original import OriginalCheckpoint, cast_floating, real_weights, stacked_entries, stored_in_float8
 from .safetensors_io import Entry, read_folder, tensor_differences, write_file
 from .scaled_fp8 import without_scales
+from .several_files import merged
 from .versions import model_version
 
 Part = tuple[dict[str, Entry], dict[str, Any]]
@@ -142,6 +143,7 @@ def convert_to_original(
         check_part(name, part, repr(str(source)))
     entries: dict[str, Entry] = {}
     for component, (tensors, _) in parts.items():
+        tensors = stacked_entries(component, tensors)
         renamed = keys.rename(component, tensors, to="original")
         entries |= {keys.original_prefix(component, name) + name: tensors[key] for key, name in renamed.items()}
     metadata = _original_metadata({name: config for name, (_, config) in parts.items()}, metadata_from)
@@ -306,7 +308,7 @@ def _original_metadata(
     if template is not None:
         checkpoint = OriginalCheckpoint(template)
         metadata |= checkpoint.metadata
-        config = _merged(checkpoint.metadata_config, config)
+        config = merged(checkpoint.metadata_config, config)
     if "transformer" in component_configs:
         version = model_version(component_configs["transformer"])
         if version == _NEEDS_TEMPLATE and "gemma_source_checkpoint" not in metadata:
@@ -316,12 +318,3 @@ def _original_metadata(
             )
         metadata.setdefault("model_version", f"{version}.0")
     return metadata | {"config": json.dumps(config)}
-
-
-def _merged(template: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`changes` on top of `template`, section by section."""
-    result = dict(template)
-    for name, value in changes.items():
-        both_nested = isinstance(value, Mapping) and isinstance(result.get(name), Mapping)
-        result[name] = _merged(result[name], value) if both_nested else value
-    return result

@@ -14,8 +14,13 @@ from ltx2_diffusers import (
     LTX2VideoDecodeOutput,
     LTX2VideoDiffusionDecodePipeline,
     LTX2VideoDiffusionDecoderModel,
+    plan_memory,
 )
+from ltx2_diffusers.cli.main import main
 from ltx2_diffusers.media.reading import read_video
+from ltx2_diffusers.pipelines.planned import clip_sizes
+from ltx2_diffusers.planning import DIFFUSION, Clips, ClipWish, Counts, Needs, parts_of, stages
+from ltx2_diffusers.planning.counting import counted
 from tests.golden_data import assert_within, load_metadata, load_tensors
 from tests.models.test_diffusion_decoder import fresh
 from tests.pipelines import tiny
@@ -197,3 +202,57 @@ def test_a_clip_is_made_longer():
     call = {"prompt": PROMPT, **size, "num_inference_steps": 1, "output_type": "pt", "max_sequence_length": 64}
     frames = pipe(**call, generator=seeded(6), decoder="diffusion").frames
     assert frames.shape[1] > 17
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("with_decoder") / "folder"
+    pipeline().save_pretrained(place)
+    return place
+
+
+def test_plans_of_memory_hold_it_where_it_decodes(folder):
+    size = {"height": 64, "width": 96, "num_frames": 9, "device": "cpu", "dtype": torch.float32}
+    plans = {decoder: plan_memory(folder, 8, 64, decoder=decoder, **size) for decoder in ("vae", "diffusion")}
+    assert "diffusion_decoder" not in plans["vae"].parts
+    part = plans["diffusion"].parts["diffusion_decoder"]
+    assert part.total == sum(tensor.nbytes for tensor in small_decoder().state_dict().values())
+    assert "decoded by diffusion" in str(plans["diffusion"])
+    assert LTX2Pipeline.from_plan(plans["vae"], device="cpu").diffusion_decoder is None
+    planned = LTX2Pipeline.from_plan(plans["diffusion"], device="cpu")
+    planned.set_progress_bar_config(disable=True)
+    call = CALL | {"output_type": "pt", "decoder": "diffusion"}
+    frames = [pipe(**call, generator=seeded(7)).frames for pipe in (planned, pipeline())]
+    assert_within(*frames, "equal pipelines")
+    with pytest.raises(ValueError, match='`decoder` is "diffusion", but ltx2-mini has no diffusion_decoder'):
+        plan_memory("ltx2-mini", 8, 64, decoder="diffusion", **size)
+
+
+@pytest.mark.parametrize("latent_frames", [8, 20])
+def test_what_a_plan_says_of_decoding_is_what_is_counted(folder, latent_frames):
+    """From short clips to a longer one, whole and in tiles."""
+    parts = parts_of(folder, dtype=torch.float32)
+    wish = ClipWish(128, 128, latent_frames * 8 - 7, decoder="diffusion")
+    clip, first = clip_sizes(parts, wish)
+    counts = Counts(parts, "cpu", lambda model, _: model)
+    for how in ("whole", "tiled"):
+        said = Needs(counts, wish, Clips(clip, first))._decoding(DIFFUSION, how).peak
+        models = {DIFFUSION: parts.model(DIFFUSION)}
+        assert 0.8 * said < counted(stages.decoding_by_diffusion(models, clip, how), "cpu").peak < 1.1 * said
+
+
+def test_the_command_decodes_so(folder, tmp_path, capsys):
+    size = ["--width", "96", "--height", "64", "--num-frames", "9", "--steps", "2", "--device", "cpu"]
+    clips = [tmp_path / "plain.mp4", tmp_path / "diffused.mp4", tmp_path / "given.mp4"]
+    ways = (
+        [],
+        ["--decoder", "diffusion", "--tiling"],
+        ["--decoder", "diffusion", "--diffusion-decoder", str(folder / "diffusion_decoder")],
+    )
+    for clip, way in zip(clips, ways):
+        assert (
+            main(["generate", "--checkpoint", str(folder), "--prompt", "wind", "-o", str(clip), *size, *way]) == 0
+        ), capsys.readouterr().err
+    plain, *others = (read_video(clip) for clip in clips)
+    assert torch.equal(*map(torch.as_tensor, others))
+    assert not torch.equal(torch.as_tensor(plain), torch.as_tensor(others[0]))

@@ -25,7 +25,17 @@ from ..quantization.configs import NAMES, FP8Method
 
 PUBLISHED = {"ltx-2-19b": "2.0", "ltx-2.3-22b": "2.3"}
 """Names of published models that can be planned for without their files, and their versions."""
-COMPONENTS = ("text_encoder", "connectors", "transformer", "latent_upsampler", "vae", "audio_vae", "vocoder")
+DIFFUSION = "diffusion_decoder"
+COMPONENTS = (
+    "text_encoder",
+    "connectors",
+    "transformer",
+    "latent_upsampler",
+    "vae",
+    "audio_vae",
+    "vocoder",
+    DIFFUSION,
+)
 """Components that hold weights, in the order of a call."""
 GEMMA_3_12B = {
     "text_config": {
@@ -48,6 +58,7 @@ GEMMA_3_12B = {
     },
 }
 """Sizes of the language model that the published checkpoints read prompts with."""
+_OPTIONAL = ("latent_upsampler", DIFFUSION)
 _TEXT_CLASS = "Gemma3ForConditionalGeneration"
 
 
@@ -164,7 +175,7 @@ def parts_of(
 
 def _published(name: str, dtype: torch.dtype) -> ModelParts:
     metadata = reference_config(PUBLISHED[name])
-    names = [component for component in COMPONENTS if component not in ("text_encoder", "latent_upsampler")]
+    names = [component for component in COMPONENTS if component not in ("text_encoder", *_OPTIONAL)]
     configs = {component: _named(component, to_diffusers(component, metadata)) for component in names}
     configs |= {"text_encoder": {"_class_name": _TEXT_CLASS, **GEMMA_3_12B}, "latent_upsampler": _UPSAMPLER}
     return ModelParts(name, configs, preset(PUBLISHED[name]), dtype)
@@ -274,7 +285,7 @@ def _with_upsampler(parts: ModelParts, path: Path) -> ModelParts:
 
 
 def _check_whole(configs: Mapping[str, Any], name: str) -> None:
-    missing = [one for one in COMPONENTS if one not in configs and one != "latent_upsampler"]
+    missing = [one for one in COMPONENTS if one not in configs and one not in _OPTIONAL]
     if missing:
         raise ValueError(f"{name} holds no {', '.join(missing)}; give a checkpoint of a whole model")
 

@@ -46,6 +46,7 @@ from .video_vae_tiling import TIME, BlendedAxis, blend_into, blended_space, tail
 OUTPUT_TYPES = ("x0", "v")
 
 Generators = torch.Generator | list[torch.Generator] | None
+Length = int | None
 Draw = Callable[[], torch.Tensor]
 
 
@@ -218,12 +219,12 @@ class LTX2VideoDiffusionDecoderModel(CheckpointMixin, AtomicModelSaveMixin, Mode
 
     def enable_tiling(
         self,
-        tile_sample_min_height: int | None = None,
-        tile_sample_min_width: int | None = None,
-        tile_sample_min_num_frames: int | None = None,
-        tile_sample_stride_height: int | None = None,
-        tile_sample_stride_width: int | None = None,
-        tile_sample_stride_num_frames: int | None = None,
+        tile_sample_min_height: Length = None,
+        tile_sample_min_width: Length = None,
+        tile_sample_min_num_frames: Length = None,
+        tile_sample_stride_height: Length = None,
+        tile_sample_stride_width: Length = None,
+        tile_sample_stride_num_frames: Length = None,
         *,
         safe: bool = False,
     ) -> None:

@@ -311,6 +311,16 @@ def test_processors_are_exchanged(monkeypatch):
     assert_within(*golden_decode(model, "x0/decode_1step"), "diffusion decoder")
 
 
+@pytest.mark.gpu
+@torch.no_grad()
+def test_frames_of_a_gpu_are_those_of_a_cpu():
+    """The noise comes from the CPU's generator in both cases."""
+    z = latents(3, 8, 8)
+    expected = decoder().decode(z, seeded(8)).sample
+    made = fresh().to("cuda").decode(z.to("cuda"), seeded(8)).sample
+    assert (made.cpu() - expected).abs().max() <= 1e-2 * expected.abs().max()
+
+
 def streamed(model: LTX2VideoDiffusionDecoderModel, values: torch.Tensor) -> None:
     for chunk in model.decode_streamed(values):
         # It would live on while the next one is made.

@@ -87,6 +87,7 @@ def test_the_pipeline_is_saved_and_loaded_by_both_libraries(tmp_path):
     z = torch.randn(1, small_decoder().config.latent_channels, 3, 3, 3)
     pipe = LTX2VideoDiffusionDecodePipeline(small_decoder(), diffusers.FlowMatchEulerDiscreteScheduler())
     pipe.save_pretrained(tmp_path)
+    assert "LTX2VideoDiffusionDecoderModel" in (tmp_path / "README.md").read_text()
     expected = pipe(z, seeded(1), "pt").frames
     ours = LTX2VideoDiffusionDecodePipeline.from_pretrained(tmp_path)
     theirs = diffusers.LTX2VideoDiffusionDecodePipeline.from_pretrained(tmp_path)

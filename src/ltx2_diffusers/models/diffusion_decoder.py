@@ -46,7 +46,7 @@ from .video_vae_tiling import TIME, BlendedAxis, blend_into, blended_space, tail
 OUTPUT_TYPES = ("x0", "v")
 
 Generators = torch.Generator | list[torch.Generator] | None
-Length = int | None
+Number = int | None
 Draw = Callable[[], torch.Tensor]
 
 
@@ -219,12 +219,12 @@ class LTX2VideoDiffusionDecoderModel(CheckpointMixin, AtomicModelSaveMixin, Mode
 
     def enable_tiling(
         self,
-        tile_sample_min_height: Length = None,
-        tile_sample_min_width: Length = None,
-        tile_sample_min_num_frames: Length = None,
-        tile_sample_stride_height: Length = None,
-        tile_sample_stride_width: Length = None,
-        tile_sample_stride_num_frames: Length = None,
+        tile_sample_min_height: Number = None,
+        tile_sample_min_width: Number = None,
+        tile_sample_min_num_frames: Number = None,
+        tile_sample_stride_height: Number = None,
+        tile_sample_stride_width: Number = None,
+        tile_sample_stride_num_frames: Number = None,
         *,
         safe: bool = False,
     ) -> None:
@@ -319,7 +319,7 @@ class LTX2VideoDiffusionDecoderModel(CheckpointMixin, AtomicModelSaveMixin, Mode
         self,
         z: torch.Tensor,
         generator: Generators = None,
-        num_inference_steps: int | None = None,
+        num_inference_steps: Number = None,
         return_dict: bool = True,
     ) -> DecoderOutput | tuple[torch.Tensor]:
         """As [`decode`]."""

@@ -111,9 +111,8 @@ class Needs:
     @property
     def components(self) -> list[str]:
         """The components that run."""
-        wish = self.wish
-        unused = {"latent_upsampler": wish.two_stage, DIFFUSION: wish.decoder == "diffusion"}
-        return [name for name in self.parts.components if unused.get(name, True)]
+        runs = {"latent_upsampler": self.wish.two_stage, DIFFUSION: self.wish.decoder == "diffusion"}
+        return [name for name in self.parts.components if runs.get(name, True)]
 
     def weights(self, storage: str | None) -> dict[str, Weights]:
         """Bytes of all components."""

@@ -43,10 +43,13 @@ from .pipelines.compilation import CompiledPart as CompiledPart
 from .pipelines.conditions import LTX2AudioReferenceCondition as LTX2AudioReferenceCondition
 from .pipelines.conditions import LTX2ReferenceCondition as LTX2ReferenceCondition
 from .pipelines.conditions import LTX2VideoCondition as LTX2VideoCondition
+from .pipelines.output import LTX2DFRPipelineOutput as LTX2DFRPipelineOutput
 from .pipelines.output import LTX2PipelineOutput as LTX2PipelineOutput
 from .pipelines.planned import plan_memory as plan_memory
 from .pipelines.recipes.audio_to_video import LTX2AudioToVideoPipeline as LTX2AudioToVideoPipeline
 from .pipelines.recipes.condition import LTX2ConditionPipeline as LTX2ConditionPipeline
+from .pipelines.recipes.dfr.refinement import LTX2DFRTemporalRefinePipeline as LTX2DFRTemporalRefinePipeline
+from .pipelines.recipes.dfr.rendering import LTX2DFRPipeline as LTX2DFRPipeline
 from .pipelines.recipes.distilled import LTX2DistilledPipeline as LTX2DistilledPipeline
 from .pipelines.recipes.extension.pipeline import LTX2ExtendPipeline as LTX2ExtendPipeline
 from .pipelines.recipes.image_to_video import LTX2ImageToVideoPipeline as LTX2ImageToVideoPipeline

@@ -310,10 +310,7 @@ def video_tile_plan(
     starts = [video_coords[:, :, window, 0].amin(2, keepdim=True) for window in windows]
     ends = [video_coords[:, :, window, 1].amax(2, keepdim=True) for window in windows]
     inside = torch.stack(
-        [
-            ((appended[..., 0] < end) & (appended[..., 1] > start)).all(1).any(0)
-            for start, end in zip(starts, ends)
-        ]
+        [((appended[..., 0] < end) & (appended[..., 1] > start)).all(1).any(0) for start, end in zip(starts, ends)]
     )
     keepers = inside.sum(0)
     if lost := (keepers == 0).nonzero().flatten().tolist():

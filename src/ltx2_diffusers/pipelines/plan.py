@@ -28,6 +28,8 @@ class Size:
     num_frames: int | None = None
     frame_rate: float = 24.0
     motion_speed: float = 1.0
+    in_segments: bool = False
+    """Whether it is padded to whole segments of DFR, and handed over without the padding."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ class ClipPlan:
         audio: Latent shape `[B, C, L, M]`.
         stage: Index of the stage that runs at these sizes.
         temporal_scale: Frame rate of the stage over that of the finished clip.
+        kept_frames: Pixel frames of the finished clip, where padding follows them that is not decoded; default `None`, all.
     """
 
     sizes: ModelSizes
@@ -102,6 +105,7 @@ class ClipPlan:
     audio: AudioLatentShape
     stage: int = 0
     temporal_scale: float = 1.0
+    kept_frames: int | None = None
 
     def at_scale(self, space: float, time: float) -> "ClipPlan":
         """The sizes of a stage that makes a share of the clip; its sound is as long as that of the finished clip."""
@@ -147,8 +151,8 @@ class ClipPlan:
 
     @property
     def clip_frames(self) -> int:
-        """Pixel frames of the finished clip."""
-        return self.shown_frames[-1] + 1
+        """Pixel frames of the finished clip, without padding."""
+        return self.shown_frames[-1] + 1 if self.kept_frames is None else self.kept_frames
 
     @property
     def duration_s(self) -> float:
@@ -179,12 +183,15 @@ def plan_clip(
     checks.check_size(height, width, spatial * _common_denominator(space for space, _ in scales))
     checks.check_num_frames(num_frames, temporal * _common_denominator(time for _, time in scales))
     check_speed(num_frames, wished)
+    kept = num_frames if wished.in_segments else None
+    num_frames = conditioning.resolve_canvas(num_frames, temporal)[0] if wished.in_segments else num_frames
     frames = (num_frames - 1) // temporal + 1
     video = VideoLatentShape(batch_size, sizes.channels, frames, height // spatial, width // spatial)
     audio = sizes.audio_shape(batch_size, num_frames / wished.frame_rate)
     if audio_latents is not None and audio_latents.ndim == 4:
         audio = audio._replace(frames=audio_latents.shape[2])
-    plan = ClipPlan(sizes, num_frames, height, width, wished.frame_rate, wished.motion_speed, video, audio)
+    rates = (wished.frame_rate, wished.motion_speed)
+    plan = ClipPlan(sizes, num_frames, height, width, *rates, video, audio, kept_frames=kept)
     tools = plan.at_scale(*scales[0]).tools
     _check_latents("latents", latents, tools.video)
     _check_latents("audio_latents", audio_latents, tools.audio)

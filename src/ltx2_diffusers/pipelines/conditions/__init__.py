@@ -1,11 +1,23 @@
 """What a generation can be held to."""
 
-from .condition import Condition, Conditions, Opened, Studio, as_conditions, check_conflicts, check_heard, held_streams
+from .condition import (
+    Condition,
+    Conditions,
+    Items,
+    Opened,
+    Studio,
+    as_conditions,
+    check_conflicts,
+    check_heard,
+    held_streams,
+)
+from .keyframes import KeyframeCarrier, ReadyItems
 from .pictures import (
     FirstFrameCondition,
     ImageCondition,
     LTX2ReferenceCondition,
     LTX2VideoCondition,
+    OpenedPictures,
     keyframes,
     with_defaults,
 )

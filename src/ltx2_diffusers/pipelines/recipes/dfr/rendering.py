@@ -5,7 +5,7 @@ latent mel bins.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -220,7 +220,7 @@ def _finished(
         # diffusers draws noise for a sound that takes none, after which its decoder draws.
         GaussianNoiser(delivery.generator).draw(made.plan.audio, pipeline._execution_device)
     if made.keyframes is None and call.guidance_keyframe_latents is not None:
-        made = replace(made, keyframes=pipeline.normalized_video(call.guidance_keyframe_latents, made.plan))
+        made = made._replace(keyframes=pipeline.normalized_video(call.guidance_keyframe_latents, made.plan))
         positions = list(call.guidance_keyframe_positions or ())
     return handed_over(pipeline, made, delivery, originals, positions)
 

@@ -26,6 +26,7 @@ _MODULES = {
     ".checkpoints.packaged": ("packaged_checkpoint",),
     ".pipelines.output": ("LTX2PipelineOutput", "LTX2DFRPipelineOutput"),
     ".pipelines.recipes.dfr.rendering": ("LTX2DFRPipeline",),
+    ".conditioning.dfr_layout": ("epilogue_tiles", "trim_canvas"),
     ".pipelines.recipes.dfr.refinement": ("LTX2DFRTemporalRefinePipeline",),
     ".media.writing": ("ClipFile",),
     ".pipelines.compilation": ("CompiledPart",),

@@ -14,6 +14,8 @@ from .application.storyboard.board import read_storyboard as read_storyboard
 from .application.storyboard.making import StoryboardProgress as StoryboardProgress
 from .application.storyboard.making import make_storyboard as make_storyboard
 from .checkpoints.packaged import packaged_checkpoint as packaged_checkpoint
+from .conditioning.dfr_layout import epilogue_tiles as epilogue_tiles
+from .conditioning.dfr_layout import trim_canvas as trim_canvas
 from .guidance import GuidanceOptions as GuidanceOptions
 from .guidance import MultiModalGuiderParams as MultiModalGuiderParams
 from .guidance.presets import RECOMMENDED_NEGATIVE_PROMPT as RECOMMENDED_NEGATIVE_PROMPT

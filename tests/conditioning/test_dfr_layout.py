@@ -91,7 +91,13 @@ def test_tiles_of_another_grid_are_refused():
 
 
 def test_the_network_is_told_60_frames_per_second_for_fast_clips():
-    assert [dfr_layout.conditioning_frame_rate(rate) for rate in (24.0, 30.0, 30.1, 48.0, 96.0)] == [24, 30, 60, 60, 60]
+    assert [dfr_layout.conditioning_frame_rate(rate) for rate in (24.0, 30.0, 30.1, 48.0, 96.0)] == [
+        24,
+        30,
+        60,
+        60,
+        60,
+    ]
 
 
 def test_audio_windows():

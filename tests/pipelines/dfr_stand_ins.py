@@ -106,9 +106,7 @@ def pipelines() -> tuple[LTX2DFRPipeline, LTX2DFRTemporalRefinePipeline]:
     shared = components()
     first = LTX2DFRPipeline(scheduler=FlowMatchEulerDiscreteScheduler(), **shared)
     ancestral = LTXEulerAncestralRFScheduler(eta=0.5)
-    second = LTX2DFRTemporalRefinePipeline(
-        scheduler=ancestral, temporal_latent_upsampler=TwiceTheFrames(), **shared
-    )
+    second = LTX2DFRTemporalRefinePipeline(scheduler=ancestral, temporal_latent_upsampler=TwiceTheFrames(), **shared)
     for pipeline in (first, second):
         pipeline.set_progress_bar_config(disable=True)
     return first, second

@@ -68,7 +68,9 @@ def test_sequence_of_a_pass():
     tensors = load_tensors("dfr_hdr/prepare_latents.safetensors")
     metadata = load_metadata("dfr_hdr/prepare_latents.safetensors")
     vae = MeanVAE()
-    given = {name: vae.normalize_latents(tensors[f"in.{name}"]) for name in ("latents", "keyframe", "slots", "reference")}
+    given = {
+        name: vae.normalize_latents(tensors[f"in.{name}"]) for name in ("latents", "keyframe", "slots", "reference")
+    }
     shape = VideoLatentShape.from_torch_shape(given["latents"].shape)
     tools = VideoLatentTools(VideoLatentPatchifier(), shape, 24.0, fill_latent=False, mark_keyframes=True)
     state = tools.create_initial_state(initial_latent=given["latents"])

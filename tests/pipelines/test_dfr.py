@@ -136,6 +136,21 @@ def test_negative_places_are_those_of_the_request():
     assert torch.equal(last, third)
 
 
+def test_a_length_is_predicted_as_by_diffusers():
+    """The head's 0.6 to 0.9 seconds are 15 to 21 frames, which are floored to 8 k + 1 and padded to 25."""
+    outputs = []
+    for library in both.LIBRARIES:
+        head = both.new_model(library, "duration_head")
+        given = pipeline(library, FIRST).components | {"duration_head": head}
+        pipe = both.quiet(both.named(library, FIRST)(**given))
+        call = {**CALL, "num_frames": None, "min_seconds": 0.6, "max_seconds": 0.9, "generator": both.seeded()}
+        last = conditions(library, (PICTURE, 1, 1.0))
+        outputs.append(pipe(**call, conditions=last, output_type="pt"))
+    theirs, ours = outputs
+    assert ours.frames.shape[1] == ours.info["num_frames"] == 17
+    assert (theirs.frames - ours.frames).abs().max() < 1e-4
+
+
 def test_noise_levels_are_taken_as_they_are():
     shifting = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
     pipe = both.quiet(both.named("ours", FIRST)(**pipeline("ours", FIRST).components | {"scheduler": shifting}))

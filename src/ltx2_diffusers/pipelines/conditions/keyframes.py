@@ -92,6 +92,10 @@ class OpenedKeyframes(Opened):
     given: KeyframeCarrier
     positions: list[int]
 
+    def refitted(self, plan: ClipPlan) -> "OpenedKeyframes":
+        """The same, if it fits a shorter clip, too."""
+        return self.given.opened(self.studio, plan)
+
     def items(self, plan: ClipPlan) -> Items:
         """Pinned keyframes, slots and the reference, in the order in which the model was trained; the finished sound."""
         given, video = self.given, list[conditioning.ConditionItem]()

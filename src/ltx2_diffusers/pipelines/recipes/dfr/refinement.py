@@ -108,7 +108,8 @@ class LTX2DFRTemporalRefinePipeline(LTX2GenerationPipeline):
 
     kind = "distilled"
     model_cpu_offload_seq: Any = (
-        "prompt_enhancer->text_encoder->connectors->transformer->temporal_latent_upsampler->vae->audio_vae->vocoder"
+        "prompt_enhancer->text_encoder->connectors->duration_head->transformer->temporal_latent_upsampler->vae->audio_vae"
+        "->vocoder"
     )
     temporal_latent_upsampler: Upsampler
 
@@ -286,7 +287,7 @@ class TemporalRound:
         """The stretches as one clip, and all its keyframes; after an interrupt the rest is as the upsampler made it."""
         asked, scale = runs[0].plan, 2**self.call.round_index
         pictures = [one for one in runs[0].conditions if isinstance(one, OpenedPictures)]
-        placed = [Placed(one.encoded(asked), one.start * scale, one.strength) for one in pictures]
+        placed = [Placed(one.encoded(asked), one.start * scale, one.given.strength) for one in pictures]
         pipeline.release("vae")
         keyframes = pipeline.normalized_video(self.carried.keyframes, self.plan).split(1, dim=2)
         known = dict(zip(self.seams, keyframes))

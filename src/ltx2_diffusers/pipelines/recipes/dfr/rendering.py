@@ -62,7 +62,8 @@ class DFRArguments(PassArguments, _Carried):
 
     Args:
         conditions: Pictures and clips, as in [`LTX2ConditionPipeline`]; their places are those of a clip of `num_frames`.
-        num_frames: Frames, 8 k + 1 and at least 9; the pass pads them to its canvas. Default that of `latents`.
+        num_frames: Frames, 8 k + 1 and at least 9; the pass pads them to its canvas. Default that of `latents`, else what the
+            `duration_head` predicts.
         frame_rate: Frames per second, above 0 and up to 1000. The network counts positions at 60 for any above 30.
         latents: Video to refine, `[B, C, F, h, w]` of the whole canvas, as the pass before returned it.
         audio_latents: Sound to refine or to keep, `[B, C, L, M]`.
@@ -103,7 +104,8 @@ class DFRArguments(PassArguments, _Carried):
     def size(self) -> Size:
         """Size of the clip, which is padded to whole segments."""
         speed = self.frame_rate / conditioning_frame_rate(self.frame_rate)
-        return Size(self.height, self.width, self.num_frames, self.frame_rate, speed, in_segments=True)
+        seconds = (self.min_seconds, self.max_seconds)
+        return Size(self.height, self.width, self.num_frames, self.frame_rate, speed, seconds, in_segments=True)
 
     @property
     def stage(self) -> Stage:
@@ -207,8 +209,11 @@ def check_pass(pipeline: LTX2DFRPipeline, call: DFRArguments) -> None:
         raise ValueError(
             "`freeze_audio` is True, but there are no `audio_latents` to keep; give those of the first pass"
         )
-    if call.num_frames is None and call.latents is None:
-        raise ValueError("`num_frames` is not given, nor `latents` from which it would follow; use for example 121")
+    if call.num_frames is None and call.latents is None and not pipeline.has("duration_head"):
+        raise ValueError(
+            "`num_frames` is not given, nor `latents` from which it would follow, and there is no `duration_head` to predict it; use "
+            "for example 121"
+        )
 
 
 def _finished(

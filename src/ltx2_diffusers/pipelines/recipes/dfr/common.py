@@ -63,6 +63,7 @@ def check_marks(pipeline: LTX2GenerationPipeline) -> None:
         )
 
 
+@torch.no_grad()
 def handed_over(
     pipeline: LTX2GenerationPipeline, made: Generated, delivery: Delivery, originals: Originals, given: Sequence[int]
 ) -> Result:

@@ -125,10 +125,18 @@ def test_rebuilt_keyframes_are_diffusers(conditioned):
     latents = torch.randn(2, 4, 2, 2, 3, generator=both.seeded(1))
     arguments = (latents, 0.05, 0.025, 3, "cpu", torch.float32)
     one, other = (
-        pipeline(library, FIRST, conditioned).rebuild_epilogue_keyframes(*arguments)
-        for library in both.LIBRARIES
+        pipeline(library, FIRST, conditioned).rebuild_epilogue_keyframes(*arguments) for library in both.LIBRARIES
     )
     assert other.shape == (2, 4, 2, 4, 6) and (one - other).abs().max() < 1e-4
+
+
+def test_the_canvas_of_a_pass_after_a_round_is_that_of_its_latents():
+    """33 frames alone have a canvas of 33; those of 17 that a round has doubled have one of 49."""
+    latents = torch.randn(1, 4, 7, 2, 2, generator=both.seeded(1))
+    call = {"num_frames": 33, "frame_rate": 48.0, "latents": latents, "sigmas": [0.4]}
+    whole = run("ours", **call)
+    assert whole.frames.shape[2] == 7 and whole.keyframe_positions == [24, 48]
+    assert run("ours", **call, output_type="pt").frames.shape[1] == 33
 
 
 def test_negative_places_are_those_of_the_request():

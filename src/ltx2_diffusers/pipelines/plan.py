@@ -192,7 +192,7 @@ def plan_clip(
     checks.check_num_frames(num_frames, frame_stride(sizes, scales))
     check_speed(num_frames, wished)
     kept = num_frames if wished.in_segments else None
-    num_frames = conditioning.resolve_canvas(num_frames, temporal)[0] if wished.in_segments else num_frames
+    num_frames = _canvas(sizes, num_frames, latents) if wished.in_segments else num_frames
     frames = (num_frames - 1) // temporal + 1
     video = VideoLatentShape(batch_size, sizes.channels, frames, height // spatial, width // spatial)
     audio = sizes.audio_shape(batch_size, num_frames / wished.frame_rate)
@@ -247,6 +247,16 @@ def _inferred_size(sizes: ModelSizes, wished: Size, latents: torch.Tensor | None
         for options in zip((wished.height, wished.width, wished.num_frames), implied, DEFAULT_SIZE)
     )
     return height, width, num_frames
+
+
+def _canvas(sizes: ModelSizes, num_frames: int, latents: torch.Tensor | None) -> int:
+    """Frames of the canvas of a pass of DFR: that of given latents, which a round has made longer, else the shortest one."""
+    ratio = sizes.temporal_ratio
+    canvas = conditioning.resolve_canvas(num_frames, ratio)[0]
+    if latents is None or latents.ndim != 5:
+        return canvas
+    given = sizes.pixel_frames(latents.shape[2])
+    return given if given > canvas and conditioning.resolve_canvas(given, ratio)[0] == given else canvas
 
 
 def _common_denominator(scales: Iterable[float]) -> int:

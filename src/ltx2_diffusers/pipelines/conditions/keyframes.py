@@ -38,7 +38,7 @@ class KeyframeCarrier(Condition):
 
     Args:
         slots: Whether keyframes are made.
-        slot_positions: Their pixel frames, default the ends of the clip's segments.
+        slot_positions: Their pixel frames, default the ends of the canvas' segments.
         slot_latents: What they start from, `[B, C, K, h, w]`, default nothing.
         pinned_latents: Keyframes to hold to, `[B, C, K, h, w]`, default none.
         pinned_positions: Their pixel frames.
@@ -74,7 +74,7 @@ class KeyframeCarrier(Condition):
         """Pixel frames of the slots."""
         if not self.slots:
             return []
-        own = conditioning.resolve_canvas(plan.clip_frames, plan.sizes.temporal_ratio)[2]
+        own = conditioning.resolve_canvas(plan.num_frames, plan.sizes.temporal_ratio)[2]
         return own if self.slot_positions is None else list(self.slot_positions)
 
 

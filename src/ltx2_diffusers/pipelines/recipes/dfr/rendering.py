@@ -62,7 +62,8 @@ class DFRArguments(PassArguments, _Carried):
 
     Args:
         conditions: Pictures and clips, as in [`LTX2ConditionPipeline`]; their places are those of a clip of `num_frames`.
-        num_frames: Frames, 8 k + 1 and at least 9; the pass pads them to its canvas. Default that of `latents`, else what the
+        num_frames: Frames, 8 k + 1 and at least 9; the pass pads them to its canvas, which is that of `latents` if there are
+            any. Default that of `latents`, else what the
             `duration_head` predicts.
         frame_rate: Frames per second, above 0 and up to 1000. The network counts positions at 60 for any above 30.
         latents: Video to refine, `[B, C, F, h, w]` of the whole canvas, as the pass before returned it.

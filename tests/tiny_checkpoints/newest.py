@@ -21,7 +21,7 @@ from . import weights
 from .configs import AUDIO_WIDTH, TEXT_WIDTH, VIDEO_WIDTH, component_configs
 from .text_model import MAX_TEXT_TOKENS, TEXT_HEADS, build_tokenizer
 
-CHANGES = {"ff_bias": False, "audio_ff_bias": False, "use_keyframes_abs_pos_embedding": True}
+CHANGES = {"ff_bias": False, "use_keyframes_abs_pos_embedding": True}
 HEAD = {
     "video_cross_attention_dim": VIDEO_WIDTH,
     "audio_cross_attention_dim": AUDIO_WIDTH,

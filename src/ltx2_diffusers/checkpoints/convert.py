@@ -21,7 +21,7 @@ from . import configs, fit, keys
 from . import folder as layout
 from .card import PipelineFacts, pipeline_card
 from .class_names import COMPONENT_OF, OPTIONAL_COMPONENTS, PIPELINE_COMPONENTS, class_name_for
-from .json_files import read_config, read_object
+from .json_files import parse_object, read_config, read_object
 from .original import OriginalCheckpoint, cast_floating, real_weights, stacked_entries, stored_in_float8
 from .safetensors_io import Entry, read_folder, tensor_differences, write_file
 from .scaled_fp8 import without_scales
@@ -150,19 +150,17 @@ def convert_to_original(
     parts = folder_components(source, dtype, _float8(quantization_config))
     for name, part in parts.items():
         check_part(name, part, repr(str(source)))
+    known = _known_metadata(Path(source), metadata_from)
     if not per_component:
-        return _write_original(Path(output), parts, metadata_from, on_tensor)
+        return _write_original(Path(output), parts, known, on_tensor)
     with replaced_folder(output) as temporary:
         for name in dict.fromkeys(_TOGETHER.get(name, name) for name in parts):
             held = {other: part for other, part in parts.items() if _TOGETHER.get(other, other) == name}
-            _write_original(Path(temporary, f"{name}.safetensors"), held, metadata_from, on_tensor)
+            _write_original(Path(temporary, f"{name}.safetensors"), held, known, on_tensor)
 
 
 def _write_original(
-    path: Path,
-    parts: Mapping[str, Part],
-    metadata_from: str | os.PathLike | None,
-    on_tensor: Callable[[str], None] | None,
+    path: Path, parts: Mapping[str, Part], known: Mapping[str, str], on_tensor: Callable[[str], None] | None
 ) -> None:
     """One file with some components; a video VAE alone has no prefix, as published."""
     entries: dict[str, Entry] = {}
@@ -172,7 +170,7 @@ def _write_original(
         renamed = keys.rename(component, tensors, to="original")
         prefixes = {name: "" if is_bare else keys.original_prefix(component, name) for name in renamed.values()}
         entries |= {prefixes[name] + name: tensors[key] for key, name in renamed.items()}
-    metadata = _original_metadata({name: config for name, (_, config) in parts.items()}, metadata_from)
+    metadata = _original_metadata({name: config for name, (_, config) in parts.items()}, known)
     write_file(path, entries, metadata | _float8_metadata(entries), on_tensor)
 
 
@@ -339,15 +337,20 @@ def _component_of_config(config: Mapping[str, Any], folder: Path) -> str:
     return COMPONENT_OF[name]
 
 
-def _original_metadata(
-    component_configs: Mapping[str, Mapping[str, Any]], template: str | os.PathLike | None
-) -> dict[str, str]:
-    config = configs.to_original(component_configs)
-    metadata: dict[str, str] = {}
-    if template is not None:
-        checkpoint = OriginalCheckpoint(template)
-        metadata |= checkpoint.metadata
-        config = merged(checkpoint.metadata_config, config)
+def _known_metadata(folder: Path, template: str | os.PathLike | None) -> dict[str, str]:
+    """Metadata that follow from no component's config: those of another file, and the version of the folder's text encoder."""
+    metadata = {} if template is None else dict(OriginalCheckpoint(template).metadata)
+    file = folder / "text_encoder" / "config.json"
+    version = read_object(file).get("gemma_version") if file.is_file() else None
+    if version is not None:
+        metadata.setdefault("gemma_source_checkpoint", json.dumps({"gemma_version": version}))
+    return metadata
+
+
+def _original_metadata(component_configs: Mapping[str, Mapping[str, Any]], known: Mapping[str, str]) -> dict[str, str]:
+    metadata = dict(known)
+    template = parse_object(metadata.get("config", "{}"), "the `config` metadata of `metadata_from`")
+    config = merged(template, configs.to_original(component_configs))
     if "transformer" in component_configs:
         version = model_version(component_configs["transformer"])
         if version == _NEEDS_TEMPLATE and "gemma_source_checkpoint" not in metadata:

@@ -14,6 +14,9 @@ from .application.storyboard.board import read_storyboard as read_storyboard
 from .application.storyboard.making import StoryboardProgress as StoryboardProgress
 from .application.storyboard.making import make_storyboard as make_storyboard
 from .checkpoints.packaged import packaged_checkpoint as packaged_checkpoint
+from .conditioning.dfr_layout import LTX2DFREpilogueTile as LTX2DFREpilogueTile
+from .conditioning.dfr_layout import LTX2DFRTemporalTile as LTX2DFRTemporalTile
+from .conditioning.dfr_layout import LTX2DFRTokenPlan as LTX2DFRTokenPlan
 from .conditioning.dfr_layout import epilogue_tiles as epilogue_tiles
 from .conditioning.dfr_layout import trim_canvas as trim_canvas
 from .guidance import GuidanceOptions as GuidanceOptions

@@ -243,7 +243,8 @@ REFUSED = {
         ({"sigmas": [0.4, 0.9]}, "sigmas"),
     ],
     REFINE: [
-        ({"audio_latents": None}, "`audio_latents` is missing"),
+        ({"audio_latents": None}, "`audio_latents` has to be a tensor but is None"),
+        ({"round_index": 9}, "`round_index` has to be at most 8"),
         ({"round_index": 0}, "`round_index` has to be a whole number of at least 1"),
         ({"latents": torch.zeros(1, 4, 3, 2, 2)}, "`latents` has shape"),
         (
@@ -253,7 +254,7 @@ REFUSED = {
         ({"keyframe_positions": []}, "needs \\(1, 4, 0, 2, 2\\)"),
         ({"keyframe_positions": [], "keyframes_latents": torch.zeros(1, 4, 0, 2, 2)}, "is empty"),
         ({"condition_num_frames": 33}, "more than the canvas of the pass before, 25"),
-        ({"audio_latents": torch.zeros(1, 26, 4)}, "\\[B, C, L, M\\]"),
+        ({"audio_latents": torch.zeros(1, 26, 4)}, "needs \\(any, any, any, any\\)"),
         ({"source_seconds": 0.0}, "`source_seconds` has to be greater than 0"),
         ({"places": ((PICTURE, 3, 1.0),)}, "use -3 to 2"),
         ({"prompt": ["one", "two"]}, "`latents` has shape"),

@@ -11,7 +11,6 @@ from .condition import (
     check_heard,
     held_streams,
 )
-from .keyframes import KeyframeCarrier, ReadyItems
 from .pictures import (
     FirstFrameCondition,
     ImageCondition,

@@ -1,14 +1,14 @@
 """A temporal round of DFR: twice the frame rate, made in stretches of time that lie between keyframes.
 
 Shapes: B videos of the batch, C channels, K keyframes, F latent frames, h and w latent rows and columns, L audio latents, M
-latent mel bins, T tokens of a stretch, D features of a token.
+latent mel bins.
 """
 
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import torch
 from diffusers import DiffusionPipeline, LTXEulerAncestralRFScheduler
@@ -17,19 +17,21 @@ from .... import checks, conditioning
 from ....conditioning import dfr_layout
 from ....prompts import ReadPrompts
 from ....sampling.samplers import EulerAncestralSampler, gaussian_noise
+from ... import engine
 from ...arguments import Callback, Stage, Start
-from ...conditions import Condition, Conditions, LTX2VideoCondition, OpenedPictures, ReadyItems, as_conditions
-from ...conditions.keyframes import check_keyframes, check_latents
-from ...engine import Generated, StageRun, enlarged, first_latents, generate, generated, prepare
+from ...conditions import Condition, Conditions, Items, LTX2VideoCondition, Opened, OpenedPictures, as_conditions
 from ...plan import plan_clip
 from .. import ClipPlan, LTX2GenerationPipeline, Request, Result, Size, Streams, Upsampler, extends, takes
-from .common import POSITIONS, PassArguments, check_marks, handed_over
+from .rendering import NOISE, POSITIONS, PassArguments, check_keyframes, check_latents, check_marks, handed_over
 
 UPSAMPLER = "temporal_latent_upsampler"
 # What diffusers' pipeline of this name does not take.
 _UNTAKEN = ("processor", "prompt_enhancer", "duration_head")
 # Seeds of the rounds' noise lie this far apart, so that stretches of one round do not reach those of the next.
 _SEEDS_PER_ROUND = 1000
+# As in diffusers' call, the first arguments may be given by name.
+_NEEDED: Any = None
+_MOST_ROUNDS = 8
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,10 @@ class _Before:
     """What comes first, in diffusers' order."""
 
     prompt: str | list[str] | None = None
-    latents: torch.Tensor | None = None
-    keyframes_latents: torch.Tensor | None = None
-    keyframe_positions: Sequence[int] | None = None
-    audio_latents: torch.Tensor | None = None
+    latents: torch.Tensor = _NEEDED
+    keyframes_latents: torch.Tensor = _NEEDED
+    keyframe_positions: Sequence[int] = _NEEDED
+    audio_latents: torch.Tensor = _NEEDED
     conditions: Conditions = None
     height: int = 704
     width: int = 1216
@@ -71,6 +73,8 @@ class RefineArguments(PassArguments, _Before):
         sigmas: Noise levels of the round, in (0, 1] and falling. Default the last 4 of distilled models.
     """
 
+    latents: torch.Tensor = _NEEDED
+    audio_latents: torch.Tensor = _NEEDED
     num_frames: int = 121
     frame_rate: float = 24.0
     sigmas: Sequence[float] = tuple(dfr_layout.TEMPORAL_ROUND_DISTILLED_SIGMA_VALUES)
@@ -91,6 +95,8 @@ class RefineArguments(PassArguments, _Before):
     @property
     def first_size(self) -> Size:
         """Size of the clip that the first pass was asked for."""
+        checks.check_at_least_one(round_index=self.round_index)
+        checks.check_most(_MOST_ROUNDS, round_index=self.round_index)
         return Size(self.height, self.width, self.asked_frames, self.frame_rate / 2 ** (self.round_index - 1))
 
 
@@ -147,14 +153,13 @@ class LTX2DFRTemporalRefinePipeline(LTX2GenerationPipeline):
         """
         check_components(self)
         stage = Stage(sigmas=call.sigmas, noise_scale=call.noise_scale, sampler="euler_ancestral")
-        pictures, noise = as_pictures(call.conditions), {"packed_noise": True, "blend": "clean"}
-        prompts, request = call.request([stage], pictures, call.first_size, **noise)
+        prompts, request = call.request([stage], as_pictures(call.conditions), call.first_size, **NOISE)
         # What the round starts from belongs to another canvas than the conditions.
         request = replace(request, start=replace(request.start, latents=None, audio_latents=None))
         batch_size = self.prompt_reader.check(prompts, False, watched=request.delivery.wanted)
-        temporal_round = TemporalRound(self, call, Carried.of(call), batch_size)
+        temporal_round = TemporalRound(self, call, batch_size)
         temporal_round.check()
-        made, originals = generated(self, prompts, request, temporal_round.make)
+        made, originals = engine.generated(self, prompts, request, temporal_round.make)
         return handed_over(self, made, request.delivery, originals, made.info[POSITIONS])
 
 
@@ -192,31 +197,27 @@ def as_pictures(given: Any) -> list[Condition]:
     return conditions
 
 
-class Carried(NamedTuple):
-    """What the pass before has made, un-normalised; see [`RefineArguments`]."""
+@dataclass(frozen=True)
+class ReadyItems(Condition, Opened):
+    """Condition items that are made already, for one stage.
 
-    latents: torch.Tensor
-    keyframes: torch.Tensor
-    positions: list[int]
-    audio: torch.Tensor
+    Args:
+        ready: Those of each stream.
+    """
 
-    @classmethod
-    def of(cls, call: RefineArguments) -> "Carried":
-        """All of it from a call."""
-        needed = {name: getattr(call, name) for name in ("latents", "keyframes_latents", POSITIONS, "audio_latents")}
-        missing = [name for name, value in needed.items() if value is None]
-        if missing:
-            raise ValueError(f"`{missing[0]}` is missing; pass what the pass before returned: {', '.join(needed)}")
-        latents, keyframes, positions, audio = needed.values()
-        return cls(latents, keyframes, list(positions), audio)
+    ready: Items
+
+    def opened(self, *_: Any) -> "ReadyItems":
+        """The same."""
+        return self
+
+    def items(self, _: ClipPlan) -> Items:
+        """Those that there are."""
+        return self.ready
 
 
-class Placed(NamedTuple):
-    """Latents `[B or 1, C, F, h, w]` to hold to, the pixel frame where they begin, and how strongly."""
-
-    latents: torch.Tensor
-    start: int
-    strength: float
+Placed = tuple[torch.Tensor, int, float]
+"""Latents `[B or 1, C, F, h, w]` to hold to, the pixel frame where they begin, and how strongly."""
 
 
 @dataclass(frozen=True)
@@ -226,13 +227,11 @@ class TemporalRound:
     Args:
         pipeline: The pipeline.
         call: What is asked for.
-        carried: What the round starts from.
         batch_size: Videos of the batch.
     """
 
     pipeline: LTX2DFRTemporalRefinePipeline
     call: RefineArguments
-    carried: Carried
     batch_size: int
 
     @cached_property
@@ -241,13 +240,13 @@ class TemporalRound:
         call = self.call
         size = Size(call.height, call.width, 2 * (call.num_frames - 1) + 1, 2 * call.frame_rate)
         plan = plan_clip(self.pipeline.sizes, self.batch_size, size, [(1.0, 1.0)])
-        audio = plan.audio._replace(frames=self.carried.audio.shape[2])
+        audio = plan.audio._replace(frames=call.audio_latents.shape[2])
         return replace(plan, audio=audio, kept_frames=(call.asked_frames - 1) * 2**call.round_index + 1)
 
     @cached_property
     def seams(self) -> list[int]:
         """Pixel frames of the given keyframes on this canvas."""
-        return [2 * position for position in self.carried.positions]
+        return [2 * position for position in self.call.keyframe_positions]
 
     @cached_property
     def tiles(self) -> list[dfr_layout.LTX2DFRTemporalTile]:
@@ -255,10 +254,14 @@ class TemporalRound:
         ratio, count = self.plan.sizes.temporal_ratio, 2**self.call.round_index
         return dfr_layout.temporal_tile_plan(self.seams, self.plan.num_frames, count, ratio)
 
+    @property
+    def rate(self) -> float:
+        """Frames per second in which the network counts."""
+        return dfr_layout.conditioning_frame_rate(self.plan.frame_rate)
+
     def check(self) -> None:
         """Raise `ValueError` for what is out of range, or does not fit together."""
-        call, (latents, keyframes, positions, audio) = self.call, self.carried
-        checks.check_at_least_one(round_index=call.round_index)
+        call, positions = self.call, list(self.call.keyframe_positions)
         checks.check_positive(source_seconds=call.source_seconds)
         checks.check_num_frames(call.num_frames, self.pipeline.sizes.temporal_ratio)
         if call.asked_frames > call.num_frames:
@@ -266,13 +269,12 @@ class TemporalRound:
                 f"`condition_num_frames` is {call.asked_frames}, more than the canvas of the pass before, {call.num_frames}; give what "
                 "the first pass was asked for"
             )
-        if audio.ndim != 4:
-            raise ValueError(f"`audio_latents` has to be [B, C, L, M] but has shape {tuple(audio.shape)}")
+        check_latents("audio_latents", call.audio_latents, (None, None, None, None))
         before = replace(self.plan, num_frames=call.num_frames)
         frames = (call.num_frames - 1) // before.sizes.temporal_ratio + 1
-        check_latents("latents", latents, self.plan.video._replace(frames=frames))
-        check_latents("audio_latents", audio, self.plan.audio)
-        check_keyframes(POSITIONS, positions, "keyframes_latents", keyframes, before)
+        check_latents("latents", call.latents, self.plan.video._replace(frames=frames))
+        check_latents("audio_latents", call.audio_latents, self.plan.audio)
+        check_keyframes(POSITIONS, positions, "keyframes_latents", call.keyframes_latents, before)
         if positions != sorted({*positions}) or positions[0] < 1 or positions[-1] != call.num_frames - 1:
             raise ValueError(
                 f"`{POSITIONS}` has to rise from above 0 to the last frame of the canvas, {call.num_frames - 1}, but is {positions}; give "
@@ -282,31 +284,30 @@ class TemporalRound:
         self.tiles  # noqa: B018
 
     def make(
-        self, pipeline: LTX2GenerationPipeline, request: Request, runs: Sequence[StageRun], texts: ReadPrompts
-    ) -> Generated:
+        self, pipeline: LTX2GenerationPipeline, request: Request, runs: Sequence[engine.StageRun], texts: ReadPrompts
+    ) -> engine.Generated:
         """The stretches as one clip, and all its keyframes; after an interrupt the rest is as the upsampler made it."""
         asked, scale = runs[0].plan, 2**self.call.round_index
         pictures = [one for one in runs[0].conditions if isinstance(one, OpenedPictures)]
-        placed = [Placed(one.encoded(asked), one.start * scale, one.given.strength) for one in pictures]
+        placed: list[Placed] = [(one.encoded(asked), one.start * scale, one.given.strength) for one in pictures]
         pipeline.release("vae")
-        keyframes = pipeline.normalized_video(self.carried.keyframes, self.plan).split(1, dim=2)
-        known = dict(zip(self.seams, keyframes))
-        video = enlarged(pipeline, pipeline.normalized_video(self.carried.latents, self.plan), UPSAMPLER)
-        sound = first_latents(pipeline, Start(audio_latents=self.carried.audio), self.plan).audio
-        pieces: list[torch.Tensor] = []
+        keyframes = pipeline.normalized_video(self.call.keyframes_latents, self.plan).split(1, dim=2)
+        anchors = dict(zip(self.seams, keyframes))
+        video = engine.enlarged(pipeline, pipeline.normalized_video(self.call.latents, self.plan), UPSAMPLER)
+        sound = engine.first_latents(pipeline, Start(audio_latents=self.call.audio_latents), self.plan).audio
+        known, pieces = dict(anchors), list[torch.Tensor]()
         for index, tile in enumerate(self.tiles):
-            held = self.held(tile, video, placed, dict(zip(self.seams, keyframes)), sound)
-            made = self.stretch(replace(request, conditions=[held]), texts, index, video[:, :, tile.interval.cells])
+            held = [ReadyItems(self.held(tile, video, placed, anchors, sound))]
+            made = self.stretch(replace(request, conditions=held), texts, index, video[:, :, tile.interval.cells])
             pieces.append(made.latents.video[:, :, tile.interval.left_ramp :])
             for position, frame in zip(tile.slots, made.keyframes.split(1, dim=2)):
                 known.setdefault(position, frame)
             if pipeline._interrupt:
                 break
         pieces.append(video[:, :, sum(piece.shape[2] for piece in pieces) :])
-        positions = sorted(known)
-        info = {**made.info, "tiles": len(self.tiles), POSITIONS: positions}
-        bag = torch.cat([known[position] for position in positions], dim=2)
-        return Generated(Streams(torch.cat(pieces, dim=2), sound), self.plan, info, bag)
+        info = {**made.info, "tiles": len(self.tiles), POSITIONS: sorted(known)}
+        bag = torch.cat([known[position] for position in sorted(known)], dim=2)
+        return engine.Generated(Streams(torch.cat(pieces, dim=2), sound), self.plan, info, bag)
 
     def held(
         self,
@@ -315,9 +316,9 @@ class TemporalRound:
         placed: Sequence[Placed],
         anchors: Mapping[int, torch.Tensor],
         sound: torch.Tensor,
-    ) -> ReadyItems:
+    ) -> Items:
         """What a stretch is held to: pictures, keyframes of the pass before, slots between them, and its part of the sound."""
-        start, own, ratio = tile.pixel_start, video[:, :, tile.interval.cells], self.plan.sizes.temporal_ratio
+        start, own, sizes = tile.pixel_start, video[:, :, tile.interval.cells], self.plan.sizes
         items: list[conditioning.ConditionItem] = []
         for latents, position, strength in placed:
             if position == start:
@@ -328,34 +329,21 @@ class TemporalRound:
         for position in tile.anchors:
             items.append(conditioning.VideoConditionByKeyframeIndex(anchors[position], position - start, strength))
         slots = [position - start for position in tile.slots]
-        seeds = own[:, :, [min(round(slot / ratio), own.shape[2] - 1) for slot in slots]]
+        seeds = own[:, :, [min(round(slot / sizes.temporal_ratio), own.shape[2] - 1) for slot in slots]]
         items.append(conditioning.VideoKeyframeSlots(slots, seeds))
-        return ReadyItems(Streams(items, [conditioning.ConditionByWholeLatent(self.heard(tile, sound))]))
+        call, frames, packer = self.call, sizes.pixel_frames(own.shape[2]), self.plan.tools.audio.patchifier
+        shape = sizes.audio_shape(self.batch_size, frames / self.rate)
+        seconds = call.num_frames / call.frame_rate if call.source_seconds is None else call.source_seconds
+        span = (start, frames, self.plan.frame_rate, seconds, shape.frames)
+        window = packer.unpatchify(dfr_layout.audio_window(packer.patchify(sound), *span), shape)
+        return Streams(items, [conditioning.ConditionByWholeLatent(window)])
 
-    def heard(self, tile: dfr_layout.LTX2DFRTemporalTile, sound: torch.Tensor) -> torch.Tensor:
-        """The sound of a stretch, as many latents as the network counts in its time."""
-        frames, patchifier = tile.pixel_end - tile.pixel_start + 1, self.plan.tools.audio.patchifier
-        shape = self.plan.sizes.audio_shape(self.batch_size, frames / self.rate)
-        seconds = (
-            self.call.num_frames / self.call.frame_rate
-            if self.call.source_seconds is None
-            else self.call.source_seconds
-        )
-        span = (tile.pixel_start, frames, self.plan.frame_rate, seconds)
-        window = dfr_layout.audio_window(patchifier.patchify(sound), *span, shape.frames)
-        return patchifier.unpatchify(window, shape)
-
-    @property
-    def rate(self) -> float:
-        """Frames per second in which the network counts."""
-        return dfr_layout.conditioning_frame_rate(self.plan.frame_rate)
-
-    def stretch(self, request: Request, texts: ReadPrompts, index: int, video: torch.Tensor) -> Generated:
+    def stretch(self, request: Request, texts: ReadPrompts, index: int, video: torch.Tensor) -> engine.Generated:
         """A stretch of the canvas, made from its part `[B, C, F, h, w]` of the enlarged video."""
         tokens = self.plan.tools.video.patchifier.patchify(video)
         size = replace(request.size, num_frames=self.plan.sizes.pixel_frames(video.shape[2]), frame_rate=self.rate)
         request = replace(request, size=size, start=replace(request.start, latents=tokens))
-        run = prepare(self.pipeline, request, self.batch_size).runs[0]
+        run = engine.prepare(self.pipeline, request, self.batch_size).runs[0]
         generators, config = request.start.generator, self.pipeline.scheduler.config
         first = generators[0] if isinstance(generators, list) else generators
         seed = (0 if first is None else first.initial_seed()) + _SEEDS_PER_ROUND * self.call.round_index + index
@@ -363,7 +351,7 @@ class TemporalRound:
         run = replace(run, sampler=EulerAncestralSampler(noise, config["eta"], config["s_noise"], hold_given=True))
         callback = _counted_from(index * (len(run.sigmas) - 1), request.delivery.callback)
         request = replace(request, delivery=replace(request.delivery, callback=callback))
-        return generate(self.pipeline, request, [run], texts)
+        return engine.generate(self.pipeline, request, [run], texts)
 
 
 def _counted_from(start: int, callback: Callback | None) -> Callback | None:

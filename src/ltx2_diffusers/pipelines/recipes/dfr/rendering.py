@@ -5,27 +5,57 @@ latent mel bins.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 import PIL.Image
 import torch
 
-from ....conditioning import GaussianNoiser
+from .... import checks, conditioning
 from ....conditioning.dfr_layout import LTX2DFREpilogueTile, conditioning_frame_rate
 from ....declared import takes_declared
-from ....media.pixels import decoded_frames
-from ....media.preprocess import normalize_pixels
+from ....media import pixels, preprocess
+from ....schedulers.levels import FlowMatchEulerDiscreteScheduler, LTX2Scheduler
 from ....schedulers.sigmas import DISTILLED_SIGMAS
-from ...arguments import Stage
-from ...conditions import Conditions, KeyframeCarrier, as_conditions
-from ...engine import Generated, Originals, generated, with_decoder_noise
-from .. import Delivery, LTX2GenerationPipeline, Result, Size, check_said, extends, takes
-from .common import POSITIONS, PassArguments, check_marks, handed_over, listed
+from ... import engine
+from ...arguments import Stage, Unguided
+from ...conditions import Condition, Conditions, Items, Opened, Studio, as_conditions
+from ...output import LTX2DFRPipelineOutput
+from .. import Arguments, ClipPlan, Delivery, LTX2GenerationPipeline, Result, Size, Streams, check_said, extends, takes
 
+POSITIONS = "keyframe_positions"
+NOISE = {"packed_noise": True, "blend": "clean"}
+"""How passes mix noise into what they start from, and give it what they are held to."""
 # Seeds of the noise with which keyframes are decoded lie apart from those of the passes.
 _REBUILDING_SEED = 4000
+
+
+@dataclass(frozen=True)
+class PassArguments(Unguided, Arguments):
+    """What the calls of DFR share.
+
+    Args:
+        height, width: Size of this pass in pixels, multiples of 32. Default 704 x 1216.
+        sigmas: Noise levels of the pass, in (0, 1] and falling, taken as they are.
+        noise_scale: Noise that the pass starts with, 0 to 1. Default the first of `sigmas`.
+        use_cross_timestep: Whose noise level modulates the exchange between the streams: the other stream's
+            (`True`, default) or its own (`False`).
+        return_dict: Whether to return an [`LTX2DFRPipelineOutput`] instead of the tuple `(frames, audio, keyframes,
+            keyframe_positions)`.
+    """
+
+    height: int = 704
+    width: int = 1216
+    noise_scale: float | None = None
+    use_cross_timestep: bool = True
+    negative_prompt: None = field(init=False, default=None)
+    negative_prompt_embeds: None = field(init=False, default=None)
+    negative_prompt_attention_mask: None = field(init=False, default=None)
+    motion_speed: float = field(init=False, default=1.0)
+    timesteps: None = field(init=False, default=None)
+    sampler: None = field(init=False, default=None)
+    guidance_options: None = field(init=False, default=None)
 
 
 @dataclass(frozen=True)
@@ -87,21 +117,6 @@ class DFRArguments(PassArguments, _Carried):
     sigmas: Sequence[float] = DISTILLED_SIGMAS[:-1]
 
     @property
-    def carrier(self) -> KeyframeCarrier:
-        """What the pass carries beside its video."""
-        return KeyframeCarrier(
-            self.generate_slots,
-            self.keyframe_positions,
-            self.keyframes_latents,
-            self.guidance_keyframe_latents,
-            self.guidance_keyframe_positions,
-            self.guidance_keyframe_strength,
-            self.reference_latents,
-            self.reference_downscale_factor,
-            self.freeze_audio,
-        )
-
-    @property
     def size(self) -> Size:
         """Size of the clip, which is padded to whole segments."""
         speed = self.frame_rate / conditioning_frame_rate(self.frame_rate)
@@ -113,6 +128,101 @@ class DFRArguments(PassArguments, _Carried):
         """The pass."""
         tiles = None if self.video_tiles is None else [LTX2DFREpilogueTile(*tile) for tile in self.video_tiles]
         return Stage(sigmas=self.sigmas, noise_scale=self.noise_scale, sampler="euler", tiles=tiles)
+
+
+@dataclass(frozen=True)
+class KeyframeCarrier(Condition):
+    """Everything that a pass carries beside its video: pinned keyframes, slots for new ones, a reference, a finished sound.
+
+    Args:
+        call: The pass.
+    """
+
+    call: DFRArguments
+
+    def opened(self, studio: Studio, plan: ClipPlan) -> "OpenedKeyframes":
+        """Check that everything fits the clip."""
+        call = self.call
+        checks.check_unit(guidance_keyframe_strength=call.guidance_keyframe_strength)
+        checks.check_at_least_one(reference_downscale_factor=call.reference_downscale_factor)
+        check_keyframes(POSITIONS, self.positions(plan), "keyframes_latents", call.keyframes_latents, plan)
+        pinned = ("guidance_keyframe_positions", call.guidance_keyframe_positions or ())
+        check_keyframes(*pinned, "guidance_keyframe_latents", call.guidance_keyframe_latents, plan)
+        if call.reference_latents is not None:
+            check_latents("reference_latents", call.reference_latents, (*plan.video[:2], None, None, None))
+        return OpenedKeyframes(studio, self)
+
+    def positions(self, plan: ClipPlan) -> list[int]:
+        """Pixel frames of the slots."""
+        if not self.call.generate_slots:
+            return []
+        own = conditioning.resolve_canvas(plan.num_frames, plan.sizes.temporal_ratio)[2]
+        return own if self.call.keyframe_positions is None else list(self.call.keyframe_positions)
+
+
+@dataclass(frozen=True)
+class OpenedKeyframes(Opened):
+    """The same, which fits the clip.
+
+    Args:
+        studio: Normalises latents.
+        given: The condition.
+    """
+
+    studio: Studio
+    given: KeyframeCarrier
+
+    def refitted(self, plan: ClipPlan) -> "OpenedKeyframes":
+        """The same, if it fits a shorter clip, too."""
+        return self.given.opened(self.studio, plan)
+
+    def items(self, plan: ClipPlan) -> Items:
+        """Pinned keyframes, slots and the reference, in the order in which the model was trained; the finished sound."""
+        call, video = self.given.call, list[conditioning.ConditionItem]()
+        names = ("guidance_keyframe_latents", "keyframes_latents", "reference_latents")
+        given = (getattr(call, name) for name in names)
+        pinned, seeds, reference = (None if one is None else self.studio.normalized_video(one, plan) for one in given)
+        if pinned is not None:
+            for frame, position in zip(pinned.split(1, dim=2), call.guidance_keyframe_positions or ()):
+                strength = call.guidance_keyframe_strength
+                video.append(conditioning.VideoConditionByKeyframeIndex(frame, position, strength))
+        if positions := self.given.positions(plan):
+            video.append(conditioning.VideoKeyframeSlots(positions, seeds))
+        if reference is not None:
+            factor = call.reference_downscale_factor
+            video.append(conditioning.VideoConditionByReferenceLatent(reference, factor))
+        return Streams(video, [conditioning.ConditionByInitialLatent()] if call.freeze_audio else [])
+
+
+def check_latents(name: str, latents: torch.Tensor, shape: Sequence[int | None]) -> None:
+    """Raise `ValueError` unless latents are finite and of a shape, in which `None` stands for any size."""
+    got = tuple(latents.shape)
+    if len(got) != len(shape) or any(size not in (None, have) for size, have in zip(shape, got)):
+        wanted = ", ".join("any" if size is None else str(size) for size in shape)
+        raise ValueError(f"`{name}` has shape {got}, but this call needs ({wanted}), un-normalised")
+    checks.check_float_tensors(**{name: latents})
+
+
+def check_keyframes(
+    places: str, positions: Sequence[int], name: str, latents: torch.Tensor | None, plan: ClipPlan
+) -> None:
+    """Raise `ValueError` unless keyframes lie within the canvas, and their latents, if given, fit it.
+
+    Args:
+        places, name: Names of the arguments that hold positions and latents.
+        positions: Pixel frame of each.
+        latents: `[B, C, K, h, w]`.
+        plan: Sizes of the canvas.
+    """
+    last = plan.num_frames - 1
+    for position in positions:
+        if not 0 <= position <= last:
+            nearest = min(max(position, 0), last)
+            raise ValueError(
+                f"`{places}` holds {position}, but the canvas has the pixel frames 0 to {last}; use {nearest}"
+            )
+    if latents is not None:
+        check_latents(name, latents, plan.video._replace(frames=len(positions)))
 
 
 class LTX2DFRPipeline(LTX2GenerationPipeline):
@@ -128,7 +238,10 @@ class LTX2DFRPipeline(LTX2GenerationPipeline):
 
     @extends(LTX2GenerationPipeline)
     def __init__(self, **components: Any) -> None:
-        super().__init__(**listed(components))
+        scheduler = components["scheduler"]
+        if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+            components["scheduler"] = LTX2Scheduler.from_config(dict(scheduler.config))
+        super().__init__(**components)
 
     @takes(DFRArguments)
     def __call__(self, call: DFRArguments) -> Result:
@@ -141,10 +254,9 @@ class LTX2DFRPipeline(LTX2GenerationPipeline):
             ValueError: Before any computation, if an argument is out of range or contradicts another.
         """
         check_pass(self, call)
-        conditions = [*as_conditions("conditions", call.conditions), call.carrier]
-        noise = {"packed_noise": True, "blend": "clean"}
-        prompts, request = call.request([call.stage], conditions, call.size, **noise)
-        made, originals = generated(self, prompts, request)
+        conditions = [*as_conditions("conditions", call.conditions), KeyframeCarrier(call)]
+        prompts, request = call.request([call.stage], conditions, call.size, **NOISE)
+        made, originals = engine.generated(self, prompts, request)
         return _finished(self, call, made, request.delivery, originals)
 
     @takes_declared
@@ -183,10 +295,10 @@ class LTX2DFRPipeline(LTX2GenerationPipeline):
             wish = Delivery(
                 "latent", decode_timestep=decode_timestep, decode_noise_scale=decode_noise_scale, generator=generator
             )
-            latent, timestep = with_decoder_noise(self, frame, wish)
-            pixels = self.vae.decode(latent.to(self.vae.dtype), timestep, return_dict=False)[0]
-            large = torch.stack([_enlarged(clip) for clip in pixels])
-            encoded.append(self.vae.encode(large.to(pixels)).latent_dist.mode())
+            latent, timestep = engine.with_decoder_noise(self, frame, wish)
+            clips = self.vae.decode(latent.to(self.vae.dtype), timestep, return_dict=False)[0]
+            large = torch.stack([_enlarged(clip) for clip in clips])
+            encoded.append(self.vae.encode(large.to(clips)).latent_dist.mode())
         self.maybe_free_model_hooks()
         return torch.cat(encoded, dim=2).to(device, dtype)
 
@@ -218,13 +330,17 @@ def check_pass(pipeline: LTX2DFRPipeline, call: DFRArguments) -> None:
 
 
 def _finished(
-    pipeline: LTX2DFRPipeline, call: DFRArguments, made: Generated, delivery: Delivery, originals: Originals
+    pipeline: LTX2DFRPipeline,
+    call: DFRArguments,
+    made: engine.Generated,
+    delivery: Delivery,
+    originals: engine.Originals,
 ) -> Result:
     """The pass handed over; one that makes no keyframes hands on those that it was given."""
-    positions = call.carrier.positions(made.plan)
+    positions = KeyframeCarrier(call).positions(made.plan)
     if call.freeze_audio:
         # diffusers draws noise for a sound that takes none, after which its decoder draws.
-        GaussianNoiser(delivery.generator).draw(made.plan.audio, pipeline._execution_device)
+        conditioning.GaussianNoiser(delivery.generator).draw(made.plan.audio, pipeline._execution_device)
     if made.keyframes is None and call.guidance_keyframe_latents is not None:
         made = made._replace(keyframes=pipeline.normalized_video(call.guidance_keyframe_latents, made.plan))
         positions = list(call.guidance_keyframe_positions or ())
@@ -233,6 +349,44 @@ def _finished(
 
 def _enlarged(clip: torch.Tensor) -> torch.Tensor:
     """A frame `[3, 1, H, W]` in [-1, 1] at twice its size."""
-    image = PIL.Image.fromarray(next(decoded_frames(clip))[0].numpy())
+    image = PIL.Image.fromarray(next(pixels.decoded_frames(clip))[0].numpy())
     image = image.resize((2 * image.width, 2 * image.height), PIL.Image.Resampling.LANCZOS)
-    return normalize_pixels(torch.from_numpy(np.array(image)).movedim(-1, 0)[:, None].float())
+    return preprocess.normalize_pixels(torch.from_numpy(np.array(image)).movedim(-1, 0)[:, None].float())
+
+
+def check_marks(pipeline: LTX2GenerationPipeline) -> None:
+    """Raise `ValueError` for a transformer that cannot tell keyframes from the frames of a video."""
+    pipeline.require("transformer")
+    if not pipeline.transformer.config.use_keyframes_abs_pos_embedding:
+        raise ValueError(
+            "DFR makes keyframes, which a transformer only knows with `use_keyframes_abs_pos_embedding`, as in LTX-2.5; load one, "
+            "or pass generate_slots=False to LTX2DFRPipeline"
+        )
+
+
+@torch.no_grad()
+def handed_over(
+    pipeline: LTX2GenerationPipeline,
+    made: engine.Generated,
+    delivery: Delivery,
+    originals: engine.Originals,
+    given: Sequence[int],
+) -> Result:
+    """Decode and wrap up a pass; its keyframes are handed over beside latents alone, as nothing goes on from frames.
+
+    Args:
+        pipeline: The pipeline.
+        made: The pass, with its keyframes.
+        delivery: How it is handed over.
+        originals: What is handed over as it was given.
+        given: Pixel frames of the keyframes.
+    """
+    frames: torch.Tensor | None = None
+    if delivery.output_type == "latent" and made.keyframes is not None:
+        frames = pipeline.vae.denormalize_latents(made.keyframes)
+    output = engine.deliver(pipeline, made, replace(delivery, return_dict=True), originals)
+    shared = {one.name: getattr(output, one.name) for one in fields(output)}
+    output = LTX2DFRPipelineOutput(**shared, keyframes=frames, keyframe_positions=None if frames is None else [*given])
+    if delivery.return_dict:
+        return output
+    return output.frames, output.audio, output.keyframes, output.keyframe_positions

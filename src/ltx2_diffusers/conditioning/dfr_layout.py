@@ -247,8 +247,8 @@ def epilogue_tiles(
     tiles = []
     for axes in product(stretches, _blended(*sized[1]), _blended(*sized[2])):
         frames, rows, columns = (weights for _, weights in axes)
-        cells = (interval.cells for interval, _ in axes)
-        tiles.append(LTX2DFREpilogueTile(*cells, frames[:, None, None] * rows[:, None] * columns))
+        weight = frames[:, None, None] * rows[:, None] * columns
+        tiles.append(LTX2DFREpilogueTile(axes[0][0].cells, axes[1][0].cells, axes[2][0].cells, weight))
     return tiles
 
 

@@ -28,7 +28,8 @@ from ..sampling.tiles import TiledTransformer, check_uncached
 from ..schedulers.levels import check_sigmas, noise_levels
 from .arguments import BOTH, Callback, Delivery, Request, Sampling, Scales, Stage, Start
 from .base import LTX2PipelineBase
-from .conditions import Items, Opened, SourceClip, Waveform, check_conflicts, check_heard, held_streams
+from .conditions import Opened, SourceClip, Waveform, check_conflicts, check_heard, held_streams
+from .conditions.condition import Items
 from .decoding import decoded, original_frames
 from .generation import LTX2GenerationPipeline
 from .output import Decoded, Info, LTX2PipelineOutput, Result, announce_encoding
@@ -490,7 +491,8 @@ def run_stage(
     Latents are normalised and unpacked, `None` for an absent stream.
     """
     stage, device = run.stage, contexts[0].video.device
-    tools = Streams(*(replace(tool, fill_latent=start.blend == "latent") for tool in run.plan.tools))
+    how: dict[str, Any] = {"fill_latent": start.blend == "latent"}
+    tools = Streams(*(replace(tool, **how) for tool in run.plan.tools))
     states: States = on_streams(
         lambda _, tool, latent: tool.create_initial_state(device, initial_latent=latent), run.guiders, tools, latents
     )

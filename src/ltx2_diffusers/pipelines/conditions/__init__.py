@@ -1,16 +1,6 @@
 """What a generation can be held to."""
 
-from .condition import (
-    Condition,
-    Conditions,
-    Items,
-    Opened,
-    Studio,
-    as_conditions,
-    check_conflicts,
-    check_heard,
-    held_streams,
-)
+from .condition import Condition, Conditions, Opened, Studio, as_conditions, check_conflicts, check_heard, held_streams
 from .pictures import (
     FirstFrameCondition,
     ImageCondition,

@@ -11,7 +11,8 @@ from functools import cached_property
 from typing import Any, Self
 
 import torch
-from diffusers import DiffusionPipeline, LTXEulerAncestralRFScheduler
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.schedulers.scheduling_ltx_euler_ancestral_rf import LTXEulerAncestralRFScheduler
 
 from .... import checks, conditioning
 from ....conditioning import dfr_layout
@@ -19,7 +20,8 @@ from ....prompts import ReadPrompts
 from ....sampling.samplers import EulerAncestralSampler, gaussian_noise
 from ... import engine
 from ...arguments import Callback, Stage, Start
-from ...conditions import Condition, Conditions, Items, LTX2VideoCondition, Opened, OpenedPictures, as_conditions
+from ...conditions import Condition, Conditions, LTX2VideoCondition, Opened, OpenedPictures, as_conditions
+from ...conditions.condition import Items
 from ...plan import plan_clip
 from .. import ClipPlan, LTX2GenerationPipeline, Request, Result, Size, Streams, Upsampler, extends, takes
 from .rendering import NOISE, POSITIONS, PassArguments, check_keyframes, check_latents, check_marks, handed_over
@@ -294,11 +296,11 @@ class TemporalRound:
         keyframes = pipeline.normalized_video(self.call.keyframes_latents, self.plan).split(1, dim=2)
         anchors = dict(zip(self.seams, keyframes))
         video = engine.enlarged(pipeline, pipeline.normalized_video(self.call.latents, self.plan), UPSAMPLER)
-        sound = engine.first_latents(pipeline, Start(audio_latents=self.call.audio_latents), self.plan).audio
+        sound: Any = engine.first_latents(pipeline, Start(audio_latents=self.call.audio_latents), self.plan).audio
         known, pieces = dict(anchors), list[torch.Tensor]()
         for index, tile in enumerate(self.tiles):
             held = [ReadyItems(self.held(tile, video, placed, anchors, sound))]
-            made = self.stretch(replace(request, conditions=held), texts, index, video[:, :, tile.interval.cells])
+            made: Any = self.stretch(replace(request, conditions=held), texts, index, video[:, :, tile.interval.cells])
             pieces.append(made.latents.video[:, :, tile.interval.left_ramp :])
             for position, frame in zip(tile.slots, made.keyframes.split(1, dim=2)):
                 known.setdefault(position, frame)

@@ -20,12 +20,13 @@ from ....schedulers.levels import FlowMatchEulerDiscreteScheduler, LTX2Scheduler
 from ....schedulers.sigmas import DISTILLED_SIGMAS
 from ... import engine
 from ...arguments import Stage, Unguided
-from ...conditions import Condition, Conditions, Items, Opened, Studio, as_conditions
+from ...conditions import Condition, Conditions, Opened, Studio, as_conditions
+from ...conditions.condition import Items
 from ...output import LTX2DFRPipelineOutput
 from .. import Arguments, ClipPlan, Delivery, LTX2GenerationPipeline, Result, Size, Streams, check_said, extends, takes
 
 POSITIONS = "keyframe_positions"
-NOISE = {"packed_noise": True, "blend": "clean"}
+NOISE: dict[str, Any] = {"packed_noise": True, "blend": "clean"}
 """How passes mix noise into what they start from, and give it what they are held to."""
 # Seeds of the noise with which keyframes are decoded lie apart from those of the passes.
 _REBUILDING_SEED = 4000
@@ -131,17 +132,19 @@ class DFRArguments(PassArguments, _Carried):
 
 
 @dataclass(frozen=True)
-class KeyframeCarrier(Condition):
+class KeyframeCarrier(Condition, Opened):
     """Everything that a pass carries beside its video: pinned keyframes, slots for new ones, a reference, a finished sound.
 
     Args:
         call: The pass.
+        studio: Normalises latents.
     """
 
     call: DFRArguments
+    studio: Studio
 
-    def opened(self, studio: Studio, plan: ClipPlan) -> "OpenedKeyframes":
-        """Check that everything fits the clip."""
+    def opened(self, _: Studio, plan: ClipPlan) -> "KeyframeCarrier":
+        """Check that everything fits the clip; nothing has to be read."""
         call = self.call
         checks.check_unit(guidance_keyframe_strength=call.guidance_keyframe_strength)
         checks.check_at_least_one(reference_downscale_factor=call.reference_downscale_factor)
@@ -150,7 +153,11 @@ class KeyframeCarrier(Condition):
         check_keyframes(*pinned, "guidance_keyframe_latents", call.guidance_keyframe_latents, plan)
         if call.reference_latents is not None:
             check_latents("reference_latents", call.reference_latents, (*plan.video[:2], None, None, None))
-        return OpenedKeyframes(studio, self)
+        return self
+
+    def refitted(self, plan: ClipPlan) -> "KeyframeCarrier":
+        """The same, if it fits a shorter clip, too."""
+        return self.opened(self.studio, plan)
 
     def positions(self, plan: ClipPlan) -> list[int]:
         """Pixel frames of the slots."""
@@ -159,26 +166,9 @@ class KeyframeCarrier(Condition):
         own = conditioning.resolve_canvas(plan.num_frames, plan.sizes.temporal_ratio)[2]
         return own if self.call.keyframe_positions is None else list(self.call.keyframe_positions)
 
-
-@dataclass(frozen=True)
-class OpenedKeyframes(Opened):
-    """The same, which fits the clip.
-
-    Args:
-        studio: Normalises latents.
-        given: The condition.
-    """
-
-    studio: Studio
-    given: KeyframeCarrier
-
-    def refitted(self, plan: ClipPlan) -> "OpenedKeyframes":
-        """The same, if it fits a shorter clip, too."""
-        return self.given.opened(self.studio, plan)
-
     def items(self, plan: ClipPlan) -> Items:
         """Pinned keyframes, slots and the reference, in the order in which the model was trained; the finished sound."""
-        call, video = self.given.call, list[conditioning.ConditionItem]()
+        call, video = self.call, list[conditioning.ConditionItem]()
         names = ("guidance_keyframe_latents", "keyframes_latents", "reference_latents")
         given = (getattr(call, name) for name in names)
         pinned, seeds, reference = (None if one is None else self.studio.normalized_video(one, plan) for one in given)
@@ -186,7 +176,7 @@ class OpenedKeyframes(Opened):
             for frame, position in zip(pinned.split(1, dim=2), call.guidance_keyframe_positions or ()):
                 strength = call.guidance_keyframe_strength
                 video.append(conditioning.VideoConditionByKeyframeIndex(frame, position, strength))
-        if positions := self.given.positions(plan):
+        if positions := self.positions(plan):
             video.append(conditioning.VideoKeyframeSlots(positions, seeds))
         if reference is not None:
             factor = call.reference_downscale_factor
@@ -254,7 +244,7 @@ class LTX2DFRPipeline(LTX2GenerationPipeline):
             ValueError: Before any computation, if an argument is out of range or contradicts another.
         """
         check_pass(self, call)
-        conditions = [*as_conditions("conditions", call.conditions), KeyframeCarrier(call)]
+        conditions = [*as_conditions("conditions", call.conditions), KeyframeCarrier(call, self)]
         prompts, request = call.request([call.stage], conditions, call.size, **NOISE)
         made, originals = engine.generated(self, prompts, request)
         return _finished(self, call, made, request.delivery, originals)
@@ -337,7 +327,7 @@ def _finished(
     originals: engine.Originals,
 ) -> Result:
     """The pass handed over; one that makes no keyframes hands on those that it was given."""
-    positions = KeyframeCarrier(call).positions(made.plan)
+    positions = KeyframeCarrier(call, pipeline).positions(made.plan)
     if call.freeze_audio:
         # diffusers draws noise for a sound that takes none, after which its decoder draws.
         conditioning.GaussianNoiser(delivery.generator).draw(made.plan.audio, pipeline._execution_device)

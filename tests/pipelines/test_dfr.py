@@ -1,5 +1,6 @@
 """DFR passes beside diffusers' on equal components, and what is different on purpose."""
 
+import copy
 from functools import cache
 from typing import Any
 
@@ -285,3 +286,18 @@ def test_keyframes_need_a_transformer_that_knows_them():
     )
     with pytest.raises(ValueError, match="use_keyframes_abs_pos_embedding"):
         pipe(**CALL)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", [FIRST, REFINE])
+def test_a_pass_on_a_gpu_is_diffusers(name):
+    """Also in the noise of a round, which is drawn on the device."""
+    outputs = []
+    for library in both.LIBRARIES:
+        given = {part: copy.deepcopy(one) for part, one in pipeline(library, name).components.items()}
+        pipe = both.quiet(both.named(library, name)(**given)).to("cuda")
+        call = {**(CALL if name == FIRST else ROUND), "generator": both.seeded(), "output_type": "latent"}
+        outputs.append(pipe(**call, conditions=conditions(library, (PICTURE, 0, 0.4))))
+    theirs, ours = outputs
+    assert (theirs.frames - ours.frames).abs().max() < 1e-3
+    assert (theirs.keyframes - ours.keyframes).abs().max() < 1e-3

@@ -1,6 +1,7 @@
 """Passes of DFR against recorded ones of diffusers."""
 
 import json
+from itertools import pairwise
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from ltx2_diffusers.conditioning import (
     VideoLatentTools,
     epilogue_tiles,
 )
+from ltx2_diffusers.sampling.steppers import euler_ancestral_step
 from tests.golden_data import load_metadata, load_tensors
 from tests.pipelines.dfr_stand_ins import MeanVAE, picture, pipelines, recorded
 
@@ -61,6 +63,17 @@ def test_epilogue_in_tiles(both):
 def test_temporal_round(both):
     call, *expected = recorded("temporal_refine", conditions=CONDITIONS[1:])
     check(both[1](**call), *expected)
+
+
+def test_ancestral_steps():
+    tensors = load_tensors("dfr_hdr/ancestral.safetensors")
+    sigmas = json.loads(load_metadata("dfr_hdr/ancestral.safetensors")["sigmas"])
+    for eta in (0.0, 0.5, 1.0):
+        sample = tensors["start"]
+        for step, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
+            denoised = sample - sigma * tensors[f"velocity.{step}"]
+            sample = euler_ancestral_step(sample, denoised, sigma, sigma_next, tensors.get(f"noise.{step}"), eta)
+            close(sample, tensors[f"eta{eta}.{step}"])
 
 
 def test_sequence_of_a_pass():

@@ -11,6 +11,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, LTXEulerAncestralRFScheduler
 
 from ltx2_diffusers import LTX2Scheduler, epilogue_tiles
+from ltx2_diffusers.media.reading import read_video
 from tests.contract import both
 from tests.models.video_vae_tools import TINY, pair
 
@@ -83,6 +84,25 @@ def test_a_pass_is_diffusers():
 
 def test_a_decoded_pass_is_diffusers():
     assert_equal(FIRST, places=((PICTURE, 0, 1.0),), output_type="pt", frame_rate=48.0, num_videos_per_prompt=2)
+
+
+def test_a_pass_that_keeps_its_sound_leaves_the_generator_as_diffusers_does():
+    """The noise of a decoder that is told a noise level comes after that of both streams."""
+    audio = CARRIED["audio_latents"]
+    call = {**CALL, "audio_latents": audio, "freeze_audio": True, "decode_timestep": 0.05, "decode_noise_scale": 0.5}
+    theirs, ours = (
+        pipeline(library, FIRST, True)(**call, generator=both.seeded(), output_type="pt") for library in both.LIBRARIES
+    )
+    assert (theirs.frames - ours.frames).abs().max() < 1e-4
+
+
+def test_a_pass_as_a_tuple_and_as_a_file(tmp_path):
+    frames, audio, keyframes, positions = run("ours", return_dict=False)
+    output = run("ours")
+    pairs = zip((frames, audio, keyframes), (output.frames, output.audio, output.keyframes))
+    assert all(torch.equal(one, other) for one, other in pairs) and positions == output.keyframe_positions == [24]
+    written = run("ours", output_type="pil", save_path=tmp_path / "clip.mp4")
+    assert written.frames is None and len(read_video(written.info["path"])) == 17
 
 
 def test_a_pass_in_tiles_is_diffusers():

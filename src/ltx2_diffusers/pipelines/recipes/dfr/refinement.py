@@ -143,6 +143,12 @@ class LTX2DFRTemporalRefinePipeline(LTX2GenerationPipeline):
         new = super().from_pipe(pipeline, **kwargs)
         return new if "scheduler" in kwargs else _with_fresh_noise(new)
 
+    @classmethod
+    def from_single_file(cls, pretrained_model_link_or_path: str | os.PathLike, **kwargs: Any) -> Self:  # type: ignore[override]
+        """Load a pipeline from an original checkpoint, as the others do; `temporal_latent_upsampler` has to be given."""
+        pipeline = super().from_single_file(pretrained_model_link_or_path, **kwargs)
+        return pipeline if "scheduler" in kwargs else _with_fresh_noise(pipeline)
+
     @takes(RefineArguments)
     def __call__(self, call: RefineArguments) -> Result:
         """Make a round. Its latents are those of the whole canvas; decoded, it ends where the request does.

@@ -261,6 +261,7 @@ REFUSED = {
         ({"freeze_audio": True}, "no `audio_latents` to keep"),
         ({"latents": torch.zeros(1, 4, 3, 2, 2)}, "this call needs \\(1, 4, 4, 2, 2\\)"),
         ({"video_tiles": epilogue_tiles((4, 4, 4), 1, [])}, "reaches out of the latent grid \\(4, 2, 2\\)"),
+        ({"video_tiles": [(1, 2, 3, 4)]}, "`video_tiles` has to be a list of LTX2DFREpilogueTile"),
         ({"sigmas": [0.4, 0.9]}, "sigmas"),
     ],
     REFINE: [
@@ -298,6 +299,12 @@ def test_a_round_needs_fresh_noise():
         pipe.scheduler = scheduler
         with pytest.raises(ValueError, match=r"LTXEulerAncestralRFScheduler\(eta=0.5\)"):
             pipe(**ROUND)
+
+
+def test_a_pass_takes_no_fresh_noise():
+    given = pipeline("ours", FIRST).components | {"scheduler": LTXEulerAncestralRFScheduler()}
+    with pytest.raises(ValueError, match="LTXEulerAncestralRFScheduler would"):
+        both.named("ours", FIRST)(**given)(**CALL)
 
 
 def test_keyframes_need_a_transformer_that_knows_them():

@@ -84,7 +84,7 @@ class _Carried:
     sigmas: Sequence[float] = DISTILLED_SIGMAS[:-1]
     noise_scale: float | None = None
     freeze_audio: bool = False
-    video_tiles: Sequence[tuple[Any, ...]] | None = None
+    video_tiles: Sequence[LTX2DFREpilogueTile] | None = None
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,7 @@ class DFRArguments(PassArguments, _Carried):
     Args:
         conditions: Pictures and clips, as in [`LTX2ConditionPipeline`]; their places are those of a clip of `num_frames`.
         num_frames: Frames, 8 k + 1 and at least 9; the pass pads them to its canvas, which is that of `latents` if there are
-            any. Default that of `latents`, else what the
-            `duration_head` predicts.
+            any. Default that of `latents`, else what the `duration_head` predicts.
         frame_rate: Frames per second, above 0 and up to 1000. The network counts positions at 60 for any above 30.
         latents: Video to refine, `[B, C, F, h, w]` of the whole canvas, as the pass before returned it.
         audio_latents: Sound to refine or to keep, `[B, C, L, M]`.
@@ -127,8 +126,7 @@ class DFRArguments(PassArguments, _Carried):
     @property
     def stage(self) -> Stage:
         """The pass."""
-        tiles = None if self.video_tiles is None else [LTX2DFREpilogueTile(*tile) for tile in self.video_tiles]
-        return Stage(sigmas=self.sigmas, noise_scale=self.noise_scale, sampler="euler", tiles=tiles)
+        return Stage(sigmas=self.sigmas, noise_scale=self.noise_scale, sampler="euler", tiles=self.video_tiles)
 
 
 @dataclass(frozen=True)
@@ -295,6 +293,11 @@ class LTX2DFRPipeline(LTX2GenerationPipeline):
 
 def check_pass(pipeline: LTX2DFRPipeline, call: DFRArguments) -> None:
     """Raise `ValueError` for what a pass is given and does not read, or reads and is not given."""
+    if not isinstance(pipeline.scheduler, LTX2Scheduler | FlowMatchEulerDiscreteScheduler):
+        raise ValueError(
+            f"a pass takes no fresh noise in its steps, as {type(pipeline.scheduler).__name__} would; set pipe.scheduler = "
+            "LTX2Scheduler(), or make a temporal round with LTX2DFRTemporalRefinePipeline"
+        )
     if call.generate_slots:
         check_marks(pipeline)
     else:

@@ -31,6 +31,8 @@ SMALL = {"height": 64, "width": 64, "num_frames": 9}
 QUICK = {"num_inference_steps": 1, "max_sequence_length": 16, "output_type": "latent"}
 PLAIN = {"prompt": "a fox", "guidance_scale": 1.0, **SMALL, **QUICK}
 DISTILLED = {"output_type": "latent", "two_stage": False, "sigmas": [1.0]}
+# The miniature knows no keyframes that a pass could make.
+DFR = {"generate_slots": False, "sigmas": [1.0], "max_sequence_length": 16, "output_type": "latent"}
 STAGED = {**PLAIN, "stage_2_adapters": {}, "stage_2_sigmas": [0.4]}
 
 # What is nothing that any argument means.
@@ -98,6 +100,7 @@ def calls() -> dict[str, dict[str, Any]]:
         "LTX2ImageToVideoPipeline": {**PLAIN, "image": PICTURE},
         "LTX2ConditionPipeline": {**PLAIN, "conditions": package.LTX2VideoCondition(PICTURE)},
         "LTX2InContextPipeline": {**PLAIN, "reference_conditions": package.LTX2ReferenceCondition(PIXELS[:9])},
+        "LTX2DFRPipeline": {"prompt": "a fox", **SMALL, **DFR},
         "LTX2LatentUpsamplePipeline": {**clips, "output_type": "latent"},
         "LTX2TwoStagePipeline": STAGED,
         "LTX2DistilledPipeline": {"prompt": "a fox", **SMALL, "max_sequence_length": 16, **DISTILLED},
@@ -177,6 +180,15 @@ VALID: dict[str, list[Any]] = {
     "drift_control": [0, np.float32(0.5)],
     "adain_factor": [0, np.float32(1.0)],
     "tone_map_compression_ratio": [0, 0.5],
+    "keyframe_positions": [None, [8], np.array([24])],
+    "keyframes_latents": [None, torch.zeros(1, 128, 1, 2, 2)],
+    "guidance_keyframe_latents": [None, torch.zeros(1, 128, 1, 2, 2)],
+    "guidance_keyframe_positions": [None, [np.int64(24)]],
+    "guidance_keyframe_strength": [1, np.float32(0.5)],
+    "reference_latents": [None, torch.zeros(1, 128, 2, 1, 1)],
+    "generate_slots": [False, True],
+    "freeze_audio": [False, np.bool_(True)],
+    "video_tiles": [None, package.epilogue_tiles((4, 2, 2), 1, [])],
     "latents_normalized": [True, np.bool_(False)],
     "spatial_patch_size": [1, np.int64(1)],
     "temporal_patch_size": [1],
@@ -268,7 +280,7 @@ def assert_shape(arguments: dict[str, Any], frames: Any) -> None:
     if frames is None or None in asked or "overlap_frames" in arguments or arguments.get("latents") is not None:
         return
     num_frames, height, width = map(int, asked)
-    if arguments["output_type"] == "latent":
+    if arguments["output_type"] == "latent" and "generate_slots" not in arguments:
         assert tuple(frames.shape[1:]) == (128, (num_frames - 1) // 8 + 1, height // 32, width // 32)
     elif arguments["output_type"] in ("np", "uint8"):
         assert tuple(frames.shape[1:]) == (num_frames, height, width, 3)

@@ -14,6 +14,11 @@ from .application.storyboard.board import read_storyboard as read_storyboard
 from .application.storyboard.making import StoryboardProgress as StoryboardProgress
 from .application.storyboard.making import make_storyboard as make_storyboard
 from .checkpoints.packaged import packaged_checkpoint as packaged_checkpoint
+from .conditioning.dfr_layout import LTX2DFREpilogueTile as LTX2DFREpilogueTile
+from .conditioning.dfr_layout import LTX2DFRTemporalTile as LTX2DFRTemporalTile
+from .conditioning.dfr_layout import LTX2DFRTokenPlan as LTX2DFRTokenPlan
+from .conditioning.dfr_layout import epilogue_tiles as epilogue_tiles
+from .conditioning.dfr_layout import trim_canvas as trim_canvas
 from .guidance import GuidanceOptions as GuidanceOptions
 from .guidance import MultiModalGuiderParams as MultiModalGuiderParams
 from .guidance.presets import RECOMMENDED_NEGATIVE_PROMPT as RECOMMENDED_NEGATIVE_PROMPT
@@ -48,10 +53,13 @@ from .pipelines.compilation import CompiledPart as CompiledPart
 from .pipelines.conditions import LTX2AudioReferenceCondition as LTX2AudioReferenceCondition
 from .pipelines.conditions import LTX2ReferenceCondition as LTX2ReferenceCondition
 from .pipelines.conditions import LTX2VideoCondition as LTX2VideoCondition
+from .pipelines.output import LTX2DFRPipelineOutput as LTX2DFRPipelineOutput
 from .pipelines.output import LTX2PipelineOutput as LTX2PipelineOutput
 from .pipelines.planned import plan_memory as plan_memory
 from .pipelines.recipes.audio_to_video import LTX2AudioToVideoPipeline as LTX2AudioToVideoPipeline
 from .pipelines.recipes.condition import LTX2ConditionPipeline as LTX2ConditionPipeline
+from .pipelines.recipes.dfr.refinement import LTX2DFRTemporalRefinePipeline as LTX2DFRTemporalRefinePipeline
+from .pipelines.recipes.dfr.rendering import LTX2DFRPipeline as LTX2DFRPipeline
 from .pipelines.recipes.diffusion_decode import LTX2VideoDecodeOutput as LTX2VideoDecodeOutput
 from .pipelines.recipes.diffusion_decode import LTX2VideoDiffusionDecodePipeline as LTX2VideoDiffusionDecodePipeline
 from .pipelines.recipes.distilled import LTX2DistilledPipeline as LTX2DistilledPipeline

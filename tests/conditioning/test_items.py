@@ -11,12 +11,14 @@ from ltx2_diffusers.conditioning import (
     AudioLatentShape,
     AudioLatentTools,
     AudioPatchifier,
+    ConditionByInitialLatent,
     ConditionByWholeLatent,
     ConditionItem,
     ConditionOutsideRegion,
     VideoConditionByKeyframeIndex,
     VideoConditionByLatentIndex,
     VideoConditionByReferenceLatent,
+    VideoKeyframeSlots,
     pixel_mask_to_tokens,
 )
 
@@ -151,3 +153,34 @@ def test_more_wrong_conditions_are_refused():
         item.apply_to(AUDIO.create_initial_state(), AUDIO)
     with pytest.raises(ValueError, match="mask has 8 frames, which do not divide into 3 latent frames; use 17 frames"):
         pixel_mask_to_tokens(torch.ones(1, 1, 8, 64, 96), SHAPE)
+
+
+def test_slots_are_free_marked_and_one_frame_long():
+    tools = video_tools(mark_keyframes=True)
+    seeds = frames(2)
+    state = VideoKeyframeSlots([8, 16], seeds).apply_to(tools.create_initial_state(), tools)
+    count = tools.num_tokens
+    assert torch.equal(state.latent[:, count:], tools.patchifier.patchify(seeds))
+    assert state.denoise_mask.min() == 1 and state.keyframes_mask[:, count:].min() == 1
+    assert not state.clean_latent[:, count:].any()
+    times = state.positions[0, 0, count:] * tools.fps
+    torch.testing.assert_close(times.unique(dim=0), torch.tensor([[8.0, 9.0], [16.0, 17.0]]))
+    empty = VideoKeyframeSlots([8]).apply_to(tools.create_initial_state(), tools)
+    assert not empty.latent[:, count:].any()
+
+
+def test_slots_need_marks_and_their_own_frames():
+    plain, marking = video_tools(), video_tools(mark_keyframes=True)
+    with pytest.raises(ValueError, match="mark_keyframes=True"):
+        VideoKeyframeSlots([8]).apply_to(plain.create_initial_state(), plain)
+    with pytest.raises(ValueError, match="frames 1 as the target has, got 2"):
+        VideoKeyframeSlots([8], frames(2)).apply_to(marking.create_initial_state(), marking)
+    with pytest.raises(ValueError, match="frame_idx must lie in"):
+        VideoKeyframeSlots([99]).apply_to(marking.create_initial_state(), marking)
+
+
+def test_a_stream_is_kept_as_it_begins():
+    sound = randn(1, 2, 5, 4)
+    state = ConditionByInitialLatent().apply_to(AUDIO.create_initial_state(initial_latent=sound), AUDIO)
+    assert state.frozen and not state.denoise_mask.any()
+    assert torch.equal(state.clean_latent, state.latent) and torch.equal(AUDIO.unpatchify(state).latent, sound)

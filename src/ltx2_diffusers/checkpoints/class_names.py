@@ -33,6 +33,8 @@ _PORTABLE_PIPELINES = (
     "LTX2InContextPipeline",
     "LTX2LatentUpsamplePipeline",
     "LTX2VideoDiffusionDecodePipeline",
+    "LTX2DFRPipeline",
+    "LTX2DFRTemporalRefinePipeline",
 )
 
 # What an original file of a whole model holds, and a pipeline needs besides its text encoder.

@@ -2,14 +2,25 @@
 
 from .attention_strength import pixel_mask_to_tokens
 from .carry import carried_pixel_frames, resize_latent, stretch_audio_latent
+from .dfr_layout import (
+    LTX2DFREpilogueTile,
+    LTX2DFRTemporalTile,
+    LTX2DFRTokenPlan,
+    epilogue_tiles,
+    resolve_canvas,
+    temporal_tile_plan,
+    trim_canvas,
+    video_tile_plan,
+)
 from .items.appended import (
     AudioConditionByReferenceLatent,
     VideoConditionByKeyframeIndex,
     VideoConditionByReferenceLatent,
+    VideoKeyframeSlots,
 )
 from .items.base import ConditionItem
 from .items.latent_index import AudioConditionByLatentIndex, VideoConditionByLatentIndex
-from .items.regions import ConditionByWholeLatent, ConditionOutsideRegion, tokens_in_time
+from .items.regions import ConditionByInitialLatent, ConditionByWholeLatent, ConditionOutsideRegion, tokens_in_time
 from .noiser import GaussianNoiser
 from .patchifiers import AudioPatchifier, VideoLatentPatchifier
 from .shapes import (
@@ -31,10 +42,14 @@ __all__ = [
     "AudioLatentShape",
     "AudioLatentTools",
     "AudioPatchifier",
+    "ConditionByInitialLatent",
     "ConditionByWholeLatent",
     "ConditionItem",
     "ConditionOutsideRegion",
     "GaussianNoiser",
+    "LTX2DFREpilogueTile",
+    "LTX2DFRTemporalTile",
+    "LTX2DFRTokenPlan",
     "LatentState",
     "LatentTools",
     "Modality",
@@ -44,15 +59,21 @@ __all__ = [
     "VideoConditionByKeyframeIndex",
     "VideoConditionByLatentIndex",
     "VideoConditionByReferenceLatent",
+    "VideoKeyframeSlots",
     "VideoLatentPatchifier",
     "VideoLatentShape",
     "VideoLatentTools",
     "VideoPixelShape",
     "carried_pixel_frames",
+    "epilogue_tiles",
     "on_streams",
     "pixel_mask_to_tokens",
     "resize_latent",
+    "resolve_canvas",
     "snap_frames",
     "stretch_audio_latent",
+    "temporal_tile_plan",
     "tokens_in_time",
+    "trim_canvas",
+    "video_tile_plan",
 ]

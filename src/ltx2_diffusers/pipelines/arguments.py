@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import partial, wraps
-from typing import Any, ClassVar, Concatenate, ParamSpec, TypeVar
+from typing import Any, ClassVar, Concatenate, Literal, ParamSpec, TypeVar
 
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
 from .. import checks, declared
 from ..adapters.strengths import StageStrengths
-from ..conditioning import VIDEO_SCALE_FACTORS, Streams
+from ..conditioning import VIDEO_SCALE_FACTORS, LTX2DFREpilogueTile, Streams
 from ..guidance import NEUTRAL, GuidanceOptions, Preset, preset
 from ..guidance.scales import PRESET, SCALE_ARGUMENTS, AudioScale, GivenScales, Scales, call_scales, sound_scales
 from ..media.frames import FilePath, Frames
@@ -56,6 +56,8 @@ class Stage:
             adapters as they are.
         transformer: Component that denoises.
         references: Whether reference videos take part.
+        tiles: Windows of the video in which the transformer runs one after another, made with
+            [`~ltx2_diffusers.conditioning.epilogue_tiles`]; default `None`, over the whole of it.
     """
 
     spatial_scale: float = 1.0
@@ -72,6 +74,7 @@ class Stage:
     adapters: StageStrengths | None = None
     transformer: str = "transformer"
     references: bool = True
+    tiles: Sequence[LTX2DFREpilogueTile] | None = None
 
     def __post_init__(self) -> None:
         declared.settle(self)
@@ -137,6 +140,8 @@ class Start:
             first and unscaled. Noise over given latents is packed and scaled either way.
         own_shape_renoise: Whether noise over given video latents is drawn in their own shape instead, as diffusers does
             for image to video.
+        blend: `"latent"` mixes noise into what conditions give, `"clean"` gives it to the noised latents; see
+            [`~ltx2_diffusers.conditioning.GaussianNoiser`].
     """
 
     generator: Generators = None
@@ -144,6 +149,7 @@ class Start:
     audio_latents: torch.Tensor | None = None
     packed_noise: bool = False
     own_shape_renoise: bool = False
+    blend: Literal["latent", "clean"] = "latent"
 
 
 @dataclass(frozen=True)
@@ -379,7 +385,7 @@ class Arguments(Texts):
         conditions: Sequence[Condition] = (),
         size: Size | None = None,
         streams: Streams[bool] = BOTH,
-        **noise: bool,
+        **noise: Any,
     ) -> tuple[Prompts, Request]:
         """The call in two parts: its text, and everything else.
 
@@ -388,7 +394,7 @@ class Arguments(Texts):
             conditions: What the streams are held to.
             size: Size of the clip, default what the call says.
             streams: Which streams are generated.
-            noise: `packed_noise` and `own_shape_renoise` of [`Start`].
+            noise: `packed_noise`, `own_shape_renoise` and `blend` of [`Start`].
         """
         seconds = (self.min_seconds, self.max_seconds)
         check_seconds(*seconds)
@@ -444,6 +450,22 @@ class Arguments(Texts):
     def scales(self) -> Callable[[Preset], Scales]:
         """From the reference values of a checkpoint to the guidance scales of both streams."""
         return partial(call_scales, given=self.given_scales, options=self.guidance_options)
+
+
+@dataclass(frozen=True)
+class Unguided:
+    """What calls without guidance do not take; to be put before the other bases."""
+
+    num_inference_steps: None = field(init=False, default=None)
+    guidance_scale: None = field(init=False, default=None)
+    stg_scale: None = field(init=False, default=None)
+    modality_scale: None = field(init=False, default=None)
+    guidance_rescale: None = field(init=False, default=None)
+    audio_guidance_scale: AudioScale = field(init=False, default=PRESET)
+    audio_stg_scale: AudioScale = field(init=False, default=PRESET)
+    audio_modality_scale: AudioScale = field(init=False, default=PRESET)
+    audio_guidance_rescale: AudioScale = field(init=False, default=PRESET)
+    spatio_temporal_guidance_blocks: None = field(init=False, default=None)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 A recipe says what it wants in a [`~ltx2_diffusers.pipelines.arguments.Request`] and never writes a loop of its own.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from .. import checks, declared
 from ..adapters import active
 from ..adapters.strengths import StageStrengths
 from ..conditioning import GaussianNoiser, LatentState, LatentTools, TextContext, on_streams
+from ..conditioning.dfr_layout import check_tiles, trim_canvas, video_tile_plan
 from ..conditioning.streams import States, Streams, Tensors
 from ..guidance import NEUTRAL, MultiModalGuiderParams
 from ..guidance.scales import UNGUIDED, Guiders, always_negative, build_guiders, check_options, cross_timestep_mode
@@ -23,10 +24,12 @@ from ..models.duration_head import SECONDS, frames_within
 from ..prompts import Contexts, Prompts, ReadPrompts
 from ..sampling import GuidedDenoiser, Sampler, denoise, get_sampler, with_latents
 from ..sampling.ranks import agreed
+from ..sampling.tiles import TiledTransformer, check_uncached
 from ..schedulers.levels import check_sigmas, noise_levels
 from .arguments import BOTH, Callback, Delivery, Request, Sampling, Scales, Stage, Start
 from .base import LTX2PipelineBase
 from .conditions import Opened, SourceClip, Waveform, check_conflicts, check_heard, held_streams
+from .conditions.condition import Items
 from .decoding import decoded, original_frames
 from .generation import LTX2GenerationPipeline
 from .output import Decoded, Info, LTX2PipelineOutput, Result, announce_encoding
@@ -140,11 +143,23 @@ class Prepared(NamedTuple):
 
 
 class Generated(NamedTuple):
-    """Normalised latents, their sizes (after an interrupt those of the stage that was running), and how they were made."""
+    """What was generated.
+
+    Args:
+        latents: Normalised latents.
+        plan: Their sizes, after an interrupt those of the stage that was running.
+        info: How they were made.
+        keyframes: Normalised latents `[B, C, K, h, w]` of frames made beside the video, `None` without any.
+    """
 
     latents: Tensors
     plan: ClipPlan
     info: Info
+    keyframes: torch.Tensor | None = None
+
+
+Maker = Callable[[LTX2GenerationPipeline, Request, Sequence[StageRun], ReadPrompts], Generated]
+"""What makes a clip of checked stages and their text."""
 
 
 def stage_list(
@@ -265,6 +280,21 @@ def _checked(stages: Sequence[Stage]) -> list[Stage]:
 @torch.no_grad()
 def run(pipeline: LTX2GenerationPipeline, prompts: Prompts, request: Request) -> Result:
     """Check everything, generate and hand over."""
+    made, originals = generated(pipeline, prompts, request)
+    return deliver(pipeline, made, request.delivery, originals)
+
+
+@torch.no_grad()
+def generated(
+    pipeline: LTX2GenerationPipeline, prompts: Prompts, request: Request, make: Maker | None = None
+) -> tuple[Generated, Originals]:
+    """Check everything and generate; the result, and what is handed over as it was given.
+
+    Args:
+        pipeline: The pipeline.
+        prompts, request: The call.
+        make: Takes the place of [`generate`] for what is more than stages in a row.
+    """
     reader, watched = pipeline.prompt_reader, request.delivery.wanted
     with_negative = reads_negative(pipeline, request)
     shows_picture = any(condition.shows_picture for condition in request.conditions)
@@ -282,10 +312,10 @@ def run(pipeline: LTX2GenerationPipeline, prompts: Prompts, request: Request) ->
             request = of_length(request, predicted_frames(pipeline, request, texts.contexts))
             prepared = prepare(pipeline, request, batch_size, prepared.conditions)
         pipeline.release("text_encoder", "connectors", "duration_head")
-        made = generate(pipeline, request, prepared.runs, texts)
+        made = (make or generate)(pipeline, request, prepared.runs, texts)
     if is_predicted:
         made.info["num_frames"] = request.size.num_frames
-    return deliver(pipeline, made, request.delivery, prepared.originals)
+    return made, prepared.originals
 
 
 def awaits_length(pipeline: LTX2GenerationPipeline, request: Request, num_prompts: int) -> bool:
@@ -427,14 +457,16 @@ def generate(
     pipeline.reset(UNGUIDED, request.attention_kwargs)
     callback = StepCallback(pipeline, request.delivery.callback, request.delivery.callback_inputs, texts.embeds)
     latents = first_latents(pipeline, request.start, runs[0].plan)
-    sounds, sigmas, forwards, passes = [], [], [], []
+    sounds, sigmas, forwards, passes, keyframes = [], [], [], [], None
     for index, one in enumerate(runs):
         if index:
             latents = _enlarged(pipeline, latents, one)
         # Also without adapters of its own: the transformer scales active ones by `attention_kwargs`, and scaling
         # back leaves other strengths.
         with active.added_adapters(pipeline, one.stage.adapters or {}):
-            latents, levels, made = run_stage(pipeline, one, texts.contexts, latents, request.start, callback)
+            states, levels, made = run_stage(pipeline, one, texts.contexts, latents, request.start, callback)
+        latents = on_streams(lambda state, tool: _target(state.latent, tool), states, one.plan.tools)
+        keyframes = _slots(states, one.plan.tools)
         sounds.append(latents.audio)
         sigmas.append(levels.tolist())
         forwards.append(pipeline._forwards_per_step)
@@ -452,7 +484,7 @@ def generate(
         "passes": passes[0] if single else passes,
         **({} if texts.enhanced is None else {"enhanced_prompt": texts.enhanced}),
     }
-    return Generated(latents, runs[len(forwards) - 1].plan, info)
+    return Generated(latents, runs[len(forwards) - 1].plan, info, keyframes)
 
 
 def first_latents(pipeline: LTX2GenerationPipeline, start: Start, plan: ClipPlan) -> Tensors:
@@ -472,17 +504,19 @@ def run_stage(
     latents: Tensors,
     start: Start,
     callback: StepCallback,
-) -> tuple[Tensors, torch.Tensor, dict[str, Any]]:
-    """Latents in; denoised latents, the noise levels of the way and what became of the passes out.
+) -> tuple[States, torch.Tensor, dict[str, Any]]:
+    """Latents in; denoised states, the noise levels of the way and what became of the passes out.
 
     Latents are normalised and unpacked, `None` for an absent stream.
     """
-    tools, stage, device = run.plan.tools, run.stage, contexts[0].video.device
+    stage, device = run.stage, contexts[0].video.device
+    how: dict[str, Any] = {"fill_latent": start.blend == "latent"}
+    tools = Streams(*(replace(tool, **how) for tool in run.plan.tools))
     states: States = on_streams(
         lambda _, tool, latent: tool.create_initial_state(device, initial_latent=latent), run.guiders, tools, latents
     )
     for condition in run.conditions:
-        states = _held_to(condition, run.plan, states)
+        states = _held_to(condition.items(run.plan), tools, states)
     pipeline.release("vae", "audio_vae")
     sigmas = run.sigmas
     if states.video is not None and states.video.num_tokens != run.plan.num_video_tokens:
@@ -493,6 +527,8 @@ def run_stage(
     states = _noised(start, states, tools, given, noise_scale)
     nag = None if stage.guidance_options is None else stage.guidance_options.nag
     network, texts = getattr(pipeline, stage.transformer), _read_by(states, contexts)
+    if stage.tiles is not None and states.video is not None:
+        network = TiledTransformer(network, video_tile_plan(stage.tiles, states.video.positions, *run.plan.video[2:]))
     settings, layout = pipeline.attention_kwargs, pipeline.pass_layout
     denoiser = GuidedDenoiser(network, *texts, run.guiders, run.cross_timestep, settings, nag, layout)
     timesteps = sigmas[:-1] * 1000
@@ -517,7 +553,7 @@ def run_stage(
         finally:
             pipeline._current_timestep = None
             pipeline.release(stage.transformer)
-    return on_streams(lambda state, tool: _target(state.latent, tool), states, tools), sigmas, denoiser.passes
+    return states, sigmas, denoiser.passes
 
 
 def _follow_scales(pipeline: LTX2GenerationPipeline, run: StageRun, denoiser: GuidedDenoiser, before: Scales) -> None:
@@ -560,6 +596,9 @@ def _prepared_stage(
         )
     plan = replace(plan.at_scale(stage.spatial_scale, stage.temporal_scale), stage=index)
     _check_upsampler(pipeline, request, index)
+    if stage.tiles is not None:
+        check_tiles(stage.tiles, plan.video[2:])
+        check_uncached(getattr(pipeline, stage.transformer))
     check_options(stage.guidance_options, Streams(*(here and not given for here, given in zip(request.streams, held))))
     guiders = stage_guiders(pipeline, stage, request.streams)
     sigmas = _levels(pipeline, stage, plan.num_video_tokens)
@@ -679,15 +718,20 @@ def _levels(pipeline: LTX2GenerationPipeline, stage: Stage, num_tokens: int) -> 
 
 def _enlarged(pipeline: LTX2GenerationPipeline, latents: Tensors, run: StageRun) -> Tensors:
     """The video of the stage before at the size of this one; the upsampler works on un-normalised latents."""
-    video = latents.video
-    if video is None or run.stage.upsampler is None:
+    video, name = latents.video, run.stage.upsampler
+    if video is None or name is None:
         fits = video is None or tuple(video.shape) == run.plan.video
         # Another size without an upsampler is only allowed for a video that is given anew in every stage.
         return latents if fits else latents._replace(video=None)
-    upsampler = getattr(pipeline, run.stage.upsampler)
+    return latents._replace(video=enlarged(pipeline, video, name))
+
+
+def enlarged(pipeline: LTX2GenerationPipeline, video: torch.Tensor, name: str) -> torch.Tensor:
+    """Normalised latents that a component of the pipeline has enlarged."""
+    upsampler = getattr(pipeline, name)
     video = upsampler(pipeline.vae.denormalize_latents(video).to(upsampler.dtype))
-    pipeline.release(run.stage.upsampler)
-    return latents._replace(video=pipeline.vae.normalize_latents(video.float()))
+    pipeline.release(name)
+    return pipeline.vae.normalize_latents(video.float())
 
 
 def _components(request: Request) -> list[str]:
@@ -699,10 +743,10 @@ def _components(request: Request) -> list[str]:
     return names
 
 
-def _held_to(condition: Opened, plan: ClipPlan, states: States) -> States:
+def _held_to(given: Items, tools: Streams[LatentTools], states: States) -> States:
     """The states with what a condition puts on each stream."""
     results = []
-    for items, state, tool in zip(condition.items(plan), states, plan.tools):
+    for items, state, tool in zip(given, states, tools):
         if state is not None:
             for item in items:
                 state = item.apply_to(state, tool)
@@ -714,7 +758,7 @@ def _noised(
     start: Start, states: States, tools: Streams[LatentTools], given: Streams[bool], noise_scale: float
 ) -> States:
     """Put noise on the states, video first."""
-    noiser = GaussianNoiser(start.generator)
+    noiser = GaussianNoiser(start.generator, start.blend)
 
     def noised(state: LatentState, tool: LatentTools, is_given: bool) -> LatentState:
         if state.frozen:
@@ -749,6 +793,16 @@ def _target(tokens: torch.Tensor, tools: LatentTools) -> torch.Tensor:
     return tools.patchifier.unpatchify(tokens[:, : tools.num_tokens], tools.target_shape)
 
 
+def _slots(states: States, tools: Streams[LatentTools]) -> torch.Tensor | None:
+    """The unpacked frames that slots have made: what is marked among the tokens behind the video's own."""
+    tool, video = tools.video, states.video
+    if video is None or video.keyframes_mask is None:
+        return None
+    appended = video.latent[:, tool.num_tokens :][:, video.keyframes_mask[0, tool.num_tokens :, 0] > 0]
+    shape = tool.target_shape._replace(frames=appended.shape[1] // tool.tokens_per_frame)
+    return tool.patchifier.unpatchify(appended, shape) if shape.frames else None
+
+
 def deliver(pipeline: LTX2GenerationPipeline, made: Generated, delivery: Delivery, originals: Originals) -> Result:
     """Decode finished latents, into a file if one is named, free offloaded models and wrap up."""
     kept = originals if delivery.output_type != "latent" else Originals()
@@ -777,9 +831,11 @@ def _delivered_video(
     latents = made.latents.video
     if latents is None:
         return None
-    # Latents are handed over as exact as they are; decoding starts in the transformer's type, as in diffusers.
-    dtype = latents.dtype if delivery.output_type == "latent" else pipeline.transformer.dtype
-    return decode_video(pipeline, latents.to(dtype), delivery, delivery.file)
+    if delivery.output_type == "latent":
+        return decode_video(pipeline, latents, delivery)
+    # Latents are handed over as exact and as long as they are; decoding starts in the transformer's type, as in diffusers.
+    latents = trim_canvas(latents, made.plan.clip_frames, made.plan.sizes.temporal_ratio)
+    return decode_video(pipeline, latents.to(pipeline.transformer.dtype), delivery, delivery.file)
 
 
 def _delivered_audio(
@@ -800,8 +856,8 @@ def _delivered_audio(
     if originals.video is not None and rate is not None:
         # A given video may be shorter than the clip that the network saw, which needs 8 k + 1 frames.
         audio = audio[..., : round(originals.video.duration_s * rate)]
-    elif plan.audio.frames == 1 and rate is not None and delivery.output_type != "latent":
-        # One latent is the least that the network makes, also for a clip that is shorter.
+    elif (plan.audio.frames == 1 or plan.kept_frames) and rate is not None and delivery.output_type != "latent":
+        # One latent is the least that the network makes, also for a clip that is shorter; others end before the padding.
         audio = audio[..., : max(round(plan.duration_s * rate), 1)]
     return audio, rate
 

@@ -151,6 +151,21 @@ class LTX2PipelineOutput(BaseOutput):
             )
 
 
+@dataclass
+class LTX2DFRPipelineOutput(LTX2PipelineOutput):
+    """What a pass of DFR returns: video, audio, and the single frames beside it from which the next pass goes on.
+
+    Args:
+        frames: As in [`LTX2PipelineOutput`]; latents are those of the whole canvas, with the padding at its end.
+        audio, frame_rate, sampling_rate, info, video_source, audio_source: As in [`LTX2PipelineOutput`].
+        keyframes: Un-normalised latents `[B, C, K, h, w]` of the keyframes, with `output_type="latent"` alone.
+        keyframe_positions: Pixel frame of each on the canvas.
+    """
+
+    keyframes: torch.Tensor | None = None
+    keyframe_positions: list[int] | None = None
+
+
 def _known(name: str, rate: Rate | None) -> Rate:
     if rate is None:
         raise ValueError(

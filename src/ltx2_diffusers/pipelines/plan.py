@@ -28,6 +28,7 @@ class Size:
         frame_rate: Frames per second.
         motion_speed: Speed of the motion relative to real time.
         seconds: Bounds between which the length may be predicted, where nothing says it; `None` if it may not.
+        in_segments: Whether the clip is padded to whole segments of DFR, and handed over without the padding.
     """
 
     height: int | None = None
@@ -36,6 +37,7 @@ class Size:
     frame_rate: float = 24.0
     motion_speed: float = 1.0
     seconds: tuple[float, float] | None = None
+    in_segments: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ class ClipPlan:
         audio: Latent shape `[B, C, L, M]`.
         stage: Index of the stage that runs at these sizes.
         temporal_scale: Frame rate of the stage over that of the finished clip.
+        kept_frames: Pixel frames of the finished clip, where padding follows them that is not decoded; default `None`, all.
     """
 
     sizes: ModelSizes
@@ -110,6 +113,7 @@ class ClipPlan:
     audio: AudioLatentShape
     stage: int = 0
     temporal_scale: float = 1.0
+    kept_frames: int | None = None
 
     def at_scale(self, space: float, time: float) -> "ClipPlan":
         """The sizes of a stage that makes a share of the clip; its sound is as long as that of the finished clip."""
@@ -155,8 +159,8 @@ class ClipPlan:
 
     @property
     def clip_frames(self) -> int:
-        """Pixel frames of the finished clip."""
-        return self.shown_frames[-1] + 1
+        """Pixel frames of the finished clip, without padding."""
+        return self.shown_frames[-1] + 1 if self.kept_frames is None else self.kept_frames
 
     @property
     def duration_s(self) -> float:
@@ -187,12 +191,15 @@ def plan_clip(
     checks.check_size(height, width, spatial * _common_denominator(space for space, _ in scales))
     checks.check_num_frames(num_frames, frame_stride(sizes, scales))
     check_speed(num_frames, wished)
+    kept = num_frames if wished.in_segments else None
+    num_frames = _canvas(sizes, num_frames, latents) if wished.in_segments else num_frames
     frames = (num_frames - 1) // temporal + 1
     video = VideoLatentShape(batch_size, sizes.channels, frames, height // spatial, width // spatial)
     audio = sizes.audio_shape(batch_size, num_frames / wished.frame_rate)
     if audio_latents is not None and audio_latents.ndim == 4:
         audio = audio._replace(frames=audio_latents.shape[2])
-    plan = ClipPlan(sizes, num_frames, height, width, wished.frame_rate, wished.motion_speed, video, audio)
+    rates = (wished.frame_rate, wished.motion_speed)
+    plan = ClipPlan(sizes, num_frames, height, width, *rates, video, audio, kept_frames=kept)
     tools = plan.at_scale(*scales[0]).tools
     _check_latents("latents", latents, tools.video)
     _check_latents("audio_latents", audio_latents, tools.audio)
@@ -240,6 +247,16 @@ def _inferred_size(sizes: ModelSizes, wished: Size, latents: torch.Tensor | None
         for options in zip((wished.height, wished.width, wished.num_frames), implied, DEFAULT_SIZE)
     )
     return height, width, num_frames
+
+
+def _canvas(sizes: ModelSizes, num_frames: int, latents: torch.Tensor | None) -> int:
+    """Frames of the canvas of a pass of DFR: that of given latents, which a round has made longer, else the shortest one."""
+    ratio = sizes.temporal_ratio
+    canvas = conditioning.resolve_canvas(num_frames, ratio)[0]
+    if latents is None or latents.ndim != 5:
+        return canvas
+    given = sizes.pixel_frames(latents.shape[2])
+    return given if given > canvas and conditioning.resolve_canvas(given, ratio)[0] == given else canvas
 
 
 def _common_denominator(scales: Iterable[float]) -> int:

@@ -1,5 +1,6 @@
 """The scripts that a card shows: how weights are loaded and used here, and in diffusers where it can."""
 
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,10 +25,12 @@ class Theirs(NamedTuple):
     Args:
         arguments: Its arguments beside the prompt, as they are written.
         imports: Statements that they need.
+        unpacked: What it returns.
     """
 
     arguments: tuple[str, ...] = ()
     imports: tuple[str, ...] = ()
+    unpacked: str = "video, audio"
 
 
 class Call(NamedTuple):
@@ -85,6 +88,15 @@ CALLS = {
                 (f"reference_conditions=LTX2ReferenceCondition({_CLIP.format('reference.mp4')})",),
                 ("import av", "from diffusers.pipelines.ltx2 import LTX2ReferenceCondition"),
             ),
+        ),
+        Call("LTX2DFRPipeline", theirs=Theirs(unpacked="video, audio, _, _")),
+        Call(
+            "LTX2DFRTemporalRefinePipeline",
+            # What a pass before has made, by the names of these arguments.
+            ('**torch.load("pass.pt")',),
+            _VIDEO,
+            "video-to-video",
+            theirs=Theirs(('**torch.load("pass.pt")',), unpacked="video, audio, _, _"),
         ),
         Call("LTX2TwoStagePipeline"),
         Call("LTX2DistilledPipeline"),
@@ -177,11 +189,12 @@ class Script:
         if call.pipeline == _UPSAMPLING:
             lines += _called("(video,) = pipe(", [*arguments, "return_dict=False"])
             return [*lines, 'encode_video(video[0], fps=24, output_path="sample.mp4")']
-        arguments += [f"{name}={value!r}" for name, value in (self.settings or {}).items() if name not in self.size]
+        taken = inspect.signature(getattr(diffusers, call.pipeline).__call__).parameters.keys() - self.size.keys()
+        arguments += [f"{name}={value!r}" for name, value in (self.settings or {}).items() if name in taken]
         rate = self.size.get("frame_rate", 24.0)
         return [
             *lines,
-            *_called("video, audio = pipe(", [*arguments, "return_dict=False"]),
+            *_called(f"{theirs.unpacked} = pipe(", [*arguments, "return_dict=False"]),
             *_called(
                 "encode_video(",
                 [

@@ -98,12 +98,17 @@ class EulerAncestralSampler:
         noise_sampler: source of the fresh noise.
         eta: 0 is plain Euler, 1 (default) renews most.
         s_noise: factor on the fresh noise. Default 1.0.
+        hold_given: whether the last step, too, ends with a blend with the clean tokens, and frozen streams draw no noise, as
+            in the temporal rounds of DFR. Default False.
     """
 
     predictions_per_step = 1
 
-    def __init__(self, noise_sampler: NoiseSampler, eta: float = 1.0, s_noise: float = 1.0) -> None:
+    def __init__(
+        self, noise_sampler: NoiseSampler, eta: float = 1.0, s_noise: float = 1.0, hold_given: bool = False
+    ) -> None:
         check_share(eta=eta)
+        self.hold_given = hold_given
         self.noise_sampler = noise_sampler
         self.eta = eta
         self.s_noise = s_noise
@@ -115,10 +120,12 @@ class EulerAncestralSampler:
         is_noisy = self.eta > 0.0 and sigma_next > 0.0
 
         def move(state: LatentState, denoised: torch.Tensor) -> LatentState:
+            if self.hold_given and state.frozen:
+                return state
             noise = self.noise_sampler(state.latent) if is_noisy else None
             options = (sigma, sigma_next, noise, self.eta, self.s_noise)
             latent = steppers.euler_ancestral_step(state.latent, denoised, *options)
-            return blended(state, latent) if is_noisy else with_latent(state, latent)
+            return blended(state, latent) if is_noisy or self.hold_given else with_latent(state, latent)
 
         return on_streams(move, states, prediction), prediction
 

@@ -42,7 +42,7 @@ def noise_levels(
     if sigmas is None and timesteps is None and num_inference_steps is None:
         sigmas = default_sigmas
     steps = default_steps if num_inference_steps is None else num_inference_steps
-    if timesteps is None and not isinstance(scheduler, LTX2Scheduler):
+    if timesteps is None and isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
         return _flow_match_levels(scheduler, num_tokens, linear_grid(steps) if sigmas is None else sigmas)
     own = copy.deepcopy(scheduler) if isinstance(scheduler, LTX2Scheduler) else LTX2Scheduler()
     is_listed = sigmas is not None or timesteps is not None

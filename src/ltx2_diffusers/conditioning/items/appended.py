@@ -4,7 +4,8 @@ Shapes: B batch, C channels, F latent frames, h latent height, w latent width, L
 K appended tokens.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -12,7 +13,7 @@ from ...checks import check_share
 from ..shapes import VideoLatentShape
 from ..state import LatentState
 from ..tools import AudioLatentTools, VideoLatentTools, in_seconds
-from .base import ConditionItem, append_latent, check_index, check_latent
+from .base import ConditionItem, append_latent, check_index, check_latent, pack_like
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,36 @@ class VideoConditionByKeyframeIndex(ConditionItem[VideoLatentTools]):
         if shape.frames == 1 and not self.wide_span:
             pixels[:, 0, :, 1] = pixels[:, 0, :, 0] + 1
         return in_seconds(pixels, tools.fps)
+
+
+@dataclass(frozen=True)
+class VideoKeyframeSlots(ConditionItem[VideoLatentTools]):
+    """Lets the model make single frames beside the video, as tokens after the target's that are marked as keyframes (2.5).
+
+    Args:
+        frame_indices: Pixel frame of each, S of them.
+        latent: What they start from, `[B or 1, C, S, h, w]` in the target's size, default None (zeros).
+    """
+
+    frame_indices: Sequence[int]
+    latent: torch.Tensor | None = None
+
+    def apply_to(self, state: LatentState, tools: VideoLatentTools) -> LatentState:
+        """The state with the slots' tokens appended."""
+        marks = state.keyframes_mask
+        if marks is None:
+            raise ValueError(
+                "slots need a state that marks keyframes; make it with VideoLatentTools(mark_keyframes=True)."
+            )
+        shape = tools.target_shape._replace(frames=len(self.frame_indices))
+        latent = torch.zeros(shape, device=state.latent.device) if self.latent is None else self.latent
+        check_latent("latent", latent, replace(tools, target_shape=shape))
+        tokens, before = pack_like(latent, state, tools), state.latent
+        for index in self.frame_indices:
+            empty = torch.zeros_like(latent[:, :, :1])
+            state = VideoConditionByKeyframeIndex(empty, index, strength=0.0).apply_to(state, tools)
+        marks = torch.cat([marks, torch.ones_like(tokens[..., :1], dtype=marks.dtype)], dim=1)
+        return replace(state, latent=torch.cat([before, tokens], dim=1), keyframes_mask=marks)
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,16 @@ class ConditionByWholeLatent(ConditionItem):
         return replace(state, latent=state.clean_latent, frozen=True)
 
 
+@dataclass(frozen=True)
+class ConditionByInitialLatent(ConditionItem):
+    """Gives a whole stream: what the state starts from, which is kept exactly."""
+
+    def apply_to(self, state: LatentState, tools: LatentTools) -> LatentState:  # noqa: ARG002 (the state has it all)
+        """The state, frozen."""
+        mask = torch.zeros_like(state.denoise_mask)
+        return replace(state, denoise_mask=mask, clean_latent=state.latent, frozen=True)
+
+
 def tokens_in_time(start_s: float, end_s: float, tools: LatentTools, device: torch.device) -> torch.Tensor:
     """1 for the target's tokens that overlap a stretch of time and 0 for its others, float32 `[B, T, 1]`."""
     seconds = tools.positions(device)[:, 0]  # [B, T, 2]

@@ -6,6 +6,7 @@ from .pictures import (
     ImageCondition,
     LTX2ReferenceCondition,
     LTX2VideoCondition,
+    OpenedPictures,
     keyframes,
     with_defaults,
 )

@@ -169,14 +169,18 @@ class OpenedPictures(Opened):
 
     def items(self, plan: ClipPlan) -> Items:
         """Encode the frames at the stage's size."""
-        pixels = as_video_frames(self.pixels, self.crf)
-        latent = self.studio.encode_video(fitted_frames(pixels, self._shown(plan), plan.height, plan.width))
+        latent = self.encoded(plan)
         first, stride = bisect_left(plan.shown_frames, self.start), plan.sizes.temporal_ratio
         if self.replaces and (first == 0 or first % stride == 1):
             return video_item(
                 conditioning.VideoConditionByLatentIndex(latent, self.given.strength, (first + stride - 1) // stride)
             )
         return video_item(conditioning.VideoConditionByKeyframeIndex(latent, first, self.given.strength))
+
+    def encoded(self, plan: ClipPlan) -> torch.Tensor:
+        """Normalised latents of the frames that a stage shows, at its size."""
+        pixels = as_video_frames(self.pixels, self.crf)
+        return self.studio.encode_video(fitted_frames(pixels, self._shown(plan), plan.height, plan.width))
 
     def _shown(self, plan: ClipPlan) -> list[int]:
         """Which frames a stage shows: those it has up to the end of the video, 8 k + 1 of them."""

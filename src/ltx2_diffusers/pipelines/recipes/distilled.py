@@ -6,7 +6,8 @@ import torch
 from diffusers.utils import logging
 
 from ...checkpoints.versions import model_kind
-from ...guidance.scales import PRESET, AudioScale, check_negative_is_read
+from ...guidance.scales import check_negative_is_read
+from ..arguments import Unguided
 from . import Frames, LTX2StagedPipeline, Result, takes
 from .two_stage import TwoStageArguments, run_given
 
@@ -22,7 +23,7 @@ class _PromptAndImage:
 
 
 @dataclass(frozen=True)
-class DistilledArguments(TwoStageArguments, _PromptAndImage):
+class DistilledArguments(Unguided, TwoStageArguments, _PromptAndImage):
     """What the call takes: no guidance scales.
 
     Args:
@@ -40,16 +41,6 @@ class DistilledArguments(TwoStageArguments, _PromptAndImage):
     negative_prompt: str | list[str] | None = field(default=None, kw_only=True)
     negative_prompt_embeds: torch.Tensor | None = field(default=None, kw_only=True)
     negative_prompt_attention_mask: torch.Tensor | None = field(default=None, kw_only=True)
-    num_inference_steps: None = field(init=False, default=None)
-    guidance_scale: None = field(init=False, default=None)
-    stg_scale: None = field(init=False, default=None)
-    modality_scale: None = field(init=False, default=None)
-    guidance_rescale: None = field(init=False, default=None)
-    audio_guidance_scale: AudioScale = field(init=False, default=PRESET)
-    audio_stg_scale: AudioScale = field(init=False, default=PRESET)
-    audio_modality_scale: AudioScale = field(init=False, default=PRESET)
-    audio_guidance_rescale: AudioScale = field(init=False, default=PRESET)
-    spatio_temporal_guidance_blocks: None = field(init=False, default=None)
     stages: None = field(init=False, default=None)
 
 

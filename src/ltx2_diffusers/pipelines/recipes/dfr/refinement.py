@@ -1,0 +1,369 @@
+"""A temporal round of DFR: twice the frame rate, made in stretches of time that lie between keyframes.
+
+Shapes: B videos of the batch, C channels, K keyframes, F latent frames, h and w latent rows and columns, L audio latents, M
+latent mel bins.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Self
+
+import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.schedulers.scheduling_ltx_euler_ancestral_rf import LTXEulerAncestralRFScheduler
+
+from .... import checks, conditioning
+from ....conditioning import dfr_layout
+from ....prompts import ReadPrompts
+from ....sampling.samplers import EulerAncestralSampler, gaussian_noise
+from ... import engine
+from ...arguments import Callback, Stage, Start
+from ...conditions import Condition, Conditions, LTX2VideoCondition, Opened, OpenedPictures, as_conditions
+from ...conditions.condition import Items
+from ...plan import plan_clip
+from .. import ClipPlan, LTX2GenerationPipeline, Request, Result, Size, Streams, Upsampler, extends, takes
+from .rendering import NOISE, POSITIONS, PassArguments, check_keyframes, check_latents, check_marks, handed_over
+
+UPSAMPLER = "temporal_latent_upsampler"
+# What diffusers' pipeline of this name does not take.
+_UNTAKEN = ("processor", "prompt_enhancer", "duration_head")
+# Seeds of the rounds' noise lie this far apart, so that stretches of one round do not reach those of the next.
+_SEEDS_PER_ROUND = 1000
+# As in diffusers' call, the first arguments may be given by name.
+_NEEDED: Any = None
+_MOST_ROUNDS = 8
+
+
+@dataclass(frozen=True)
+class _Before:
+    """What comes first, in diffusers' order."""
+
+    prompt: str | list[str] | None = None
+    latents: torch.Tensor = _NEEDED
+    keyframes_latents: torch.Tensor = _NEEDED
+    keyframe_positions: Sequence[int] = _NEEDED
+    audio_latents: torch.Tensor = _NEEDED
+    conditions: Conditions = None
+    height: int = 704
+    width: int = 1216
+    num_frames: int = 121
+    frame_rate: float = 24.0
+    source_seconds: float | None = None
+    condition_num_frames: int | None = None
+    round_index: int = 1
+    sigmas: Sequence[float] = tuple(dfr_layout.TEMPORAL_ROUND_DISTILLED_SIGMA_VALUES)
+
+
+@dataclass(frozen=True)
+class RefineArguments(PassArguments, _Before):
+    """What the call takes. All latents are un-normalised, as the pass before returned them; the first four are needed.
+
+    Args:
+        latents: Video of the pass before, `[B, C, F, h, w]`.
+        keyframes_latents: Its keyframes `[B, C, K, h, w]`.
+        keyframe_positions: Pixel frame of each on the canvas of `latents`, rising to its last frame.
+        audio_latents: Sound of the first pass, `[B, C, L, M]`, which is kept.
+        conditions: [`LTX2VideoCondition`] of the first pass; their places are those of a clip of `condition_num_frames`.
+        num_frames: Frames of the canvas of `latents`, 8 k + 1. Default 121.
+        frame_rate: Frames per second of `latents`, half of what the round makes.
+        source_seconds: Length of the sound. Default `num_frames / frame_rate`.
+        condition_num_frames: Frames that the first pass was asked for. Default `num_frames`.
+        round_index: Which round this is, from 1 (default); the round makes `2 ** round_index` stretches, as far as there are
+            so many segments.
+        sigmas: Noise levels of the round, in (0, 1] and falling. Default the last 4 of distilled models.
+    """
+
+    latents: torch.Tensor = _NEEDED
+    audio_latents: torch.Tensor = _NEEDED
+    num_frames: int = 121
+    frame_rate: float = 24.0
+    sigmas: Sequence[float] = tuple(dfr_layout.TEMPORAL_ROUND_DISTILLED_SIGMA_VALUES)
+    min_seconds: float = field(init=False, default=1.0)
+    max_seconds: float = field(init=False, default=20.0)
+    num_videos_per_prompt: int = field(init=False, default=1)
+    system_prompt: None = field(init=False, default=None)
+    enable_prompt_enhancement: bool = field(init=False, default=False)
+    prompt_max_new_tokens: None = field(init=False, default=None)
+    prompt_enhancement_kwargs: None = field(init=False, default=None)
+    prompt_enhancement_seed: int = field(init=False, default=10)
+
+    @property
+    def asked_frames(self) -> int:
+        """Frames that the first pass was asked for."""
+        return self.num_frames if self.condition_num_frames is None else self.condition_num_frames
+
+    @property
+    def first_size(self) -> Size:
+        """Size of the clip that the first pass was asked for."""
+        checks.check_at_least_one(round_index=self.round_index)
+        checks.check_most(_MOST_ROUNDS, round_index=self.round_index)
+        return Size(self.height, self.width, self.asked_frames, self.frame_rate / 2 ** (self.round_index - 1))
+
+
+class LTX2DFRTemporalRefinePipeline(LTX2GenerationPipeline):
+    """Doubles the frame rate of what a pass of diffusion fidelity rendering has made, and makes keyframes in between.
+
+    Takes the call arguments of diffusers' pipeline of the same name. Loaded from a folder, or made from another pipeline, it has
+    the scheduler that it needs, `LTXEulerAncestralRFScheduler(eta=0.5)`, whatever is the checkpoint's.
+
+    Args:
+        temporal_latent_upsampler: Doubles the frame rate of latents.
+        scheduler, vae, audio_vae, text_encoder, tokenizer, connectors, transformer, vocoder, processor, prompt_enhancer:
+            See [`LTX2GenerationPipeline`].
+    """
+
+    kind = "distilled"
+    model_cpu_offload_seq: Any = (
+        "prompt_enhancer->text_encoder->connectors->duration_head->transformer->temporal_latent_upsampler->vae->audio_vae"
+        "->vocoder"
+    )
+    temporal_latent_upsampler: Upsampler
+
+    @extends(LTX2GenerationPipeline)
+    def __init__(self, *, temporal_latent_upsampler: Upsampler, **components: Any) -> None:
+        super().__init__(**components)
+        self.register_modules(temporal_latent_upsampler=temporal_latent_upsampler)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Self:
+        """Load a pipeline as the others do, without what only rewrites prompts or chooses lengths.
+
+        Takes the arguments of diffusers' method. A scheduler that takes no fresh noise is replaced; one that is given by name
+        stays.
+        """
+        unread = dict.fromkeys(_UNTAKEN)
+        pipeline = super().from_pretrained(pretrained_model_name_or_path, **{**unread, **kwargs})
+        return pipeline if "scheduler" in kwargs else _with_fresh_noise(pipeline)
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Self:
+        """Build this pipeline on the components of another one, with a scheduler of its own unless one is given by name."""
+        new = super().from_pipe(pipeline, **kwargs)
+        return new if "scheduler" in kwargs else _with_fresh_noise(new)
+
+    @classmethod
+    def from_single_file(cls, pretrained_model_link_or_path: str | os.PathLike, **kwargs: Any) -> Self:  # type: ignore[override]
+        """Load a pipeline from an original checkpoint, as the others do; `temporal_latent_upsampler` has to be given."""
+        pipeline = super().from_single_file(pretrained_model_link_or_path, **kwargs)
+        return pipeline if "scheduler" in kwargs else _with_fresh_noise(pipeline)
+
+    @takes(RefineArguments)
+    def __call__(self, call: RefineArguments) -> Result:
+        """Make a round. Its latents are those of the whole canvas; decoded, it ends where the request does.
+
+        Returns:
+            [`LTX2DFRPipelineOutput`], or the tuple `(frames, audio, keyframes, keyframe_positions)`.
+
+        Raises:
+            ValueError: Before any computation, if an argument is out of range or contradicts another.
+        """
+        check_components(self)
+        stage = Stage(sigmas=call.sigmas, noise_scale=call.noise_scale, sampler="euler_ancestral")
+        prompts, request = call.request([stage], as_pictures(call.conditions), call.first_size, **NOISE)
+        # What the round starts from belongs to another canvas than the conditions.
+        request = replace(request, start=replace(request.start, latents=None, audio_latents=None))
+        batch_size = self.prompt_reader.check(prompts, False, watched=request.delivery.wanted)
+        temporal_round = TemporalRound(self, call, batch_size)
+        temporal_round.check()
+        made, originals = engine.generated(self, prompts, request, temporal_round.make)
+        return handed_over(self, made, request.delivery, originals, made.info[POSITIONS])
+
+
+def _with_fresh_noise(pipeline: Any) -> Any:
+    """The pipeline with a scheduler that takes fresh noise, if it has none."""
+    if not isinstance(pipeline.scheduler, LTXEulerAncestralRFScheduler):
+        pipeline.register_modules(scheduler=LTXEulerAncestralRFScheduler(eta=dfr_layout.TEMPORAL_ANCESTRAL_ETA))
+    return pipeline
+
+
+def check_components(pipeline: LTX2DFRTemporalRefinePipeline) -> None:
+    """Raise `ValueError` for components with which a round would fail, or come out soft."""
+    pipeline.require(UPSAMPLER)
+    check_marks(pipeline)
+    scheduler = pipeline.scheduler
+    if not isinstance(scheduler, LTXEulerAncestralRFScheduler) or not scheduler.config["eta"] > 0:
+        kind = type(scheduler).__name__ + ("(eta=0)" if isinstance(scheduler, LTXEulerAncestralRFScheduler) else "")
+        raise ValueError(
+            f"a temporal round needs fresh noise in its steps, which the scheduler {kind} does not take; set pipe.scheduler = "
+            f"LTXEulerAncestralRFScheduler(eta={dfr_layout.TEMPORAL_ANCESTRAL_ETA}), or load the pipeline by from_pretrained"
+        )
+    config = pipeline.temporal_latent_upsampler.config
+    if not config["temporal_upsample"] or config["spatial_upsample"]:
+        raise ValueError(
+            f"`{UPSAMPLER}` has to double the frame rate alone, but its config says otherwise; load another"
+        )
+
+
+def as_pictures(given: Any) -> list[Condition]:
+    """Conditions that have a place in time, which the round moves."""
+    conditions = as_conditions("conditions", given)
+    for condition in conditions:
+        if not isinstance(condition, LTX2VideoCondition):
+            raise ValueError(f"`conditions` has to hold LTX2VideoCondition but holds {type(condition).__name__}")
+    return conditions
+
+
+@dataclass(frozen=True)
+class ReadyItems(Condition, Opened):
+    """Condition items that are made already, for one stage.
+
+    Args:
+        ready: Those of each stream.
+    """
+
+    ready: Items
+
+    def opened(self, *_: Any) -> "ReadyItems":
+        """The same."""
+        return self
+
+    def items(self, _: ClipPlan) -> Items:
+        """Those that there are."""
+        return self.ready
+
+
+Placed = tuple[torch.Tensor, int, float]
+"""Latents `[B or 1, C, F, h, w]` to hold to, the pixel frame where they begin, and how strongly."""
+
+
+@dataclass(frozen=True)
+class TemporalRound:
+    """A round, which makes its stretches one after another.
+
+    Args:
+        pipeline: The pipeline.
+        call: What is asked for.
+        batch_size: Videos of the batch.
+    """
+
+    pipeline: LTX2DFRTemporalRefinePipeline
+    call: RefineArguments
+    batch_size: int
+
+    @cached_property
+    def plan(self) -> ClipPlan:
+        """Sizes of the canvas, of which as much is handed over as was asked for."""
+        call = self.call
+        size = Size(call.height, call.width, 2 * (call.num_frames - 1) + 1, 2 * call.frame_rate)
+        plan = plan_clip(self.pipeline.sizes, self.batch_size, size, [(1.0, 1.0)])
+        audio = plan.audio._replace(frames=call.audio_latents.shape[2])
+        return replace(plan, audio=audio, kept_frames=(call.asked_frames - 1) * 2**call.round_index + 1)
+
+    @cached_property
+    def seams(self) -> list[int]:
+        """Pixel frames of the given keyframes on this canvas."""
+        return [2 * position for position in self.call.keyframe_positions]
+
+    @cached_property
+    def tiles(self) -> list[dfr_layout.LTX2DFRTemporalTile]:
+        """The stretches."""
+        ratio, count = self.plan.sizes.temporal_ratio, 2**self.call.round_index
+        return dfr_layout.temporal_tile_plan(self.seams, self.plan.num_frames, count, ratio)
+
+    @property
+    def rate(self) -> float:
+        """Frames per second in which the network counts."""
+        return dfr_layout.conditioning_frame_rate(self.plan.frame_rate)
+
+    def check(self) -> None:
+        """Raise `ValueError` for what is out of range, or does not fit together."""
+        call, positions = self.call, list(self.call.keyframe_positions)
+        checks.check_positive(source_seconds=call.source_seconds)
+        checks.check_num_frames(call.num_frames, self.pipeline.sizes.temporal_ratio)
+        if call.asked_frames > call.num_frames:
+            raise ValueError(
+                f"`condition_num_frames` is {call.asked_frames}, more than the canvas of the pass before, {call.num_frames}; give what "
+                "the first pass was asked for"
+            )
+        check_latents("audio_latents", call.audio_latents, (None, None, None, None))
+        before = replace(self.plan, num_frames=call.num_frames)
+        frames = (call.num_frames - 1) // before.sizes.temporal_ratio + 1
+        check_latents("latents", call.latents, self.plan.video._replace(frames=frames))
+        check_latents("audio_latents", call.audio_latents, self.plan.audio)
+        check_keyframes(POSITIONS, positions, "keyframes_latents", call.keyframes_latents, before)
+        if positions != sorted({*positions}) or positions[0] < 1 or positions[-1] != call.num_frames - 1:
+            raise ValueError(
+                f"`{POSITIONS}` has to rise from above 0 to the last frame of the canvas, {call.num_frames - 1}, but is {positions}; give "
+                "those that the pass before returned"
+            )
+        # Stretches end at keyframes, which have to end latent frames.
+        self.tiles  # noqa: B018
+
+    def make(
+        self, pipeline: LTX2GenerationPipeline, request: Request, runs: Sequence[engine.StageRun], texts: ReadPrompts
+    ) -> engine.Generated:
+        """The stretches as one clip, and all its keyframes; after an interrupt the rest is as the upsampler made it."""
+        asked, scale = runs[0].plan, 2**self.call.round_index
+        pictures = [one for one in runs[0].conditions if isinstance(one, OpenedPictures)]
+        placed: list[Placed] = [(one.encoded(asked), one.start * scale, one.given.strength) for one in pictures]
+        pipeline.release("vae")
+        keyframes = pipeline.normalized_video(self.call.keyframes_latents, self.plan).split(1, dim=2)
+        anchors = dict(zip(self.seams, keyframes))
+        video = engine.enlarged(pipeline, pipeline.normalized_video(self.call.latents, self.plan), UPSAMPLER)
+        sound: Any = engine.first_latents(pipeline, Start(audio_latents=self.call.audio_latents), self.plan).audio
+        known, pieces = dict(anchors), list[torch.Tensor]()
+        for index, tile in enumerate(self.tiles):
+            held = [ReadyItems(self.held(tile, video, placed, anchors, sound))]
+            made: Any = self.stretch(replace(request, conditions=held), texts, index, video[:, :, tile.interval.cells])
+            pieces.append(made.latents.video[:, :, tile.interval.left_ramp :])
+            for position, frame in zip(tile.slots, made.keyframes.split(1, dim=2)):
+                known.setdefault(position, frame)
+            if pipeline._interrupt:
+                break
+        pieces.append(video[:, :, sum(piece.shape[2] for piece in pieces) :])
+        info = {**made.info, "tiles": len(self.tiles), POSITIONS: sorted(known)}
+        bag = torch.cat([known[position] for position in sorted(known)], dim=2)
+        return engine.Generated(Streams(torch.cat(pieces, dim=2), sound), self.plan, info, bag)
+
+    def held(
+        self,
+        tile: dfr_layout.LTX2DFRTemporalTile,
+        video: torch.Tensor,
+        placed: Sequence[Placed],
+        anchors: Mapping[int, torch.Tensor],
+        sound: torch.Tensor,
+    ) -> Items:
+        """What a stretch is held to: pictures, keyframes of the pass before, slots between them, and its part of the sound."""
+        start, own, sizes = tile.pixel_start, video[:, :, tile.interval.cells], self.plan.sizes
+        items: list[conditioning.ConditionItem] = []
+        for latents, position, strength in placed:
+            if position == start:
+                items.append(conditioning.VideoConditionByLatentIndex(latents[:, :, : own.shape[2]], strength))
+            elif start < position <= tile.pixel_end:
+                items.append(conditioning.VideoConditionByKeyframeIndex(latents, position - start, strength))
+        strength = dfr_layout.ANCHOR_KEYFRAME_STRENGTH
+        for position in tile.anchors:
+            items.append(conditioning.VideoConditionByKeyframeIndex(anchors[position], position - start, strength))
+        slots = [position - start for position in tile.slots]
+        seeds = own[:, :, [min(round(slot / sizes.temporal_ratio), own.shape[2] - 1) for slot in slots]]
+        items.append(conditioning.VideoKeyframeSlots(slots, seeds))
+        call, frames, packer = self.call, sizes.pixel_frames(own.shape[2]), self.plan.tools.audio.patchifier
+        shape = sizes.audio_shape(self.batch_size, frames / self.rate)
+        seconds = call.num_frames / call.frame_rate if call.source_seconds is None else call.source_seconds
+        span = (start, frames, self.plan.frame_rate, seconds, shape.frames)
+        window = packer.unpatchify(dfr_layout.audio_window(packer.patchify(sound), *span), shape)
+        return Streams(items, [conditioning.ConditionByWholeLatent(window)])
+
+    def stretch(self, request: Request, texts: ReadPrompts, index: int, video: torch.Tensor) -> engine.Generated:
+        """A stretch of the canvas, made from its part `[B, C, F, h, w]` of the enlarged video."""
+        tokens = self.plan.tools.video.patchifier.patchify(video)
+        size = replace(request.size, num_frames=self.plan.sizes.pixel_frames(video.shape[2]), frame_rate=self.rate)
+        request = replace(request, size=size, start=replace(request.start, latents=tokens))
+        run = engine.prepare(self.pipeline, request, self.batch_size).runs[0]
+        generators, config = request.start.generator, self.pipeline.scheduler.config
+        first = generators[0] if isinstance(generators, list) else generators
+        seed = (0 if first is None else first.initial_seed()) + _SEEDS_PER_ROUND * self.call.round_index + index
+        noise = gaussian_noise(torch.Generator(self.pipeline._execution_device).manual_seed(seed % 2**64))
+        run = replace(run, sampler=EulerAncestralSampler(noise, config["eta"], config["s_noise"], hold_given=True))
+        callback = _counted_from(index * (len(run.sigmas) - 1), request.delivery.callback)
+        request = replace(request, delivery=replace(request.delivery, callback=callback))
+        return engine.generate(self.pipeline, request, [run], texts)
+
+
+def _counted_from(start: int, callback: Callback | None) -> Callback | None:
+    """A step callback that counts the steps of all stretches."""
+    if callback is None:
+        return None
+    return lambda pipeline, step, *rest: callback(pipeline, start + step, *rest)

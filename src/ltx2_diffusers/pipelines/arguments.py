@@ -169,7 +169,8 @@ class Delivery:
     @property
     def file(self) -> ClipFile | None:
         """The file to be written, if there is one."""
-        return None if self.save_path is None else ClipFile.of(self.save_path)
+        path = self.save_path
+        return path if path is None or isinstance(path, ClipFile) else ClipFile(path)
 
     @property
     def wanted(self) -> Sequence[str]:
@@ -189,6 +190,7 @@ class Request:
         audio_stage: Index of the stage whose sound is returned, default the last.
         use_cross_timestep: See the pipelines' argument of that name.
         attention_kwargs: Passed to the transformer.
+        idle_audio: Whether a sound that is not generated runs along as noise, which the network hears beside the video.
     """
 
     size: Size
@@ -200,6 +202,12 @@ class Request:
     audio_stage: int = -1
     use_cross_timestep: bool | None = None
     attention_kwargs: dict[str, Any] | None = None
+    idle_audio: bool = False
+
+    @property
+    def present(self) -> Streams[bool]:
+        """Which streams the network sees."""
+        return self.streams._replace(audio=self.streams.audio or self.idle_audio)
 
 
 @dataclass(frozen=True)
@@ -315,6 +323,8 @@ class Arguments(Texts):
     prompt_attention_mask: torch.Tensor | None = None
     negative_prompt_embeds: torch.Tensor | None = None
     negative_prompt_attention_mask: torch.Tensor | None = None
+    connector_video_embeds: torch.Tensor | None = field(init=False, default=None)
+    connector_audio_embeds: torch.Tensor | None = field(init=False, default=None)
     decode_timestep: float | list[float] = 0.0
     decode_noise_scale: float | list[float] | None = None
     use_cross_timestep: bool | None = None

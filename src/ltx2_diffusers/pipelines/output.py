@@ -4,7 +4,7 @@ import os
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import PIL.Image
@@ -48,6 +48,12 @@ class LTX2PipelineOutput(BaseOutput):
     info: Info | None = None
     video_source: str | None = None
     audio_source: str | None = None
+    forms: ClassVar[tuple[str, ...]] = ("pil", "np", "pt", "uint8", "latent")
+    """What `output_type` may be."""
+    written_form: ClassVar[str] = "uint8"
+    """The form that frames have on their way into a file."""
+    file_type: ClassVar[type[writing.ClipFile]] = writing.ClipFile
+    """What says how a video is written."""
 
     def save(
         self,
@@ -80,7 +86,7 @@ class LTX2PipelineOutput(BaseOutput):
             OSError: If a file cannot be written; the message names it, and no other file was written.
         """
         self._check_decoded()
-        file = writing.ClipFile.of(path)
+        file = self.file_type.of(path) if self.frames is not None else writing.ClipFile.of(path)
         if self.frames is None and file is path:
             raise ValueError(
                 "`path` says how frames are written, and the output holds none; give the name of a WAV file"

@@ -16,7 +16,7 @@ import torch
 
 from ... import checks, conditioning
 from ...media.frames import Frames, as_image, as_video_frames, check_crf, one_picture, rate_to_read, read_frames
-from ...media.preprocess import fitted_frames, subsampled_frames
+from ...media.preprocess import Fit, fit_cover, fit_inside, fitted_frames, subsampled_frames
 from ..plan import DEFAULT_SIZE, ClipPlan
 from .condition import Condition, Items, Opened, Studio, video_item
 
@@ -270,6 +270,8 @@ class LTX2ReferenceCondition(Condition):
     attention_mask: torch.Tensor | None = None
     frame_rate: float | str | None = None
     is_reference = True
+    fit: ClassVar[Fit] = staticmethod(fit_cover)
+    """How frames are brought to their size."""
 
     def opened(self, studio: Studio, plan: ClipPlan) -> "OpenedReference":
         """Check the strengths and read as many frames as the clip is long."""
@@ -296,6 +298,17 @@ class LTX2ReferenceCondition(Condition):
                     )
             factors.append(asked if given is None else given)
         return factors[0], factors[1]
+
+
+@dataclass(frozen=True)
+class LTX2HDRReferenceCondition(LTX2ReferenceCondition):
+    """A video of standard range that an HDR IC-LoRA gives a high one.
+
+    It is scaled down to fit into the video, if need be, and continued by reflection at the right and at the bottom; nothing is
+    cropped. Fields are those of [`LTX2ReferenceCondition`].
+    """
+
+    fit: ClassVar[Fit] = staticmethod(fit_inside)
 
 
 @dataclass(frozen=True)
@@ -328,7 +341,8 @@ class OpenedReference(Opened):
         """Encode the reference at its share of the stage's size."""
         factor, scale = self.given.factors(self.studio)
         sides = (plan.height // factor, plan.width // factor)
-        latent = self.studio.encode_video(fitted_frames(self.pixels, self._kept(plan, scale), *sides))
+        pixels = fitted_frames(self.pixels, self._kept(plan, scale), *sides, self.given.fit)
+        latent = self.studio.encode_video(pixels)
         strength = self._token_strength(latent)
         return video_item(
             conditioning.VideoConditionByReferenceLatent(latent, factor, self.given.strength, scale, strength)

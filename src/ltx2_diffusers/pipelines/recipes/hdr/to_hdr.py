@@ -1,0 +1,202 @@
+"""Video of high dynamic range, as an IC-LoRA makes it of a video of standard range."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from .... import checks
+from ....adapters.settings import hdr_transform
+from ....conditioning import Streams, TextContext
+from ....media.hdr.curves import TRANSFORMS
+from ....media.hdr.processor import LTX2VideoHDRProcessor
+from ...conditions import Conditions, as_conditions, with_defaults
+from .. import (
+    Arguments,
+    Decoded,
+    LTX2GenerationPipeline,
+    ModelSizes,
+    Result,
+    Scheduler,
+    Texts,
+    check_said,
+    extends,
+    takes,
+)
+from ..condition import LTX2ConditionPipeline, run_conditioned
+from .output import LTX2HDRPipelineOutput
+
+_CONTEXTS = ("connector_video_embeds", "connector_audio_embeds")
+
+
+@dataclass(frozen=True)
+class _References(Texts):
+    """What comes first.
+
+    Args:
+        reference_conditions: One or several [`LTX2HDRReferenceCondition`].
+        reference_downscale_factor: Size of the video over that of the references. Default what the metadata of the
+            active LoRAs says, else 1; another value than they say is refused.
+    """
+
+    reference_conditions: Conditions = None
+    reference_downscale_factor: int | None = None
+
+
+@dataclass(frozen=True)
+class HDRArguments(Arguments, _References):
+    """What the call takes beside the arguments of [`LTX2Pipeline`]; there are none of a sound.
+
+    Args:
+        num_inference_steps: Denoising steps. Not read when `sigmas` or `timesteps` are given. Default the 8 noise levels of
+            distilled checkpoints.
+        noise_scale: Noise that the video starts with, 0 to 1. Default the first noise level: the first of `sigmas` or
+            `timesteps`, else 1.0.
+        latents: Video latents to start from, as in [`LTX2ConditionPipeline`].
+        connector_video_embeds, connector_audio_embeds: What the streams attend to in place of a prompt, results of the connectors
+            `[B, T, W]`, such as `video_context` and `audio_context` of the file that comes with an HDR IC-LoRA. With
+            classifier-free guidance `[2 * B, T, W]`: of all negative prompts, then of all prompts.
+        use_cross_timestep: As in [`LTX2Pipeline`]; default `False`.
+        output_type: `"pt"` (default), `"np"` or `"latent"`; see [`LTX2HDRPipelineOutput`].
+        save_path: File to write, as `output.save` writes it: `.mp4` or `.mov`, 10-bit HEVC in PQ, or a sequence of `.exr` or `.png`;
+            an [`HDRFile`] says more. The output then holds no frames but `info["path"]`, the name that was given. A clip whose
+            decoding streams is written while the rest of it is decoded.
+        use_audio_stream: Whether the network hears a sound beside the video, noise that is never denoised, as in diffusers (default);
+            `False` leaves its sound out, as the original code does, which is faster. `connector_audio_embeds` are not read then.
+    """
+
+    min_seconds: float = field(init=False, default=1.0)
+    max_seconds: float = field(init=False, default=20.0)
+    audio_guidance_scale: None = field(init=False, default=None)
+    audio_stg_scale: None = field(init=False, default=None)
+    audio_modality_scale: None = field(init=False, default=None)
+    audio_guidance_rescale: None = field(init=False, default=None)
+    noise_scale: float | None = None
+    audio_latents: torch.Tensor | None = field(init=False, default=None)
+    connector_video_embeds: torch.Tensor | None = None
+    connector_audio_embeds: torch.Tensor | None = None
+    use_cross_timestep: bool | None = False
+    output_type: str = "pt"
+    use_audio_stream: bool = True
+
+    def request(self, stages: Sequence[Any], conditions: Sequence[Any] = (), *_: Any, **noise: bool) -> tuple:
+        """The call in two parts; of the streams, the video alone is generated."""
+        prompts, request = super().request(stages, conditions, None, Streams(True, False), **noise)
+        return replace(prompts, contexts=self.contexts), replace(request, idle_audio=self.use_audio_stream)
+
+    @property
+    def contexts(self) -> TextContext | None:
+        """What stands in place of the prompts."""
+        video, audio = self.connector_video_embeds, self.connector_audio_embeds
+        if video is None or not self.use_audio_stream:
+            # What nobody reads has no features.
+            return None if video is None else TextContext(video, video[..., :0])
+        return None if audio is None else TextContext(video, audio)
+
+
+class LTX2HDRPipeline(LTX2ConditionPipeline):
+    """Makes a video of high dynamic range of a video of standard range, with an HDR IC-LoRA.
+
+    Takes the components and call arguments of diffusers' pipeline of the same name; `audio_vae` and `vocoder` may be `None`. Load
+    the IC-LoRA first, with `load_lora_weights`. Highlights and gradients are best decoded in float32: `pipe.vae.to(torch.float32)`.
+    The sampling settings are those of distilled checkpoints, whatever the scheduler's config says.
+
+    Args:
+        hdr_transform: Curve of the signal that the model makes, `"logc3"` or `"acescct"`. Default what the metadata of the active
+            LoRAs say, else `"logc3"`; another one than they say is refused in calls.
+        audio_scheduler: As in [`LTX2ConditionPipeline`].
+        scheduler, vae, audio_vae, text_encoder, tokenizer, connectors, transformer, vocoder, processor, prompt_enhancer:
+            See [`LTX2GenerationPipeline`].
+    """
+
+    _optional_components = [*LTX2ConditionPipeline._optional_components, "audio_vae", "vocoder"]  # noqa: RUF012
+    kind = "distilled"
+    output_class = LTX2HDRPipelineOutput
+
+    @extends(LTX2GenerationPipeline)
+    def __init__(
+        self, *, audio_scheduler: Scheduler | None = None, hdr_transform: str | None = None, **components: Any
+    ) -> None:
+        checks.check_choice("hdr_transform", hdr_transform, (None, *TRANSFORMS))
+        self._hdr_transform = hdr_transform
+        super().__init__(audio_scheduler=audio_scheduler, **components)
+
+    @property
+    def sizes(self) -> ModelSizes:
+        """What the networks make of pixels, frames and seconds; as in diffusers, no tokens are marked as those of single frames."""
+        return replace(super().sizes, marks_keyframes=False)
+
+    @property
+    def hdr_transform(self) -> str:
+        """Curve of the signal.
+
+        Raises:
+            ValueError: If the metadata of the active LoRAs name an unknown one, or contradict each other or the pipeline.
+        """
+        known = {
+            name: data for name, data in self.lora_metadata.items() if data and name in self.get_active_adapters()
+        }
+        told = {name: curve for name, data in known.items() if (curve := hdr_transform(data.header)) is not None}
+        for name, curve in told.items():
+            checks.check_choice(f"hdr_transform of the LoRA {name}", curve, tuple(TRANSFORMS))
+        wished = {*told.values(), *(() if self._hdr_transform is None else (self._hdr_transform,))}
+        if len(wished) > 1:
+            raise ValueError(
+                f"`hdr_transform` of the pipeline is {self._hdr_transform!r}, and that of the active LoRAs {told}; keep one of them, "
+                "or leave that of the pipeline out"
+            )
+        return next(iter(wished), "logc3")
+
+    @property
+    def hdr_video_processor(self) -> LTX2VideoHDRProcessor:
+        """From and to pixels, with the curve of the signal."""
+        return LTX2VideoHDRProcessor(self.vae_spatial_compression_ratio, hdr_transform=self.hdr_transform)
+
+    def shown(self, video: torch.Tensor, output_type: str) -> Decoded:
+        """Pixels `[B, 3, F, H, W]` in [-1, 1], as a decoder returns them, as linear light."""
+        return self.hdr_video_processor.postprocess_hdr_video(video, output_type)
+
+    @takes(HDRArguments)
+    def __call__(self, call: HDRArguments) -> Result:  # type: ignore[override]  # references come first
+        """Make videos of high dynamic range.
+
+        Returns:
+            [`LTX2HDRPipelineOutput`], or the tuple `(frames, None)`.
+
+        Raises:
+            ValueError: Before any computation, if an argument is out of range or contradicts another.
+        """
+        given = as_conditions("reference_conditions", call.reference_conditions)
+        if not given:
+            check_said("there are no `reference_conditions`", call, "reference_downscale_factor")
+        if not call.use_audio_stream:
+            check_said(
+                "there is no audio stream (use_audio_stream=False)", call, "modality_scale", "use_cross_timestep"
+            )
+        _check_contexts(self, call)
+        checks.check_choice("hdr_transform", self.hdr_transform, tuple(TRANSFORMS))
+        return run_conditioned(self, call, with_defaults(given, call.reference_downscale_factor, 1.0, None))
+
+
+def _check_contexts(pipeline: LTX2HDRPipeline, call: HDRArguments) -> None:
+    """What stands in place of prompts must be whole, stand alone and have the widths that the transformer reads."""
+    given = {name: getattr(call, name) for name in _CONTEXTS if getattr(call, name) is not None}
+    if not given:
+        return
+    needed = _CONTEXTS if call.use_audio_stream else _CONTEXTS[:1]
+    if missing := [name for name in needed if name not in given]:
+        raise ValueError(f"`{next(iter(given))}` is given without `{missing[0]}`; give both")
+    instead = ("prompt", "negative_prompt", "prompt_embeds", "negative_prompt_embeds", "enable_prompt_enhancement")
+    check_said(f"`{_CONTEXTS[0]}` takes its place", call, *instead)
+    pipeline.require("transformer")
+    checks.check_float_tensors(**given)
+    config = pipeline.transformer.config
+    own = ("cross_attention_dim", "audio_cross_attention_dim")
+    for name, width in zip(_CONTEXTS, ("caption_channels",) * 2 if config.use_prompt_embeddings else own):
+        embeds = given.get(name) if name in needed else None
+        if embeds is not None and (embeds.ndim != 3 or embeds.shape[2] != config[width]):
+            raise ValueError(
+                f"`{name}` has shape {tuple(embeds.shape)}, but this transformer reads [B, T, {config[width]}]; give results of the "
+                "connectors of this checkpoint"
+            )

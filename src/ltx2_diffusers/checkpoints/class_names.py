@@ -30,6 +30,7 @@ _PORTABLE_PIPELINES = (
     "LTX2ConditionPipeline",
     "LTX2InContextPipeline",
     "LTX2LatentUpsamplePipeline",
+    "LTX2HDRPipeline",
 )
 
 # What an original file of a whole model holds, and a pipeline needs besides its text encoder.

@@ -183,7 +183,7 @@ def announce_encoding(sources: Iterable[str | None], path: str | os.PathLike | N
         sources: Files of the pictures and of the sound that are handed over as they are; `None` for each that is not.
         path: The file, where the call knows it; default one that ends in `.mp4`.
     """
-    file = writing.ClipFile.of("clip.mp4" if path is None else path)
+    file = path if isinstance(path, writing.ClipFile) else writing.ClipFile("clip.mp4" if path is None else path)
     suffix = os.path.splitext(file)[1].lower()
     for kind, source in zip(("video", "audio") if file.sound else ("video",), sources):
         if source is not None:

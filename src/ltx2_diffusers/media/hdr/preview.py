@@ -42,4 +42,5 @@ def tone_mapped(
     """Bytes `[H, W, 3]` of a frame of light, red first."""
     order = slice(None) if in_rgb else slice(None, None, -1)
     mapped = light[..., order] if function is None else function(light[..., order])
-    return (srgb(np.clip(mapped, 0.0, 1.0)) * 255.0 + 0.5).astype(np.uint8)[..., order]
+    codes = srgb(np.clip(mapped, 0.0, 1.0)) * 255.0 + 0.5
+    return np.ascontiguousarray(codes.astype(np.uint8)[..., order])

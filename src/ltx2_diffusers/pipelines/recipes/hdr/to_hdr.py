@@ -68,6 +68,13 @@ class HDRArguments(Arguments, _References):
 
     min_seconds: float = field(init=False, default=1.0)
     max_seconds: float = field(init=False, default=20.0)
+    # diffusers' call has not these, so that they come behind all others.
+    motion_speed: float = field(default=1.0, kw_only=True)
+    system_prompt: str | None = field(default=None, kw_only=True)
+    enable_prompt_enhancement: bool = field(default=False, kw_only=True)
+    prompt_max_new_tokens: int | None = field(default=None, kw_only=True)
+    prompt_enhancement_kwargs: dict[str, Any] | None = field(default=None, kw_only=True)
+    prompt_enhancement_seed: int = field(default=10, kw_only=True)
     audio_guidance_scale: None = field(init=False, default=None)
     audio_stg_scale: None = field(init=False, default=None)
     audio_modality_scale: None = field(init=False, default=None)

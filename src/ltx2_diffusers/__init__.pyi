@@ -48,13 +48,13 @@ from .pipelines.conditions import LTX2AudioReferenceCondition as LTX2AudioRefere
 from .pipelines.conditions import LTX2HDRReferenceCondition as LTX2HDRReferenceCondition
 from .pipelines.conditions import LTX2ReferenceCondition as LTX2ReferenceCondition
 from .pipelines.conditions import LTX2VideoCondition as LTX2VideoCondition
+from .pipelines.output import LTX2HDRPipelineOutput as LTX2HDRPipelineOutput
 from .pipelines.output import LTX2PipelineOutput as LTX2PipelineOutput
 from .pipelines.planned import plan_memory as plan_memory
 from .pipelines.recipes.audio_to_video import LTX2AudioToVideoPipeline as LTX2AudioToVideoPipeline
 from .pipelines.recipes.condition import LTX2ConditionPipeline as LTX2ConditionPipeline
 from .pipelines.recipes.distilled import LTX2DistilledPipeline as LTX2DistilledPipeline
 from .pipelines.recipes.extension.pipeline import LTX2ExtendPipeline as LTX2ExtendPipeline
-from .pipelines.recipes.hdr.output import LTX2HDRPipelineOutput as LTX2HDRPipelineOutput
 from .pipelines.recipes.hdr.to_hdr import LTX2HDRPipeline as LTX2HDRPipeline
 from .pipelines.recipes.image_to_video import LTX2ImageToVideoPipeline as LTX2ImageToVideoPipeline
 from .pipelines.recipes.in_context import LTX2InContextPipeline as LTX2InContextPipeline

@@ -305,17 +305,26 @@ def test_the_curve_is_read_from_the_lora(tmp_path, metadata, expected):
     generate(pipe)
     # 2 frames of 2 x 2 latents, and those of a reference of half the size.
     assert seen == [8 + 2] * 2
-    other = "acescct" if expected == "logc3" else "logc3"
-    if expected == pipe.hdr_transform and metadata.get("use_hdr_transform") != "false" and metadata:
-        pipe._hdr_transform = other
-        with no_computation(pipe), pytest.raises(ValueError, match="`hdr_transform` of the pipeline is"):
-            generate(pipe)
 
 
-def test_an_unknown_curve_of_a_lora_is_refused(tmp_path):
-    pipe = load("2.0", LTX2HDRPipeline)
-    add_lora(pipe, tmp_path, "hdr", hdr_transform="slog3")
-    with no_computation(pipe), pytest.raises(ValueError, match=r"hdr_transform of the LoRA hdr.*'slog3'"):
+@pytest.mark.parametrize(
+    ("curves_told", "of_the_pipeline", "message"),
+    [
+        (["slog3"], None, "`hdr_transform` has to be one of 'logc3', 'acescct' but is 'slog3'"),
+        (
+            ["acescct"],
+            "logc3",
+            "`hdr_transform` of the pipeline is 'logc3', but the active LoRA was trained with 'acescct'",
+        ),
+        (["acescct", "logc3"], None, "the active LoRAs make signals of different curves"),
+    ],
+)
+def test_curves_that_contradict_each_other_are_refused(tmp_path, curves_told, of_the_pipeline, message):
+    pipe = load("2.0", LTX2HDRPipeline, hdr_transform=of_the_pipeline)
+    for index, curve in enumerate(curves_told):
+        add_lora(pipe, tmp_path, f"hdr_{index}", hdr_transform=curve)
+    pipe.set_adapters([f"hdr_{index}" for index in range(len(curves_told))])
+    with no_computation(pipe), pytest.raises(ValueError, match=message):
         generate(pipe)
 
 

@@ -77,6 +77,8 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
 
     kind: str | None = None
     """Kind of checkpoint whose reference settings hold; default what the scheduler says."""
+    marks_keyframes: bool = True
+    """Whether a transformer that asks for it is told which tokens stand for a single frame."""
     audio_vae: AudioVAE
     text_encoder: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -281,7 +283,7 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
             self.vae_temporal_compression_ratio,
             self.transformer.config.in_channels,
             self.transformer_spatial_patch_size,
-            self.transformer.config.use_keyframes_abs_pos_embedding,
+            self.marks_keyframes and self.transformer.config.use_keyframes_abs_pos_embedding,
             self.transformer.config.audio_in_channels // mel_bins if audio is None else audio.latent_channels,
             mel_bins,
             self.audio_sampling_rate,

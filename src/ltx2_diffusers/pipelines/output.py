@@ -13,6 +13,7 @@ from diffusers.utils import BaseOutput
 
 from ..checks import check_positive
 from ..media import audio_tracks, copying, files, muxing, pixels, waveforms, writing
+from ..media.hdr.writing import HDRFile, write_hdr
 from ..models import mel
 
 Decoded = list[list[PIL.Image.Image]] | np.ndarray | torch.Tensor
@@ -155,6 +156,29 @@ class LTX2PipelineOutput(BaseOutput):
                 'the output holds latents, which cannot be written to a media file; call the pipeline with output_type="pil", '
                 '"np", "pt" or "uint8"'
             )
+
+
+@dataclass
+class LTX2HDRPipelineOutput(LTX2PipelineOutput):
+    """Generated video as linear light.
+
+    Args:
+        frames: Linear Rec.709 light in which 1.0 is diffuse white, float32 `[B, F, H, W, 3]`: a tensor with the call's `output_type`
+            of `"pt"`, an array with `"np"`; shadows may lie a little below 0. With `"latent"` un-normalised latents
+            `[B, C, F', H', W']`.
+        audio: `None`.
+
+    [`save`] writes it as [`write_hdr`] does: an `.mp4` or `.mov` file in PQ, or a sequence of `.exr` or `.png`; an [`HDRFile`] says
+    more. Its `encoder_options` are `crf` and `preset`.
+    """
+
+    forms: ClassVar[tuple[str, ...]] = ("pt", "np", "latent")
+    written_form: ClassVar[str] = "pt"
+    file_type: ClassVar[type[writing.ClipFile]] = HDRFile
+
+    def _write(self, path: writing.ClipFile, index: int, encoder_options: dict[str, Any]) -> None:
+        if self.frames is not None and self.frame_rate is not None:
+            write_hdr(path, self.frames[index], self.frame_rate, **encoder_options)  # type: ignore[arg-type]  # no images
 
 
 def _known(name: str, rate: Rate | None) -> Rate:

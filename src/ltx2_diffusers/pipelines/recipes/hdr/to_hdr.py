@@ -7,25 +7,12 @@ from typing import Any
 import torch
 
 from .... import checks
-from ....adapters.settings import hdr_transform
 from ....conditioning import Streams, TextContext
-from ....media.hdr.curves import TRANSFORMS
 from ....media.hdr.processor import LTX2VideoHDRProcessor
 from ...conditions import Conditions, as_conditions, with_defaults
-from .. import (
-    Arguments,
-    Decoded,
-    LTX2GenerationPipeline,
-    ModelSizes,
-    Result,
-    Scheduler,
-    Texts,
-    check_said,
-    extends,
-    takes,
-)
+from ...output import Decoded, LTX2HDRPipelineOutput
+from .. import Arguments, LTX2GenerationPipeline, Result, Scheduler, Texts, check_said, extends, takes
 from ..condition import LTX2ConditionPipeline, run_conditioned
-from .output import LTX2HDRPipelineOutput
 
 _CONTEXTS = ("connector_video_embeds", "connector_audio_embeds")
 
@@ -119,45 +106,41 @@ class LTX2HDRPipeline(LTX2ConditionPipeline):
 
     _optional_components = [*LTX2ConditionPipeline._optional_components, "audio_vae", "vocoder"]  # noqa: RUF012
     kind = "distilled"
+    # As in diffusers.
+    marks_keyframes = False
     output_class = LTX2HDRPipelineOutput
 
     @extends(LTX2GenerationPipeline)
     def __init__(
         self, *, audio_scheduler: Scheduler | None = None, hdr_transform: str | None = None, **components: Any
     ) -> None:
-        checks.check_choice("hdr_transform", hdr_transform, (None, *TRANSFORMS))
+        # Knows which there are.
+        LTX2VideoHDRProcessor(hdr_transform=hdr_transform or "logc3")
         self._hdr_transform = hdr_transform
         super().__init__(audio_scheduler=audio_scheduler, **components)
-
-    @property
-    def sizes(self) -> ModelSizes:
-        """What the networks make of pixels, frames and seconds; as in diffusers, no tokens are marked as those of single frames."""
-        return replace(super().sizes, marks_keyframes=False)
 
     @property
     def hdr_transform(self) -> str:
         """Curve of the signal.
 
         Raises:
-            ValueError: If the metadata of the active LoRAs name an unknown one, or contradict each other or the pipeline.
+            ValueError: If the metadata of the active LoRAs contradict each other or the pipeline.
         """
-        known = {
-            name: data for name, data in self.lora_metadata.items() if data and name in self.get_active_adapters()
-        }
-        told = {name: curve for name, data in known.items() if (curve := hdr_transform(data.header)) is not None}
-        for name, curve in told.items():
-            checks.check_choice(f"hdr_transform of the LoRA {name}", curve, tuple(TRANSFORMS))
-        wished = {*told.values(), *(() if self._hdr_transform is None else (self._hdr_transform,))}
-        if len(wished) > 1:
+        told = self.lora_hdr_transform()
+        if None not in (told, self._hdr_transform) and told != self._hdr_transform:
             raise ValueError(
-                f"`hdr_transform` of the pipeline is {self._hdr_transform!r}, and that of the active LoRAs {told}; keep one of them, "
-                "or leave that of the pipeline out"
+                f"`hdr_transform` of the pipeline is {self._hdr_transform!r}, but the active LoRA was trained with {told!r}; leave that "
+                "of the pipeline out"
             )
-        return next(iter(wished), "logc3")
+        return self._hdr_transform or told or "logc3"
 
     @property
     def hdr_video_processor(self) -> LTX2VideoHDRProcessor:
-        """From and to pixels, with the curve of the signal."""
+        """From and to pixels, with the curve of the signal.
+
+        Raises:
+            ValueError: As [`hdr_transform`], or if there is no such curve.
+        """
         return LTX2VideoHDRProcessor(self.vae_spatial_compression_ratio, hdr_transform=self.hdr_transform)
 
     def shown(self, video: torch.Tensor, output_type: str) -> Decoded:
@@ -182,7 +165,8 @@ class LTX2HDRPipeline(LTX2ConditionPipeline):
                 "there is no audio stream (use_audio_stream=False)", call, "modality_scale", "use_cross_timestep"
             )
         _check_contexts(self, call)
-        checks.check_choice("hdr_transform", self.hdr_transform, tuple(TRANSFORMS))
+        # Refuses a curve that it does not know.
+        self.hdr_video_processor  # noqa: B018
         return run_conditioned(self, call, with_defaults(given, call.reference_downscale_factor, 1.0, None))
 
 

@@ -389,3 +389,17 @@ def test_a_video_of_standard_range_takes_no_hdr_file(tmp_path):
     call = {key: BASE[key] for key in ("prompt", "height", "width", "num_frames", "max_sequence_length")}
     with no_computation(ours()), pytest.raises(ValueError, match="given as HDRFile, but the video is one of standard"):
         ours()(**call, save_path=HDRFile(tmp_path / "clip.mp4"))
+
+
+@pytest.mark.gpu
+def test_light_is_made_and_written_on_a_gpu(tmp_path):
+    pipe = load("2.0", LTX2HDRPipeline).to("cuda")
+    light = generate(pipe, output_type="pt").frames
+    assert light.device.type == "cuda" and light.dtype == torch.float32
+    pipe.vae.enable_streaming(4)
+    written = generate(pipe, output_type="pt", save_path=tmp_path / "clip.png")
+    assert written.info["path"] == str(tmp_path / "clip.png")
+    codes = np.stack([decoded_png(tmp_path / f"clip_{index:05d}.png") for index in range(9)]) / 65535
+    assert np.abs(codes - curves.logc3(light[0].clamp(min=0)).cpu().numpy()).max() <= EQUAL_PIPELINES
+    expected = curves.logc3(generate(output_type="pt").frames)
+    assert (curves.logc3(light).cpu() - expected).abs().max() <= 1e-3

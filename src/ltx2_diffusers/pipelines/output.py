@@ -177,8 +177,8 @@ class LTX2HDRPipelineOutput(LTX2PipelineOutput):
     file_type: ClassVar[type[writing.ClipFile]] = HDRFile
 
     def _write(self, path: writing.ClipFile, index: int, encoder_options: dict[str, Any]) -> None:
-        if self.frames is not None and self.frame_rate is not None:
-            write_hdr(path, self.frames[index], self.frame_rate, **encoder_options)  # type: ignore[arg-type]  # no images
+        frames: Any = self.frames
+        write_hdr(path, frames[index], _known("frame_rate", self.frame_rate), **encoder_options)
 
 
 def _known(name: str, rate: Rate | None) -> Rate:

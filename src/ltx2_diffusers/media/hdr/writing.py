@@ -37,6 +37,7 @@ _SIGNALS = {
     ".png": ("logc3", "linear", "pq", "hlg"),
 }
 _SEQUENCES = (".exr", ".png")
+_PQ_FIELDS = ("white_nits", "peak_nits", "light_level")
 # Codes of primaries and transfer curve (ITU-T H.273); LogC3 has none.
 _CODES = {"pq": (BT2020, PQ), "hlg": (BT2020, HLG), "linear": (BT709, LINEAR)}
 # Red, green, blue and white of Rec.709 as x and y, and names of colour spaces, as files of EXR hold them.
@@ -86,20 +87,16 @@ class HDRFile(ClipFile):
         checks.check_choice("signal", self.signal, (None, *_SIGNALS[suffix]))
         checks.check_positive(white_nits=self.white_nits, peak_nits=self.peak_nits)
         checks.check_most(PQ_PEAK_NITS, white_nits=self.white_nits, peak_nits=self.peak_nits)
-        read = {"pq": ("white_nits", "peak_nits", *(() if self.is_sequence else ("light_level",)))}
+        read = () if self.curve != "pq" else _PQ_FIELDS[:2] if self.is_sequence else _PQ_FIELDS
         for one in fields(self):
-            unread = one.name in ("white_nits", "peak_nits", "light_level") and one.name not in read.get(
-                self.curve, ()
-            )
-            if unread and getattr(self, one.name) != one.default:
+            value = getattr(self, one.name)
+            if one.name in _PQ_FIELDS and one.name not in read and value != one.default:
                 raise ValueError(
-                    f"`{one.name}` is {getattr(self, one.name)}, which {suffix} files of the signal {self.curve!r} do not say; "
-                    "leave it out"
+                    f"`{one.name}` is {value}, which {suffix} files of the signal {self.curve!r} do not say; leave it out"
                 )
-        if self.light_level is not None:
-            for level in self.light_level:
-                checks.check_most(PQ_PEAK_NITS, light_level=level)
-                checks.check_from_zero(light_level=level)
+        for level in self.light_level or ():
+            checks.check_most(PQ_PEAK_NITS, light_level=level)
+            checks.check_from_zero(light_level=level)
 
     @classmethod
     def of(cls, path: str | os.PathLike) -> Self:

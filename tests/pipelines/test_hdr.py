@@ -18,7 +18,7 @@ from ltx2_diffusers import LTX2AVTransformer3DModel, LTX2HDRPipeline, LTX2HDRRef
 from ltx2_diffusers.media.hdr import curves
 from ltx2_diffusers.media.hdr.processor import LTX2VideoHDRProcessor
 from ltx2_diffusers.media.hdr.writing import HDRFile
-from ltx2_diffusers.media.preprocess import padded_inside
+from ltx2_diffusers.media.preprocess import fit_inside, padded_inside
 from ltx2_diffusers.media.reading import probe
 from ltx2_diffusers.prompts import Prompts
 from tests.golden_data import EQUAL_PIPELINES, load_json, load_metadata, load_tensors
@@ -144,7 +144,9 @@ def test_recorded_processing():
 def test_a_reference_keeps_its_size():
     """1080 rows are no multiple of 32: they are continued, not squeezed."""
     frames = np.random.default_rng(0).integers(0, 256, (2, 45, 70, 3), dtype=np.uint8)
-    fitted = LTX2HDRReferenceCondition(frames).fit(torch.from_numpy(frames), 64, 96)[0].movedim(0, -1)
+    fitted = fit_inside(torch.from_numpy(frames), 64, 96)[0].movedim(0, -1)
+    encoded = LTX2HDRReferenceCondition(frames).fitted(torch.from_numpy(frames), [0, 1], 64, 96)[0].movedim(0, -1)
+    assert torch.equal(encoded, fitted / 127.5 - 1)
     assert torch.equal(fitted[:, :45, :70], torch.from_numpy(frames).float())
     assert torch.equal(fitted[:, 45:, :70], fitted[:, range(43, 24, -1), :70])
     assert torch.equal(fitted[:, :, 70:], fitted[:, :, range(68, 42, -1)])

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar, Self, cast
 
 import av
 import numpy as np
@@ -19,6 +19,7 @@ import PIL.Image
 import torch
 from av.container import OutputContainer
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
+from av.video.stream import VideoStream
 
 from ..atomic import check_writable, complete_file
 from ..declared import takes_declared
@@ -216,7 +217,7 @@ class VideoTrack:
         self.rate = rate
         self.num_frames = 0
         repeatable = repeatable_encoding() if self.encoder == "libx264" else {}
-        self.stream = container.add_stream(self.encoder, rate=rate, options=options | repeatable)
+        self.stream = cast(VideoStream, container.add_stream(self.encoder, rate=rate, options=options | repeatable))
         self.stream.height, self.stream.width = shape
         self.stream.pix_fmt = self.pixel_format
         # Untagged files leave it to each player to guess the matrix, and players disagree below 720 rows.

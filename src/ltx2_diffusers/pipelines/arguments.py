@@ -16,7 +16,7 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
 from .. import checks, declared
 from ..adapters.strengths import StageStrengths
-from ..conditioning import VIDEO_SCALE_FACTORS, Streams
+from ..conditioning import VIDEO_SCALE_FACTORS, Streams, TextContext
 from ..guidance import NEUTRAL, GuidanceOptions, Preset, preset
 from ..guidance.scales import PRESET, SCALE_ARGUMENTS, AudioScale, GivenScales, Scales, call_scales, sound_scales
 from ..media.frames import FilePath, Frames
@@ -380,6 +380,7 @@ class Arguments(Texts):
         conditions: Sequence[Condition] = (),
         size: Size | None = None,
         streams: Streams[bool] = BOTH,
+        idle_audio: bool = False,
         **noise: bool,
     ) -> tuple[Prompts, Request]:
         """The call in two parts: its text, and everything else.
@@ -389,6 +390,7 @@ class Arguments(Texts):
             conditions: What the streams are held to.
             size: Size of the clip, default what the call says.
             streams: Which streams are generated.
+            idle_audio: See [`Request`].
             noise: `packed_noise` and `own_shape_renoise` of [`Start`].
         """
         if (self.min_seconds, self.max_seconds) != (1.0, 20.0):
@@ -410,9 +412,14 @@ class Arguments(Texts):
             names = callback.tensor_inputs
         form = (self.output_type, self.return_dict, callback, names or ())
         delivery = Delivery(*form, self.decode_timestep, self.decode_noise_scale, self.generator, self.save_path)
-        rest = (self.audio_stage, self.use_cross_timestep, self.attention_kwargs)
+        rest = (self.audio_stage, self.use_cross_timestep, self.attention_kwargs, idle_audio)
         request = Request(size, stages, start, delivery, conditions, streams, *rest)
-        return Prompts(*texts, self.max_sequence_length, enhancement), request
+        return Prompts(*texts, self.max_sequence_length, enhancement, self.contexts), request
+
+    @property
+    def contexts(self) -> TextContext | None:
+        """What stands in place of the prompts, as the streams attend to it."""
+        return None
 
     @property
     def sampling(self) -> Sampling:

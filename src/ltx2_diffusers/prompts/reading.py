@@ -128,7 +128,7 @@ class PromptReader:
             .repeat(prompts.num_videos_per_prompt)
             .split([len(contexts.video) * prompts.num_videos_per_prompt // (1 + with_negative)] * (1 + with_negative))
         )
-        unknown = {name: None for name in EMBEDS if name in watched}
+        unknown: dict[str, torch.Tensor | None] = {name: None for name in EMBEDS if name in watched}
         return ReadPrompts(None, (positive, negative[0] if negative else None), unknown)
 
     def _cache_for(self, as_states: bool, watched: Collection[str]) -> PromptCache | None:

@@ -61,6 +61,6 @@ class LTX2VideoHDRProcessor(VideoProcessor):
             ValueError: If the type is another.
         """
         check_choice("output_type", output_type, ("np", "pt"))
-        signal = self.denormalize(video.float()).permute(0, 2, 3, 4, 1)
-        light = TRANSFORMS[self.config.hdr_transform].decompress(signal).contiguous()
+        signal = torch.as_tensor(self.denormalize(video.float())).permute(0, 2, 3, 4, 1)
+        light = TRANSFORMS[self.config["hdr_transform"]].decompress(signal).contiguous()
         return light if output_type == "pt" else light.cpu().numpy()

@@ -315,8 +315,8 @@ def _png(signal: np.ndarray, curve: str) -> bytes:
     """A PNG file of 16 bits, which says how its samples are meant where there is a code for that."""
     codes = np.rint(signal.clip(0, 1) * 65535).astype(np.uint16)
     encoder: Any = av.CodecContext.create("png", "w")
-    encoder.height, encoder.width, encoder.pix_fmt = *codes.shape[:2], "rgb48be"
-    encoder.time_base = Fraction(1)
+    encoder.height, encoder.width = codes.shape[:2]
+    encoder.pix_fmt, encoder.time_base = "rgb48be", Fraction(1)
     frame = av.VideoFrame.from_ndarray(codes, format="rgb48be")
     if curve in _CODES:
         frame.color_primaries, frame.color_trc = _CODES[curve]

@@ -16,7 +16,7 @@ import torch
 
 from ... import checks, conditioning
 from ...media.frames import Frames, as_image, as_video_frames, check_crf, one_picture, rate_to_read, read_frames
-from ...media.preprocess import Fit, fit_cover, fit_inside, fitted_frames, subsampled_frames
+from ...media.preprocess import fit_inside, fitted_frames, subsampled_frames
 from ..plan import DEFAULT_SIZE, ClipPlan
 from .condition import Condition, Items, Opened, Studio, video_item
 
@@ -270,8 +270,6 @@ class LTX2ReferenceCondition(Condition):
     attention_mask: torch.Tensor | None = None
     frame_rate: float | str | None = None
     is_reference = True
-    fit: ClassVar[Fit] = staticmethod(fit_cover)
-    """How frames are brought to their size."""
 
     def opened(self, studio: Studio, plan: ClipPlan) -> "OpenedReference":
         """Check the strengths and read as many frames as the clip is long."""
@@ -279,6 +277,10 @@ class LTX2ReferenceCondition(Condition):
         rate = rate_to_read(self.frame_rate, self.frames, plan.frame_rate)
         pixels = read_frames(self.frames, plan.clip_frames, float_range=1.0, frame_rate=rate)
         return OpenedReference(studio, self, pixels)
+
+    def fitted(self, pixels: torch.Tensor, frames: Sequence[int], height: int, width: int) -> torch.Tensor:
+        """Frames of a clip as the video encoder takes them."""
+        return fitted_frames(pixels, frames, height, width)
 
     def factors(self, studio: Studio) -> tuple[int, int]:
         """Downscale and temporal factor: what is given, else what the active LoRAs ask for."""
@@ -308,7 +310,9 @@ class LTX2HDRReferenceCondition(LTX2ReferenceCondition):
     cropped. Fields are those of [`LTX2ReferenceCondition`].
     """
 
-    fit: ClassVar[Fit] = staticmethod(fit_inside)
+    def fitted(self, pixels: torch.Tensor, frames: Sequence[int], height: int, width: int) -> torch.Tensor:
+        """Frames of a clip as the video encoder takes them."""
+        return fitted_frames(pixels, frames, height, width, fit_inside)
 
 
 @dataclass(frozen=True)
@@ -341,7 +345,7 @@ class OpenedReference(Opened):
         """Encode the reference at its share of the stage's size."""
         factor, scale = self.given.factors(self.studio)
         sides = (plan.height // factor, plan.width // factor)
-        pixels = fitted_frames(self.pixels, self._kept(plan, scale), *sides, self.given.fit)
+        pixels = self.given.fitted(self.pixels, self._kept(plan, scale), *sides)
         latent = self.studio.encode_video(pixels)
         strength = self._token_strength(latent)
         return video_item(

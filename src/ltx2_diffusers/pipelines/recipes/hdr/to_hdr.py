@@ -1,7 +1,6 @@
 """Video of high dynamic range, as an IC-LoRA makes it of a video of standard range."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -73,11 +72,6 @@ class HDRArguments(Arguments, _References):
     use_cross_timestep: bool | None = False
     output_type: str = "pt"
     use_audio_stream: bool = True
-
-    def request(self, stages: Sequence[Any], conditions: Sequence[Any] = (), *_: Any, **noise: bool) -> tuple:
-        """The call in two parts; of the streams, the video alone is generated."""
-        prompts, request = super().request(stages, conditions, None, Streams(True, False), **noise)
-        return replace(prompts, contexts=self.contexts), replace(request, idle_audio=self.use_audio_stream)
 
     @property
     def contexts(self) -> TextContext | None:
@@ -167,7 +161,9 @@ class LTX2HDRPipeline(LTX2ConditionPipeline):
         _check_contexts(self, call)
         # Refuses a curve that it does not know.
         self.hdr_video_processor  # noqa: B018
-        return run_conditioned(self, call, with_defaults(given, call.reference_downscale_factor, 1.0, None))
+        references = with_defaults(given, call.reference_downscale_factor, 1.0, None)
+        streams = {"streams": Streams(True, False), "idle_audio": call.use_audio_stream}
+        return run_conditioned(self, call, references, **streams)
 
 
 def _check_contexts(pipeline: LTX2HDRPipeline, call: HDRArguments) -> None:

@@ -218,6 +218,8 @@ def embeds(pipe: LTX2HDRPipeline, *prompts: str) -> dict[str, torch.Tensor]:
 def generate(pipe: LTX2HDRPipeline | None = None, **arguments):
     pipe = hdr() if pipe is None else pipe
     call = {**BASE, "reference_conditions": LTX2HDRReferenceCondition(clip()), "generator": seeded(3), **arguments}
+    if call["prompt"] is None:
+        del call["max_sequence_length"]
     return pipe(**call)
 
 
@@ -341,6 +343,7 @@ def test_curves_that_contradict_each_other_are_refused(tmp_path, curves_told, of
         ({"height": 65}, "`height` has to be divisible by 32"),
         ({"connector_video_embeds": torch.ones(1, 4, 8)}, "without `connector_audio_embeds`"),
         ("beside a prompt", "`connector_video_embeds` takes its place"),
+        ("no videos", "`num_videos_per_prompt` has to be a whole number"),
         ("wrong width", r"`connector_audio_embeds` has shape \(1, 64, 3\), but this transformer reads"),
         ("odd rows", "has 1 rows, but a guided call reads two per prompt"),
         ("other rows", "must have as many rows and positions"),
@@ -353,6 +356,7 @@ def test_errors_come_first(arguments, message):
     named = {
         "beside a prompt": right,
         "wrong width": {"prompt": None, **right, "connector_audio_embeds": audio[..., :3]},
+        "no videos": {"prompt": None, **right, "num_videos_per_prompt": 0},
         "odd rows": {"prompt": None, **right, "guidance_scale": 2.0},
         "other rows": {"prompt": None, **right, "connector_audio_embeds": audio.repeat(2, 1, 1)},
     }

@@ -289,10 +289,8 @@ def check_prompts(prompts: Prompts) -> int:
                     raise ValueError(f"`{name}` is an empty list; give at least one text")
             counts[name] = 1 if isinstance(given, str) else len(given)
     _check_together(prompts.embeds, counts, isinstance(prompts.negative_prompt, str))
-    check_at_least_one(
-        num_videos_per_prompt=prompts.num_videos_per_prompt, max_sequence_length=prompts.max_sequence_length
-    )
-    check_most(MAX_VIDEOS, num_videos_per_prompt=prompts.num_videos_per_prompt)
+    check_at_least_one(max_sequence_length=prompts.max_sequence_length)
+    check_videos(prompts.num_videos_per_prompt)
     wish = prompts.enhancement
     if wish.enabled and prompts.prompt is None:
         raise ValueError("`enable_prompt_enhancement` needs `prompt`; precomputed `prompt_embeds` cannot be rewritten")
@@ -305,6 +303,13 @@ def check_prompts(prompts: Prompts) -> int:
         raise ValueError(f"`{given[0]}` is only read with `enable_prompt_enhancement=True`; set it or leave it out")
     check_seed("prompt_enhancement_seed", wish.seed)
     return counts["prompt"]
+
+
+def check_videos(count: int) -> int:
+    """Check how many videos a prompt makes, and return it."""
+    check_at_least_one(num_videos_per_prompt=count)
+    check_most(MAX_VIDEOS, num_videos_per_prompt=count)
+    return count
 
 
 def check_contexts(contexts: TextContext, with_negative: bool) -> int:

@@ -14,7 +14,16 @@ from ..conditioning import TextContext
 from ..memory.on_demand import fingerprint_of, session
 from .cache import EncodedBy, PromptCache, PromptKey
 from .chat import ChatModel
-from .encoding import EMBEDS, Contexts, Prompts, TextEncoder, check_contexts, check_prompts, check_text_width
+from .encoding import (
+    EMBEDS,
+    Contexts,
+    Prompts,
+    TextEncoder,
+    check_contexts,
+    check_prompts,
+    check_text_width,
+    check_videos,
+)
 from .enhancement import enhance
 
 
@@ -60,7 +69,7 @@ class PromptReader:
             watched: Names of tensors that somebody watches.
         """
         if prompts.contexts is not None:
-            return check_contexts(prompts.contexts, with_negative) * prompts.num_videos_per_prompt
+            return check_contexts(prompts.contexts, with_negative) * check_videos(prompts.num_videos_per_prompt)
         count, wish, asked = check_prompts(prompts), prompts.enhancement, prompts.max_sequence_length
         if "connectors" not in self.encoder.absent:
             config = self.encoder.connectors.config
@@ -123,11 +132,9 @@ class PromptReader:
     ) -> ReadPrompts:
         """Contexts as they are given, of no states that anybody could watch."""
         parts = (part.to(self.encoder.device, self.dtype) for part in (contexts.video, contexts.audio))
-        *negative, positive = (
-            TextContext(*parts)
-            .repeat(prompts.num_videos_per_prompt)
-            .split([len(contexts.video) * prompts.num_videos_per_prompt // (1 + with_negative)] * (1 + with_negative))
-        )
+        kinds = 1 + with_negative
+        split = TextContext(*parts).split([len(contexts.video) // kinds] * kinds)
+        *negative, positive = (part.repeat(prompts.num_videos_per_prompt) for part in split)
         unknown: dict[str, torch.Tensor | None] = {name: None for name in EMBEDS if name in watched}
         return ReadPrompts(None, (positive, negative[0] if negative else None), unknown)
 

@@ -14,6 +14,12 @@ from .. import Arguments, LTX2GenerationPipeline, Result, Scheduler, Texts, chec
 from ..condition import LTX2ConditionPipeline, run_conditioned
 
 _CONTEXTS = ("connector_video_embeds", "connector_audio_embeds")
+# What is not read beside them.
+_REPLACED = (
+    *("prompt", "prompt_embeds", "prompt_attention_mask", "max_sequence_length"),
+    *("negative_prompt", "negative_prompt_embeds", "negative_prompt_attention_mask"),
+    *("enable_prompt_enhancement", "system_prompt", "prompt_max_new_tokens", "prompt_enhancement_kwargs"),
+)
 
 
 @dataclass(frozen=True)
@@ -174,8 +180,7 @@ def _check_contexts(pipeline: LTX2HDRPipeline, call: HDRArguments) -> None:
     needed = _CONTEXTS if call.use_audio_stream else _CONTEXTS[:1]
     if missing := [name for name in needed if name not in given]:
         raise ValueError(f"`{next(iter(given))}` is given without `{missing[0]}`; give both")
-    instead = ("prompt", "negative_prompt", "prompt_embeds", "negative_prompt_embeds", "enable_prompt_enhancement")
-    check_said(f"`{_CONTEXTS[0]}` takes its place", call, *instead)
+    check_said(f"`{_CONTEXTS[0]}` takes its place", call, *_REPLACED)
     pipeline.require("transformer")
     checks.check_float_tensors(**given)
     config = pipeline.transformer.config

@@ -84,6 +84,11 @@ def test_values_of_the_standards():
     assert curves.hlg(torch.zeros(1, 3)).abs().max() == 0 and curves.hlg(white * 1000) == pytest.approx(
         np.ones((1, 3))
     )
+    # Colours of Rec.2020 outside of Rec.709 are kept.
+    green = torch.tensor([[0.0, 1.0, 0.0]]) @ torch.from_numpy(colours.to_bt709_primaries(9).T)
+    assert green[0, 0] < 0
+    assert HDRFile("clip.mp4").encoded(green[None])[0, 0] == pytest.approx([0, 0.58069, 0], abs=2e-3)
+    assert HDRFile("clip.mp4", signal="hlg").encoded(green[None])[0, 0] == pytest.approx([0, 0.75, 0], abs=2e-3)
     # ITU-R BT.2087: pure red of BT.709 in BT.2020.
     red = curves._mixed(torch.tensor([1.0, 0.0, 0.0]), curves._bt2020())
     assert red == pytest.approx([0.6274, 0.0691, 0.0164], abs=1e-4)
@@ -269,6 +274,9 @@ def test_a_shorter_sequence_takes_the_place_of_a_longer_one_and_an_error_leaves_
         ("clip.png", {"signal": "pq", "light_level": (1, 1)}, "`light_level` is"),
         ("clip.mp4", {"peak_nits": 20000.0}, "`peak_nits` has to be at most 10000"),
         ("clip.mp4", {"white_nits": 0.0}, "`white_nits` has to be"),
+        ("clip.mp4", {"light_level": (1000,)}, "`light_level` has to be a pair"),
+        ("clip.mp4", {"light_level": (1000, -1)}, "`light_level`"),
+        ("clip.mp4", {"signal": 3}, "`signal`"),
         ("clip.png", {"growing": "part.png"}, "is written as .mp4 or .mov"),
     ],
 )

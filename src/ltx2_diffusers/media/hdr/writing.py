@@ -20,7 +20,7 @@ from av.container import OutputContainer
 
 from ... import checks
 from ...atomic import check_writable, temporary_folder
-from ...declared import takes_declared
+from ...declared import settle, takes_declared
 from ...extras import library
 from ..colours import BT709, BT2020, HLG, LINEAR, PQ, PQ_PEAK_NITS, WHITE_NITS
 from ..files import check_suffix, exact_frame_rate
@@ -47,8 +47,11 @@ _LARGEST_HALF = 65504.0
 # Shares of red, green and blue in the luma of BT.2020, and what its colour differences are divided by.
 _LUMA = np.array([0.2627, 0.6780, 0.0593], np.float32)
 _BLUE_RANGE, _RED_RANGE = 1.8814, 1.4746
-# Primaries of BT.2020 and its white in units of 0.00002, as x265 takes them; luminances are in units of 0.0001 cd/m2.
-_MASTERING = "G(8500,39850)B(6550,2300)R(35400,14600)WP(15635,16450)L({peak:.0f},1)"
+# What x265 is told. Chroma stands at the top left of its four pixels, as in other files of BT.2100. The mastering display has the
+# primaries and the white of BT.2020, in units of 0.00002; its luminances are in units of 0.0001 cd/m2.
+_SAID = "log-level=error:repeat-headers=1:range=limited:colorprim=bt2020:colormatrix=bt2020nc:chromaloc=2"
+_DISPLAY = "G(8500,39850)B(6550,2300)R(35400,14600)WP(15635,16450)L({peak:.0f},1)"
+_PQ_SAID, _HLG_SAID = f"transfer=smpte2084:hdr10=1:master-display={_DISPLAY}", "transfer=arib-std-b67"
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ class HDRFile(ClipFile):
     suffixes: ClassVar[tuple[str, ...]] = tuple(_SIGNALS)
 
     def __post_init__(self) -> None:
+        settle(self)
         super().__post_init__()
         suffix = check_suffix(self.path, self.suffixes, "HDR video").suffix.lower()
         checks.check_choice("signal", self.signal, (None, *_SIGNALS[suffix]))
@@ -94,6 +98,10 @@ class HDRFile(ClipFile):
                 raise ValueError(
                     f"`{one.name}` is {value}, which {suffix} files of the signal {self.curve!r} do not say; leave it out"
                 )
+        if self.light_level is not None and len(self.light_level) != 2:
+            raise ValueError(
+                f"`light_level` has to be a pair (MaxCLL, MaxFALL) but is {self.light_level}; use (1000, 180)"
+            )
         for level in self.light_level or ():
             checks.check_most(PQ_PEAK_NITS, light_level=level)
             checks.check_from_zero(light_level=level)
@@ -143,12 +151,13 @@ class HDRFile(ClipFile):
     def encoded(self, light: torch.Tensor) -> np.ndarray:
         """The signal of light `[F, H, W, 3]`, float32 on the host."""
         checks.check_finite("the light", light, "decode in float32: pipe.vae.to(torch.float32)")
-        light = light.detach().float().clamp(min=0)
+        light = light.detach().float()
+        # Colours outside of Rec.709 are below 0 there, and may lie inside of Rec.2020.
         to_signal: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
             "pq": partial(curves.pq, white_nits=self.white_nits, peak_nits=self.peak_nits),
             "hlg": curves.hlg,
-            "logc3": curves.logc3,
-            "linear": lambda light: light,
+            "logc3": lambda light: curves.logc3(light.clamp(min=0)),
+            "linear": lambda light: light.clamp(min=0),
         }
         return to_signal[self.curve](light).cpu().numpy()
 
@@ -168,7 +177,7 @@ def write_hdr(
     Args:
         path: Name of a video or sequence, or an [`HDRFile`], which says more.
         frames: Linear Rec.709 light `[F, H, W, 3]` in which 1.0 is diffuse white, floats; or an iterable of such pieces or of
-            frames `[H, W, 3]`. What is below 0 is written as 0. H and W of a video must be even.
+            frames `[H, W, 3]`. What is below 0, in Rec.2020 where that is written, is written as 0. H and W of a video must be even.
         frame_rate: Frames per second; PNG does not hold it.
         crf: Constant rate factor of x265, 0 to 51; default 18. Videos alone.
         preset: Speed of x265; default `"medium"`. Videos alone.
@@ -226,24 +235,11 @@ class _HDRTrack(VideoTrack):
     def __init__(
         self, container: OutputContainer, shape: Any, rate: Fraction, options: dict[str, str], file: HDRFile
     ) -> None:
-        is_pq = file.curve == "pq"
-        self.transfer = PQ if is_pq else HLG
-        said = {
-            "log-level": "error",
-            "repeat-headers": "1",
-            "range": "limited",
-            "colorprim": "bt2020",
-            "colormatrix": "bt2020nc",
-            "transfer": "smpte2084" if is_pq else "arib-std-b67",
-            # Chroma stands at the top left of its four pixels, as in other files of BT.2100.
-            "chromaloc": "2",
-        }
-        if is_pq:
-            said |= {"hdr10": "1", "master-display": _MASTERING.format(peak=file.peak_nits * 10000)}
+        self.transfer, said = (PQ, _PQ_SAID) if file.curve == "pq" else (HLG, _HLG_SAID)
+        said = f"{_SAID}:{said.format(peak=file.peak_nits * 10000)}"
         if file.light_level is not None:
-            said["max-cll"] = ",".join(f"{level:.0f}" for level in file.light_level)
-        joined = ":".join(f"{name}={value}" for name, value in said.items())
-        super().__init__(container, shape, rate, {**options, "x265-params": joined})
+            said += ":max-cll={:.0f},{:.0f}".format(*file.light_level)
+        super().__init__(container, shape, rate, {**options, "x265-params": said})
         # By this name of the codec players of Apple know it, too.
         self.stream.codec_context.codec_tag = "hvc1"
 

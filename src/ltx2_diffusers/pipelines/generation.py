@@ -13,13 +13,14 @@ from .. import checks, declared
 from .. import prompts as texts
 from ..adapters.mixin import LTX2LoraMixin
 from ..checkpoints import fingerprint, origin
+from ..checkpoints.several_files import Files
 from ..checkpoints.versions import model_kind, model_version
 from ..conditioning import Streams
 from ..guidance import NEUTRAL, Preset, preset
 from ..media.waveforms import fit_audio
 from ..memory.placement import OnDemandModel, Placement
 from ..memory.streaming import streamer_of
-from ..models import audio_vae, connectors, latent_upsampler, mel, transformer, video_vae, vocoder
+from ..models import audio_vae, connectors, duration_head, latent_upsampler, mel, transformer, video_vae, vocoder
 from ..models.context_parallel import token_parallel_config
 from ..planning.plan import MemoryPlan
 from ..sampling import PassLayout
@@ -30,6 +31,7 @@ from .plan import ClipPlan, ModelSizes
 
 AudioVAE = audio_vae.AutoencoderKLLTX2Audio
 Connectors = connectors.LTX2TextConnectors
+DurationHead = duration_head.LTX2DurationHead
 Transformer = transformer.LTX2AVTransformer3DModel
 Upsampler = latent_upsampler.LTX2LatentUpsamplerModel
 Vocoder = vocoder.LTX2Vocoder | vocoder.LTX2VocoderWithBWE
@@ -72,7 +74,7 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
         vocoder: From mel spectrogram to waveform.
         processor: Multimodal processor of the text encoder, needed for prompt enhancement only.
         prompt_enhancer: Separate language model for prompt enhancement.
-        duration_head: Part of diffusers' pipelines, which predicts how long a clip should be; has to be `None` here.
+        duration_head: Predicts from the text how long a clip should be, for calls that do not say.
     """
 
     kind: str | None = None
@@ -88,8 +90,12 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
     scheduler: Scheduler
     processor: ProcessorMixin
     prompt_enhancer: PreTrainedModel
+    duration_head: DurationHead
     pass_layout: PassLayout = PassLayout()
     """How the passes of a guided step are made: one after another by default."""
+    begins_with_bos: bool = True
+    """Whether prompts begin with `<bos>` also where the tokenizer does not put it there, as that of Gemma 4 does not; the models
+    were trained with it. `False` leaves tokens as the tokenizer makes them, as in diffusers. No difference with Gemma 3."""
     memory_plan: MemoryPlan | None = None
     """The plan that the pipeline was loaded by, if it was."""
     _prompt_cache: texts.PromptCache | None = None
@@ -107,7 +113,7 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
         vocoder: Vocoder,
         processor: ProcessorMixin | None = None,
         prompt_enhancer: PreTrainedModel | None = None,
-        duration_head: torch.nn.Module | None = None,
+        duration_head: DurationHead | None = None,
     ) -> None:
         super().__init__()
         self._register(
@@ -128,18 +134,20 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
     @classmethod
     def from_single_file(
         cls,
-        pretrained_model_link_or_path: str | os.PathLike,
+        pretrained_model_link_or_path: Files,
         *,
         text_encoder: PreTrainedModel | str | os.PathLike | None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         torch_dtype: torch.dtype | None = None,
         **kwargs: Any,
     ) -> Self:
-        """Load a pipeline from an original Lightricks checkpoint file, which holds everything but the text encoder.
+        """Load a pipeline from an original Lightricks checkpoint, which holds everything but the text encoder.
 
         Args:
-            pretrained_model_link_or_path: The safetensors file, or a Hub link to it.
-            text_encoder: The Gemma model, or a folder or Hub id that holds it (and, unless given, its tokenizer). `None`
+            pretrained_model_link_or_path: The safetensors file, or a Hub link to it. Of a checkpoint with a file for each
+                component, such as LTX-2.5: a list of them, a dictionary by component, or a folder with these and no others of
+                their kind. Files are told by what they hold, not by their names.
+            text_encoder: The Gemma model, or a folder, Hub id or original file that holds it (and, unless given, its tokenizer). `None`
                 for a pipeline that is given precomputed states, or only encodes and decodes.
             tokenizer: The tokenizer of the text encoder.
             torch_dtype: Data type of all components, default that of the file.
@@ -156,7 +164,8 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
         options["text_encoder"] = text_encoder if on_demand is None else None
         pipeline = cls(**load_pipeline_components(cls, path, **{**options, **own}))
         pipeline._text_encoder_on_demand = on_demand
-        pipeline.register_to_config(_name_or_path=os.fspath(path))
+        if isinstance(path, (str, os.PathLike)):
+            pipeline.register_to_config(_name_or_path=os.fspath(path))
         return pipeline
 
     @classmethod
@@ -378,7 +387,8 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
 
         Args:
             prompt: Text or texts.
-            system_prompt: Instructions to the language model, default this package's for text or for an image.
+            system_prompt: Instructions to the language model, default this package's for text or for an image, and those of
+                diffusers for a dedicated `prompt_enhancer`.
             max_new_tokens: Length of the answer, default 512 (600 with a dedicated `prompt_enhancer`).
             seed: Seed of the sampling; a `generator` given replaces it by its own initial seed.
             generator: See `seed`; of a list the first one counts.
@@ -504,7 +514,7 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
 
     def _text_encoder(self, device: torch.device | None = None) -> texts.TextEncoder:
         device = device or self._execution_device
-        return texts.TextEncoder(self.tokenizer, self._language_model, self.connectors, device)
+        return texts.TextEncoder(self.tokenizer, self._language_model, self.connectors, device, self.begins_with_bos)
 
     # Of the running stage, or of the last one.
     guidance_scale = _scale("video", "cfg_scale", "Classifier-free guidance scale of the video.")
@@ -544,7 +554,7 @@ class LTX2StagedPipeline(LTX2GenerationPipeline):
     """
 
     model_cpu_offload_seq: Any = (
-        "prompt_enhancer->text_encoder->connectors->transformer->latent_upsampler->temporal_upsampler"
+        "prompt_enhancer->text_encoder->connectors->duration_head->transformer->latent_upsampler->temporal_upsampler"
         "->stage_2_transformer->vae->audio_vae->vocoder"
     )
     _optional_components = [  # noqa: RUF012 (diffusers reads a list)

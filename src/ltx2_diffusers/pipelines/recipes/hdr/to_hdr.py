@@ -41,6 +41,7 @@ class HDRArguments(Arguments, _References):
     """What the call takes beside the arguments of [`LTX2Pipeline`]; there are none of a sound.
 
     Args:
+        num_frames: Frames, 8 k + 1. Default that of `latents`; else, with references, 121.
         num_inference_steps: Denoising steps. Not read when `sigmas` or `timesteps` are given. Default the 8 noise levels of
             distilled checkpoints.
         noise_scale: Noise that the video starts with, 0 to 1. Default the first noise level: the first of `sigmas` or

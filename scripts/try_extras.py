@@ -44,6 +44,7 @@ COMMANDS = {
         "from ltx2_diffusers.cli.main import main; main(['train', '--help'])",
     ],
     "quantized": ["import ltx2_diffusers.quantization"],
+    "hdr": ["from ltx2_diffusers.extras import library; library('OpenEXR', 'EXR').File"],
 }
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ltx2_diffusers.data.tables import library
+from ltx2_diffusers.extras import library
 from scripts.try_extras import COMMANDS
 from tests.cli.conftest import media  # noqa: F401 (a fixture)
 from tests.training.running import config
@@ -31,6 +31,7 @@ PACKAGES = (
         "triton",
     ),
     *("fastapi", "starlette", "uvicorn", "sqlalchemy", "prometheus_client", "python_multipart", "psycopg", "ray"),
+    "OpenEXR",
 )
 SERVE, TRAIN = "pip install 'ltx2-diffusers[serve]'", "pip install 'ltx2-diffusers[train]'"
 # Commands, and what they say that installs what they lack.
@@ -108,7 +109,9 @@ def test_a_tracker_that_is_not_installed_is_named_before_anything_is_loaded(tmp_
         LTX2Trainer(settings).train()
 
 
-@pytest.mark.parametrize(("name", "package"), [("bitsandbytes",) * 2, ("wandb",) * 2, ("cv2", "opencv-python")])
+@pytest.mark.parametrize(
+    ("name", "package"), [("bitsandbytes",) * 2, ("wandb",) * 2, ("cv2", "opencv-python"), ("OpenEXR",) * 2]
+)
 def test_a_missing_package_is_named_with_the_extra_that_brings_it(monkeypatch, name, package):
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ImportError) as error:

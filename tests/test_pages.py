@@ -41,7 +41,7 @@ MESSAGES = re.findall(r"^```text\n(.*?)\n```$", page("troubleshooting.md").text,
 LEAST_TEXT = 0.35
 IMAGES_BYTES = 400_000
 # Public names of diffusers and of the original code, which pages that compare name.
-FOREIGN = {"LTX2HDRPipeline"}
+FOREIGN = {"LTX2AutoBlocks"}
 
 
 @pytest.mark.parametrize(("name", "code"), SNIPPETS, ids=[name for name, _ in SNIPPETS])

@@ -101,6 +101,7 @@ def calls() -> dict[str, dict[str, Any]]:
         "LTX2ConditionPipeline": {**PLAIN, "conditions": package.LTX2VideoCondition(PICTURE)},
         "LTX2InContextPipeline": {**PLAIN, "reference_conditions": package.LTX2ReferenceCondition(PIXELS[:9])},
         "LTX2DFRPipeline": {"prompt": "a fox", **SMALL, **DFR},
+        "LTX2HDRPipeline": {**PLAIN, "reference_conditions": package.LTX2HDRReferenceCondition(PIXELS[:9])},
         "LTX2LatentUpsamplePipeline": {**clips, "output_type": "latent"},
         "LTX2TwoStagePipeline": STAGED,
         "LTX2DistilledPipeline": {"prompt": "a fox", **SMALL, "max_sequence_length": 16, **DISTILLED},
@@ -196,6 +197,8 @@ VALID: dict[str, list[Any]] = {
     **{name: [] for name in ("min_seconds", "max_seconds", "save_path", "system_prompt", "prompt_max_new_tokens")},
     **{name: [] for name in ("prompt_enhancement_kwargs", "enable_prompt_enhancement", "video")},
     **{name: [] for name in ("negative_prompt_embeds", "prompt_attention_mask", "negative_prompt_attention_mask")},
+    **{name: [] for name in ("connector_video_embeds", "connector_audio_embeds")},
+    "use_audio_stream": [True, False, np.bool_(True)],
     "prompt_embeds": [embeds],
     "prompt_enhancement_seed": [np.int64(10)],
 }

@@ -27,7 +27,7 @@ _MODULES = {
     ".kernels.fusing": ("set_fusion", "fusion"),
     ".models.video_vae_tiling_config": ("TilingConfig", "SpatialTilingConfig", "TemporalTilingConfig"),
     ".checkpoints.packaged": ("packaged_checkpoint",),
-    ".pipelines.output": ("LTX2PipelineOutput", "LTX2DFRPipelineOutput"),
+    ".pipelines.output": ("LTX2PipelineOutput", "LTX2DFRPipelineOutput", "LTX2HDRPipelineOutput"),
     ".pipelines.recipes.dfr.rendering": ("LTX2DFRPipeline",),
     ".conditioning.dfr_layout": (
         "LTX2DFREpilogueTile",
@@ -42,9 +42,18 @@ _MODULES = {
     ".pipelines.recipes.image_to_video": ("LTX2ImageToVideoPipeline",),
     ".pipelines.recipes.condition": ("LTX2ConditionPipeline",),
     ".pipelines.recipes.in_context": ("LTX2InContextPipeline",),
+    ".pipelines.recipes.hdr.to_hdr": ("LTX2HDRPipeline",),
+    ".media.hdr.processor": ("LTX2VideoHDRProcessor",),
+    ".media.hdr.writing": ("HDRFile", "write_hdr"),
+    ".media.hdr.preview": ("encode_hdr_tensor_to_mp4",),
     ".pipelines.recipes.latent_upsample": ("LTX2LatentUpsamplePipeline",),
     ".pipelines.recipes.diffusion_decode": ("LTX2VideoDiffusionDecodePipeline", "LTX2VideoDecodeOutput"),
-    ".pipelines.conditions": ("LTX2VideoCondition", "LTX2ReferenceCondition", "LTX2AudioReferenceCondition"),
+    ".pipelines.conditions": (
+        "LTX2VideoCondition",
+        "LTX2ReferenceCondition",
+        "LTX2AudioReferenceCondition",
+        "LTX2HDRReferenceCondition",
+    ),
     ".pipelines.recipes.two_stage": ("LTX2TwoStagePipeline",),
     ".pipelines.recipes.distilled": ("LTX2DistilledPipeline",),
     ".pipelines.recipes.keyframe_interpolation": ("LTX2KeyframeInterpolationPipeline",),
@@ -86,9 +95,6 @@ _BASE_CLASSES = {
 
 # What diffusers 0.42.1 has for LTX-2 and this package has not, and the module of diffusers that has it.
 _LACKING = {
-    "LTX2VideoHDRProcessor": "diffusers.pipelines.ltx2",
-    "LTX2HDRReferenceCondition": "diffusers.pipelines.ltx2",
-    "LTX2HDRPipeline": "diffusers",
     "LTX2Guidance": "diffusers",
     "LTX2AutoBlocks": "diffusers",
     "LTX2ModularPipeline": "diffusers",

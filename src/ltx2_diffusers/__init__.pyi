@@ -24,6 +24,10 @@ from .guidance import MultiModalGuiderParams as MultiModalGuiderParams
 from .guidance.presets import RECOMMENDED_NEGATIVE_PROMPT as RECOMMENDED_NEGATIVE_PROMPT
 from .kernels.fusing import fusion as fusion
 from .kernels.fusing import set_fusion as set_fusion
+from .media.hdr.preview import encode_hdr_tensor_to_mp4 as encode_hdr_tensor_to_mp4
+from .media.hdr.processor import LTX2VideoHDRProcessor as LTX2VideoHDRProcessor
+from .media.hdr.writing import HDRFile as HDRFile
+from .media.hdr.writing import write_hdr as write_hdr
 from .media.writing import ClipFile as ClipFile
 from .memory.loading import load_streamed as load_streamed
 from .memory.loading import load_streamed_language_model as load_streamed_language_model
@@ -51,9 +55,11 @@ from .models.vocoder import LTX2VocoderWithBWE as LTX2VocoderWithBWE
 from .pipelines.arguments import Stage as Stage
 from .pipelines.compilation import CompiledPart as CompiledPart
 from .pipelines.conditions import LTX2AudioReferenceCondition as LTX2AudioReferenceCondition
+from .pipelines.conditions import LTX2HDRReferenceCondition as LTX2HDRReferenceCondition
 from .pipelines.conditions import LTX2ReferenceCondition as LTX2ReferenceCondition
 from .pipelines.conditions import LTX2VideoCondition as LTX2VideoCondition
 from .pipelines.output import LTX2DFRPipelineOutput as LTX2DFRPipelineOutput
+from .pipelines.output import LTX2HDRPipelineOutput as LTX2HDRPipelineOutput
 from .pipelines.output import LTX2PipelineOutput as LTX2PipelineOutput
 from .pipelines.planned import plan_memory as plan_memory
 from .pipelines.recipes.audio_to_video import LTX2AudioToVideoPipeline as LTX2AudioToVideoPipeline
@@ -64,6 +70,7 @@ from .pipelines.recipes.diffusion_decode import LTX2VideoDecodeOutput as LTX2Vid
 from .pipelines.recipes.diffusion_decode import LTX2VideoDiffusionDecodePipeline as LTX2VideoDiffusionDecodePipeline
 from .pipelines.recipes.distilled import LTX2DistilledPipeline as LTX2DistilledPipeline
 from .pipelines.recipes.extension.pipeline import LTX2ExtendPipeline as LTX2ExtendPipeline
+from .pipelines.recipes.hdr.to_hdr import LTX2HDRPipeline as LTX2HDRPipeline
 from .pipelines.recipes.image_to_video import LTX2ImageToVideoPipeline as LTX2ImageToVideoPipeline
 from .pipelines.recipes.in_context import LTX2InContextPipeline as LTX2InContextPipeline
 from .pipelines.recipes.keyframe_interpolation import (

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from ltx2_diffusers.cli.generate import _run_arguments
 from ltx2_diffusers.cli.main import main
 from ltx2_diffusers.cli.modes import MODES, call_arguments
 from ltx2_diffusers.cli.values import weighted_file, weighted_lora
@@ -106,6 +107,12 @@ RUNS = {
         "LTX2ExtendPipeline",
         [2],
         (25, 64, 25 / 24),
+    ),
+    "high dynamic range": (
+        ["--hdr", "hlg", "--reference", "CLIP.MP4", *SMALL, *QUICK],
+        "LTX2HDRPipeline",
+        [2],
+        (9, 64, None),
     ),
     "sound for a clip": (
         ["--video", "SILENT.MP4", "--add-sound", *QUICK],
@@ -308,3 +315,9 @@ def test_help_lists_groups_modes_and_examples(capsys):
     assert all(mode.name in printed and mode.pipeline in printed for mode in MODES)
     assert "\n  ltx2 generate --prompt" in printed
     assert "default 768" in printed
+
+
+@pytest.mark.parametrize("signal", ["pq", "hlg"])
+def test_the_signal_of_a_high_dynamic_range_is_the_one_asked_for(tmp_path, signal):
+    arguments = _run_arguments({"hdr": signal, "seed": 1}, tmp_path / "out.mp4", writes=False)
+    assert (arguments["save_path"].curve, arguments["output_type"]) == (signal, "pt")

@@ -67,6 +67,7 @@ WRONG = {
     "overlap": (["--extend", "1", "--overlap", "10", *SMALL[:4]], "--overlap has to be 8 k + 1"),
     "drift_control": (["--extend", "1", "--drift-control", "2", *SMALL[:4]], "--drift-control has to be between 0"),
     "add_sound": (["--add-sound"], "--add-sound needs --video"),
+    "hdr": (["--hdr", "pq"], "--hdr needs --reference"),
     "two_stage": (["--distilled", "--one-stage", "--two-stage"], "--one-stage and --two-stage contradict each other"),
     "distilled": (["--distilled", "--retake", "0:1", "--video", "CLIP.MP4"], "--distilled means nothing for --retake"),
     "one_stage": (["--one-stage"], "--one-stage needs --distilled"),

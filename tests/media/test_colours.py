@@ -78,7 +78,7 @@ def test_unknown_matrices_are_refused(tmp_path):
 
 def wide_patches(transfer, primaries):
     """The patches as 10-bit codes of another transfer curve and other primaries, made by other arithmetic."""
-    light = (PATCHES / 255.0) ** 2.4 @ np.linalg.inv(colours._to_bt709_primaries(primaries).astype(float)).T
+    light = (PATCHES / 255.0) ** 2.4 @ np.linalg.inv(colours.to_bt709_primaries(primaries).astype(float)).T
     light = light.clip(0)
     if transfer == 16:
         power = (light * 203 / 10000) ** 0.1593017578125

@@ -288,6 +288,7 @@ def test_an_argument_that_resembles_no_other():
         "LTX2ConditionPipeline",
         "LTX2InContextPipeline",
         "LTX2LatentUpsamplePipeline",
+        "LTX2HDRPipeline",
     ],
 )
 def test_arguments_without_names_mean_what_they_do_in_diffusers(name):

@@ -21,6 +21,7 @@ from .card import lora_card, lora_facts, write_with_card
 from .file import LORA_WEIGHT_NAME, LoraMetadata, by_component, load_lora, lora_for_saving
 from .loading import check_hotswap, check_not_fused, delete_adapter, for_present, insert_adapter, offloading
 from .merging import Arithmetic
+from .settings import hdr_transform
 from .strengths import AdapterWeight, listed_weights, strength_at
 
 FACTOR_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -413,6 +414,18 @@ class LTX2LoraMixin(LoraBaseMixin):
             _common_factor({name: metadata.reference_downscale_factor for name, metadata in known.items()}),
             _common_factor({name: metadata.reference_temporal_scale_factor for name, metadata in known.items()}),
         )
+
+    def lora_hdr_transform(self) -> str | None:
+        """The curve of the signal that the active LoRAs make, by its name; `None` if their files name none.
+
+        Raises:
+            ValueError: If two of them name different ones.
+        """
+        known = {name: self.lora_metadata[name] for name in self.get_active_adapters()}
+        told = {name: curve for name, data in known.items() if data and (curve := hdr_transform(data.header))}
+        if len(set(told.values())) > 1:
+            raise ValueError(f"the active LoRAs make signals of different curves: {told}; activate one of them")
+        return next(iter(told.values()), None)
 
     def _enable(self, enabled: bool) -> None:
         with held_adapters(self):

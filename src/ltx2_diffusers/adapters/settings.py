@@ -72,6 +72,15 @@ def reference_factors(metadata: Mapping[str, str]) -> tuple[int, int]:
     return _reference_factor(metadata, _DOWNSCALE), _reference_factor(metadata, _TEMPORAL_SCALE)
 
 
+def hdr_transform(metadata: Mapping[str, str]) -> str | None:
+    """The curve of the signal that an HDR IC-LoRA makes, by its name, or `None` if it makes none."""
+    for name in ("hdr_transform", "use_hdr_transform"):
+        text = metadata.get(name, "").strip().lower()
+        if text not in ("", "none", "false", "0"):
+            return "logc3" if text in ("true", "1") else text
+    return None
+
+
 def _reference_factor(metadata: Mapping[str, str], names: tuple[str, ...]) -> int:
     spellings = [prefix + name for name in names for prefix in ("", _TRAINER_PREFIX)]
     written = {name: metadata[name] for name in spellings if name in metadata}

@@ -35,6 +35,7 @@ _PORTABLE_PIPELINES = (
     "LTX2VideoDiffusionDecodePipeline",
     "LTX2DFRPipeline",
     "LTX2DFRTemporalRefinePipeline",
+    "LTX2HDRPipeline",
 )
 
 # What an original file of a whole model holds, and a pipeline needs besides its text encoder.

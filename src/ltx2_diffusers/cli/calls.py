@@ -40,10 +40,10 @@ def pictures(options: Options, takes: Collection[str]) -> Arguments:
 
 def references(options: Options, _takes: Collection[str]) -> Arguments:
     """Clips and sounds that the result follows."""
-    from .. import LTX2AudioReferenceCondition, LTX2ReferenceCondition
+    from .. import LTX2AudioReferenceCondition, LTX2HDRReferenceCondition, LTX2ReferenceCondition
 
-    rate = _read_at(options)
-    clips = [LTX2ReferenceCondition(f, strength=s, frame_rate=rate) for f, s in options.get("reference", [])]
+    rate, clip = _read_at(options), LTX2HDRReferenceCondition if "hdr" in options else LTX2ReferenceCondition
+    clips = [clip(f, strength=s, frame_rate=rate) for f, s in options.get("reference", [])]
     sounds = [LTX2AudioReferenceCondition(file, strength=s) for file, s in options.get("reference_audio", [])]
     return {"reference_conditions": [*clips, *sounds]}
 

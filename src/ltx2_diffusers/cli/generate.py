@@ -168,9 +168,13 @@ def _run_arguments(options: Options, path: Path, writes: bool) -> dict[str, Any]
     """Arguments of the call that say where noise comes from and where the result goes; a preview is written by one process."""
     import torch
 
+    from ..media.hdr.writing import HDRFile
+
     generator = torch.Generator("cpu").manual_seed(options["seed"])
     # The file is written while the clip is decoded.
     arguments: dict[str, Any] = {"generator": generator, "output_type": "uint8", "save_path": path}
+    if "hdr" in options:
+        arguments |= {"output_type": "pt", "save_path": HDRFile(path, signal=options["hdr"])}
     return arguments | (preview_arguments(options) if writes else {})
 
 

@@ -5,6 +5,7 @@ versions of libraries, and the machine.
 import hashlib
 import importlib.metadata
 import platform
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +70,12 @@ def content_identity(path: Path) -> dict[str, Any]:
     info, content = probe(path), {}
     if info.num_frames:
         digest, count = hashlib.sha256(), 0
-        for frame in iterate_video(path):
-            digest.update(frame.data)
-            count += 1
+        with warnings.catch_warnings():
+            # That light of high dynamic range is mapped to bytes is nobody's concern here.
+            warnings.simplefilter("ignore")
+            for frame in iterate_video(path):
+                digest.update(frame.data)
+                count += 1
         size = {"frames": count, "width": info.width, "height": info.height, "frame_rate": str(info.frame_rate)}
         content["video"] = {**size, "sha256": digest.hexdigest()}
     if (sound := read_audio(path)) is not None:

@@ -51,6 +51,7 @@ MODES = (
     Mode("a distilled model's few steps", "LTX2DistilledPipeline", ("distilled",), two_stage=True),
     Mode("pictures for a sound", "LTX2AudioToVideoPipeline", ("audio",)),
     Mode("video in two stages, or silent", "LTX2TwoStagePipeline", ("two_stage", "no_audio")),
+    Mode("high dynamic range for a clip", "LTX2HDRPipeline", ("hdr",)),
     Mode("video after references", "LTX2InContextPipeline", ("reference", "reference_audio")),
     Mode("video with given pictures", "LTX2ConditionPipeline", ("image_at",)),
     Mode("video from its first frame", "LTX2ImageToVideoPipeline", ("image",)),

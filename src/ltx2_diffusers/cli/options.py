@@ -175,6 +175,8 @@ _GROUPS: dict[str, tuple[Option, ...]] = {
             help="of --distilled: 8 steps at full size"),
         Option("interpolate", needs=("image", "image_at"),
             help="move between the pictures of --image and --image-at, which guide without pinning"),
+        Option("hdr", ("pq", "hlg"), needs=("reference",), excludes=("reference_audio", "auto_length"),
+            help="give --reference a high dynamic range, with the IC-LoRA for it (see --lora): 10-bit HEVC in PQ or HLG"),
         Option("no_audio", None, "generate_audio", gives=False, help="make a silent clip"),
         Option("audio_only", help="make sound alone, a .wav file"),
     ),

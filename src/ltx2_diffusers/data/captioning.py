@@ -16,6 +16,7 @@ import torch
 
 from ..atomic import complete_file
 from ..checks import check_at_least_one, check_positive
+from ..extras import library
 from ..media.images import still_picture
 from ..media.reading import iterate_video, probe, read_audio
 from ..models.mel import resample
@@ -28,7 +29,6 @@ from .tables import (
     Row,
     column_of,
     dataset_file,
-    library,
     media_of,
     read_rows,
     relative_name,

@@ -16,6 +16,7 @@ import torch
 
 from ..checkpoints.packaged import PACKAGED, packaged_checkpoint
 from ..checks import check_choice
+from ..extras import library
 from ..media.images import still_picture
 from ..media.reading import probe, read_audio, read_video
 from ..media.waveforms import fit_audio
@@ -24,7 +25,6 @@ from ..pipelines.generation import LTX2GenerationPipeline
 from ..pipelines.recipes.text_to_video import LTX2Pipeline
 from ..prompts.encoding import Prompts, TextEncoder
 from .samples import AUDIO_TEXT, VIDEO_TEXT, valid_rows
-from .tables import library
 
 OFFLOADS = ("none", "model", "sequential")
 """Where components wait until they run."""

@@ -18,6 +18,7 @@ import torch
 
 from ..atomic import complete_file
 from ..checks import check_at_least_one
+from ..extras import library
 from ..media.images import still_picture
 from ..media.reading import iterate_video, probe
 from ..media.writing import VIDEO_SUFFIXES, write_video
@@ -34,7 +35,6 @@ from .tables import (
     Row,
     column_of,
     dataset_file,
-    library,
     media_files,
     media_of,
     read_rows,

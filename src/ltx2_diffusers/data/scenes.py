@@ -23,12 +23,12 @@ import torch
 from ..atomic import complete_file, write_json
 from ..checkpoints.json_files import read_object
 from ..checks import check_at_least_one, check_choice, check_from_zero
+from ..extras import library
 from ..media.clock import main_audio, packet_spans, zero_s
 from ..media.files import open_media
 from ..media.reading import MediaInfo, iterate_video, probe, read_audio
 from ..media.writing import write_video
 from ..pipelines.output import encodable
-from .tables import library
 
 # Detector -> class of PySceneDetect, the argument that its threshold is, and the options that it reads besides.
 _DETECTORS: dict[str, tuple[str, str, dict[str, str]]] = {

@@ -4,22 +4,18 @@ Whoever adds a column or changes one keeps all the others; a file appears whole 
 """
 
 import csv
-import importlib
 import io
 import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from ..atomic import complete_file
 
 Row = dict[str, Any]
 """What a dataset file says of one clip, by column."""
-# Packages that other extras than `train` bring.
-_EXTRAS = {"bitsandbytes": "quantized", "wandb": "wandb"}
 
 TABLE_SUFFIXES = (".json", ".jsonl", ".csv")
 """Endings of dataset files."""
@@ -174,19 +170,6 @@ def dataset_file(folder: Path) -> Path | None:
     if len(found) > 1:
         raise ValueError(f"{str(folder)!r} holds {' and '.join(path.name for path in found)}; name the one to use")
     return found[0] if found else None
-
-
-def library(name: str, purpose: str) -> ModuleType:
-    """A package of an extra, `train` if nothing else is known.
-
-    Raises:
-        ImportError: If it is not installed; the message says how to.
-    """
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        extra = _EXTRAS.get(name, "train")
-        raise ImportError(f"{purpose} needs {name}; install it with pip install 'ltx2-diffusers[{extra}]'") from error
 
 
 def _checked_suffix(path: Path) -> str:

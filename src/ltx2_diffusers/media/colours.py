@@ -29,8 +29,12 @@ from .images import on_background
 _UNTAGGED = 2
 _RESERVED = 3
 _KNOWN_MATRICES = (0, 1, _UNTAGGED, _RESERVED, 4, 5, 6, 7, 9)
-_BT2020 = 9
-_PQ, _HLG = 16, 18
+BT709, BT2020 = 1, 9
+LINEAR, PQ, HLG = 8, 16, 18
+# Curves of SMPTE ST 2084 (PQ) and ITU-R BT.2100 (HLG).
+PQ_CURVE = (1305 / 8192, 2523 / 32, 107 / 128, 2413 / 128, 2392 / 128)
+PQ_PEAK_NITS = 10_000.0
+HLG_CURVE = (0.17883277, 0.28466892, 0.55991073)
 # Red, green, blue and white as x, y: BT.2020, DCI P3 and Display P3.
 _D65 = (0.3127, 0.3290)
 _PRIMARIES = {
@@ -43,7 +47,7 @@ _WIDE_PRIMARIES = {9: "BT.2020", 11: "DCI P3", 12: "Display P3"}
 # Untagged videos of at least this size are taken for BT.709, as players do; smaller ones for BT.601.
 _HD_HEIGHT, _HD_WIDTH = 720, 1280
 # Luminance of white in HDR videos that becomes white in others (ITU-R BT.2408), and the peak of a usual HLG display.
-_WHITE_NITS, _HLG_NITS = 203.0, 1000.0
+WHITE_NITS, _HLG_NITS = 203.0, 1000.0
 # Up to here the tone curve leaves linear light as it is; what is brighter comes ever closer to 1.
 _KNEE = 0.85
 # Gamma of a display of standard range (ITU-R BT.1886).
@@ -81,7 +85,7 @@ class Look:
     @property
     def is_hdr(self) -> bool:
         """Whether the video has a higher dynamic range than BT.709."""
-        return self.transfer in (_PQ, _HLG)
+        return self.transfer in (PQ, HLG)
 
 
 def decoded_frames(container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
@@ -259,8 +263,8 @@ def _upright(pixels: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarra
 
 def _primaries(frame: av.VideoFrame, look: Look) -> int:
     """Code of the primaries; untagged ones of HDR are those of BT.2100."""
-    is_2020 = look.primaries == _UNTAGGED and (look.is_hdr or frame.colorspace == _BT2020)
-    return _BT2020 if is_2020 else look.primaries
+    is_2020 = look.primaries == _UNTAGGED and (look.is_hdr or frame.colorspace == BT2020)
+    return BT2020 if is_2020 else look.primaries
 
 
 def _matrix(frame: av.VideoFrame, wide: bool) -> int | None:
@@ -268,7 +272,7 @@ def _matrix(frame: av.VideoFrame, wide: bool) -> int | None:
     if frame.colorspace not in (_UNTAGGED, _RESERVED):
         return None
     if wide:
-        return _BT2020
+        return BT2020
     is_hd = frame.height >= _HD_HEIGHT or frame.width >= _HD_WIDTH
     return int(Colorspace.ITU709 if is_hd else Colorspace.ITU601)
 
@@ -277,8 +281,8 @@ def _tell_conversion(frame: av.VideoFrame, look: Look) -> None:
     """Warn once that colours change."""
     primaries = _primaries(frame, look)
     if look.is_hdr:
-        kind = "PQ" if look.transfer == _PQ else "HLG"
-        what = f"is HDR ({kind}); its colours are tone-mapped to BT.709, {_WHITE_NITS:.0f} nits to white"
+        kind = "PQ" if look.transfer == PQ else "HLG"
+        what = f"is HDR ({kind}); its colours are tone-mapped to BT.709, {WHITE_NITS:.0f} nits to white"
     elif primaries in _WIDE_PRIMARIES:
         what = f"has the colours of {_WIDE_PRIMARIES[primaries]}; they are converted to BT.709"
     else:
@@ -293,8 +297,8 @@ def _to_bt709(pixels: np.ndarray, transfer: int, primaries: int) -> np.ndarray:
     the tone curve keeps its hue.
     """
     light = _linear_light(transfer)[pixels]
-    light = np.maximum(light @ _to_bt709_primaries(primaries).T, 0)
-    if transfer in (_PQ, _HLG):
+    light = np.maximum(light @ to_bt709_primaries(primaries).T, 0)
+    if transfer in (PQ, HLG):
         peak = np.maximum(light.max(axis=-1, keepdims=True), np.float32(1e-6))
         bright = np.maximum(peak, np.float32(_KNEE)) - np.float32(_KNEE)
         light *= np.minimum(peak, _KNEE + (1 - _KNEE) * -np.expm1(-bright / (1 - _KNEE))) / peak
@@ -305,24 +309,23 @@ def _to_bt709(pixels: np.ndarray, transfer: int, primaries: int) -> np.ndarray:
 def _linear_light(transfer: int) -> np.ndarray:
     """Light that a display makes of each 16-bit code, in shares of reference white, as float32."""
     code = np.arange(65536) / 65535
-    if transfer == _PQ:
-        # SMPTE ST 2084.
-        power = code ** (32 / 2523)
-        ratio = np.maximum(power - 107 / 128, 0) / (2413 / 128 - 2392 / 128 * power)
-        light = 10000 / _WHITE_NITS * ratio ** (8192 / 1305)
-    elif transfer == _HLG:
-        # ITU-R BT.2100, and its system gamma of 1.2 for each channel alone, as zscale does it: the look of videos of
+    if transfer == PQ:
+        m1, m2, c1, c2, c3 = PQ_CURVE
+        power = code ** (1 / m2)
+        light = PQ_PEAK_NITS / WHITE_NITS * (np.maximum(power - c1, 0) / (c2 - c3 * power)) ** (1 / m1)
+    elif transfer == HLG:
+        # With the system gamma of 1.2 for each channel alone, as zscale does it: the look of videos of
         # standard range, whose cameras and displays know no other way.
-        a, b, c = 0.17883277, 0.28466892, 0.55991073
+        a, b, c = HLG_CURVE
         scene = np.where(code <= 0.5, code**2 / 3, (np.exp((code - c) / a) + b) / 12)
-        light = _HLG_NITS / _WHITE_NITS * scene**1.2
+        light = _HLG_NITS / WHITE_NITS * scene**1.2
     else:
         light = code**_GAMMA
     return light.astype(np.float32)
 
 
 @cache
-def _to_bt709_primaries(primaries: int) -> np.ndarray:
+def to_bt709_primaries(primaries: int) -> np.ndarray:
     """The matrix `[3, 3]` from linear light of some primaries to that of BT.709; white stays white."""
     source, target = (_to_xyz(code) for code in (primaries if primaries in _PRIMARIES else 1, 1))
     return (np.linalg.inv(target) @ source).astype(np.float32)

@@ -5,7 +5,7 @@ Shapes: F frames, H and W rows and columns of the source, h and w those of the t
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import av
 import numpy as np
@@ -13,6 +13,8 @@ import torch
 from torch.nn import functional
 
 from .files import exact_frame_rate
+
+Fit = Callable[[torch.Tensor, int, int], torch.Tensor]
 
 # H.264 constant rate factor of the frames that the image-to-video models were trained to continue (Lightricks
 # reference; 18 for version 2.5).
@@ -59,7 +61,33 @@ def fit_cover(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
     return images[..., top : top + height, left : left + width].transpose(0, 1)[None]
 
 
-def fitted_frames(pixels: torch.Tensor, frames: Sequence[int], height: int, width: int) -> torch.Tensor:
+def fit_inside(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Scale pixels `[F, H, W, 3]` down until they fit into the target, and continue them by reflection.
+
+    Returns:
+        float32 `[1, 3, F, h, w]`, the pixels at the top left.
+    """
+    return padded_inside(pixels.movedim(-1, 1).to(torch.float32), height, width).transpose(0, 1)[None]
+
+
+def padded_inside(images: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """The same of images `[N, C, H, W]`: bilinear without antialiasing, as HDR models were trained.
+
+    Where a side would be more than doubled, the last row and column are repeated instead.
+    """
+    rows, columns = images.shape[-2:]
+    if rows > height or columns > width:
+        scale = min(height / rows, width / columns)
+        rows, columns = (max(round(side * scale), 1) for side in (rows, columns))
+        images = functional.interpolate(images, size=(rows, columns), mode="bilinear", align_corners=False)
+    bottom, right = height - rows, width - columns
+    mode = "reflect" if bottom < rows and right < columns else "replicate"
+    return functional.pad(images, (0, right, 0, bottom), mode=mode) if bottom or right else images
+
+
+def fitted_frames(
+    pixels: torch.Tensor, frames: Sequence[int], height: int, width: int, fit: Fit = fit_cover
+) -> torch.Tensor:
     """Bring frames of a clip to the size and range of the video encoder, a few at a time.
 
     Args:
@@ -67,6 +95,7 @@ def fitted_frames(pixels: torch.Tensor, frames: Sequence[int], height: int, widt
         frames: Numbers of the frames to take.
         height: Target rows.
         width: Target columns.
+        fit: Brings pixels to a size, default [`fit_cover`].
 
     Returns:
         float32 `[1, 3, f, h, w]` in [-1, 1].
@@ -75,7 +104,7 @@ def fitted_frames(pixels: torch.Tensor, frames: Sequence[int], height: int, widt
     fitted = torch.empty(1, 3, len(frames), height, width)
     for start in range(0, len(frames), count):
         piece = pixels[list(frames[start : start + count])]
-        fitted[:, :, start : start + count] = normalize_pixels(fit_cover(piece, height, width))
+        fitted[:, :, start : start + count] = normalize_pixels(fit(piece, height, width))
     return fitted
 
 

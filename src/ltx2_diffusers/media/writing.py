@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
+from typing import ClassVar, Self, cast
 
 import av
 import numpy as np
@@ -18,10 +19,12 @@ import PIL.Image
 import torch
 from av.container import OutputContainer
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
+from av.video.stream import VideoStream
 
 from ..atomic import check_writable, complete_file
 from ..declared import takes_declared
 from .audio_tracks import CopiedAudio, EncodedAudio, NoAudio, check_audio_source
+from .colours import BT709
 from .files import check_suffix, exact_frame_rate, item_paths, local_name
 from .pixels import byte_frames
 from .waveforms import stereo_samples, write_audio
@@ -32,8 +35,6 @@ VIDEO_SUFFIXES = (".mp4", ".mov")
 # Presets of x264, fastest first.
 _PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo")
 _MAX_CRF = 51
-# Code of BT.709 for primaries and transfer curve (ITU-T H.273).
-_BT709 = 1
 # A second in units of a file's clock.
 _TIME_SCALE = 90000
 # Length of a fragment in microseconds.
@@ -63,6 +64,7 @@ class ClipFile(os.PathLike):
     growing: str | os.PathLike | None = None
     sound: bool = True
     on_frames: Callable[[int], None] | None = None
+    suffixes: ClassVar[tuple[str, ...]] = VIDEO_SUFFIXES
 
     def __post_init__(self) -> None:
         if self.growing is None:
@@ -78,11 +80,19 @@ class ClipFile(os.PathLike):
         return self.__fspath__()
 
     @classmethod
-    def of(cls, path: str | os.PathLike) -> "ClipFile":
-        """The file of a name, written as usual if the name says nothing else."""
-        return path if isinstance(path, ClipFile) else cls(path)
+    def of(cls, path: str | os.PathLike) -> Self:
+        """The file of a name, written as usual if the name says nothing else.
 
-    def items(self, batch_size: int) -> list["ClipFile"]:
+        Raises:
+            ValueError: If it says how light is written, and this is a video of standard range.
+        """
+        if isinstance(path, ClipFile) and not issubclass(cls, type(path)):
+            raise ValueError(
+                f"{str(path)!r} is given as {type(path).__name__}, but the video is one of standard range; give a ClipFile or the name"
+            )
+        return path if isinstance(path, cls) else cls(path)
+
+    def items(self, batch_size: int) -> list[Self]:
         """The files of the items of a batch."""
         names = item_paths(self.path, batch_size)
         growing = [None] * batch_size if self.growing is None else item_paths(self.growing, batch_size)
@@ -174,7 +184,7 @@ def write_video(
         else:
             sound = NoAudio() if audio_source is None else CopiedAudio(container, audio_source)
         with sound:
-            for seconds in _encode_in_background(video, chain([first], chunks)):
+            for seconds in encode_in_background(video, chain([first], chunks)):
                 sound.write_until(seconds)
                 file.report(video.num_frames)
             sound.write_until(video.flush())
@@ -197,19 +207,24 @@ def _growing_file(growing: Path, path: Path) -> Iterator[Path]:
 class VideoTrack:
     """The H.264 stream of an open container; `shape` is (rows, columns)."""
 
+    encoder, pixel_format = "libx264", "yuv420p"
+    primaries = transfer = BT709
+    matrix: int = Colorspace.ITU709
+
     def __init__(self, container: OutputContainer, shape: tuple[int, int], rate: Fraction, options: dict[str, str]):
         self.container = container
         self.shape = shape
         self.rate = rate
         self.num_frames = 0
-        self.stream = container.add_stream("libx264", rate=rate, options=options | repeatable_encoding())
+        repeatable = repeatable_encoding() if self.encoder == "libx264" else {}
+        self.stream = cast(VideoStream, container.add_stream(self.encoder, rate=rate, options=options | repeatable))
         self.stream.height, self.stream.width = shape
-        self.stream.pix_fmt = "yuv420p"
+        self.stream.pix_fmt = self.pixel_format
         # Untagged files leave it to each player to guess the matrix, and players disagree below 720 rows.
-        self.stream.codec_context.colorspace = Colorspace.ITU709
+        self.stream.codec_context.colorspace = self.matrix
         self.stream.codec_context.color_range = ColorRange.MPEG
-        self.stream.codec_context.color_primaries = _BT709
-        self.stream.codec_context.color_trc = _BT709
+        self.stream.codec_context.color_primaries = self.primaries
+        self.stream.codec_context.color_trc = self.transfer
         self.reformatter = VideoReformatter()
 
     def write(self, chunk: np.ndarray) -> float:
@@ -220,20 +235,23 @@ class VideoTrack:
                 f"frame {self.num_frames} is {chunk.shape[1]}x{chunk.shape[2]}"
             )
         for pixels in chunk:
-            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            frame = self.reformatter.reformat(
-                frame,
-                format="yuv420p",
-                src_colorspace=Colorspace.ITU709,
-                dst_colorspace=Colorspace.ITU709,
-                src_color_range=ColorRange.JPEG,
-                dst_color_range=ColorRange.MPEG,
-            )
+            frame = self.frame(pixels)
             frame.pts = self.num_frames
             frame.time_base = 1 / self.rate
             self.container.mux(self.stream.encode(frame))
             self.num_frames += 1
         return float(self.num_frames / self.rate)
+
+    def frame(self, pixels: np.ndarray) -> av.VideoFrame:
+        """Bytes `[H, W, 3]` as the encoder takes them."""
+        return self.reformatter.reformat(
+            av.VideoFrame.from_ndarray(pixels, format="rgb24"),
+            format=self.pixel_format,
+            src_colorspace=Colorspace.ITU709,
+            dst_colorspace=Colorspace.ITU709,
+            src_color_range=ColorRange.JPEG,
+            dst_color_range=ColorRange.MPEG,
+        )
 
     def flush(self) -> float:
         """Write what the encoder still holds and return the duration in seconds."""
@@ -241,7 +259,7 @@ class VideoTrack:
         return float(self.num_frames / self.rate)
 
 
-def _encode_in_background(video: VideoTrack, chunks: Iterable[np.ndarray]) -> Iterator[float]:
+def encode_in_background(video: VideoTrack, chunks: Iterable[np.ndarray]) -> Iterator[float]:
     """Encode each chunk while the next one is being made; yield the seconds written before each new chunk.
 
     Only one chunk waits or is encoded at any time. The caller's thread produces the chunks, because gradient modes

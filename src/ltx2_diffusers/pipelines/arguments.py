@@ -16,7 +16,7 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
 from .. import checks, declared
 from ..adapters.strengths import StageStrengths
-from ..conditioning import VIDEO_SCALE_FACTORS, LTX2DFREpilogueTile, Streams
+from ..conditioning import VIDEO_SCALE_FACTORS, LTX2DFREpilogueTile, Streams, TextContext
 from ..guidance import NEUTRAL, GuidanceOptions, Preset, preset
 from ..guidance.scales import PRESET, SCALE_ARGUMENTS, AudioScale, GivenScales, Scales, call_scales, sound_scales
 from ..media.frames import FilePath, Frames
@@ -178,7 +178,8 @@ class Delivery:
     @property
     def file(self) -> ClipFile | None:
         """The file to be written, if there is one."""
-        return None if self.save_path is None else ClipFile.of(self.save_path)
+        path = self.save_path
+        return path if path is None or isinstance(path, ClipFile) else ClipFile(path)
 
     @property
     def wanted(self) -> Sequence[str]:
@@ -198,6 +199,7 @@ class Request:
         audio_stage: Index of the stage whose sound is returned, default the last.
         use_cross_timestep: See the pipelines' argument of that name.
         attention_kwargs: Passed to the transformer.
+        idle_audio: Whether a sound that is not generated runs along as noise, which the network hears beside the video.
     """
 
     size: Size
@@ -209,6 +211,12 @@ class Request:
     audio_stage: int = -1
     use_cross_timestep: bool | None = None
     attention_kwargs: dict[str, Any] | None = None
+    idle_audio: bool = False
+
+    @property
+    def present(self) -> Streams[bool]:
+        """Which streams the network sees."""
+        return self.streams._replace(audio=self.streams.audio or self.idle_audio)
 
 
 @dataclass(frozen=True)
@@ -328,6 +336,8 @@ class Arguments(Texts):
     prompt_attention_mask: torch.Tensor | None = None
     negative_prompt_embeds: torch.Tensor | None = None
     negative_prompt_attention_mask: torch.Tensor | None = None
+    connector_video_embeds: torch.Tensor | None = field(init=False, default=None)
+    connector_audio_embeds: torch.Tensor | None = field(init=False, default=None)
     decode_timestep: float | list[float] = 0.0
     decode_noise_scale: float | list[float] | None = None
     use_cross_timestep: bool | None = None
@@ -385,6 +395,7 @@ class Arguments(Texts):
         conditions: Sequence[Condition] = (),
         size: Size | None = None,
         streams: Streams[bool] = BOTH,
+        idle_audio: bool = False,
         **noise: Any,
     ) -> tuple[Prompts, Request]:
         """The call in two parts: its text, and everything else.
@@ -394,6 +405,7 @@ class Arguments(Texts):
             conditions: What the streams are held to.
             size: Size of the clip, default what the call says.
             streams: Which streams are generated.
+            idle_audio: See [`Request`].
             noise: `packed_noise`, `own_shape_renoise` and `blend` of [`Start`].
         """
         seconds = (self.min_seconds, self.max_seconds)
@@ -413,9 +425,14 @@ class Arguments(Texts):
         form = (self.output_type, self.return_dict, callback, names or ())
         drawn = (self.decode_timestep, self.decode_noise_scale, self.generator)
         delivery = Delivery(*form, *drawn, self.save_path, self.decoder)
-        rest = (self.audio_stage, self.use_cross_timestep, self.attention_kwargs)
+        rest = (self.audio_stage, self.use_cross_timestep, self.attention_kwargs, idle_audio)
         request = Request(size, stages, start, delivery, conditions, streams, *rest)
-        return Prompts(*texts, self.max_sequence_length, enhancement), request
+        return Prompts(*texts, self.max_sequence_length, enhancement, self.contexts), request
+
+    @property
+    def contexts(self) -> TextContext | None:
+        """What stands in place of the prompts, as the streams attend to it."""
+        return None
 
     @property
     def sampling(self) -> Sampling:

@@ -26,6 +26,7 @@ from ..memory.placement import OnDemandModel, Placement
 from ..models import saving, video_vae
 from ..quantization.configs import TRANSFORMERS, as_pipeline_config, register
 from .compilation import CompilationMixin
+from .output import Decoded, LTX2PipelineOutput
 
 _DOWNLOAD = ("cache_dir", "token", "local_files_only", "force_download", "revision", "variant", "use_safetensors")
 # Whose forward hooks stay on a text encoder after its first run, and cannot be pickled.
@@ -71,6 +72,8 @@ class LTX2PipelineBase(saving.AtomicSaveMixin, CompilationMixin):
     _callback_tensor_inputs = ["latents", "audio_latents", "prompt_embeds", "negative_prompt_embeds", "denoised"]  # noqa: RUF012
 
     vae: video_vae.AutoencoderKLLTX2Video
+    output_class: type[LTX2PipelineOutput] = LTX2PipelineOutput
+    """What a call returns."""
     _saved_with_card = True
     _num_timesteps: int
     _current_timestep: torch.Tensor | None
@@ -292,6 +295,10 @@ class LTX2PipelineBase(saving.AtomicSaveMixin, CompilationMixin):
         self.audio_hop_length = audio_vae.config.mel_hop_length if audio_vae is not None else 160
         self.tokenizer_max_length = tokenizer.model_max_length if tokenizer is not None else 1024
         self.video_processor = VideoProcessor(vae_scale_factor=self.vae_spatial_compression_ratio)
+
+    def shown(self, video: torch.Tensor, output_type: str) -> Decoded:
+        """Pixels `[B, 3, F, H, W]` in [-1, 1], as a decoder returns them, in the wished type."""
+        return self.video_processor.postprocess_video(video, output_type=output_type)
 
     def has(self, name: str) -> bool:
         """Whether a component is loaded."""

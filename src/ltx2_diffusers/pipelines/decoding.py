@@ -65,7 +65,7 @@ def decoded(
         how: What the decoder's `decode` takes beside them: the timestep that a video autoencoder may be conditioned on; of a
             diffusion decoder the source of its noise and the number of its steps.
         output_type: Form of the frames.
-        file: Where the frames, bytes, are written: a single clip, if it streams, is handed over as [`FramesToCome`]. Default
+        file: Where the frames are written: a single clip, if it streams, is handed over as [`FramesToCome`]. Default
             nowhere.
         component: Name of the decoder: `"vae"` (default) or `"diffusion_decoder"`.
     """
@@ -82,7 +82,7 @@ def decoded(
         return video_as(pipeline, finite(network.decode(latents, *how, return_dict=False)[0]), output_type)
     chunks, num_frames = network.decode_streamed(latents, *how), network.num_decoded_frames(latents.shape[2])
     if file is not None and len(latents) == 1:
-        clip = (frames for chunk in chunks for frames in pixels.decoded_frames(finite(chunk)[0]))
+        clip = (frames for chunk in chunks for frames in _pieces(pipeline, finite(chunk), output_type))
         to_come: Any = [FramesToCome(num_frames, clip)]
         return to_come
     chunks = chunks if file is None else _reported(chunks, file)
@@ -90,6 +90,15 @@ def decoded(
         pieces = (video_as(pipeline, finite(chunk), output_type) for chunk in chunks)
         return _joined_images(pieces) if output_type == "pil" else _joined(pieces, num_frames, len(latents))
     return _joined((_bytes(finite(chunk)) for chunk in chunks), num_frames, len(latents))
+
+
+def _pieces(pipeline: LTX2PipelineBase, chunk: torch.Tensor, output_type: str) -> Iterable[torch.Tensor]:
+    """Frames of a chunk `[1, 3, f, H, W]` on their way into a file."""
+    return (
+        pixels.decoded_frames(chunk[0])
+        if output_type == "uint8"
+        else torch.as_tensor(pipeline.shown(chunk, output_type))
+    )
 
 
 def _reported(chunks: Iterable[torch.Tensor], file: ClipFile) -> Iterator[torch.Tensor]:
@@ -108,7 +117,7 @@ def video_as(pipeline: LTX2PipelineBase, video: torch.Tensor, output_type: str) 
     """Pixels `[B, 3, F, H, W]` in [-1, 1] in the wished type."""
     if output_type == "uint8":
         return torch.stack([torch.cat(list(pixels.decoded_frames(item))) for item in video])
-    return pipeline.video_processor.postprocess_video(video, output_type=output_type)
+    return pipeline.shown(video, output_type)
 
 
 def original_frames(pipeline: LTX2PipelineBase, given: torch.Tensor, batch_size: int, output_type: str) -> Decoded:

@@ -18,12 +18,13 @@ from ..conditioning.dfr_layout import check_tiles, trim_canvas, video_tile_plan
 from ..conditioning.streams import States, Streams, Tensors
 from ..guidance import NEUTRAL, MultiModalGuiderParams
 from ..guidance.scales import UNGUIDED, Guiders, always_negative, build_guiders, check_options, cross_timestep_mode
-from ..media import files, waveforms, writing
+from ..media import files, waveforms
 from ..media.writing import ClipFile
 from ..models.duration_head import SECONDS, frames_within
 from ..prompts import Contexts, Prompts, ReadPrompts
 from ..sampling import GuidedDenoiser, Sampler, denoise, get_sampler, with_latents
 from ..sampling.ranks import agreed
+from ..sampling.samplers import BesideNoise
 from ..sampling.tiles import TiledTransformer, check_uncached
 from ..schedulers.levels import check_sigmas, noise_levels
 from .arguments import BOTH, Callback, Delivery, Request, Sampling, Scales, Stage, Start
@@ -37,7 +38,7 @@ from .plan import ClipPlan, check_decodable_size, check_speed, frame_stride, pla
 
 DECODERS = {"vae": "vae", "diffusion": "diffusion_decoder"}
 """What the argument `decoder` of calls may be, and the component that it stands for."""
-OUTPUT_TYPES = ("pil", "np", "pt", "uint8", "latent")
+OUTPUT_TYPES = LTX2PipelineOutput.forms
 UPSAMPLER = "latent_upsampler"
 _NONE = Streams(False, False)
 _REPLACEABLE = ("latents", "audio_latents")
@@ -444,7 +445,7 @@ def _check_decoding(pipeline: LTX2GenerationPipeline, decoder: str, plan: ClipPl
 def reads_negative(pipeline: LTX2GenerationPipeline, request: Request) -> bool:
     """Whether the negative prompt is read by any pass."""
     pipeline.require(*_components(request))
-    guiders = (g for stage in request.stages for g in stage_guiders(pipeline, stage, request.streams) if g is not None)
+    guiders = (g for stage in request.stages for g in stage_guiders(pipeline, stage, request.present) if g is not None)
     options = (stage.guidance_options for stage in request.stages)
     # Building the guiders has refused what are no options.
     return any(g.do_unconditional_generation() for g in guiders) or any(o is not None and o.nag for o in options)
@@ -473,7 +474,8 @@ def generate(
         passes.append(made)
         if pipeline._interrupt:
             break
-    latents = latents._replace(audio=sounds[-1 if pipeline._interrupt else request.audio_stage])
+    sound = None if request.idle_audio else sounds[-1 if pipeline._interrupt else request.audio_stage]
+    latents = latents._replace(audio=sound)
     sigmas += [one.sigmas.tolist() for one in runs[len(sigmas) :]]
     single = len(runs) == 1
     info = {
@@ -600,12 +602,13 @@ def _prepared_stage(
         check_tiles(stage.tiles, plan.video[2:])
         check_uncached(getattr(pipeline, stage.transformer))
     check_options(stage.guidance_options, Streams(*(here and not given for here, given in zip(request.streams, held))))
-    guiders = stage_guiders(pipeline, stage, request.streams)
+    guiders = stage_guiders(pipeline, stage, request.present)
     sigmas = _levels(pipeline, stage, plan.num_video_tokens)
     name = ("euler" if index else preset.sampler) if stage.sampler is None else stage.sampler
     _check_negative_is_made(name, guiders, sigmas)
     cross_timestep = cross_timestep_mode(request.use_cross_timestep, preset)
     stage, sampler = replace(stage, sampler=name), get_sampler(name, request.start.generator)
+    sampler = BesideNoise(sampler) if request.idle_audio else sampler
     return StageRun(stage, plan, sigmas, guiders, sampler, (), cross_timestep)
 
 
@@ -617,12 +620,13 @@ def _check_values(request: Request, batch_size: int, pipeline: LTX2GenerationPip
             "`generator` is not given, but processes that share a call need equal noise; give one of the same seed in each"
         )
     checks.check_attention_kwargs(request.attention_kwargs)
-    checks.check_choice("output_type", delivery.output_type, OUTPUT_TYPES)
+    checks.check_choice("output_type", delivery.output_type, pipeline.output_class.forms)
     unknown = [name for name in delivery.callback_inputs if name not in watchable]
     if unknown:
         raise ValueError(f"`callback_on_step_end_tensor_inputs` has to be in {list(watchable)} but contains {unknown}")
     checks.check_float_tensors(latents=start.latents, audio_latents=start.audio_latents)
-    check_save_path(delivery.save_path, delivery.output_type, batch_size, request.streams.video)
+    kind = pipeline.output_class.file_type
+    check_save_path(delivery.save_path, delivery.output_type, batch_size, request.streams.video, kind)
     count = len(request.stages)
     if request.audio_stage not in range(-count, count):
         raise ValueError(
@@ -636,7 +640,9 @@ def _check_values(request: Request, batch_size: int, pipeline: LTX2GenerationPip
         check_noise_levels(name, getattr(delivery, name), batch_size)
 
 
-def check_save_path(path: Any, output_type: str, batch_size: int = 1, makes_video: bool = True) -> None:
+def check_save_path(
+    path: Any, output_type: str, batch_size: int = 1, makes_video: bool = True, file_type: type[ClipFile] = ClipFile
+) -> None:
     """A file to be written must be of the right kind, and one that can be written.
 
     Raises:
@@ -647,18 +653,13 @@ def check_save_path(path: Any, output_type: str, batch_size: int = 1, makes_vide
         return
     if output_type == "latent":
         raise ValueError('`save_path` is given, but output_type="latent" makes no frames; leave one of them out')
-    kind = (
-        (writing.VIDEO_SUFFIXES, "the video of `save_path`")
-        if makes_video
-        else ((".wav",), "the sound of `save_path`")
-    )
-    file = ClipFile.of(path)
-    if file is path and not makes_video:
+    kind = (file_type.suffixes, "the video of `save_path`") if makes_video else ((".wav",), "the sound of `save_path`")
+    if isinstance(path, ClipFile) and not makes_video:
         raise ValueError(
             "`save_path` says how frames are written, but this call makes sound alone; give the name of a file"
         )
     files.check_suffix(path, *kind)
-    file.check(batch_size)
+    (file_type if makes_video else ClipFile).of(path).check(batch_size)
 
 
 def check_noise_levels(name: str, value: float | list[float] | None, batch_size: int) -> None:
@@ -810,10 +811,10 @@ def deliver(pipeline: LTX2GenerationPipeline, made: Generated, delivery: Deliver
     audio, rate = _delivered_audio(pipeline, made, delivery, kept)
     info = {**made.info, "output_type": delivery.output_type}
     if delivery.save_path is not None:
-        delivery = replace(delivery, output_type="uint8")
+        delivery = replace(delivery, output_type=pipeline.output_class.written_form)
     frames = _delivered_video(pipeline, made, delivery, kept.video)
     frame_rate = None if frames is None else made.plan.frame_rate
-    output = LTX2PipelineOutput(frames, audio, frame_rate, rate, info, *originals.paths)
+    output = pipeline.output_class(frames, audio, frame_rate, rate, info, *originals.paths)
     if delivery.save_path is not None:
         output = output.moved_to(delivery.save_path)
     pipeline.maybe_free_model_hooks()

@@ -82,6 +82,8 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
 
     kind: str | None = None
     """Kind of checkpoint whose reference settings hold; default what the scheduler says."""
+    marks_keyframes: bool = True
+    """Whether a transformer that asks for it is told which tokens stand for a single frame."""
     audio_vae: AudioVAE
     text_encoder: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -290,14 +292,15 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
     def sizes(self) -> ModelSizes:
         """What the networks make of pixels, frames and seconds; a missing component leaves the published values."""
         audio = None if self.audio_vae is None else self.audio_vae.config
+        mel_bins = (64 if audio is None else audio.mel_bins) // self.audio_vae_mel_compression_ratio
         return ModelSizes(
             self.vae_spatial_compression_ratio,
             self.vae_temporal_compression_ratio,
             self.transformer.config.in_channels,
             self.transformer_spatial_patch_size,
-            self.transformer.config.use_keyframes_abs_pos_embedding,
-            8 if audio is None else audio.latent_channels,
-            (64 if audio is None else audio.mel_bins) // self.audio_vae_mel_compression_ratio,
+            self.marks_keyframes and self.transformer.config.use_keyframes_abs_pos_embedding,
+            self.transformer.config.audio_in_channels // mel_bins if audio is None else audio.latent_channels,
+            mel_bins,
             self.audio_sampling_rate,
             self.audio_hop_length,
             self.audio_vae_temporal_compression_ratio,

@@ -4,7 +4,7 @@ import os
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import PIL.Image
@@ -13,6 +13,7 @@ from diffusers.utils import BaseOutput
 
 from ..checks import check_positive
 from ..media import audio_tracks, copying, files, muxing, pixels, waveforms, writing
+from ..media.hdr.writing import HDRFile, write_hdr
 from ..models import mel
 
 Decoded = list[list[PIL.Image.Image]] | np.ndarray | torch.Tensor
@@ -48,6 +49,12 @@ class LTX2PipelineOutput(BaseOutput):
     info: Info | None = None
     video_source: str | None = None
     audio_source: str | None = None
+    forms: ClassVar[tuple[str, ...]] = ("pil", "np", "pt", "uint8", "latent")
+    """What `output_type` may be."""
+    written_form: ClassVar[str] = "uint8"
+    """The form that frames have on their way into a file."""
+    file_type: ClassVar[type[writing.ClipFile]] = writing.ClipFile
+    """What says how a video is written."""
 
     def save(
         self,
@@ -80,7 +87,7 @@ class LTX2PipelineOutput(BaseOutput):
             OSError: If a file cannot be written; the message names it, and no other file was written.
         """
         self._check_decoded()
-        file = writing.ClipFile.of(path)
+        file = self.file_type.of(path) if self.frames is not None else writing.ClipFile.of(path)
         if self.frames is None and file is path:
             raise ValueError(
                 "`path` says how frames are written, and the output holds none; give the name of a WAV file"
@@ -166,6 +173,29 @@ class LTX2DFRPipelineOutput(LTX2PipelineOutput):
     keyframe_positions: list[int] | None = None
 
 
+@dataclass
+class LTX2HDRPipelineOutput(LTX2PipelineOutput):
+    """Generated video as linear light.
+
+    Args:
+        frames: Linear Rec.709 light in which 1.0 is diffuse white, float32 `[B, F, H, W, 3]`: a tensor with the call's `output_type`
+            of `"pt"`, an array with `"np"`; shadows may lie a little below 0. With `"latent"` un-normalised latents
+            `[B, C, F', H', W']`.
+        audio: `None`.
+
+    [`save`] writes it as [`write_hdr`] does: an `.mp4` or `.mov` file in PQ, or a sequence of `.exr` or `.png`; an [`HDRFile`] says
+    more. Its `encoder_options` are `crf` and `preset`.
+    """
+
+    forms: ClassVar[tuple[str, ...]] = ("pt", "np", "latent")
+    written_form: ClassVar[str] = "pt"
+    file_type: ClassVar[type[writing.ClipFile]] = HDRFile
+
+    def _write(self, path: writing.ClipFile, index: int, encoder_options: dict[str, Any]) -> None:
+        frames: Any = self.frames
+        write_hdr(path, frames[index], _known("frame_rate", self.frame_rate), **encoder_options)
+
+
 def _known(name: str, rate: Rate | None) -> Rate:
     if rate is None:
         raise ValueError(
@@ -192,7 +222,7 @@ def announce_encoding(sources: Iterable[str | None], path: str | os.PathLike | N
         sources: Files of the pictures and of the sound that are handed over as they are; `None` for each that is not.
         path: The file, where the call knows it; default one that ends in `.mp4`.
     """
-    file = writing.ClipFile.of("clip.mp4" if path is None else path)
+    file = path if isinstance(path, writing.ClipFile) else writing.ClipFile("clip.mp4" if path is None else path)
     suffix = os.path.splitext(file)[1].lower()
     for kind, source in zip(("video", "audio") if file.sound else ("video",), sources):
         if source is not None:

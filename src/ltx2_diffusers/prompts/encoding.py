@@ -54,6 +54,8 @@ class Prompts:
         num_videos_per_prompt: Videos per prompt.
         max_sequence_length: Text positions of texts, see [`TextEncoder.fitting_length`]; given states keep theirs.
         enhancement: Whether and how the prompt is rewritten first.
+        contexts: What the streams attend to, `[B, T, W]`, in place of all of these; with guidance the rows of the negative prompts
+            stand before those of the prompts.
     """
 
     prompt: str | list[str] | None
@@ -63,6 +65,7 @@ class Prompts:
     num_videos_per_prompt: int = 1
     max_sequence_length: int = DEFAULT_TEXT_POSITIONS
     enhancement: Enhancement = Enhancement()
+    contexts: TextContext | None = None
 
     @property
     def as_states(self) -> bool:
@@ -291,10 +294,8 @@ def check_prompts(prompts: Prompts) -> int:
                     raise ValueError(f"`{name}` is an empty list; give at least one text")
             counts[name] = 1 if isinstance(given, str) else len(given)
     _check_together(prompts.embeds, counts, isinstance(prompts.negative_prompt, str))
-    check_at_least_one(
-        num_videos_per_prompt=prompts.num_videos_per_prompt, max_sequence_length=prompts.max_sequence_length
-    )
-    check_most(MAX_VIDEOS, num_videos_per_prompt=prompts.num_videos_per_prompt)
+    check_at_least_one(max_sequence_length=prompts.max_sequence_length)
+    check_videos(prompts.num_videos_per_prompt)
     wish = prompts.enhancement
     if wish.enabled and prompts.prompt is None:
         raise ValueError("`enable_prompt_enhancement` needs `prompt`; precomputed `prompt_embeds` cannot be rewritten")
@@ -307,6 +308,30 @@ def check_prompts(prompts: Prompts) -> int:
         raise ValueError(f"`{given[0]}` is only read with `enable_prompt_enhancement=True`; set it or leave it out")
     check_seed("prompt_enhancement_seed", wish.seed)
     return counts["prompt"]
+
+
+def check_videos(count: int) -> int:
+    """Check how many videos a prompt makes, and return it."""
+    check_at_least_one(num_videos_per_prompt=count)
+    check_most(MAX_VIDEOS, num_videos_per_prompt=count)
+    return count
+
+
+def check_contexts(contexts: TextContext, with_negative: bool) -> int:
+    """Check how many contexts are given, and return the number of prompts."""
+    rows = len(contexts.video)
+    if rows != len(contexts.audio) or contexts.video.shape[1] != contexts.audio.shape[1]:
+        shapes = tuple(contexts.video.shape), tuple(contexts.audio.shape)
+        raise ValueError(
+            f"`connector_video_embeds` {shapes[0]} and `connector_audio_embeds` {shapes[1]} must have as many rows and positions "
+            "[B, T]; give those of the same prompts"
+        )
+    if with_negative and rows % 2:
+        raise ValueError(
+            f"`connector_video_embeds` has {rows} rows, but a guided call reads two per prompt: those of all negative prompts, "
+            "then those of all prompts; give both, or set `guidance_scale=1.0`"
+        )
+    return rows // 2 if with_negative else rows
 
 
 def _check_embeds(name: str, embeds: torch.Tensor, mask: torch.Tensor | None) -> int:

@@ -14,7 +14,16 @@ from ..conditioning import TextContext
 from ..memory.on_demand import fingerprint_of, session
 from .cache import EncodedBy, PromptCache, PromptKey
 from .chat import ChatModel
-from .encoding import EMBEDS, Contexts, Prompts, TextEncoder, check_prompts, check_text_width
+from .encoding import (
+    EMBEDS,
+    Contexts,
+    Prompts,
+    TextEncoder,
+    check_contexts,
+    check_prompts,
+    check_text_width,
+    check_videos,
+)
 from .enhancement import enhance
 
 
@@ -59,6 +68,8 @@ class PromptReader:
             with_picture: Whether they are rewritten for a picture.
             watched: Names of tensors that somebody watches.
         """
+        if prompts.contexts is not None:
+            return check_contexts(prompts.contexts, with_negative) * check_videos(prompts.num_videos_per_prompt)
         count, wish, asked = check_prompts(prompts), prompts.enhancement, prompts.max_sequence_length
         if "connectors" not in self.encoder.absent:
             config = self.encoder.connectors.config
@@ -92,6 +103,8 @@ class PromptReader:
             generator: Its initial seed takes the place of the enhancement's.
             picture: First picture of the video, which a rewritten prompt continues.
         """
+        if prompts.contexts is not None:
+            return self._given(prompts, prompts.contexts, with_negative, watched)
         enhanced, embeds = None, {}
         with session(self.encoder.model):
             if prompts.enhancement.enabled:
@@ -113,6 +126,17 @@ class PromptReader:
                         embeds[name] = None if part is None else part.padded(max(length, longest)).hidden.flatten(2)
         times = prompts.num_videos_per_prompt
         return ReadPrompts(enhanced, (positive.repeat(times), negative and negative.repeat(times)), embeds)
+
+    def _given(
+        self, prompts: Prompts, contexts: TextContext, with_negative: bool, watched: Collection[str]
+    ) -> ReadPrompts:
+        """Contexts as they are given, of no states that anybody could watch."""
+        parts = (part.to(self.encoder.device, self.dtype) for part in (contexts.video, contexts.audio))
+        kinds = 1 + with_negative
+        split = TextContext(*parts).split([len(contexts.video) // kinds] * kinds)
+        *negative, positive = (part.repeat(prompts.num_videos_per_prompt) for part in split)
+        unknown: dict[str, torch.Tensor | None] = {name: None for name in EMBEDS if name in watched}
+        return ReadPrompts(None, (positive, negative[0] if negative else None), unknown)
 
     def _cache_for(self, as_states: bool, watched: Collection[str]) -> PromptCache | None:
         """The cache, unless states are given or watched."""

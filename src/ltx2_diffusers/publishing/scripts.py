@@ -14,6 +14,7 @@ from .card import Card, Origin
 LORA_TAGS = ("lora", "template:sd-lora")
 """Tags by which the Hub knows a LoRA."""
 PROMPT = "A lighthouse on a cliff at dusk, waves below."
+_LEVELS = ("num_inference_steps", "sigmas")
 _SIZES = ("width", "height", "num_frames", "frame_rate")
 # diffusers' own reader of videos needs a further package.
 _CLIP = '[frame.to_image() for frame in av.open("{}").decode(video=0)]'
@@ -26,11 +27,13 @@ class Theirs(NamedTuple):
         arguments: Its arguments beside the prompt, as they are written.
         imports: Statements that they need.
         unpacked: What it returns.
+        writes: The statement that writes `video`, where that is not what writes other clips.
     """
 
     arguments: tuple[str, ...] = ()
     imports: tuple[str, ...] = ()
     unpacked: str = "video, audio"
+    writes: str | None = None
 
 
 class Call(NamedTuple):
@@ -97,6 +100,22 @@ CALLS = {
             _VIDEO,
             "video-to-video",
             theirs=Theirs(('**torch.load("pass.pt")',), unpacked="video, audio, _, _"),
+        ),
+        Call(
+            "LTX2HDRPipeline",
+            ('reference_conditions=LTX2HDRReferenceCondition("reference.mp4")',),
+            ("hdr", "ic-lora", *_VIDEO),
+            "video-to-video",
+            imports=("LTX2HDRReferenceCondition",),
+            theirs=Theirs(
+                (f"reference_conditions=LTX2HDRReferenceCondition({_CLIP.format('reference.mp4')})",),
+                (
+                    "import av",
+                    "from diffusers.pipelines.ltx2 import LTX2HDRReferenceCondition",
+                    "from diffusers.pipelines.ltx2.export_utils import encode_hdr_tensor_to_mp4",
+                ),
+                'encode_hdr_tensor_to_mp4(video[0], "sample.mp4", frame_rate=24.0)',
+            ),
         ),
         Call("LTX2TwoStagePipeline"),
         Call("LTX2DistilledPipeline"),
@@ -182,13 +201,17 @@ class Script:
         plain = [line for line in imports if line.startswith("import ")]
         lines = [*plain, "import torch", f"from diffusers import {names}"]
         lines += [line for line in imports if line not in plain]
-        lines += [f"from diffusers.utils import {', '.join(utilities)}"]
+        lines += [f"from diffusers.utils import {', '.join(utilities)}"] * (theirs.writes is None)
         lines += ["from ltx2_diffusers import packaged_checkpoint"] * self.packaged
         arguments = [*self._prompt, *theirs.arguments, *self._size(True)]
         lines += ["", *self._loading(call), *self.theirs_after]
         if call.pipeline == _UPSAMPLING:
             lines += _called("(video,) = pipe(", [*arguments, "return_dict=False"])
             return [*lines, 'encode_video(video[0], fps=24, output_path="sample.mp4")']
+        if theirs.writes is not None:
+            levels = {name: value for name, value in (self.settings or {}).items() if name in _LEVELS}
+            arguments += [f"{name}={value!r}" for name, value in levels.items()]
+            return [*lines, *_called("video, _ = pipe(", [*arguments, "return_dict=False"]), theirs.writes]
         taken = inspect.signature(getattr(diffusers, call.pipeline).__call__).parameters.keys() - self.size.keys()
         arguments += [f"{name}={value!r}" for name, value in (self.settings or {}).items() if name in taken]
         rate = self.size.get("frame_rate", 24.0)

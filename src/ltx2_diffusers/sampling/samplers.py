@@ -253,6 +253,37 @@ class Res2sSampler:
         return renewed * mask + _wide(state.clean_latent) * (1.0 - mask)
 
 
+class BesideNoise:
+    """Moves the video alone; the sound that runs along keeps the noise it starts with.
+
+    Args:
+        sampler: Moves the video.
+    """
+
+    def __init__(self, sampler: Sampler) -> None:
+        self.sampler = sampler
+        self.predictions_per_step = sampler.predictions_per_step
+
+    def step(self, predict: Predict, states: States, sigmas: torch.Tensor, step: int) -> tuple[States, Tensors]:
+        """See [`Sampler.step`]."""
+        asked = _VideoPredictor(predict, states.audio)
+        moved, prediction = self.sampler.step(asked, states._replace(audio=None), sigmas, step)
+        return moved._replace(audio=states.audio), prediction
+
+
+class _VideoPredictor:
+    """Predicts the video, to which the network hears `audio`."""
+
+    def __init__(self, predict: Predict, audio: LatentState | None) -> None:
+        self.predict, self.audio = predict, audio
+
+    def __call__(self, states: States, sigma: torch.Tensor) -> Tensors:
+        return self.predict(states._replace(audio=self.audio), sigma)._replace(audio=None)
+
+    def negative(self) -> Tensors:
+        return self.predict.negative()
+
+
 def _wide(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor in float64, or in float32 on devices that have nothing wider."""
     return tensor.to(torch.float32 if tensor.device.type == "mps" else torch.float64)

@@ -19,7 +19,8 @@ _OWN = {
     *("output", "preview", "preview_every", "prompt_cache", "no_text_encoder", "num_videos"),
     *("checkpoint", "text_encoder", "upsampler", "diffusion_decoder", "lora", "distilled_lora"),
     *("device", "dtype", "offload", "tiling", "quantize", "calibration", "fuse_lora", "vram", "ram", "allow_lossy"),
-    *("release_text_encoder", "step_cache", "compile"),
+    # Browsers do not show what it makes.
+    *("release_text_encoder", "step_cache", "compile", "hdr"),
 }
 SERVED = {name: option for name, option in OPTIONS.items() if name not in _OWN}
 _FLAG = re.compile(r"--([a-z][a-z0-9-]*)")

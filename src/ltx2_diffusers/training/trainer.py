@@ -33,7 +33,7 @@ from ..atomic import complete_file
 from ..conditioning import Streams
 from ..data.dataset import PrecomputedDataset, check_not_smaller
 from ..data.samples import AUDIO_TEXT, TEXT_MASK, VIDEO_TEXT, Sample, padded_rows
-from ..data.tables import library
+from ..extras import library
 from ..publishing import CARD_NAME, check_repository_name, put_card
 from .batches import BatchOrder, check_widths, kinds_of, make_loader, names_of
 from .checkpoints import (

@@ -4,6 +4,7 @@ from .condition import Condition, Conditions, Opened, Studio, as_conditions, che
 from .pictures import (
     FirstFrameCondition,
     ImageCondition,
+    LTX2HDRReferenceCondition,
     LTX2ReferenceCondition,
     LTX2VideoCondition,
     OpenedPictures,

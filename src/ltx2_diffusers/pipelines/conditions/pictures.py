@@ -17,7 +17,7 @@ import torch
 
 from ... import checks, conditioning
 from ...media.frames import Frames, as_image, as_video_frames, check_crf, one_picture, rate_to_read, read_frames
-from ...media.preprocess import fitted_frames, subsampled_frames
+from ...media.preprocess import fit_inside, fitted_frames, subsampled_frames
 from ..plan import ClipPlan
 from .condition import Condition, Items, Opened, Studio, video_item
 
@@ -303,6 +303,10 @@ class LTX2ReferenceCondition(Condition):
         pixels = read_frames(self.frames, plan.clip_frames, float_range=1.0, frame_rate=rate)
         return OpenedReference(studio, self, pixels)
 
+    def fitted(self, pixels: torch.Tensor, frames: Sequence[int], height: int, width: int) -> torch.Tensor:
+        """Frames of a clip as the video encoder takes them."""
+        return fitted_frames(pixels, frames, height, width)
+
     def factors(self, studio: Studio) -> tuple[int, int]:
         """Downscale and temporal factor: what is given, else what the active LoRAs ask for."""
         factors = []
@@ -321,6 +325,22 @@ class LTX2ReferenceCondition(Condition):
                     )
             factors.append(asked if given is None else given)
         return factors[0], factors[1]
+
+
+@dataclass(frozen=True)
+class LTX2HDRReferenceCondition(LTX2ReferenceCondition):
+    """A video of standard range that an HDR IC-LoRA gives a high one.
+
+    It is scaled down to fit into the video, if need be, and continued by reflection at the right and at the bottom; nothing is
+    cropped. Fields are those of [`LTX2ReferenceCondition`].
+    """
+
+    # No text says how long a given clip is.
+    sets_length = True
+
+    def fitted(self, pixels: torch.Tensor, frames: Sequence[int], height: int, width: int) -> torch.Tensor:
+        """Frames of a clip as the video encoder takes them."""
+        return fitted_frames(pixels, frames, height, width, fit_inside)
 
 
 @dataclass(frozen=True)
@@ -353,7 +373,8 @@ class OpenedReference(Opened):
         """Encode the reference at its share of the stage's size."""
         factor, scale = self.given.factors(self.studio)
         sides = (plan.height // factor, plan.width // factor)
-        latent = self.studio.encode_video(fitted_frames(self.pixels, self._kept(plan, scale), *sides))
+        pixels = self.given.fitted(self.pixels, self._kept(plan, scale), *sides)
+        latent = self.studio.encode_video(pixels)
         strength = self._token_strength(latent)
         return video_item(
             conditioning.VideoConditionByReferenceLatent(latent, factor, self.given.strength, scale, strength)

@@ -69,13 +69,20 @@ class LTX2ConditionPipeline(LTX2GenerationPipeline):
         return run_conditioned(self, call, as_conditions("conditions", call.conditions))
 
 
-def run_conditioned(pipeline: LTX2ConditionPipeline, call: Arguments, conditions: Sequence[Condition]) -> Result:
-    """Generate in one stage; noise is drawn for the whole sequence, appended conditions included."""
+def run_conditioned(
+    pipeline: LTX2ConditionPipeline, call: Arguments, conditions: Sequence[Condition], **streams: Any
+) -> Result:
+    """Generate in one stage; noise is drawn for the whole sequence, appended conditions included.
+
+    Args:
+        pipeline, call, conditions: What is asked for.
+        streams: `streams` and `idle_audio` of the request.
+    """
     _check_audio_scheduler(pipeline)
     if call.noise_scale is None and call.sigmas is not None:
         # diffusers starts from the level as given, even where the scheduler shifts it.
         call = replace(call, noise_scale=float(check_sigmas(call.sigmas)[0]))
-    return run(pipeline, *call.request(stage_list(pipeline, call.sampling), conditions, packed_noise=True))
+    return run(pipeline, *call.request(stage_list(pipeline, call.sampling), conditions, **streams, packed_noise=True))
 
 
 def _check_audio_scheduler(pipeline: LTX2ConditionPipeline) -> None:

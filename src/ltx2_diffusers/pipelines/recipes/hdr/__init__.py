@@ -1,0 +1,1 @@
+"""Video of high dynamic range from video of standard range."""

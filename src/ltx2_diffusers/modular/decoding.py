@@ -1,0 +1,141 @@
+"""Blocks from denoised tokens to videos and sound."""
+
+from typing import Any
+
+from .. import checks
+from ..conditioning import AudioLatentShape, AudioPatchifier
+from ..pipelines.arguments import Delivery
+from ..pipelines.decoding import video_as
+from ..pipelines.engine import OUTPUT_TYPES, check_noise_levels, decode_audio, decode_video
+from ..pipelines.plan import check_decodable_size
+from .declarations import Auto, Leaf, Sequential, with_default
+from .encoding import clip_of
+
+
+class LTX2TrimConditionTokensStep(Leaf):
+    """Takes the tokens of conditions away."""
+
+    reads = ("latents!", "base_token_count!")
+    writes = ("latents",)
+
+    def run(self, components: Any, b: Any) -> None:  # noqa: ARG002 (blocks are called alike)
+        b.latents = b.latents[:, : b.base_token_count]
+
+
+def _unpacked(components: Any, b: Any) -> Any:
+    """The normalised latents of a state, `[B, C, F, h, w]`."""
+    checks.check_choice("output_type", b.output_type, OUTPUT_TYPES)
+    plan = clip_of(components, b, len(b.latents))
+    return plan.tools.video.patchifier.unpatchify(b.latents, plan.video)
+
+
+class LTX2VaeDecoderStep(Leaf):
+    """Decodes the videos, or hands over their un-normalised latents."""
+
+    reads = (
+        "latents!",
+        "output_type",
+        "height",
+        "width",
+        "num_frames",
+        "decode_timestep",
+        "decode_noise_scale",
+        "generator",
+        "batch_size",
+        "dtype!",
+    )
+    writes = ("videos",)
+    needs = ("vae", "video_processor")
+
+    def run(self, components: Any, b: Any) -> None:
+        latents = _unpacked(components, b)
+        if b.output_type == "latent":
+            b.videos = components.denormalized_video(latents)
+            return
+        components.require("vae")
+        check_decodable_size(b.height, b.width, components.vae.min_latent_side * components.sizes.spatial_ratio)
+        for name in ("decode_timestep", "decode_noise_scale"):
+            check_noise_levels(name, getattr(b, name), len(latents))
+        levels = (b.decode_timestep, b.decode_noise_scale, b.generator)
+        b.videos = decode_video(components, latents.to(b.dtype), Delivery(b.output_type, True, None, (), *levels))
+
+
+class LTX2DiffusionVaeDecoderStep(Leaf):
+    """Decodes the videos with the diffusion decoder of LTX-2.5, which draws noise, or hands over their latents."""
+
+    reads = ("latents!", "output_type", "height", "width", with_default("num_frames", 121), "generator", "dtype!")
+    writes = ("videos",)
+    needs = ("diffusion_decoder", "video_processor")
+
+    def run(self, components: Any, b: Any) -> None:
+        latents = _unpacked(components, b)
+        if b.output_type == "latent":
+            b.videos = components.denormalized_video(latents)
+            return
+        components.require("diffusion_decoder")
+        decoder = components.diffusion_decoder
+        latents = components.denormalized_video(latents.to(b.dtype)).to(decoder.dtype)
+        video = decoder.decode(latents, generator=b.generator, return_dict=False)[0]
+        checks.check_finite("the decoded video", video, "decode in float32: pipe.diffusion_decoder.to(torch.float32)")
+        b.videos = video_as(components, video, b.output_type)
+
+
+class LTX2AudioDecoderStep(Leaf):
+    """Decodes the sound, or hands over its un-normalised latents."""
+
+    reads = ("audio_latents!", "audio_num_frames!", "output_type")
+    writes = ("audio",)
+    needs = ("audio_vae", "vocoder")
+
+    def run(self, components: Any, b: Any) -> None:
+        components.require("audio_vae", *([] if b.output_type == "latent" else ["vocoder"]))
+        sizes = components.sizes
+        shape = AudioLatentShape(len(b.audio_latents), sizes.audio_channels, b.audio_num_frames, sizes.audio_mel_bins)
+        b.audio = decode_audio(components, AudioPatchifier().unpatchify(b.audio_latents, shape), b.output_type)
+
+
+class LTX2DecoderStep(Sequential):
+    """Decodes videos and sound."""
+
+    block_classes = [LTX2VaeDecoderStep, LTX2AudioDecoderStep]
+    block_names = ["video_decode", "audio_decode"]
+
+
+class LTX2ConditionDecoderStep(Sequential):
+    """The same without the tokens of conditions."""
+
+    block_classes = [LTX2TrimConditionTokensStep, *LTX2DecoderStep.block_classes]
+    block_names = ["trim_condition_tokens", *LTX2DecoderStep.block_names]
+
+
+class LTX2AutoDecoderStep(Auto):
+    """Decodes videos and sound, without the tokens of conditions if there are any."""
+
+    block_classes = [LTX2ConditionDecoderStep, LTX2DecoderStep]
+    block_names = ["condition", "default"]
+    block_trigger_inputs = ["base_token_count", None]
+
+
+class LTX25DecoderStep(Sequential):
+    """Decodes videos with the diffusion decoder, and their sound."""
+
+    model_name = "ltx2.5"
+    block_classes = [LTX2DiffusionVaeDecoderStep, LTX2AudioDecoderStep]
+    block_names = LTX2DecoderStep.block_names
+
+
+class LTX25ConditionDecoderStep(Sequential):
+    """The same without the tokens of conditions."""
+
+    model_name = "ltx2.5"
+    block_classes = [LTX2TrimConditionTokensStep, *LTX25DecoderStep.block_classes]
+    block_names = LTX2ConditionDecoderStep.block_names
+
+
+class LTX25AutoDecoderStep(Auto):
+    """The same, without the tokens of conditions if there are any."""
+
+    model_name = "ltx2.5"
+    block_classes = [LTX25ConditionDecoderStep, LTX25DecoderStep]
+    block_names = LTX2AutoDecoderStep.block_names
+    block_trigger_inputs = LTX2AutoDecoderStep.block_trigger_inputs

@@ -17,6 +17,7 @@ _MODULES = {
     ".models.vocoder": ("LTX2Vocoder", "LTX2VocoderWithBWE"),
     ".models.connectors": ("LTX2TextConnectors",),
     ".models.latent_upsampler": ("LTX2LatentUpsamplerModel",),
+    ".models.duration_head": ("LTX2DurationHead",),
     ".schedulers.scheduling_ltx2": ("LTX2Scheduler",),
     ".pipelines.recipes.text_to_video": ("LTX2Pipeline",),
     ".models.modality_front": ("LTX2ModalityModel",),
@@ -73,7 +74,6 @@ _BASE_CLASSES = {
 
 # What diffusers 0.42.1 has for LTX-2 and this package has not, and the module of diffusers that has it.
 _LACKING = {
-    "LTX2DurationHead": "diffusers.pipelines.ltx2",
     "LTX2VideoHDRProcessor": "diffusers.pipelines.ltx2",
     "LTX2HDRReferenceCondition": "diffusers.pipelines.ltx2",
     "LTX2VideoDecodeOutput": "diffusers.pipelines.ltx2",

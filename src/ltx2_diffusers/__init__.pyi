@@ -26,6 +26,7 @@ from .memory.streaming import stop_streaming as stop_streaming
 from .memory.streaming import stream_blocks as stream_blocks
 from .models.audio_vae import AutoencoderKLLTX2Audio as AutoencoderKLLTX2Audio
 from .models.connectors import LTX2TextConnectors as LTX2TextConnectors
+from .models.duration_head import LTX2DurationHead as LTX2DurationHead
 from .models.latent_upsampler import LTX2LatentUpsamplerModel as LTX2LatentUpsamplerModel
 from .models.modality_front import LTX2ModalityModel as LTX2ModalityModel
 from .models.text_cache import TextCache as TextCache

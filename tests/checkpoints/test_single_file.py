@@ -20,7 +20,7 @@ OUTPUTS = [path for path in golden_cases("checkpoint/outputs") if not path.stem.
 CASES = [
     (path, component)
     for path in CHECKPOINTS
-    for component in (("latent_upsampler",) if "upscaler" in path.name else keys.COMPONENTS[:-1])
+    for component in (("latent_upsampler",) if "upscaler" in path.name else class_names.PIPELINE_COMPONENTS)
 ]
 transformer_class = CLASSES["LTX2AVTransformer3DModel"]
 vae_class = CLASSES["AutoencoderKLLTX2Video"]

@@ -31,7 +31,7 @@ WRONG = {
     "no frames": ({"num_frames": 0}, r"`num_frames` .* 0; use 1"),
     "frame rate": ({"frame_rate": 0.0}, r"`frame_rate` .* 0\.0"),
     "motion speed": ({"motion_speed": -1.0}, r"`motion_speed` .* -1\.0"),
-    "duration": ({"max_seconds": 5.0}, r"`max_seconds` \(5\.0\).*num_frames"),
+    "duration": ({"max_seconds": 5.0}, r"`max_seconds` is given \(5\.0\), but the length of this call is given"),
     # prompts
     "no prompt": ({"prompt": None}, r"either `prompt` or `prompt_embeds`"),
     "two prompts": ({"prompt_embeds": EMBEDS, "prompt_attention_mask": MASK}, r"either `prompt` or `prompt_embeds`"),

@@ -17,6 +17,7 @@ _PORTABLE_COMPONENTS = {
     "LTX2Vocoder": ("ltx2", "LTX2Vocoder"),
     "LTX2VocoderWithBWE": ("ltx2", "LTX2VocoderWithBWE"),
     "LTX2LatentUpsamplerModel": ("ltx2", "LTX2LatentUpsamplerModel"),
+    "LTX2DurationHead": ("ltx2", "LTX2DurationHead"),
 }
 _OURS = {pair: name for name, pair in _PORTABLE_COMPONENTS.items()}
 # Its configuration is a superset of the portable class's, so that it is translated only on the way out: a plain
@@ -34,6 +35,8 @@ _PORTABLE_PIPELINES = (
 
 # What an original file of a whole model holds, and a pipeline needs besides its text encoder.
 PIPELINE_COMPONENTS = ("transformer", "connectors", "vae", "audio_vae", "vocoder")
+# What the original files of some models hold beside these, and pipelines take.
+OPTIONAL_COMPONENTS = ("duration_head",)
 # Component folder -> our class; the vocoder has two.
 COMPONENT_CLASSES = {
     "transformer": ("LTX2AVTransformer3DModel",),
@@ -42,6 +45,7 @@ COMPONENT_CLASSES = {
     "audio_vae": ("AutoencoderKLLTX2Audio",),
     "vocoder": ("LTX2Vocoder", "LTX2VocoderWithBWE"),
     "latent_upsampler": ("LTX2LatentUpsamplerModel",),
+    "duration_head": ("LTX2DurationHead",),
 }
 # Class name, ours or diffusers' -> component folder.
 COMPONENT_OF = {

@@ -6,7 +6,7 @@ from typing import Any
 
 from diffusers.utils import logging
 
-from . import config_audio, config_transformer, config_video
+from . import config_audio, config_duration, config_transformer, config_video
 from .safetensors_io import Entry
 
 logger = logging.get_logger(__name__)
@@ -56,6 +56,8 @@ def to_diffusers(
     """
     if component == "latent_upsampler":
         return config_video.upsampler_to_diffusers(metadata_config)
+    if component == "duration_head":
+        return config_duration.duration_head_to_diffusers(metadata_config, entries or {})
     fields = metadata_config[_SECTIONS.get(component, component)]
     if component == "connectors":
         return config_transformer.connectors_to_diffusers(fields, _num_text_states(fields, entries or {}))
@@ -91,6 +93,10 @@ def _sections(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     metadata: dict[str, Any] = {"scheduler": _SCHEDULER}
     if "transformer" in configs or "connectors" in configs:
         metadata["transformer"] = config_transformer.to_original(configs.get("transformer"), configs.get("connectors"))
+    if "duration_head" in configs:
+        head = config_duration.duration_head_to_original(configs["duration_head"])
+        # The transformer says the same two widths, which are compared below.
+        metadata |= {**head, "transformer": {**head["transformer"], **metadata.get("transformer", {})}}
     return metadata | {name: write(configs[name]) for name, write in _WRITERS.items() if name in configs}
 
 

@@ -22,7 +22,7 @@ from . import folder as layout
 from .card import PipelineFacts, pipeline_card
 from .class_names import COMPONENT_OF, PIPELINE_COMPONENTS, class_name_for
 from .json_files import read_config
-from .original import OriginalCheckpoint, cast_floating, real_weights, stored_in_float8
+from .original import OriginalCheckpoint, cast_floating, real_weights, stacked_entries, stored_in_float8
 from .safetensors_io import Entry, read_folder, tensor_differences, write_file
 from .scaled_fp8 import without_scales
 from .versions import model_version
@@ -142,6 +142,7 @@ def convert_to_original(
         check_part(name, part, repr(str(source)))
     entries: dict[str, Entry] = {}
     for component, (tensors, _) in parts.items():
+        tensors = stacked_entries(component, tensors)
         renamed = keys.rename(component, tensors, to="original")
         entries |= {keys.original_prefix(component, name) + name: tensors[key] for key, name in renamed.items()}
     metadata = _original_metadata({name: config for name, (_, config) in parts.items()}, metadata_from)

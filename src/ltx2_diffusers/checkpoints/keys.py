@@ -8,11 +8,11 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
-from .class_names import PIPELINE_COMPONENTS
+from .class_names import OPTIONAL_COMPONENTS, PIPELINE_COMPONENTS
 
 Layout = Literal["original", "diffusers"]
 
-COMPONENTS = (*PIPELINE_COMPONENTS, "latent_upsampler")
+COMPONENTS = (*PIPELINE_COMPONENTS, *OPTIONAL_COMPONENTS, "latent_upsampler")
 
 TRANSFORMER_PARTS = {
     "patchify_proj": "proj_in",
@@ -55,6 +55,11 @@ _STATISTICS = {
 }
 # These two sit under `decoder.` only; the blocks' own embedders have the same name in both layouts.
 _DECODER_HEAD = {"last_time_embedder": "time_embedder", "last_scale_shift_table": "scale_shift_table"}
+# The one output projection of the duration head.
+_POOLED = ("attention_pooler.cross_attn.out_proj.", "attention_pooler.to_out.")
+# Queries, keys and values of an attention, which the original layout stores as one tensor by this name.
+_QUERY_KEY_VALUE = (".to_q.", ".to_k.", ".to_v.")
+_FUSED = {"duration_head": ".cross_attn.in_proj_"}
 # Written by the 2.0 trainer, read by no implementation; and the mark by which ComfyUI tells quantised models.
 _IGNORED = re.compile(r"per_channel_statistics\.(channel|mean-of-stds(_over_std-of-means)?)$|(.*\.)?scaled_fp8$")
 
@@ -62,7 +67,7 @@ _IGNORED = re.compile(r"per_channel_statistics\.(channel|mean-of-stds(_over_std-
 _PREFIXES = {
     "transformer": ("model.diffusion_model.", "diffusion_model.", "transformer.", ""),
     "connectors": ("model.diffusion_model.", "diffusion_model.", "connectors.", ""),
-    **{component: (f"{component}.", "") for component in ("vae", "audio_vae", "vocoder", "latent_upsampler")},
+    **{component: (f"{component}.", "") for component in COMPONENTS[2:]},
 }
 _PROJECTION_PREFIX = "text_embedding_projection."
 # Older video-only files know one connector, without the stream's name.
@@ -76,6 +81,7 @@ _MARKS = {
     "vae": re.compile(r"(encoder\.(down_blocks|mid_block)|decoder\.(up_blocks|mid_block))\."),
     "audio_vae": re.compile(r"(encoder\.(down|mid)|decoder\.(up|mid))\."),
     "vocoder": re.compile(r"((vocoder|bwe_generator)\.)?(conv_pre|conv_in|ups|upsamplers|resblocks)\."),
+    "duration_head": re.compile(r"attention_pooler\."),
     "latent_upsampler": re.compile(r"(initial_conv|post_upsample_res_blocks|upsampler)\."),
 }
 _VAES = ("vae", "audio_vae")
@@ -145,12 +151,27 @@ def rename(component: str, names: Iterable[str], to: Layout) -> dict[str, str]:
         return {name: statistics.get(name, name) for name in names}
     if component == "vocoder":
         return {name: _rename_vocoder(name, to) for name in names}
+    if component == "duration_head":
+        old, new = _POOLED if to == "diffusers" else _POOLED[::-1]
+        return {name: name.replace(old, new) for name in names}
     tables = {"transformer": TRANSFORMER_PARTS, "connectors": CONNECTOR_PARTS | PROJECTION_PARTS}
     renamed = {name: _map_parts(name, _direction(tables.get(component, {}), to)) for name in names}
     if component == "connectors" and to == "diffusers":
         unnamed = re.compile(rf"^{_UNNAMED_CONNECTOR}\.")
         return {name: unnamed.sub("video_connector.", new) for name, new in renamed.items()}
     return renamed
+
+
+def split_names(component: str, name: str) -> list[str]:
+    """The names in diffusers' layout of the tensors that the original stacks as `name`; only itself if it stacks none."""
+    whole = _FUSED.get(component)
+    return [name.replace(whole, part) for part in _QUERY_KEY_VALUE] if whole and whole in name else [name]
+
+
+def stacked_name(component: str, name: str) -> str:
+    """The name of the tensor in which the original stacks `name` of diffusers' layout; itself if it does not."""
+    part = next((part for part in _QUERY_KEY_VALUE if part in name), None)
+    return name.replace(part, _FUSED[component]) if part and component in _FUSED else name
 
 
 def is_diffusers_layout(component: str, names: Iterable[str]) -> bool:

@@ -74,8 +74,9 @@ class OriginalCheckpoint:
             raise ValueError(f"{self.name} holds no {component}; it holds {found}")
         with self.named(component):
             renamed = keys.rename(component, local.values(), to="diffusers")
-            entries = {renamed[name]: self.entries[key] for key, name in local.items()}
-            if len(entries) != len(local):
+            stored = {renamed[name]: self.entries[key] for key, name in local.items()}
+            entries = split_entries(component, stored)
+            if len(stored) != len(local) or len(entries) < len(stored):
                 raise ValueError("the file holds tensors under two names each")
             if not keep_quantized:
                 is_packed = any(isinstance(entry, gguf_file.PackedEntry) for entry in entries.values())
@@ -95,6 +96,8 @@ class OriginalCheckpoint:
 
     def _config_of(self, component: str, entries: Mapping[str, Entry]) -> dict[str, Any]:
         if self.has_config(component):
+            return configs.to_diffusers(component, self.metadata_config, entries)
+        if component == "duration_head":
             return configs.to_diffusers(component, self.metadata_config, entries)
         if component == "latent_upsampler":
             return configs.upsampler_config_from_shapes(entries)
@@ -139,6 +142,28 @@ def _entry_of(name: str, tensor: torch.Tensor) -> Entry:
     if not isinstance(tensor, torch.Tensor):
         raise ValueError(f"a state dict holds tensors, but {name!r} is of type {type(tensor).__name__}")
     return gguf_file.entry_of(tensor)
+
+
+def split_entries(component: str, entries: Mapping[str, Entry]) -> dict[str, Entry]:
+    """Tensors under diffusers' names, those apart that the original layout stacks along their rows."""
+    result = {}
+    for name, entry in entries.items():
+        names = keys.split_names(component, name)
+        rows = entry.shape[0] // len(names) if entry.shape else 0
+        for index, part in enumerate(names):
+            result[part] = entry if len(names) == 1 else entry.rows(index * rows, (index + 1) * rows)
+    return result
+
+
+def stacked_entries(component: str, entries: Mapping[str, Entry]) -> dict[str, Entry]:
+    """The inverse of [`split_entries`]."""
+    result: dict[str, Entry] = {}
+    for name in entries:
+        whole = keys.stacked_name(component, name)
+        if whole not in result:
+            parts = [entries[part] for part in keys.split_names(component, whole)]
+            result[whole] = parts[0] if len(parts) == 1 else Entry.stacked(parts)
+    return result
 
 
 def real_weights(entries: Mapping[str, Entry], dtype: torch.dtype | None) -> dict[str, Entry]:

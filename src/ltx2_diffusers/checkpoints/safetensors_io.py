@@ -8,7 +8,7 @@ import json
 import math
 import os
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,16 @@ class Entry:
         if dtype == self.dtype:
             return self
         return Entry(dtype, self.shape, lambda: self.load().to(dtype))
+
+    def rows(self, start: int, stop: int) -> "Entry":
+        """Some rows of the tensor."""
+        return Entry(self.dtype, (stop - start, *self.shape[1:]), lambda: self.load()[start:stop].clone())
+
+    @classmethod
+    def stacked(cls, parts: Sequence["Entry"]) -> "Entry":
+        """Tensors one below the other."""
+        shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
+        return cls(parts[0].dtype, shape, lambda: torch.cat([part.load() for part in parts]))
 
 
 class SafetensorsFile:

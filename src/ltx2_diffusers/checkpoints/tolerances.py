@@ -80,6 +80,7 @@ TOLERANCES = {
     ),
     "vocoder": Tolerance("README of the vectors.", absolute=1e-5),
     "vocoder with bandwidth extension": Tolerance("README of the vectors.", absolute=2e-5),
+    "duration head": Tolerance("README of the vectors, for seconds of magnitude 1.", absolute=1e-6, relative=1e-6),
     "latent upsampler": Tolerance("README of the vectors.", absolute=1e-5),
     "sampling": Tolerance("README of the vectors, pure functions.", absolute=2e-6, relative=2e-6),
     "schedule of more than 8000 tokens": Tolerance("README of the vectors.", absolute=1e-5, relative=1e-5),

@@ -21,6 +21,7 @@ from ..guidance import NEUTRAL, GuidanceOptions, Preset, preset
 from ..guidance.scales import PRESET, SCALE_ARGUMENTS, AudioScale, GivenScales, Scales, call_scales, sound_scales
 from ..media.frames import FilePath, Frames
 from ..media.writing import ClipFile
+from ..models.duration_head import check_seconds
 from ..prompts import Enhancement, Prompts
 from ..sampling import get_sampler
 from ..schedulers.sigmas import check_sigmas, require_steps
@@ -222,9 +223,10 @@ class Arguments(Texts):
         negative_prompt: Text to steer away from, one for all prompts or one each. Default the empty text. Only read
             with classifier-free or normalized attention guidance; as in diffusers it may be given without.
         height, width: Size in pixels, multiples of 32. Default that of `latents`, else 512 x 768.
-        num_frames: Frames, 8 k + 1. Default that of `latents`, else 121.
-        min_seconds, max_seconds: Bounds of an automatic duration, which no checkpoint loaded here predicts; other
-            values than the defaults are refused.
+        num_frames: Frames, 8 k + 1. Default that of `latents`; else what the `duration_head` of the pipeline predicts for the
+            prompt, of which there may be one then; else, without a head, 121.
+        min_seconds, max_seconds: Bounds of a length that is predicted, in seconds. Defaults 1.0 and 20.0; other values are
+            refused where none is.
         frame_rate: Frames per second, above 0 and up to 1000. The sound lasts `num_frames / frame_rate` seconds, at most
             600; a clip shorter than half an audio latent (20 ms) has the sound of one, cut to its length.
         motion_speed: Speed of motion relative to real time, 0.01 to 100; below 1 is slow motion.
@@ -349,6 +351,7 @@ class Arguments(Texts):
         checks.check_num_frames(frames, self.frame_stride)
         rate = 24.0 if self.frame_rate is None else self.frame_rate
         check_speed(frames, Size(frame_rate=rate, motion_speed=self.motion_speed))
+        check_seconds(self.min_seconds, self.max_seconds)
         if self.num_inference_steps is not None:
             require_steps(self.num_inference_steps)
         for name in ("sigmas", "stage_2_sigmas"):
@@ -381,11 +384,8 @@ class Arguments(Texts):
             streams: Which streams are generated.
             noise: `packed_noise` and `own_shape_renoise` of [`Start`].
         """
-        if (self.min_seconds, self.max_seconds) != (1.0, 20.0):
-            raise ValueError(
-                f"`min_seconds` ({self.min_seconds}) and `max_seconds` ({self.max_seconds}) bound an automatic duration, which "
-                "needs a duration head; this pipeline has none, so give `num_frames`"
-            )
+        seconds = (self.min_seconds, self.max_seconds)
+        check_seconds(*seconds)
         asked = (self.enable_prompt_enhancement, self.system_prompt, self.prompt_max_new_tokens)
         enhancement = Enhancement(*asked, self.prompt_enhancement_kwargs, self.prompt_enhancement_seed)
         embeds = (self.prompt_embeds, self.negative_prompt_embeds)
@@ -393,7 +393,7 @@ class Arguments(Texts):
         texts = (self.prompt, self.negative_prompt, embeds, masks, self.num_videos_per_prompt)
         if size is None:
             rate = 24.0 if self.frame_rate is None else self.frame_rate
-            size = Size(self.height, self.width, self.num_frames, rate, self.motion_speed)
+            size = Size(self.height, self.width, self.num_frames, rate, self.motion_speed, seconds)
         start = Start(self.generator, self.latents, self.audio_latents, **noise)
         callback, names = self.callback_on_step_end, self.callback_on_step_end_tensor_inputs
         if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):

@@ -13,7 +13,6 @@ from typing import Any, Self
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from diffusers.utils import logging
 from diffusers.video_processor import VideoProcessor
 from huggingface_hub import snapshot_download
 from transformers import PreTrainedModel
@@ -28,10 +27,6 @@ from ..models import saving, video_vae
 from ..quantization.configs import TRANSFORMERS, as_pipeline_config, register
 from .compilation import CompilationMixin
 
-logger = logging.get_logger(__name__)
-
-# Part of diffusers' constructors and indices, without a class here.
-_LACKING = "duration_head"
 _DOWNLOAD = ("cache_dir", "token", "local_files_only", "force_download", "revision", "variant", "use_safetensors")
 # Whose forward hooks stay on a text encoder after its first run, and cannot be pickled.
 _CAPTURING = "transformers.utils.output_capturing"
@@ -71,8 +66,10 @@ class LTX2PipelineBase(saving.AtomicSaveMixin, CompilationMixin):
     """
 
     # diffusers declares `None`.
-    model_cpu_offload_seq: Any = "prompt_enhancer->text_encoder->connectors->transformer->vae->audio_vae->vocoder"
-    _optional_components = ["processor", "prompt_enhancer", _LACKING]  # noqa: RUF012 (diffusers reads a list)
+    model_cpu_offload_seq: Any = (
+        "prompt_enhancer->text_encoder->connectors->duration_head->transformer->vae->audio_vae->vocoder"
+    )
+    _optional_components = ["processor", "prompt_enhancer", "duration_head"]  # noqa: RUF012 (diffusers reads a list)
     _callback_tensor_inputs = ["latents", "audio_latents", "prompt_embeds", "negative_prompt_embeds", "denoised"]  # noqa: RUF012
 
     vae: video_vae.AutoencoderKLLTX2Video
@@ -117,7 +114,7 @@ class LTX2PipelineBase(saving.AtomicSaveMixin, CompilationMixin):
         if not (folder / pipeline_folder.INDEX).is_file():
             raise ValueError(f"{str(folder)!r} is no folder of a pipeline: it has no {pipeline_folder.INDEX}")
         required = set(cls._get_signature_keys(cls)[0]) - set(cls._optional_components)
-        pipeline_folder.check_pipeline_folder(folder, {_LACKING: None, **kwargs}, takes, required)
+        pipeline_folder.check_pipeline_folder(folder, kwargs, takes, required)
         own = placement.from_folder(folder, kwargs, takes) if placement.wanted else {}
         kwargs |= {name: component for name, component in own.items() if not isinstance(component, OnDemandModel)}
         kwargs |= {name: None for name, component in own.items() if isinstance(component, OnDemandModel)}
@@ -193,12 +190,6 @@ class LTX2PipelineBase(saving.AtomicSaveMixin, CompilationMixin):
     @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> tuple[dict, dict, dict]:
         """Resolve component entries of `model_index.json` to this package's classes."""
-        entry = config_dict.get(_LACKING)
-        config_dict = {name: value for name, value in config_dict.items() if name != _LACKING}
-        if entry and entry[0] is not None:
-            logger.warning(
-                f"the `{_LACKING}` of this checkpoint is not loaded; `num_frames` left out means 121 frames"
-            )
         init_dict, unused, hidden = super().extract_init_dict(config_dict, **kwargs)
         components = {
             name: to_ours(*value) for name, value in init_dict.items() if isinstance(value, (list, tuple)) and value[0]
@@ -289,11 +280,6 @@ class LTX2PipelineBase(saving.AtomicSaveMixin, CompilationMixin):
 
     def _register(self, **components: Any) -> None:
         """Register components and derive sizes from them; a missing component leaves the published value."""
-        if components.get(_LACKING) is not None:
-            raise ValueError(
-                f"`{_LACKING}` is a {type(components[_LACKING]).__name__}, but this package cannot predict durations; leave it "
-                "None and give `num_frames` in calls"
-            )
         self.register_modules(**components)
         vae, audio_vae, transformer, tokenizer = map(components.get, ("vae", "audio_vae", "transformer", "tokenizer"))
         self.vae_spatial_compression_ratio = getattr(vae, "spatial_compression_ratio", 32)

@@ -19,8 +19,10 @@ from ..guidance import NEUTRAL, MultiModalGuiderParams
 from ..guidance.scales import UNGUIDED, Guiders, always_negative, build_guiders, check_options, cross_timestep_mode
 from ..media import files, waveforms, writing
 from ..media.writing import ClipFile
+from ..models.duration_head import SECONDS, frames_within
 from ..prompts import Contexts, Prompts, ReadPrompts
 from ..sampling import GuidedDenoiser, Sampler, denoise, get_sampler, with_latents
+from ..sampling.ranks import agreed
 from ..schedulers.levels import check_sigmas, noise_levels
 from .arguments import BOTH, Callback, Delivery, Request, Sampling, Scales, Stage, Start
 from .base import LTX2PipelineBase
@@ -28,7 +30,7 @@ from .conditions import Opened, SourceClip, Waveform, check_conflicts, check_hea
 from .decoding import decoded, original_frames
 from .generation import LTX2GenerationPipeline
 from .output import Decoded, Info, LTX2PipelineOutput, Result, announce_encoding
-from .plan import ClipPlan, check_decodable_size, plan_clip
+from .plan import ClipPlan, check_decodable_size, check_speed, frame_stride, plan_clip
 
 OUTPUT_TYPES = ("pil", "np", "pt", "uint8", "latent")
 UPSAMPLER = "latent_upsampler"
@@ -265,21 +267,103 @@ def run(pipeline: LTX2GenerationPipeline, prompts: Prompts, request: Request) ->
     with_negative = reads_negative(pipeline, request)
     shows_picture = any(condition.shows_picture for condition in request.conditions)
     batch_size = reader.check(prompts, with_negative, shows_picture, watched)
+    is_predicted = awaits_length(pipeline, request, batch_size // prompts.num_videos_per_prompt)
     # Adapters belong to models that other threads may use too; each stage changes their strengths.
     with active.held_adapters(pipeline, if_loaded=True):
-        prepared = prepare(pipeline, request, batch_size)
+        prepared = (prepare_any_length if is_predicted else prepare)(pipeline, request, batch_size)
         if request.delivery.output_type != "latent":
             announce_encoding(prepared.originals.paths, request.delivery.save_path)
         pictures = (c.picture for c in prepared.conditions) if prompts.enhancement.enabled else ()
         picture = next((picture for picture in pictures if picture is not None), None)
         texts = reader.read(prompts, with_negative, request.start.generator, picture, watched)
-        pipeline.release("text_encoder", "connectors")
+        if is_predicted:
+            request = of_length(request, predicted_frames(pipeline, request, texts.contexts))
+            prepared = prepare(pipeline, request, batch_size, prepared.conditions)
+        pipeline.release("text_encoder", "connectors", "duration_head")
         made = generate(pipeline, request, prepared.runs, texts)
+    if is_predicted:
+        made.info["num_frames"] = request.size.num_frames
     return deliver(pipeline, made, request.delivery, prepared.originals)
 
 
-def prepare(pipeline: LTX2GenerationPipeline, request: Request, batch_size: int) -> Prepared:
-    """Find everything that can be wrong with a call but its text, before any computation."""
+def awaits_length(pipeline: LTX2GenerationPipeline, request: Request, num_prompts: int) -> bool:
+    """Whether the length of the clip is predicted from its text.
+
+    Raises:
+        ValueError: If it is, and there are several texts or a given sound; or if bounds are given and it is not.
+    """
+    size, start = request.size, request.start
+    is_given = (
+        size.num_frames is not None or start.latents is not None or any(c.sets_length for c in request.conditions)
+    )
+    if is_given or size.seconds is None or not pipeline.has("duration_head"):
+        why = (
+            "the length of this call is given"
+            if is_given
+            else "this pipeline has no duration head to predict a length"
+        )
+        said = zip(("min_seconds", "max_seconds"), size.seconds or SECONDS, SECONDS)
+        check_unread(why, {name: value for name, value, usual in said if value != usual})
+        return False
+    if num_prompts > 1:
+        raise ValueError(
+            f"`num_frames` is None, but a length cannot be predicted for {num_prompts} prompts at once; give `num_frames`, or one "
+            "prompt a call"
+        )
+    if start.audio_latents is not None:
+        raise ValueError("`num_frames` is None, but `audio_latents` are given, which have a length; give `num_frames`")
+    return True
+
+
+def of_length(request: Request, num_frames: int) -> Request:
+    """The request for a clip of so many frames."""
+    return replace(request, size=replace(request.size, num_frames=num_frames))
+
+
+def prepare_any_length(pipeline: LTX2GenerationPipeline, request: Request, batch_size: int) -> Prepared:
+    """The request for the longest clip that may be predicted, which has to be possible for the shortest one, too."""
+    check_speed(1, request.size)
+    rate, stride, bounds = request.size.frame_rate, _frame_stride(pipeline, request), request.size.seconds or SECONDS
+    shortest, longest = (frames_within(seconds, rate, stride, *bounds) for seconds in bounds)
+    prepared = prepare(pipeline, of_length(request, longest), batch_size)
+    try:
+        prepare(pipeline, of_length(request, shortest), batch_size, prepared.conditions)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; the predicted length may be as short as {shortest} frames, so raise `min_seconds`, or give `num_frames`"
+        ) from None
+    return prepared
+
+
+def predicted_frames(pipeline: LTX2GenerationPipeline, request: Request, contexts: Contexts) -> int:
+    """The number of frames that the duration head predicts for the first positive text."""
+    context, (low, high) = contexts[0], request.size.seconds or SECONDS
+    num_frames = pipeline.duration_head.predict_num_frames(
+        context.video[:1],
+        context.audio[:1],
+        frame_rate=request.size.frame_rate,
+        temporal_compression_ratio=_frame_stride(pipeline, request),
+        min_seconds=low,
+        max_seconds=high,
+    )
+    return agreed(num_frames, context.video.device) if pipeline.is_parallel else num_frames
+
+
+def _frame_stride(pipeline: LTX2GenerationPipeline, request: Request) -> int:
+    return frame_stride(pipeline.sizes, [(stage.spatial_scale, stage.temporal_scale) for stage in request.stages])
+
+
+def prepare(
+    pipeline: LTX2GenerationPipeline, request: Request, batch_size: int, opened: Sequence[Opened] | None = None
+) -> Prepared:
+    """Find everything that can be wrong with a call but its text, before any computation.
+
+    Args:
+        pipeline: The pipeline.
+        request: The call.
+        batch_size: Videos of the batch.
+        opened: Its conditions, if they were opened before for a clip of another length.
+    """
     start, delivery = request.start, request.delivery
     _check_values(request, batch_size, pipeline)
     scales = [(stage.spatial_scale, stage.temporal_scale) for stage in request.stages]
@@ -291,14 +375,19 @@ def prepare(pipeline: LTX2GenerationPipeline, request: Request, batch_size: int)
         pipeline.vae.check_decoding()
     check_heard(request.conditions, request.streams)
     runs = [_prepared_stage(pipeline, request, plan, held, index) for index in range(len(request.stages))]
-    opened = [(condition.opened(pipeline, plan), condition.is_reference) for condition in request.conditions]
+    if opened is None:
+        conditions = [condition.opened(pipeline, plan) for condition in request.conditions]
+    else:
+        conditions = [condition.refitted(plan) for condition in opened]
+    are_references = [condition.is_reference for condition in request.conditions]
     for index, one in enumerate(runs):
-        taking_part = [condition for condition, is_reference in opened if one.stage.references or not is_reference]
+        taking_part = [
+            c for c, is_reference in zip(conditions, are_references) if one.stage.references or not is_reference
+        ]
         with active.added_adapters(pipeline, one.stage.adapters or {}):
             for condition in taking_part:
                 condition.check(one.plan)
         runs[index] = replace(one, conditions=taking_part)
-    conditions = [condition for condition, _ in opened]
     check_conflicts(conditions)
     return Prepared(runs, conditions)
 

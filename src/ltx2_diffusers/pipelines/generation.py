@@ -19,7 +19,7 @@ from ..guidance import NEUTRAL, Preset, preset
 from ..media.waveforms import fit_audio
 from ..memory.placement import OnDemandModel, Placement
 from ..memory.streaming import streamer_of
-from ..models import audio_vae, connectors, latent_upsampler, mel, transformer, video_vae, vocoder
+from ..models import audio_vae, connectors, duration_head, latent_upsampler, mel, transformer, video_vae, vocoder
 from ..models.context_parallel import token_parallel_config
 from ..planning.plan import MemoryPlan
 from ..sampling import PassLayout
@@ -30,6 +30,7 @@ from .plan import ClipPlan, ModelSizes
 
 AudioVAE = audio_vae.AutoencoderKLLTX2Audio
 Connectors = connectors.LTX2TextConnectors
+DurationHead = duration_head.LTX2DurationHead
 Transformer = transformer.LTX2AVTransformer3DModel
 Upsampler = latent_upsampler.LTX2LatentUpsamplerModel
 Vocoder = vocoder.LTX2Vocoder | vocoder.LTX2VocoderWithBWE
@@ -72,7 +73,7 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
         vocoder: From mel spectrogram to waveform.
         processor: Multimodal processor of the text encoder, needed for prompt enhancement only.
         prompt_enhancer: Separate language model for prompt enhancement.
-        duration_head: Part of diffusers' pipelines, which predicts how long a clip should be; has to be `None` here.
+        duration_head: Predicts from the text how long a clip should be, for calls that do not say.
     """
 
     kind: str | None = None
@@ -86,6 +87,7 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
     scheduler: Scheduler
     processor: ProcessorMixin
     prompt_enhancer: PreTrainedModel
+    duration_head: DurationHead
     pass_layout: PassLayout = PassLayout()
     """How the passes of a guided step are made: one after another by default."""
     memory_plan: MemoryPlan | None = None
@@ -105,7 +107,7 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
         vocoder: Vocoder,
         processor: ProcessorMixin | None = None,
         prompt_enhancer: PreTrainedModel | None = None,
-        duration_head: torch.nn.Module | None = None,
+        duration_head: DurationHead | None = None,
     ) -> None:
         super().__init__()
         self._register(
@@ -541,7 +543,7 @@ class LTX2StagedPipeline(LTX2GenerationPipeline):
     """
 
     model_cpu_offload_seq: Any = (
-        "prompt_enhancer->text_encoder->connectors->transformer->latent_upsampler->temporal_upsampler"
+        "prompt_enhancer->text_encoder->connectors->duration_head->transformer->latent_upsampler->temporal_upsampler"
         "->stage_2_transformer->vae->audio_vae->vocoder"
     )
     _optional_components = [  # noqa: RUF012 (diffusers reads a list)

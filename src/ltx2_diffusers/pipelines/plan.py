@@ -21,13 +21,21 @@ MAX_SPEED = 100.0
 
 @dataclass(frozen=True)
 class Size:
-    """Wished size of the clip; `None` follows given latents or the default."""
+    """Wished size of the clip; `None` follows given latents or the default.
+
+    Args:
+        height, width, num_frames: Pixels and frames.
+        frame_rate: Frames per second.
+        motion_speed: Speed of the motion relative to real time.
+        seconds: Bounds between which the length may be predicted, where nothing says it; `None` if it may not.
+    """
 
     height: int | None = None
     width: int | None = None
     num_frames: int | None = None
     frame_rate: float = 24.0
     motion_speed: float = 1.0
+    seconds: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -177,7 +185,7 @@ def plan_clip(
     height, width, num_frames = _inferred_size(sizes, wished, latents)
     # A stage at half the size needs the finished sides to be multiples of twice the stride.
     checks.check_size(height, width, spatial * _common_denominator(space for space, _ in scales))
-    checks.check_num_frames(num_frames, temporal * _common_denominator(time for _, time in scales))
+    checks.check_num_frames(num_frames, frame_stride(sizes, scales))
     check_speed(num_frames, wished)
     frames = (num_frames - 1) // temporal + 1
     video = VideoLatentShape(batch_size, sizes.channels, frames, height // spatial, width // spatial)
@@ -189,6 +197,11 @@ def plan_clip(
     _check_latents("latents", latents, tools.video)
     _check_latents("audio_latents", audio_latents, tools.audio)
     return plan
+
+
+def frame_stride(sizes: ModelSizes, scales: Sequence[tuple[float, float]]) -> int:
+    """The number of which the frames of a clip are a multiple and one more, for stages at some scales."""
+    return sizes.temporal_ratio * _common_denominator(time for _, time in scales)
 
 
 def check_speed(num_frames: int, wished: Size) -> None:
@@ -210,11 +223,18 @@ def check_speed(num_frames: int, wished: Size) -> None:
 
 
 def _inferred_size(sizes: ModelSizes, wished: Size, latents: torch.Tensor | None) -> tuple[int, int, int]:
-    """Height, width and frames of a clip: what is wished, else what unpacked latents imply, else the defaults."""
+    """Height, width and frames of a clip: what is wished, else what latents imply, else the defaults."""
     implied: Sequence[int | None] = (None, None, None)
     if latents is not None and latents.ndim == 5:
         frames, rows, columns = latents.shape[2:]
         implied = (rows * sizes.spatial_ratio, columns * sizes.spatial_ratio, sizes.pixel_frames(frames))
+    elif latents is not None and latents.ndim == 3:
+        # Packed ones tell their number of frames to who knows the sides.
+        sides = (
+            default if side is None else side for side, default in zip((wished.height, wished.width), DEFAULT_SIZE)
+        )
+        grid = max(math.prod(side // sizes.spatial_ratio for side in sides), 1)
+        implied = (None, None, sizes.pixel_frames(max(latents.shape[1] // grid, 1)))
     height, width, num_frames = (
         next(value for value in options if value is not None)
         for options in zip((wished.height, wished.width, wished.num_frames), implied, DEFAULT_SIZE)

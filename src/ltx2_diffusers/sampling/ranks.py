@@ -10,6 +10,13 @@ from torch import distributed
 from ..conditioning.streams import Streams, Tensors, on_streams
 
 
+def agreed(number: int, device: torch.device) -> int:
+    """A number that all ranks have computed, as the first one did: their kernels may round differently."""
+    told = torch.tensor(number, device=device)
+    distributed.broadcast(told, 0)
+    return int(told)
+
+
 @dataclass(frozen=True)
 class PassShare:
     """Which rank makes which pass; the same for a whole run, as ranks may keep something of their passes.

@@ -110,6 +110,14 @@ class Opened(ABC):
         """Places of the finished clip that no other condition may claim."""
         return ()
 
+    def refitted(self, _plan: ClipPlan) -> "Opened":
+        """The same, read for a longer clip, for a shorter one. Most conditions look at the clip only when they are encoded.
+
+        Raises:
+            ValueError: If it does not fit.
+        """
+        return self
+
     def check(self, plan: ClipPlan) -> None:  # noqa: B027 (most conditions fit every stage)
         """Raise `ValueError` if it does not fit a stage of these sizes, with the stage's adapters active."""
 
@@ -125,6 +133,9 @@ class Condition(ABC):
     """Whether it takes part only in stages with references."""
     stream: ClassVar[str | None] = None
     """`"video"` or `"audio"` for a condition that means nothing without this stream."""
+
+    sets_length: ClassVar[bool] = False
+    """Whether the length of the clip has to follow from it, and not from the text."""
 
     @property
     def shows_picture(self) -> bool:

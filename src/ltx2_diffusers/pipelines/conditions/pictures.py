@@ -7,6 +7,7 @@ latent rows and columns.
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from numbers import Integral
 from typing import ClassVar
 
@@ -17,7 +18,7 @@ import torch
 from ... import checks, conditioning
 from ...media.frames import Frames, as_image, as_video_frames, check_crf, one_picture, rate_to_read, read_frames
 from ...media.preprocess import fitted_frames, subsampled_frames
-from ..plan import DEFAULT_SIZE, ClipPlan
+from ..plan import ClipPlan
 from .condition import Condition, Items, Opened, Studio, video_item
 
 
@@ -63,6 +64,17 @@ class LTX2VideoCondition(Condition):
         """Check the place and read the frames that the clip can show."""
         checks.check_unit(**{self._argument("strength"): self.strength})
         checks.check_choice("mode", self.mode, ("auto", "replace", "append"))
+        start, replaces = self.place(plan)
+        # Two frames tell a clip from a picture, even where only one of them fits.
+        rate = rate_to_read(self.frame_rate, self.frames, plan.frame_rate)
+        limit = max(2, plan.clip_frames - start)
+        pixels = read_frames(self.frames, limit, name=self._argument("frames"), frame_rate=rate)
+        crf = studio.image_crf if self.crf is None else self.crf
+        check_crf(self._argument("crf"), crf, pixels)
+        return OpenedPictures(studio, plan, self, pixels, start, replaces, crf)
+
+    def place(self, plan: ClipPlan) -> tuple[int, bool]:
+        """Pixel frame of the finished clip where it begins, and whether it is written into the video's own latents."""
         start, stride = self._start(plan), plan.sizes.temporal_ratio
         replaces = self.mode == "replace" or (self.mode == "auto" and start == 0)
         if replaces and start and (start - 1) % stride:
@@ -71,13 +83,7 @@ class LTX2VideoCondition(Condition):
                 f"frame {start} does not begin a latent frame, so nothing can be replaced there; use frame {nearest} or "
                 f'{nearest + stride}, or mode="append"'
             )
-        # Two frames tell a clip from a picture, even where only one of them fits.
-        rate = rate_to_read(self.frame_rate, self.frames, plan.frame_rate)
-        limit = max(2, plan.clip_frames - start)
-        pixels = read_frames(self.frames, limit, name=self._argument("frames"), frame_rate=rate)
-        crf = studio.image_crf if self.crf is None else self.crf
-        check_crf(self._argument("crf"), crf, pixels)
-        return OpenedPictures(studio, plan, pixels, start, replaces, self.strength, crf)
+        return start, replaces
 
     def _argument(self, field: str) -> str:
         return self.arguments.get(field, field)
@@ -99,15 +105,24 @@ class ImageCondition(LTX2VideoCondition):
     arguments: ClassVar[Mapping[str, str]] = {"frames": "image", "crf": "image_crf"}
 
 
+@dataclass(frozen=True)
 class KeyframeCondition(LTX2VideoCondition):
-    """One of the `images` of a call."""
+    """One of the `images` of a call.
 
+    Args:
+        share: Where it goes between the first frame of the clip and the last, 0 to 1, instead of a `frame`.
+    """
+
+    share: Fraction | None = None
     arguments: ClassVar[Mapping[str, str]] = {
         "frames": "images",
         "frame": "frame_indices",
         "strength": "strengths",
         "crf": "image_crf",
     }
+
+    def _start(self, plan: ClipPlan) -> int:
+        return super()._start(plan) if self.share is None else round(self.share * (plan.clip_frames - 1))
 
 
 @dataclass(frozen=True)
@@ -117,19 +132,25 @@ class OpenedPictures(Opened):
     Args:
         studio: Encodes it.
         clip: Sizes of the finished clip.
-        pixels: Frames `[F, H, W, 3]` in [0, 255].
+        given: The condition.
+        pixels: Frames `[F, H, W, 3]` in [0, 255], at least those that fit into the clip.
         start: Pixel frame of the finished clip where it begins.
         replaces: Whether it is written into the video's own latents rather than shown beside them.
-        strength, crf: See [`LTX2VideoCondition`].
+        crf: See [`LTX2VideoCondition`].
     """
 
     studio: Studio
     clip: ClipPlan
+    given: LTX2VideoCondition
     pixels: torch.Tensor
     start: int
     replaces: bool
-    strength: float
     crf: int
+
+    def refitted(self, plan: ClipPlan) -> "OpenedPictures":
+        """At its place in a clip of another length; negative places are counted anew."""
+        start, replaces = self.given.place(plan)
+        return replace(self, clip=plan, start=start, replaces=replaces)
 
     @property
     def picture(self) -> PIL.Image.Image:
@@ -153,9 +174,9 @@ class OpenedPictures(Opened):
         first, stride = bisect_left(plan.shown_frames, self.start), plan.sizes.temporal_ratio
         if self.replaces and (first == 0 or first % stride == 1):
             return video_item(
-                conditioning.VideoConditionByLatentIndex(latent, self.strength, (first + stride - 1) // stride)
+                conditioning.VideoConditionByLatentIndex(latent, self.given.strength, (first + stride - 1) // stride)
             )
-        return video_item(conditioning.VideoConditionByKeyframeIndex(latent, first, self.strength))
+        return video_item(conditioning.VideoConditionByKeyframeIndex(latent, first, self.given.strength))
 
     def _shown(self, plan: ClipPlan) -> list[int]:
         """Which frames a stage shows: those it has up to the end of the video, 8 k + 1 of them."""
@@ -371,24 +392,20 @@ def with_defaults(
 
 
 def keyframes(
-    images: Sequence[Frames],
-    indices: Sequence[int] | None,
-    strengths: float | Sequence[float],
-    crf: int | None,
-    num_frames: int | None,
+    images: Sequence[Frames], indices: Sequence[int] | None, strengths: float | Sequence[float], crf: int | None
 ) -> list[Condition]:
-    """Pictures shown beside a video of so many frames, evenly from its first frame to its last if there are no `indices`."""
+    """Pictures shown beside a video, evenly from its first frame to its last if there are no `indices`."""
     if not isinstance(images, (list, tuple, np.ndarray, torch.Tensor)) or not len(images):
         raise ValueError(f"`images` has to be a list of at least one picture but is {images!r}; use [image]")
-    if indices is None:
-        indices = np.linspace(0, (num_frames or DEFAULT_SIZE[2]) - 1, len(images)).round().astype(int).tolist()
+    shares = [Fraction(i, max(len(images) - 1, 1)) if indices is None else None for i in range(len(images))]
+    indices = [None] * len(images) if indices is None else indices
     strengths = list(strengths) if isinstance(strengths, Iterable) else [strengths] * len(images)
     for name, values in (("frame_indices", indices), ("strengths", strengths)):
         if len(values) != len(images):
             raise ValueError(f"`{name}` has {len(values)} entries for {len(images)} `images`; give one each")
     return [
-        KeyframeCondition(image, frame=index, strength=strength, crf=crf, mode="append")
-        for image, index, strength in zip(images, indices, strengths)
+        KeyframeCondition(image, frame=index, strength=strength, crf=crf, mode="append", share=share)
+        for image, index, strength, share in zip(images, indices, strengths, shares)
     ]
 
 

@@ -4,7 +4,7 @@ Shapes: B sounds of the batch, C channels, N samples.
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -80,6 +80,7 @@ class AudioCondition(Condition):
     fit: str = "crop"
     start_s: float = 0.0
     stream = "audio"
+    sets_length = True
 
     @property
     def holds(self) -> bool:
@@ -181,6 +182,11 @@ class OpenedReferenceSound(Opened):
     studio: Studio
     sound: Waveform
     strength: float
+
+    def refitted(self, plan: ClipPlan) -> "OpenedReferenceSound":
+        """Cut to the length of the clip."""
+        samples = self.sound.samples[..., : round(plan.duration_s * self.sound.rate)]
+        return OpenedReferenceSound(self.studio, replace(self.sound, samples=samples), self.strength)
 
     def items(self, plan: ClipPlan) -> Items:
         """The encoded reference."""

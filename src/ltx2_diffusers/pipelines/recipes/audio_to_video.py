@@ -37,6 +37,8 @@ class AudioToVideoArguments(TwoStageArguments, _Sound, _Audio):
     """
 
     audio: Sound | None = field()
+    min_seconds: float = field(init=False, default=1.0)
+    max_seconds: float = field(init=False, default=20.0)
     generate_audio: bool = field(init=False, default=True)
     audio_stage: int = field(init=False, default=-1)
 

@@ -1,6 +1,6 @@
 """Video with sound from text and reference videos (IC-LoRA)."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -39,10 +39,12 @@ class InContextArguments(Arguments, _References):
         noise_scale: Noise that the video, and given `audio_latents`, start with, 0 to 1. Default the first noise
             level: the first of `sigmas` or `timesteps`, else 1.0.
         latents: Video latents to start from, as in [`LTX2ConditionPipeline`].
+        num_frames: Frames, 8 k + 1. Default 121, or that of `latents`; `None` has the `duration_head` predict it.
     """
 
-    min_seconds: float = field(init=False, default=1.0)
-    max_seconds: float = field(init=False, default=20.0)
+    num_frames: int | None = 121
+    min_seconds: float = field(default=1.0, kw_only=True)
+    max_seconds: float = field(default=20.0, kw_only=True)
     noise_scale: float | None = None
 
 
@@ -63,6 +65,8 @@ class LTX2InContextPipeline(LTX2ConditionPipeline):
         Raises:
             ValueError: Before any computation, if an argument is out of range or contradicts another.
         """
+        if call.latents is not None and call.num_frames == InContextArguments.num_frames:
+            call = replace(call, num_frames=None)
         given = as_conditions("reference_conditions", call.reference_conditions)
         names = ("reference_downscale_factor", "conditioning_attention_strength", "conditioning_attention_mask")
         if not given:

@@ -1,7 +1,7 @@
 """Video between given pictures."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..conditions import keyframes
 from . import Frames, LTX2StagedPipeline, Result, StagedArguments, Streams, Texts, run, stage_list, takes
@@ -43,6 +43,8 @@ class KeyframeArguments(StagedArguments, _Shown, _Images):
     """
 
     image_crf: int | None = None
+    min_seconds: float = field(default=1.0, kw_only=True)
+    max_seconds: float = field(default=20.0, kw_only=True)
 
 
 class LTX2KeyframeInterpolationPipeline(LTX2StagedPipeline):
@@ -61,7 +63,7 @@ class LTX2KeyframeInterpolationPipeline(LTX2StagedPipeline):
         Raises:
             ValueError: Before any computation, if an argument is out of range or contradicts another.
         """
-        pictures = keyframes(call.images, call.frame_indices, call.strengths, call.image_crf, call.num_frames)
+        pictures = keyframes(call.images, call.frame_indices, call.strengths, call.image_crf)
         streams = Streams(True, call.generate_audio)
         stages = stage_list(self, call.sampling, streams=streams)
         return run(self, *call.request(stages, pictures, streams=streams))

@@ -1,6 +1,6 @@
 """Text, pictures and sound to video in two stages."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..conditions import AudioCondition, Condition, ImageCondition, as_conditions, held_streams
 from . import GivenArguments, LTX2StagedPipeline, Result, StagedArguments, Streams, check_said, run, stage_list, takes
@@ -13,7 +13,11 @@ class TwoStageArguments(StagedArguments, GivenArguments):
     Args:
         two_stage: Whether to start at half the size and refine at full size (default), or to run the guided stage alone, at
             full size.
+        num_frames: As in [`LTX2Pipeline`]; 121 where `audio` is given.
     """
+
+    min_seconds: float = field(default=1.0, kw_only=True)
+    max_seconds: float = field(default=20.0, kw_only=True)
 
 
 class LTX2TwoStagePipeline(LTX2StagedPipeline):

@@ -3,7 +3,10 @@
 Blocks may be exchanged and put in: `blocks.sub_blocks["decode"] = MyDecoder()`.
 """
 
-from typing import Any, ClassVar
+# The lists of blocks are those that diffusers reads.
+# ruff: noqa: RUF012
+
+from typing import Any
 
 from . import decoding, denoising, encoding, preparing, text
 from .declarations import Conditional, Sequential
@@ -97,12 +100,7 @@ class LTX2Blocks(Sequential):
 class LTX2ImageToVideoBlocks(Sequential):
     """Image to video with sound."""
 
-    block_classes = [
-        *_TEXT,
-        encoding.LTX2AutoVaeEncoderStep,
-        LTX2Image2VideoCoreDenoiseStep,
-        decoding.LTX2DecoderStep,
-    ]
+    block_classes = [*_TEXT, encoding.LTX2AutoVaeEncoderStep, LTX2Image2VideoCoreDenoiseStep, decoding.LTX2DecoderStep]
     block_names = [*_TEXT_NAMES, "vae_encoder", "denoise", "decode"]
 
 
@@ -137,7 +135,7 @@ class LTX2AutoBlocks(Sequential):
     `get_workflow` gives the blocks of one of these alone: `"text2video"`, `"image2video"`, `"condition"`, `"in_context"`.
     """
 
-    block_classes: ClassVar[list[Any]] = [
+    block_classes = [
         *_TEXT,
         encoding.LTX2AutoVaeEncoderStep,
         encoding.LTX2AutoConditionEncoderStep,
@@ -145,15 +143,8 @@ class LTX2AutoBlocks(Sequential):
         LTX2AutoCoreDenoiseStep,
         decoding.LTX2AutoDecoderStep,
     ]
-    block_names: ClassVar[list[str]] = [
-        *_TEXT_NAMES,
-        "vae_encoder",
-        "condition_encoder",
-        "reference_encoder",
-        "denoise",
-        "decode",
-    ]
-    _workflow_map: ClassVar[Any] = {
+    block_names = [*_TEXT_NAMES, "vae_encoder", "condition_encoder", "reference_encoder", "denoise", "decode"]
+    _workflow_map = {
         "text2video": {"prompt": True},
         "image2video": {"image": True, "prompt": True},
         "condition": {"conditions": True, "prompt": True},

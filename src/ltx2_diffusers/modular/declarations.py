@@ -26,6 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 from ..guidance.component import LTX2Guidance
 from ..models.audio_vae import AutoencoderKLLTX2Audio
 from ..models.connectors import LTX2TextConnectors
+from ..models.duration_head import LTX2DurationHead
 from ..models.transformer import LTX2VideoTransformer3DModel
 from ..models.video_vae import AutoencoderKLLTX2Video
 from ..models.vocoder import LTX2Vocoder
@@ -78,8 +79,8 @@ _INPUTS: dict[str, tuple[Any, Any, str]] = {
     "prompt_max_new_tokens": (int, None, "Longest rewritten prompt in tokens, default the language model's."),
     "prompt_enhancement_kwargs": (dict, None, "Sampling settings in place of the defaults."),
     "prompt_enhancement_seed": (int, 10, "Seed of the sampling, unless there is a `generator`."),
-    "batch_size": (int, 1, "Prompts."),
-    "dtype": (torch.dtype, torch.float32, "Type in which the transformer is given latents."),
+    "batch_size": (int, None, "Prompts."),
+    "dtype": (torch.dtype, None, "Type in which the transformer is given latents."),
     "prompt_embeds": (_TENSOR, None, "Language-model states of the prompts, `[N, P, width * layers]`."),
     "prompt_attention_mask": (_TENSOR, None, "1 for their tokens, `[N, P]`."),
     "negative_prompt_embeds": (_TENSOR, None, "States of the negative prompts."),
@@ -122,7 +123,9 @@ _COMPONENTS: dict[str, tuple[type, dict[str, Any] | None]] = {
     "processor": (ProcessorMixin, None),
     "prompt_enhancer": (PreTrainedModel, None),
     "connectors": (LTX2TextConnectors, None),
+    "duration_head": (LTX2DurationHead, None),
     "vae": (AutoencoderKLLTX2Video, None),
+    "diffusion_decoder": (torch.nn.Module, None),
     "audio_vae": (AutoencoderKLLTX2Audio, None),
     "vocoder": (LTX2Vocoder, None),
     "transformer": (LTX2VideoTransformer3DModel, None),

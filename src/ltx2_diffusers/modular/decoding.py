@@ -1,6 +1,11 @@
 """Blocks from denoised tokens to videos and sound."""
 
+# The lists of blocks are those that diffusers reads.
+# ruff: noqa: RUF012
+
 from typing import Any
+
+import torch
 
 from .. import checks
 from ..conditioning import AudioLatentShape, AudioPatchifier
@@ -10,6 +15,8 @@ from ..pipelines.engine import OUTPUT_TYPES, check_noise_levels, decode_audio, d
 from ..pipelines.plan import check_decodable_size
 from .declarations import Auto, Leaf, Sequential, with_default
 from .encoding import clip_of
+
+_DTYPE = with_default("dtype!", torch.float32)
 
 
 class LTX2TrimConditionTokensStep(Leaf):
@@ -41,8 +48,8 @@ class LTX2VaeDecoderStep(Leaf):
         "decode_timestep",
         "decode_noise_scale",
         "generator",
-        "batch_size",
-        "dtype!",
+        with_default("batch_size", 1),
+        _DTYPE,
     )
     writes = ("videos",)
     needs = ("vae", "video_processor")
@@ -63,7 +70,7 @@ class LTX2VaeDecoderStep(Leaf):
 class LTX2DiffusionVaeDecoderStep(Leaf):
     """Decodes the videos with the diffusion decoder of LTX-2.5, which draws noise, or hands over their latents."""
 
-    reads = ("latents!", "output_type", "height", "width", with_default("num_frames", 121), "generator", "dtype!")
+    reads = ("latents!", "output_type", "height", "width", with_default("num_frames", 121), "generator", _DTYPE)
     writes = ("videos",)
     needs = ("diffusion_decoder", "video_processor")
 

@@ -3,6 +3,9 @@
 Shapes: see `declarations.py`.
 """
 
+# The lists of blocks are those that diffusers reads.
+# ruff: noqa: RUF012
+
 from typing import Any
 
 import torch
@@ -12,7 +15,7 @@ from ..conditioning import LatentState, Streams
 from ..conditioning.streams import States
 from ..models.mixed_precision import input_dtype
 from ..sampling.denoiser import to_clean
-from ..sampling.loop import FiniteWatch, blend, with_latents
+from ..sampling.loop import FiniteWatch, blend
 from .declarations import CONTEXTS, FIELDS, NEGATIVE_CONTEXTS, Loop, LoopLeaf, PipelineState, reads, with_default
 from .encoding import SIZE, clip_of
 
@@ -22,7 +25,9 @@ _ARGUMENTS = ("encoder_hidden_states", "audio_encoder_hidden_states", "encoder_a
 GUIDER_FIELDS = {
     argument: (positive, negative, positive, positive)
     for argument, positive, negative in zip(
-        (*_ARGUMENTS, "audio_encoder_attention_mask"), (*CONTEXTS, CONTEXTS[-1]), (*NEGATIVE_CONTEXTS, NEGATIVE_CONTEXTS[-1])
+        (*_ARGUMENTS, "audio_encoder_attention_mask"),
+        (*CONTEXTS, CONTEXTS[-1]),
+        (*NEGATIVE_CONTEXTS, NEGATIVE_CONTEXTS[-1]),
     )
 }
 
@@ -103,18 +108,27 @@ class LTX2LoopDenoiser(LoopLeaf):
             guiders = [g for g, names in zip((components.guider, components.audio_guider), asked) if name in names]
             for guider in guiders:
                 guider.prepare_models(components.transformer)
-            own = {argument: getattr(batch, argument) for argument in self._guider_input_fields} | _marks(components, name)
+            own = {argument: getattr(batch, argument) for argument in self._guider_input_fields} | _marks(
+                components, name
+            )
             with components.transformer.cache_context(name):
-                velocities = components.transformer(**shared, **_in_type(own, shared["hidden_states"].dtype), return_dict=False)
+                velocities = components.transformer(
+                    **shared, **_in_type(own, shared["hidden_states"].dtype), return_dict=False
+                )
             made[name] = to_clean(states, Streams(*velocities), sigma)
             for guider in guiders:
                 guider.cleanup_models(components.transformer)
         b.noise_pred_video = _combined(components.guider, asked[0], {name: one.video for name, one in made.items()})
-        b.noise_pred_audio = _combined(components.audio_guider, asked[1], {name: one.audio for name, one in made.items()})
+        b.noise_pred_audio = _combined(
+            components.audio_guider, asked[1], {name: one.audio for name, one in made.items()}
+        )
 
     def _shared(self, components: Any, b: Any) -> dict[str, Any]:
         """Arguments of the transformer that are the same in all passes."""
-        plan, dtype = clip_of(components, b, len(b.latents)), input_dtype(components.transformer, b.latent_model_input.dtype)
+        plan, dtype = (
+            clip_of(components, b, len(b.latents)),
+            input_dtype(components.transformer, b.latent_model_input.dtype),
+        )
         return {
             **b.denoiser_input_fields,
             "hidden_states": b.latent_model_input.to(dtype),

@@ -3,6 +3,10 @@
 Shapes: see `declarations.py`.
 """
 
+# The lists of blocks are those that diffusers reads.
+# ruff: noqa: RUF012
+
+import itertools
 from typing import Any
 
 import numpy as np
@@ -41,7 +45,9 @@ class LTX2VaeEncoderStep(Leaf):
     needs = ("vae", "text_encoder", "encoding_processor")
 
     def run(self, components: Any, b: Any) -> None:
-        several = isinstance(b.image, (list, tuple)) or (isinstance(b.image, (np.ndarray, torch.Tensor)) and b.image.ndim > 3)
+        several = isinstance(b.image, (list, tuple)) or (
+            isinstance(b.image, (np.ndarray, torch.Tensor)) and b.image.ndim > 3
+        )
         b.num_frames = 1
         plan = clip_of(components, b, len(b.image) if several else 1)
         item = FirstFrameCondition(b.image, b.image_crf).opened(components, plan).items(plan).video[0]
@@ -133,7 +139,7 @@ class LTX2ReferenceEncoderStep(Leaf):
             ends.append(state.num_tokens)
         b.reference_latents = state.clean_latent[:, count:]
         b.reference_coords = state.positions[:, :, count:]
-        b.reference_token_counts = [end - start for start, end in zip(ends, ends[1:])]
+        b.reference_token_counts = [end - start for start, end in itertools.pairwise(ends)]
         b.reference_cross_mask = None if state.attention_mask is None else state.attention_mask[:, 0, count:]
 
 

@@ -3,6 +3,9 @@
 Shapes: see `declarations.py`.
 """
 
+# The lists of blocks are those that diffusers reads.
+# ruff: noqa: RUF012
+
 import copy
 from dataclasses import replace
 from typing import Any
@@ -86,8 +89,12 @@ class LTX2Image2VideoPrepareLatentsStep(Leaf):
         plan, image = _plan(components, b), b.image_latents.to(b.latents)
         tools, count = plan.tools.video, plan.batch_size
         if count % len(image):
-            raise ValueError(f"`image` holds {len(image)} pictures, but there are {count} videos; give one, or one each")
-        state = tools.create_initial_state(b.latents.device, initial_latent=tools.patchifier.unpatchify(b.latents, plan.video))
+            raise ValueError(
+                f"`image` holds {len(image)} pictures, but there are {count} videos; give one, or one each"
+            )
+        state = tools.create_initial_state(
+            b.latents.device, initial_latent=tools.patchifier.unpatchify(b.latents, plan.video)
+        )
         item = conditioning.VideoConditionByLatentIndex(image.repeat_interleave(count // len(image), 0))
         state = item.apply_to(state, tools)
         b.latents, b.conditioning_mask = state.latent, 1 - state.denoise_mask.squeeze(-1)
@@ -130,7 +137,9 @@ class LTX2ConditionPrepareLatentsStep(Leaf):
                 item = conditioning.VideoConditionByKeyframeIndex(latent, frame, strength)
             state = item.apply_to(state, tools)
         state = self.with_references(b, state, plan)
-        state = noised(start, Streams(state, None), plan.tools, Streams(given.video is not None, False), b.noise_scale).video
+        state = noised(
+            start, Streams(state, None), plan.tools, Streams(given.video is not None, False), b.noise_scale
+        ).video
         b.base_token_count = tools.num_tokens
         b.latents, b.clean_latents = state.latent, state.clean_latent
         b.conditioning_mask, b.appended_coords = 1 - state.denoise_mask, state.positions[:, :, tools.num_tokens :]
@@ -152,8 +161,13 @@ class LTX2InContextPrepareLatentsStep(LTX2ConditionPrepareLatentsStep):
     def with_references(self, b: Any, state: LatentState, plan: ClipPlan) -> LatentState:
         before = state.num_tokens
         if b.reference_latents is not None:
-            parts = (b.reference_latents.split(b.reference_token_counts, 1), b.reference_coords.split(b.reference_token_counts, 2))
-            for condition, tokens, coords in zip(as_conditions("reference_conditions", b.reference_conditions), *parts):
+            parts = (
+                b.reference_latents.split(b.reference_token_counts, 1),
+                b.reference_coords.split(b.reference_token_counts, 2),
+            )
+            for condition, tokens, coords in zip(
+                as_conditions("reference_conditions", b.reference_conditions), *parts
+            ):
                 tokens = tokens.to(state.latent).expand(plan.batch_size, -1, -1)
                 state = append_tokens(state, plan.tools.video, tokens, coords, condition.strength)
         b.num_ref_tokens = state.num_tokens - before
@@ -203,7 +217,15 @@ class LTX2AutoBuildVideoSelfAttentionMaskStep(Conditional):
 class LTX2PrepareAudioLatentsStep(Leaf):
     """Draws the noise that the sound begins with, or lays it over given latents."""
 
-    reads = ("num_frames", "frame_rate", "audio_latents", "noise_scale", "num_videos_per_prompt", "generator", "batch_size!")
+    reads = (
+        "num_frames",
+        "frame_rate",
+        "audio_latents",
+        "noise_scale",
+        "num_videos_per_prompt",
+        "generator",
+        "batch_size!",
+    )
     writes = ("audio_latents", "audio_num_frames")
     needs = ("audio_vae",)
     packed_noise = False

@@ -1,5 +1,8 @@
 """Blocks from prompts to what the streams attend to, and to how long the clip is."""
 
+# The lists of blocks are those that diffusers reads.
+# ruff: noqa: RUF012
+
 from typing import Any
 
 import PIL.Image
@@ -8,7 +11,6 @@ import torch
 from .. import prompts as texts
 from ..checks import check_at_least_one
 from ..media.frames import Frames, as_image, one_picture, read_frames
-from ..memory.on_demand import session
 from ..pipelines.conditions import as_conditions
 from .declarations import CONTEXTS, NEGATIVE_CONTEXTS, Conditional, Leaf, Sequential
 

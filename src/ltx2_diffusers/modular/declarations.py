@@ -26,6 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 from ..guidance.component import LTX2Guidance
 from ..models.audio_vae import AutoencoderKLLTX2Audio
 from ..models.connectors import LTX2TextConnectors
+from ..models.diffusion_decoder import LTX2VideoDiffusionDecoderModel
 from ..models.duration_head import LTX2DurationHead
 from ..models.transformer import LTX2VideoTransformer3DModel
 from ..models.video_vae import AutoencoderKLLTX2Video
@@ -125,7 +126,7 @@ _COMPONENTS: dict[str, tuple[type, dict[str, Any] | None]] = {
     "connectors": (LTX2TextConnectors, None),
     "duration_head": (LTX2DurationHead, None),
     "vae": (AutoencoderKLLTX2Video, None),
-    "diffusion_decoder": (torch.nn.Module, None),
+    "diffusion_decoder": (LTX2VideoDiffusionDecoderModel, None),
     "audio_vae": (AutoencoderKLLTX2Audio, None),
     "vocoder": (LTX2Vocoder, None),
     "transformer": (LTX2VideoTransformer3DModel, None),

@@ -13,7 +13,9 @@ from diffusers.modular_pipelines.ltx2 import utils as constants
 from .. import checks, prompts
 from ..adapters.mixin import LTX2LoraMixin
 from ..checkpoints.class_names import to_ours, to_portable
+from ..guidance.presets import DEFAULT_IMAGE_CRF, LTX2_5_IMAGE_CRF
 from ..models.duration_head import check_seconds
+from ..models.latent_statistics import denormalized, normalized
 from ..pipelines.engine import OUTPUT_TYPES
 from ..pipelines.generation import LTX2GenerationPipeline
 from ..pipelines.plan import ModelSizes, Size, plan_clip
@@ -23,7 +25,6 @@ from . import blocks as known
 # What a call can do without, or is refused for lack of with a message of its own.
 _OPTIONAL = {"prompt_enhancer", "processor", "duration_head"}
 _DECODERS = {"vae", "diffusion_decoder", "vocoder"}
-_GEMMA_4_CRF, _GEMMA_3_CRF = 18, 33
 # Has the statistics of video latents, too.
 _OTHER = "diffusion_decoder"
 
@@ -263,24 +264,18 @@ class LTX2ModularPipeline(LTX2LoraMixin, ModularPipeline):
         if self.has("transformer") and self.has("scheduler"):
             return self.preset.image_crf
         kind = self.text_encoder.config.model_type if self.has("text_encoder") else ""
-        return _GEMMA_4_CRF if kind.startswith("gemma4") else _GEMMA_3_CRF
+        return LTX2_5_IMAGE_CRF if kind.startswith("gemma4") else DEFAULT_IMAGE_CRF
 
     def normalized_video(self, latents: torch.Tensor, plan: Any) -> torch.Tensor:
         """Normalised float32 latents `[B, C, F, h, w]` of un-normalised ones, or of packed and normalised ones."""
         latents = latents.to(self._execution_device, torch.float32)
         if latents.ndim != 5:
             return plan.tools.video.patchifier.unpatchify(latents, plan.video)
-        mean, std = self._statistics(latents)
-        return (latents - mean) * self.vae_scaling_factor / std
+        return normalized(latents, self, self.vae_scaling_factor)
 
     def denormalized_video(self, latents: torch.Tensor) -> torch.Tensor:
         """Un-normalised latents `[B, C, F, h, w]` of normalised ones."""
-        mean, std = self._statistics(latents)
-        return latents * std / self.vae_scaling_factor + mean
-
-    def _statistics(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        mean, std = (x.view(1, -1, 1, 1, 1).to(latents) for x in (self.latents_mean, self.latents_std))
-        return mean, std
+        return denormalized(latents, self, self.vae_scaling_factor)
 
     @property
     def chat_model(self) -> prompts.ChatModel:

@@ -24,7 +24,10 @@ def check_tree(block, expected):
     assert type(block).__name__ == expected["class"]
     assert (isinstance(block, KINDS[expected["kind"]]), block.model_name) == (True, expected["model_name"])
     if "triggers" in expected:
-        assert (block.block_trigger_inputs, block.default_block_name) == (expected["triggers"], expected["default_block"])
+        assert (block.block_trigger_inputs, block.default_block_name) == (
+            expected["triggers"],
+            expected["default_block"],
+        )
     assert sorted(block.sub_blocks) == sorted(expected["blocks"])
     for name, part in expected["blocks"].items():
         if isinstance(part, str):

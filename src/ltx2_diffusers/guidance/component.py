@@ -30,7 +30,7 @@ class LTX2Guidance(BaseGuidance):
     """
 
     # Their order is that of the values which `prepare_inputs` takes for each pass.
-    _input_predictions = ["pred_cond", "pred_uncond", "pred_cond_stg", "pred_cond_modality"]  # noqa: RUF012
+    _input_predictions: Any = ["pred_cond", "pred_uncond", "pred_cond_stg", "pred_cond_modality"]  # noqa: RUF012
 
     @register_to_config
     def __init__(
@@ -93,7 +93,7 @@ class LTX2Guidance(BaseGuidance):
         """Part of the base class; what a pass is, is said by its name here."""
         return True
 
-    def prepare_inputs(self, data: dict[str, Any]) -> list[Any]:
+    def prepare_inputs(self, data: Any) -> list[Any]:
         """A batch for each pass that the running step needs.
 
         Args:

@@ -4,6 +4,9 @@ A name of the table that ends in `!` is required. Shapes: B videos of the batch,
 F latent frames, h and w latent rows and columns, T video tokens (appended ones included), L audio latents, D features of a token.
 """
 
+# diffusers declares what blocks have more narrowly than it reads it.
+# mypy: disable-error-code="assignment, misc, override"
+
 import inspect
 from collections.abc import Sequence
 from copy import deepcopy
@@ -12,12 +15,12 @@ from typing import Any, ClassVar
 
 import PIL.Image
 import torch
-from diffusers import modular_pipelines as machinery
 from diffusers.configuration_utils import FrozenDict
 from diffusers.modular_pipelines.modular_pipeline import AutoPipelineBlocks as AutoBase
 from diffusers.modular_pipelines.modular_pipeline import ConditionalPipelineBlocks as ConditionalBase
 from diffusers.modular_pipelines.modular_pipeline import LoopSequentialPipelineBlocks as LoopBase
 from diffusers.modular_pipelines.modular_pipeline import ModularPipelineBlocks as BlockBase
+from diffusers.modular_pipelines.modular_pipeline import PipelineState
 from diffusers.modular_pipelines.modular_pipeline import SequentialPipelineBlocks as SequentialBase
 from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec, InputParam, OutputParam
 from diffusers.video_processor import VideoProcessor
@@ -33,8 +36,6 @@ from ..models.video_vae import AutoencoderKLLTX2Video
 from ..models.vocoder import LTX2Vocoder
 from ..schedulers.levels import FlowMatchEulerDiscreteScheduler
 
-State = machinery.BlockState
-PipelineState = machinery.PipelineState
 FIELDS = "denoiser_input_fields"
 # What reaches the transformer under its own name, however many blocks make it.
 _TO_THE_TRANSFORMER = ("audio_num_frames", "video_coords", "audio_coords", "video_self_attention_mask")
@@ -143,7 +144,10 @@ def reads(name: str | InputParam) -> InputParam:
     if isinstance(name, InputParam):
         return name
     if name == FIELDS:
-        return InputParam(None, dict, kwargs_type=FIELDS, description="Further arguments of the transformer, by name.")
+        unnamed: Any = None
+        return InputParam(
+            unnamed, dict, kwargs_type=FIELDS, description="Further arguments of the transformer, by name."
+        )
     key = name.removesuffix("!")
     kind, default, description = _INPUTS[key]
     return InputParam(key, kind, default, name.endswith("!"), description)
@@ -156,14 +160,17 @@ def with_default(name: str, default: Any) -> InputParam:
 
 def _writes(name: str) -> OutputParam:
     kind, _, description = _INPUTS[name]
-    return OutputParam(name, kind, description, FIELDS if name in _TO_THE_TRANSFORMER else None)
+    untyped: Any = None
+    return OutputParam(name, kind, description, FIELDS if name in _TO_THE_TRANSFORMER else untyped)
 
 
 def _component(name: str) -> ComponentSpec:
     if name == "encoding_processor":
         return replace(_component("video_processor"), config=_ENCODING)
     kind, config = _COMPONENTS[name]
-    built = {} if config is None else {"config": FrozenDict(config), "default_creation_method": "from_config"}
+    built: dict[str, Any] = (
+        {} if config is None else {"config": FrozenDict(config), "default_creation_method": "from_config"}
+    )
     return ComponentSpec(name, kind, **built)
 
 
@@ -230,7 +237,7 @@ class Leaf(_Ours, BlockBase):
 
     @torch.no_grad()
     def __call__(self, components: Any, state: PipelineState) -> tuple[Any, PipelineState]:
-        b = self.get_block_state(state)
+        b: Any = self.get_block_state(state)
         self.run(components, b)
         self.set_block_state(state, b)
         return components, state
@@ -261,7 +268,7 @@ class Sequential(_Ours, SequentialBase):
 
     def get_execution_blocks(self, **kwargs: Any) -> "Sequential":
         """The blocks that run for these inputs."""
-        chosen = Sequential.from_blocks_dict(super().get_execution_blocks(**kwargs).sub_blocks)
+        chosen: Any = Sequential.from_blocks_dict(super().get_execution_blocks(**kwargs).sub_blocks)
         chosen.model_name = self.model_name
         return chosen
 

@@ -3,13 +3,14 @@
 Shapes: see `declarations.py`.
 """
 
-# The lists of blocks are those that diffusers reads.
+# diffusers declares what blocks have more narrowly than it reads it: no lists, and methods without arguments.
 # ruff: noqa: RUF012
+# mypy: disable-error-code="assignment, misc, override"
 
 from typing import Any
 
 import torch
-from diffusers.modular_pipelines import BlockState
+from diffusers.modular_pipelines.modular_pipeline import BlockState
 
 from ..conditioning import LatentState, Streams
 from ..conditioning.streams import States
@@ -88,7 +89,13 @@ class LTX2LoopDenoiser(LoopLeaf):
         """What it reads."""
         fields = self._guider_input_fields.values()
         names = dict.fromkeys(name for field in fields for name in (field if isinstance(field, tuple) else (field,)))
-        first = (*_TOKENS, "audio_scheduler!", FIELDS, with_default("num_inference_steps!", 50), *SIZE)
+        first: tuple[Any, ...] = (
+            *_TOKENS,
+            "audio_scheduler!",
+            FIELDS,
+            with_default("num_inference_steps!", 50),
+            *SIZE,
+        )
         rest = ("frame_rate", "motion_speed", "use_cross_timestep", "attention_kwargs")
         return [reads(name) for name in (*first, *rest, *(f"{name}!" for name in names))]
 
@@ -178,7 +185,8 @@ class LTX2LoopAfterDenoiser(LoopLeaf):
     needs = ("scheduler",)
 
     def run(self, components: Any, b: Any, step: int = 0, timestep: Any = None) -> None:
-        states, schedulers = states_of(b), Streams(components.scheduler, b.audio_scheduler)
+        states: Any = states_of(b)
+        schedulers = Streams(components.scheduler, b.audio_scheduler)
         predictions = blend(Streams(b.noise_pred_video, b.noise_pred_audio), states)
         moved = []
         for state, clean, scheduler in zip(states, predictions, schedulers):
@@ -213,7 +221,8 @@ class LTX2DenoiseLoopWrapper(Loop):
 
     @torch.no_grad()
     def __call__(self, components: Any, state: PipelineState) -> tuple[Any, PipelineState]:
-        b, watch = self.get_block_state(state), FiniteWatch()
+        b: Any = self.get_block_state(state)
+        watch = FiniteWatch()
         with self.progress_bar(total=len(b.timesteps)) as progress:
             for step, timestep in enumerate(b.timesteps):
                 components, b = self.loop_step(components, b, i=step, t=timestep)

@@ -3,8 +3,9 @@
 Shapes: see `declarations.py`.
 """
 
-# The lists of blocks are those that diffusers reads.
+# diffusers declares what blocks have more narrowly than it reads it: no lists, and methods without arguments.
 # ruff: noqa: RUF012
+# mypy: disable-error-code="assignment, misc, override"
 
 import itertools
 from typing import Any
@@ -13,7 +14,14 @@ import numpy as np
 import torch
 
 from .. import conditioning
-from ..pipelines.conditions import Condition, FirstFrameCondition, as_conditions, with_defaults
+from ..pipelines.conditions import (
+    Condition,
+    FirstFrameCondition,
+    LTX2ReferenceCondition,
+    LTX2VideoCondition,
+    as_conditions,
+    with_defaults,
+)
 from ..pipelines.plan import ClipPlan, Size, plan_clip
 from .declarations import Auto, Conditional, Leaf
 
@@ -37,6 +45,18 @@ def clip_of(components: Any, b: Any, batch: int = 1, **latents: Any) -> ClipPlan
     return plan_clip(components.sizes, batch, Size(b.height, b.width, b.num_frames, *rates), _ALL, **latents)
 
 
+def given_as(kind: type, name: str, given: Any) -> list[Any]:
+    """The conditions of an input, which have to be of this kind: states between blocks hold no other."""
+    conditions = as_conditions(name, given)
+    for condition in conditions:
+        if not isinstance(condition, kind):
+            raise ValueError(
+                f"`{name}` of these blocks holds {kind.__name__} but is given {type(condition).__name__}; leave it out, or use "
+                "LTX2ConditionPipeline or LTX2InContextPipeline"
+            )
+    return conditions
+
+
 class LTX2VaeEncoderStep(Leaf):
     """Encodes the pictures that the videos begin with."""
 
@@ -50,7 +70,7 @@ class LTX2VaeEncoderStep(Leaf):
         )
         b.num_frames = 1
         plan = clip_of(components, b, len(b.image) if several else 1)
-        item = FirstFrameCondition(b.image, b.image_crf).opened(components, plan).items(plan).video[0]
+        item: Any = FirstFrameCondition(b.image, b.image_crf).opened(components, plan).items(plan).video[0]
         b.image_latents = item.latent
 
 
@@ -84,11 +104,11 @@ class LTX2ConditionEncoderStep(Leaf):
 
     def run(self, components: Any, b: Any) -> None:
         plan, stride = clip_of(components, b), components.sizes.temporal_ratio
-        given = as_conditions("conditions", b.conditions)
+        given = given_as(LTX2VideoCondition, "conditions", b.conditions)
         for name in CONDITIONS:
             setattr(b, name, [])
         for condition in given:
-            item = condition.opened(components, plan).items(plan).video[0]
+            item: Any = condition.opened(components, plan).items(plan).video[0]
             latent = item.latent if hasattr(item, "latent") else item.keyframes
             b.condition_indices.append(_place(item, condition, stride))
             b.condition_latents.append(latent)
@@ -124,7 +144,10 @@ class LTX2ReferenceEncoderStep(Leaf):
     needs = ("vae", "transformer", "encoding_processor")
 
     def run(self, components: Any, b: Any) -> None:
-        plan, given = clip_of(components, b), as_conditions("reference_conditions", b.reference_conditions)
+        plan, given = (
+            clip_of(components, b),
+            given_as(LTX2ReferenceCondition, "reference_conditions", b.reference_conditions),
+        )
         if not given:
             raise ValueError("`reference_conditions` is empty; leave it out, or give a LTX2ReferenceCondition")
         factor = None if b.reference_downscale_factor == 1 else b.reference_downscale_factor

@@ -7,8 +7,12 @@ from operator import attrgetter
 from typing import Any
 
 import torch
-from diffusers.modular_pipelines import LoopSequentialPipelineBlocks, ModularPipeline, SequentialPipelineBlocks
 from diffusers.modular_pipelines.ltx2 import utils as constants
+from diffusers.modular_pipelines.modular_pipeline import (
+    LoopSequentialPipelineBlocks,
+    ModularPipeline,
+    SequentialPipelineBlocks,
+)
 
 from .. import checks, prompts
 from ..adapters.mixin import LTX2LoraMixin
@@ -25,6 +29,8 @@ from . import blocks as known
 # What a call can do without, or is refused for lack of with a message of its own.
 _OPTIONAL = {"prompt_enhancer", "processor", "duration_head"}
 _DECODERS = {"vae", "diffusion_decoder", "vocoder"}
+# Its methods work on any object with components of these names.
+_Shared: Any = LTX2GenerationPipeline
 # Has the statistics of video latents, too.
 _OTHER = "diffusion_decoder"
 
@@ -49,7 +55,7 @@ def _from(place: str, otherwise: Any, doc: str, other: str | None = None) -> pro
     return property(value, doc=doc)
 
 
-# mypy: disable-error-code="override"
+# mypy: disable-error-code="assignment, misc, override"
 class LTX2ModularPipeline(LTX2LoraMixin, ModularPipeline):
     """Runs blocks with the components of an LTX-2 checkpoint.
 
@@ -72,13 +78,13 @@ class LTX2ModularPipeline(LTX2LoraMixin, ModularPipeline):
 
     default_blocks_name: Any = "LTX2AutoBlocks"
     kind: str | None = None
-    components: dict[str, Any]
-    # Methods of the other pipelines, on the same components.
-    has = LTX2GenerationPipeline.has
-    require = LTX2GenerationPipeline.require
-    preset = LTX2GenerationPipeline.preset
-    encode_video = LTX2GenerationPipeline.encode_video
-    encode_audio = LTX2GenerationPipeline.encode_audio
+    transformer: Any
+    text_encoder: Any
+    has = _Shared.has
+    require = _Shared.require
+    preset = _Shared.preset
+    encode_video = _Shared.encode_video
+    encode_audio = _Shared.encode_audio
     vae_spatial_compression_ratio = _from("vae.spatial_compression_ratio", 32, "Pixels a side of a video latent.")
     vae_temporal_compression_ratio = _from("vae.temporal_compression_ratio", 8, "Pixel frames of a video latent.")
     transformer_spatial_patch_size = _from("transformer.config.patch_size", 1, "Latents a side of a video token.")
@@ -179,7 +185,7 @@ class LTX2ModularPipeline(LTX2LoraMixin, ModularPipeline):
                 block.set_progress_bar_config(**kwargs)
 
     @torch.no_grad()
-    def __call__(self, state: Any = None, output: str | list[str] | None = None, **kwargs: Any) -> Any:
+    def __call__(self, state: Any = None, output: Any = None, **kwargs: Any) -> Any:
         """Run the blocks.
 
         Args:
@@ -196,11 +202,9 @@ class LTX2ModularPipeline(LTX2LoraMixin, ModularPipeline):
         readable = [name for one in inputs for name in (one.name, one.kwargs_type) if name is not None]
         for name in named.keys() - readable:
             meant = get_close_matches(name, readable, 1)
-            hint = (
-                f"did you mean `{meant[0]}`?"
-                if meant
-                else "scales of guidance are set by `update_components(guider=...)`"
-            )
+            hint = f"did you mean `{meant[0]}`?" if meant else f"they read {', '.join(map(str, readable))}"
+            if name.endswith("_scale"):
+                hint = "guidance is set by pipe.update_components(guider=pipe.guider.new(...))"
             raise ValueError(f"`{name}` is given, but no block reads it; {hint}")
         if "output_type" in readable:
             checks.check_choice("output_type", values["output_type"], OUTPUT_TYPES)
@@ -281,13 +285,14 @@ class LTX2ModularPipeline(LTX2LoraMixin, ModularPipeline):
     def chat_model(self) -> prompts.ChatModel:
         """The language model that writes prompts: the dedicated enhancer if there is one, else the text encoder."""
         dedicated = self.has("prompt_enhancer")
-        parts = ("prompt_enhancer" if dedicated else "text_encoder", "tokenizer", "processor")
+        names = ("prompt_enhancer" if dedicated else "text_encoder", "tokenizer", "processor")
+        model, tokenizer, processor = (getattr(self, name, None) for name in names)
         defaults = prompts.DEDICATED_ENHANCER if dedicated else prompts.OWN_ENCODER
-        return prompts.ChatModel(*(getattr(self, name, None) for name in parts), defaults)
+        return prompts.ChatModel(model, tokenizer, processor, defaults)
 
     def _text_encoder(self) -> prompts.TextEncoder:
-        parts: Any = (getattr(self, name, None) for name in ("tokenizer", "text_encoder", "connectors"))
-        return prompts.TextEncoder(*parts, self._execution_device)
+        tokenizer, model, connectors = (getattr(self, n, None) for n in ("tokenizer", "text_encoder", "connectors"))
+        return prompts.TextEncoder(tokenizer, model, connectors, self._execution_device)
 
 
 def _portable(value: Any) -> Any:

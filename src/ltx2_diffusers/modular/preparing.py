@@ -3,8 +3,9 @@
 Shapes: see `declarations.py`.
 """
 
-# The lists of blocks are those that diffusers reads.
+# diffusers declares what blocks have more narrowly than it reads it: no lists, and methods without arguments.
 # ruff: noqa: RUF012
+# mypy: disable-error-code="assignment, misc, override"
 
 import copy
 from dataclasses import replace
@@ -17,12 +18,12 @@ from ..conditioning import LatentState, Streams
 from ..conditioning.attention_strength import extend_attention_mask
 from ..conditioning.items.base import append_tokens
 from ..pipelines.arguments import Start
-from ..pipelines.conditions import as_conditions
+from ..pipelines.conditions import LTX2ReferenceCondition
 from ..pipelines.engine import first_latents, noised
 from ..pipelines.plan import ClipPlan
 from ..schedulers.levels import follow_levels, noise_levels
 from .declarations import Conditional, Leaf
-from .encoding import CONDITIONS, SIZE, clip_of
+from .encoding import CONDITIONS, SIZE, clip_of, given_as
 
 
 def _plan(components: Any, b: Any, **latents: Any) -> ClipPlan:
@@ -75,7 +76,8 @@ class LTX2PrepareLatentsStep(Leaf):
         given = first_latents(components, start, plan)
         state = plan.tools.video.create_initial_state(components._execution_device, initial_latent=given.video)
         is_given = Streams(given.video is not None, False)
-        b.latents = noised(start, Streams(state, None), plan.tools, is_given, b.noise_scale).video.latent
+        made: Any = noised(start, Streams(state, None), plan.tools, is_given, b.noise_scale).video
+        b.latents = made.latent
 
 
 class LTX2Image2VideoPrepareLatentsStep(Leaf):
@@ -161,12 +163,10 @@ class LTX2InContextPrepareLatentsStep(LTX2ConditionPrepareLatentsStep):
     def with_references(self, b: Any, state: LatentState, plan: ClipPlan) -> LatentState:
         before = state.num_tokens
         if b.reference_latents is not None:
-            parts = (
-                b.reference_latents.split(b.reference_token_counts, 1),
-                b.reference_coords.split(b.reference_token_counts, 2),
-            )
+            counts = b.reference_token_counts
+            parts = (b.reference_latents.split(counts, 1), b.reference_coords.split(counts, 2))
             for condition, tokens, coords in zip(
-                as_conditions("reference_conditions", b.reference_conditions), *parts
+                given_as(LTX2ReferenceCondition, "reference_conditions", b.reference_conditions), *parts
             ):
                 tokens = tokens.to(state.latent).expand(plan.batch_size, -1, -1)
                 state = append_tokens(state, plan.tools.video, tokens, coords, condition.strength)
@@ -207,7 +207,7 @@ class LTX2AutoBuildVideoSelfAttentionMaskStep(Conditional):
             return None
         strengths, masks = [conditioning_attention_strength], [conditioning_attention_mask]
         if reference_conditions is not True:
-            given = as_conditions("reference_conditions", reference_conditions)
+            given = given_as(LTX2ReferenceCondition, "reference_conditions", reference_conditions)
             strengths += [one.attention_strength for one in given]
             masks += [one.attention_mask for one in given]
         is_partial = any(strength is not None and strength < 1 for strength in strengths)
@@ -236,8 +236,8 @@ class LTX2PrepareAudioLatentsStep(Leaf):
         start = Start(b.generator, None, b.audio_latents, self.packed_noise)
         given, scale = first_latents(components, start, plan).audio, b.noise_scale or 0.0
         state = plan.tools.audio.create_initial_state(components._execution_device, initial_latent=given)
-        made = noised(start, Streams(None, state), plan.tools, Streams(False, given is not None), scale)
-        b.audio_latents, b.audio_num_frames = made.audio.latent, plan.audio.frames
+        made: Any = noised(start, Streams(None, state), plan.tools, Streams(False, given is not None), scale).audio
+        b.audio_latents, b.audio_num_frames = made.latent, plan.audio.frames
 
 
 class LTX2ConditionPrepareAudioLatentsStep(LTX2PrepareAudioLatentsStep):

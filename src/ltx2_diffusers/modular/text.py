@@ -1,7 +1,8 @@
 """Blocks from prompts to what the streams attend to, and to how long the clip is."""
 
-# The lists of blocks are those that diffusers reads.
+# diffusers declares what blocks have more narrowly than it reads it: no lists, and methods without arguments.
 # ruff: noqa: RUF012
+# mypy: disable-error-code="assignment, misc, override"
 
 from typing import Any
 
@@ -66,7 +67,9 @@ class LTX2ConditionPromptEnhancerStep(LTX2PromptEnhancerStep):
     reads = ("prompt!", "conditions", *_WISH)
 
     def picture(self, b: Any) -> PIL.Image.Image | None:
-        shown = [condition for condition in as_conditions("conditions", b.conditions) if condition.shows_picture]
+        shown: list[Any] = [
+            condition for condition in as_conditions("conditions", b.conditions) if condition.shows_picture
+        ]
         return _first_picture(shown[0].frames) if shown else None
 
 

@@ -186,8 +186,8 @@ def test_a_workflow_has_its_own_blocks_and_components():
 class Brightness(Leaf):
     """Takes the place of the decoder."""
 
-    reads = ("latents!",)
-    writes = ("videos",)
+    reads = "latents!"
+    writes = "videos"
 
     def run(self, components, b):  # noqa: ARG002 (blocks are called alike)
         b.videos = b.latents.mean()

@@ -1,6 +1,6 @@
 """What blocks read, write and need, each name described once; and the kinds of blocks that all others are.
 
-A name of the table that ends in `!` is required. Shapes: B videos of the batch, N prompts, P text positions, C channels,
+Shapes: B videos of the batch, N prompts, P text positions, C channels,
 F latent frames, h and w latent rows and columns, T video tokens (appended ones included), L audio latents, D features of a token.
 """
 
@@ -8,7 +8,7 @@ F latent frames, h and w latent rows and columns, T video tokens (appended ones 
 # mypy: disable-error-code="assignment, misc, override"
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -82,6 +82,10 @@ _INPUTS: dict[str, tuple[Any, Any, str]] = {
     "prompt_enhancement_kwargs": (dict, None, "Sampling settings in place of the defaults."),
     "prompt_enhancement_seed": (int, 10, "Seed of the sampling, unless there is a `generator`."),
     "batch_size": (int, None, "Prompts."),
+    "num_inference_steps:loop": (int, 50, "Denoising steps."),
+    "num_frames:diffusion": (int, 121, "Frames, 8 k + 1."),
+    "batch_size:decode": (int, 1, "Prompts."),
+    "dtype:decode": (torch.dtype, torch.float32, "Type in which latents go to the decoder."),
     "dtype": (torch.dtype, None, "Type in which the transformer is given latents."),
     "prompt_embeds": (_TENSOR, None, "Language-model states of the prompts, `[N, P, width * layers]`."),
     "prompt_attention_mask": (_TENSOR, None, "1 for their tokens, `[N, P]`."),
@@ -139,23 +143,20 @@ _COMPONENTS: dict[str, tuple[type, dict[str, Any] | None]] = {
 _ENCODING = FrozenDict(_SIZED | {"resample": "bilinear"})
 
 
-def reads(name: str | InputParam) -> InputParam:
-    """The declaration of an input by its name."""
-    if isinstance(name, InputParam):
-        return name
-    if name == FIELDS:
+def reads(entry: str) -> InputParam:
+    """The declaration of an input.
+
+    Args:
+        entry: Its name; with what sets it apart from others of the name behind a colon, and `!` behind what is required.
+    """
+    if entry == FIELDS:
         unnamed: Any = None
         return InputParam(
             unnamed, dict, kwargs_type=FIELDS, description="Further arguments of the transformer, by name."
         )
-    key = name.removesuffix("!")
-    kind, default, description = _INPUTS[key]
-    return InputParam(key, kind, default, name.endswith("!"), description)
-
-
-def with_default(name: str, default: Any) -> InputParam:
-    """The declaration of an input with another default than elsewhere."""
-    return replace(reads(name), default=default)
+    key = entry.removesuffix("!")
+    kind, default, description = _INPUTS.get(key, (_TENSOR, None, "Read by the guiders."))
+    return InputParam(key.partition(":")[0], kind, default, entry.endswith("!"), description)
 
 
 def _writes(name: str) -> OutputParam:
@@ -178,6 +179,13 @@ class _Ours:
     """What blocks of every kind share: they make this package's pipelines."""
 
     model_name: Any = "ltx2"
+    parts: ClassVar[Mapping[str, Any]] = {}
+    """The blocks in it by their names."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.parts:
+            cls.block_names, cls.block_classes = [*cls.parts], [*cls.parts.values()]
 
     @property
     def description(self) -> str:
@@ -207,24 +215,25 @@ class _Ours:
 class Leaf(_Ours, BlockBase):
     """A block that computes something."""
 
-    reads: ClassVar[Sequence[str | InputParam]] = ()
-    writes: ClassVar[Sequence[str]] = ()
-    needs: ClassVar[Sequence[str]] = ()
+    # Names with blanks between them.
+    reads: ClassVar[str] = ""
+    writes: ClassVar[str] = ""
+    needs: ClassVar[str] = ""
 
     @property
     def inputs(self) -> list[InputParam]:
         """What it reads."""
-        return [reads(name) for name in self.reads]
+        return [reads(name) for name in self.reads.split()]
 
     @property
     def intermediate_outputs(self) -> list[OutputParam]:
         """What it writes."""
-        return [_writes(name) for name in self.writes]
+        return [_writes(name) for name in self.writes.split()]
 
     @property
     def expected_components(self) -> list[ComponentSpec]:
         """What it computes with."""
-        return [_component(name) for name in self.needs]
+        return [_component(name) for name in self.needs.split()]
 
     def run(self, components: Any, b: Any) -> None:
         """Compute.

@@ -1,12 +1,10 @@
 """Blocks from denoised tokens to videos and sound."""
 
-# diffusers declares what blocks have more narrowly than it reads it: no lists, and methods without arguments.
+# diffusers declares what blocks have more narrowly than it reads it.
 # ruff: noqa: RUF012
 # mypy: disable-error-code="assignment, misc, override"
 
 from typing import Any
-
-import torch
 
 from .. import checks
 from ..conditioning import AudioLatentShape, AudioPatchifier
@@ -14,17 +12,15 @@ from ..pipelines.arguments import Delivery
 from ..pipelines.decoding import video_as
 from ..pipelines.engine import OUTPUT_TYPES, check_noise_levels, decode_audio, decode_video
 from ..pipelines.plan import check_decodable_size
-from .declarations import Auto, Leaf, Sequential, with_default
+from .declarations import Auto, Leaf, Sequential
 from .encoding import clip_of
-
-_DTYPE = with_default("dtype!", torch.float32)
 
 
 class LTX2TrimConditionTokensStep(Leaf):
     """Takes the tokens of conditions away."""
 
-    reads = ("latents!", "base_token_count!")
-    writes = ("latents",)
+    reads = "latents! base_token_count!"
+    writes = "latents"
 
     def run(self, components: Any, b: Any) -> None:  # noqa: ARG002 (blocks are called alike)
         b.latents = b.latents[:, : b.base_token_count]
@@ -41,19 +37,11 @@ class LTX2VaeDecoderStep(Leaf):
     """Decodes the videos, or hands over their un-normalised latents."""
 
     reads = (
-        "latents!",
-        "output_type",
-        "height",
-        "width",
-        "num_frames",
-        "decode_timestep",
-        "decode_noise_scale",
-        "generator",
-        with_default("batch_size", 1),
-        _DTYPE,
+        "latents! output_type height width num_frames decode_timestep decode_noise_scale generator "
+        "batch_size:decode dtype:decode!"
     )
-    writes = ("videos",)
-    needs = ("vae", "video_processor")
+    writes = "videos"
+    needs = "vae video_processor"
 
     def run(self, components: Any, b: Any) -> None:
         latents = _unpacked(components, b)
@@ -71,9 +59,9 @@ class LTX2VaeDecoderStep(Leaf):
 class LTX2DiffusionVaeDecoderStep(Leaf):
     """Decodes the videos with the diffusion decoder of LTX-2.5, which draws noise, or hands over their latents."""
 
-    reads = ("latents!", "output_type", "height", "width", with_default("num_frames", 121), "generator", _DTYPE)
-    writes = ("videos",)
-    needs = ("diffusion_decoder", "video_processor")
+    reads = "latents! output_type height width num_frames:diffusion generator dtype:decode!"
+    writes = "videos"
+    needs = "diffusion_decoder video_processor"
 
     def run(self, components: Any, b: Any) -> None:
         latents = _unpacked(components, b)
@@ -91,9 +79,9 @@ class LTX2DiffusionVaeDecoderStep(Leaf):
 class LTX2AudioDecoderStep(Leaf):
     """Decodes the sound, or hands over its un-normalised latents."""
 
-    reads = ("audio_latents!", "audio_num_frames!", "output_type")
-    writes = ("audio",)
-    needs = ("audio_vae", "vocoder")
+    reads = "audio_latents! audio_num_frames! output_type"
+    writes = "audio"
+    needs = "audio_vae vocoder"
 
     def run(self, components: Any, b: Any) -> None:
         components.require("audio_vae", *([] if b.output_type == "latent" else ["vocoder"]))
@@ -105,22 +93,23 @@ class LTX2AudioDecoderStep(Leaf):
 class LTX2DecoderStep(Sequential):
     """Decodes videos and sound."""
 
-    block_classes = [LTX2VaeDecoderStep, LTX2AudioDecoderStep]
-    block_names = ["video_decode", "audio_decode"]
+    parts = {"video_decode": LTX2VaeDecoderStep, "audio_decode": LTX2AudioDecoderStep}
 
 
 class LTX2ConditionDecoderStep(Sequential):
     """The same without the tokens of conditions."""
 
-    block_classes = [LTX2TrimConditionTokensStep, *LTX2DecoderStep.block_classes]
-    block_names = ["trim_condition_tokens", *LTX2DecoderStep.block_names]
+    parts = {
+        "trim_condition_tokens": LTX2TrimConditionTokensStep,
+        "video_decode": LTX2VaeDecoderStep,
+        "audio_decode": LTX2AudioDecoderStep,
+    }
 
 
 class LTX2AutoDecoderStep(Auto):
     """Decodes videos and sound, without the tokens of conditions if there are any."""
 
-    block_classes = [LTX2ConditionDecoderStep, LTX2DecoderStep]
-    block_names = ["condition", "default"]
+    parts = {"condition": LTX2ConditionDecoderStep, "default": LTX2DecoderStep}
     block_trigger_inputs = ["base_token_count", None]
 
 
@@ -128,22 +117,23 @@ class LTX25DecoderStep(Sequential):
     """Decodes videos with the diffusion decoder, and their sound."""
 
     model_name = "ltx2.5"
-    block_classes = [LTX2DiffusionVaeDecoderStep, LTX2AudioDecoderStep]
-    block_names = LTX2DecoderStep.block_names
+    parts = {"video_decode": LTX2DiffusionVaeDecoderStep, "audio_decode": LTX2AudioDecoderStep}
 
 
 class LTX25ConditionDecoderStep(Sequential):
     """The same without the tokens of conditions."""
 
     model_name = "ltx2.5"
-    block_classes = [LTX2TrimConditionTokensStep, *LTX25DecoderStep.block_classes]
-    block_names = LTX2ConditionDecoderStep.block_names
+    parts = {
+        "trim_condition_tokens": LTX2TrimConditionTokensStep,
+        "video_decode": LTX2DiffusionVaeDecoderStep,
+        "audio_decode": LTX2AudioDecoderStep,
+    }
 
 
 class LTX25AutoDecoderStep(Auto):
     """The same, without the tokens of conditions if there are any."""
 
     model_name = "ltx2.5"
-    block_classes = [LTX25ConditionDecoderStep, LTX25DecoderStep]
-    block_names = LTX2AutoDecoderStep.block_names
+    parts = {"condition": LTX25ConditionDecoderStep, "default": LTX25DecoderStep}
     block_trigger_inputs = LTX2AutoDecoderStep.block_trigger_inputs

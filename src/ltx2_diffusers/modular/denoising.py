@@ -3,7 +3,7 @@
 Shapes: see `declarations.py`.
 """
 
-# diffusers declares what blocks have more narrowly than it reads it: no lists, and methods without arguments.
+# diffusers declares what blocks have more narrowly than it reads it.
 # ruff: noqa: RUF012
 # mypy: disable-error-code="assignment, misc, override"
 
@@ -17,10 +17,9 @@ from ..conditioning.streams import States
 from ..models.mixed_precision import input_dtype
 from ..sampling.denoiser import to_clean
 from ..sampling.loop import FiniteWatch, blend
-from .declarations import CONTEXTS, FIELDS, NEGATIVE_CONTEXTS, Loop, LoopLeaf, PipelineState, reads, with_default
-from .encoding import SIZE, clip_of
+from .declarations import CONTEXTS, FIELDS, NEGATIVE_CONTEXTS, Loop, LoopLeaf, PipelineState, reads
+from .encoding import clip_of
 
-_TOKENS = ("latents!", "audio_latents!")
 _ARGUMENTS = ("encoder_hidden_states", "audio_encoder_hidden_states", "encoder_attention_mask")
 # Argument of the transformer: what holds it for the conditional, negative, perturbed and isolated pass.
 GUIDER_FIELDS = {
@@ -47,7 +46,7 @@ def states_of(b: Any) -> States:
 class LTX2LoopBeforeDenoiser(LoopLeaf):
     """Brings tokens to the type of the text, and says the noise level of each."""
 
-    reads = (*_TOKENS, "dtype!")
+    reads = "latents! audio_latents! dtype!"
 
     def run(self, components: Any, b: Any, step: int = 0, timestep: Any = None) -> None:  # noqa: ARG002 (called alike)
         b.latent_model_input, b.audio_latent_model_input = b.latents.to(b.dtype), b.audio_latents.to(b.dtype)
@@ -59,7 +58,7 @@ class LTX2LoopBeforeDenoiser(LoopLeaf):
 class LTX2Image2VideoLoopBeforeDenoiser(LTX2LoopBeforeDenoiser):
     """The same; the tokens of a first frame that is given have none."""
 
-    reads = (*_TOKENS, "conditioning_mask!", "dtype!")
+    reads = "latents! audio_latents! conditioning_mask! dtype!"
 
 
 class LTX2ConditionLoopBeforeDenoiser(LTX2Image2VideoLoopBeforeDenoiser):
@@ -76,7 +75,7 @@ class LTX2LoopDenoiser(LoopLeaf):
             and isolated pass. Default the contexts of the prompts and of the negative ones.
     """
 
-    needs = ("transformer", "scheduler", "guider", "audio_guider")
+    needs = "transformer scheduler guider audio_guider"
 
     def __init__(self, guider_input_fields: dict[str, Any] = GUIDER_FIELDS) -> None:
         if not isinstance(guider_input_fields, dict):
@@ -89,15 +88,9 @@ class LTX2LoopDenoiser(LoopLeaf):
         """What it reads."""
         fields = self._guider_input_fields.values()
         names = dict.fromkeys(name for field in fields for name in (field if isinstance(field, tuple) else (field,)))
-        first: tuple[Any, ...] = (
-            *_TOKENS,
-            "audio_scheduler!",
-            FIELDS,
-            with_default("num_inference_steps!", 50),
-            *SIZE,
-        )
-        rest = ("frame_rate", "motion_speed", "use_cross_timestep", "attention_kwargs")
-        return [reads(name) for name in (*first, *rest, *(f"{name}!" for name in names))]
+        first = f"latents! audio_latents! audio_scheduler! {FIELDS} num_inference_steps:loop! height width num_frames"
+        rest = "frame_rate motion_speed use_cross_timestep attention_kwargs"
+        return [reads(name) for name in (*f"{first} {rest}".split(), *(f"{name}!" for name in names))]
 
     def run(self, components: Any, b: Any, step: int = 0, timestep: Any = None) -> None:
         passes: dict[str, BlockState] = {}
@@ -181,8 +174,8 @@ def _combined(guider: Any, names: list[str], predictions: dict[str, torch.Tensor
 class LTX2LoopAfterDenoiser(LoopLeaf):
     """Takes a step of both schedulers towards the prediction."""
 
-    reads = (*_TOKENS, "audio_scheduler!")
-    needs = ("scheduler",)
+    reads = "latents! audio_latents! audio_scheduler!"
+    needs = "scheduler"
 
     def run(self, components: Any, b: Any, step: int = 0, timestep: Any = None) -> None:
         states: Any = states_of(b)
@@ -198,13 +191,13 @@ class LTX2LoopAfterDenoiser(LoopLeaf):
 class LTX2Image2VideoLoopAfterDenoiser(LTX2LoopAfterDenoiser):
     """The same; a first frame that is given stays."""
 
-    reads = (*LTX2LoopAfterDenoiser.reads, *SIZE)
+    reads = "latents! audio_latents! audio_scheduler! height width num_frames"
 
 
 class LTX2ConditionLoopAfterDenoiser(LTX2LoopAfterDenoiser):
     """The same; the prediction is held to given tokens as far as they are kept."""
 
-    reads = (*LTX2LoopAfterDenoiser.reads, "conditioning_mask!", "clean_latents!")
+    reads = "latents! audio_latents! audio_scheduler! conditioning_mask! clean_latents!"
 
 
 class LTX2DenoiseLoopWrapper(Loop):
@@ -217,7 +210,7 @@ class LTX2DenoiseLoopWrapper(Loop):
     @property
     def loop_inputs(self) -> list[Any]:
         """What the loop itself reads."""
-        return [reads("timesteps!"), with_default("num_inference_steps!", 50)]
+        return [reads("timesteps!"), reads("num_inference_steps:loop!")]
 
     @torch.no_grad()
     def __call__(self, components: Any, state: PipelineState) -> tuple[Any, PipelineState]:
@@ -236,19 +229,28 @@ class LTX2DenoiseLoopWrapper(Loop):
 class LTX2DenoiseStep(LTX2DenoiseLoopWrapper):
     """Denoises a video made of text."""
 
-    block_classes = [LTX2LoopBeforeDenoiser, LTX2LoopDenoiser, LTX2LoopAfterDenoiser]
-    block_names = ["before_denoiser", "denoiser", "after_denoiser"]
+    parts = {
+        "before_denoiser": LTX2LoopBeforeDenoiser,
+        "denoiser": LTX2LoopDenoiser,
+        "after_denoiser": LTX2LoopAfterDenoiser,
+    }
 
 
 class LTX2Image2VideoDenoiseStep(LTX2DenoiseLoopWrapper):
     """Denoises a video whose first frame is given."""
 
-    block_classes = [LTX2Image2VideoLoopBeforeDenoiser, LTX2LoopDenoiser, LTX2Image2VideoLoopAfterDenoiser]
-    block_names = LTX2DenoiseStep.block_names
+    parts = {
+        "before_denoiser": LTX2Image2VideoLoopBeforeDenoiser,
+        "denoiser": LTX2LoopDenoiser,
+        "after_denoiser": LTX2Image2VideoLoopAfterDenoiser,
+    }
 
 
 class LTX2ConditionDenoiseStep(LTX2DenoiseLoopWrapper):
     """Denoises a video that is held to conditions."""
 
-    block_classes = [LTX2ConditionLoopBeforeDenoiser, LTX2LoopDenoiser, LTX2ConditionLoopAfterDenoiser]
-    block_names = LTX2DenoiseStep.block_names
+    parts = {
+        "before_denoiser": LTX2ConditionLoopBeforeDenoiser,
+        "denoiser": LTX2LoopDenoiser,
+        "after_denoiser": LTX2ConditionLoopAfterDenoiser,
+    }

@@ -3,7 +3,7 @@
 Shapes: see `declarations.py`.
 """
 
-# diffusers declares what blocks have more narrowly than it reads it: no lists, and methods without arguments.
+# diffusers declares what blocks have more narrowly than it reads it.
 # ruff: noqa: RUF012
 # mypy: disable-error-code="assignment, misc, override"
 
@@ -25,8 +25,6 @@ from ..pipelines.conditions import (
 from ..pipelines.plan import ClipPlan, Size, plan_clip
 from .declarations import Auto, Conditional, Leaf
 
-SIZE = ("height", "width", "num_frames")
-CONDITIONS = ("condition_latents", "condition_strengths", "condition_indices", "condition_pixel_frames")
 _ALL = [(1.0, 1.0)]
 
 
@@ -60,9 +58,9 @@ def given_as(kind: type, name: str, given: Any) -> list[Any]:
 class LTX2VaeEncoderStep(Leaf):
     """Encodes the pictures that the videos begin with."""
 
-    reads = ("image!", "height", "width", "image_crf", "generator")
-    writes = ("image_latents",)
-    needs = ("vae", "text_encoder", "encoding_processor")
+    reads = "image! height width image_crf generator"
+    writes = "image_latents"
+    needs = "vae text_encoder encoding_processor"
 
     def run(self, components: Any, b: Any) -> None:
         several = isinstance(b.image, (list, tuple)) or (
@@ -77,8 +75,7 @@ class LTX2VaeEncoderStep(Leaf):
 class LTX2AutoVaeEncoderStep(Auto):
     """Encodes pictures if there is an `image`."""
 
-    block_classes = [LTX2VaeEncoderStep]
-    block_names = ["vae_encoder"]
+    parts = {"vae_encoder": LTX2VaeEncoderStep}
     block_trigger_inputs = ["image"]
 
 
@@ -98,14 +95,14 @@ def _place(item: Any, condition: Condition, stride: int) -> int:
 class LTX2ConditionEncoderStep(Leaf):
     """Encodes the pictures and clips that the videos show at some place."""
 
-    reads = ("conditions", *SIZE, "generator")
-    writes = CONDITIONS
-    needs = ("vae", "text_encoder")
+    reads = "conditions height width num_frames generator"
+    writes = "condition_latents condition_strengths condition_indices condition_pixel_frames"
+    needs = "vae text_encoder"
 
     def run(self, components: Any, b: Any) -> None:
         plan, stride = clip_of(components, b), components.sizes.temporal_ratio
         given = given_as(LTX2VideoCondition, "conditions", b.conditions)
-        for name in CONDITIONS:
+        for name in self.writes.split():
             setattr(b, name, [])
         for condition in given:
             item: Any = condition.opened(components, plan).items(plan).video[0]
@@ -119,8 +116,7 @@ class LTX2ConditionEncoderStep(Leaf):
 class LTX2AutoConditionEncoderStep(Conditional):
     """Encodes conditions if there are `conditions` or `reference_conditions`."""
 
-    block_classes = [LTX2ConditionEncoderStep]
-    block_names = ["condition_encoder"]
+    parts = {"condition_encoder": LTX2ConditionEncoderStep}
     block_trigger_inputs = ["conditions", "reference_conditions"]
 
     def select_block(self, conditions: Any = None, reference_conditions: Any = None) -> Any:
@@ -131,17 +127,11 @@ class LTX2ReferenceEncoderStep(Leaf):
     """Encodes the reference videos that an IC-LoRA follows."""
 
     reads = (
-        "reference_conditions!",
-        "reference_downscale_factor",
-        "conditioning_attention_strength",
-        "conditioning_attention_mask",
-        *SIZE,
-        "frame_rate",
-        "motion_speed",
-        "generator",
+        "reference_conditions! reference_downscale_factor conditioning_attention_strength "
+        "conditioning_attention_mask height width num_frames frame_rate motion_speed generator"
     )
-    writes = ("reference_latents", "reference_coords", "reference_token_counts", "reference_cross_mask")
-    needs = ("vae", "transformer", "encoding_processor")
+    writes = "reference_latents reference_coords reference_token_counts reference_cross_mask"
+    needs = "vae transformer encoding_processor"
 
     def run(self, components: Any, b: Any) -> None:
         plan, given = (
@@ -169,8 +159,7 @@ class LTX2ReferenceEncoderStep(Leaf):
 class LTX2AutoReferenceEncoderStep(Conditional):
     """Encodes reference videos if there are `reference_conditions`."""
 
-    block_classes = [LTX2ReferenceEncoderStep]
-    block_names = ["reference_encoder"]
+    parts = {"reference_encoder": LTX2ReferenceEncoderStep}
     block_trigger_inputs = ["reference_conditions"]
 
     def select_block(self, reference_conditions: Any = None) -> Any:

@@ -1,6 +1,6 @@
 """Blocks from prompts to what the streams attend to, and to how long the clip is."""
 
-# diffusers declares what blocks have more narrowly than it reads it: no lists, and methods without arguments.
+# diffusers declares what blocks have more narrowly than it reads it.
 # ruff: noqa: RUF012
 # mypy: disable-error-code="assignment, misc, override"
 
@@ -13,15 +13,10 @@ from .. import prompts as texts
 from ..checks import check_at_least_one
 from ..media.frames import Frames, as_image, one_picture, read_frames
 from ..pipelines.conditions import as_conditions
-from .declarations import CONTEXTS, NEGATIVE_CONTEXTS, Conditional, Leaf, Sequential
+from .declarations import CONTEXTS, Conditional, Leaf, Sequential
 
 _WISH = (
-    "enable_prompt_enhancement",
-    "system_prompt",
-    "prompt_max_new_tokens",
-    "prompt_enhancement_kwargs",
-    "prompt_enhancement_seed",
-    "generator",
+    "enable_prompt_enhancement system_prompt prompt_max_new_tokens prompt_enhancement_kwargs prompt_enhancement_seed"
 )
 
 
@@ -32,9 +27,9 @@ def _first_picture(frames: Frames) -> PIL.Image.Image:
 class LTX2PromptEnhancerStep(Leaf):
     """Rewrites the prompts with the `prompt_enhancer`, or with a text encoder that can write."""
 
-    reads = ("prompt!", *_WISH)
-    writes = ("prompt",)
-    needs = ("prompt_enhancer", "processor")
+    reads = f"prompt! {_WISH} generator"
+    writes = "prompt"
+    needs = "prompt_enhancer processor"
 
     def picture(self, b: Any) -> PIL.Image.Image | None:  # noqa: ARG002 (blocks made from this one have pictures)
         """What the language model is shown."""
@@ -43,7 +38,7 @@ class LTX2PromptEnhancerStep(Leaf):
     def run(self, components: Any, b: Any) -> None:
         if not b.enable_prompt_enhancement:
             return
-        wish = texts.Enhancement(*(getattr(b, name) for name in _WISH[:-1]))
+        wish = texts.Enhancement(*(getattr(b, name) for name in _WISH.split()))
         prompts = texts.Prompts(b.prompt, enhancement=wish)
         texts.check_prompts(prompts)
         if wish.max_new_tokens is not None:
@@ -55,7 +50,7 @@ class LTX2PromptEnhancerStep(Leaf):
 class LTX2ImageToVideoPromptEnhancerStep(LTX2PromptEnhancerStep):
     """Rewrites the prompts for a video that begins with a picture, which the language model is shown."""
 
-    reads = ("prompt!", "image!", *_WISH)
+    reads = f"prompt! image! {_WISH} generator"
 
     def picture(self, b: Any) -> PIL.Image.Image | None:
         return _first_picture(b.image[0] if isinstance(b.image, (list, tuple)) else b.image)
@@ -64,20 +59,21 @@ class LTX2ImageToVideoPromptEnhancerStep(LTX2PromptEnhancerStep):
 class LTX2ConditionPromptEnhancerStep(LTX2PromptEnhancerStep):
     """Rewrites the prompts for a video that shows pictures, of which the language model is shown the first one."""
 
-    reads = ("prompt!", "conditions", *_WISH)
+    reads = f"prompt! conditions {_WISH} generator"
 
     def picture(self, b: Any) -> PIL.Image.Image | None:
-        shown: list[Any] = [
-            condition for condition in as_conditions("conditions", b.conditions) if condition.shows_picture
-        ]
+        shown: list[Any] = [one for one in as_conditions("conditions", b.conditions) if one.shows_picture]
         return _first_picture(shown[0].frames) if shown else None
 
 
 class LTX2AutoPromptEnhancerStep(Conditional):
     """Rewrites the prompts if `enable_prompt_enhancement` is true."""
 
-    block_classes = [LTX2ConditionPromptEnhancerStep, LTX2ImageToVideoPromptEnhancerStep, LTX2PromptEnhancerStep]
-    block_names = ["condition", "image2video", "text2video"]
+    parts = {
+        "condition": LTX2ConditionPromptEnhancerStep,
+        "image2video": LTX2ImageToVideoPromptEnhancerStep,
+        "text2video": LTX2PromptEnhancerStep,
+    }
     block_trigger_inputs = ["conditions", "image", "enable_prompt_enhancement"]
 
     def select_block(self, conditions: Any = None, image: Any = None, enable_prompt_enhancement: Any = None) -> Any:
@@ -89,16 +85,11 @@ class LTX2AutoPromptEnhancerStep(Conditional):
 class LTX2TextEncoderStep(Leaf):
     """Has the language model read the prompts and the negative ones."""
 
-    reads = ("prompt!", "negative_prompt", "max_sequence_length")
+    reads = "prompt! negative_prompt max_sequence_length"
     writes = (
-        "prompt_embeds",
-        "prompt_attention_mask",
-        "negative_prompt_embeds",
-        "negative_prompt_attention_mask",
-        "batch_size",
-        "dtype",
+        "prompt_embeds prompt_attention_mask negative_prompt_embeds negative_prompt_attention_mask batch_size dtype"
     )
-    needs = ("text_encoder", "tokenizer")
+    needs = "text_encoder tokenizer"
 
     def run(self, components: Any, b: Any) -> None:
         encoder = components._text_encoder()
@@ -114,9 +105,13 @@ class LTX2TextEncoderStep(Leaf):
 class LTX2TextConnectorStep(Leaf):
     """Makes of what the language model read the contexts of both streams."""
 
-    reads = tuple(f"{name}!" for name in LTX2TextEncoderStep.writes[:4])
-    writes = (*CONTEXTS, *NEGATIVE_CONTEXTS)
-    needs = ("connectors", "tokenizer")
+    reads = "prompt_embeds! prompt_attention_mask! negative_prompt_embeds! negative_prompt_attention_mask!"
+    writes = (
+        "connector_prompt_embeds connector_audio_prompt_embeds connector_attention_mask "
+        "negative_connector_prompt_embeds negative_connector_audio_prompt_embeds "
+        "negative_connector_attention_mask"
+    )
+    needs = "connectors tokenizer"
 
     def run(self, components: Any, b: Any) -> None:
         components.require("connectors")
@@ -132,35 +127,35 @@ class LTX2TextConnectorStep(Leaf):
 class LTX2TextConditioningStep(Sequential):
     """Reads the prompts, and makes the contexts of both streams of them."""
 
-    block_classes = [LTX2TextEncoderStep, LTX2TextConnectorStep]
-    block_names = ["text_encoder", "connectors"]
+    parts = {"text_encoder": LTX2TextEncoderStep, "connectors": LTX2TextConnectorStep}
 
 
 class LTX2TextInputStep(Leaf):
     """Repeats the contexts of each prompt for its videos."""
 
-    reads = ("num_videos_per_prompt", *(f"{name}!" for name in (*CONTEXTS, *NEGATIVE_CONTEXTS)))
-    writes = (*CONTEXTS, *NEGATIVE_CONTEXTS)
+    reads = (
+        "num_videos_per_prompt connector_prompt_embeds! connector_audio_prompt_embeds! "
+        "connector_attention_mask! negative_connector_prompt_embeds! "
+        "negative_connector_audio_prompt_embeds! negative_connector_attention_mask!"
+    )
+    writes = (
+        "connector_prompt_embeds connector_audio_prompt_embeds connector_attention_mask "
+        "negative_connector_prompt_embeds negative_connector_audio_prompt_embeds "
+        "negative_connector_attention_mask"
+    )
 
     def run(self, components: Any, b: Any) -> None:  # noqa: ARG002 (blocks are called alike)
         check_at_least_one(num_videos_per_prompt=b.num_videos_per_prompt)
-        for name in self.writes:
+        for name in self.writes.split():
             setattr(b, name, getattr(b, name).repeat_interleave(b.num_videos_per_prompt, 0))
 
 
 class LTX2DurationStep(Leaf):
     """Predicts how many frames the clip of a prompt should have."""
 
-    reads = (
-        "min_seconds",
-        "max_seconds",
-        "frame_rate",
-        "connector_prompt_embeds!",
-        "connector_audio_prompt_embeds!",
-        "batch_size!",
-    )
-    writes = ("num_frames",)
-    needs = ("duration_head",)
+    reads = "min_seconds max_seconds frame_rate connector_prompt_embeds! connector_audio_prompt_embeds! batch_size!"
+    writes = "num_frames"
+    needs = "duration_head"
 
     def run(self, components: Any, b: Any) -> None:
         if components.duration_head is None:
@@ -182,8 +177,7 @@ class LTX2DurationStep(Leaf):
 class LTX2AutoDurationStep(Conditional):
     """Predicts the number of frames if `num_frames` is not given."""
 
-    block_classes = [LTX2DurationStep]
-    block_names = ["duration"]
+    parts = {"duration": LTX2DurationStep}
     block_trigger_inputs = ["num_frames"]
 
     def select_block(self, num_frames: Any = None) -> Any:

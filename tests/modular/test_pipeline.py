@@ -173,7 +173,8 @@ def test_guiders_of_the_streams_differ_and_stop():
 def test_a_workflow_has_its_own_blocks_and_components():
     blocks = LTX2AutoBlocks().get_workflow("text2video")
     assert list(blocks.sub_blocks)[:2] == ["text_encoder.text_encoder", "text_encoder.connectors"]
-    assert "decode.video_decode" in blocks.sub_blocks and not any("condition" in name for name in blocks.sub_blocks)
+    assert {"duration", "decode.video_decode"} <= blocks.sub_blocks.keys() and "num_frames" in blocks.input_names
+    assert not any("condition" in name for name in blocks.sub_blocks)
     pipe = blocks.init_pipeline(str(tiny_checkpoint(VERSION)))
     assert type(pipe) is LTX2ModularPipeline
     assert not hasattr(pipe, "prompt_enhancer")

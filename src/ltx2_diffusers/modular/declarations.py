@@ -219,6 +219,8 @@ class Leaf(_Ours, BlockBase):
     reads: ClassVar[str] = ""
     writes: ClassVar[str] = ""
     needs: ClassVar[str] = ""
+    asked_by: ClassVar[Any] = None
+    """The block around it that decides whether it runs, for one of which the inputs of a workflow do not say that."""
 
     @property
     def inputs(self) -> list[InputParam]:
@@ -277,7 +279,10 @@ class Sequential(_Ours, SequentialBase):
 
     def get_execution_blocks(self, **kwargs: Any) -> "Sequential":
         """The blocks that run for these inputs."""
-        chosen: Any = Sequential.from_blocks_dict(super().get_execution_blocks(**kwargs).sub_blocks)
+        blocks = super().get_execution_blocks(**kwargs).sub_blocks
+        chosen: Any = Sequential.from_blocks_dict(
+            {name: getattr(block, "asked_by", None) or block for name, block in blocks.items()}
+        )
         chosen.model_name = self.model_name
         return chosen
 

@@ -182,3 +182,6 @@ class LTX2AutoDurationStep(Conditional):
 
     def select_block(self, num_frames: Any = None) -> Any:
         return "duration" if num_frames is None else None
+
+
+LTX2DurationStep.asked_by = LTX2AutoDurationStep

@@ -84,6 +84,13 @@ VOCODER = {
     "resnet_dilations": [[1, 3, 5]],
     "output_sampling_rate": 16000,
 }
+DURATION_HEAD = {
+    "video_cross_attention_dim": 32,
+    "audio_cross_attention_dim": 32,
+    "pooler_hidden_dim": 16,
+    "num_queries": 2,
+    "mlp_hidden_dim": 8,
+}
 UPSAMPLER = {"in_channels": 4, "mid_channels": 32, "num_blocks_per_stage": 1}
 
 _MODELS = {
@@ -93,6 +100,7 @@ _MODELS = {
     "audio_vae": ("AutoencoderKLLTX2Audio", AUDIO_VAE),
     "vocoder": ("LTX2Vocoder", VOCODER),
     "latent_upsampler": ("LTX2LatentUpsamplerModel", UPSAMPLER),
+    "duration_head": ("LTX2DurationHead", DURATION_HEAD),
 }
 MODELS = tuple(_MODELS)
 
@@ -158,7 +166,7 @@ def components(library: str, name: str, make: Callable[[str, str], Any] = model)
     """Everything that the constructor of diffusers' pipeline takes, by name; the optional ones are `None`."""
     if name == UPSAMPLING:
         return {part: make(library, part) for part in ("vae", "latent_upsampler")}
-    models = {part: make(library, part) for part in MODELS if part != "latent_upsampler"}
+    models = {part: make(library, part) for part in MODELS if part not in ("latent_upsampler", "duration_head")}
     return models | text_models() | {"scheduler": FlowMatchEulerDiscreteScheduler()} | dict.fromkeys(optional(name))
 
 

@@ -21,6 +21,7 @@ from tests.contract.both import (
     difference,
     each,
     generating,
+    model,
     named,
     new_model,
     optional,
@@ -228,13 +229,15 @@ def test_a_folder_says_its_class(library, name, tmp_path):
     assert type(DiffusionPipeline.from_pretrained(tmp_path)) is named("diffusers", name)
 
 
-@generating
-def test_a_component_without_a_class_here_is_refused_by_name(name, tmp_path):
-    head = named("diffusers", "LTX2DurationHead")
-    pipe = pipeline("ours", name)
-    with pytest.raises(ValueError, match=r"`duration_head` is a LTX2DurationHead, .*`num_frames`"):
-        named("ours", name)(**pipe.components | {"duration_head": head.__new__(head)})
-    pipe.save_pretrained(tmp_path)
-    index = json.loads((tmp_path / "model_index.json").read_text())
-    (tmp_path / "model_index.json").write_text(json.dumps(index | {"duration_head": ["ltx2", "LTX2DurationHead"]}))
-    assert loaded("ours", name, tmp_path).duration_head is None
+@pytest.mark.parametrize("name", [one for one in GENERATING if "duration_head" in optional(one)])
+def test_a_duration_head_is_saved_loaded_and_used_alike(name, tmp_path):
+    bounds = {"num_frames": None, "min_seconds": 0.1, "max_seconds": 0.6}
+    outputs = []
+    for library in LIBRARIES:
+        pipe = pipeline(library, name, duration_head=model(library, "duration_head"))
+        outputs.append(run(library, name, pipe, **bounds))
+        pipe.save_pretrained(tmp_path / library)
+        for reader in LIBRARIES:
+            again = loaded(reader, name, tmp_path / library)
+            assert type(again.duration_head) is named(reader, "LTX2DurationHead")
+    assert difference(*outputs) <= EQUAL

@@ -48,6 +48,7 @@ SIZES: dict[str, dict[str, tuple[int, ...]]] = {
     "audio_vae": {"sample": (2, 2, 5, 8)},
     "vocoder": {"hidden_states": (2, 2, 5, 8)},
     "latent_upsampler": {"hidden_states": (2, 4, 3, 4, 4)},
+    "duration_head": {"video_tokens": (2, 7, 32), "audio_tokens": (2, 5, 32)},
 }
 
 

@@ -187,6 +187,11 @@ def original_prefix(component: str, name: str) -> str:
     return "" if component == "latent_upsampler" else _PREFIXES[component][0]
 
 
+def joined_prefix(component: str) -> str:
+    """The prefix that tells names of `component`, of either layout, from those of all others."""
+    return _PREFIXES[component][0]
+
+
 def _direction(table: Mapping[str, str], to: Layout) -> Mapping[str, str]:
     return table if to == "diffusers" else {new: old for old, new in table.items()}
 

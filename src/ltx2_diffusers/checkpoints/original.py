@@ -1,7 +1,7 @@
 """An LTX-2 checkpoint in original layout, seen as components under diffusers names."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,23 +14,24 @@ from .json_files import check_finite, parse_object, read_object
 from .reference_configs import guess_version, reference_config
 from .safetensors_io import Entry, SafetensorsFile
 from .scaled_fp8 import SCALES, dequantized, planned, without_scales
+from .several_files import read_joined
 
 
 class OriginalCheckpoint:
-    """One original file, or a state dict, of which components are read on demand.
+    """An original file, several of them, or a state dict, of which components are read on demand.
 
     Complete files, files of one component with or without its prefix, and files whose tensors already have diffusers
     names are understood alike. A dictionary passed in is read, never changed.
 
     Args:
-        source: Path of a safetensors or GGUF file, or tensors by name.
+        source: Path of a safetensors or GGUF file, a list of safetensors files that are one checkpoint, or tensors by name.
         mmap: Whether tensors of a file are backed by a mapping of it, default False (read into memory).
         original_config: Metadata `config` to use instead of the file's own: a dictionary or a JSON file.
     """
 
     def __init__(
         self,
-        source: str | os.PathLike | Mapping[str, torch.Tensor],
+        source: str | os.PathLike | Sequence[str | os.PathLike] | Mapping[str, torch.Tensor],
         mmap: bool = False,
         original_config: Mapping[str, Any] | str | os.PathLike | None = None,
     ) -> None:
@@ -38,6 +39,10 @@ class OriginalCheckpoint:
             self.name, self.is_gguf = "the given state dict", any(hasattr(t, "quant_type") for t in source.values())
             self.entries = {name: _entry_of(name, tensor) for name, tensor in source.items()}
             self.metadata: dict[str, str] = {}
+        elif not isinstance(source, (str, os.PathLike)):
+            self.name, self.is_gguf = " and ".join(repr(str(path)) for path in source), False
+            self.entries, self.metadata, joined = read_joined([Path(path) for path in source], mmap)
+            original_config = joined if original_config is None else original_config
         else:
             self.name = repr(str(source))
             self.is_gguf = gguf_file.is_gguf(Path(source))

@@ -8,13 +8,14 @@ from typing import Any
 import torch
 
 from ..quantization.configs import TRANSFORMERS, as_pipeline_config
-from .class_names import PIPELINE_COMPONENTS, class_name_for
+from .class_names import OPTIONAL_COMPONENTS, PIPELINE_COMPONENTS, class_name_for
 from .folder import is_distilled, new_scheduler
-from .hub_files import local_file
 from .origin import origin_at, remember
 from .original import OriginalCheckpoint
 from .pipeline_folder import check_component, named_errors
+from .several_files import Files, component_files
 from .single_file import load_component
+from .versions import check_gemma
 
 _TEXT_MODELS = {"text_encoder": "PreTrainedModel", "tokenizer": "PreTrainedTokenizer"}
 _HUB_OPTIONS = ("revision", "cache_dir", "local_files_only", "token", "force_download")
@@ -22,7 +23,7 @@ _HUB_OPTIONS = ("revision", "cache_dir", "local_files_only", "token", "force_dow
 
 def load_pipeline_components(
     pipeline_class: type,
-    path_or_link: str | os.PathLike,
+    path_or_link: Files,
     text_encoder: Any,
     tokenizer: Any = None,
     torch_dtype: torch.dtype | None = None,
@@ -30,11 +31,11 @@ def load_pipeline_components(
     quantization_config: Any = None,
     **given: Any,
 ) -> dict[str, Any]:
-    """The constructor arguments of a pipeline, read from an original file and a Gemma folder.
+    """The constructor arguments of a pipeline, read from original files and a Gemma folder.
 
     Args:
         pipeline_class: Class of the pipeline.
-        path_or_link: The safetensors file, or a Hub link to one.
+        path_or_link: The safetensors file, or a Hub link to one; or several of them, see [`component_files`].
         text_encoder: A language model, or a folder or Hub id to load it (and the tokenizer) from; `None` for none.
         tokenizer: Its tokenizer; needed if `text_encoder` is a model.
         torch_dtype, dtype: Data type of the components; `dtype` wins. Default as stored.
@@ -52,22 +53,27 @@ def load_pipeline_components(
             f"{pipeline_class.__name__}.from_single_file does not know {unknown}; besides `text_encoder`, `tokenizer`, `dtype` and "
             f"`quantization_config` it takes the components {', '.join(known)}, and the options {', '.join(_HUB_OPTIONS)}"
         )
-    path = local_file(path_or_link, **hub)
-    checkpoint = OriginalCheckpoint(path)
+    files = component_files(path_or_link, **hub)
     needed = [name for name in PIPELINE_COMPONENTS if name not in given]
-    if missing := [name for name in needed if name not in checkpoint.components()]:
+    if missing := [name for name in needed if name not in files]:
+        places = dict.fromkeys(str(path) for paths in files.values() for path in paths)
         raise ValueError(
-            f"{checkpoint.name} holds {', '.join(checkpoint.components()) or 'no LTX-2 component'}, but a pipeline also "
-            f"needs {', '.join(missing)}; pass them as arguments"
+            f"{' and '.join(map(repr, places)) or repr(path_or_link)} holds {', '.join(files) or 'no LTX-2 component'}, but a "
+            f"pipeline also needs {', '.join(missing)}; give the files that hold them, or pass them as arguments"
         )
+    needed += [name for name in OPTIONAL_COMPONENTS if name in files and name in known and name not in given]
     methods = _methods(quantization_config, [*needed, "text_encoder"])
     of_text = {"quantization_config": methods["text_encoder"]} if "text_encoder" in methods else {}
     text_encoder, tokenizer = load_text_encoder(text_encoder, tokenizer, dtype, **of_text, **hub)
     components = {"text_encoder": text_encoder, "tokenizer": tokenizer, **given}
     for name in needed:
-        model_class = getattr(ltx2_diffusers, class_name_for(name, checkpoint.config(name)))
-        components[name] = load_component(model_class, path, dtype=dtype, quantization_config=methods.get(name))
-    return {"scheduler": new_scheduler(is_distilled(path)), **components}
+        place = files[name][0] if len(files[name]) == 1 else files[name]
+        model_class = getattr(ltx2_diffusers, class_name_for(name, OriginalCheckpoint(place).config(name)))
+        components[name] = load_component(model_class, place, dtype=dtype, quantization_config=methods.get(name))
+    main = files.get("transformer", [Path()])[0]
+    if text_encoder is not None and main.is_file():
+        check_gemma(OriginalCheckpoint(main).metadata, text_encoder.config.to_dict(), str(main))
+    return {"scheduler": new_scheduler(is_distilled(main)), **components}
 
 
 def _methods(quantization_config: Any, loaded: list[str]) -> dict[str, Any]:

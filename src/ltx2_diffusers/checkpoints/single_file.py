@@ -2,7 +2,7 @@
 
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from .scaled_fp8 import planned, without_scales
 
 def load_component(
     cls: ModelClass,
-    path_or_dict: str | os.PathLike | Mapping[str, torch.Tensor],
+    path_or_dict: str | os.PathLike | Sequence[str | os.PathLike] | Mapping[str, torch.Tensor],
     *,
     torch_dtype: torch.dtype | None = None,
     dtype: torch.dtype | None = None,
@@ -50,7 +50,8 @@ def load_component(
 
     Args:
         cls: A model class of an LTX-2 component.
-        path_or_dict: A safetensors or GGUF file, a Hub link to one, or a state dict, which is not changed.
+        path_or_dict: A safetensors or GGUF file, a Hub link to one, a list of safetensors files that hold it together, or a
+            state dict, which is not changed.
         torch_dtype, dtype: Floating-point dtype of the model; `dtype` wins. Default: as stored; scaled fp8 weights
             are multiplied with their scale in float32 and take the dtype of the other weights. Quantised weights of a
             GGUF file are float32 without `quantization_config`.
@@ -82,7 +83,7 @@ def load_component(
     target = _target_device(device, device_map)
     component = class_names.component_of(cls)
     hub_options = {"cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
-    if not isinstance(path_or_dict, Mapping):
+    if isinstance(path_or_dict, (str, os.PathLike)):
         path_or_dict = local_file(path_or_dict, revision, force_download=force_download, **hub_options)
     checkpoint = OriginalCheckpoint(path_or_dict, mmap=not disable_mmap, original_config=original_config)
     dtype = dtype if dtype is not None else torch_dtype
@@ -99,7 +100,7 @@ def load_component(
         with checkpoint.named(component):
             quantizer = planned(quantization_config, entries, dtype or main_dtype(entries))
     model = empty_model(cls, model_config, initialised=low_cpu_mem_usage is False)
-    remember(model, None if isinstance(path_or_dict, Mapping) else origin_at(path_or_dict, dtype=dtype))
+    remember(model, origin_at(path_or_dict, dtype=dtype) if isinstance(path_or_dict, (str, os.PathLike)) else None)
     if quantizer is not None:
         with checkpoint.named(component):
             _fill_float8(model, entries, quantizer, dtype, target, copy=isinstance(path_or_dict, Mapping))

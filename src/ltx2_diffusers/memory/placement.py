@@ -13,6 +13,7 @@ from ..checkpoints.class_names import PACKAGE, to_ours
 from ..checkpoints.folder import text_encoder_folder
 from ..checkpoints.packaged import checkpoint_path
 from ..checkpoints.pipeline_file import load_tokenizer
+from ..checkpoints.several_files import Files, component_files
 from ..checks import check_choice
 from .loading import load_streamed, load_streamed_language_model
 from .on_demand import OnDemandModel
@@ -94,13 +95,11 @@ class Placement:
                 given[name] = self.text_encoder(folder / name, dtype, variant)
         return given
 
-    def from_file(
-        self, path: str | os.PathLike, text_encoder: Any, options: Mapping[str, Any]
-    ) -> tuple[Any, dict[str, Any]]:
+    def from_file(self, path: Files, text_encoder: Any, options: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
         """The text encoder, and components that are not loaded in the usual way, of an original file.
 
         Args:
-            path: The file.
+            path: The file, or several.
             text_encoder: What is given as text encoder.
             options: Other arguments of the loader.
         """
@@ -109,7 +108,9 @@ class Placement:
             return text_encoder, own
         dtype = _dtype_of("", options)
         if self.streamed and "transformer" not in options:
-            own["transformer"] = load_streamed(_own("LTX2AVTransformer3DModel"), path, dtype=dtype)
+            # Without one, loading the others says so.
+            for file in component_files(path).get("transformer", ()):
+                own["transformer"] = load_streamed(_own("LTX2AVTransformer3DModel"), file, dtype=dtype)
         if isinstance(text_encoder, (str, os.PathLike)):
             folder = _text_encoder_folder(text_encoder)
             if options.get("tokenizer") is None:

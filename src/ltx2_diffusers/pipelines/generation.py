@@ -13,6 +13,7 @@ from .. import checks, declared
 from .. import prompts as texts
 from ..adapters.mixin import LTX2LoraMixin
 from ..checkpoints import fingerprint, origin
+from ..checkpoints.several_files import Files
 from ..checkpoints.versions import model_kind, model_version
 from ..conditioning import Streams
 from ..guidance import NEUTRAL, Preset, preset
@@ -90,6 +91,9 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
     duration_head: DurationHead
     pass_layout: PassLayout = PassLayout()
     """How the passes of a guided step are made: one after another by default."""
+    begins_with_bos: bool = True
+    """Whether prompts begin with `<bos>` also where the tokenizer does not put it there, as that of Gemma 4 does not; the models
+    were trained with it. `False` leaves tokens as the tokenizer makes them, as in diffusers. No difference with Gemma 3."""
     memory_plan: MemoryPlan | None = None
     """The plan that the pipeline was loaded by, if it was."""
     _prompt_cache: texts.PromptCache | None = None
@@ -128,17 +132,19 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
     @classmethod
     def from_single_file(
         cls,
-        pretrained_model_link_or_path: str | os.PathLike,
+        pretrained_model_link_or_path: Files,
         *,
         text_encoder: PreTrainedModel | str | os.PathLike | None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         torch_dtype: torch.dtype | None = None,
         **kwargs: Any,
     ) -> Self:
-        """Load a pipeline from an original Lightricks checkpoint file, which holds everything but the text encoder.
+        """Load a pipeline from an original Lightricks checkpoint, which holds everything but the text encoder.
 
         Args:
-            pretrained_model_link_or_path: The safetensors file, or a Hub link to it.
+            pretrained_model_link_or_path: The safetensors file, or a Hub link to it. Of a checkpoint with a file for each
+                component, such as LTX-2.5: a list of them, a dictionary by component, or a folder with these and no others of
+                their kind. Files are told by what they hold, not by their names.
             text_encoder: The Gemma model, or a folder or Hub id that holds it (and, unless given, its tokenizer). `None`
                 for a pipeline that is given precomputed states, or only encodes and decodes.
             tokenizer: The tokenizer of the text encoder.
@@ -156,7 +162,8 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
         options["text_encoder"] = text_encoder if on_demand is None else None
         pipeline = cls(**load_pipeline_components(cls, path, **{**options, **own}))
         pipeline._text_encoder_on_demand = on_demand
-        pipeline.register_to_config(_name_or_path=os.fspath(path))
+        if isinstance(path, (str, os.PathLike)):
+            pipeline.register_to_config(_name_or_path=os.fspath(path))
         return pipeline
 
     @classmethod
@@ -377,7 +384,8 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
 
         Args:
             prompt: Text or texts.
-            system_prompt: Instructions to the language model, default this package's for text or for an image.
+            system_prompt: Instructions to the language model, default this package's for text or for an image, and those of
+                diffusers for a dedicated `prompt_enhancer`.
             max_new_tokens: Length of the answer, default 512 (600 with a dedicated `prompt_enhancer`).
             seed: Seed of the sampling; a `generator` given replaces it by its own initial seed.
             generator: See `seed`; of a list the first one counts.
@@ -503,7 +511,7 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
 
     def _text_encoder(self, device: torch.device | None = None) -> texts.TextEncoder:
         device = device or self._execution_device
-        return texts.TextEncoder(self.tokenizer, self._language_model, self.connectors, device)
+        return texts.TextEncoder(self.tokenizer, self._language_model, self.connectors, device, self.begins_with_bos)
 
     # Of the running stage, or of the last one.
     guidance_scale = _scale("video", "cfg_scale", "Classifier-free guidance scale of the video.")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..checkpoints.class_names import COMPONENT_OF, class_name_for, to_ours
+from ..checkpoints.class_names import COMPONENT_OF, PIPELINE_COMPONENTS, class_name_for, to_ours
 from ..checkpoints.configs import to_diffusers
 from ..checkpoints.folder import is_distilled, text_encoder_folder
 from ..checkpoints.json_files import read_config, read_object
@@ -25,7 +25,8 @@ from ..quantization.configs import NAMES, FP8Method
 
 PUBLISHED = {"ltx-2-19b": "2.0", "ltx-2.3-22b": "2.3"}
 """Names of published models that can be planned for without their files, and their versions."""
-COMPONENTS = ("text_encoder", "connectors", "transformer", "latent_upsampler", "vae", "audio_vae", "vocoder")
+_READING, _DECODING = ("text_encoder", "connectors", "duration_head"), ("vae", "audio_vae", "vocoder")
+COMPONENTS = (*_READING, "transformer", "latent_upsampler", *_DECODING)
 """Components that hold weights, in the order of a call."""
 GEMMA_3_12B = {
     "text_config": {
@@ -164,7 +165,7 @@ def parts_of(
 
 def _published(name: str, dtype: torch.dtype) -> ModelParts:
     metadata = reference_config(PUBLISHED[name])
-    names = [component for component in COMPONENTS if component not in ("text_encoder", "latent_upsampler")]
+    names = PIPELINE_COMPONENTS
     configs = {component: _named(component, to_diffusers(component, metadata)) for component in names}
     configs |= {"text_encoder": {"_class_name": _TEXT_CLASS, **GEMMA_3_12B}, "latent_upsampler": _UPSAMPLER}
     return ModelParts(name, configs, preset(PUBLISHED[name]), dtype)
@@ -274,7 +275,7 @@ def _with_upsampler(parts: ModelParts, path: Path) -> ModelParts:
 
 
 def _check_whole(configs: Mapping[str, Any], name: str) -> None:
-    missing = [one for one in COMPONENTS if one not in configs and one != "latent_upsampler"]
+    missing = [one for one in ("text_encoder", *PIPELINE_COMPONENTS) if one not in configs]
     if missing:
         raise ValueError(f"{name} holds no {', '.join(missing)}; give a checkpoint of a whole model")
 

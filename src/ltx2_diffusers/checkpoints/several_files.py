@@ -1,0 +1,111 @@
+"""Original checkpoints of several files, as LTX-2.5 is published: which file holds what, and all of them as one.
+
+A file is recognised by what it holds, whatever it is called. Some hold one component alone, without its prefix.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from . import keys
+from .hub_files import local_file
+from .json_files import parse_object
+from .safetensors_io import Entry, SafetensorsFile
+
+Files = str | os.PathLike | Sequence[str | os.PathLike] | Mapping[str, str | os.PathLike]
+"""One file or Hub link, a folder of files, a list of files, or files by what they hold."""
+_PIPELINE = [component for component in keys.COMPONENTS if component != "latent_upsampler"]
+
+
+def component_files(source: Files, **hub_options: Any) -> dict[str, list[Path]]:
+    """The file of every component of a pipeline; the connectors may be in two.
+
+    Args:
+        source: What is given. Of a folder, files of other content, such as LoRAs and upscalers, are left out.
+        hub_options: Options of the download of Hub links.
+
+    Raises:
+        ValueError: If a file holds no component or not the one that it is given for, or two files hold the same.
+    """
+    is_folder = isinstance(source, (str, os.PathLike)) and os.path.isdir(source)
+    if is_folder:
+        paths = sorted(Path(source).rglob("*.safetensors"))
+    else:
+        values = source.values() if isinstance(source, Mapping) else source
+        given = [values] if isinstance(values, (str, os.PathLike)) else list(values)
+        paths = [Path(local_file(path, **hub_options)) for path in given]
+    if not paths:
+        raise ValueError(f"{str(source)!r} holds no safetensors files; give the files of a checkpoint")
+    held = {path: _components(path) for path in dict.fromkeys(paths)}
+    for path, names in held.items():
+        if not names and not is_folder:
+            raise ValueError(f"{str(path)!r} holds no component of a pipeline; leave it out")
+    for component, path in zip(source, paths) if isinstance(source, Mapping) else ():
+        if component not in held[path]:
+            raise ValueError(f"`{component}` is {str(path)!r}, which holds {', '.join(held[path])}; give another file")
+    found = {name: [path for path, names in held.items() if name in names] for name in _PIPELINE}
+    for component, places in found.items():
+        if len(places) > 1 and component != "connectors":
+            raise ValueError(
+                f"{component} is in {' and in '.join(repr(str(path)) for path in places)}; give one of them, in a list of files"
+            )
+    return {component: places for component, places in found.items() if places}
+
+
+def holds_originals(folder: Path) -> bool:
+    """Whether a folder is one of original files, and not in diffusers' layout."""
+    is_diffusers = any((folder / name).is_file() for name in ("model_index.json", "config.json"))
+    return not is_diffusers and any(folder.rglob("*.safetensors"))
+
+
+def all_files(source: Files) -> list[Path]:
+    """The files of a checkpoint, that of the transformer first if there is one."""
+    found = component_files(source)
+    return list(dict.fromkeys(path for component in _PIPELINE for path in found.get(component, ())))
+
+
+def _components(path: Path) -> list[str]:
+    """The components of a pipeline that a file holds."""
+    from .original import OriginalCheckpoint
+
+    names = OriginalCheckpoint(path).entries
+    return [component for component in keys.found_components(names) if component in _PIPELINE]
+
+
+def read_joined(paths: Sequence[Path], mmap: bool) -> tuple[dict[str, Entry], dict[str, str], dict[str, Any]]:
+    """Tensors, metadata and parsed `config` of several files as one file would have them.
+
+    Args:
+        paths: The files.
+        mmap: Whether tensors are backed by mappings of the files.
+
+    Raises:
+        ValueError: If two files hold the same tensor.
+    """
+    entries: dict[str, Entry] = {}
+    metadata: dict[str, str] = {}
+    config: dict[str, Any] = {}
+    files = [SafetensorsFile(path, mmap) for path in paths]
+    # What the file of the transformer says of it goes before what others repeat.
+    for file in sorted(files, key=lambda one: bool(keys.component_keys("transformer", one.entries))):
+        for component in keys.found_components(file.entries):
+            local = keys.component_keys(component, file.entries)
+            named = {keys.joined_prefix(component) + name: file.entries[key] for key, name in local.items()}
+            if twice := named.keys() & entries.keys():
+                raise ValueError(f"{str(file.path)!r} holds {min(twice)} once more; leave one of the files out")
+            entries |= named
+        metadata |= file.metadata
+        config = merged(
+            config, parse_object(file.metadata.get("config", "{}"), f"the `config` metadata of {str(file.path)!r}")
+        )
+    return entries, metadata, config
+
+
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`changes` on top of `base`, section by section."""
+    result = dict(base)
+    for name, value in changes.items():
+        both_nested = isinstance(value, Mapping) and isinstance(result.get(name), Mapping)
+        result[name] = merged(result[name], value) if both_nested else value
+    return result

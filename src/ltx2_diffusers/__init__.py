@@ -17,6 +17,7 @@ _MODULES = {
     ".models.vocoder": ("LTX2Vocoder", "LTX2VocoderWithBWE"),
     ".models.connectors": ("LTX2TextConnectors",),
     ".models.latent_upsampler": ("LTX2LatentUpsamplerModel",),
+    ".models.diffusion_decoder": ("LTX2VideoDiffusionDecoderModel",),
     ".models.duration_head": ("LTX2DurationHead",),
     ".schedulers.scheduling_ltx2": ("LTX2Scheduler",),
     ".pipelines.recipes.text_to_video": ("LTX2Pipeline",),
@@ -54,6 +55,7 @@ _MODULES = {
     ".pipelines.recipes.condition": ("LTX2ConditionPipeline",),
     ".pipelines.recipes.in_context": ("LTX2InContextPipeline",),
     ".pipelines.recipes.latent_upsample": ("LTX2LatentUpsamplePipeline",),
+    ".pipelines.recipes.diffusion_decode": ("LTX2VideoDiffusionDecodePipeline", "LTX2VideoDecodeOutput"),
     ".pipelines.conditions": ("LTX2VideoCondition", "LTX2ReferenceCondition", "LTX2AudioReferenceCondition"),
     ".pipelines.recipes.two_stage": ("LTX2TwoStagePipeline",),
     ".pipelines.recipes.distilled": ("LTX2DistilledPipeline",),
@@ -98,13 +100,10 @@ _BASE_CLASSES = {
 _LACKING = {
     "LTX2VideoHDRProcessor": "diffusers.pipelines.ltx2",
     "LTX2HDRReferenceCondition": "diffusers.pipelines.ltx2",
-    "LTX2VideoDecodeOutput": "diffusers.pipelines.ltx2",
     "LTX2HDRPipeline": "diffusers",
     "LTX2DFRPipeline": "diffusers",
     "LTX2DFRPipelineOutput": "diffusers",
     "LTX2DFRTemporalRefinePipeline": "diffusers",
-    "LTX2VideoDiffusionDecodePipeline": "diffusers",
-    "LTX2VideoDiffusionDecoderModel": "diffusers",
 }
 
 __all__ = sorted(_PUBLIC)

@@ -309,7 +309,7 @@ class LTX2VideoDiffusionDecoderModel(CheckpointMixin, AtomicModelSaveMixin, Mode
         Returns:
             The video `[B, 3, T, H, W]`, nominally in [-1, 1], not clamped.
         """
-        chunks = self._decoded(z, generator, self._checked(z, num_inference_steps))
+        chunks = self._decoded(z, generator, self.check_decoding(z, num_inference_steps))
         sample = joined_frames(chunks, self.num_decoded_frames(z.shape[2])) if self.streams(z) else next(chunks)
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
@@ -338,12 +338,12 @@ class LTX2VideoDiffusionDecoderModel(CheckpointMixin, AtomicModelSaveMixin, Mode
         Returns:
             An iterator over `[B, 3, t, H, W]`; concatenated in time they are the video.
         """
-        steps = self._checked(latents, num_inference_steps)
+        steps = self.check_decoding(latents, num_inference_steps)
         device = latents.device if self.device.type == "meta" else self.device
         return self._decoded(latents.to(device), generator, steps)
 
-    def _checked(self, z: torch.Tensor, num_inference_steps: int | None) -> int:
-        """The number of steps, after a check of all arguments."""
+    def check_decoding(self, z: torch.Tensor, num_inference_steps: int | None = None) -> int:
+        """The number of steps that `decode` makes; raises `ValueError` for what it would refuse."""
         channels = self.config.latent_channels
         if z.ndim != 5 or z.shape[1] != channels or min(z.shape) == 0:
             raise ValueError(f"latents must have shape [B, {channels}, F, h, w], none of them 0, got {list(z.shape)}.")

@@ -21,16 +21,16 @@ from torch import nn
 from ..kernels.steps import RotaryTables, apply_rotary
 from .attention import QK_NORM_EPS
 
-STACKED_VALUES = 2**24
-"""Most numbers of the keys, and of the values, of boxes that run together: 32 MiB each in 16 bits."""
-SLAB_TOKENS = 2**16
+STACKED_VALUES = 2**25
+"""Most numbers of the keys, and of the values, of boxes that run together: 64 MiB each in 16 bits."""
+SLAB_TOKENS = 2**17
 """Positions whose keys and values are made at a time where results go into the place of the input."""
 NATTEN_SLAB_TOKENS = 2**19
 """The same for NATTEN, which computes queries for every key it is given."""
 _SIDES = (1, 2, 4, 8, 16)
 _MOST_QUERIES = 256
 # Gathering a key costs about as much as the products with so many queries.
-_KEY_COST = 48
+_KEY_COST = 96
 _KERNELS = (None, "torch", "natten")
 _ROTARY_BASE = 10000.0
 
@@ -128,27 +128,28 @@ def attention_operations(windows: tuple[Window, Window, Window], width: int) -> 
 
 
 def _boxes(x: torch.Tensor, rows: Sequence[_Row], of_keys: bool) -> torch.Tensor:
-    """Queries or keys of boxes, `[B, T, H, W, N, D]` to `[B * boxes, positions, N, D]`."""
-    for dim, row in enumerate(rows, start=1):
-        first, size = (row.key, row.keys) if of_keys else (row.query, row.queries)
-        x = x.narrow(dim, first, (row.count - 1) * row.queries + size).unfold(dim, size, row.queries)
-    return x.permute(0, 1, 2, 3, 6, 7, 8, 4, 5).flatten(4, 6).flatten(0, 3)
+    """Queries or keys of boxes, a view `[B, boxes along T, H, W, positions of a box along T, H, W, N, D]` of `[B, T, H, W, N, D]`."""
+    batch, *steps, head, width = x.stride()
+    sizes = [row.keys if of_keys else row.queries for row in rows]
+    first = sum((row.key if of_keys else row.query) * step for row, step in zip(rows, steps))
+    between = [row.queries * step for row, step in zip(rows, steps)]
+    shape = (len(x), *(row.count for row in rows), *sizes, *x.shape[-2:])
+    return x.as_strided(shape, (batch, *between, *steps, head, width), x.storage_offset() + first)
 
 
-def _mask(rows: Sequence[_Row], like: torch.Tensor) -> torch.Tensor | None:
-    """What is added to the scores of a box, `[queries, keys]`; `None` where every query sees every key."""
-    if all(row.window.is_whole for row in rows):
-        return None
-    seen = torch.ones((), dtype=torch.bool, device=like.device)
-    for axis, row in enumerate(rows):
-        offset = torch.arange(row.keys, device=like.device) - torch.tensor(
-            row.window.starts, device=like.device
-        ).unsqueeze(1)
+@lru_cache(maxsize=64)
+def _mask(
+    windows: tuple[Window, ...], keys: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> torch.Tensor:
+    """What is added to the scores of a box, `[1, 1, queries, keys]`. Boxes have few forms, so that it is soon known."""
+    seen = torch.ones((), dtype=torch.bool, device=device)
+    for axis, (one, count) in enumerate(zip(windows, keys)):
+        offset = torch.arange(count, device=device) - torch.tensor(one.starts, device=device).unsqueeze(1)
         shape = [1] * 6
         shape[axis], shape[3 + axis] = offset.shape
-        seen = seen & ((offset >= 0) & (offset < row.window.length)).view(shape)
-    mask = torch.zeros(seen.shape, dtype=like.dtype, device=like.device).masked_fill_(~seen, float("-inf"))
-    return mask.flatten(3).flatten(0, 2)
+        seen = seen & ((offset >= 0) & (offset < one.length)).view(shape)
+    mask = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, float("-inf"))
+    return mask.flatten(3).flatten(0, 2)[None, None]
 
 
 def neighbourhood_attention(
@@ -170,9 +171,12 @@ def neighbourhood_attention(
         `torch.Tensor`: `[B, T, H, W, N, D]`.
     """
     output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    heads = query.shape[-2:]
     for rows in product(*_layout(windows)):
-        mask = _mask(rows, query)
-        room = STACKED_VALUES // (len(query) * prod(row.keys for row in rows) * prod(query.shape[-2:]))
+        seen, mask = [row.window for row in rows], None
+        if not all(one.is_whole for one in seen):
+            mask = _mask(tuple(seen), tuple(row.keys for row in rows), query.dtype, query.device)
+        room = STACKED_VALUES // (len(query) * prod(row.keys for row in rows) * prod(heads))
         time, height, width = rows
         parts = (
             time.parts(room // (height.count * width.count)),
@@ -180,22 +184,16 @@ def neighbourhood_attention(
             width.parts(room),
         )
         for part in product(*map(list, parts)):
-            made = dispatch_attention_fn(
-                _boxes(query, part, False),
-                _boxes(key, part, True),
-                _boxes(value, part, True),
-                attn_mask=None if mask is None else mask[None, None],
-                scale=1.0,
-                backend=backend,
+            # Axes of boxes are joined, and those of their positions.
+            states = (
+                _boxes(x, part, of_keys).flatten(4, 6).flatten(0, 3)
+                for x, of_keys in ((query, False), (key, True), (value, True))
             )
-            place = output
-            for dim, row in reversed(list(enumerate(part, start=1))):
-                size = row.count, row.queries
-                place = place.narrow(dim, row.query, prod(size)).unflatten(dim, size)
-            shape = [row.count for row in part], [row.queries for row in part]
-            place.copy_(
-                made.view(len(query), *shape[0], *shape[1], *query.shape[-2:]).permute(0, 1, 4, 2, 5, 3, 6, 7, 8)
-            )
+            made = dispatch_attention_fn(*states, attn_mask=mask, scale=1.0, backend=backend)
+            place = _boxes(output, part, False)
+            place.copy_(made.reshape(place.shape))
+            # They would live on while the next boxes are gathered.
+            del states, made
     return output
 
 
@@ -377,15 +375,20 @@ class _Frames:
         self.memory[:, place : place + frames.shape[1]] = frames
         self.end += frames.shape[1]
 
-    def since(self, first: int) -> torch.Tensor:
-        """The frames from number `first` on; those before are forgotten."""
+    def forget(self, first: int) -> None:
+        """Let go of what is before frame number `first`."""
         assert self.memory is not None
         moved = first - self.first
         # One by one, since the two places overlap.
         for i in range(self.end - first if moved else 0):
             self.memory[:, i] = self.memory[:, i + moved]
         self.first = first
-        return self.memory[:, : self.end - first]
+
+    @property
+    def held(self) -> torch.Tensor:
+        """The frames, `[B, t, ...]`."""
+        assert self.memory is not None
+        return self.memory[:, : self.end - self.first]
 
 
 def attend_in_place(x: torch.Tensor, attn: NeighbourhoodAttention, normed: Any, arrive: Any = None) -> None:
@@ -412,8 +415,10 @@ def attend_in_place(x: torch.Tensor, attn: NeighbourhoodAttention, normed: Any, 
         ready = frames if end == frames else sum(first + time.length <= end for first in time.starts)
         if ready > done:
             query = attn.query(normed(x[:, done:ready]), done)
-            seen = time.starts[done]
             part = (time.between(done, ready), *space)
-            mixed = attn.processor.attend(query, keys.since(seen), values.since(seen), part)
+            mixed = attn.processor.attend(query, keys.held, values.held, part)
             x[:, done:ready] += attn.to_out[0](mixed.flatten(-2))
             done = ready
+            if done < frames:
+                keys.forget(time.starts[done])
+                values.forget(time.starts[done])

@@ -9,7 +9,7 @@ from typing import Any
 from .. import checks
 from ..conditioning import AudioLatentShape, AudioPatchifier
 from ..pipelines.arguments import Delivery
-from ..pipelines.decoding import video_as
+from ..pipelines.decoding import decoded
 from ..pipelines.engine import OUTPUT_TYPES, check_noise_levels, decode_audio, decode_video
 from ..pipelines.plan import check_decodable_size
 from .declarations import Auto, Leaf, Sequential
@@ -69,11 +69,8 @@ class LTX2DiffusionVaeDecoderStep(Leaf):
             b.videos = components.denormalized_video(latents)
             return
         components.require("diffusion_decoder")
-        decoder = components.diffusion_decoder
-        latents = components.denormalized_video(latents.to(b.dtype)).to(decoder.dtype)
-        video = decoder.decode(latents, generator=b.generator, return_dict=False)[0]
-        checks.check_finite("the decoded video", video, "decode in float32: pipe.diffusion_decoder.to(torch.float32)")
-        b.videos = video_as(components, video, b.output_type)
+        latents = components.denormalized_video(latents.to(b.dtype))
+        b.videos = decoded(components, latents, (b.generator,), b.output_type, component="diffusion_decoder")
 
 
 class LTX2AudioDecoderStep(Leaf):

@@ -29,8 +29,10 @@ class LTX2TrimConditionTokensStep(Leaf):
 def _unpacked(components: Any, b: Any) -> Any:
     """The normalised latents of a state, `[B, C, F, h, w]`."""
     checks.check_choice("output_type", b.output_type, OUTPUT_TYPES)
-    plan = clip_of(components, b, len(b.latents))
-    return plan.tools.video.patchifier.unpatchify(b.latents, plan.video)
+    plan, patch = clip_of(components, b, len(b.latents)), components.sizes.patch_size
+    # The number of channels is the transformer's, which need not be loaded.
+    shape = plan.video._replace(channels=b.latents.shape[-1] // patch**2)
+    return plan.tools.video.patchifier.unpatchify(b.latents, shape)
 
 
 class LTX2VaeDecoderStep(Leaf):

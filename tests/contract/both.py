@@ -218,7 +218,7 @@ def call(library: str, name: str, **changes: Any) -> dict[str, Any]:
         latents = torch.randn(1, 4, 3, 4, 4, generator=seeded(1))
         return {"latents": latents, "height": 8, "width": 8, "output_type": "pt", "generator": seeded()} | changes
     if name == DECODING:
-        latents = torch.randn(1, 4, 3, 8, 8, generator=seeded(1))
+        latents = torch.randn(1, 4, 3, 4, 4, generator=seeded(1))
         return {"latents": latents, "output_type": "pt", "generator": seeded()} | changes
     given: dict[str, Any] = {}
     if name == "LTX2ImageToVideoPipeline":

@@ -53,7 +53,7 @@ SIZES: dict[str, dict[str, tuple[int, ...]]] = {
     "vae": {"sample": (2, 3, 5, 16, 16)},
     "audio_vae": {"sample": (2, 2, 5, 8)},
     "vocoder": {"hidden_states": (2, 2, 5, 8)},
-    "diffusion_decoder": {"z": (2, 4, 3, 8, 8)},
+    "diffusion_decoder": {"z": (2, 4, 3, 3, 8)},
     "latent_upsampler": {"hidden_states": (2, 4, 3, 4, 4)},
     "duration_head": {"video_tokens": (2, 7, 32), "audio_tokens": (2, 5, 32)},
 }
@@ -377,7 +377,7 @@ def test_processors_of_the_diffusion_decoder(library):
 @both
 def test_tiles_of_the_diffusion_decoder(library):
     network, part = new_model(library, "diffusion_decoder"), "diffusion_decoder"
-    network.enable_tiling(tile_sample_min_height=12, tile_sample_stride_height=8)
+    network.enable_tiling(tile_sample_min_width=12, tile_sample_stride_width=8)
     assert network.use_tiling
     tiled = ran(network, part)
     network.disable_tiling()

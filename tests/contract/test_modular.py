@@ -76,14 +76,30 @@ def test_the_same_numbers_as_diffusers(workflow):
     assert difference(*(run(library, workflow) for library in LIBRARIES)) <= PARITY
 
 
-@pytest.mark.parametrize("decode", [0, 1], ids=["frames", "latents"])
-def test_the_same_numbers_by_the_diffusion_decoder(decode):
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["pt", "latent"])
+def test_the_same_numbers_by_the_diffusion_decoder(form):
     """Which draws noise of its own."""
     made = []
     for library in LIBRARIES:
         pipe = pipeline(library, "LTX25AutoBlocks", diffusion_decoder=model(library, "diffusion_decoder"))
-        made.append(run(library, "text2video", pipe, output_type=["pt", "latent"][decode]))
+        made.append(run(library, "text2video", pipe, output_type=form))
     assert difference(*made) <= PARITY
+
+
+def test_frames_of_the_diffusion_decoder():
+    pipe = pipeline("ours", "LTX25AutoBlocks", diffusion_decoder=model("ours", "diffusion_decoder"))
+    frames, latents = (run("ours", "text2video", pipe, output_type=form)[0] for form in ("pt", "latent"))
+    decoded = pipe.diffusion_decoder.decode(latents, generator=drawn(latents)).sample
+    assert torch.equal(frames, decoded.movedim(1, 2).mul(0.5).add(0.5).clamp(0, 1))
+
+
+def drawn(latents: torch.Tensor) -> torch.Generator:
+    """A generator that has drawn the noise of a call."""
+    generator = seeded()
+    for shape in (latents.shape, (1, 2, 5, 2)):
+        torch.randn(shape, generator=generator)
+    return generator
 
 
 @both
@@ -99,7 +115,7 @@ def test_the_length_is_predicted(library):
 
 
 # diffusers draws the noise of all videos from the first generator where there are conditions.
-ROWS = [("ours", workflow) for workflow in WORKFLOWS] + [("diffusers", workflow) for workflow in WORKFLOWS[:2]]
+ROWS = [("ours", "text2video"), ("ours", "in_context"), ("diffusers", "text2video")]
 
 
 @pytest.mark.parametrize(("library", "workflow"), ROWS)

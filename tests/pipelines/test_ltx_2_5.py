@@ -16,6 +16,7 @@ from ltx2_diffusers import LTX2ConditionPipeline, LTX2Pipeline, LTX2TwoStagePipe
 from ltx2_diffusers.checkpoints.convert import convert_to_diffusers, convert_to_original, differences
 from ltx2_diffusers.checkpoints.original import OriginalCheckpoint
 from ltx2_diffusers.checkpoints.several_files import component_files
+from ltx2_diffusers.checkpoints.text_file import load_text_file
 from ltx2_diffusers.cli.main import main
 from ltx2_diffusers.prompts import Prompts
 from tests.golden_data import EQUAL_PIPELINES, load_metadata
@@ -210,6 +211,54 @@ def test_another_text_encoder_than_the_checkpoint_s_is_refused(originals, tmp_pa
     with pytest.raises(ValueError, match=message):
         convert_to_diffusers(originals, tmp_path / "out", text_encoder=tmp_path / "gemma")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def text_file(originals, tmp_path_factory) -> Path:
+    """Gemma 4 in flattened names with what sees and hears, its tokenizer as bytes, and the projections, as published."""
+    folder, source = tmp_path_factory.mktemp("text"), tiny_checkpoint("2.5")
+    tensors = load_file(source / "text_encoder" / "model.safetensors")
+    tensors = {name.replace("model.language_model.", "model."): tensor for name, tensor in tensors.items()}
+    tensors |= {"vision_model.x": torch.zeros(1), "audio_projector.x": torch.zeros(1)}
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        data = torch.frombuffer(bytearray((source / "tokenizer" / name).read_bytes()), dtype=torch.uint8)
+        tensors["tokenizer_json" if name == "tokenizer.json" else f"hf_asset__{name}"] = data
+    whole = load_file(originals / "tiny-distilled-transformer.safetensors")
+    tensors |= {name: tensor for name, tensor in whole.items() if name.startswith("text_embedding_projection.")}
+    config = (source / "text_encoder" / "config.json").read_text()
+    save_file(tensors, folder / "gemma4.safetensors", {"gemma_config": config})
+    return folder / "gemma4.safetensors"
+
+
+def test_the_text_encoder_loads_from_its_original_file(originals, text_file):
+    assert max_difference(clip(loaded(originals, text_encoder=text_file)), clip(newest())) <= EQUAL_PIPELINES
+
+
+def test_the_published_files_become_a_folder(originals, text_file, tmp_path):
+    """The projections are in the file of the text encoder alone."""
+    files = Path(shutil.copytree(originals, tmp_path / "files"))
+    path = files / "tiny-distilled-transformer.safetensors"
+    tensors, metadata = load_file(path), load_metadata(path)
+    save_file({n: t for n, t in tensors.items() if not n.startswith("text_embedding_projection.")}, path, metadata)
+    shutil.copy(text_file, files)
+    convert_to_diffusers(files, tmp_path / "folder", text_encoder=files / text_file.name)
+    assert differences(files, tmp_path / "folder") == []
+    assert max_difference(clip(load(tmp_path / "folder")), clip(newest())) <= EQUAL_PIPELINES
+
+
+def test_a_damaged_file_of_a_text_encoder_is_refused(text_file, tmp_path):
+    tensors, metadata = load_file(text_file), load_metadata(text_file)
+    del tensors["model.norm.weight"]
+    save_file(tensors, tmp_path / "gemma4.safetensors", metadata)
+    with pytest.raises(
+        ValueError, match=r"gemma4\.safetensors' lacks 1 tensors of the text encoder, such as .*norm\.weight"
+    ):
+        load_text_file(tmp_path / "gemma4.safetensors")
+    save_file(
+        {n: t for n, t in load_file(text_file).items() if n != "tokenizer_json"}, tmp_path / "b.safetensors", metadata
+    )
+    with pytest.raises(ValueError, match="has no tensor tokenizer_json"):
+        load_text_file(tmp_path / "b.safetensors")
 
 
 # --- texts ---

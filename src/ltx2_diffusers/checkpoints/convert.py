@@ -26,6 +26,7 @@ from .original import OriginalCheckpoint, cast_floating, real_weights, stacked_e
 from .safetensors_io import Entry, read_folder, tensor_differences, write_file
 from .scaled_fp8 import without_scales
 from .several_files import all_files, merged
+from .text_file import is_text_file
 from .versions import check_gemma, model_version
 
 Part = tuple[dict[str, Entry], dict[str, Any]]
@@ -59,7 +60,7 @@ def convert_to_diffusers(
     Args:
         source: The original safetensors file, or a folder with a file for each component.
         output: The folder to write.
-        text_encoder: Gemma folder whose files are copied into the pipeline, default none.
+        text_encoder: Gemma folder whose files are copied into the pipeline, or an original file with one; default none.
         tokenizer: Tokenizer folder, by default found in or beside `text_encoder`.
         latent_upsampler: An upscaler file to add as sub-folder `latent_upsampler`, default none.
         dtype: Cast floating-point tensors to this dtype; default: as stored, scaled fp8 as bfloat16.
@@ -264,7 +265,7 @@ def original_components(
     Raises:
         ValueError: If the file holds tensors of no supported component; they would be lost.
     """
-    for file in _files(path):
+    for file in [file for file in _files(path) if not is_text_file(file)]:
         stored = OriginalCheckpoint(file)
         if unclaimed := keys.unclaimed_keys(stored.entries):
             raise ValueError(

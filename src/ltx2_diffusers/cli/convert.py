@@ -81,7 +81,11 @@ def add_parser(commands: Any) -> None:
 
 def _add_directed_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("into diffusers' layout")
-    group.add_argument("--text-encoder", metavar="FOLDER", help="Gemma folder (or a pipeline that has one) to copy in")
+    group.add_argument(
+        "--text-encoder",
+        metavar="FOLDER",
+        help="Gemma folder, a pipeline or an original file that has one, to copy in",
+    )
     group.add_argument("--tokenizer", metavar="FOLDER", help="tokenizer (default: in or beside the text encoder)")
     group.add_argument("--latent-upsampler", metavar="FILE", help="upscaler file to add as latent_upsampler/")
     group.add_argument("--max-shard-size", metavar="SIZE", help="largest weight file, e.g. 500MB (default: 5GB)")

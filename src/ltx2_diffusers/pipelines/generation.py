@@ -161,7 +161,7 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
             pretrained_model_link_or_path: The safetensors file, or a Hub link to it. Of a checkpoint with a file for each
                 component, such as LTX-2.5: a list of them, a dictionary by component, or a folder with these and no others of
                 their kind. Files are told by what they hold, not by their names.
-            text_encoder: The Gemma model, or a folder or Hub id that holds it (and, unless given, its tokenizer). `None`
+            text_encoder: The Gemma model, or a folder, Hub id or original file that holds it (and, unless given, its tokenizer). `None`
                 for a pipeline that is given precomputed states, or only encodes and decodes.
             tokenizer: The tokenizer of the text encoder.
             torch_dtype: Data type of all components, default that of the file.

@@ -170,8 +170,11 @@ def test_a_line_of_the_mode_table_fits_its_call(pipeline, line):
 
 
 def arguments_of(pipeline: str) -> list[str]:
-    """Names of the arguments of a pipeline's call."""
-    return list(inspect.signature(getattr(ltx2_diffusers, pipeline).__call__).parameters)[1:]
+    """Names of the arguments of a pipeline's call; of a modular one, what its blocks read."""
+    kind = getattr(ltx2_diffusers, pipeline)
+    blocks = getattr(ltx2_diffusers, getattr(kind, "default_blocks_name", ""), None)
+    read = [] if blocks is None else blocks().input_names
+    return list(inspect.signature(kind.__call__).parameters)[1:] + read
 
 
 @pytest.mark.parametrize("place", PLACES)

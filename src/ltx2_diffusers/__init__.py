@@ -27,7 +27,7 @@ _MODULES = {
     ".kernels.fusing": ("set_fusion", "fusion"),
     ".models.video_vae_tiling_config": ("TilingConfig", "SpatialTilingConfig", "TemporalTilingConfig"),
     ".checkpoints.packaged": ("packaged_checkpoint",),
-    ".pipelines.output": ("LTX2PipelineOutput", "LTX2DFRPipelineOutput", "LTX2HDRPipelineOutput"),
+    ".pipelines.output": ("LTX2PipelineOutput", "LTX2DFRPipelineOutput", "LTX2HDRPipelineOutput", "encode_video"),
     ".pipelines.recipes.dfr.rendering": ("LTX2DFRPipeline",),
     ".conditioning.dfr_layout": (
         "LTX2DFREpilogueTile",
@@ -37,6 +37,28 @@ _MODULES = {
         "trim_canvas",
     ),
     ".pipelines.recipes.dfr.refinement": ("LTX2DFRTemporalRefinePipeline",),
+    ".guidance.component": ("LTX2Guidance",),
+    ".modular.pipeline": ("LTX2ModularPipeline", "LTX25ModularPipeline"),
+    ".modular.blocks": (
+        "LTX2AutoBlocks",
+        "LTX25AutoBlocks",
+        "LTX2Blocks",
+        "LTX2ImageToVideoBlocks",
+        "LTX2ConditionBlocks",
+        "LTX2InContextBlocks",
+    ),
+    ".schedulers.sigmas": (
+        "DISTILLED_SIGMA_VALUES",
+        "STAGE_2_DISTILLED_SIGMA_VALUES",
+        "TEMPORAL_ROUND_DISTILLED_SIGMA_VALUES",
+    ),
+    ".prompts.diffusers_texts": (
+        "DEFAULT_NEGATIVE_PROMPT",
+        "T2V_DEFAULT_SYSTEM_PROMPT",
+        "I2V_DEFAULT_SYSTEM_PROMPT",
+        "LTX2_5_T2V_DEFAULT_SYSTEM_PROMPT",
+        "LTX2_5_I2V_DEFAULT_SYSTEM_PROMPT",
+    ),
     ".media.writing": ("ClipFile",),
     ".pipelines.compilation": ("CompiledPart",),
     ".pipelines.recipes.image_to_video": ("LTX2ImageToVideoPipeline",),
@@ -74,7 +96,7 @@ _MODULES = {
     ".application.storyboard.making": ("make_storyboard", "StoryboardProgress"),
     ".pipelines.arguments": ("Stage",),
     ".guidance": ("GuidanceOptions", "MultiModalGuiderParams"),
-    ".guidance.presets": ("RECOMMENDED_NEGATIVE_PROMPT",),
+    ".guidance.presets": ("RECOMMENDED_NEGATIVE_PROMPT", "DEFAULT_IMAGE_CRF", "LTX2_5_IMAGE_CRF"),
     ".application.director": ("PromptDirector",),
     ".prompts.cache": ("PromptCache",),
     ".quantization.configs": ("FP8CastConfig", "FP8ScaledMMConfig", "QuantizationPolicy"),
@@ -94,13 +116,7 @@ _BASE_CLASSES = {
 }
 
 # What diffusers 0.42.1 has for LTX-2 and this package has not, and the module of diffusers that has it.
-_LACKING = {
-    "LTX2Guidance": "diffusers",
-    "LTX2AutoBlocks": "diffusers",
-    "LTX2ModularPipeline": "diffusers",
-    "LTX25AutoBlocks": "diffusers",
-    "LTX25ModularPipeline": "diffusers",
-}
+_LACKING = {}
 
 __all__ = sorted(_PUBLIC)
 

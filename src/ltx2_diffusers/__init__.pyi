@@ -21,6 +21,9 @@ from .conditioning.dfr_layout import epilogue_tiles as epilogue_tiles
 from .conditioning.dfr_layout import trim_canvas as trim_canvas
 from .guidance import GuidanceOptions as GuidanceOptions
 from .guidance import MultiModalGuiderParams as MultiModalGuiderParams
+from .guidance.component import LTX2Guidance as LTX2Guidance
+from .guidance.presets import DEFAULT_IMAGE_CRF as DEFAULT_IMAGE_CRF
+from .guidance.presets import LTX2_5_IMAGE_CRF as LTX2_5_IMAGE_CRF
 from .guidance.presets import RECOMMENDED_NEGATIVE_PROMPT as RECOMMENDED_NEGATIVE_PROMPT
 from .kernels.fusing import fusion as fusion
 from .kernels.fusing import set_fusion as set_fusion
@@ -52,6 +55,14 @@ from .models.video_vae_tiling_config import TemporalTilingConfig as TemporalTili
 from .models.video_vae_tiling_config import TilingConfig as TilingConfig
 from .models.vocoder import LTX2Vocoder as LTX2Vocoder
 from .models.vocoder import LTX2VocoderWithBWE as LTX2VocoderWithBWE
+from .modular.blocks import LTX2AutoBlocks as LTX2AutoBlocks
+from .modular.blocks import LTX2Blocks as LTX2Blocks
+from .modular.blocks import LTX2ConditionBlocks as LTX2ConditionBlocks
+from .modular.blocks import LTX2ImageToVideoBlocks as LTX2ImageToVideoBlocks
+from .modular.blocks import LTX2InContextBlocks as LTX2InContextBlocks
+from .modular.blocks import LTX25AutoBlocks as LTX25AutoBlocks
+from .modular.pipeline import LTX2ModularPipeline as LTX2ModularPipeline
+from .modular.pipeline import LTX25ModularPipeline as LTX25ModularPipeline
 from .pipelines.arguments import Stage as Stage
 from .pipelines.compilation import CompiledPart as CompiledPart
 from .pipelines.conditions import LTX2AudioReferenceCondition as LTX2AudioReferenceCondition
@@ -61,6 +72,7 @@ from .pipelines.conditions import LTX2VideoCondition as LTX2VideoCondition
 from .pipelines.output import LTX2DFRPipelineOutput as LTX2DFRPipelineOutput
 from .pipelines.output import LTX2HDRPipelineOutput as LTX2HDRPipelineOutput
 from .pipelines.output import LTX2PipelineOutput as LTX2PipelineOutput
+from .pipelines.output import encode_video as encode_video
 from .pipelines.planned import plan_memory as plan_memory
 from .pipelines.recipes.audio_to_video import LTX2AudioToVideoPipeline as LTX2AudioToVideoPipeline
 from .pipelines.recipes.condition import LTX2ConditionPipeline as LTX2ConditionPipeline
@@ -84,12 +96,20 @@ from .pipelines.recipes.two_stage import LTX2TwoStagePipeline as LTX2TwoStagePip
 from .pipelines.recipes.video_to_audio import LTX2VideoToAudioPipeline as LTX2VideoToAudioPipeline
 from .planning.plan import MemoryPlan as MemoryPlan
 from .prompts.cache import PromptCache as PromptCache
+from .prompts.diffusers_texts import DEFAULT_NEGATIVE_PROMPT as DEFAULT_NEGATIVE_PROMPT
+from .prompts.diffusers_texts import I2V_DEFAULT_SYSTEM_PROMPT as I2V_DEFAULT_SYSTEM_PROMPT
+from .prompts.diffusers_texts import LTX2_5_I2V_DEFAULT_SYSTEM_PROMPT as LTX2_5_I2V_DEFAULT_SYSTEM_PROMPT
+from .prompts.diffusers_texts import LTX2_5_T2V_DEFAULT_SYSTEM_PROMPT as LTX2_5_T2V_DEFAULT_SYSTEM_PROMPT
+from .prompts.diffusers_texts import T2V_DEFAULT_SYSTEM_PROMPT as T2V_DEFAULT_SYSTEM_PROMPT
 from .quantization.calibration import calibrate as calibrate
 from .quantization.calibration import write_calibration as write_calibration
 from .quantization.configs import FP8CastConfig as FP8CastConfig
 from .quantization.configs import FP8ScaledMMConfig as FP8ScaledMMConfig
 from .quantization.configs import QuantizationPolicy as QuantizationPolicy
 from .schedulers.scheduling_ltx2 import LTX2Scheduler as LTX2Scheduler
+from .schedulers.sigmas import DISTILLED_SIGMA_VALUES as DISTILLED_SIGMA_VALUES
+from .schedulers.sigmas import STAGE_2_DISTILLED_SIGMA_VALUES as STAGE_2_DISTILLED_SIGMA_VALUES
+from .schedulers.sigmas import TEMPORAL_ROUND_DISTILLED_SIGMA_VALUES as TEMPORAL_ROUND_DISTILLED_SIGMA_VALUES
 
 __version__: str
 __all__: list[str]

@@ -25,10 +25,11 @@ from tests.tiny_checkpoints import tiny_checkpoint
 logging.disable_progress_bar()
 
 LIBRARIES = ("diffusers", "ours")
-# Pipelines that generate from text; the fifth, which enlarges latents, has components and a call of its own.
+# Pipelines that generate from text; the two others, which enlarge and decode latents, have components and calls of their own.
 GENERATING = ("LTX2Pipeline", "LTX2ImageToVideoPipeline", "LTX2ConditionPipeline", "LTX2InContextPipeline")
 UPSAMPLING = "LTX2LatentUpsamplePipeline"
-PIPELINES = (*GENERATING, UPSAMPLING)
+DECODING = "LTX2VideoDiffusionDecodePipeline"
+PIPELINES = (*GENERATING, UPSAMPLING, DECODING)
 # For what takes long: every class of ours, and one of diffusers that shows what is right.
 CASES = [("ours", name) for name in GENERATING] + [("diffusers", GENERATING[0])]
 each = pytest.mark.parametrize("name", PIPELINES)
@@ -91,6 +92,20 @@ DURATION_HEAD = {
     "num_queries": 2,
     "mlp_hidden_dim": 8,
 }
+DIFFUSION_DECODER = {
+    "latent_channels": 4,
+    "patch_size": 2,
+    "decoder_head_dim": 8,
+    "decoder_stage_channels": (16, 16, 8, 8, 8),
+    "decoder_stage_depths": (1, 1, 1, 1, 1),
+    "decoder_stage_kernels": ((3, 3, 3),) * 4,
+    "decoder_upsample_strides": ((1, 1, 1),) * 4,
+    "decoder_upsample_channel_reductions": (1, 2, 1, 1),
+    "decoder_stage5_kernel": (3, 3, 3),
+    "decoder_t_emb_dim": 8,
+    "spatial_compression_ratio": 2,
+    "temporal_compression_ratio": 1,
+}
 UPSAMPLER = {"in_channels": 4, "mid_channels": 32, "num_blocks_per_stage": 1}
 
 _MODELS = {
@@ -101,8 +116,11 @@ _MODELS = {
     "vocoder": ("LTX2Vocoder", VOCODER),
     "latent_upsampler": ("LTX2LatentUpsamplerModel", UPSAMPLER),
     "duration_head": ("LTX2DurationHead", DURATION_HEAD),
+    "diffusion_decoder": ("LTX2VideoDiffusionDecoderModel", DIFFUSION_DECODER),
 }
 MODELS = tuple(_MODELS)
+# Of pipelines of their own, or optional in the others.
+_APART = ("latent_upsampler", "duration_head", "diffusion_decoder")
 
 PROMPT = "a robot dancing"
 NO_GUIDANCE = tiny.NO_GUIDANCE | {"spatio_temporal_guidance_blocks": [1]}
@@ -166,7 +184,10 @@ def components(library: str, name: str, make: Callable[[str, str], Any] = model)
     """Everything that the constructor of diffusers' pipeline takes, by name; the optional ones are `None`."""
     if name == UPSAMPLING:
         return {part: make(library, part) for part in ("vae", "latent_upsampler")}
-    models = {part: make(library, part) for part in MODELS if part not in ("latent_upsampler", "duration_head")}
+    if name == DECODING:
+        decoder = make(library, "diffusion_decoder")
+        return {"diffusion_decoder": decoder, "scheduler": FlowMatchEulerDiscreteScheduler(), "vae": None}
+    models = {part: make(library, part) for part in MODELS if part not in _APART}
     return models | text_models() | {"scheduler": FlowMatchEulerDiscreteScheduler()} | dict.fromkeys(optional(name))
 
 
@@ -196,6 +217,9 @@ def call(library: str, name: str, **changes: Any) -> dict[str, Any]:
     if name == UPSAMPLING:
         latents = torch.randn(1, 4, 3, 4, 4, generator=seeded(1))
         return {"latents": latents, "height": 8, "width": 8, "output_type": "pt", "generator": seeded()} | changes
+    if name == DECODING:
+        latents = torch.randn(1, 4, 3, 4, 4, generator=seeded(1))
+        return {"latents": latents, "output_type": "pt", "generator": seeded()} | changes
     given: dict[str, Any] = {}
     if name == "LTX2ImageToVideoPipeline":
         given = {"image": picture()}

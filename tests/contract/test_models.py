@@ -21,11 +21,17 @@ each = pytest.mark.parametrize("part", MODELS)
 # With a switch for recomputing activations in the backward pass.
 CHECKPOINTING = ("transformer", "vae")
 AUTOENCODERS = ("vae", "audio_vae")
+# Its attention is compiled for GPUs and has none on a CPU.
+NO_GRADIENTS = [("diffusers", "diffusion_decoder")]
+
+
+def inputs(part: str) -> dict[str, Any]:
+    """Arguments of a forward of a model, by name; what it draws is the same every time."""
+    return _tensors_of(part) | ({"generator": seeded()} if part == "diffusion_decoder" else {})
 
 
 @cache
-def inputs(part: str) -> dict[str, Any]:
-    """Arguments of a forward of a model, by name."""
+def _tensors_of(part: str) -> dict[str, Any]:
     noise = {size: torch.randn(*size, generator=seeded(len(size))) for size in SIZES[part].values()}
     given: dict[str, Any] = {argument: noise[size] for argument, size in SIZES[part].items()}
     if part == "transformer":
@@ -47,6 +53,7 @@ SIZES: dict[str, dict[str, tuple[int, ...]]] = {
     "vae": {"sample": (2, 3, 5, 16, 16)},
     "audio_vae": {"sample": (2, 2, 5, 8)},
     "vocoder": {"hidden_states": (2, 2, 5, 8)},
+    "diffusion_decoder": {"z": (2, 4, 3, 3, 8)},
     "latent_upsampler": {"hidden_states": (2, 4, 3, 4, 4)},
     "duration_head": {"video_tokens": (2, 7, 32), "audio_tokens": (2, 5, 32)},
 }
@@ -112,7 +119,8 @@ def test_a_model_repeats_itself(library, part):
     network = model(library, part)
     assert difference(ran(network, part), ran(network, part)) == 0
     if "return_dict" in inspect.signature(network.forward).parameters:
-        as_tuple = network.forward(**inputs(part), return_dict=False)
+        with torch.no_grad():
+            as_tuple = network.forward(**inputs(part), return_dict=False)
         assert isinstance(as_tuple, tuple)
         assert difference(tensors(as_tuple), ran(network, part)) == 0
 
@@ -175,8 +183,7 @@ def test_a_model_from_its_configuration(library, part, tmp_path):
         type(network)(**{"no_such_argument": 1})
 
 
-@each
-@both
+@pytest.mark.parametrize("library, part", [(o, p) for o in LIBRARIES for p in MODELS if (o, p) not in NO_GRADIENTS])
 def test_a_model_learns(library, part):
     network = new_model(library, part).train()
     sum(tensor.square().mean() for tensor in tensors(network(**inputs(part)))).backward()
@@ -355,6 +362,37 @@ def test_statistics_of_the_latents(library, part):
     network = model(library, part)
     assert network.latents_mean.shape == network.latents_std.shape == (4,)
     assert {"latents_mean", "latents_std"} <= network.state_dict().keys()
+
+
+@both
+def test_processors_of_the_diffusion_decoder(library):
+    part = "diffusion_decoder"
+    network = new_model(library, part)
+    processors = network.attn_processors
+    assert len(processors) == 5 and all(name.endswith(".processor") for name in processors)
+    network.set_attn_processor(dict(processors))
+    assert difference(ran(network, part), ran(model(library, part), part)) <= EQUAL
+
+
+def test_tiles_of_the_diffusion_decoder():
+    network, part = new_model("ours", "diffusion_decoder"), "diffusion_decoder"
+    network.enable_tiling(tile_sample_min_width=12, tile_sample_stride_width=8)
+    assert network.use_tiling
+    tiled = ran(network, part)
+    network.disable_tiling()
+    whole = ran(network, part)
+    assert tiled[0].shape == whole[0].shape and not torch.equal(tiled[0], whole[0])
+    assert difference(whole, ran(model("ours", part), part)) <= EQUAL
+
+
+@pytest.mark.slow
+def test_tiles_are_those_of_diffusers():
+    outputs = []
+    for library in LIBRARIES:
+        network = new_model(library, "diffusion_decoder")
+        network.enable_tiling(tile_sample_min_width=12, tile_sample_stride_width=8)
+        outputs.append(ran(network, "diffusion_decoder"))
+    assert difference(*outputs) <= EQUAL
 
 
 def test_diffusers_name_of_the_transformer_is_ours():

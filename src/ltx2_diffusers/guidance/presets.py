@@ -11,6 +11,10 @@ from .guiders import MultiModalGuiderParams
 
 DEFAULT_SIZE = (512, 768, 121)
 """Height, width and frames of the reference recipes."""
+DEFAULT_IMAGE_CRF = 33
+"""H.264 quality of the round trip that conditioning pictures take, up to LTX-2.3."""
+LTX2_5_IMAGE_CRF = 18
+"""The same from LTX-2.5 on."""
 NEUTRAL = MultiModalGuiderParams()
 """Scales of a stream without guidance."""
 
@@ -65,7 +69,11 @@ class Preset:
 _VIDEO = MultiModalGuiderParams(cfg_scale=3.0, stg_scale=1.0, rescale_scale=0.7, modality_scale=3.0)
 _AUDIO = replace(_VIDEO, cfg_scale=7.0)
 # version: (steps, STG block, cross-modal noise level, image CRF)
-_DEV = {"2.0": (40, 29, "own", 33), "2.3": (30, 28, "gate", 33), "2.5": (30, 28, "gate", 18)}
+_DEV = {
+    "2.0": (40, 29, "own", DEFAULT_IMAGE_CRF),
+    "2.3": (30, 28, "gate", DEFAULT_IMAGE_CRF),
+    "2.5": (30, 28, "gate", LTX2_5_IMAGE_CRF),
+}
 
 
 def preset(version: str, kind: str = "dev") -> Preset:

@@ -36,6 +36,7 @@ from .diffusion_decoder_blocks import (
     frame_slabs,
 )
 from .diffusion_decoder_tiling import SIZE_NAMES, Grid, TileSizes
+from .latent_statistics import denormalized, normalized
 from .loading import CheckpointMixin
 from .modulation import SINUSOID_DIM, timestep_sinusoid
 from .saving import AtomicModelSaveMixin
@@ -270,13 +271,11 @@ class LTX2VideoDiffusionDecoderModel(CheckpointMixin, AtomicModelSaveMixin, Mode
 
     def normalize_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """Subtract the mean and divide by the deviation of each channel of `[B, C, F, h, w]`."""
-        mean, std = (x.view(1, -1, 1, 1, 1).to(latents) for x in (self.latents_mean, self.latents_std))
-        return (latents - mean) * self.config.scaling_factor / std
+        return normalized(latents, self, self.config.scaling_factor)
 
     def denormalize_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """Inverse of `normalize_latents`."""
-        mean, std = (x.view(1, -1, 1, 1, 1).to(latents) for x in (self.latents_mean, self.latents_std))
-        return latents * std / self.config.scaling_factor + mean
+        return denormalized(latents, self, self.config.scaling_factor)
 
     def streams(self, z: torch.Tensor) -> bool:
         """Whether latents `[B, C, F, h, w]` are decoded in tiles, whose frames come in parts."""

@@ -20,6 +20,7 @@ from diffusers.utils import logging
 from diffusers.utils.accelerate_utils import apply_forward_hook
 
 from ..declared import whole_number
+from .latent_statistics import denormalized, normalized
 from .loading import CheckpointMixin
 from .saving import AtomicModelSaveMixin
 from .shared_tiles import shared_tiles
@@ -269,18 +270,11 @@ class AutoencoderKLLTX2Video(CheckpointMixin, AtomicModelSaveMixin, ModelMixin, 
 
     def normalize_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """Subtract the mean and divide by the deviation of each channel of `[B, C, F', H', W']`."""
-        mean, std = self._statistics(latents)
-        return (latents - mean) * self.config.scaling_factor / std
+        return normalized(latents, self, self.config.scaling_factor)
 
     def denormalize_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """Inverse of `normalize_latents`."""
-        mean, std = self._statistics(latents)
-        return latents * std / self.config.scaling_factor + mean
-
-    def _statistics(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        # The arithmetic is in the latents' dtype, as in diffusers' pipelines.
-        mean, std = (x.view(1, -1, 1, 1, 1).to(latents) for x in (self.latents_mean, self.latents_std))
-        return mean, std
+        return denormalized(latents, self, self.config.scaling_factor)
 
     @apply_forward_hook
     def encode(

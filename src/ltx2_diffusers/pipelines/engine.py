@@ -526,7 +526,7 @@ def run_stage(
         sigmas = _levels(pipeline, stage, states.video.num_tokens)
     noise_scale = sigmas[0].item() if stage.noise_scale is None else stage.noise_scale
     given = Streams(*(latent is not None for latent in latents))
-    states = _noised(start, states, tools, given, noise_scale)
+    states = noised(start, states, tools, given, noise_scale)
     nag = None if stage.guidance_options is None else stage.guidance_options.nag
     network, texts = getattr(pipeline, stage.transformer), _read_by(states, contexts)
     if stage.tiles is not None and states.video is not None:
@@ -755,13 +755,13 @@ def _held_to(given: Items, tools: Streams[LatentTools], states: States) -> State
     return Streams(*results)
 
 
-def _noised(
+def noised(
     start: Start, states: States, tools: Streams[LatentTools], given: Streams[bool], noise_scale: float
 ) -> States:
     """Put noise on the states, video first."""
     noiser = GaussianNoiser(start.generator, start.blend)
 
-    def noised(state: LatentState, tool: LatentTools, is_given: bool) -> LatentState:
+    def with_noise(state: LatentState, tool: LatentTools, is_given: bool) -> LatentState:
         if state.frozen:
             return state
         noise = None
@@ -775,7 +775,7 @@ def _noised(
         scaled = is_given or (is_video and start.packed_noise)
         return noiser(state, noise_scale if scaled else 1.0, noise)
 
-    return on_streams(noised, states, tools, given)
+    return on_streams(with_noise, states, tools, given)
 
 
 def _read_by(states: States, contexts: Contexts) -> Contexts:

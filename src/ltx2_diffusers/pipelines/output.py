@@ -11,7 +11,7 @@ import PIL.Image
 import torch
 from diffusers.utils import BaseOutput
 
-from ..checks import check_positive
+from ..checks import check_at_least_one, check_positive
 from ..media import audio_tracks, copying, files, muxing, pixels, waveforms, writing
 from ..media.hdr.writing import HDRFile, write_hdr
 from ..models import mel
@@ -256,3 +256,33 @@ def encodable(audio: torch.Tensor, sampling_rate: int) -> tuple[torch.Tensor, in
     rate = audio_tracks.encodable_rate(sampling_rate)
     stereo = audio if audio.shape[0] <= 2 else mel.conform_to_stereo(audio[None])[0]
     return mel.resample(stereo[None], sampling_rate, rate)[0], rate
+
+
+def encode_video(
+    video: Any,
+    fps: Rate,
+    output_path: str | os.PathLike,
+    audio: torch.Tensor | None = None,
+    audio_sample_rate: int | None = None,
+    video_chunks_number: int = 1,
+) -> None:
+    """Write one clip to an MP4 file, as diffusers' function of this name is called.
+
+    Args:
+        video: `[F, H, W, 3]` or `[F, 3, H, W]`, bytes or floats in [0, 1]; or images; or an iterator over such pieces.
+        fps: Frames per second, also such as 23.976.
+        output_path: The file, which appears when it is complete.
+        audio: Waveform `[channels, N]` in [-1, 1]; default `None`, a silent file.
+        audio_sample_rate: Its samples per second.
+        video_chunks_number: Pieces in which a tensor is handed over; default 1.
+
+    Raises:
+        ValueError: If a shape, a rate or the name of the file is wrong.
+    """
+    check_at_least_one(video_chunks_number=video_chunks_number)
+    frames = video.tensor_split(video_chunks_number) if isinstance(video, torch.Tensor) else video
+    sound: dict[str, Any] = {}
+    if audio is not None:
+        audio, rate = encodable(torch.as_tensor(audio), _known("audio_sample_rate", audio_sample_rate))
+        sound = {"audio": audio, "sampling_rate": rate}
+    writing.write_video(output_path, frames, frame_rate=fps, **sound)

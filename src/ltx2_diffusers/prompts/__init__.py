@@ -2,6 +2,6 @@
 
 from .cache import PromptCache
 from .chat import DEDICATED_ENHANCER, OWN_ENCODER, ChatModel
-from .encoding import Contexts, Enhancement, Prompts, TextEncoder, encode_prompt
+from .encoding import Contexts, Enhancement, Prompts, TextEncoder, check_prompts, encode_prompt
 from .enhancement import enhance
 from .reading import PromptReader, ReadPrompts

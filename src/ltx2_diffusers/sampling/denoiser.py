@@ -219,7 +219,7 @@ class GuidedDenoiser:
         needed = self._needs([guider for guider, skip in zip(guiders, skipped) if guider is not None and not skip])
         masks = self._keep_masks(states, guiders, needed)
         passes = self._made(masks, inputs, needed.negative)
-        clean = {name: _to_clean(states, velocities, sigma) for name, velocities in passes.items()}
+        clean = {name: to_clean(states, velocities, sigma) for name, velocities in passes.items()}
         if needed.negative:
             # A skipped stream's tokens did not move, so that its prediction of this pass means nothing.
             streams = zip(self.negative, clean["negative"], skipped)
@@ -405,7 +405,7 @@ class _Batch:
         return self._known[key][1]
 
 
-def _to_clean(states: States, velocities: Streams[Any], sigma: torch.Tensor) -> Tensors:
+def to_clean(states: States, velocities: Streams[Any], sigma: torch.Tensor) -> Tensors:
     """Clean tokens from velocities, in float32 and at each token's own noise level."""
 
     def clean(state: LatentState, velocity: torch.Tensor) -> torch.Tensor:

@@ -73,3 +73,19 @@ def _flow_match_levels(scheduler: Scheduler, num_tokens: int, sigmas: Sequence[f
     own = copy.deepcopy(scheduler)
     own.set_timesteps(sigmas=levels, mu=mu)
     return own.sigmas.float().cpu()
+
+
+def follow_levels(scheduler: Scheduler, levels: torch.Tensor, device: torch.device | str | None = None) -> None:
+    """Have the `step` of a scheduler walk down the noise levels of a run.
+
+    Args:
+        scheduler: The scheduler, which is changed.
+        levels: Noise levels `[N + 1]` as [`noise_levels`] returns them.
+        device: Where its tensors go, default the CPU.
+    """
+    state: Any = scheduler
+    state.sigmas = levels.to(device or "cpu")
+    state.timesteps = state.sigmas[:-1] * state.config.num_train_timesteps
+    state.num_inference_steps = len(levels) - 1
+    state._step_index = None
+    state.set_begin_index(0)

@@ -23,6 +23,11 @@ TERMINAL_SIGMA = 0.1
 DISTILLED_SIGMAS = (1.0, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875, 0.0)
 STAGE_2_DISTILLED_SIGMAS = DISTILLED_SIGMAS[5:]
 
+# As diffusers names and holds them: lists, without the trailing zero.
+DISTILLED_SIGMA_VALUES = list(DISTILLED_SIGMAS[:-1])
+STAGE_2_DISTILLED_SIGMA_VALUES = list(STAGE_2_DISTILLED_SIGMAS[:-1])
+TEMPORAL_ROUND_DISTILLED_SIGMA_VALUES = DISTILLED_SIGMA_VALUES[4:]
+
 # LTX-Core's beta schedule reads its sigmas out of a table of this length, shifted by this amount.
 BETA_TABLE_LENGTH, BETA_SHIFT = 10_000, 2.37
 

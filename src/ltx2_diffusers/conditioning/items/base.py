@@ -95,7 +95,18 @@ def append_latent(
         strength: 1 keeps them exactly, 0 lets them be denoised fully.
         attention_strength: See `token_strength`.
     """
-    tokens = pack_like(latent, state, tools)
+    return append_tokens(state, tools, pack_like(latent, state, tools), positions, strength, attention_strength)
+
+
+def append_tokens(
+    state: LatentState,
+    tools: LatentTools,
+    tokens: torch.Tensor,
+    positions: torch.Tensor,
+    strength: float,
+    attention_strength: float | torch.Tensor | None = None,
+) -> LatentState:
+    """The same for clean tokens `[B, K, D]`."""
     batch, count = tokens.shape[:2]
     seen = token_strength(attention_strength, batch, count, tokens.device)
     positions = positions.to(state.positions).expand(batch, -1, -1, -1)

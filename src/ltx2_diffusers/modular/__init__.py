@@ -1,0 +1,1 @@
+"""Pipelines that are put together from blocks, on diffusers' machinery for such pipelines."""

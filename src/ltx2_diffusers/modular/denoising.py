@@ -1,0 +1,256 @@
+"""Blocks of the denoising: what runs in every step, and the loops.
+
+Shapes: see `declarations.py`.
+"""
+
+# diffusers declares what blocks have more narrowly than it reads it.
+# ruff: noqa: RUF012
+# mypy: disable-error-code="assignment, misc, override"
+
+from typing import Any
+
+import torch
+from diffusers.modular_pipelines.modular_pipeline import BlockState
+
+from ..conditioning import LatentState, Streams
+from ..conditioning.streams import States
+from ..models.mixed_precision import input_dtype
+from ..sampling.denoiser import to_clean
+from ..sampling.loop import FiniteWatch, blend
+from .declarations import CONTEXTS, FIELDS, NEGATIVE_CONTEXTS, Loop, LoopLeaf, PipelineState, reads
+from .encoding import clip_of
+
+_ARGUMENTS = ("encoder_hidden_states", "audio_encoder_hidden_states", "encoder_attention_mask")
+# Argument of the transformer: what holds it for the conditional, negative, perturbed and isolated pass.
+GUIDER_FIELDS = {
+    argument: (positive, negative, positive, positive)
+    for argument, positive, negative in zip(
+        (*_ARGUMENTS, "audio_encoder_attention_mask"),
+        (*CONTEXTS, CONTEXTS[-1]),
+        (*NEGATIVE_CONTEXTS, NEGATIVE_CONTEXTS[-1]),
+    )
+}
+
+
+def states_of(b: Any) -> States:
+    """The streams as the samplers see them; a first frame that is given is held to what stands there."""
+    given = getattr(b, "conditioning_mask", None)
+    ones = b.latents.new_ones(*b.latents.shape[:2], 1)
+    mask = ones if given is None else 1 - given.reshape(ones.shape)
+    clean = getattr(b, "clean_latents", None)
+    video = LatentState(b.latents, mask, b.video_coords, b.latents if clean is None else clean)
+    sound = b.audio_latents.new_ones(*b.audio_latents.shape[:2], 1)
+    return Streams(video, LatentState(b.audio_latents, sound, b.audio_coords, b.audio_latents))
+
+
+class LTX2LoopBeforeDenoiser(LoopLeaf):
+    """Brings tokens to the type of the text, and says the noise level of each."""
+
+    reads = "latents! audio_latents! dtype!"
+
+    def run(self, components: Any, b: Any, step: int = 0, timestep: Any = None) -> None:  # noqa: ARG002 (called alike)
+        b.latent_model_input, b.audio_latent_model_input = b.latents.to(b.dtype), b.audio_latents.to(b.dtype)
+        b.audio_timestep = b.video_timestep = timestep.to(b.latents.device).expand(len(b.latents))
+        if getattr(b, "conditioning_mask", None) is not None:
+            b.video_timestep = b.audio_timestep[:, None] * (1 - b.conditioning_mask.flatten(1))
+
+
+class LTX2Image2VideoLoopBeforeDenoiser(LTX2LoopBeforeDenoiser):
+    """The same; the tokens of a first frame that is given have none."""
+
+    reads = "latents! audio_latents! conditioning_mask! dtype!"
+
+
+class LTX2ConditionLoopBeforeDenoiser(LTX2Image2VideoLoopBeforeDenoiser):
+    """The same; given tokens have as much as they are not kept."""
+
+
+class LTX2LoopDenoiser(LoopLeaf):
+    """Predicts the clean tokens of both streams: one run of the transformer for each pass that a guider needs.
+
+    Any guider of diffusers can stand in the place of `guider` and `audio_guider`; passes that both need are made once.
+
+    Args:
+        guider_input_fields: Argument of the transformer to the names of what holds it in the conditional, negative, perturbed
+            and isolated pass. Default the contexts of the prompts and of the negative ones.
+    """
+
+    needs = "transformer scheduler guider audio_guider"
+
+    def __init__(self, guider_input_fields: dict[str, Any] = GUIDER_FIELDS) -> None:
+        if not isinstance(guider_input_fields, dict):
+            raise ValueError(f"`guider_input_fields` has to be a dict but is {guider_input_fields!r}")
+        self._guider_input_fields = guider_input_fields
+        super().__init__()
+
+    @property
+    def inputs(self) -> list[Any]:
+        """What it reads."""
+        fields = self._guider_input_fields.values()
+        names = dict.fromkeys(name for field in fields for name in (field if isinstance(field, tuple) else (field,)))
+        first = f"latents! audio_latents! audio_scheduler! {FIELDS} num_inference_steps:loop! height width num_frames"
+        rest = "frame_rate motion_speed use_cross_timestep attention_kwargs"
+        return [reads(name) for name in (*f"{first} {rest}".split(), *(f"{name}!" for name in names))]
+
+    def run(self, components: Any, b: Any, step: int = 0, timestep: Any = None) -> None:
+        passes: dict[str, BlockState] = {}
+        asked = []
+        for guider in (components.guider, components.audio_guider):
+            guider.set_state(step=step, num_inference_steps=b.num_inference_steps, timestep=timestep)
+            batches = guider.prepare_inputs_from_block_state(b, self._guider_input_fields)
+            asked.append([getattr(batch, guider._identifier_key) for batch in batches])
+            passes = dict(zip(asked[-1], batches)) | passes
+        sigma, states = components.scheduler.sigmas[step], states_of(b)
+        shared = self._shared(components, b)
+        made = {}
+        for name, batch in passes.items():
+            # Guiders that change blocks of the transformer do so for their own passes only.
+            guiders = [g for g, names in zip((components.guider, components.audio_guider), asked) if name in names]
+            for guider in guiders:
+                guider.prepare_models(components.transformer)
+            own = {argument: getattr(batch, argument) for argument in self._guider_input_fields} | _marks(
+                components, name
+            )
+            with components.transformer.cache_context(name):
+                velocities = components.transformer(
+                    **shared, **_in_type(own, shared["hidden_states"].dtype), return_dict=False
+                )
+            made[name] = to_clean(states, Streams(*velocities), sigma)
+            for guider in guiders:
+                guider.cleanup_models(components.transformer)
+        b.noise_pred_video = _combined(components.guider, asked[0], {name: one.video for name, one in made.items()})
+        b.noise_pred_audio = _combined(
+            components.audio_guider, asked[1], {name: one.audio for name, one in made.items()}
+        )
+
+    def _shared(self, components: Any, b: Any) -> dict[str, Any]:
+        """Arguments of the transformer that are the same in all passes."""
+        plan, dtype = (
+            clip_of(components, b, len(b.latents)),
+            input_dtype(components.transformer, b.latent_model_input.dtype),
+        )
+        return {
+            **b.denoiser_input_fields,
+            "hidden_states": b.latent_model_input.to(dtype),
+            "audio_hidden_states": b.audio_latent_model_input.to(dtype),
+            "timestep": b.video_timestep,
+            "audio_timestep": b.audio_timestep,
+            "sigma": b.audio_timestep,
+            "video_keyframes_mask": _keyframes_mask(plan, b),
+            "use_cross_timestep": b.use_cross_timestep,
+            "attention_kwargs": b.attention_kwargs,
+        }
+
+
+def _keyframes_mask(plan: Any, b: Any) -> torch.Tensor | None:
+    """1 for tokens that stand for a single frame, where the transformer asks for it; appended ones do not."""
+    mask = plan.tools.video.keyframes_mask(b.latents.device)
+    if mask is None:
+        return None
+    return torch.cat([mask, mask.new_zeros(len(mask), b.latents.shape[1] - mask.shape[1], 1)], dim=1)
+
+
+def _marks(components: Any, name: str) -> dict[str, Any]:
+    """What makes a pass different beside its text."""
+    if name == "pred_cond_stg":
+        return {"spatio_temporal_guidance_blocks": getattr(components.guider, "spatio_temporal_guidance_blocks", None)}
+    return {"isolate_modalities": True} if name == "pred_cond_modality" else {}
+
+
+def _in_type(arguments: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """Arguments of a pass with floating-point ones in the type of the tokens."""
+    return {
+        name: value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+        for name, value in arguments.items()
+    }
+
+
+def _combined(guider: Any, names: list[str], predictions: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The guided prediction of a stream, of the passes that its guider asked for."""
+    key = guider._identifier_key
+    return guider([BlockState(**{key: name, "noise_pred": predictions[name]}) for name in names])[0]
+
+
+class LTX2LoopAfterDenoiser(LoopLeaf):
+    """Takes a step of both schedulers towards the prediction."""
+
+    reads = "latents! audio_latents! audio_scheduler!"
+    needs = "scheduler"
+
+    def run(self, components: Any, b: Any, step: int = 0, timestep: Any = None) -> None:
+        states: Any = states_of(b)
+        schedulers = Streams(components.scheduler, b.audio_scheduler)
+        predictions = blend(Streams(b.noise_pred_video, b.noise_pred_audio), states)
+        moved = []
+        for state, clean, scheduler in zip(states, predictions, schedulers):
+            velocity = (state.latent - clean) / scheduler.sigmas[step]
+            moved.append(scheduler.step(velocity, timestep, state.latent, return_dict=False)[0])
+        b.latents, b.audio_latents = moved
+
+
+class LTX2Image2VideoLoopAfterDenoiser(LTX2LoopAfterDenoiser):
+    """The same; a first frame that is given stays."""
+
+    reads = "latents! audio_latents! audio_scheduler! height width num_frames"
+
+
+class LTX2ConditionLoopAfterDenoiser(LTX2LoopAfterDenoiser):
+    """The same; the prediction is held to given tokens as far as they are kept."""
+
+    reads = "latents! audio_latents! audio_scheduler! conditioning_mask! clean_latents!"
+
+
+class LTX2DenoiseLoopWrapper(Loop):
+    """Runs its blocks at every noise level.
+
+    Raises:
+        ValueError: If the latents are no longer finite.
+    """
+
+    @property
+    def loop_inputs(self) -> list[Any]:
+        """What the loop itself reads."""
+        return [reads("timesteps!"), reads("num_inference_steps:loop!")]
+
+    @torch.no_grad()
+    def __call__(self, components: Any, state: PipelineState) -> tuple[Any, PipelineState]:
+        b: Any = self.get_block_state(state)
+        watch = FiniteWatch()
+        with self.progress_bar(total=len(b.timesteps)) as progress:
+            for step, timestep in enumerate(b.timesteps):
+                components, b = self.loop_step(components, b, i=step, t=timestep)
+                watch.note(states_of(b))
+                progress.update()
+        watch.check()
+        self.set_block_state(state, b)
+        return components, state
+
+
+class LTX2DenoiseStep(LTX2DenoiseLoopWrapper):
+    """Denoises a video made of text."""
+
+    parts = {
+        "before_denoiser": LTX2LoopBeforeDenoiser,
+        "denoiser": LTX2LoopDenoiser,
+        "after_denoiser": LTX2LoopAfterDenoiser,
+    }
+
+
+class LTX2Image2VideoDenoiseStep(LTX2DenoiseLoopWrapper):
+    """Denoises a video whose first frame is given."""
+
+    parts = {
+        "before_denoiser": LTX2Image2VideoLoopBeforeDenoiser,
+        "denoiser": LTX2LoopDenoiser,
+        "after_denoiser": LTX2Image2VideoLoopAfterDenoiser,
+    }
+
+
+class LTX2ConditionDenoiseStep(LTX2DenoiseLoopWrapper):
+    """Denoises a video that is held to conditions."""
+
+    parts = {
+        "before_denoiser": LTX2ConditionLoopBeforeDenoiser,
+        "denoiser": LTX2LoopDenoiser,
+        "after_denoiser": LTX2ConditionLoopAfterDenoiser,
+    }

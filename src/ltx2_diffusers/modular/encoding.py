@@ -1,0 +1,166 @@
+"""Blocks that encode what the videos show: first frames, conditions, references.
+
+Shapes: see `declarations.py`.
+"""
+
+# diffusers declares what blocks have more narrowly than it reads it.
+# ruff: noqa: RUF012
+# mypy: disable-error-code="assignment, misc, override"
+
+import itertools
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import conditioning
+from ..pipelines.conditions import (
+    Condition,
+    FirstFrameCondition,
+    LTX2ReferenceCondition,
+    LTX2VideoCondition,
+    as_conditions,
+    with_defaults,
+)
+from ..pipelines.plan import ClipPlan, Size, plan_clip
+from .declarations import Auto, Conditional, Leaf
+
+_ALL = [(1.0, 1.0)]
+
+
+def clip_of(components: Any, b: Any, batch: int = 1, **latents: Any) -> ClipPlan:
+    """The sizes of a clip.
+
+    Args:
+        components: The pipeline.
+        b: State of a block with the sizes, as attributes.
+        batch: Videos.
+        latents: Given ones, `latents` or `audio_latents`.
+    """
+    if b.num_frames is None:
+        raise ValueError("`num_frames` is None here; give it, or have a block with a `duration_head` predict it")
+    rates = (getattr(b, "frame_rate", 24.0), getattr(b, "motion_speed", 1.0))
+    return plan_clip(components.sizes, batch, Size(b.height, b.width, b.num_frames, *rates), _ALL, **latents)
+
+
+def given_as(kind: type, name: str, given: Any) -> list[Any]:
+    """The conditions of an input, which have to be of this kind: states between blocks hold no other."""
+    conditions = as_conditions(name, given)
+    for condition in conditions:
+        if not isinstance(condition, kind):
+            raise ValueError(
+                f"`{name}` of these blocks holds {kind.__name__} but is given {type(condition).__name__}; leave it out, or use "
+                "LTX2ConditionPipeline or LTX2InContextPipeline"
+            )
+    return conditions
+
+
+class LTX2VaeEncoderStep(Leaf):
+    """Encodes the pictures that the videos begin with."""
+
+    reads = "image! height width image_crf generator"
+    writes = "image_latents"
+    needs = "vae text_encoder encoding_processor"
+
+    def run(self, components: Any, b: Any) -> None:
+        several = isinstance(b.image, (list, tuple)) or (
+            isinstance(b.image, (np.ndarray, torch.Tensor)) and b.image.ndim > 3
+        )
+        b.num_frames = 1
+        plan = clip_of(components, b, len(b.image) if several else 1)
+        item: Any = FirstFrameCondition(b.image, b.image_crf).opened(components, plan).items(plan).video[0]
+        b.image_latents = item.latent
+
+
+class LTX2AutoVaeEncoderStep(Auto):
+    """Encodes pictures if there is an `image`."""
+
+    parts = {"vae_encoder": LTX2VaeEncoderStep}
+    block_trigger_inputs = ["image"]
+
+
+def _place(item: Any, condition: Condition, stride: int) -> int:
+    """The latent frame where a condition goes."""
+    if isinstance(item, conditioning.VideoConditionByKeyframeIndex):
+        if item.frame_idx and not (item.frame_idx - 1) % stride:
+            return (item.frame_idx - 1) // stride + 1
+    elif item.latent_idx == 0:
+        return 0
+    raise ValueError(
+        f"a condition of these blocks is replaced at the start and appended at a later latent frame, but {condition!r} is not; "
+        "leave its `mode` and `frame` out, or use LTX2ConditionPipeline"
+    )
+
+
+class LTX2ConditionEncoderStep(Leaf):
+    """Encodes the pictures and clips that the videos show at some place."""
+
+    reads = "conditions height width num_frames generator"
+    writes = "condition_latents condition_strengths condition_indices condition_pixel_frames"
+    needs = "vae text_encoder"
+
+    def run(self, components: Any, b: Any) -> None:
+        plan, stride = clip_of(components, b), components.sizes.temporal_ratio
+        given = given_as(LTX2VideoCondition, "conditions", b.conditions)
+        for name in self.writes.split():
+            setattr(b, name, [])
+        for condition in given:
+            item: Any = condition.opened(components, plan).items(plan).video[0]
+            latent = item.latent if hasattr(item, "latent") else item.keyframes
+            b.condition_indices.append(_place(item, condition, stride))
+            b.condition_latents.append(latent)
+            b.condition_strengths.append(item.strength)
+            b.condition_pixel_frames.append(components.sizes.pixel_frames(latent.shape[2]))
+
+
+class LTX2AutoConditionEncoderStep(Conditional):
+    """Encodes conditions if there are `conditions` or `reference_conditions`."""
+
+    parts = {"condition_encoder": LTX2ConditionEncoderStep}
+    block_trigger_inputs = ["conditions", "reference_conditions"]
+
+    def select_block(self, conditions: Any = None, reference_conditions: Any = None) -> Any:
+        return "condition_encoder" if conditions is not None or reference_conditions else None
+
+
+class LTX2ReferenceEncoderStep(Leaf):
+    """Encodes the reference videos that an IC-LoRA follows."""
+
+    reads = (
+        "reference_conditions! reference_downscale_factor conditioning_attention_strength "
+        "conditioning_attention_mask height width num_frames frame_rate motion_speed generator"
+    )
+    writes = "reference_latents reference_coords reference_token_counts reference_cross_mask"
+    needs = "vae transformer encoding_processor"
+
+    def run(self, components: Any, b: Any) -> None:
+        plan, given = (
+            clip_of(components, b),
+            given_as(LTX2ReferenceCondition, "reference_conditions", b.reference_conditions),
+        )
+        if not given:
+            raise ValueError("`reference_conditions` is empty; leave it out, or give a LTX2ReferenceCondition")
+        factor = None if b.reference_downscale_factor == 1 else b.reference_downscale_factor
+        asked = (factor, b.conditioning_attention_strength, b.conditioning_attention_mask)
+        opened = [one.opened(components, plan) for one in with_defaults(given, *asked)]
+        for one in opened:
+            one.check(plan)
+        state = plan.tools.video.create_initial_state(components._execution_device)
+        count, ends = state.num_tokens, [state.num_tokens]
+        for one in opened:
+            state = one.items(plan).video[0].apply_to(state, plan.tools.video)
+            ends.append(state.num_tokens)
+        b.reference_latents = state.clean_latent[:, count:]
+        b.reference_coords = state.positions[:, :, count:]
+        b.reference_token_counts = [end - start for start, end in itertools.pairwise(ends)]
+        b.reference_cross_mask = None if state.attention_mask is None else state.attention_mask[:, 0, count:]
+
+
+class LTX2AutoReferenceEncoderStep(Conditional):
+    """Encodes reference videos if there are `reference_conditions`."""
+
+    parts = {"reference_encoder": LTX2ReferenceEncoderStep}
+    block_trigger_inputs = ["reference_conditions"]
+
+    def select_block(self, reference_conditions: Any = None) -> Any:
+        return "reference_encoder" if reference_conditions else None

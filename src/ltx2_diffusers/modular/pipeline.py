@@ -1,0 +1,326 @@
+"""Modular pipelines: components from every LTX-2 repository, for blocks to compute with."""
+
+import os
+from collections.abc import Iterator
+from difflib import get_close_matches
+from operator import attrgetter
+from typing import Any
+
+import torch
+from diffusers.modular_pipelines.ltx2 import utils as constants
+from diffusers.modular_pipelines.modular_pipeline import (
+    LoopSequentialPipelineBlocks,
+    ModularPipeline,
+    SequentialPipelineBlocks,
+)
+
+from .. import checks, prompts
+from ..adapters.mixin import LTX2LoraMixin
+from ..checkpoints.class_names import to_ours, to_portable
+from ..guidance.presets import DEFAULT_IMAGE_CRF, LTX2_5_IMAGE_CRF
+from ..models.duration_head import check_seconds
+from ..models.latent_statistics import denormalized, normalized
+from ..pipelines.engine import OUTPUT_TYPES
+from ..pipelines.generation import LTX2GenerationPipeline
+from ..pipelines.plan import ModelSizes, Size, plan_clip
+from ..schedulers.scheduling_ltx2 import LTX2Scheduler
+from . import blocks as known
+
+# What a call can do without, or is refused for lack of with a message of its own.
+_OPTIONAL = {"prompt_enhancer", "processor", "duration_head"}
+_DECODERS = {"vae", "diffusion_decoder", "vocoder"}
+# Its methods work on any object with components of these names.
+_Shared: Any = LTX2GenerationPipeline
+# Has the statistics of video latents, too.
+_OTHER = "diffusion_decoder"
+
+
+def _from(place: str, otherwise: Any, doc: str, other: str | None = None) -> property:
+    """A value of a component, or a published one while it is not loaded.
+
+    Args:
+        place: Name of the component, and where in it the value is.
+        otherwise: The published value.
+        doc: What it is.
+        other: Name of the component that has it too. Default none.
+    """
+    first, path = place.split(".", 1)
+
+    def value(pipeline: Any) -> Any:
+        for name in (first, other):
+            if name is not None and getattr(pipeline, name, None) is not None:
+                return attrgetter(path)(getattr(pipeline, name))
+        return torch.tensor(otherwise) if isinstance(otherwise, list) else otherwise
+
+    return property(value, doc=doc)
+
+
+# mypy: disable-error-code="assignment, misc, override"
+class LTX2ModularPipeline(LTX2LoraMixin, ModularPipeline):
+    """Runs blocks with the components of an LTX-2 checkpoint.
+
+    `from_pretrained` reads a `modular_model_index.json`, or the `model_index.json` of any LTX-2 pipeline; `load_components`
+    loads. What a call takes is what its blocks read, see `pipe.doc`; guidance is in the components `guider` and
+    `audio_guider`. A call returns the state of its blocks, or what `output` names: `output="videos"`, or a list.
+
+    Args:
+        blocks: What is run, default the blocks that the repository names, else [`LTX2AutoBlocks`].
+        pretrained_model_name_or_path: Folder or Hub id that components are loaded from. Default none.
+        components_manager, collection: As in diffusers.
+        workflow: Name of a workflow of the blocks, whose blocks alone are kept. Default all.
+        modular_config_dict, config_dict: As in diffusers.
+        kwargs: How the Hub is read: `revision`, `token`, `cache_dir`, `local_files_only`, ...
+
+    Raises:
+        ValueError: From a call, before any computation: if an input has no reader or is out of range, or a component is
+            missing that the blocks to run compute with.
+    """
+
+    default_blocks_name: Any = "LTX2AutoBlocks"
+    kind: str | None = None
+    transformer: Any
+    text_encoder: Any
+    has = _Shared.has
+    require = _Shared.require
+    preset = _Shared.preset
+    encode_video = _Shared.encode_video
+    encode_audio = _Shared.encode_audio
+    vae_spatial_compression_ratio = _from("vae.spatial_compression_ratio", 32, "Pixels a side of a video latent.")
+    vae_temporal_compression_ratio = _from("vae.temporal_compression_ratio", 8, "Pixel frames of a video latent.")
+    transformer_spatial_patch_size = _from("transformer.config.patch_size", 1, "Latents a side of a video token.")
+    transformer_temporal_patch_size = _from("transformer.config.patch_size_t", 1, "Latent frames of a video token.")
+    audio_vae_mel_compression_ratio = _from("audio_vae.mel_compression_ratio", 4, "Mel bins of an audio latent.")
+    audio_vae_temporal_compression_ratio = _from("audio_vae.temporal_compression_ratio", 4, "Mel frames of one.")
+    audio_sampling_rate = _from("audio_vae.config.sample_rate", 16000, "Samples per second of the mel front-end.")
+    audio_hop_length = _from("audio_vae.config.mel_hop_length", 160, "Samples between two mel frames.")
+    vae_scaling_factor = _from("vae.config.scaling_factor", 1.0, "Factor of the video latents.", _OTHER)
+    latents_mean = _from("vae.latents_mean", constants.LTX2_LATENTS_MEAN, "Mean of each channel of them.", _OTHER)
+    latents_std = _from("vae.latents_std", constants.LTX2_LATENTS_STD, "Deviation of each channel.", _OTHER)
+    audio_latents_mean = _from(
+        "audio_vae.latents_mean", constants.LTX2_AUDIO_LATENTS_MEAN, "Mean of the audio latents."
+    )
+    audio_latents_std = _from("audio_vae.latents_std", constants.LTX2_AUDIO_LATENTS_STD, "Their deviation.")
+
+    def __init__(
+        self,
+        blocks: Any = None,
+        pretrained_model_name_or_path: str | os.PathLike | None = None,
+        components_manager: Any = None,
+        collection: str | None = None,
+        workflow: str | None = None,
+        modular_config_dict: dict[str, Any] | None = None,
+        config_dict: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if pretrained_model_name_or_path is not None and modular_config_dict is None and config_dict is None:
+            modular_config_dict, config_dict = self._load_pipeline_config(pretrained_model_name_or_path, **kwargs)
+            kwargs = {}
+        if blocks is None:
+            named = getattr(known, (modular_config_dict or {}).get("_blocks_class_name") or "", None)
+            blocks = (named if getattr(named, "block_classes", None) else getattr(known, self.default_blocks_name))()
+        where = (pretrained_model_name_or_path, components_manager, collection, workflow)
+        super().__init__(blocks, *where, modular_config_dict, config_dict, **kwargs)
+
+    @classmethod
+    def _load_pipeline_config(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> tuple[Any, None]:
+        """The modular index of a repository, made of the index of a pipeline if there is only that."""
+        try:
+            return cls.load_config(pretrained_model_name_or_path, **kwargs), None
+        except OSError:
+            index = LTX2GenerationPipeline.load_config(pretrained_model_name_or_path, **kwargs)
+        entries = {
+            name: [
+                *pair,
+                {"pretrained_model_name_or_path": os.fspath(pretrained_model_name_or_path), "subfolder": name},
+            ]
+            for name, pair in index.items()
+            if isinstance(pair, (list, tuple)) and len(pair) == 2 and pair[0] is not None
+        }
+        return {name: [*pair, {**where, "type_hint": pair}] for name, (*pair, where) in entries.items()}, None
+
+    @staticmethod
+    def _dict_to_component_spec(name: str, spec_dict: dict[str, Any]) -> Any:
+        """What an entry says of a component, of this package's class where it has one."""
+        library, class_name = spec_dict["type_hint"]
+        if library is None:
+            # There is nothing of this name in the repository.
+            return ModularPipeline._dict_to_component_spec(name, {**spec_dict, "pretrained_model_name_or_path": None})
+        return ModularPipeline._dict_to_component_spec(name, {**spec_dict, "type_hint": to_ours(library, class_name)})
+
+    def register_to_config(self, **kwargs: Any) -> None:
+        """Record components under the names that diffusers knows."""
+        super().register_to_config(**{name: _portable(value) for name, value in kwargs.items()})
+
+    def load_components(
+        self, names: list[str] | str | None = None, workflow: str | None = None, **kwargs: Any
+    ) -> None:
+        """Load components, default all that the repository has.
+
+        Args:
+            names: Names of components.
+            workflow: Name of a workflow whose components are loaded instead.
+            kwargs: Arguments of their `from_pretrained`, such as `dtype`, each for all components or by their name.
+        """
+        super().load_components(names, workflow, **kwargs)
+        scheduler = getattr(self, "scheduler", None)
+        if scheduler is not None and not isinstance(scheduler, LTX2Scheduler) and "shift_tokens" in scheduler.config:
+            # Saved under its portable name.
+            own: Any = LTX2Scheduler.from_config(dict(scheduler.config))
+            own._diffusers_load_id = getattr(scheduler, "_diffusers_load_id", "null")
+            self.register_components(scheduler=own)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """Save the loaded components and the index, for this class and for diffusers'.
+
+        Args:
+            save_directory: The folder.
+            args, kwargs: Those of diffusers' method.
+        """
+        super().save_pretrained(os.fspath(save_directory), *args, **{"overwrite_modular_index": True, **kwargs})
+
+    def set_progress_bar_config(self, **kwargs: Any) -> None:
+        """Options of the progress bars of all loops, such as `disable=True`."""
+        for block in _parts(self._blocks):
+            if isinstance(block, LoopSequentialPipelineBlocks):
+                block.set_progress_bar_config(**kwargs)
+
+    @torch.no_grad()
+    def __call__(self, state: Any = None, output: Any = None, **kwargs: Any) -> Any:
+        """Run the blocks.
+
+        Args:
+            state: State of an earlier call to go on from; it stays as it is.
+            output: Name of what is returned, or a list for a dict. Default the whole state.
+            kwargs: What the blocks read.
+        """
+        self._check({**self.default_call_parameters, **({} if state is None else state.values), **kwargs}, kwargs)
+        return super().__call__(state, output, **kwargs)
+
+    def _check(self, values: dict[str, Any], named: dict[str, Any]) -> None:
+        """Find what can be found to be wrong with a call before it begins."""
+        inputs = [*self._blocks.inputs]
+        readable = [name for one in inputs for name in (one.name, one.kwargs_type) if name is not None]
+        for name in named.keys() - readable:
+            meant = get_close_matches(name, readable, 1)
+            hint = f"did you mean `{meant[0]}`?" if meant else f"they read {', '.join(map(str, readable))}"
+            if name.endswith("_scale"):
+                hint = "guidance is set by pipe.update_components(guider=pipe.guider.new(...))"
+            raise ValueError(f"`{name}` is given, but no block reads it; {hint}")
+        if "output_type" in readable:
+            checks.check_choice("output_type", values["output_type"], OUTPUT_TYPES)
+        if {"height", "width"} <= values.keys():
+            frames = 1 if values.get("num_frames") is None else values["num_frames"]
+            rates = (values.get("frame_rate") or 24.0, values.get("motion_speed") or 1.0)
+            plan_clip(self.sizes, 1, Size(values["height"], values["width"], frames, *rates), [(1.0, 1.0)])
+        if "num_frames" in values and values["num_frames"] is None and "duration_head" in self._component_specs:
+            self._check_duration(values)
+        self._check_components(values)
+
+    def _check_duration(self, values: dict[str, Any]) -> None:
+        low, high = values.get("min_seconds", 1.0), values.get("max_seconds", 20.0)
+        if not self.has("duration_head"):
+            raise ValueError("`num_frames` is None, but there is no `duration_head` to predict it; give `num_frames`")
+        if isinstance(values.get("prompt"), list) and len(values["prompt"]) > 1:
+            count = len(values["prompt"])
+            raise ValueError(f"`num_frames` is None, but there are {count} prompts; give `num_frames`, or one prompt")
+        check_seconds(low, high)
+
+    def _check_components(self, values: dict[str, Any]) -> None:
+        """The blocks that will run need their components."""
+        blocks = self._blocks
+        if isinstance(blocks, SequentialPipelineBlocks):
+            blocks = blocks.get_execution_blocks(**{name: value for name, value in values.items() if name is not None})
+        spared = _OPTIONAL | (_DECODERS if values.get("output_type") == "latent" else set())
+        names = [spec.name for spec in blocks.expected_components if spec.name not in spared]
+        self.require(*names)
+        stg_blocks = getattr(getattr(self, "guider", None), "spatio_temporal_guidance_blocks", None)
+        asks = [getattr(getattr(self, name, None), "stg_scale", 0.0) for name in ("guider", "audio_guider")]
+        if self.has("transformer") and any(asks):
+            layers = self.transformer.config.num_layers
+            if not stg_blocks or any(not 0 <= block < layers for block in stg_blocks):
+                raise ValueError(
+                    f"`spatio_temporal_guidance_blocks` of `guider` is {stg_blocks}, but the transformer has the blocks 0 to "
+                    f"{layers - 1}; use pipe.update_components(guider=pipe.guider.new(spatio_temporal_guidance_blocks="
+                    f"{self.preset.stg_blocks(layers)}))"
+                )
+
+    @property
+    def sizes(self) -> ModelSizes:
+        """What the networks make of pixels, frames and seconds; a missing component leaves the published values."""
+        transformer, audio = getattr(self, "transformer", None), getattr(self, "audio_vae", None)
+        config = None if transformer is None else transformer.config
+        return ModelSizes(
+            self.vae_spatial_compression_ratio,
+            self.vae_temporal_compression_ratio,
+            128 if config is None else config.in_channels,
+            self.transformer_spatial_patch_size,
+            config is not None and config.use_keyframes_abs_pos_embedding,
+            8 if audio is None else audio.config.latent_channels,
+            (64 if audio is None else audio.config.mel_bins) // self.audio_vae_mel_compression_ratio,
+            self.audio_sampling_rate,
+            self.audio_hop_length,
+            self.audio_vae_temporal_compression_ratio,
+        )
+
+    @property
+    def image_crf(self) -> int:
+        """H.264 quality of the round trip that pictures take by default, which follows the text encoder's generation."""
+        if self.has("transformer") and self.has("scheduler"):
+            return self.preset.image_crf
+        kind = self.text_encoder.config.model_type if self.has("text_encoder") else ""
+        return LTX2_5_IMAGE_CRF if kind.startswith("gemma4") else DEFAULT_IMAGE_CRF
+
+    def normalized_video(self, latents: torch.Tensor, plan: Any) -> torch.Tensor:
+        """Normalised float32 latents `[B, C, F, h, w]` of un-normalised ones, or of packed and normalised ones."""
+        latents = latents.to(self._execution_device, torch.float32)
+        if latents.ndim != 5:
+            return plan.tools.video.patchifier.unpatchify(latents, plan.video)
+        return normalized(latents, self, self.vae_scaling_factor)
+
+    def denormalized_video(self, latents: torch.Tensor) -> torch.Tensor:
+        """Un-normalised latents `[B, C, F, h, w]` of normalised ones."""
+        return denormalized(latents, self, self.vae_scaling_factor)
+
+    @property
+    def chat_model(self) -> prompts.ChatModel:
+        """The language model that writes prompts: the dedicated enhancer if there is one, else the text encoder."""
+        dedicated = self.has("prompt_enhancer")
+        names = ("prompt_enhancer" if dedicated else "text_encoder", "tokenizer", "processor")
+        model, tokenizer, processor = (getattr(self, name, None) for name in names)
+        defaults = prompts.DEDICATED_ENHANCER if dedicated else prompts.OWN_ENCODER
+        return prompts.ChatModel(model, tokenizer, processor, defaults)
+
+    def _text_encoder(self) -> prompts.TextEncoder:
+        tokenizer, model, connectors = (getattr(self, n, None) for n in ("tokenizer", "text_encoder", "connectors"))
+        return prompts.TextEncoder(tokenizer, model, connectors, self._execution_device)
+
+
+def _portable(value: Any) -> Any:
+    """An entry of the index under the names that diffusers knows."""
+    if not (isinstance(value, (list, tuple)) and len(value) == 3 and isinstance(value[2], dict)):
+        return value
+    *pair, where = value
+    pairs = [to_portable(*names) if names[0] is not None else names for names in (pair, where["type_hint"])]
+    return (*pairs[0], {**where, "type_hint": tuple(pairs[1])})
+
+
+def _parts(block: Any) -> Iterator[Any]:
+    """A block and all those in it."""
+    yield block
+    for part in (block.sub_blocks or {}).values():
+        yield from _parts(part)
+
+
+class LTX25ModularPipeline(LTX2ModularPipeline):
+    """The same for LTX-2.5: its default blocks decode with the diffusion decoder.
+
+    Args:
+        blocks: What is run, default the blocks that the repository names, else [`LTX25AutoBlocks`].
+        pretrained_model_name_or_path, components_manager, collection, workflow, modular_config_dict, config_dict, kwargs: See
+            [`LTX2ModularPipeline`].
+    """
+
+    default_blocks_name: Any = "LTX25AutoBlocks"
+
+
+PIPELINES = {"ltx2": LTX2ModularPipeline, "ltx2.5": LTX25ModularPipeline}

@@ -1,0 +1,254 @@
+"""Blocks from sizes, given latents and noise to the tokens that the denoising begins with.
+
+Shapes: see `declarations.py`.
+"""
+
+# diffusers declares what blocks have more narrowly than it reads it.
+# ruff: noqa: RUF012
+# mypy: disable-error-code="assignment, misc, override"
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from .. import checks, conditioning
+from ..conditioning import LatentState, Streams
+from ..conditioning.attention_strength import extend_attention_mask
+from ..conditioning.items.base import append_tokens
+from ..pipelines.arguments import Start
+from ..pipelines.conditions import LTX2ReferenceCondition
+from ..pipelines.engine import first_latents, noised
+from ..pipelines.plan import ClipPlan
+from ..schedulers.levels import follow_levels, noise_levels
+from .declarations import Conditional, Leaf
+from .encoding import clip_of, given_as
+
+
+def _plan(components: Any, b: Any, **latents: Any) -> ClipPlan:
+    """Sizes of all videos."""
+    batch, device = b.batch_size * b.num_videos_per_prompt, components._execution_device
+    checks.check_generator(getattr(b, "generator", None), batch, torch.device(device))
+    checks.check_float_tensors(**latents)
+    return clip_of(components, b, batch, **latents)
+
+
+class LTX2SetTimestepsStep(Leaf):
+    """Chooses the noise levels."""
+
+    reads = "num_inference_steps timesteps sigmas height width num_frames"
+    writes = "timesteps num_inference_steps audio_scheduler"
+    needs = "scheduler"
+
+    def num_tokens(self, components: Any, b: Any) -> int:
+        """Video tokens, by which some schedules shift."""
+        return clip_of(components, b).num_video_tokens
+
+    def run(self, components: Any, b: Any) -> None:
+        wished = (b.num_inference_steps, b.sigmas, b.timesteps)
+        levels = noise_levels(components.scheduler, self.num_tokens(components, b), *wished, default_steps=30)
+        for scheduler in (components.scheduler, audio := copy.deepcopy(components.scheduler)):
+            follow_levels(scheduler, levels, components._execution_device)
+        b.timesteps, b.num_inference_steps, b.audio_scheduler = audio.timesteps, len(levels) - 1, audio
+
+
+class LTX2ConditionSetTimestepsStep(LTX2SetTimestepsStep):
+    """Chooses the noise levels, for all tokens that there are."""
+
+    reads = "num_inference_steps timesteps sigmas latents!"
+
+    def num_tokens(self, components: Any, b: Any) -> int:  # noqa: ARG002 (tokens are counted)
+        return b.latents.shape[1]
+
+
+class LTX2PrepareLatentsStep(Leaf):
+    """Draws the noise that the video begins with, or lays it over given latents."""
+
+    reads = "height width num_frames latents num_videos_per_prompt noise_scale generator batch_size!"
+    writes = "latents noise_scale"
+    needs = "transformer"
+
+    def run(self, components: Any, b: Any) -> None:
+        plan, start = _plan(components, b, latents=b.latents), Start(b.generator, b.latents)
+        b.noise_scale = 0.0 if b.noise_scale is None else b.noise_scale
+        checks.check_unit(noise_scale=b.noise_scale)
+        given = first_latents(components, start, plan)
+        state = plan.tools.video.create_initial_state(components._execution_device, initial_latent=given.video)
+        is_given = Streams(given.video is not None, False)
+        made: Any = noised(start, Streams(state, None), plan.tools, is_given, b.noise_scale).video
+        b.latents = made.latent
+
+
+class LTX2Image2VideoPrepareLatentsStep(Leaf):
+    """Puts the pictures in the place of the first frame."""
+
+    reads = "image_latents! latents! height width num_frames num_videos_per_prompt batch_size!"
+    writes = "latents conditioning_mask"
+    needs = "transformer"
+
+    def run(self, components: Any, b: Any) -> None:
+        plan, image = _plan(components, b), b.image_latents.to(b.latents)
+        tools, count = plan.tools.video, plan.batch_size
+        if count % len(image):
+            raise ValueError(
+                f"`image` holds {len(image)} pictures, but there are {count} videos; give one, or one each"
+            )
+        state = tools.create_initial_state(
+            b.latents.device, initial_latent=tools.patchifier.unpatchify(b.latents, plan.video)
+        )
+        item = conditioning.VideoConditionByLatentIndex(image.repeat_interleave(count // len(image), 0))
+        state = item.apply_to(state, tools)
+        b.latents, b.conditioning_mask = state.latent, 1 - state.denoise_mask.squeeze(-1)
+
+
+class LTX2ConditionPrepareLatentsStep(Leaf):
+    """Lays noise over the video and over the pictures and clips that it shows, as far as they are not kept."""
+
+    reads = (
+        "condition_latents! condition_strengths! condition_indices! condition_pixel_frames! latents "
+        "height width num_frames frame_rate motion_speed noise_scale sigmas num_videos_per_prompt "
+        "batch_size! generator"
+    )
+    writes = "latents conditioning_mask clean_latents appended_coords base_token_count noise_scale"
+    needs = "transformer vae"
+
+    def with_references(self, b: Any, state: LatentState, plan: ClipPlan) -> LatentState:  # noqa: ARG002 (there are none)
+        """The tokens with those of references behind them."""
+        return state
+
+    def run(self, components: Any, b: Any) -> None:
+        plan, start = _plan(components, b, latents=b.latents), Start(b.generator, b.latents, packed_noise=True)
+        if b.noise_scale is None:
+            b.noise_scale = 1.0 if b.sigmas is None else float(b.sigmas[0])
+        checks.check_unit(noise_scale=b.noise_scale)
+        given, tools = first_latents(components, start, plan), plan.tools.video
+        state = tools.create_initial_state(components._execution_device, initial_latent=given.video)
+        for latent, strength, index in zip(b.condition_latents, b.condition_strengths, b.condition_indices):
+            if index == 0:
+                item: Any = conditioning.VideoConditionByLatentIndex(latent, strength)
+            else:
+                frame = (index - 1) * plan.sizes.temporal_ratio + 1
+                item = conditioning.VideoConditionByKeyframeIndex(latent, frame, strength)
+            state = item.apply_to(state, tools)
+        state = self.with_references(b, state, plan)
+        state = noised(
+            start, Streams(state, None), plan.tools, Streams(given.video is not None, False), b.noise_scale
+        ).video
+        b.base_token_count = tools.num_tokens
+        b.latents, b.clean_latents = state.latent, state.clean_latent
+        b.conditioning_mask, b.appended_coords = 1 - state.denoise_mask, state.positions[:, :, tools.num_tokens :]
+
+
+class LTX2InContextPrepareLatentsStep(LTX2ConditionPrepareLatentsStep):
+    """The same with reference videos behind them."""
+
+    reads = (
+        "condition_latents! condition_strengths! condition_indices! condition_pixel_frames! "
+        "reference_conditions reference_latents reference_coords reference_token_counts latents height "
+        "width num_frames frame_rate motion_speed noise_scale sigmas num_videos_per_prompt batch_size! "
+        "generator"
+    )
+    writes = "latents conditioning_mask clean_latents appended_coords base_token_count num_ref_tokens noise_scale"
+
+    def with_references(self, b: Any, state: LatentState, plan: ClipPlan) -> LatentState:
+        before = state.num_tokens
+        if b.reference_latents is not None:
+            counts = b.reference_token_counts
+            parts = (b.reference_latents.split(counts, 1), b.reference_coords.split(counts, 2))
+            for condition, tokens, coords in zip(
+                given_as(LTX2ReferenceCondition, "reference_conditions", b.reference_conditions), *parts
+            ):
+                tokens = tokens.to(state.latent).expand(plan.batch_size, -1, -1)
+                state = append_tokens(state, plan.tools.video, tokens, coords, condition.strength)
+        b.num_ref_tokens = state.num_tokens - before
+        return state
+
+
+class LTX2BuildVideoSelfAttentionMaskStep(Leaf):
+    """Says how far the video and each reference see each other."""
+
+    reads = "latents! base_token_count! num_ref_tokens! reference_cross_mask! reference_token_counts!"
+    writes = "video_self_attention_mask"
+
+    def run(self, components: Any, b: Any) -> None:  # noqa: ARG002 (blocks are called alike)
+        batch, known, _ = b.latents.shape
+        known, mask = known - b.num_ref_tokens, None
+        for seen in b.reference_cross_mask.to(b.latents).split(b.reference_token_counts, 1):
+            count = seen.shape[1]
+            mask = extend_attention_mask(mask, b.base_token_count, known, count, seen.expand(batch, -1))
+            known += count
+        b.video_self_attention_mask = mask
+
+
+class LTX2AutoBuildVideoSelfAttentionMaskStep(Conditional):
+    """Says how far the video and its references see each other, if they do not do so fully."""
+
+    parts = {"attention_mask": LTX2BuildVideoSelfAttentionMaskStep}
+    block_trigger_inputs = ["reference_conditions", "conditioning_attention_strength", "conditioning_attention_mask"]
+
+    def select_block(
+        self,
+        reference_conditions: Any = None,
+        conditioning_attention_strength: Any = None,
+        conditioning_attention_mask: Any = None,
+    ) -> Any:
+        if not reference_conditions:
+            return None
+        strengths, masks = [conditioning_attention_strength], [conditioning_attention_mask]
+        if reference_conditions is not True:
+            given = given_as(LTX2ReferenceCondition, "reference_conditions", reference_conditions)
+            strengths += [one.attention_strength for one in given]
+            masks += [one.attention_mask for one in given]
+        is_partial = any(strength is not None and strength < 1 for strength in strengths)
+        return "attention_mask" if is_partial or any(mask is not None for mask in masks) else None
+
+
+class LTX2PrepareAudioLatentsStep(Leaf):
+    """Draws the noise that the sound begins with, or lays it over given latents."""
+
+    reads = "num_frames frame_rate audio_latents noise_scale num_videos_per_prompt generator batch_size!"
+    writes = "audio_latents audio_num_frames"
+    needs = "audio_vae"
+    packed_noise = False
+
+    def run(self, components: Any, b: Any) -> None:
+        b.height = b.width = components.sizes.spatial_ratio
+        plan = _plan(components, b, audio_latents=b.audio_latents)
+        start = Start(b.generator, None, b.audio_latents, self.packed_noise)
+        given, scale = first_latents(components, start, plan).audio, b.noise_scale or 0.0
+        state = plan.tools.audio.create_initial_state(components._execution_device, initial_latent=given)
+        made: Any = noised(start, Streams(None, state), plan.tools, Streams(False, given is not None), scale).audio
+        b.audio_latents, b.audio_num_frames = made.latent, plan.audio.frames
+
+
+class LTX2ConditionPrepareAudioLatentsStep(LTX2PrepareAudioLatentsStep):
+    """The same; noise is drawn for the sequence of tokens."""
+
+    packed_noise = True
+
+
+class LTX2PrepareCoordsStep(Leaf):
+    """Says where each token lies, in seconds and pixels."""
+
+    reads = "height width num_frames frame_rate motion_speed audio_num_frames! num_videos_per_prompt batch_size!"
+    writes = "video_coords audio_coords"
+    needs = "transformer"
+
+    def run(self, components: Any, b: Any) -> None:
+        plan, device = _plan(components, b), components._execution_device
+        plan = replace(plan, audio=plan.audio._replace(frames=b.audio_num_frames))
+        b.video_coords, b.audio_coords = (tools.positions(device) for tools in plan.tools)
+
+
+class LTX2ConditionPrepareCoordsStep(LTX2PrepareCoordsStep):
+    """The same, with the tokens behind those of the video."""
+
+    reads = (
+        "height width num_frames frame_rate motion_speed audio_num_frames! appended_coords! "
+        "num_videos_per_prompt batch_size!"
+    )
+
+    def run(self, components: Any, b: Any) -> None:
+        super().run(components, b)
+        b.video_coords = torch.cat([b.video_coords, b.appended_coords.to(b.video_coords)], dim=2)

@@ -1,0 +1,187 @@
+"""Blocks from prompts to what the streams attend to, and to how long the clip is."""
+
+# diffusers declares what blocks have more narrowly than it reads it.
+# ruff: noqa: RUF012
+# mypy: disable-error-code="assignment, misc, override"
+
+from typing import Any
+
+import PIL.Image
+import torch
+
+from .. import prompts as texts
+from ..checks import check_at_least_one
+from ..media.frames import Frames, as_image, one_picture, read_frames
+from ..pipelines.conditions import as_conditions
+from .declarations import CONTEXTS, Conditional, Leaf, Sequential
+
+_WISH = (
+    "enable_prompt_enhancement system_prompt prompt_max_new_tokens prompt_enhancement_kwargs prompt_enhancement_seed"
+)
+
+
+def _first_picture(frames: Frames) -> PIL.Image.Image:
+    return as_image(read_frames(one_picture(frames), 1, name="image")[0])
+
+
+class LTX2PromptEnhancerStep(Leaf):
+    """Rewrites the prompts with the `prompt_enhancer`, or with a text encoder that can write."""
+
+    reads = f"prompt! {_WISH} generator"
+    writes = "prompt"
+    needs = "prompt_enhancer processor"
+
+    def picture(self, b: Any) -> PIL.Image.Image | None:  # noqa: ARG002 (blocks made from this one have pictures)
+        """What the language model is shown."""
+        return None
+
+    def run(self, components: Any, b: Any) -> None:
+        if not b.enable_prompt_enhancement:
+            return
+        wish = texts.Enhancement(*(getattr(b, name) for name in _WISH.split()))
+        prompts = texts.Prompts(b.prompt, enhancement=wish)
+        texts.check_prompts(prompts)
+        if wish.max_new_tokens is not None:
+            check_at_least_one(prompt_max_new_tokens=wish.max_new_tokens)
+        device, picture = components._execution_device, self.picture(b)
+        b.prompt = texts.enhance(components.chat_model, prompts.texts, wish, device, b.generator, picture)
+
+
+class LTX2ImageToVideoPromptEnhancerStep(LTX2PromptEnhancerStep):
+    """Rewrites the prompts for a video that begins with a picture, which the language model is shown."""
+
+    reads = f"prompt! image! {_WISH} generator"
+
+    def picture(self, b: Any) -> PIL.Image.Image | None:
+        return _first_picture(b.image[0] if isinstance(b.image, (list, tuple)) else b.image)
+
+
+class LTX2ConditionPromptEnhancerStep(LTX2PromptEnhancerStep):
+    """Rewrites the prompts for a video that shows pictures, of which the language model is shown the first one."""
+
+    reads = f"prompt! conditions {_WISH} generator"
+
+    def picture(self, b: Any) -> PIL.Image.Image | None:
+        shown: list[Any] = [one for one in as_conditions("conditions", b.conditions) if one.shows_picture]
+        return _first_picture(shown[0].frames) if shown else None
+
+
+class LTX2AutoPromptEnhancerStep(Conditional):
+    """Rewrites the prompts if `enable_prompt_enhancement` is true."""
+
+    parts = {
+        "condition": LTX2ConditionPromptEnhancerStep,
+        "image2video": LTX2ImageToVideoPromptEnhancerStep,
+        "text2video": LTX2PromptEnhancerStep,
+    }
+    block_trigger_inputs = ["conditions", "image", "enable_prompt_enhancement"]
+
+    def select_block(self, conditions: Any = None, image: Any = None, enable_prompt_enhancement: Any = None) -> Any:
+        if not enable_prompt_enhancement:
+            return None
+        return "condition" if conditions is not None else "text2video" if image is None else "image2video"
+
+
+class LTX2TextEncoderStep(Leaf):
+    """Has the language model read the prompts and the negative ones."""
+
+    reads = "prompt! negative_prompt max_sequence_length"
+    writes = (
+        "prompt_embeds prompt_attention_mask negative_prompt_embeds negative_prompt_attention_mask batch_size dtype"
+    )
+    needs = "text_encoder tokenizer"
+
+    def run(self, components: Any, b: Any) -> None:
+        encoder = components._text_encoder()
+        encoder.require("text_encoder", "tokenizer")
+        prompts = texts.Prompts(b.prompt, b.negative_prompt, max_sequence_length=b.max_sequence_length)
+        texts.check_prompts(prompts)
+        encoder.check_length(encoder.fitting_length(b.max_sequence_length))
+        encoded = texts.encode_prompt(encoder, prompts, True, None)
+        b.prompt_embeds, b.prompt_attention_mask, b.negative_prompt_embeds, b.negative_prompt_attention_mask = encoded
+        b.batch_size, b.dtype = len(b.prompt_embeds), b.prompt_embeds.dtype
+
+
+class LTX2TextConnectorStep(Leaf):
+    """Makes of what the language model read the contexts of both streams."""
+
+    reads = "prompt_embeds! prompt_attention_mask! negative_prompt_embeds! negative_prompt_attention_mask!"
+    writes = (
+        "connector_prompt_embeds connector_audio_prompt_embeds connector_attention_mask "
+        "negative_connector_prompt_embeds negative_connector_audio_prompt_embeds "
+        "negative_connector_attention_mask"
+    )
+    needs = "connectors tokenizer"
+
+    def run(self, components: Any, b: Any) -> None:
+        components.require("connectors")
+        embeds = torch.cat([b.negative_prompt_embeds, b.prompt_embeds]).to(components.connectors.dtype)
+        masks = torch.cat([b.negative_prompt_attention_mask, b.prompt_attention_mask])
+        made = components.connectors(embeds, masks, padding_side="left")
+        for name, both in zip(CONTEXTS, made):
+            negative, positive = both.chunk(2)
+            setattr(b, name, positive)
+            setattr(b, f"negative_{name}", negative)
+
+
+class LTX2TextConditioningStep(Sequential):
+    """Reads the prompts, and makes the contexts of both streams of them."""
+
+    parts = {"text_encoder": LTX2TextEncoderStep, "connectors": LTX2TextConnectorStep}
+
+
+class LTX2TextInputStep(Leaf):
+    """Repeats the contexts of each prompt for its videos."""
+
+    reads = (
+        "num_videos_per_prompt connector_prompt_embeds! connector_audio_prompt_embeds! "
+        "connector_attention_mask! negative_connector_prompt_embeds! "
+        "negative_connector_audio_prompt_embeds! negative_connector_attention_mask!"
+    )
+    writes = (
+        "connector_prompt_embeds connector_audio_prompt_embeds connector_attention_mask "
+        "negative_connector_prompt_embeds negative_connector_audio_prompt_embeds "
+        "negative_connector_attention_mask"
+    )
+
+    def run(self, components: Any, b: Any) -> None:  # noqa: ARG002 (blocks are called alike)
+        check_at_least_one(num_videos_per_prompt=b.num_videos_per_prompt)
+        for name in self.writes.split():
+            setattr(b, name, getattr(b, name).repeat_interleave(b.num_videos_per_prompt, 0))
+
+
+class LTX2DurationStep(Leaf):
+    """Predicts how many frames the clip of a prompt should have."""
+
+    reads = "min_seconds max_seconds frame_rate connector_prompt_embeds! connector_audio_prompt_embeds! batch_size!"
+    writes = "num_frames"
+    needs = "duration_head"
+
+    def run(self, components: Any, b: Any) -> None:
+        if components.duration_head is None:
+            raise ValueError("`num_frames` is None, but there is no `duration_head` to predict it; give `num_frames`")
+        if b.batch_size > 1:
+            raise ValueError(
+                f"`num_frames` is None, but there are {b.batch_size} prompts, whose lengths would differ; give `num_frames`"
+            )
+        b.num_frames = components.duration_head.predict_num_frames(
+            b.connector_prompt_embeds[:1],
+            b.connector_audio_prompt_embeds[:1],
+            frame_rate=b.frame_rate,
+            temporal_compression_ratio=components.vae_temporal_compression_ratio,
+            min_seconds=b.min_seconds,
+            max_seconds=b.max_seconds,
+        )
+
+
+class LTX2AutoDurationStep(Conditional):
+    """Predicts the number of frames if `num_frames` is not given."""
+
+    parts = {"duration": LTX2DurationStep}
+    block_trigger_inputs = ["num_frames"]
+
+    def select_block(self, num_frames: Any = None) -> Any:
+        return "duration" if num_frames is None else None
+
+
+LTX2DurationStep.asked_by = LTX2AutoDurationStep

@@ -4,8 +4,10 @@ Lists of N noise levels in (0, 1], falling, without a final zero.
 """
 
 import math
+from typing import Any
 
 import numpy as np
+import torch
 
 from ...checks import is_whole
 from ...schedulers.sigmas import (
@@ -35,9 +37,12 @@ def spread_levels(schedule: ScheduleSettings, num_inference_steps: int, num_toke
     if schedule.sampler == "Constant":
         return time_shift(levels, schedule.shift or 0.0)
     if schedule.shifting == "SD3":
-        levels = time_shift(levels, shift_for_tokens(num_tokens))
+        # With PyTorch's float32 division, as the original: the stretch magnifies what is rounded off just below 1.
+        tensor: Any = torch.from_numpy(levels).float()
+        shifted: Any = time_shift(tensor, shift_for_tokens(num_tokens))
         terminal = schedule.target_shift_terminal
-        return levels if terminal is None else stretch_to_terminal(levels, terminal)
+        stretched: Any = shifted if terminal is None else stretch_to_terminal(shifted, terminal)
+        return stretched.double().numpy()
     if schedule.shifting == "SimpleDiffusion":
         return time_shift(levels, math.log(num_tokens / (schedule.base_resolution or BASE_TOKENS)))
     return levels

@@ -18,11 +18,20 @@ from .. import checks, declared
 from ..adapters.strengths import StageStrengths
 from ..conditioning import VIDEO_SCALE_FACTORS, Streams
 from ..guidance import NEUTRAL, GuidanceOptions, Preset, preset
-from ..guidance.scales import PRESET, SCALE_ARGUMENTS, AudioScale, GivenScales, Scales, call_scales, sound_scales
+from ..guidance.scales import (
+    PRESET,
+    SCALE_ARGUMENTS,
+    AudioScale,
+    GivenScales,
+    Guiders,
+    Scales,
+    call_scales,
+    sound_scales,
+)
 from ..media.frames import FilePath, Frames
 from ..media.writing import ClipFile
 from ..prompts import Enhancement, Prompts
-from ..sampling import get_sampler
+from ..sampling import Sampler, get_sampler
 from ..schedulers.sigmas import check_sigmas, require_steps
 from .conditions import Condition, Conditions, Sound
 from .plan import Size, check_speed
@@ -55,6 +64,12 @@ class Stage:
             adapters as they are.
         transformer: Component that denoises.
         references: Whether reference videos take part.
+        end_sigma: Noise level where it ends, below its last one. Default 0.0; above it, what comes out is still noisy, and
+            the next stage has to go on with it.
+        goes_on: Whether it goes on with the noisy latents of the stage before, without fresh noise. Default `False`.
+        adain_factor: How far enlarged latents take the mean and spread of every channel before, 0 to 1. Default 0.0.
+        guiders: Makes the guiders of the streams, in place of `scales`, `stg_blocks` and `guidance_options`. Default `None`.
+        new_sampler: Makes the sampler from the generator of the call, in place of a known name. Default `None`.
     """
 
     spatial_scale: float = 1.0
@@ -71,6 +86,11 @@ class Stage:
     adapters: StageStrengths | None = None
     transformer: str = "transformer"
     references: bool = True
+    end_sigma: float = 0.0
+    goes_on: bool = False
+    adain_factor: float = 0.0
+    guiders: Callable[[], Guiders] | None = None
+    new_sampler: Callable[[Generators], Sampler] | None = None
 
     def __post_init__(self) -> None:
         declared.settle(self)
@@ -136,6 +156,10 @@ class Start:
             first and unscaled. Noise over given latents is packed and scaled either way.
         own_shape_renoise: Whether noise over given video latents is drawn in their own shape instead, as diffusers does
             for image to video.
+        noise_first: Whether noise is drawn before conditions are encoded, which then mix with it themselves. Default
+            `False`.
+        clip: Video to start from in place of `latents`, pixels `[1, 3, frames, H, W]` in [-1, 1], encoded at the size of
+            the first stage.
     """
 
     generator: Generators = None
@@ -143,6 +167,8 @@ class Start:
     audio_latents: torch.Tensor | None = None
     packed_noise: bool = False
     own_shape_renoise: bool = False
+    noise_first: bool = False
+    clip: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -155,6 +181,8 @@ class Delivery:
         decode_timestep, decode_noise_scale: As in the pipelines' calls.
         generator: Source of the decoder's noise, or one per video.
         save_path: As in the pipelines' calls.
+        tone_map: How far large values of normalised latents are compressed before they are decoded, 0 (default) to 1.
+        fit: What is done to decoded pixels `[B, 3, f, H, W]`. Default nothing.
     """
 
     output_type: str = "pil"
@@ -165,6 +193,8 @@ class Delivery:
     decode_noise_scale: float | list[float] | None = None
     generator: Generators = None
     save_path: FilePath | None = None
+    tone_map: float = 0.0
+    fit: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     @property
     def file(self) -> ClipFile | None:

@@ -307,6 +307,11 @@ class LTX2PipelineBase(saving.AtomicSaveMixin, CompilationMixin):
         self.tokenizer_max_length = tokenizer.model_max_length if tokenizer is not None else 1024
         self.video_processor = VideoProcessor(vae_scale_factor=self.vae_spatial_compression_ratio)
 
+    @property
+    def codec(self) -> Any:
+        """The video autoencoder with the methods of this package's."""
+        return self.vae
+
     def has(self, name: str) -> bool:
         """Whether a component is loaded."""
         return getattr(self, name, None) is not None

@@ -1,6 +1,7 @@
 """From video latents to frames of the wished type, piece by piece where the decoder streams or the clip is given."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -55,6 +56,7 @@ def decoded(
     timestep: torch.Tensor | None,
     output_type: str,
     file: ClipFile | None = None,
+    fit: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> Decoded:
     """Turn un-normalised video latents into frames.
 
@@ -65,21 +67,23 @@ def decoded(
         output_type: Form of the frames.
         file: Where the frames, bytes, are written: a single clip, if it streams, is handed over as [`FramesToCome`]. Default
             nowhere.
+        fit: What is done to decoded pixels `[B, 3, f, H, W]`, piece by piece. Default nothing.
     """
-    latents, vae = latents.to(pipeline.vae.dtype), pipeline.vae
+    latents, vae = latents.to(pipeline.vae.dtype), pipeline.codec
+    ready = partial(_finite, fit=fit)
     # A batch that is sliced is decoded clip by clip inside `decode`, each of them streamed if need be.
     if not vae.streams(latents) or (vae.use_slicing and len(latents) > 1):
-        return video_as(pipeline, _finite(vae.decode(latents, timestep, return_dict=False)[0]), output_type)
+        return video_as(pipeline, ready(vae.decode(latents, timestep, return_dict=False)[0]), output_type)
     chunks, num_frames = vae.decode_streamed(latents, timestep), vae.num_decoded_frames(latents.shape[2])
     if file is not None and len(latents) == 1:
-        clip = (frames for chunk in chunks for frames in pixels.decoded_frames(_finite(chunk)[0]))
+        clip = (frames for chunk in chunks for frames in pixels.decoded_frames(ready(chunk)[0]))
         to_come: Any = [FramesToCome(num_frames, clip)]
         return to_come
     chunks = chunks if file is None else _reported(chunks, file)
     if output_type != "uint8":
-        pieces = (video_as(pipeline, _finite(chunk), output_type) for chunk in chunks)
+        pieces = (video_as(pipeline, ready(chunk), output_type) for chunk in chunks)
         return _joined_images(pieces) if output_type == "pil" else _joined(pieces, num_frames, len(latents))
-    return _joined((_bytes(_finite(chunk)) for chunk in chunks), num_frames, len(latents))
+    return _joined((_bytes(ready(chunk)) for chunk in chunks), num_frames, len(latents))
 
 
 def _reported(chunks: Iterable[torch.Tensor], file: ClipFile) -> Iterator[torch.Tensor]:
@@ -89,9 +93,9 @@ def _reported(chunks: Iterable[torch.Tensor], file: ClipFile) -> Iterator[torch.
         yield chunk
 
 
-def _finite(video: torch.Tensor) -> torch.Tensor:
+def _finite(video: torch.Tensor, fit: Callable[[torch.Tensor], torch.Tensor] | None) -> torch.Tensor:
     checks.check_finite("the decoded video", video, "decode in float32: pipe.vae.to(torch.float32)")
-    return video
+    return video if fit is None else fit(video)
 
 
 def _bytes(video: torch.Tensor) -> torch.Tensor:

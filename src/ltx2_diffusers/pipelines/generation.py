@@ -24,7 +24,7 @@ from ..models.context_parallel import token_parallel_config
 from ..planning.plan import MemoryPlan
 from ..sampling import PassLayout
 from ..schedulers.levels import FlowMatchEulerDiscreteScheduler, LTX2Scheduler, Scheduler
-from .arguments import Generators, Scales
+from .arguments import Generators, Scales, Stage
 from .base import LTX2PipelineBase, PipelineFacts, extends
 from .plan import ClipPlan, ModelSizes
 
@@ -310,6 +310,14 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
         if latents.ndim == 5:
             return self.vae.normalize_latents(latents)
         return plan.tools.video.patchifier.unpatchify(latents, plan.video)
+
+    def returned_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """What a call hands over as latents: un-normalised ones of normalised ones `[B, C, F, h, w]`."""
+        return self.vae.denormalize_latents(latents)
+
+    def network(self, stage: Stage) -> Any:
+        """The transformer of a stage, as the denoiser calls it."""
+        return getattr(self, stage.transformer)
 
     @declared.takes_declared
     def encode_prompt(

@@ -172,4 +172,4 @@ def _texts(prompts: Prompts, with_negative: bool) -> list[str]:
 
 
 def _stacked(rows: Sequence[TextContext]) -> TextContext:
-    return TextContext(torch.cat([row.video for row in rows]), torch.cat([row.audio for row in rows]))
+    return TextContext.joined(rows)

@@ -352,9 +352,7 @@ def first_latents(pipeline: LTX2GenerationPipeline, start: Start, plan: ClipPlan
     """The caller's latents, normalised and unpacked; `None` where a stream starts from noise."""
     video, audio = start.latents, start.audio_latents
     if start.clip is not None:
-        pixels = torch.nn.functional.interpolate(
-            start.clip[0].movedim(1, 0), (plan.height, plan.width), mode="bilinear"
-        )
+        pixels = torch.nn.functional.interpolate(start.clip[0].movedim(1, 0), (plan.height, plan.width), mode="bilinear")
         return Streams(pipeline.encode_video(pixels.movedim(0, 1)[None]).expand(plan.video), None)
     if audio is not None:
         audio = audio.to(pipeline._execution_device, torch.float32)
@@ -536,7 +534,10 @@ def check_noise_levels(name: str, value: float | list[float] | None, batch_size:
 
 def _check_roles(pipeline: LTX2GenerationPipeline, stage: Stage) -> None:
     """The components that a stage names must be of the kind that it takes them for."""
-    kinds = (("transformer", stage.transformer, "num_layers"), ("upsampler", stage.upsampler, "spatial_upsample"))
+    kinds = (
+        ("transformer", stage.transformer, "num_layers"),
+        ("upsampler", stage.upsampler, "spatial_upsample"),
+    )
     for role, name, key in kinds:
         if name is not None and key not in getattr(getattr(pipeline, name), "config", ()):
             raise ValueError(f"`{role}` of a stage is {name!r}, which is no {role}; name a component that is one")

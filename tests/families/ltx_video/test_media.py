@@ -31,11 +31,12 @@ def test_without_blur_and_codec_nothing_but_the_range_changes():
 
 
 def test_the_codec_cuts_odd_sides_and_loses_detail_as_the_quality_falls():
-    picture = RECORDED["0/image_u8"][None, :49]
+    rows, columns = torch.arange(49.0)[:, None], torch.arange(90.0)
+    picture = (128 + 60 * (rows / 5).sin() * (columns / 7).cos()).expand(3, -1, -1).permute(1, 2, 0)[None]
     exact = degraded(picture, 0, False)[..., :48, :90]
     errors = [(degraded(picture, crf, False) - exact).abs().mean().item() for crf in (1, 29, 51)]
     assert errors == sorted(errors)
-    assert errors[0] < errors[2] / 4
+    assert errors[0] < errors[1] / 2
 
 
 def test_a_side_of_one_pixel_is_neither_cropped_away_nor_blurred():

@@ -50,6 +50,14 @@ COMPONENT_OF = {
     for ours in classes
     for name in (ours, _PORTABLE_COMPONENTS[ours][1])
 }
+# Classes of diffusers whose original files are read here, though they have no class of this package.
+LTX_VIDEO_CLASSES = {
+    "transformer": "LTXVideoTransformer3DModel",
+    "vae": "AutoencoderKLLTXVideo",
+    "latent_upsampler": "LTXLatentUpsamplerModel",
+}
+_COMPONENT_OF_FILE = COMPONENT_OF | {name: component for component, name in LTX_VIDEO_CLASSES.items()}
+FAMILIES = ("ltx2", "ltx_video")
 
 
 def to_ours(library: str, class_name: str) -> tuple[str, str]:
@@ -91,13 +99,18 @@ def component_of(cls: type) -> str:
     """The component folder of a model class (also of subclasses, and of diffusers' classes).
 
     Raises:
-        ValueError: If `cls` is no class of an LTX-2 component.
+        ValueError: If `cls` is no class of such a component.
     """
     for base in cls.__mro__:
-        if base.__name__ in COMPONENT_OF:
-            return COMPONENT_OF[base.__name__]
-    known = ", ".join(_PORTABLE_COMPONENTS)
-    raise ValueError(f"{cls.__name__} is no component of an LTX-2 checkpoint; known are {known}")
+        if base.__name__ in _COMPONENT_OF_FILE:
+            return _COMPONENT_OF_FILE[base.__name__]
+    known = ", ".join([*_PORTABLE_COMPONENTS, *LTX_VIDEO_CLASSES.values()])
+    raise ValueError(f"{cls.__name__} is no component of an LTX-2 or LTX-Video checkpoint; known are {known}")
+
+
+def family_of(cls: type) -> str:
+    """The family of a model class, one of `FAMILIES`."""
+    return FAMILIES[any(base.__name__ in LTX_VIDEO_CLASSES.values() for base in cls.__mro__)]
 
 
 def class_name_for(component: str, config: Mapping[str, Any]) -> str:

@@ -675,9 +675,8 @@ def _read_by(states: States, contexts: Contexts) -> Contexts:
     if negative is None:
         return contexts
     held = Streams(*(state is not None and state.frozen for state in states))
-    return positive, TextContext(
-        positive.video if held.video else negative.video, positive.audio if held.audio else negative.audio
-    )
+    video, audio = positive.video if held.video else negative.video, positive.audio if held.audio else negative.audio
+    return positive, TextContext(video, audio, negative.mask)
 
 
 def _target(tokens: torch.Tensor, tools: LatentTools) -> torch.Tensor:

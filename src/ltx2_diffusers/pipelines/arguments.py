@@ -69,6 +69,7 @@ class Stage:
         goes_on: Whether it goes on with the noisy latents of the stage before, without fresh noise. Default `False`.
         adain_factor: How far enlarged latents take the mean and spread of every channel before, 0 to 1. Default 0.0.
         guiders: Makes the guiders of the streams, in place of `scales`, `stg_blocks` and `guidance_options`. Default `None`.
+        network: Makes of the transformer what the denoiser calls. Default `None`, itself.
         new_sampler: Makes the sampler from the generator of the call, in place of a known name. Default `None`.
     """
 
@@ -90,6 +91,7 @@ class Stage:
     goes_on: bool = False
     adain_factor: float = 0.0
     guiders: Callable[[], Guiders] | None = None
+    network: Callable[[Any], Any] | None = None
     new_sampler: Callable[[Generators], Sampler] | None = None
 
     def __post_init__(self) -> None:

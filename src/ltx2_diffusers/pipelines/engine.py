@@ -391,7 +391,8 @@ def run_stage(
         noise_scale = sigmas[0].item() if stage.noise_scale is None else stage.noise_scale
         states = _noised(start, states, tools, given, noise_scale)
     nag = None if stage.guidance_options is None else stage.guidance_options.nag
-    network, texts = pipeline.network(stage), _read_by(states, contexts)
+    network, texts = getattr(pipeline, stage.transformer), _read_by(states, contexts)
+    network = network if stage.network is None else stage.network(network)
     settings, layout = pipeline.attention_kwargs, pipeline.pass_layout
     denoiser = GuidedDenoiser(network, *texts, run.guiders, run.cross_timestep, settings, nag, layout)
     timesteps = sigmas[:-1] * 1000

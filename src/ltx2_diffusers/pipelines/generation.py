@@ -24,7 +24,7 @@ from ..models.context_parallel import token_parallel_config
 from ..planning.plan import MemoryPlan
 from ..sampling import PassLayout
 from ..schedulers.levels import FlowMatchEulerDiscreteScheduler, LTX2Scheduler, Scheduler
-from .arguments import Generators, Scales, Stage
+from .arguments import Generators, Scales
 from .base import LTX2PipelineBase, PipelineFacts, extends
 from .plan import ClipPlan, ModelSizes
 
@@ -314,10 +314,6 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
     def returned_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """What a call hands over as latents: un-normalised ones of normalised ones `[B, C, F, h, w]`."""
         return self.vae.denormalize_latents(latents)
-
-    def network(self, stage: Stage) -> Any:
-        """The transformer of a stage, as the denoiser calls it."""
-        return getattr(self, stage.transformer)
 
     @declared.takes_declared
     def encode_prompt(

@@ -22,7 +22,9 @@ def settings_of(key: str) -> tuple[PassSettings, ScheduleSettings, int]:
         first, last = map(int, re.search(r"initial(\d+)_final(\d+)", key).groups())
         skipped = {"skip_initial_inference_steps": first, "skip_final_inference_steps": last}
         return PassSettings(steps, **skipped), LINEAR_QUADRATIC, 1
-    sampler = "LinearQuadratic" if key.startswith("linear") else "Constant" if key.startswith("constant") else "Uniform"
+    sampler = (
+        "LinearQuadratic" if key.startswith("linear") else "Constant" if key.startswith("constant") else "Uniform"
+    )
     shifting = "SD3" if "_sd3" in key else "SimpleDiffusion" if "_simple" in key else None
     terminal = 0.1 if "terminal0.1" in key else None
     shift = 1.5 if sampler == "Constant" else None

@@ -45,7 +45,9 @@ def test_each_token_steps_from_its_own_level(noise):
     levels = GOLDEN["per_token_timestep"][..., None]
     denoised = GOLDEN["sample"] - levels * GOLDEN["velocity"]
     out = token_step(GOLDEN["sample"], denoised, levels, SIGMAS, noise)
-    torch.testing.assert_close(out, GOLDEN["per_token" if noise is None else "per_token_stochastic"], rtol=0, atol=2e-6)
+    torch.testing.assert_close(
+        out, GOLDEN["per_token" if noise is None else "per_token_stochastic"], rtol=0, atol=2e-6
+    )
 
 
 @pytest.mark.parametrize("step", [0, 5, 6])

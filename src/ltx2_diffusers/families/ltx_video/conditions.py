@@ -20,6 +20,7 @@ from ...pipelines.arguments import Generators
 from ...pipelines.conditions import Condition, Opened, Studio
 from ...pipelines.conditions.condition import Items, video_item
 from ...pipelines.plan import ClipPlan
+from .media import cropped, degraded
 
 # Latent frames of a clip inside the video that are shown beside it: they hold one frame and eight, as at the start of a clip.
 PREFIX_FRAMES = 2
@@ -94,7 +95,9 @@ class FrameCondition(Condition):
         start = given.frame_index
         if not checks.is_whole(start) or not 0 <= start <= last:
             nearest = min(max(start, 0), last) if checks.is_whole(start) else 0
-            raise ValueError(f"`frame_index` has to be a frame of the video, 0 to {last}, but is {start!r}; use {nearest}")
+            raise ValueError(
+                f"`frame_index` has to be a frame of the video, 0 to {last}, but is {start!r}; use {nearest}"
+            )
         if given.image is not None:
             pixels = read_frames(given.image, 1, name="image")
         else:

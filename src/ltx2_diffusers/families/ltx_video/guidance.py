@@ -71,7 +71,9 @@ def _listed(name: str, values: Any, bounds: Sequence[float] | None, count: int) 
     if not isinstance(values, Sequence):
         return [values] * count
     if bounds is None:
-        raise ValueError(f"`{name}` is a list, which needs `guidance_timesteps` of the same length; give them, or a number")
+        raise ValueError(
+            f"`{name}` is a list, which needs `guidance_timesteps` of the same length; give them, or a number"
+        )
     if len(values) != count:
         raise ValueError(f"`{name}` has {len(values)} values for {count} `guidance_timesteps`; give one each")
     return list(values)

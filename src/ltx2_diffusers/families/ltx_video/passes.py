@@ -10,6 +10,7 @@ from ...pipelines.arguments import Generators, Stage
 from ...sampling import Sampler
 from ...sampling.samplers import gaussian_noise
 from .guidance import pass_guiders
+from .networks import LTXVideoNetwork
 from .presets import LTXVideoPreset, PassSettings
 from .schedules import pass_levels
 from .steps import TokenSampler
@@ -60,7 +61,9 @@ def first_sides(height: int, width: int, factor: float, ratio: int) -> tuple[int
     return sides[0], sides[1]
 
 
-def chosen_passes(preset: LTXVideoPreset, given: Sequence[PassSettings | None], multi_scale: bool) -> list[PassSettings]:
+def chosen_passes(
+    preset: LTXVideoPreset, given: Sequence[PassSettings | None], multi_scale: bool
+) -> list[PassSettings]:
     """The passes of a call, in their order: those that it gives, or else the preset's.
 
     Args:
@@ -74,7 +77,9 @@ def chosen_passes(preset: LTXVideoPreset, given: Sequence[PassSettings | None], 
     )
     if not multi_scale:
         if given[2] is not None:
-            raise ValueError("`second_pass` is given, but the call has one scale (multi_scale=False); leave one of them out")
+            raise ValueError(
+                "`second_pass` is given, but the call has one scale (multi_scale=False); leave one of them out"
+            )
         return [one if given[0] is not None else alone(one, preset) for one in (first, continued) if one is not None]
     if second is None:
         raise ValueError(f"`multi_scale` is True, but {preset.name} has no second pass; give `second_pass`")
@@ -141,6 +146,7 @@ def stages(
                 end_sigma=settings.end_timestep,
                 goes_on=index > 0 and passes.settings[index - 1].end_timestep > 0,
                 guiders=partial(pass_guiders, settings, wish["stg_mode"], network.num_layers, rescale),
+                network=partial(LTXVideoNetwork, stg_mode=wish["stg_mode"]),
                 new_sampler=wish["new_sampler"],
                 sampler="stochastic" if preset.stochastic_sampling else "euler",
                 upsampler=UPSAMPLER if enlarges else None,

@@ -3,10 +3,10 @@
 Shapes: B videos of the batch, C channels, F latent frames, h and w latent rows and columns, S text tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKLLTXVideo, LTXVideoTransformer3DModel
@@ -18,24 +18,35 @@ from ... import checks
 from ...adapters.active import DISTILLED_ADAPTER
 from ...adapters.strengths import StageStrengths
 from ...conditioning import Streams
-from ...guidance import NEUTRAL
-from ...guidance.presets import Preset
-from ...media.frames import FilePath, Frames, rate_to_read, read_frames
-from ...pipelines.arguments import Callback, Delivery, Generators, Request, Stage, Start, takes
+from ...guidance import NEUTRAL, Preset
+from ...media.frames import FilePath, rate_to_read, read_frames
+from ...pipelines.arguments import Callback, Delivery, Generators, Request, Start, takes
 from ...pipelines.engine import run
 from ...pipelines.generation import LTX2GenerationPipeline, Scheduler
 from ...pipelines.output import Result
 from ...pipelines.plan import ClipPlan, ModelSizes, Size
 from ...prompts import Prompts
 from .conditions import FrameCondition, LTXVideoCondition, Preparation, resized
-from .networks import LTXVideoCodec, LTXVideoNetwork
-from .passes import SECOND, UPSAMPLER, Network, Passes, chosen_passes, first_sides, new_token_sampler, stages
-from .passes import with_arguments as settled_pass
-from .presets import DEFAULT_FRAME_RATE, DEFAULT_SIZE, LTXVideoPreset, PassSettings, SkipBlocks, ltx_video_preset
+from .loading import LTXVideoLoading
+from .media import degraded, fitted
+from .networks import LTXVideoCodec
+from .passes import (
+    SECOND,
+    UPSAMPLER,
+    Network,
+    Passes,
+    chosen_passes,
+    first_sides,
+    new_token_sampler,
+    stages,
+    with_arguments,
+)
+from .presets import DEFAULT_FRAME_RATE, DEFAULT_SIZE, LTXVideoPreset, PassSettings, ltx_video_preset
+from .text import DEFAULT_TEXT_POSITIONS
 
-TEXT_POSITIONS = 256
-"""Text positions of the checkpoints' training."""
-Conditions = LTXVideoCondition | Sequence[LTXVideoCondition] | None
+Fit = Callable[[torch.Tensor], torch.Tensor]
+DOWNSCALE_FACTOR = 0.6666666
+"""Size of a first pass over that of the finished clip, as every preset with two scales has it."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +135,7 @@ class LTXVideoArguments:
     attention_kwargs: dict[str, Any] | None = None
     callback_on_step_end: Callback | None = None
     callback_on_step_end_tensor_inputs: Sequence[str] | None = ("latents",)
-    max_sequence_length: int = TEXT_POSITIONS
+    max_sequence_length: int = DEFAULT_TEXT_POSITIONS
     media_items: Any = None
     reference_conditions: Any = None
     multi_scale: bool | None = None
@@ -147,3 +158,323 @@ class LTXVideoArguments:
     image_blur: bool | None = None
     packed_noise: bool = False
     save_path: FilePath | None = None
+
+    def preset(self, settings: LTXVideoPreset) -> LTXVideoPreset:
+        """Settings of the checkpoint with what the call says instead."""
+        names = ("stg_mode", "stochastic_sampling", "adain_factor", "image_crf", "image_blur", "decode_noise_scale")
+        names += ("image_cond_noise_scale",)
+        said = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        if self.reference_conditions is not None:
+            # What an IC-LoRA follows is shown as it is.
+            said.setdefault("image_cond_noise_scale", 0.0)
+        checks.check_unit(image_cond_noise_scale=said.get("image_cond_noise_scale"))
+        checks.check_unit(tone_map_compression_ratio=self.tone_map_compression_ratio)
+        return replace(settings, **said)
+
+    def clip(self, sides: tuple[int, int], num_frames: int) -> torch.Tensor | None:
+        """Pixels `[1, 3, num_frames, H, W]` of `media_items`."""
+        if self.media_items is None:
+            return None
+        if self.latents is not None:
+            raise ValueError("`media_items` and `latents` are both given to start from; leave one of them out")
+        rate = rate_to_read(None, self.media_items, self.frame_rate)
+        pixels = read_frames(self.media_items, num_frames, name="media_items", frame_rate=rate)
+        if len(pixels) < num_frames:
+            raise ValueError(
+                f"`media_items` have {len(pixels)} frames, but the video {num_frames}; use num_frames={len(pixels) // 8 * 8 + 1}"
+                if len(pixels) % 8 == 1
+                else f"`media_items` have {len(pixels)} frames, but the video {num_frames}; use fewer"
+            )
+        return degraded(fitted(pixels, *sides), self.image_crf or 0, bool(self.image_blur))
+
+    @property
+    def pass_arguments(self) -> dict[str, Any]:
+        """What the call says of its first pass."""
+        names = ("num_inference_steps", "guidance_scale", "stg_scale", "rescaling_scale", "skip_block_list")
+        names += ("guidance_timesteps", "guidance_lookup", "cfg_star_rescale")
+        said = {name: getattr(self, name) for name in names}
+        levels = None if self.timesteps is None else [timestep / 1000 for timestep in self.timesteps]
+        return {name: _frozen(value) for name, value in {**said, "timesteps": levels}.items()}
+
+    def listed_conditions(self, preparation: Preparation) -> list[FrameCondition]:
+        """References first, as in the sequence that IC-LoRAs were trained with, then pictures and clips."""
+        references = [FrameCondition(one, preparation, True) for one in _as_conditions(self.reference_conditions)]
+        for one in references:
+            if one.given.frame_index or one.given.position is not None:
+                raise ValueError(f"`reference_conditions` lie at frame 0 of the whole frame, but one is {one.given!r}")
+        given = _as_conditions(self.conditions)
+        if given and (self.image is not None or self.video is not None):
+            raise ValueError("`conditions` are given, and `image` or `video` too; put these into the conditions")
+        if not given:
+            given = self._short_conditions()
+        return references + [FrameCondition(one, preparation) for one in given]
+
+    def _short_conditions(self) -> list[LTXVideoCondition]:
+        images, videos = (_as_list(value) for value in (self.image, self.video))
+        count = len(images) + len(videos)
+        lists = [_as_list(value) for value in (self.frame_index, self.strength)]
+        for name, values in zip(("frame_index", "strength"), lists):
+            if len(values) not in (1, count) and count:
+                raise ValueError(
+                    f"`{name}` has {len(values)} values for {count} pictures and clips; give one, or one each"
+                )
+        places = [values * count if len(values) == 1 else values for values in lists]
+        frames = [{"image": image} for image in images] + [{"video": video} for video in videos]
+        return [LTXVideoCondition(**one, frame_index=at, strength=by) for one, at, by in zip(frames, *places)]
+
+    @property
+    def texts(self) -> Prompts:
+        """The call's text."""
+        embeds = (self.prompt_embeds, self.negative_prompt_embeds)
+        masks = (self.prompt_attention_mask, self.negative_prompt_attention_mask)
+        return Prompts(
+            self.prompt, self.negative_prompt, embeds, masks, self.num_videos_per_prompt, self.max_sequence_length
+        )
+
+    def delivery(self, preset: LTXVideoPreset, tone_map: float, fit: Fit | None) -> Delivery:
+        """In which form the result is handed over."""
+        callback, names = self.callback_on_step_end, self.callback_on_step_end_tensor_inputs
+        if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):
+            names = callback.tensor_inputs
+        # As in diffusers, a level that is given alone is the share of noise, too.
+        share = self.decode_noise_scale if self.decode_timestep is not None else preset.decode_noise_scale
+        timestep = preset.decode_timestep if self.decode_timestep is None else self.decode_timestep
+        form = (self.output_type, self.return_dict, callback, names or (), timestep, share, self.generator)
+        return Delivery(*form, self.save_path, tone_map, fit)
+
+
+def _frozen(value: Any) -> Any:
+    """Lists as tuples, also inside of others."""
+    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
+
+
+def _as_list(value: Any) -> list[Any]:
+    """What a call gives as one or several."""
+    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _as_conditions(value: Any) -> list[LTXVideoCondition]:
+    given = _as_list(value)
+    for one in given:
+        if not isinstance(one, LTXVideoCondition):
+            raise ValueError(
+                f"conditions have to be LTXVideoCondition but one is {type(one)}; use LTXVideoCondition(image=...)"
+            )
+    return given
+
+
+class LTXVideoPipeline(LTXVideoLoading):
+    """Generates videos with a checkpoint of LTX-Video, 0.9.0 to 0.9.8.
+
+    Args:
+        scheduler: Noise schedule of a folder; a call takes its levels from the preset.
+        vae: Video autoencoder.
+        text_encoder: T5 encoder.
+        tokenizer: Its tokenizer.
+        transformer: The denoising network.
+        latent_upsampler: Doubles height and width between two passes; needed with `multi_scale`.
+        stage_2_transformer: Transformer of the passes after the first one: a smaller one that refines, or the distilled one
+            of a mix.
+        preset: Name of the checkpoint's settings, see [`ltx_video_preset`]. Default what the networks tell of them.
+    """
+
+    model_cpu_offload_seq = "text_encoder->transformer->latent_upsampler->stage_2_transformer->vae"
+    _optional_components = [UPSAMPLER, SECOND]  # noqa: RUF012 (diffusers reads a list)
+    _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds", "denoised"]  # noqa: RUF012
+    _lora_loadable_modules = ["transformer"]  # noqa: RUF012
+
+    # Parts of LTX-2 alone.
+    audio_vae = vocoder = connectors = processor = prompt_enhancer = None  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        vae: AutoencoderKLLTXVideo,
+        text_encoder: T5EncoderModel,
+        tokenizer: PreTrainedTokenizerBase,
+        transformer: LTXVideoTransformer3DModel,
+        latent_upsampler: LTXLatentUpsamplerModel | None = None,
+        stage_2_transformer: LTXVideoTransformer3DModel | None = None,
+        preset: str | None = None,
+    ) -> None:
+        super(LTX2GenerationPipeline, self).__init__()
+        self._register(
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            transformer=transformer,
+            scheduler=scheduler,
+            latent_upsampler=latent_upsampler,
+            stage_2_transformer=stage_2_transformer,
+        )
+        self.register_to_config(preset=preset)
+        if preset is not None:
+            ltx_video_preset(preset)
+        self.reset(Streams(NEUTRAL, NEUTRAL), None)
+
+    @takes(LTXVideoArguments)
+    def __call__(self, call: LTXVideoArguments) -> Result:
+        """Generate videos.
+
+        Returns:
+            [`LTX2PipelineOutput`] without sound, or the tuple `(frames,)`.
+
+        Raises:
+            ValueError: Before any computation, if an argument is out of range or contradicts another.
+        """
+        result = run(self, call.texts, self.request(call))
+        return result if call.return_dict else result[:1]
+
+    def request(self, call: LTXVideoArguments) -> Request:
+        """The call but for its text."""
+        self.require("transformer", "vae")
+        preset = call.preset(self.settings)
+        sides, num_frames = self._sides(call), call.num_frames or self._frames_of(call.latents)
+        passes = self._passes(call, preset, sides, num_frames)
+        preparation = Preparation(sides, preset.image_crf, preset.image_blur, call.generator)
+        conditions = call.listed_conditions(preparation)
+        held_noise = preset.image_cond_noise_scale if conditions else 0.0
+        made = stages(
+            passes,
+            preset,
+            self._networks_of_passes(call, preset, passes),
+            self._levels(call, preset, passes),
+            stg_mode=preset.stg_mode,
+            guidance_rescale=call.guidance_rescale,
+            adain_factor=preset.adain_factor,
+            new_sampler=partial(
+                new_token_sampler, is_stochastic=preset.stochastic_sampling, held_noise_scale=held_noise
+            ),
+        )
+        order = {"packed_noise": call.packed_noise, "own_shape_renoise": not call.packed_noise, "noise_first": True}
+        start = Start(call.generator, call.latents, **order, clip=call.clip(sides, num_frames))
+        fit = None if passes.last_sides == sides else partial(resized, height=sides[0], width=sides[1])
+        tone_map = passes.settings[-1].tone_map_compression_ratio
+        tone_map = tone_map if call.tone_map_compression_ratio is None else call.tone_map_compression_ratio
+        size, streams = Size(*passes.last_sides, num_frames, call.frame_rate), Streams(True, False)
+        delivery = call.delivery(preset, tone_map, fit)
+        return Request(size, made, start, delivery, conditions, streams, attention_kwargs=call.attention_kwargs)
+
+    def _sides(self, call: LTXVideoArguments) -> tuple[int, int]:
+        """Height and width of the finished clip."""
+        ratio, latents = self.vae_spatial_compression_ratio, call.latents
+        is_unpacked = latents is not None and latents.ndim == 5 and not self._is_multi_scale(call)
+        own = [side * ratio for side in latents.shape[3:]] if is_unpacked else DEFAULT_SIZE[:2]
+        height, width = (side if given is None else given for given, side in zip((call.height, call.width), own))
+        checks.check_size(height, width, ratio)
+        return height, width
+
+    def _frames_of(self, latents: torch.Tensor | None) -> int:
+        """Pixel frames of latents, or the default."""
+        return (
+            self.sizes.pixel_frames(latents.shape[2]) if latents is not None and latents.ndim == 5 else DEFAULT_SIZE[2]
+        )
+
+    def _is_multi_scale(self, call: LTXVideoArguments) -> bool:
+        if call.multi_scale is None:
+            return self.settings.second_pass is not None or call.second_pass is not None
+        return call.multi_scale
+
+    def _passes(
+        self, call: LTXVideoArguments, preset: LTXVideoPreset, sides: tuple[int, int], num_frames: int
+    ) -> Passes:
+        multi_scale, ratio = self._is_multi_scale(call), self.vae_spatial_compression_ratio
+        if multi_scale and not self.has(UPSAMPLER):
+            raise ValueError(
+                f"{preset.name} generates at two scales, which needs the component `{UPSAMPLER}`; give it to the constructor or "
+                "to from_pretrained, or pass multi_scale=False"
+            )
+        first, *others = chosen_passes(preset, (call.first_pass, call.continued_pass, call.second_pass), multi_scale)
+        settings = [with_arguments(first, call.pass_arguments), *others]
+        factor = preset.downscale_factor or DOWNSCALE_FACTOR
+        own = first_sides(*sides, factor, ratio) if multi_scale else sides
+        frames = (num_frames - 1) // self.vae_temporal_compression_ratio + 1
+        return Passes(settings, own, 2 if multi_scale else 1, frames, ratio)
+
+    def _levels(self, call: LTXVideoArguments, preset: LTXVideoPreset, passes: Passes) -> list[list[float]]:
+        """Noise levels of the passes, the first of which may begin in the middle if there is something to begin with."""
+        checks.check_unit(denoise_strength=call.denoise_strength)
+        levels = [passes.levels(index, preset) for index in range(len(passes.settings))]
+        count = len(levels[0])
+        levels[0] = levels[0][count - int(count * call.denoise_strength) :]
+        if not levels[0]:
+            raise ValueError(
+                f"`denoise_strength` {call.denoise_strength} leaves nothing of {count} steps; use at least {1 / count:.2f}"
+            )
+        is_given, shortened = call.media_items is not None or call.latents is not None, levels[0][0] < 1
+        if call.media_items is not None and not shortened:
+            raise ValueError(
+                "`media_items` are given, but the first noise level is 1, at which nothing is left of them; use "
+                "denoise_strength=0.8 for example"
+            )
+        skips = call.denoise_strength < 1 or passes.settings[0].skip_initial_inference_steps
+        if skips and not is_given:
+            raise ValueError(
+                f"`denoise_strength` ({call.denoise_strength}) or skipped steps begin the first pass at the noise level "
+                f"{levels[0][0]:g}, but there is nothing to begin with; give `media_items` or `latents`, or leave them out"
+            )
+        return levels
+
+    def _networks_of_passes(self, call: LTXVideoArguments, preset: LTXVideoPreset, passes: Passes) -> list[Network]:
+        """What each pass runs: the first one the transformer, and the others the second transformer, if there is one."""
+        count, second = len(passes.settings), SECOND if self.has(SECOND) else "transformer"
+        first_adapters, adapters = call.stage_1_adapters, call.stage_2_adapters
+        if preset.kind == "mix" and not self.has(SECOND) and adapters is None:
+            if DISTILLED_ADAPTER not in self.lora_metadata:
+                raise ValueError(
+                    f"{preset.name} goes on with a distilled model; give it as `{SECOND}`, or load its LoRA with "
+                    f'load_lora_weights(..., adapter_name="{DISTILLED_ADAPTER}"), or pass stage_2_adapters={{}}'
+                )
+            first_adapters = {DISTILLED_ADAPTER: 0.0, **(first_adapters or {})}
+            adapters = {DISTILLED_ADAPTER: 1.0}
+        names = [("transformer", first_adapters), *[(second, adapters)] * (count - 1)]
+        return [Network(name, getattr(self, name).config.num_layers, given) for name, given in names]
+
+    # What the engine asks for.
+
+    @property
+    def codec(self) -> LTXVideoCodec:
+        """The video autoencoder with the methods of this package's."""
+        return LTXVideoCodec(self.vae)
+
+    @property
+    def preset(self) -> Preset:
+        """What a stage takes where it says nothing; stages of this pipeline say everything."""
+        return Preset(
+            self.settings.version, self.settings.kind, 1, NEUTRAL, NEUTRAL, 0, "own", self.settings.image_crf
+        )
+
+    @property
+    def sizes(self) -> ModelSizes:
+        """What the networks make of pixels and frames; there is no sound."""
+        return ModelSizes(
+            self.vae_spatial_compression_ratio,
+            self.vae_temporal_compression_ratio,
+            self.transformer.config.in_channels,
+            1,
+            False,
+            *(1, 1, 1, 1, 1),
+            causal=self.settings.causal_temporal_positioning,
+            tokens_wait=True,
+        )
+
+    def encode_video(self, pixels: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        """Normalised float32 latents `[B, C, F, h, w]` of pixels `[B, 3, frames, H, W]` in [-1, 1].
+
+        Args:
+            pixels: The pixels.
+            generator: Draws one of the latents that the autoencoder allows for. Default `None`, the likeliest ones.
+        """
+        self.require("vae")
+        found = self.vae.encode(pixels.to(self._execution_device, self.vae.dtype)).latent_dist
+        latents = found.mode() if generator is None else found.sample(generator)
+        return self.codec.normalize_latents(latents.float())
+
+    def normalized_video(self, latents: torch.Tensor, plan: ClipPlan) -> torch.Tensor:
+        """Normalised float32 latents `[B, C, F, h, w]` of those that a call gives, which may be packed."""
+        latents = latents.to(self._execution_device, torch.float32)
+        return latents if latents.ndim == 5 else plan.tools.video.patchifier.unpatchify(latents, plan.video)
+
+    def returned_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """What a call hands over as latents, and takes: normalised ones."""
+        return latents

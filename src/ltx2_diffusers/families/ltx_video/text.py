@@ -49,6 +49,7 @@ class T5TextEncoder(TextEncoder):
     def tokens(self, texts: Sequence[str], longest: int, shortest: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens of texts and which of them are valid (1), both `[B, N]`, padded at the end to `longest` positions."""
         check_vocabulary(self.tokenizer)
+        self.check_length(longest)
         stripped = [text.strip() for text in texts]
         options: dict[str, Any] = {"padding": "max_length", "truncation": True, "max_length": max(shortest, longest)}
         found = self.tokenizer(stripped, return_tensors="pt", **options)
@@ -59,7 +60,11 @@ class T5TextEncoder(TextEncoder):
         return found.input_ids.to(self.device), found.attention_mask.to(self.device)
 
     def run(
-        self, input_ids: torch.Tensor, mask: torch.Tensor, max_sequence_length: int, dtype: torch.dtype | None = None
+        self,
+        input_ids: torch.Tensor,
+        mask: torch.Tensor,
+        max_sequence_length: int,  # noqa: ARG002 (positions are relative)
+        dtype: torch.dtype | None = None,
     ) -> TextStates:
         """Run the encoder over tokens `[B, N]`; padding is hidden from it."""
         model = loaded(self.model, self.device)
@@ -80,7 +85,7 @@ class T5TextEncoder(TextEncoder):
         """Text positions: those asked for, whatever the tokenizer's folder says."""
         return length
 
-    def check_length(self, length: int) -> None:
+    def check_length(self, length: int) -> None:  # noqa: ARG002
         """Any number of positions will do, but the encoder has to compute in a type that holds its values."""
         if self.model is not None and getattr(self.model, "dtype", None) == torch.float16:
             raise ValueError(

@@ -1,6 +1,7 @@
 """Loading of LTX-Video: folders of diffusers, original files, and the settings that a checkpoint has."""
 
 import inspect
+import json
 import os
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, Self
 import torch
 from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
 
+from ... import publishing
 from ...checkpoints.class_names import ltx_video_class
 from ...checkpoints.config_ltx_video import vae_layout
 from ...checkpoints.hub_files import local_file
@@ -184,6 +186,24 @@ class LTXVideoLoading(LTX2GenerationPipeline):
         self.require("transformer", "vae")
         name = self.config.get("_name_or_path") or ""
         return settled_preset(self.transformer, self.vae, self.scheduler, self.config.get("preset"), name)
+
+    def _card(self, name: str) -> publishing.Card:
+        """The card of a folder or repository that holds this pipeline."""
+        preset, made = self.settings, publishing.origin(self.config.get("_name_or_path"))
+        script = [
+            "from ltx2_diffusers import LTXVideoPipeline",
+            "",
+            f'pipe = LTXVideoPipeline.from_pretrained("{name}")',
+            f'pipe("{publishing.PROMPT}", save_path="clip.mp4")',
+        ]
+        said = f"A pipeline of LTX-Video {preset.version}, {preset.size} {preset.kind}; its calls take the settings `{preset.name}`."
+        return publishing.Card(name.split("/")[-1], [said, "\n".join(["```python", *script, "```"])], made)
+
+    def to_json_string(self) -> str:
+        """The index of a saved folder, which names the pipeline of diffusers whose positions are those of the checkpoint."""
+        index = json.loads(super().to_json_string())
+        index["_class_name"] = "LTXConditionPipeline" if self.settings.causal_temporal_positioning else "LTXPipeline"
+        return json.dumps(index, indent=2, sort_keys=True) + "\n"
 
     def encode_prompt(
         self,

@@ -20,6 +20,7 @@ from ...pipelines.arguments import Generators
 from ...pipelines.conditions import Condition, Opened, Studio
 from ...pipelines.conditions.condition import Items, video_item
 from ...pipelines.plan import ClipPlan
+from .media import cropped, degraded
 
 # Latent frames of a clip inside the video that are shown beside it: they hold one frame and eight, as at the start of a clip.
 PREFIX_FRAMES = 2

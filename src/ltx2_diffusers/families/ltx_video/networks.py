@@ -55,7 +55,7 @@ class LTXVideoNetwork(torch.nn.Module):
         """Whether hooks of diffusers cache between steps."""
         return self.transformer.is_cache_enabled
 
-    def new_step_cache(self, num_predictions: int | None) -> None:  # noqa: ARG002 (hooks keep what they cache)
+    def new_step_cache(self, num_predictions: int | None) -> None:
         """Nothing: what caches between steps are hooks of diffusers."""
 
     def forward(

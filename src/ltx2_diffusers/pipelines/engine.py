@@ -13,7 +13,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from .. import checks, declared
 from ..adapters import active
 from ..adapters.strengths import StageStrengths
-from ..conditioning import GaussianNoiser, LatentState, LatentTools, TextContext, on_streams
+from ..conditioning import GaussianNoiser, LatentState, LatentTools, on_streams
 from ..conditioning.streams import States, Streams, Tensors
 from ..guidance import NEUTRAL, MultiModalGuiderParams
 from ..guidance.scales import UNGUIDED, Guiders, always_negative, build_guiders, check_options, cross_timestep_mode
@@ -352,7 +352,9 @@ def first_latents(pipeline: LTX2GenerationPipeline, start: Start, plan: ClipPlan
     """The caller's latents, normalised and unpacked; `None` where a stream starts from noise."""
     video, audio = start.latents, start.audio_latents
     if start.clip is not None:
-        pixels = torch.nn.functional.interpolate(start.clip[0].movedim(1, 0), (plan.height, plan.width), mode="bilinear")
+        pixels = torch.nn.functional.interpolate(
+            start.clip[0].movedim(1, 0), (plan.height, plan.width), mode="bilinear"
+        )
         return Streams(pipeline.encode_video(pixels.movedim(0, 1)[None]).expand(plan.video), None)
     if audio is not None:
         audio = audio.to(pipeline._execution_device, torch.float32)
@@ -535,10 +537,7 @@ def check_noise_levels(name: str, value: float | list[float] | None, batch_size:
 
 def _check_roles(pipeline: LTX2GenerationPipeline, stage: Stage) -> None:
     """The components that a stage names must be of the kind that it takes them for."""
-    kinds = (
-        ("transformer", stage.transformer, "num_layers"),
-        ("upsampler", stage.upsampler, "spatial_upsample"),
-    )
+    kinds = (("transformer", stage.transformer, "num_layers"), ("upsampler", stage.upsampler, "spatial_upsample"))
     for role, name, key in kinds:
         if name is not None and key not in getattr(getattr(pipeline, name), "config", ()):
             raise ValueError(f"`{role}` of a stage is {name!r}, which is no {role}; name a component that is one")
@@ -676,8 +675,8 @@ def _read_by(states: States, contexts: Contexts) -> Contexts:
     if negative is None:
         return contexts
     held = Streams(*(state is not None and state.frozen for state in states))
-    video, audio = positive.video if held.video else negative.video, positive.audio if held.audio else negative.audio
-    return positive, TextContext(video, audio, negative.mask)
+    read = {name: getattr(positive if is_held else negative, name) for name, is_held in zip(held._fields, held)}
+    return positive, replace(negative, **read)
 
 
 def _target(tokens: torch.Tensor, tools: LatentTools) -> torch.Tensor:

@@ -83,3 +83,8 @@ class Run:
     def pixels(self, key: str) -> torch.Tensor:
         """Pixels `[n, 3, H, W]`, bytes."""
         return self.tensors[key][0].movedim(1, 0)
+
+    @property
+    def target_tokens(self) -> int:
+        """Tokens of the video itself in the last pass, in whose shape the decoder's noise was drawn."""
+        return self.noises[-1][0, 0].numel()

@@ -171,7 +171,7 @@ class LTXVideoArguments:
         checks.check_unit(tone_map_compression_ratio=self.tone_map_compression_ratio)
         return replace(settings, **said)
 
-    def clip(self, sides: tuple[int, int], num_frames: int) -> torch.Tensor | None:
+    def clip(self, preset: LTXVideoPreset, sides: tuple[int, int], num_frames: int) -> torch.Tensor | None:
         """Pixels `[1, 3, num_frames, H, W]` of `media_items`."""
         if self.media_items is None:
             return None
@@ -180,12 +180,11 @@ class LTXVideoArguments:
         rate = rate_to_read(None, self.media_items, self.frame_rate)
         pixels = read_frames(self.media_items, num_frames, name="media_items", frame_rate=rate)
         if len(pixels) < num_frames:
+            fewer = (len(pixels) - 1) // 8 * 8 + 1
             raise ValueError(
-                f"`media_items` have {len(pixels)} frames, but the video {num_frames}; use num_frames={len(pixels) // 8 * 8 + 1}"
-                if len(pixels) % 8 == 1
-                else f"`media_items` have {len(pixels)} frames, but the video {num_frames}; use fewer"
+                f"`media_items` have {len(pixels)} frames and the video {num_frames}; use num_frames={fewer}"
             )
-        return degraded(fitted(pixels, *sides), self.image_crf or 0, bool(self.image_blur))
+        return degraded(fitted(pixels, *sides), preset.image_crf, preset.image_blur)
 
     @property
     def pass_arguments(self) -> dict[str, Any]:
@@ -347,8 +346,8 @@ class LTXVideoPipeline(LTXVideoLoading):
             ),
         )
         order = {"packed_noise": call.packed_noise, "own_shape_renoise": not call.packed_noise, "noise_first": True}
-        start = Start(call.generator, call.latents, **order, clip=call.clip(sides, num_frames))
-        fit = None if passes.last_sides == sides else partial(resized, height=sides[0], width=sides[1])
+        start = Start(call.generator, call.latents, **order, clip=call.clip(preset, sides, num_frames))
+        fit = None if passes.last_sides == sides else partial(shown_at, sides=sides)
         tone_map = passes.settings[-1].tone_map_compression_ratio
         tone_map = tone_map if call.tone_map_compression_ratio is None else call.tone_map_compression_ratio
         size, streams = Size(*passes.last_sides, num_frames, call.frame_rate), Streams(True, False)
@@ -478,3 +477,8 @@ class LTXVideoPipeline(LTXVideoLoading):
     def returned_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """What a call hands over as latents, and takes: normalised ones."""
         return latents
+
+
+def shown_at(pixels: torch.Tensor, sides: tuple[int, int]) -> torch.Tensor:
+    """Decoded pixels `[B, 3, n, H, W]` at the asked size; what is too bright or dark is cut off before."""
+    return resized(pixels.clamp(-1, 1), *sides)

@@ -1,5 +1,6 @@
 """Golden files that are stored in part: what follows from the part, or stands in another file, is put back when it is needed."""
 
+import json
 import os
 import tempfile
 from collections.abc import Callable
@@ -9,6 +10,8 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+
+from ltx2_diffusers.checkpoints.packaged import packaged_checkpoint
 
 GOLDEN_DIR = Path(os.environ.get("LTX2_GOLDEN_DIR", Path(__file__).parent / "golden"))
 # What holds the whole files until the process ends.
@@ -54,8 +57,25 @@ def _with_zeros(tensors: Tensors) -> Tensors:
     return {**tensors, "filterbank": filters}
 
 
+def _of_tiny(*components: str) -> Callable[[Tensors], Tensors]:
+    """Components of the packaged tiny checkpoint of LTX-Video, under the names of its original file."""
+
+    def whole(tensors: Tensors) -> Tensors:
+        table = json.loads((GOLDEN_DIR / "ltx_video" / "checkpoints" / "key_table.json").read_text())
+        folder, found = packaged_checkpoint("ltx-video-tiny"), {}
+        for component in components:
+            own = load_file(folder / component / "diffusion_pytorch_model.safetensors")
+            names = table.get({"vae": "vae v095"}.get(component, component), dict(zip(own, own)))
+            found |= {old: own[new] for old, new in names.items() if new is not None}
+        return {**found, **tensors}
+
+    return whole
+
+
 _MADE_WHOLE: dict[str, Callable[[Tensors], Tensors]] = {
     "audio_vae/cases/mel_filterbank.safetensors": _with_zeros,
     "checkpoint/fp8/ltx-2-tiny-dev-fp8.safetensors": _with_shared_weights,
+    "ltx_video/checkpoints/upscaler/model.safetensors": _of_tiny("latent_upsampler"),
+    "ltx_video/checkpoints/v095/model.safetensors": _of_tiny("transformer", "vae"),
     "vocoder/bwe/original.safetensors": _with_inverse_transform,
 }

@@ -48,6 +48,10 @@ class TextContext:
         """The context in a data type, but for the mask; the same tensors if it has that already."""
         return TextContext(self.video.to(dtype), self.audio.to(dtype), self.mask)
 
+    def on(self, device: torch.device) -> "TextContext":
+        """The context on a device."""
+        return self._each(lambda part: part.to(device))
+
     def split(self, sizes: list[int]) -> list["TextContext"]:
         """The batch cut into parts of the given sizes."""
         masks = [None] * len(sizes) if self.mask is None else self.mask.split(sizes)

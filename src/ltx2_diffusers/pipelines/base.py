@@ -76,6 +76,8 @@ class LTX2PipelineBase(saving.AtomicSaveMixin, CompilationMixin):
     _callback_tensor_inputs = ["latents", "audio_latents", "prompt_embeds", "negative_prompt_embeds", "denoised"]  # noqa: RUF012
 
     vae: video_vae.AutoencoderKLLTX2Video
+    # Arguments of the constructor that are no components.
+    _settings: tuple[str, ...] = ()
     _saved_with_card = True
     _num_timesteps: int
     _current_timestep: torch.Tensor | None
@@ -98,7 +100,8 @@ class LTX2PipelineBase(saving.AtomicSaveMixin, CompilationMixin):
                 that its `model_index.json` lists and that is not given, if files are damaged, or if a configuration
                 builds another model than the weights are.
         """
-        folder, takes = Path(pretrained_model_name_or_path), set(inspect.signature(cls.__init__).parameters)
+        folder = Path(pretrained_model_name_or_path)
+        takes = inspect.signature(cls.__init__).parameters.keys() - set(cls._settings)
         placement = Placement.taken_from(kwargs, takes)
         saving.finish_saves(folder)
         is_folder = folder.is_dir()

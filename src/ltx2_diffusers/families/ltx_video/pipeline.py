@@ -27,6 +27,7 @@ from ...pipelines.output import Result
 from ...pipelines.plan import ClipPlan, ModelSizes, Size
 from ...prompts import Prompts
 from .conditions import FrameCondition, LTXVideoCondition, Preparation, resized
+from .loading import LTXVideoLoading
 from .media import degraded, fitted
 from .networks import LTXVideoCodec
 from .passes import (
@@ -40,14 +41,12 @@ from .passes import (
     stages,
     with_arguments,
 )
-from .presets import DEFAULT_FRAME_RATE, DEFAULT_SIZE, LTXVideoPreset, PassSettings, choose_preset, ltx_video_preset
-from .text import TextReader
+from .presets import DEFAULT_FRAME_RATE, DEFAULT_SIZE, LTXVideoPreset, PassSettings, ltx_video_preset
+from .text import DEFAULT_TEXT_POSITIONS
 
 Fit = Callable[[torch.Tensor], torch.Tensor]
 DOWNSCALE_FACTOR = 0.6666666
 """Size of a first pass over that of the finished clip, as every preset with two scales has it."""
-TEXT_POSITIONS = 256
-"""Text positions of the checkpoints' training."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +135,7 @@ class LTXVideoArguments:
     attention_kwargs: dict[str, Any] | None = None
     callback_on_step_end: Callback | None = None
     callback_on_step_end_tensor_inputs: Sequence[str] | None = ("latents",)
-    max_sequence_length: int = TEXT_POSITIONS
+    max_sequence_length: int = DEFAULT_TEXT_POSITIONS
     media_items: Any = None
     reference_conditions: Any = None
     multi_scale: bool | None = None
@@ -263,7 +262,7 @@ def _as_conditions(value: Any) -> list[LTXVideoCondition]:
     return given
 
 
-class LTXVideoPipeline(LTX2GenerationPipeline):
+class LTXVideoPipeline(LTXVideoLoading):
     """Generates videos with a checkpoint of LTX-Video, 0.9.0 to 0.9.8.
 
     Args:
@@ -309,13 +308,8 @@ class LTXVideoPipeline(LTX2GenerationPipeline):
         )
         self.register_to_config(preset=preset)
         if preset is not None:
-            self.settings = ltx_video_preset(preset)
-        elif vae is not None and transformer is not None:
-            self.settings = choose_preset(vae_layout(vae), transformer.config.num_layers)
+            ltx_video_preset(preset)
         self.reset(Streams(NEUTRAL, NEUTRAL), None)
-
-    settings: LTXVideoPreset
-    """Settings of the checkpoint."""
 
     @takes(LTXVideoArguments)
     def __call__(self, call: LTXVideoArguments) -> Result:
@@ -463,11 +457,6 @@ class LTXVideoPipeline(LTX2GenerationPipeline):
             tokens_wait=True,
         )
 
-    @property
-    def prompt_reader(self) -> TextReader:
-        """Reads prompts with the text encoder that is loaded."""
-        return TextReader(self.tokenizer, self._language_model, self._execution_device)
-
     def encode_video(self, pixels: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         """Normalised float32 latents `[B, C, F, h, w]` of pixels `[B, 3, frames, H, W]` in [-1, 1].
 
@@ -493,10 +482,3 @@ class LTXVideoPipeline(LTX2GenerationPipeline):
 def shown_at(pixels: torch.Tensor, sides: tuple[int, int]) -> torch.Tensor:
     """Decoded pixels `[B, 3, n, H, W]` at the asked size; what is too bright or dark is cut off before."""
     return resized(pixels.clamp(-1, 1), *sides)
-
-
-def vae_layout(vae: AutoencoderKLLTXVideo) -> str:
-    """Which of the layouts of [`~ltx2_diffusers.families.ltx_video.presets.LAYOUTS`] an autoencoder has."""
-    if "LTXVideo095DownBlock3D" in vae.config.down_block_types:
-        return "v095"
-    return "v091" if vae.config.timestep_conditioning else "v090"

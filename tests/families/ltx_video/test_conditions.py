@@ -46,7 +46,7 @@ def opened(pipeline, given, sizes=None, is_reference=False):
     return one
 
 
-def held(pipeline, conditions, sizes):
+def held(conditions, sizes):
     """The state that conditions make of the initial noise."""
     tools = sizes.tools.video
     state = tools.create_initial_state(initial_latent=GOLDEN["init_noise"])
@@ -64,7 +64,7 @@ def test_a_condition_makes_the_tokens_of_the_original(name, pipeline, monkeypatc
     given = [LTXVideoCondition(video=clip, frame_index=start, strength=by) for clip, start, by in frames]
     noises = [GOLDEN[key] for key in sorted(GOLDEN) if key.startswith(f"{name}/noise")]
     with recorded_noise(monkeypatch, noises) as left:
-        state = held(pipeline, [opened(pipeline, one) for one in given], sizes)
+        state = held([opened(pipeline, one) for one in given], sizes)
     assert not left
     expected, extra = GOLDEN[f"{name}/latents"], state.num_appended
     assert extra == GOLDEN.get(f"{name}/extra", torch.zeros(1)).item()

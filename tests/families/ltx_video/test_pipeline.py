@@ -103,7 +103,7 @@ def test_the_noise_of_the_original_is_drawn_in_the_order_of_tokens(pipeline):
 def test_a_checkpoint_runs_by_its_preset():
     for name, preset in PRESETS.items():
         pipeline = tiny_pipeline(preset=name)
-        assert pipeline.settings is preset
+        assert pipeline.settings == preset
         assert pipeline.sizes.causal == preset.causal_temporal_positioning
         assert pipeline.codec.denormalize_latents(torch.zeros(1, 8, 1, 1, 1)).shape == (1, 8, 1, 1, 1)
     distilled = tiny_pipeline()
@@ -116,7 +116,9 @@ def test_a_checkpoint_runs_by_its_preset():
 
 
 def test_a_shifted_schedule_follows_the_tokens_of_the_pass():
-    early = tiny_pipeline(preset="ltxv-2b-0.9.1")
+    """Whatever the scheduler would make of the levels once more."""
+    shifting = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.2)
+    early = tiny_pipeline(preset="ltxv-2b-0.9.1", scheduler=shifting)
     wish = {"num_inference_steps": 4, "stg_scale": 0.0, "generator": seeded()}
     small = early(**ONE_PASS, **wish).info["sigmas"]
     large = early(**{**ONE_PASS, "num_frames": 9}, **wish).info["sigmas"]
@@ -260,5 +262,5 @@ def test_what_cannot_be_made_is_refused_before_anything_is_computed(pipeline, wi
 
 
 def test_two_scales_need_the_upsampler():
-    with pytest.raises(ValueError, match="`latent_upsampler`.*multi_scale=False"):
+    with pytest.raises(ValueError, match=r"`latent_upsampler`.*multi_scale=False"):
         tiny_pipeline(latent_upsampler=None)(**CALL)

@@ -44,7 +44,7 @@ def pass_guiders(settings: PassSettings, stg_mode: str, num_layers: int, guidanc
     check_unit(guidance_rescale=guidance_rescale)
     bounds = settings.guidance_timesteps
     count = 1 if bounds is None else len(bounds)
-    if bounds is not None and (not count or any(a <= b for a, b in zip(bounds, bounds[1:]))):
+    if bounds is not None and (not count or sorted(set(bounds), reverse=True) != list(bounds)):
         raise ValueError(f"`guidance_timesteps` have to fall but are {list(bounds)}; sort them, and name each once")
     names = ("guidance_scale", "stg_scale", "rescaling_scale")
     scales = [_listed(name, getattr(settings, name), bounds, count) for name in names]

@@ -142,7 +142,8 @@ def stages(
         made.append(
             Stage(
                 spatial_scale=1.0 if passes.scale == 1 or enlarges else 0.5,
-                sigmas=levels[index],
+                # As timesteps, which no scheduler shifts once more.
+                timesteps=[level * 1000 for level in levels[index]],
                 end_sigma=settings.end_timestep,
                 goes_on=index > 0 and passes.settings[index - 1].end_timestep > 0,
                 guiders=partial(pass_guiders, settings, wish["stg_mode"], network.num_layers, rescale),

@@ -216,13 +216,13 @@ def test_a_folder_without_such_facts_is_known_by_its_networks_and_its_name(tiny)
     transformer = LTXVideoTransformer3DModel.from_config(
         {k: v for k, v in tiny.transformer.config.items() if k[0] != "_"}
     )
-    dev = settled_preset(transformer, tiny.vae, name="Lightricks/LTX-Video-0.9.5")
+    dev = settled_preset(transformer.config, tiny.vae.config, name="Lightricks/LTX-Video-0.9.5")
     assert (dev.name, dev.causal_temporal_positioning, dev.allowed_inference_steps) == ("ltxv-2b-0.9.5", True, None)
     early = load_part("vae", original("v090"))
-    assert settled_preset(transformer, early).causal_temporal_positioning is False
+    assert settled_preset(transformer.config, early.config).causal_temporal_positioning is False
     scheduler = type(tiny.scheduler).from_config(tiny.scheduler.config, stochastic_sampling=True)
-    assert settled_preset(transformer, tiny.vae, scheduler).name == "ltxv-2b-0.9.6-distilled"
-    assert settled_preset(transformer, tiny.vae, preset="ltxv-13b-0.9.7-dev").size == "13b"
+    assert settled_preset(transformer.config, tiny.vae.config, scheduler.config).name == "ltxv-2b-0.9.6-distilled"
+    assert settled_preset(transformer.config, tiny.vae.config, preset="ltxv-13b-0.9.7-dev").size == "13b"
 
 
 def test_the_packaged_checkpoint_loads_here_and_in_diffusers(tiny):

@@ -161,8 +161,14 @@ class LTXVideoArguments:
 
     def preset(self, settings: LTXVideoPreset) -> LTXVideoPreset:
         """Settings of the checkpoint with what the call says instead."""
-        names = ("stg_mode", "stochastic_sampling", "adain_factor", "image_crf", "image_blur", "decode_noise_scale")
-        names += ("image_cond_noise_scale",)
+        names = (
+            "stg_mode",
+            "stochastic_sampling",
+            "adain_factor",
+            "image_crf",
+            "image_blur",
+            "image_cond_noise_scale",
+        )
         said = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if self.reference_conditions is not None:
             # What an IC-LoRA follows is shown as it is.
@@ -221,25 +227,25 @@ class LTXVideoArguments:
         frames = [{"image": image} for image in images] + [{"video": video} for video in videos]
         return [LTXVideoCondition(**one, frame_index=at, strength=by) for one, at, by in zip(frames, *places)]
 
-    @property
-    def texts(self) -> Prompts:
-        """The call's text."""
-        embeds = (self.prompt_embeds, self.negative_prompt_embeds)
-        masks = (self.prompt_attention_mask, self.negative_prompt_attention_mask)
-        return Prompts(
-            self.prompt, self.negative_prompt, embeds, masks, self.num_videos_per_prompt, self.max_sequence_length
-        )
 
-    def delivery(self, preset: LTXVideoPreset, tone_map: float, fit: Fit | None) -> Delivery:
-        """In which form the result is handed over."""
-        callback, names = self.callback_on_step_end, self.callback_on_step_end_tensor_inputs
-        if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):
-            names = callback.tensor_inputs
-        # As in diffusers, a level that is given alone is the share of noise, too.
-        share = self.decode_noise_scale if self.decode_timestep is not None else preset.decode_noise_scale
-        timestep = preset.decode_timestep if self.decode_timestep is None else self.decode_timestep
-        form = (self.output_type, self.return_dict, callback, names or (), timestep, share, self.generator)
-        return Delivery(*form, self.save_path, tone_map, fit)
+def texts_of(call: Any, prompt: str | list[str] | None) -> Prompts:
+    """A call's text, with this prompt."""
+    embeds = (call.prompt_embeds, call.negative_prompt_embeds)
+    masks = (call.prompt_attention_mask, call.negative_prompt_attention_mask)
+    return Prompts(prompt, call.negative_prompt, embeds, masks, call.num_videos_per_prompt, call.max_sequence_length)
+
+
+def delivery_of(call: Any, preset: LTXVideoPreset, tone_map: float = 0.0, fit: Fit | None = None) -> Delivery:
+    """In which form the result of a call is handed over."""
+    callback, names = call.callback_on_step_end, call.callback_on_step_end_tensor_inputs
+    if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):
+        names = callback.tensor_inputs
+    # As in diffusers, a level that is given alone is the share of noise, too.
+    alone = call.decode_timestep is not None and call.decode_noise_scale is None
+    share = preset.decode_noise_scale if call.decode_noise_scale is None else call.decode_noise_scale
+    timestep = preset.decode_timestep if call.decode_timestep is None else call.decode_timestep
+    form = (call.output_type, call.return_dict, callback, names or (), timestep, None if alone else share)
+    return Delivery(*form, call.generator, call.save_path, tone_map, fit)
 
 
 def _frozen(value: Any) -> Any:
@@ -321,7 +327,7 @@ class LTXVideoPipeline(LTXVideoLoading):
         Raises:
             ValueError: Before any computation, if an argument is out of range or contradicts another.
         """
-        result = run(self, call.texts, self.request(call))
+        result = run(self, texts_of(call, call.prompt), self.request(call))
         return result if call.return_dict else result[:1]
 
     def request(self, call: LTXVideoArguments) -> Request:
@@ -351,7 +357,7 @@ class LTXVideoPipeline(LTXVideoLoading):
         tone_map = passes.settings[-1].tone_map_compression_ratio
         tone_map = tone_map if call.tone_map_compression_ratio is None else call.tone_map_compression_ratio
         size, streams = Size(*passes.last_sides, num_frames, call.frame_rate), Streams(True, False)
-        delivery = call.delivery(preset, tone_map, fit)
+        delivery = delivery_of(call, preset, tone_map, fit)
         return Request(size, made, start, delivery, conditions, streams, attention_kwargs=call.attention_kwargs)
 
     def _sides(self, call: LTXVideoArguments) -> tuple[int, int]:

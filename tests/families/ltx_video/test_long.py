@@ -146,7 +146,7 @@ def test_a_minute_is_made_in_flat_memory(pipeline, tmp_path):
         "timesteps": [1000.0, 500.0],
     }
     sizes = {"temporal_tile_size": 120, "temporal_overlap": 32, "save_path": tmp_path / "long.mp4"}
-    made = pipeline(**call | sizes, output_type="uint8", callback_on_step_end=note)
+    made = pipeline(**call | sizes | {"output_type": "uint8"}, callback_on_step_end=note)
     assert made.info["windows"] == 17
     assert len(held) == 34
     assert max(held[-10:]) <= 1.05 * max(held[5:15])

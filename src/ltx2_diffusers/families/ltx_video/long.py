@@ -5,7 +5,7 @@ Shapes: C channels, F latent frames, h and w latent rows and columns, n pixel fr
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -27,11 +27,9 @@ from ...pipelines.recipes.extension.plan import ClipLatents, Timeline
 from ...pipelines.recipes.extension.segments import Carried, Segment, Wanted, generate_segments
 from ...sampling.samplers import gaussian_noise
 from .conditions import FramesBeside, Preparation, resized
-from .guidance import pass_guiders
-from .networks import LTXVideoNetwork
-from .pipeline import LTXVideoPipeline, delivery_of, texts_of
-from .presets import DEFAULT_FRAME_RATE, PassSettings
-from .schedules import pass_levels
+from .passes import Passes, alone, stages, with_arguments
+from .pipeline import LTXVideoPipeline, delivery_of, pass_arguments, texts_of
+from .presets import DEFAULT_FRAME_RATE
 from .steps import WindowSampler
 from .text import DEFAULT_TEXT_POSITIONS
 
@@ -50,7 +48,7 @@ class LongArguments:
         height, width: Size in pixels, multiples of 32. Default 512 x 704.
         num_frames: Frames of the whole clip, 8 k + 1. Default 161.
         frame_rate: Frames per second, above 0 and up to 1000. Default 30.0.
-        guidance_scale: Classifier-free guidance, on above 1. Default 1.0.
+        guidance_scale: Classifier-free guidance of every step, on above 1.
         guidance_rescale: As in [`LTXVideoPipeline`]. Default 0.0.
         num_inference_steps, timesteps: Steps of every window, or their noise levels times 1000. Default the levels that the
             checkpoint was distilled for, or those of its first pass.
@@ -78,7 +76,7 @@ class LongArguments:
     width: int = 704
     num_frames: int = 161
     frame_rate: float = DEFAULT_FRAME_RATE
-    guidance_scale: float = 1.0
+    guidance_scale: float | None = None
     guidance_rescale: float = 0.0
     num_inference_steps: int | None = None
     timesteps: Sequence[float] | None = None
@@ -262,10 +260,8 @@ def _bounds(pipeline: LTXVideoLongPipeline, call: LongArguments) -> list[tuple[i
     """Where the windows lie, if the arguments that only a long video has are right."""
     stride = pipeline.vae_temporal_compression_ratio
     checks.check_num_frames(call.num_frames, stride)
-    shares = {
-        name: getattr(call, name) for name in ("cond_strength", "temporal_overlap_cond_strength", "adain_factor")
-    }
-    checks.check_unit(**shares)
+    names = ("cond_strength", "negative_index_strength", "temporal_overlap_cond_strength", "adain_factor")
+    checks.check_unit(**{name: getattr(call, name) for name in names})
     if not call.temporal_overlap_cond_strength:
         raise ValueError("`temporal_overlap_cond_strength` is 0, so that windows know nothing of each other; use 0.5")
     tile, overlap = call.temporal_tile_size // stride, call.temporal_overlap // stride
@@ -315,23 +311,12 @@ def _windows(
 
 def _stage(pipeline: LTXVideoLongPipeline, call: LongArguments, latent_frames: int) -> Stage:
     """The pass of every window."""
-    preset = pipeline.settings
-    settings = PassSettings(call.num_inference_steps, None, call.guidance_scale)
-    if call.timesteps is not None:
-        settings = replace(settings, timesteps=tuple(timestep / 1000 for timestep in call.timesteps))
-    elif call.num_inference_steps is None:
-        levels = preset.allowed_inference_steps or preset.first_pass.timesteps
-        settings = replace(settings, timesteps=levels)
-        if levels is None:
-            settings = replace(settings, num_inference_steps=preset.first_pass.num_inference_steps)
-    tokens = latent_frames * call.height * call.width // pipeline.vae_spatial_compression_ratio**2
-    return Stage(
-        timesteps=[level * 1000 for level in pass_levels(settings, preset.schedule, tokens)],
-        guiders=partial(pass_guiders, settings, preset.stg_mode, 0, call.guidance_rescale),
-        network=LTXVideoNetwork,
-        new_sampler=lambda generator: WindowSampler(gaussian_noise(generator)),
-        sampler="euler_ancestral",
-    )
+    preset, layers = pipeline.settings, pipeline.transformer.config.num_layers
+    settings = with_arguments(alone(preset.first_pass, preset), pass_arguments(call))
+    passes = Passes([settings], (call.height, call.width), 1, latent_frames, pipeline.vae_spatial_compression_ratio)
+    made = (passes, preset, [("transformer", layers, None)], [passes.levels(0, preset)], call.guidance_rescale)
+    (stage,) = stages(*made, lambda generator: WindowSampler(gaussian_noise(generator)))
+    return replace(stage, sampler="euler_ancestral")
 
 
 def _image(pipeline: LTXVideoLongPipeline, call: LongArguments) -> torch.Tensor | None:
@@ -346,32 +331,19 @@ def streamed_pixels(
     pipeline: LTXVideoPipeline, pieces: Iterable[torch.Tensor], delivery: Delivery
 ) -> Iterator[torch.Tensor]:
     """Pixels `[1, 3, n, H, W]` in [-1, 1] of normalised latents `[1, C, f, h, w]`, both piece by piece."""
-    ratio = pipeline.vae_temporal_compression_ratio
-    waiting, before, is_first = None, None, True
-    for piece, is_last in _with_last(pieces):
-        noised, timestep = with_decoder_noise(pipeline, piece, delivery)
-        waiting = noised if waiting is None else torch.cat([waiting, noised], dim=2)
-        while waiting.shape[2] >= DECODE_TILE or is_last:
+    held, waiting, before = DECODE_OVERLAP * pipeline.vae_temporal_compression_ratio, None, None
+    for piece in chain(pieces, [None]):
+        if piece is not None:
+            noised, timestep = with_decoder_noise(pipeline, piece, delivery)
+            waiting = noised if waiting is None else torch.cat([waiting, noised], dim=2)
+        while waiting is not None and (waiting.shape[2] > DECODE_TILE or piece is None):
             tile = pipeline.codec.denormalize_latents(waiting[:, :, :DECODE_TILE]).to(pipeline.vae.dtype)
             pixels = pipeline.vae.decode(tile, timestep, return_dict=False)[0].float()
-            # The first latent of a tile is decoded to a single frame, which is right only at the start of the clip.
-            pixels = pixels if is_first else pixels[:, :, 1:]
-            joined = pixels if before is None else faded(before, pixels, before.shape[2])
-            ends = is_last and waiting.shape[2] <= DECODE_TILE
-            held = 0 if ends else DECODE_OVERLAP * ratio
-            yield joined[:, :, : joined.shape[2] - held]
-            if ends:
+            if before is not None:
+                # The first latent of a tile is decoded to a single frame, which is right only at the start of the clip.
+                pixels = faded(before, pixels[:, :, 1:], held)
+            if waiting.shape[2] <= DECODE_TILE:
+                yield pixels
                 return
-            before, is_first = joined[:, :, joined.shape[2] - held :], False
-            waiting = waiting[:, :, DECODE_TILE - DECODE_OVERLAP - 1 :]
-
-
-def _with_last(pieces: Iterable[torch.Tensor]) -> Iterator[tuple[torch.Tensor, bool]]:
-    """Each piece, and whether it is the last one."""
-    held = None
-    for piece in pieces:
-        if held is not None:
-            yield held, False
-        held = piece
-    if held is not None:
-        yield held, True
+            yield pixels[:, :, :-held]
+            before, waiting = pixels[:, :, -held:], waiting[:, :, DECODE_TILE - DECODE_OVERLAP - 1 :]

@@ -160,6 +160,7 @@ class Start:
             for image to video.
         noise_first: Whether noise is drawn before conditions are encoded, which then mix with it themselves. Default
             `False`.
+        framed_noise: Whether noise for appended tokens is drawn as for further latent frames of the target. Default `False`.
         clip: Video to start from in place of `latents`, pixels `[1, 3, frames, H, W]` in [-1, 1], encoded at the size of
             the first stage.
     """
@@ -170,6 +171,7 @@ class Start:
     packed_noise: bool = False
     own_shape_renoise: bool = False
     noise_first: bool = False
+    framed_noise: bool = False
     clip: torch.Tensor | None = None
 
 

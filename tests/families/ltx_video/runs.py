@@ -17,11 +17,11 @@ from tests.families.ltx_video.tiny import networks, settings
 from tests.golden_data import load_metadata, load_tensors
 
 
-def tiny_pipeline(**components: Any) -> family.LTXVideoPipeline:
+def tiny_pipeline(kind: Any = family.LTXVideoPipeline, **components: Any) -> Any:
     """A pipeline of the tiny networks, without a text encoder; by default with the settings of a distilled checkpoint."""
     parts = {"scheduler": FlowMatchEulerDiscreteScheduler(), "text_encoder": None, "tokenizer": None, **networks()}
     parts["preset"] = "ltxv-13b-0.9.8-distilled"
-    made = family.LTXVideoPipeline(**{**parts, **components})
+    made = kind(**{**parts, **components})
     made.set_progress_bar_config(disable=True)
     return made
 

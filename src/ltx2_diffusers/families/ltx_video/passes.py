@@ -1,6 +1,6 @@
 """From a call and the preset of its checkpoint to the stages of the engine."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -8,15 +8,15 @@ from typing import Any
 from ...adapters.strengths import StageStrengths
 from ...pipelines.arguments import Generators, Stage
 from ...sampling import Sampler
-from ...sampling.samplers import gaussian_noise
 from .guidance import pass_guiders
 from .networks import LTXVideoNetwork
 from .presets import LTXVideoPreset, PassSettings
 from .schedules import pass_levels
-from .steps import TokenSampler
 
 UPSAMPLER = "latent_upsampler"
 SECOND = "stage_2_transformer"
+Network = tuple[str, int, StageStrengths | None]
+"""What a pass runs: a transformer by its component's name, its blocks, and the LoRA strengths that the pass adds."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,13 @@ class Passes:
         """Height and width of the last pass."""
         return self.sides[0] * self.scale, self.sides[1] * self.scale
 
+    def enlarges(self, index: int) -> bool:
+        """Whether a pass is at the second scale."""
+        return self.scale == 2 and index == len(self.settings) - 1
+
     def levels(self, index: int, preset: LTXVideoPreset) -> list[float]:
         """Noise levels of a pass."""
-        scale = self.scale if index == len(self.settings) - 1 else 1
+        scale = self.scale if self.enlarges(index) else 1
         tokens = self.latent_frames * self.sides[0] * self.sides[1] * scale**2 // self.ratio**2
         return pass_levels(self.settings[index], preset.schedule, tokens).tolist()
 
@@ -108,58 +112,43 @@ def with_arguments(settings: PassSettings, said: dict[str, Any]) -> PassSettings
     return replace(settings, **said)
 
 
-@dataclass(frozen=True)
-class Network:
-    """What a pass runs.
-
-    Args:
-        component: The transformer's name.
-        num_layers: Its blocks.
-        adapters: LoRA strengths that the pass adds to the active ones, or changes.
-    """
-
-    component: str
-    num_layers: int
-    adapters: StageStrengths | None = None
-
-
 def stages(
-    passes: Passes, preset: LTXVideoPreset, networks: Sequence[Network], levels: Sequence[list[float]], **wish: Any
+    passes: Passes,
+    preset: LTXVideoPreset,
+    networks: Sequence[Network],
+    levels: Sequence[list[float]],
+    guidance_rescale: float,
+    new_sampler: Callable[[Generators], Sampler],
 ) -> list[Stage]:
     """The stages of the passes.
 
     Args:
         passes: The passes.
-        preset: Settings of the checkpoint.
+        preset: Settings of the checkpoint and the call.
         networks: What each pass runs.
         levels: Noise levels of each pass.
-        wish: `stg_mode`, `guidance_rescale`, `adain_factor` and `new_sampler` of the call.
+        guidance_rescale: Of the first pass.
+        new_sampler: Makes the sampler of a pass.
     """
-    made, last = [], len(passes.settings) - 1
-    for index, (settings, network) in enumerate(zip(passes.settings, networks)):
-        enlarges = passes.scale == 2 and index == last
-        rescale = 0.0 if index else wish["guidance_rescale"]
-        made.append(
-            Stage(
-                spatial_scale=1.0 if passes.scale == 1 or enlarges else 0.5,
-                # As timesteps, which no scheduler shifts once more.
-                timesteps=[level * 1000 for level in levels[index]],
-                end_sigma=settings.end_timestep,
-                goes_on=index > 0 and passes.settings[index - 1].end_timestep > 0,
-                guiders=partial(pass_guiders, settings, wish["stg_mode"], network.num_layers, rescale),
-                network=partial(LTXVideoNetwork, stg_mode=wish["stg_mode"]),
-                new_sampler=wish["new_sampler"],
-                sampler="stochastic" if preset.stochastic_sampling else "euler",
-                upsampler=UPSAMPLER if enlarges else None,
-                adain_factor=wish["adain_factor"] if enlarges else 0.0,
-                adapters=network.adapters or None,
-                transformer=network.component,
-                references=not enlarges,
-            )
+    made, before = [], 0.0
+    for index, (settings, (transformer, num_layers, adapters)) in enumerate(zip(passes.settings, networks)):
+        enlarges, rescale = passes.enlarges(index), 0.0 if index else guidance_rescale
+        stage = Stage(
+            spatial_scale=1.0 if passes.scale == 1 or enlarges else 0.5,
+            # As timesteps, which no scheduler shifts once more.
+            timesteps=[level * 1000 for level in levels[index]],
+            end_sigma=settings.end_timestep,
+            goes_on=before > 0,
+            guiders=partial(pass_guiders, settings, preset.stg_mode, num_layers, rescale),
+            network=partial(LTXVideoNetwork, stg_mode=preset.stg_mode),
+            new_sampler=new_sampler,
+            sampler="stochastic" if preset.stochastic_sampling else "euler",
+            upsampler=UPSAMPLER if enlarges else None,
+            adain_factor=preset.adain_factor if enlarges else 0.0,
+            adapters=adapters or None,
+            transformer=transformer,
+            references=not enlarges,
         )
+        made.append(stage)
+        before = settings.end_timestep
     return made
-
-
-def new_token_sampler(generator: Generators, *, is_stochastic: bool, held_noise_scale: float) -> Sampler:
-    """A sampler of tokens that wait."""
-    return TokenSampler(gaussian_noise(generator), is_stochastic, held_noise_scale)

@@ -4,7 +4,7 @@ Shapes: B videos of the batch, C channels, F latent frames, h and w latent rows 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -26,27 +26,22 @@ from ...pipelines.generation import LTX2GenerationPipeline, Scheduler
 from ...pipelines.output import Result
 from ...pipelines.plan import ClipPlan, ModelSizes, Size
 from ...prompts import Prompts
+from ...sampling import Sampler
+from ...sampling.samplers import gaussian_noise
 from .conditions import FrameCondition, LTXVideoCondition, Preparation, resized
 from .loading import LTXVideoLoading
 from .media import degraded, fitted
 from .networks import LTXVideoCodec
-from .passes import (
-    SECOND,
-    UPSAMPLER,
-    Network,
-    Passes,
-    chosen_passes,
-    first_sides,
-    new_token_sampler,
-    stages,
-    with_arguments,
-)
+from .passes import SECOND, UPSAMPLER, Network, Passes, chosen_passes, first_sides, stages, with_arguments
 from .presets import DEFAULT_FRAME_RATE, DEFAULT_SIZE, LTXVideoPreset, PassSettings, ltx_video_preset
+from .steps import TokenSampler
 from .text import DEFAULT_TEXT_POSITIONS
 
 Fit = Callable[[torch.Tensor], torch.Tensor]
 DOWNSCALE_FACTOR = 0.6666666
 """Size of a first pass over that of the finished clip, as every preset with two scales has it."""
+
+_HELD_NOISE = "image_cond_noise_scale"
 
 
 @dataclass(frozen=True)
@@ -161,14 +156,12 @@ class LTXVideoArguments:
 
     def preset(self, settings: LTXVideoPreset) -> LTXVideoPreset:
         """Settings of the checkpoint with what the call says instead."""
-        names = ("stg_mode", "stochastic_sampling", "adain_factor", "image_crf", "image_blur", "decode_noise_scale")
-        names += ("image_cond_noise_scale",)
+        names = ("stg_mode", "stochastic_sampling", "adain_factor", "image_crf", "image_blur", _HELD_NOISE)
         said = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if self.reference_conditions is not None:
             # What an IC-LoRA follows is shown as it is.
-            said.setdefault("image_cond_noise_scale", 0.0)
-        checks.check_unit(image_cond_noise_scale=said.get("image_cond_noise_scale"))
-        checks.check_unit(tone_map_compression_ratio=self.tone_map_compression_ratio)
+            said.setdefault(_HELD_NOISE, 0.0)
+        checks.check_unit(**{name: getattr(self, name) for name in (_HELD_NOISE, "tone_map_compression_ratio")})
         return replace(settings, **said)
 
     def clip(self, preset: LTXVideoPreset, sides: tuple[int, int], num_frames: int) -> torch.Tensor | None:
@@ -185,15 +178,6 @@ class LTXVideoArguments:
                 f"`media_items` have {len(pixels)} frames and the video {num_frames}; use num_frames={fewer}"
             )
         return degraded(fitted(pixels, *sides), preset.image_crf, preset.image_blur)
-
-    @property
-    def pass_arguments(self) -> dict[str, Any]:
-        """What the call says of its first pass."""
-        names = ("num_inference_steps", "guidance_scale", "stg_scale", "rescaling_scale", "skip_block_list")
-        names += ("guidance_timesteps", "guidance_lookup", "cfg_star_rescale")
-        said = {name: getattr(self, name) for name in names}
-        levels = None if self.timesteps is None else [timestep / 1000 for timestep in self.timesteps]
-        return {name: _frozen(value) for name, value in {**said, "timesteps": levels}.items()}
 
     def listed_conditions(self, preparation: Preparation) -> list[FrameCondition]:
         """References first, as in the sequence that IC-LoRAs were trained with, then pictures and clips."""
@@ -221,25 +205,31 @@ class LTXVideoArguments:
         frames = [{"image": image} for image in images] + [{"video": video} for video in videos]
         return [LTXVideoCondition(**one, frame_index=at, strength=by) for one, at, by in zip(frames, *places)]
 
-    @property
-    def texts(self) -> Prompts:
-        """The call's text."""
-        embeds = (self.prompt_embeds, self.negative_prompt_embeds)
-        masks = (self.prompt_attention_mask, self.negative_prompt_attention_mask)
-        return Prompts(
-            self.prompt, self.negative_prompt, embeds, masks, self.num_videos_per_prompt, self.max_sequence_length
-        )
 
-    def delivery(self, preset: LTXVideoPreset, tone_map: float, fit: Fit | None) -> Delivery:
-        """In which form the result is handed over."""
-        callback, names = self.callback_on_step_end, self.callback_on_step_end_tensor_inputs
-        if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):
-            names = callback.tensor_inputs
-        # As in diffusers, a level that is given alone is the share of noise, too.
-        share = self.decode_noise_scale if self.decode_timestep is not None else preset.decode_noise_scale
-        timestep = preset.decode_timestep if self.decode_timestep is None else self.decode_timestep
-        form = (self.output_type, self.return_dict, callback, names or (), timestep, share, self.generator)
-        return Delivery(*form, self.save_path, tone_map, fit)
+def pass_arguments(call: Any) -> dict[str, Any]:
+    """What a call says of its first pass, lists as tuples."""
+    said = {field.name: _frozen(getattr(call, field.name, None)) for field in fields(PassSettings)}
+    return said | {"timesteps": call.timesteps and tuple(timestep / 1000 for timestep in call.timesteps)}
+
+
+def texts_of(call: Any, prompt: str | list[str] | None) -> Prompts:
+    """A call's text, with this prompt."""
+    embeds = (call.prompt_embeds, call.negative_prompt_embeds)
+    masks = (call.prompt_attention_mask, call.negative_prompt_attention_mask)
+    return Prompts(prompt, call.negative_prompt, embeds, masks, call.num_videos_per_prompt, call.max_sequence_length)
+
+
+def delivery_of(call: Any, preset: LTXVideoPreset, tone_map: float = 0.0, fit: Fit | None = None) -> Delivery:
+    """In which form the result of a call is handed over."""
+    callback, names = call.callback_on_step_end, call.callback_on_step_end_tensor_inputs
+    if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):
+        names = callback.tensor_inputs
+    # As in diffusers, a level that is given alone is the share of noise, too.
+    alone = call.decode_timestep is not None and call.decode_noise_scale is None
+    share = preset.decode_noise_scale if call.decode_noise_scale is None else call.decode_noise_scale
+    timestep = preset.decode_timestep if call.decode_timestep is None else call.decode_timestep
+    form = (call.output_type, call.return_dict, callback, names or (), timestep, None if alone else share)
+    return Delivery(*form, call.generator, call.save_path, tone_map, fit)
 
 
 def _frozen(value: Any) -> Any:
@@ -321,53 +311,44 @@ class LTXVideoPipeline(LTXVideoLoading):
         Raises:
             ValueError: Before any computation, if an argument is out of range or contradicts another.
         """
-        result = run(self, call.texts, self.request(call))
+        result = run(self, texts_of(call, call.prompt), self.request(call))
         return result if call.return_dict else result[:1]
 
     def request(self, call: LTXVideoArguments) -> Request:
         """The call but for its text."""
         self.require("transformer", "vae")
         preset = call.preset(self.settings)
-        sides, num_frames = self._sides(call), call.num_frames or self._frames_of(call.latents)
+        sides, num_frames = self._size(call)
         passes = self._passes(call, preset, sides, num_frames)
         preparation = Preparation(sides, preset.image_crf, preset.image_blur, call.generator)
         conditions = call.listed_conditions(preparation)
         held_noise = preset.image_cond_noise_scale if conditions else 0.0
-        made = stages(
-            passes,
-            preset,
-            self._networks_of_passes(call, preset, passes),
-            self._levels(call, preset, passes),
-            stg_mode=preset.stg_mode,
-            guidance_rescale=call.guidance_rescale,
-            adain_factor=preset.adain_factor,
-            new_sampler=partial(
-                new_token_sampler, is_stochastic=preset.stochastic_sampling, held_noise_scale=held_noise
-            ),
-        )
+
+        def new_sampler(generator: Generators) -> Sampler:
+            return TokenSampler(gaussian_noise(generator), preset.stochastic_sampling, held_noise)
+
+        networks, levels = self._networks_of_passes(call, preset, passes), self._levels(call, preset, passes)
+        made = stages(passes, preset, networks, levels, call.guidance_rescale, new_sampler)
         order = {"packed_noise": call.packed_noise, "own_shape_renoise": not call.packed_noise, "noise_first": True}
         start = Start(call.generator, call.latents, **order, clip=call.clip(preset, sides, num_frames))
         fit = None if passes.last_sides == sides else partial(shown_at, sides=sides)
         tone_map = passes.settings[-1].tone_map_compression_ratio
         tone_map = tone_map if call.tone_map_compression_ratio is None else call.tone_map_compression_ratio
         size, streams = Size(*passes.last_sides, num_frames, call.frame_rate), Streams(True, False)
-        delivery = call.delivery(preset, tone_map, fit)
+        delivery = delivery_of(call, preset, tone_map, fit)
         return Request(size, made, start, delivery, conditions, streams, attention_kwargs=call.attention_kwargs)
 
-    def _sides(self, call: LTXVideoArguments) -> tuple[int, int]:
-        """Height and width of the finished clip."""
-        ratio, latents = self.vae_spatial_compression_ratio, call.latents
-        is_unpacked = latents is not None and latents.ndim == 5 and not self._is_multi_scale(call)
-        own = [side * ratio for side in latents.shape[3:]] if is_unpacked else DEFAULT_SIZE[:2]
-        height, width = (side if given is None else given for given, side in zip((call.height, call.width), own))
+    def _size(self, call: LTXVideoArguments) -> tuple[tuple[int, int], int]:
+        """Height and width of the finished clip, and its frames: what is said, what latents of it have, or the defaults."""
+        ratio, latents, own = self.vae_spatial_compression_ratio, call.latents, DEFAULT_SIZE
+        if latents is not None and latents.ndim == 5:
+            sides = own[:2] if self._is_multi_scale(call) else [side * ratio for side in latents.shape[3:]]
+            own = (*sides, self.sizes.pixel_frames(latents.shape[2]))
+        said = (call.height, call.width, call.num_frames)
+        height, width, num_frames = (side if given is None else given for given, side in zip(said, own))
         checks.check_size(height, width, ratio)
-        return height, width
-
-    def _frames_of(self, latents: torch.Tensor | None) -> int:
-        """Pixel frames of latents, or the default."""
-        return (
-            self.sizes.pixel_frames(latents.shape[2]) if latents is not None and latents.ndim == 5 else DEFAULT_SIZE[2]
-        )
+        checks.check_num_frames(num_frames, self.vae_temporal_compression_ratio)
+        return (height, width), num_frames
 
     def _is_multi_scale(self, call: LTXVideoArguments) -> bool:
         if call.multi_scale is None:
@@ -384,7 +365,7 @@ class LTXVideoPipeline(LTXVideoLoading):
                 "to from_pretrained, or pass multi_scale=False"
             )
         first, *others = chosen_passes(preset, (call.first_pass, call.continued_pass, call.second_pass), multi_scale)
-        settings = [with_arguments(first, call.pass_arguments), *others]
+        settings = [with_arguments(first, pass_arguments(call)), *others]
         factor = preset.downscale_factor or DOWNSCALE_FACTOR
         own = first_sides(*sides, factor, ratio) if multi_scale else sides
         frames = (num_frames - 1) // self.vae_temporal_compression_ratio + 1
@@ -427,7 +408,7 @@ class LTXVideoPipeline(LTXVideoLoading):
             first_adapters = {DISTILLED_ADAPTER: 0.0, **(first_adapters or {})}
             adapters = {DISTILLED_ADAPTER: 1.0}
         names = [("transformer", first_adapters), *[(second, adapters)] * (count - 1)]
-        return [Network(name, getattr(self, name).config.num_layers, given) for name, given in names]
+        return [(name, getattr(self, name).config.num_layers, given) for name, given in names]
 
     # What the engine asks for.
 
@@ -439,23 +420,15 @@ class LTXVideoPipeline(LTXVideoLoading):
     @property
     def preset(self) -> Preset:
         """What a stage takes where it says nothing; stages of this pipeline say everything."""
-        return Preset(
-            self.settings.version, self.settings.kind, 1, NEUTRAL, NEUTRAL, 0, "own", self.settings.image_crf
-        )
+        own = self.settings
+        return Preset(own.version, own.kind, 1, NEUTRAL, NEUTRAL, 0, "own", own.image_crf)
 
     @property
     def sizes(self) -> ModelSizes:
         """What the networks make of pixels and frames; there is no sound."""
-        return ModelSizes(
-            self.vae_spatial_compression_ratio,
-            self.vae_temporal_compression_ratio,
-            self.transformer.config.in_channels,
-            1,
-            False,
-            *(1, 1, 1, 1, 1),
-            causal=self.settings.causal_temporal_positioning,
-            tokens_wait=True,
-        )
+        spatial, temporal = self.vae_spatial_compression_ratio, self.vae_temporal_compression_ratio
+        channels, causal = self.transformer.config.in_channels, self.settings.causal_temporal_positioning
+        return ModelSizes(spatial, temporal, channels, 1, False, *(1, 1, 1, 1, 1), causal=causal, tokens_wait=True)
 
     def encode_video(self, pixels: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         """Normalised float32 latents `[B, C, F, h, w]` of pixels `[B, 3, frames, H, W]` in [-1, 1].

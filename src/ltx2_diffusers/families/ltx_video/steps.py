@@ -10,6 +10,8 @@ import torch
 from ...conditioning import LatentState
 from ...conditioning.streams import States, Tensors, on_streams
 from ...sampling.contract import NoiseSampler, Predict
+from ...sampling.samplers import EulerAncestralSampler, blended
+from ...sampling.steppers import euler_ancestral_step
 
 # Noise levels that differ by no more are the same.
 LEVEL_EPS = 1e-6
@@ -80,3 +82,28 @@ class TokenSampler:
         """Noise for all tokens, those that conditions appended first, in the order of the original's sequence."""
         noise = self.noise_sampler(state.latent)
         return noise.roll(-state.num_appended, dims=1) if state.num_appended else noise
+
+
+class WindowSampler(EulerAncestralSampler):
+    """Ancestral Euler steps of windows, whose tokens are held to given ones before and after every step.
+
+    Args:
+        noise_sampler: See [`EulerAncestralSampler`].
+    """
+
+    def step(self, predict: Predict, states: States, sigmas: torch.Tensor, step: int) -> tuple[States, Tensors]:
+        """See [`~ltx2_diffusers.sampling.contract.Sampler`]."""
+        sigma, sigma_next = sigmas[step : step + 2].tolist()
+        prediction = predict(states, sigmas[step])
+
+        def move(state: LatentState, denoised: torch.Tensor) -> LatentState:
+            mask, clean = state.denoise_mask, state.clean_latent
+            # The network saw each token at its own level, the step is the same for all; one that is held exactly stays.
+            share = torch.where(mask > 0, mask, 1.0)
+            velocity = (state.latent - clean - (denoised - clean) / share) / (sigma * share)
+            held = blended(state, state.latent)
+            noise = self.noise_sampler(state.latent) if sigma_next > 0 else None
+            moved = euler_ancestral_step(held.latent, held.latent - sigma * velocity, sigma, sigma_next, noise)
+            return blended(state, moved)
+
+        return on_streams(move, states, prediction), prediction

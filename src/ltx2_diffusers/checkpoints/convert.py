@@ -25,7 +25,7 @@ from .json_files import read_config
 from .original import OriginalCheckpoint, cast_floating, real_weights, stored_in_float8
 from .safetensors_io import Entry, read_folder, tensor_differences, write_file
 from .scaled_fp8 import without_scales
-from .versions import model_version
+from .versions import check_ltx2, model_version
 
 Part = tuple[dict[str, Entry], dict[str, Any]]
 """Tensors of a component under diffusers' names, and its diffusers config."""
@@ -66,6 +66,7 @@ def convert_to_diffusers(
             transformer are written in float8; default: as real weights.
         on_tensor: Called with the name of every tensor written.
     """
+    check_ltx2(source, "load it with LTXVideoPipeline.from_single_file, and save that")
     check_folder_writable(output)
     method = _float8(quantization_config)
     parts = original_components(source, dtype, quantization_config=method)
@@ -136,6 +137,7 @@ def convert_to_original(
             transformer are written in float8; default: as real weights.
         on_tensor: Called with the name of every tensor written.
     """
+    check_ltx2(source, "files of that layout are not written")
     check_writable(output)
     parts = folder_components(source, dtype, _float8(quantization_config))
     for name, part in parts.items():

@@ -30,6 +30,12 @@ def checkpoint_family(name: str | os.PathLike) -> str:
     return FAMILIES[isinstance(entry, list) and LTX_VIDEO_CLASSES["transformer"] in entry]
 
 
+def check_ltx2(name: str | os.PathLike, instead: str) -> None:
+    """Raise `ValueError` for a checkpoint of LTX-Video, saying what to do `instead`."""
+    if checkpoint_family(name) != FAMILIES[0]:
+        raise ValueError(f"{os.fspath(name)!r} is a checkpoint of LTX-Video, not LTX-2; {instead}")
+
+
 def model_version(transformer_config: Mapping[str, Any]) -> str:
     """The generation of a transformer, read from the switches that came with it."""
     if transformer_config.get("use_keyframes_abs_pos_embedding") or not transformer_config.get("ff_bias", True):

@@ -30,6 +30,7 @@ def pictures(options: Options, takes: Collection[str]) -> Arguments:
     placed = [[0, options["image"], 1.0]] if "image" in options else []
     placed += options.get("image_at", [])
     if "media_items" in takes:
+        _check_by_time(options)
         items = [LTXVideoCondition(**_as_frames(f), frame_index=n, strength=s) for n, f, s in placed]
         return {"conditions": items} if crf is None else {"conditions": items, "image_crf": crf}
     if "images" in takes:
@@ -49,6 +50,11 @@ def _as_frames(file: Path) -> Arguments:
     return {"video" if is_clip(file) else "image": file}
 
 
+def _check_by_time(options: Options) -> None:
+    if "frame_by_frame" in options:
+        raise ValueError("--frame-by-frame is for checkpoints of LTX-2; frames of clips are taken by their times")
+
+
 def source(options: Options, takes: Collection[str]) -> Arguments:
     """The clip to work on; LTX-Video takes one to start from."""
     return {"media_items" if "media_items" in takes else "video": options["video"]}
@@ -64,6 +70,7 @@ def references(options: Options, takes: Collection[str]) -> Arguments:
     from .. import LTX2AudioReferenceCondition, LTX2ReferenceCondition, LTXVideoCondition
 
     if "media_items" in takes and "reference_audio" not in options:
+        _check_by_time(options)
         return {
             "reference_conditions": [LTXVideoCondition(**_as_frames(f), strength=s) for f, s in options["reference"]]
         }

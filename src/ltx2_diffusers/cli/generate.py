@@ -140,7 +140,7 @@ def with_defaults(given: Options, mode: Mode) -> dict[str, Any]:
     }
     defaults |= machine_defaults(given)
     is_packaged = {**defaults, **given}["checkpoint"] in PACKAGED
-    if "video" not in given:
+    if "video" not in given or mode.size is not None:
         usual = mode.size or (*DEFAULT_SIZE, 24.0)
         sizes = dict(zip(("height", "width", "num_frames", "frame_rate"), usual)) | (
             PACKAGED_SIZE if is_packaged else {}

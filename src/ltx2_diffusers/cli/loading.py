@@ -120,15 +120,10 @@ def _is_ltx_video(pipeline_class: Any) -> bool:
 
 def _check_family(options: Options, pipeline_class: Any) -> None:
     """The checkpoint must be of the pipeline's family, and LTX-Video's networks, which are diffusers' own, are not streamed."""
-    from ..checkpoints.versions import checkpoint_family
+    from ..checkpoints.versions import check_ltx2
 
-    is_ltx_video = checkpoint_family(options["checkpoint"]) == "ltx_video"
-    if is_ltx_video and not _is_ltx_video(pipeline_class):
-        raise ValueError(
-            f"--checkpoint {options['checkpoint']!r} is one of LTX-Video, which runs in `ltx2 generate` and in Python; here name one "
-            "of LTX-2"
-        )
-    if not is_ltx_video:
+    if not _is_ltx_video(pipeline_class):
+        check_ltx2(options["checkpoint"], "`ltx2 generate` runs it; here name one of LTX-2 with --checkpoint")
         return
     if "vram" in options or options.get("offload") in ("blocks", "disk"):
         given = "--vram" if "vram" in options else f"--offload {options['offload']}"

@@ -20,6 +20,8 @@ _OWN = {
     *("checkpoint", "text_encoder", "upsampler", "lora", "distilled_lora"),
     *("device", "dtype", "offload", "tiling", "quantize", "calibration", "fuse_lora", "vram", "ram", "allow_lossy"),
     *("release_text_encoder", "step_cache", "compile"),
+    # Of LTX-Video, which is not served.
+    "denoise_strength",
 }
 SERVED = {name: option for name, option in OPTIONS.items() if name not in _OWN}
 _FLAG = re.compile(r"--([a-z][a-z0-9-]*)")

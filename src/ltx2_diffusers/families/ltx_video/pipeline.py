@@ -17,14 +17,14 @@ from transformers import PreTrainedTokenizerBase, T5EncoderModel
 from ... import checks
 from ...adapters.active import DISTILLED_ADAPTER
 from ...adapters.strengths import StageStrengths
-from ...conditioning import Streams
+from ...conditioning import VIDEO_SCALE_FACTORS, Streams
 from ...guidance import NEUTRAL, Preset
 from ...media.frames import FilePath, rate_to_read, read_frames
 from ...pipelines.arguments import Callback, Delivery, Generators, Request, Start, takes
 from ...pipelines.engine import run
 from ...pipelines.generation import LTX2GenerationPipeline, Scheduler
 from ...pipelines.output import Result
-from ...pipelines.plan import ClipPlan, ModelSizes, Size
+from ...pipelines.plan import ClipPlan, ModelSizes, Size, check_speed
 from ...prompts import Prompts
 from ...sampling import Sampler
 from ...sampling.samplers import gaussian_noise
@@ -153,6 +153,18 @@ class LTXVideoArguments:
     image_blur: bool | None = None
     packed_noise: bool = False
     save_path: FilePath | None = None
+
+    def check(self) -> None:
+        """Raise `ValueError` for what is wrong whatever the checkpoint, which need not be loaded to find it."""
+        height, width, num_frames = (
+            usual if given is None else given
+            for given, usual in zip((self.height, self.width, self.num_frames), DEFAULT_SIZE)
+        )
+        checks.check_size(height, width, VIDEO_SCALE_FACTORS.height)
+        checks.check_num_frames(num_frames, VIDEO_SCALE_FACTORS.time)
+        check_speed(num_frames, Size(frame_rate=self.frame_rate))
+        checks.check_unit(denoise_strength=self.denoise_strength)
+        checks.check_at_least_one(num_videos_per_prompt=self.num_videos_per_prompt)
 
     def preset(self, settings: LTXVideoPreset) -> LTXVideoPreset:
         """Settings of the checkpoint with what the call says instead."""

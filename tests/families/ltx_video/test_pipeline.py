@@ -264,3 +264,26 @@ def test_what_cannot_be_made_is_refused_before_anything_is_computed(pipeline, wi
 def test_two_scales_need_the_upsampler():
     with pytest.raises(ValueError, match=r"`latent_upsampler`.*multi_scale=False"):
         tiny_pipeline(latent_upsampler=None)(**CALL)
+
+
+def test_a_step_callback_sees_and_changes_the_guidance(pipeline):
+    seen = []
+
+    def note(pipe, step, *_):
+        seen.append(pipe.guidance_scale)
+        if step == 0:
+            pipe._guidance_scale = 5.0
+
+    wish = {**ONE_PASS, "num_inference_steps": 3, "guidance_scale": 2.0, "cfg_star_rescale": False}
+    changed = pipeline(**wish, callback_on_step_end=note, generator=seeded()).frames
+    assert seen == [2.0, 5.0, 5.0]
+    assert not torch.allclose(changed, pipeline(**wish, generator=seeded()).frames, atol=1e-4)
+
+
+def test_what_only_ltx2_can_do_is_refused(pipeline):
+    with pytest.raises(ValueError, match="one process"):
+        pipeline.enable_parallelism()
+    with pytest.raises(ValueError, match="nothing to compile"):
+        pipeline.compile()
+    with pytest.raises(ValueError, match="audio_vae"):
+        pipeline.encode_audio(torch.zeros(1, 2, 16000), 16000)

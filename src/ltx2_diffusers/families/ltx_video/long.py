@@ -64,8 +64,8 @@ class LongArguments:
         prompt_embeds, negative_prompt_embeds: States of the text encoder `[1, S, W]` for all windows.
         prompt_attention_mask, negative_prompt_attention_mask: Their masks `[1, S]`.
         decode_timestep, decode_noise_scale: As in [`LTXVideoPipeline`].
-        output_type, return_dict, attention_kwargs, callback_on_step_end, callback_on_step_end_tensor_inputs,
-            max_sequence_length: As in [`LTXVideoPipeline`]; callbacks see one window at a time.
+        output_type, return_dict, attention_kwargs, max_sequence_length: As in [`LTXVideoPipeline`].
+        callback_on_step_end, callback_on_step_end_tensor_inputs: As in [`LTX2Pipeline`]; they see one window at a time.
         save_path: File to write while windows are made, ending in `.mp4` or `.mov`; the output then holds no frames but
             `info["path"]`, and the frames of one piece at a time are in memory.
     """

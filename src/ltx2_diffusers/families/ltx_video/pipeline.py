@@ -410,6 +410,10 @@ class LTXVideoPipeline(LTXVideoLoading):
         names = [("transformer", first_adapters), *[(second, adapters)] * (count - 1)]
         return [(name, getattr(self, name).config.num_layers, given) for name, given in names]
 
+    def enable_parallelism(self, what: str = "tokens") -> None:
+        """Refused: a call is made by one process."""
+        raise ValueError(f"calls of LTX-Video cannot share their work (what={what!r}); run one process for each video")
+
     # What the engine asks for.
 
     @property

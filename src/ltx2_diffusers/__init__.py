@@ -1,4 +1,4 @@
-"""LTX-2 video and audio generation for Hugging Face diffusers.
+"""Video and audio generation with LTX-2, and video with LTX-Video, for Hugging Face diffusers.
 
 Every public name is imported on first use, so that `import ltx2_diffusers` touches no device, file or network.
 """
@@ -40,6 +40,9 @@ _MODULES = {
     ".pipelines.recipes.text_to_audio": ("LTX2TextToAudioPipeline",),
     ".pipelines.recipes.retake": ("LTX2RetakePipeline",),
     ".pipelines.recipes.extension.pipeline": ("LTX2ExtendPipeline",),
+    ".families.ltx_video.pipeline": ("LTXVideoPipeline",),
+    ".families.ltx_video.conditions": ("LTXVideoCondition",),
+    ".families.ltx_video.presets": ("LTXVideoPreset", "PassSettings", "ScheduleSettings", "ltx_video_preset"),
     ".application.selection": (
         "select_pipeline",
         "GenerationRequest",

@@ -14,6 +14,12 @@ from .application.storyboard.board import read_storyboard as read_storyboard
 from .application.storyboard.making import StoryboardProgress as StoryboardProgress
 from .application.storyboard.making import make_storyboard as make_storyboard
 from .checkpoints.packaged import packaged_checkpoint as packaged_checkpoint
+from .families.ltx_video.conditions import LTXVideoCondition as LTXVideoCondition
+from .families.ltx_video.pipeline import LTXVideoPipeline as LTXVideoPipeline
+from .families.ltx_video.presets import LTXVideoPreset as LTXVideoPreset
+from .families.ltx_video.presets import PassSettings as PassSettings
+from .families.ltx_video.presets import ScheduleSettings as ScheduleSettings
+from .families.ltx_video.presets import ltx_video_preset as ltx_video_preset
 from .guidance import GuidanceOptions as GuidanceOptions
 from .guidance import MultiModalGuiderParams as MultiModalGuiderParams
 from .guidance.presets import RECOMMENDED_NEGATIVE_PROMPT as RECOMMENDED_NEGATIVE_PROMPT

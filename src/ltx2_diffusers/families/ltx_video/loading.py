@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, Self
@@ -14,6 +15,7 @@ from ... import publishing
 from ...checkpoints.class_names import ltx_video_class
 from ...checkpoints.config_ltx_video import vae_layout
 from ...checkpoints.hub_files import local_file
+from ...checkpoints.json_files import read_object
 from ...checkpoints.original import OriginalCheckpoint
 from ...checkpoints.packaged import checkpoint_path
 from ...checkpoints.pipeline_file import HUB_OPTIONS
@@ -51,23 +53,48 @@ def file_facts(checkpoint: OriginalCheckpoint, name: str) -> dict[str, Any]:
     return facts
 
 
+def settings_at(path: Path) -> LTXVideoPreset | None:
+    """The settings of a checkpoint that is not loaded, `None` for a part of one.
+
+    Args:
+        path: A folder in diffusers' layout, or an original file.
+    """
+    if path.is_dir():
+        files = {n: path / n / "config.json" for n in ("transformer", "vae")}
+        files["scheduler"] = path / "scheduler" / "scheduler_config.json"
+        configs: dict[str, Any] = {name: read_object(file) for name, file in files.items() if file.is_file()}
+        name, preset = str(path), read_object(path / "model_index.json").get("preset")
+    else:
+        checkpoint, name, preset = OriginalCheckpoint(path, mmap=True), path.name, None
+        held = [part for part in ("transformer", "vae") if part in checkpoint.components()]
+        configs = {part: checkpoint.config(part, "ltx_video") for part in held}
+        configs.get("transformer", {})[FACTS] = file_facts(checkpoint, name)
+    if not {"transformer", "vae"} <= configs.keys():
+        return None
+    return settled_preset(configs["transformer"], configs["vae"], configs.get("scheduler"), preset, name)
+
+
 def settled_preset(
-    transformer: Any, vae: Any, scheduler: Any = None, preset: str | None = None, name: str = ""
+    transformer: Mapping[str, Any],
+    vae: Mapping[str, Any],
+    scheduler: Mapping[str, Any] | None = None,
+    preset: str | None = None,
+    name: str = "",
 ) -> LTXVideoPreset:
     """The settings of a checkpoint: those of a preset, with what its file says of itself.
 
     Args:
-        transformer, vae, scheduler: Its components.
+        transformer, vae, scheduler: Configurations of its components.
         preset: Name of the preset. Default chosen by the components, see [`choose_preset`].
         name: Where the checkpoint was loaded from.
     """
-    facts = dict(transformer.config.get(FACTS) or {})
+    facts = dict(transformer.get(FACTS) or {})
     allowed, schedule = facts.get("allowed_inference_steps"), facts.get("schedule")
     if preset is None:
-        is_stochastic = bool(scheduler is not None and scheduler.config.get("stochastic_sampling"))
+        is_stochastic = bool(scheduler and scheduler.get("stochastic_sampling"))
         found = choose_preset(
-            vae_layout(vae.config),
-            transformer.config.num_layers,
+            vae_layout(vae),
+            transformer["num_layers"],
             is_distilled=True if allowed else None,
             is_stochastic=is_stochastic,
             name=facts.get("name", name),
@@ -184,8 +211,9 @@ class LTXVideoLoading(LTX2GenerationPipeline):
     def settings(self) -> LTXVideoPreset:
         """Settings of the checkpoint."""
         self.require("transformer", "vae")
-        name = self.config.get("_name_or_path") or ""
-        return settled_preset(self.transformer, self.vae, self.scheduler, self.config.get("preset"), name)
+        scheduler = self.scheduler.config if self.has("scheduler") else None
+        said = (self.config.get("preset"), self.config.get("_name_or_path") or "")
+        return settled_preset(self.transformer.config, self.vae.config, scheduler, *said)
 
     def _card(self, name: str) -> publishing.Card:
         """The card of a folder or repository that holds this pipeline."""

@@ -68,7 +68,9 @@ class T5TextEncoder(TextEncoder):
     ) -> TextStates:
         """Run the encoder over tokens `[B, N]`; padding is hidden from it."""
         model = loaded(self.model, self.device)
-        hidden = model(input_ids=input_ids, attention_mask=mask).last_hidden_state
+        # With gradients, other kernels would round differently.
+        with torch.no_grad():
+            hidden = model(input_ids=input_ids, attention_mask=mask).last_hidden_state
         return TextStates(hidden[..., None].to(dtype or model.dtype), mask)
 
     def contexts(self, states: tuple[TextStates, TextStates | None], length: int) -> Contexts:

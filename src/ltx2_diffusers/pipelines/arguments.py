@@ -395,7 +395,7 @@ class Arguments(Texts):
         conditions: Sequence[Condition] = (),
         size: Size | None = None,
         streams: Streams[bool] = BOTH,
-        **noise: bool,
+        **noise: Any,
     ) -> tuple[Prompts, Request]:
         """The call in two parts: its text, and everything else.
 

@@ -28,7 +28,7 @@ from ...pipelines.recipes.extension.segments import Carried, Segment, Wanted, ge
 from ...sampling.samplers import gaussian_noise
 from .conditions import FramesBeside, Preparation, resized
 from .passes import Passes, alone, stages, with_arguments
-from .pipeline import LTXVideoPipeline, delivery_of, pass_arguments, texts_of
+from .pipeline import LTXVideoBase, delivery_of, pass_arguments, texts_of
 from .presets import DEFAULT_FRAME_RATE
 from .steps import WindowSampler
 from .text import DEFAULT_TEXT_POSITIONS
@@ -201,7 +201,7 @@ def finished(segments: Iterable[Segment], overlap: int) -> Iterator[torch.Tensor
         yield held
 
 
-class LTXVideoLongPipeline(LTXVideoPipeline):
+class LTXVideoLongPipeline(LTXVideoBase):
     """Generates videos of any length with a checkpoint of LTX-Video, in windows that overlap.
 
     Takes the components of [`LTXVideoPipeline`]. Each window is shown the end of what there is; where two windows overlap, one
@@ -328,7 +328,7 @@ def _image(pipeline: LTXVideoLongPipeline, call: LongArguments) -> torch.Tensor 
 
 
 def streamed_pixels(
-    pipeline: LTXVideoPipeline, pieces: Iterable[torch.Tensor], delivery: Delivery
+    pipeline: LTXVideoBase, pieces: Iterable[torch.Tensor], delivery: Delivery
 ) -> Iterator[torch.Tensor]:
     """Pixels `[1, 3, n, H, W]` in [-1, 1] of normalised latents `[1, C, f, h, w]`, both piece by piece."""
     held, waiting, before = DECODE_OVERLAP * pipeline.vae_temporal_compression_ratio, None, None

@@ -12,6 +12,7 @@ import torch
 from diffusers import AutoencoderKLLTXVideo, LTXVideoTransformer3DModel
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.pipelines.ltx.modeling_latent_upsampler import LTXLatentUpsamplerModel
+from diffusers.utils import logging
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
 from ... import checks
@@ -37,6 +38,7 @@ from .presets import DEFAULT_FRAME_RATE, DEFAULT_SIZE, LTXVideoPreset, PassSetti
 from .steps import TokenSampler
 from .text import DEFAULT_TEXT_POSITIONS
 
+logger = logging.get_logger(__name__)
 Fit = Callable[[torch.Tensor], torch.Tensor]
 DOWNSCALE_FACTOR = 0.6666666
 """Size of a first pass over that of the finished clip, as every preset with two scales has it."""
@@ -434,6 +436,9 @@ class LTXVideoPipeline(LTXVideoBase):
         """Noise levels of the passes, the first of which may begin in the middle if there is something to begin with."""
         checks.check_unit(denoise_strength=call.denoise_strength)
         levels = [passes.levels(index, preset) for index in range(len(passes.settings))]
+        allowed = preset.allowed_inference_steps
+        if allowed and any(all(abs(one - known) > 1e-4 for known in allowed) for one in levels[0]):
+            logger.warning(f"{preset.name} was distilled for the noise levels {allowed}, and sees others in this call")
         count = len(levels[0])
         levels[0] = levels[0][count - int(count * call.denoise_strength) :]
         if not levels[0]:

@@ -18,16 +18,7 @@ from .. import checks, declared
 from ..adapters.strengths import StageStrengths
 from ..conditioning import VIDEO_SCALE_FACTORS, Streams
 from ..guidance import NEUTRAL, GuidanceOptions, Preset, preset
-from ..guidance.scales import (
-    PRESET,
-    SCALE_ARGUMENTS,
-    AudioScale,
-    GivenScales,
-    Guiders,
-    Scales,
-    call_scales,
-    sound_scales,
-)
+from ..guidance.scales import PRESET, SCALE_ARGUMENTS, AudioScale, GivenScales, Scales, call_scales, sound_scales
 from ..media.frames import FilePath, Frames
 from ..media.writing import ClipFile
 from ..prompts import Enhancement, Prompts
@@ -90,7 +81,7 @@ class Stage:
     end_sigma: float = 0.0
     goes_on: bool = False
     adain_factor: float = 0.0
-    guiders: Callable[[], Guiders] | None = None
+    guiders: Callable[[], Streams[Any]] | None = None
     network: Callable[[Any], Any] | None = None
     new_sampler: Callable[[Generators], Sampler] | None = None
 
@@ -404,7 +395,7 @@ class Arguments(Texts):
         conditions: Sequence[Condition] = (),
         size: Size | None = None,
         streams: Streams[bool] = BOTH,
-        **noise: bool,
+        **noise: Any,
     ) -> tuple[Prompts, Request]:
         """The call in two parts: its text, and everything else.
 

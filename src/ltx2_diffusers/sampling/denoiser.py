@@ -412,9 +412,10 @@ def _clean(state: LatentState, velocity: torch.Tensor, sigma: torch.Tensor) -> t
 
 
 def _guided(
-    guider: MultiModalGuider, state: LatentState, sigma: torch.Tensor, *velocities: torch.Tensor | None
+    guider: MultiModalGuider, state: LatentState, sigma: torch.Tensor, cond: torch.Tensor, *others: torch.Tensor | None
 ) -> torch.Tensor:
     """The guided prediction of the clean tokens of a stream from the velocities of its passes."""
     if guider.on_velocities:
-        return _clean(state, guider.calculate(*velocities), sigma)
-    return guider.calculate(*(None if one is None else _clean(state, one, sigma) for one in velocities))
+        return _clean(state, guider.calculate(cond, *others), sigma)
+    clean = (None if one is None else _clean(state, one, sigma) for one in others)
+    return guider.calculate(_clean(state, cond, sigma), *clean)

@@ -9,6 +9,7 @@ from ltx2_diffusers.families.ltx_video.conditions import (
     FrameCondition,
     LTXVideoCondition,
     Preparation,
+    ReferenceCondition,
     without_free_edges,
 )
 from ltx2_diffusers.pipelines.plan import Size, plan_clip
@@ -40,7 +41,8 @@ def plan(pipeline, height=32, width=64, num_frames=41):
 
 def opened(pipeline, given, sizes=None, is_reference=False):
     sizes = sizes or plan(pipeline)
-    condition = FrameCondition(given, Preparation((sizes.height, sizes.width)), is_reference)
+    kind = ReferenceCondition if is_reference else FrameCondition
+    condition = kind(given, Preparation((sizes.height, sizes.width)))
     one = condition.opened(pipeline, sizes)
     one.check(sizes)
     return one

@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, LTXConditionPipeline
 from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition as DiffusersCondition
+from diffusers.utils import logging
 
 from ltx2_diffusers.families.ltx_video.conditions import LTXVideoCondition
 from ltx2_diffusers.families.ltx_video.passes import first_sides
@@ -264,3 +265,50 @@ def test_what_cannot_be_made_is_refused_before_anything_is_computed(pipeline, wi
 def test_two_scales_need_the_upsampler():
     with pytest.raises(ValueError, match=r"`latent_upsampler`.*multi_scale=False"):
         tiny_pipeline(latent_upsampler=None)(**CALL)
+
+
+def test_a_step_callback_sees_and_changes_the_guidance(pipeline):
+    seen = []
+
+    def note(pipe, step, *_):
+        seen.append(pipe.guidance_scale)
+        if step == 0:
+            pipe._guidance_scale = 5.0
+
+    wish = {**ONE_PASS, "num_inference_steps": 3, "guidance_scale": 2.0, "cfg_star_rescale": False}
+    changed = pipeline(**wish, callback_on_step_end=note, generator=seeded()).frames
+    assert seen == [2.0, 5.0, 5.0]
+    assert not torch.allclose(changed, pipeline(**wish, generator=seeded()).frames, atol=1e-4)
+
+
+def test_what_only_ltx2_can_do_is_refused(pipeline):
+    with pytest.raises(ValueError, match="one process"):
+        pipeline.enable_parallelism()
+    with pytest.raises(ValueError, match="nothing to compile"):
+        pipeline.compile()
+    with pytest.raises(ValueError, match="audio_vae"):
+        pipeline.encode_audio(torch.zeros(1, 2, 16000), 16000)
+
+
+def test_levels_that_a_distilled_model_has_not_seen_are_told(pipeline, caplog):
+    logging.enable_propagation()
+    try:
+        for steps, told in ((8, False), (3, True)):
+            caplog.clear()
+            pipeline(**ONE_PASS, num_inference_steps=steps, generator=seeded())
+            assert ("was distilled for the noise levels" in caplog.text) is told
+    finally:
+        logging.disable_propagation()
+
+
+@pytest.mark.gpu
+def test_a_call_on_a_gpu_is_that_on_a_cpu(pipeline):
+    parts = {name: copy.deepcopy(model).cuda() for name, model in networks().items()}
+    wish = {
+        **CALL,
+        "conditions": [LTXVideoCondition(PICTURE), LTXVideoCondition(PICTURE, frame_index=12, strength=0.7)],
+    }
+    wish |= {"reference_conditions": LTXVideoCondition(video=CLIP), "stg_scale": 1.0, "skip_block_list": [1]}
+    wish |= {"guidance_scale": 3.0, "output_type": "pt"}
+    made = tiny_pipeline(**parts)(**wish, generator=seeded()).frames
+    torch.testing.assert_close(made.cpu(), pipeline(**wish, generator=seeded()).frames, rtol=0, atol=1e-2)

@@ -6,7 +6,7 @@ Shapes: B videos of the batch, C channels, F latent frames, h and w latent rows 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -79,12 +79,10 @@ class FrameCondition(Condition):
     Args:
         given: What the caller gives.
         preparation: How its frames are prepared.
-        is_reference: Whether it is a clip that an IC-LoRA follows, all of it beside the video and in the first pass alone.
     """
 
     given: LTXVideoCondition
     preparation: Preparation
-    is_reference: bool = False
 
     def opened(self, studio: Studio, plan: ClipPlan) -> "OpenedFrames":
         """Check the place and read the frames that the video can show."""
@@ -101,8 +99,9 @@ class FrameCondition(Condition):
         if given.image is not None:
             pixels = read_frames(given.image, 1, name="image")
         else:
-            rate = rate_to_read(None, given.video, plan.frame_rate)
-            pixels = read_frames(given.video, plan.num_frames - start, name="video", frame_rate=rate)
+            clip: Any = given.video
+            rate = rate_to_read(None, clip, plan.frame_rate)
+            pixels = read_frames(clip, plan.num_frames - start, name="video", frame_rate=rate)
             pixels = pixels[: plan.sizes.whole_frames(len(pixels))]
         self._check_start(start, len(pixels), plan.sizes.temporal_ratio)
         prepared = self.preparation.prepared(pixels, given.position is not None)
@@ -115,6 +114,12 @@ class FrameCondition(Condition):
             )
         if self.given.position is not None and start:
             raise ValueError(f"`position` is given at `frame_index` {start}, but belongs to frame 0; leave it out")
+
+
+class ReferenceCondition(FrameCondition):
+    """A clip that an IC-LoRA follows, all of it beside the video and in the first pass alone."""
+
+    is_reference = True
 
 
 @dataclass(frozen=True)
@@ -260,7 +265,7 @@ def resized(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 def encoded(studio: Studio, pixels: torch.Tensor, generator: Generators, batch_size: int) -> torch.Tensor:
     """Normalised latents `[B, C, F, h, w]` of pixels `[1, 3, n, H, W]`, drawn from what the autoencoder says of them."""
-    encode = partial(studio.encode_video, pixels)
+    encode: Any = partial(studio.encode_video, pixels)
     if isinstance(generator, list):
         return torch.cat([encode(generator=one) for one in generator])
     return encode(generator=generator).expand(batch_size, -1, -1, -1, -1)

@@ -28,7 +28,7 @@ from ...pipelines.recipes.extension.segments import Carried, Segment, Wanted, ge
 from ...sampling.samplers import gaussian_noise
 from .conditions import FramesBeside, Preparation, resized
 from .passes import Passes, alone, stages, with_arguments
-from .pipeline import LTXVideoPipeline, delivery_of, pass_arguments, texts_of
+from .pipeline import LTXVideoBase, delivery_of, pass_arguments, texts_of
 from .presets import DEFAULT_FRAME_RATE
 from .steps import WindowSampler
 from .text import DEFAULT_TEXT_POSITIONS
@@ -64,8 +64,8 @@ class LongArguments:
         prompt_embeds, negative_prompt_embeds: States of the text encoder `[1, S, W]` for all windows.
         prompt_attention_mask, negative_prompt_attention_mask: Their masks `[1, S]`.
         decode_timestep, decode_noise_scale: As in [`LTXVideoPipeline`].
-        output_type, return_dict, attention_kwargs, callback_on_step_end, callback_on_step_end_tensor_inputs,
-            max_sequence_length: As in [`LTXVideoPipeline`]; callbacks see one window at a time.
+        output_type, return_dict, attention_kwargs, max_sequence_length: As in [`LTXVideoPipeline`].
+        callback_on_step_end, callback_on_step_end_tensor_inputs: As in [`LTX2Pipeline`]; they see one window at a time.
         save_path: File to write while windows are made, ending in `.mp4` or `.mov`; the output then holds no frames but
             `info["path"]`, and the frames of one piece at a time are in memory.
     """
@@ -201,7 +201,7 @@ def finished(segments: Iterable[Segment], overlap: int) -> Iterator[torch.Tensor
         yield held
 
 
-class LTXVideoLongPipeline(LTXVideoPipeline):
+class LTXVideoLongPipeline(LTXVideoBase):
     """Generates videos of any length with a checkpoint of LTX-Video, in windows that overlap.
 
     Takes the components of [`LTXVideoPipeline`]. Each window is shown the end of what there is; where two windows overlap, one
@@ -328,7 +328,7 @@ def _image(pipeline: LTXVideoLongPipeline, call: LongArguments) -> torch.Tensor 
 
 
 def streamed_pixels(
-    pipeline: LTXVideoPipeline, pieces: Iterable[torch.Tensor], delivery: Delivery
+    pipeline: LTXVideoBase, pieces: Iterable[torch.Tensor], delivery: Delivery
 ) -> Iterator[torch.Tensor]:
     """Pixels `[1, 3, n, H, W]` in [-1, 1] of normalised latents `[1, C, f, h, w]`, both piece by piece."""
     held, waiting, before = DECODE_OVERLAP * pipeline.vae_temporal_compression_ratio, None, None

@@ -11,7 +11,6 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import AutoencoderKLLTXVideo, LTXVideoTransformer3DModel
 
 from .guidance import SKIP_MODES
 
@@ -33,11 +32,11 @@ class LTXVideoNetwork(torch.nn.Module):
     """A transformer of LTX-Video, with what the denoiser asks of a transformer.
 
     Args:
-        transformer: The network, which is used as it is.
+        transformer: The `LTXVideoTransformer3DModel`, which is used as it is.
         stg_mode: What perturbed passes do to blocks, one of `SKIP_MODES`.
     """
 
-    def __init__(self, transformer: LTXVideoTransformer3DModel, stg_mode: str = "attention_values") -> None:
+    def __init__(self, transformer: Any, stg_mode: str = "attention_values") -> None:
         super().__init__()
         self.transformer, self.mode = transformer, SKIP_MODES[stg_mode]
         layers = transformer.config.num_layers
@@ -80,7 +79,7 @@ class LTXVideoNetwork(torch.nn.Module):
             perturbation_keep_masks: For each pass what it keeps, `[4, L, B]`; `None` keeps all.
             attention_kwargs: Passed to the transformer.
         """
-        call = partial(
+        call: Any = partial(
             self.transformer,
             hidden_states=hidden_states,
             encoder_hidden_states=encoder_hidden_states,
@@ -135,12 +134,12 @@ class LTXVideoCodec:
     """A video autoencoder of LTX-Video, with the methods of this package's.
 
     Args:
-        vae: The network, which is used as it is.
+        vae: The `AutoencoderKLLTXVideo`, which is used as it is.
     """
 
     min_latent_side = 1
 
-    def __init__(self, vae: AutoencoderKLLTXVideo) -> None:
+    def __init__(self, vae: Any) -> None:
         self.vae = vae
 
     @property

@@ -6,6 +6,8 @@ from functools import partial
 from typing import Any
 
 from ...adapters.strengths import StageStrengths
+from ...conditioning import Streams
+from ...guidance import NEUTRAL
 from ...pipelines.arguments import Generators, Stage
 from ...sampling import Sampler
 from .guidance import pass_guiders
@@ -133,13 +135,16 @@ def stages(
     made, before = [], 0.0
     for index, (settings, (transformer, num_layers, adapters)) in enumerate(zip(passes.settings, networks)):
         enlarges, rescale = passes.enlarges(index), 0.0 if index else guidance_rescale
+        guiders = partial(pass_guiders, settings, preset.stg_mode, num_layers, rescale)
+        video: Any = guiders().video
         stage = Stage(
             spatial_scale=1.0 if passes.scale == 1 or enlarges else 0.5,
             # As timesteps, which no scheduler shifts once more.
             timesteps=[level * 1000 for level in levels[index]],
             end_sigma=settings.end_timestep,
             goes_on=before > 0,
-            guiders=partial(pass_guiders, settings, preset.stg_mode, num_layers, rescale),
+            scales=Streams(video.at_sigma(levels[index][0]).params, NEUTRAL),
+            guiders=guiders,
             network=partial(LTXVideoNetwork, stg_mode=preset.stg_mode),
             new_sampler=new_sampler,
             sampler="stochastic" if preset.stochastic_sampling else "euler",

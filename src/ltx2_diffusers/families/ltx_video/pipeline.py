@@ -12,6 +12,7 @@ import torch
 from diffusers import AutoencoderKLLTXVideo, LTXVideoTransformer3DModel
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.pipelines.ltx.modeling_latent_upsampler import LTXLatentUpsamplerModel
+from diffusers.utils import logging
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
 from ... import checks
@@ -28,7 +29,7 @@ from ...pipelines.plan import ClipPlan, ModelSizes, Size, check_speed
 from ...prompts import Prompts
 from ...sampling import Sampler
 from ...sampling.samplers import gaussian_noise
-from .conditions import FrameCondition, LTXVideoCondition, Preparation, resized
+from .conditions import FrameCondition, LTXVideoCondition, Preparation, ReferenceCondition, resized
 from .loading import LTXVideoLoading
 from .media import degraded, fitted
 from .networks import LTXVideoCodec
@@ -37,6 +38,7 @@ from .presets import DEFAULT_FRAME_RATE, DEFAULT_SIZE, LTXVideoPreset, PassSetti
 from .steps import TokenSampler
 from .text import DEFAULT_TEXT_POSITIONS
 
+logger = logging.get_logger(__name__)
 Fit = Callable[[torch.Tensor], torch.Tensor]
 DOWNSCALE_FACTOR = 0.6666666
 """Size of a first pass over that of the finished clip, as every preset with two scales has it."""
@@ -193,7 +195,7 @@ class LTXVideoArguments:
 
     def listed_conditions(self, preparation: Preparation) -> list[FrameCondition]:
         """References first, as in the sequence that IC-LoRAs were trained with, then pictures and clips."""
-        references = [FrameCondition(one, preparation, True) for one in _as_conditions(self.reference_conditions)]
+        references = [ReferenceCondition(one, preparation) for one in _as_conditions(self.reference_conditions)]
         for one in references:
             if one.given.frame_index or one.given.position is not None:
                 raise ValueError(f"`reference_conditions` lie at frame 0 of the whole frame, but one is {one.given!r}")
@@ -202,7 +204,7 @@ class LTXVideoArguments:
             raise ValueError("`conditions` are given, and `image` or `video` too; put these into the conditions")
         if not given:
             given = self._short_conditions()
-        return references + [FrameCondition(one, preparation) for one in given]
+        return [*references, *(FrameCondition(one, preparation) for one in given)]
 
     def _short_conditions(self) -> list[LTXVideoCondition]:
         images, videos = (_as_list(value) for value in (self.image, self.video))
@@ -264,8 +266,8 @@ def _as_conditions(value: Any) -> list[LTXVideoCondition]:
     return given
 
 
-class LTXVideoPipeline(LTXVideoLoading):
-    """Generates videos with a checkpoint of LTX-Video, 0.9.0 to 0.9.8.
+class LTXVideoBase(LTXVideoLoading):
+    """The components of a checkpoint of LTX-Video, and what the engine asks of them.
 
     Args:
         scheduler: Noise schedule of a folder; a call takes its levels from the preset.
@@ -279,7 +281,10 @@ class LTXVideoPipeline(LTXVideoLoading):
         preset: Name of the checkpoint's settings, see [`ltx_video_preset`]. Default what the networks tell of them.
     """
 
-    model_cpu_offload_seq = "text_encoder->transformer->latent_upsampler->stage_2_transformer->vae"
+    # diffusers' own networks.
+    vae: Any
+    transformer: Any
+    model_cpu_offload_seq: Any = "text_encoder->transformer->latent_upsampler->stage_2_transformer->vae"
     _optional_components = [UPSAMPLER, SECOND]  # noqa: RUF012 (diffusers reads a list)
     _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds", "denoised"]  # noqa: RUF012
     _lora_loadable_modules = ["transformer"]  # noqa: RUF012
@@ -313,6 +318,58 @@ class LTXVideoPipeline(LTXVideoLoading):
             ltx_video_preset(preset)
         self.reset(Streams(NEUTRAL, NEUTRAL), None)
 
+    def enable_parallelism(self, what: str = "tokens") -> None:
+        """Refused: a call is made by one process."""
+        raise ValueError(f"calls of LTX-Video cannot share their work (what={what!r}); run one process for each video")
+
+    @property
+    def codec(self) -> LTXVideoCodec:
+        """The video autoencoder with the methods of this package's."""
+        return LTXVideoCodec(self.vae)
+
+    @property
+    def preset(self) -> Preset:
+        """What a stage takes where it says nothing; stages of this pipeline say everything."""
+        own = self.settings
+        return Preset(own.version, own.kind, 1, NEUTRAL, NEUTRAL, 0, "own", own.image_crf)
+
+    @property
+    def sizes(self) -> ModelSizes:
+        """What the networks make of pixels and frames; there is no sound."""
+        spatial, temporal = self.vae_spatial_compression_ratio, self.vae_temporal_compression_ratio
+        channels, causal = self.transformer.config.in_channels, self.settings.causal_temporal_positioning
+        return ModelSizes(spatial, temporal, channels, 1, False, *(1, 1, 1, 1, 1), causal=causal, tokens_wait=True)
+
+    def encode_video(self, pixels: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        """Normalised float32 latents `[B, C, F, h, w]` of pixels `[B, 3, frames, H, W]` in [-1, 1].
+
+        Args:
+            pixels: The pixels.
+            generator: Draws one of the latents that the autoencoder allows for. Default `None`, the likeliest ones.
+        """
+        self.require("vae")
+        found = self.vae.encode(pixels.to(self._execution_device, self.vae.dtype)).latent_dist
+        latents = found.mode() if generator is None else found.sample(generator)
+        return self.codec.normalize_latents(latents.float())
+
+    def normalized_video(self, latents: torch.Tensor, plan: ClipPlan) -> torch.Tensor:
+        """Normalised float32 latents `[B, C, F, h, w]` of those that a call gives, which may be packed."""
+        latents = latents.to(self._execution_device, torch.float32)
+        return latents if latents.ndim == 5 else plan.tools.video.patchifier.unpatchify(latents, plan.video)
+
+    def returned_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """What a call hands over as latents, and takes: normalised ones."""
+        return latents
+
+
+class LTXVideoPipeline(LTXVideoBase):
+    """Generates videos with a checkpoint of LTX-Video, 0.9.0 to 0.9.8.
+
+    Args:
+        scheduler, vae, text_encoder, tokenizer, transformer, latent_upsampler, stage_2_transformer, preset: See
+            [`~ltx2_diffusers.families.ltx_video.pipeline.LTXVideoBase`].
+    """
+
     @takes(LTXVideoArguments)
     def __call__(self, call: LTXVideoArguments) -> Result:
         """Generate videos.
@@ -341,7 +398,11 @@ class LTXVideoPipeline(LTXVideoLoading):
 
         networks, levels = self._networks_of_passes(call, preset, passes), self._levels(call, preset, passes)
         made = stages(passes, preset, networks, levels, call.guidance_rescale, new_sampler)
-        order = {"packed_noise": call.packed_noise, "own_shape_renoise": not call.packed_noise, "noise_first": True}
+        order: Any = {
+            "packed_noise": call.packed_noise,
+            "own_shape_renoise": not call.packed_noise,
+            "noise_first": True,
+        }
         start = Start(call.generator, call.latents, **order, clip=call.clip(preset, sides, num_frames))
         fit = None if passes.last_sides == sides else partial(shown_at, sides=sides)
         tone_map = passes.settings[-1].tone_map_compression_ratio
@@ -387,6 +448,9 @@ class LTXVideoPipeline(LTXVideoLoading):
         """Noise levels of the passes, the first of which may begin in the middle if there is something to begin with."""
         checks.check_unit(denoise_strength=call.denoise_strength)
         levels = [passes.levels(index, preset) for index in range(len(passes.settings))]
+        allowed = preset.allowed_inference_steps
+        if allowed and any(all(abs(one - known) > 1e-4 for known in allowed) for one in levels[0]):
+            logger.warning(f"{preset.name} was distilled for the noise levels {allowed}, and sees others in this call")
         count = len(levels[0])
         levels[0] = levels[0][count - int(count * call.denoise_strength) :]
         if not levels[0]:
@@ -421,47 +485,6 @@ class LTXVideoPipeline(LTXVideoLoading):
             adapters = {DISTILLED_ADAPTER: 1.0}
         names = [("transformer", first_adapters), *[(second, adapters)] * (count - 1)]
         return [(name, getattr(self, name).config.num_layers, given) for name, given in names]
-
-    # What the engine asks for.
-
-    @property
-    def codec(self) -> LTXVideoCodec:
-        """The video autoencoder with the methods of this package's."""
-        return LTXVideoCodec(self.vae)
-
-    @property
-    def preset(self) -> Preset:
-        """What a stage takes where it says nothing; stages of this pipeline say everything."""
-        own = self.settings
-        return Preset(own.version, own.kind, 1, NEUTRAL, NEUTRAL, 0, "own", own.image_crf)
-
-    @property
-    def sizes(self) -> ModelSizes:
-        """What the networks make of pixels and frames; there is no sound."""
-        spatial, temporal = self.vae_spatial_compression_ratio, self.vae_temporal_compression_ratio
-        channels, causal = self.transformer.config.in_channels, self.settings.causal_temporal_positioning
-        return ModelSizes(spatial, temporal, channels, 1, False, *(1, 1, 1, 1, 1), causal=causal, tokens_wait=True)
-
-    def encode_video(self, pixels: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-        """Normalised float32 latents `[B, C, F, h, w]` of pixels `[B, 3, frames, H, W]` in [-1, 1].
-
-        Args:
-            pixels: The pixels.
-            generator: Draws one of the latents that the autoencoder allows for. Default `None`, the likeliest ones.
-        """
-        self.require("vae")
-        found = self.vae.encode(pixels.to(self._execution_device, self.vae.dtype)).latent_dist
-        latents = found.mode() if generator is None else found.sample(generator)
-        return self.codec.normalize_latents(latents.float())
-
-    def normalized_video(self, latents: torch.Tensor, plan: ClipPlan) -> torch.Tensor:
-        """Normalised float32 latents `[B, C, F, h, w]` of those that a call gives, which may be packed."""
-        latents = latents.to(self._execution_device, torch.float32)
-        return latents if latents.ndim == 5 else plan.tools.video.patchifier.unpatchify(latents, plan.video)
-
-    def returned_latents(self, latents: torch.Tensor) -> torch.Tensor:
-        """What a call hands over as latents, and takes: normalised ones."""
-        return latents
 
 
 def shown_at(pixels: torch.Tensor, sides: tuple[int, int]) -> torch.Tensor:

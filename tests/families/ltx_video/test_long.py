@@ -166,6 +166,8 @@ def test_a_minute_is_made_in_flat_memory(pipeline, tmp_path):
         ({"save_path": "clip.mp4"}, "leave one of them out"),
         ({"save_path": "clip.gif", "output_type": "pt"}, ".mp4"),
         ({"height": 33}, "`height`"),
+        ({"cond_strength": 0.7}, "there is no `cond_image`"),
+        ({"prompt_embeds": None, "prompt_attention_mask": None, "prompt": list("abcd")}, "4 texts for 3 windows"),
         ({"prompt_embeds": torch.zeros(2, 6, 12), "prompt_attention_mask": torch.ones(2, 6)}, "one at a time"),
     ],
 )

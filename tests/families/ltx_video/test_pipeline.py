@@ -245,6 +245,9 @@ def test_frames_have_the_asked_size_at_two_scales(pipeline):
         ({"tone_map_compression_ratio": 2.0}, "`tone_map_compression_ratio`"),
         ({"adain_factor": 2.0}, "`adain_factor`"),
         ({"stg_mode": "values"}, "stg_mode"),
+        ({"stg_scale": 1.0, "skip_block_list": []}, "names no blocks"),
+        ({"strength": 0.5}, "neither `image` nor `video`"),
+        ({"multi_scale": False, "adain_factor": 0.5}, "the call has one pass"),
         ({"stage_1_adapters": {"style": 1.0}}, "no LoRA adapter 'style'"),
     ],
 )

@@ -51,6 +51,10 @@ def pass_guiders(settings: PassSettings, stg_mode: str, num_layers: int, guidanc
     blocks = settings.skip_block_list or ()
     is_nested = any(isinstance(one, Sequence) for one in blocks)
     nested: list[Any] = _listed("skip_block_list", blocks, bounds, count) if is_nested else [blocks] * count
+    if not blocks and max(scales[1]) > 0:
+        raise ValueError(
+            f"`stg_scale` is {settings.stg_scale}, but `skip_block_list` names no blocks; name some, or use stg_scale=0.0"
+        )
     if SKIP_MODES[stg_mode] == "residual":
         # It drops a connection that these models do not have, so that the perturbed pass would equal the other one.
         nested = [()] * count

@@ -19,7 +19,7 @@ from ...pipelines.arguments import Callback, Delivery, Request, Stage, Start, ta
 from ...pipelines.conditions import Condition, Opened, Studio
 from ...pipelines.conditions.condition import Items
 from ...pipelines.decoding import video_as
-from ...pipelines.engine import check_save_path, prepare, reads_negative, with_decoder_noise
+from ...pipelines.engine import check_said, check_save_path, prepare, reads_negative, with_decoder_noise
 from ...pipelines.output import LTX2PipelineOutput, Result
 from ...pipelines.plan import ClipPlan, ModelSizes, Size
 from ...pipelines.recipes.extension.pipeline import concatenated
@@ -270,9 +270,12 @@ def _bounds(pipeline: LTXVideoLongPipeline, call: LongArguments) -> list[tuple[i
             f"`temporal_overlap` has to be from {stride} and less than `temporal_tile_size` ({call.temporal_tile_size}) by {stride} "
             f"but is {call.temporal_overlap}; use {stride * max(1, tile // 3)} and {stride * max(2, tile)}"
         )
-    if not call.texts:
-        raise ValueError("`prompt` is an empty list; give at least one text")
-    return window_bounds((call.num_frames - 1) // stride + 1, tile, overlap)
+    if call.cond_image is None:
+        check_said("there is no `cond_image`", call, "cond_strength", "negative_index_strength")
+    bounds = window_bounds((call.num_frames - 1) // stride + 1, tile, overlap)
+    if not 1 <= len(call.texts) <= len(bounds):
+        raise ValueError(f"`prompt` holds {len(call.texts)} texts for {len(bounds)} windows; give 1 to {len(bounds)}")
+    return bounds
 
 
 def _windows(

@@ -22,7 +22,7 @@ from ...conditioning import VIDEO_SCALE_FACTORS, Streams
 from ...guidance import NEUTRAL, Preset
 from ...media.frames import FilePath, rate_to_read, read_frames
 from ...pipelines.arguments import Callback, Delivery, Generators, Request, Start, takes
-from ...pipelines.engine import run
+from ...pipelines.engine import check_said, run
 from ...pipelines.generation import LTX2GenerationPipeline, Scheduler
 from ...pipelines.output import Result
 from ...pipelines.plan import ClipPlan, ModelSizes, Size, check_speed
@@ -202,8 +202,9 @@ class LTXVideoArguments:
         given = _as_conditions(self.conditions)
         if given and (self.image is not None or self.video is not None):
             raise ValueError("`conditions` are given, and `image` or `video` too; put these into the conditions")
-        if not given:
-            given = self._short_conditions()
+        if self.image is None and self.video is None:
+            check_said("there is neither `image` nor `video`", self, "frame_index", "strength")
+        given = given or self._short_conditions()
         return [*references, *(FrameCondition(one, preparation) for one in given)]
 
     def _short_conditions(self) -> list[LTXVideoCondition]:
@@ -441,6 +442,8 @@ class LTXVideoPipeline(LTXVideoBase):
         settings = [with_arguments(first, pass_arguments(call)), *others]
         factor = preset.downscale_factor or DOWNSCALE_FACTOR
         own = first_sides(*sides, factor, ratio) if multi_scale else sides
+        if not others:
+            check_said("the call has one pass", call, "adain_factor", "stage_2_adapters")
         frames = (num_frames - 1) // self.vae_temporal_compression_ratio + 1
         return Passes(settings, own, 2 if multi_scale else 1, frames, ratio)
 

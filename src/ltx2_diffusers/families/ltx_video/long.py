@@ -15,7 +15,7 @@ from ...conditioning import ConditionItem
 from ...media.frames import FilePath, read_frames
 from ...media.pixels import decoded_frames
 from ...media.streaming import ClipWriter
-from ...pipelines.arguments import Callback, Delivery, Request, Stage, Start, takes
+from ...pipelines.arguments import Delivery, Request, Stage, Start, takes
 from ...pipelines.conditions import Condition, Opened, Studio
 from ...pipelines.conditions.condition import Items
 from ...pipelines.decoding import video_as
@@ -28,17 +28,40 @@ from ...pipelines.recipes.extension.segments import Carried, Segment, Wanted, ge
 from ...sampling.samplers import gaussian_noise
 from .conditions import FramesBeside, Preparation, resized
 from .passes import Passes, alone, stages, with_arguments
-from .pipeline import LTXVideoBase, delivery_of, pass_arguments, texts_of
+from .pipeline import LTXVideoBase, SharedArguments, delivery_of, pass_arguments, texts_of
 from .presets import DEFAULT_FRAME_RATE
 from .steps import WindowSampler
-from .text import DEFAULT_TEXT_POSITIONS
 
 # Latent frames that are decoded at a time, and those in which two such pieces fade into each other.
 DECODE_TILE, DECODE_OVERLAP = 16, 4
 
 
 @dataclass(frozen=True)
-class LongArguments:
+class _First:
+    """What comes first."""
+
+    prompt: str | list[str] | None = None
+    negative_prompt: str | None = None
+    height: int = 512
+    width: int = 704
+    num_frames: int = 161
+    frame_rate: float = DEFAULT_FRAME_RATE
+    guidance_scale: float | None = None
+    guidance_rescale: float = 0.0
+    num_inference_steps: int | None = None
+    timesteps: Sequence[float] | None = None
+    generator: torch.Generator | None = None
+    cond_image: Any = None
+    cond_strength: float = 0.5
+    negative_index_strength: float = 1.0
+    temporal_tile_size: int = 80
+    temporal_overlap: int = 24
+    temporal_overlap_cond_strength: float = 0.5
+    adain_factor: float = 0.25
+
+
+@dataclass(frozen=True)
+class LongArguments(SharedArguments, _First):
     """What the call takes; `None` stands for the value of the checkpoint's preset.
 
     Args:
@@ -70,36 +93,6 @@ class LongArguments:
             `info["path"]`, and the frames of one piece at a time are in memory.
     """
 
-    prompt: str | list[str] | None = None
-    negative_prompt: str | None = None
-    height: int = 512
-    width: int = 704
-    num_frames: int = 161
-    frame_rate: float = DEFAULT_FRAME_RATE
-    guidance_scale: float | None = None
-    guidance_rescale: float = 0.0
-    num_inference_steps: int | None = None
-    timesteps: Sequence[float] | None = None
-    generator: torch.Generator | None = None
-    cond_image: Any = None
-    cond_strength: float = 0.5
-    negative_index_strength: float = 1.0
-    temporal_tile_size: int = 80
-    temporal_overlap: int = 24
-    temporal_overlap_cond_strength: float = 0.5
-    adain_factor: float = 0.25
-    prompt_embeds: torch.Tensor | None = None
-    prompt_attention_mask: torch.Tensor | None = None
-    negative_prompt_embeds: torch.Tensor | None = None
-    negative_prompt_attention_mask: torch.Tensor | None = None
-    decode_timestep: float | None = None
-    decode_noise_scale: float | None = None
-    output_type: str = "pil"
-    return_dict: bool = True
-    attention_kwargs: dict[str, Any] | None = None
-    callback_on_step_end: Callback | None = None
-    callback_on_step_end_tensor_inputs: Sequence[str] | None = ("latents",)
-    max_sequence_length: int = DEFAULT_TEXT_POSITIONS
     save_path: FilePath | None = None
     num_videos_per_prompt: int = field(init=False, default=1)
 

@@ -47,7 +47,51 @@ _HELD_NOISE = "image_cond_noise_scale"
 
 
 @dataclass(frozen=True)
-class LTXVideoArguments:
+class _First:
+    """What comes first."""
+
+    conditions: Any = None
+    image: Any = None
+    video: Any = None
+    frame_index: int | list[int] = 0
+    strength: float | list[float] = 1.0
+    denoise_strength: float = 1.0
+    prompt: str | list[str] | None = None
+    negative_prompt: str | list[str] | None = None
+    height: int | None = None
+    width: int | None = None
+    num_frames: int | None = None
+    frame_rate: float = DEFAULT_FRAME_RATE
+    num_inference_steps: int | None = None
+    timesteps: Sequence[float] | None = None
+    guidance_scale: float | Sequence[float] | None = None
+    guidance_rescale: float = 0.0
+    image_cond_noise_scale: float | None = None
+    num_videos_per_prompt: int = 1
+    generator: Generators = None
+    latents: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class SharedArguments:
+    """What every call takes of states of the text, decoding and delivery."""
+
+    prompt_embeds: torch.Tensor | None = None
+    prompt_attention_mask: torch.Tensor | None = None
+    negative_prompt_embeds: torch.Tensor | None = None
+    negative_prompt_attention_mask: torch.Tensor | None = None
+    decode_timestep: float | list[float] | None = None
+    decode_noise_scale: float | list[float] | None = None
+    output_type: str = "pil"
+    return_dict: bool = True
+    attention_kwargs: dict[str, Any] | None = None
+    callback_on_step_end: Callback | None = None
+    callback_on_step_end_tensor_inputs: Sequence[str] | None = ("latents",)
+    max_sequence_length: int = DEFAULT_TEXT_POSITIONS
+
+
+@dataclass(frozen=True)
+class LTXVideoArguments(SharedArguments, _First):
     """What the call takes; `None` stands for the value of the checkpoint's preset.
 
     Args:
@@ -101,38 +145,6 @@ class LTXVideoArguments:
         save_path: File to write, as in [`LTX2Pipeline`].
     """
 
-    conditions: Any = None
-    image: Any = None
-    video: Any = None
-    frame_index: int | list[int] = 0
-    strength: float | list[float] = 1.0
-    denoise_strength: float = 1.0
-    prompt: str | list[str] | None = None
-    negative_prompt: str | list[str] | None = None
-    height: int | None = None
-    width: int | None = None
-    num_frames: int | None = None
-    frame_rate: float = DEFAULT_FRAME_RATE
-    num_inference_steps: int | None = None
-    timesteps: Sequence[float] | None = None
-    guidance_scale: float | Sequence[float] | None = None
-    guidance_rescale: float = 0.0
-    image_cond_noise_scale: float | None = None
-    num_videos_per_prompt: int = 1
-    generator: Generators = None
-    latents: torch.Tensor | None = None
-    prompt_embeds: torch.Tensor | None = None
-    prompt_attention_mask: torch.Tensor | None = None
-    negative_prompt_embeds: torch.Tensor | None = None
-    negative_prompt_attention_mask: torch.Tensor | None = None
-    decode_timestep: float | list[float] | None = None
-    decode_noise_scale: float | list[float] | None = None
-    output_type: str = "pil"
-    return_dict: bool = True
-    attention_kwargs: dict[str, Any] | None = None
-    callback_on_step_end: Callback | None = None
-    callback_on_step_end_tensor_inputs: Sequence[str] | None = ("latents",)
-    max_sequence_length: int = DEFAULT_TEXT_POSITIONS
     media_items: Any = None
     reference_conditions: Any = None
     multi_scale: bool | None = None

@@ -184,7 +184,7 @@ def test_a_minute_is_made_in_flat_memory(pipeline, tmp_path):
         ({"temporal_overlap_cond_strength": 0.0}, "use 0.5"),
         ({"adain_factor": 1.5}, "`adain_factor`"),
         ({"cond_strength": -1.0}, "`cond_strength`"),
-        ({"timesteps": [1000.0], "num_inference_steps": 2}, "leave one of them out"),
+        ({"timesteps": [1000.0], "num_inference_steps": 2}, "leave one out"),
         ({"save_path": "clip.mp4"}, "leave one of them out"),
         ({"save_path": "clip.gif", "output_type": "pt"}, ".mp4"),
         ({"height": 33}, "`height`"),

@@ -167,16 +167,11 @@ class Window(Wanted):
         # The first latent frame of a later window stands for a single frame, and is left out.
         return [Given(items)], (int(carried is not None), 0)
 
-    @property
-    def overlap(self) -> int:
-        """Latent frames that it shares with the one before."""
-        return self.timeline.overlap
-
     def carried_on(self, carried: Carried | None, segment: Segment) -> Carried:
         """The end of what there is, and the first window."""
         new = segment.new_latents().video
-        whole = new if carried is None else faded(carried.latents.video, new, self.overlap - 1)
-        tail = ClipLatents(whole[:, :, -self.overlap :], None)
+        whole = new if carried is None else faded(carried.latents.video, new, self.timeline.overlap - 1)
+        tail = ClipLatents(whole[:, :, -self.timeline.overlap :], None)
         return Carried(tail, 0, new) if carried is None else replace(carried, latents=tail)
 
 
@@ -231,7 +226,7 @@ def long_video(pipeline: LTXVideoLongPipeline, call: LongArguments) -> Result:
     writer = None if call.save_path is None else ClipWriter(call.save_path, call.frame_rate)
     windows = _windows(pipeline, call, bounds, delivery)
     segments = generate_segments(pipeline, windows, None, call.adain_factor)
-    pieces = finished(segments, windows[0].overlap)
+    pieces = finished(segments, windows[0].timeline.overlap)
     info = {"preset": pipeline.settings.name, "windows": len(bounds), "output_type": call.output_type}
     frames: Any = None
     if call.output_type == "latent":

@@ -200,9 +200,7 @@ class LTXVideoArguments(SharedArguments, _First):
         pixels = read_frames(self.media_items, num_frames, name="media_items", frame_rate=rate)
         if len(pixels) < num_frames:
             fewer = (len(pixels) - 1) // 8 * 8 + 1
-            raise ValueError(
-                f"`media_items` have {len(pixels)} frames and the video {num_frames}; use num_frames={fewer}"
-            )
+            raise ValueError(f"`media_items` have {len(pixels)} frames, fewer than the video; use num_frames={fewer}")
         return degraded(fitted(pixels, *sides), preset.image_crf, preset.image_blur)
 
     def listed_conditions(self, preparation: Preparation) -> list[FrameCondition]:
@@ -225,9 +223,7 @@ class LTXVideoArguments(SharedArguments, _First):
         lists = [_as_list(value) for value in (self.frame_index, self.strength)]
         for name, values in zip(("frame_index", "strength"), lists):
             if len(values) not in (1, count) and count:
-                raise ValueError(
-                    f"`{name}` has {len(values)} values for {count} pictures and clips; give one, or one each"
-                )
+                raise ValueError(f"`{name}` has {len(values)} values for {count} pictures and clips; give one each")
         places = [values * count if len(values) == 1 else values for values in lists]
         frames = [{"image": image} for image in images] + [{"video": video} for video in videos]
         return [LTXVideoCondition(**one, frame_index=at, strength=by) for one, at, by in zip(frames, *places)]
@@ -274,7 +270,7 @@ def _as_conditions(value: Any) -> list[LTXVideoCondition]:
     for one in given:
         if not isinstance(one, LTXVideoCondition):
             raise ValueError(
-                f"conditions have to be LTXVideoCondition but one is {type(one)}; use LTXVideoCondition(image=...)"
+                f"conditions have to be LTXVideoCondition but one is {type(one)}; use LTXVideoCondition(...)"
             )
     return given
 
@@ -470,13 +466,12 @@ class LTXVideoPipeline(LTXVideoBase):
         levels[0] = levels[0][count - int(count * call.denoise_strength) :]
         if not levels[0]:
             raise ValueError(
-                f"`denoise_strength` {call.denoise_strength} leaves nothing of {count} steps; use at least {1 / count:.2f}"
+                f"`denoise_strength` {call.denoise_strength} leaves no step; use at least {1 / count:.2f}"
             )
         is_given, shortened = call.media_items is not None or call.latents is not None, levels[0][0] < 1
         if call.media_items is not None and not shortened:
             raise ValueError(
-                "`media_items` are given, but the first noise level is 1, at which nothing is left of them; use "
-                "denoise_strength=0.8 for example"
+                "nothing is left of `media_items` at the first noise level of 1; use denoise_strength=0.8"
             )
         skips = call.denoise_strength < 1 or passes.settings[0].skip_initial_inference_steps
         if skips and not is_given:

@@ -23,7 +23,7 @@ from ...checkpoints.single_file import load_component
 from ...pipelines.generation import LTX2GenerationPipeline
 from ...prompts import TextEncoder
 from .presets import LTXVideoPreset, ScheduleSettings, choose_preset, ltx_video_preset
-from .text import DEFAULT_TEXT_POSITIONS, T5TextEncoder
+from .text import T5TextEncoder
 
 # What an original file says beside its weights, kept in the configuration of its transformer: it goes with it from pipeline
 # to pipeline and into saved folders. diffusers leaves names with an underscore alone.
@@ -232,48 +232,6 @@ class LTXVideoLoading(LTX2GenerationPipeline):
         index = json.loads(super().to_json_string())
         index["_class_name"] = "LTXConditionPipeline" if self.settings.causal_temporal_positioning else "LTXPipeline"
         return json.dumps(index, indent=2, sort_keys=True) + "\n"
-
-    def encode_prompt(
-        self,
-        prompt: str | list[str] | None,
-        negative_prompt: str | list[str] | None = None,
-        do_classifier_free_guidance: bool = True,
-        num_videos_per_prompt: int = 1,
-        prompt_embeds: torch.Tensor | None = None,
-        negative_prompt_embeds: torch.Tensor | None = None,
-        prompt_attention_mask: torch.Tensor | None = None,
-        negative_prompt_attention_mask: torch.Tensor | None = None,
-        max_sequence_length: int = DEFAULT_TEXT_POSITIONS,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """Encode prompts into states `[B, S, W]` of the T5 encoder, which a call takes as `prompt_embeds`.
-
-        Args:
-            prompt, negative_prompt, do_classifier_free_guidance, num_videos_per_prompt: As in [`LTX2Pipeline`].
-            prompt_embeds, negative_prompt_embeds: States from an earlier call, returned repeated.
-            prompt_attention_mask, negative_prompt_attention_mask: Their masks `[B, S]`.
-            max_sequence_length: Padded length S in tokens; longer prompts are cut. Default 256.
-            device: Where to compute, default the pipeline's device.
-            dtype: Type of the states, default the text encoder's.
-
-        Returns:
-            `(prompt_embeds, prompt_attention_mask, negative_prompt_embeds, negative_prompt_attention_mask)`; the last
-            two are `None` without guidance, unless they are given.
-        """
-        return super().encode_prompt(
-            prompt,
-            negative_prompt,
-            do_classifier_free_guidance,
-            num_videos_per_prompt,
-            prompt_embeds,
-            negative_prompt_embeds,
-            prompt_attention_mask,
-            negative_prompt_attention_mask,
-            max_sequence_length,
-            device=device,
-            dtype=dtype,
-        )
 
     def _text_encoder(self, device: torch.device | None = None) -> TextEncoder:
         width = self.transformer.config.caption_channels if self.has("transformer") else None

@@ -12,7 +12,7 @@ from diffusers.utils import logging
 
 from ...conditioning import TextContext
 from ...memory.on_demand import loaded
-from ...prompts import Contexts, TextEncoder
+from ...prompts import Contexts, TextEncoder, encoding
 from ...prompts.encoding import TextStates
 from ...prompts.vocabulary import check_tokens, check_vocabulary
 
@@ -84,8 +84,8 @@ class T5TextEncoder(TextEncoder):
         return longest
 
     def fitting_length(self, length: int) -> int:
-        """Text positions: those asked for, whatever the tokenizer's folder says."""
-        return length
+        """Text positions: those asked for, whatever the tokenizer's folder says; LTX-2's default stands for that of LTX-Video."""
+        return DEFAULT_TEXT_POSITIONS if length == encoding.DEFAULT_TEXT_POSITIONS else length
 
     def check_length(self, length: int) -> None:  # noqa: ARG002
         """Any number of positions will do, but the encoder has to compute in a type that holds its values."""

@@ -4,6 +4,7 @@ What follows from a part, or stands in another file, is put back. `python -m tes
 """
 
 import hashlib
+import json
 import lzma
 import os
 import shutil
@@ -15,6 +16,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from ltx2_diffusers.checkpoints.packaged import packaged_checkpoint
 from tests.kept import kept_folder
 
 STORED = Path(__file__).parent / "golden"
@@ -96,9 +98,26 @@ def _with_zeros(tensors: Tensors, _: Path) -> Tensors:
     return {**tensors, "filterbank": filters}
 
 
+def _of_tiny(*components: str) -> Callable[[Tensors, Path], Tensors]:
+    """Components of the packaged tiny checkpoint of LTX-Video, under the names of its original file."""
+
+    def whole(tensors: Tensors, stored: Path) -> Tensors:
+        table = json.loads((stored / "ltx_video" / "checkpoints" / "key_table.json").read_text())
+        folder, found = packaged_checkpoint("ltx-video-tiny"), {}
+        for component in components:
+            own = load_file(folder / component / "diffusion_pytorch_model.safetensors")
+            names = table.get({"vae": "vae v095"}.get(component, component), dict(zip(own, own)))
+            found |= {old: own[new] for old, new in names.items() if new is not None}
+        return {**found, **tensors}
+
+    return whole
+
+
 _MADE_WHOLE: dict[str, Callable[[Tensors, Path], Tensors]] = {
     "audio_vae/cases/mel_filterbank.safetensors": _with_zeros,
     "checkpoint/fp8/ltx-2-tiny-dev-fp8.safetensors": _with_shared_weights,
+    "ltx_video/checkpoints/upscaler/model.safetensors": _of_tiny("latent_upsampler"),
+    "ltx_video/checkpoints/v095/model.safetensors": _of_tiny("transformer", "vae"),
     "vocoder/bwe/original.safetensors": _with_inverse_transform,
 }
 _NAMED = os.environ.get("LTX2_GOLDEN_DIR")

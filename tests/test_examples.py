@@ -22,7 +22,7 @@ SLOW = ("low_vram",)
 RUN = [pytest.param(path, marks=[pytest.mark.slow] if path.stem in SLOW else []) for path in EXAMPLES]
 STORYBOARD = EXAMPLES[0].with_name("storyboard.yaml")
 PIPELINES = [name for name in ltx2_diffusers.__all__ if name.endswith("Pipeline")]
-SILENT = ("silent.mp4", "hdr.mp4", "upsample_latents.mp4")
+SILENT = ("silent.mp4", "hdr.mp4", "upsample_latents.mp4", "clip.mp4", "long.mp4")
 MEDIA_FILE = re.compile(r"\w+\.(?:mp4|wav)\b")
 
 

@@ -34,7 +34,9 @@ PLACES = re.findall(r"^\| Where .*\? \| (.*) \|$", page("reference/architecture.
 KINDS = page("reference/files.md").text
 # Names of codecs that are not FFmpeg's own, letters and digits alone.
 CODECS = {"mpeg2video": "mpeg2", "qtrle": "quicktimerle"}
-MODES = re.findall(r"^\| .* \| `(LTX2\w+Pipeline)`: `(.*)` \|$", page("tasks/index.md").text, flags=re.MULTILINE)
+MODES = re.findall(
+    r"^\| .* \| `(LTX(?:2|Video)\w*Pipeline)`: `(.*)` \|$", page("tasks/index.md").text, flags=re.MULTILINE
+)
 ENTRIES = [name for one in PAGES for name in re.findall(r"^::: (\S+)$", one.text, flags=re.MULTILINE)]
 MESSAGES = re.findall(r"^```text\n(.*?)\n```$", page("troubleshooting.md").text, flags=re.DOTALL | re.MULTILINE)
 # Least share of a message that is text of the source, and no value.
@@ -157,7 +159,7 @@ def test_every_name_of_the_package_is_public(one):
 
 
 def test_the_mode_table_shows_every_pipeline():
-    pipelines = {name for name in ltx2_diffusers.__all__ if re.fullmatch(r"LTX2\w*Pipeline", name)}
+    pipelines = {name for name in ltx2_diffusers.__all__ if re.fullmatch(r"LTX(?:2|Video)\w*Pipeline", name)}
     assert {name for name, _ in MODES} | {"LTX2Pipeline"} == pipelines
 
 

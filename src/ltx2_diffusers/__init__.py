@@ -1,4 +1,4 @@
-"""LTX-2 video and audio generation for Hugging Face diffusers.
+"""Video and audio generation with LTX-2, and video with LTX-Video, for Hugging Face diffusers.
 
 Every public name is imported on first use, so that `import ltx2_diffusers` touches no device, file or network.
 """
@@ -84,6 +84,10 @@ _MODULES = {
     ".pipelines.recipes.text_to_audio": ("LTX2TextToAudioPipeline",),
     ".pipelines.recipes.retake": ("LTX2RetakePipeline",),
     ".pipelines.recipes.extension.pipeline": ("LTX2ExtendPipeline",),
+    ".families.ltx_video.pipeline": ("LTXVideoPipeline",),
+    ".families.ltx_video.long": ("LTXVideoLongPipeline",),
+    ".families.ltx_video.conditions": ("LTXVideoCondition",),
+    ".families.ltx_video.presets": ("LTXVideoPreset", "PassSettings", "ScheduleSettings", "ltx_video_preset"),
     ".application.selection": (
         "select_pipeline",
         "GenerationRequest",
@@ -115,9 +119,6 @@ _BASE_CLASSES = {
     "DiffusionPipeline": "diffusers.pipelines.pipeline_utils",
 }
 
-# What diffusers 0.42.1 has for LTX-2 and this package has not, and the module of diffusers that has it.
-_LACKING = {}
-
 __all__ = sorted(_PUBLIC)
 
 
@@ -126,11 +127,6 @@ def __getattr__(name: str) -> Any:
         module = import_module(_PUBLIC[name], __name__)
     elif name in _BASE_CLASSES:
         module = import_module(_BASE_CLASSES[name])
-    elif name in _LACKING:
-        # Of an AttributeError, `from ltx2_diffusers import ...` would not show the text.
-        raise ImportError(
-            f"{__name__} has no {name}; diffusers has it: from {_LACKING[name]} import {name}", name=name
-        )
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(module, name)

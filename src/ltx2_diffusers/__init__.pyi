@@ -19,6 +19,13 @@ from .conditioning.dfr_layout import LTX2DFRTemporalTile as LTX2DFRTemporalTile
 from .conditioning.dfr_layout import LTX2DFRTokenPlan as LTX2DFRTokenPlan
 from .conditioning.dfr_layout import epilogue_tiles as epilogue_tiles
 from .conditioning.dfr_layout import trim_canvas as trim_canvas
+from .families.ltx_video.conditions import LTXVideoCondition as LTXVideoCondition
+from .families.ltx_video.long import LTXVideoLongPipeline as LTXVideoLongPipeline
+from .families.ltx_video.pipeline import LTXVideoPipeline as LTXVideoPipeline
+from .families.ltx_video.presets import LTXVideoPreset as LTXVideoPreset
+from .families.ltx_video.presets import PassSettings as PassSettings
+from .families.ltx_video.presets import ScheduleSettings as ScheduleSettings
+from .families.ltx_video.presets import ltx_video_preset as ltx_video_preset
 from .guidance import GuidanceOptions as GuidanceOptions
 from .guidance import MultiModalGuiderParams as MultiModalGuiderParams
 from .guidance.component import LTX2Guidance as LTX2Guidance

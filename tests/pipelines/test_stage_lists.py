@@ -109,6 +109,45 @@ def test_a_rational_upsampler_fits_stages_of_its_scale(pipe):
         generate(other)
 
 
+def test_a_stage_goes_on_with_the_noise_of_the_one_before(pipe):
+    parts = [Stage(**levels(1.0, 0.8), end_sigma=0.5), Stage(**levels(0.5, 0.2), goes_on=True)]
+    whole = [Stage(**levels(1.0, 0.8, 0.5, 0.2))]
+    seams, one = (pipe(**CALL, stages=stages, generator=seeded(1)) for stages in (parts, whole))
+    assert seams.info["sigmas"][0][-1] == 0.5
+    torch.testing.assert_close(seams.frames, one.frames, rtol=0, atol=1e-5)
+    torch.testing.assert_close(seams.audio, one.audio, rtol=0, atol=1e-5)
+
+
+def test_enlarged_latents_take_the_statistics_of_those_before(pipe):
+    def made(factor):
+        second = Stage(upsampler="latent_upsampler", adain_factor=factor, **levels(0.3))
+        return pipe(**CALL, stages=[Stage(spatial_scale=0.5, **levels(1.0)), second], generator=seeded(1)).frames
+
+    assert not torch.allclose(made(0.0), made(1.0), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("stages", "wish", "message"),
+    [
+        ([Stage(**levels(1.0), end_sigma=0.5)], {}, "no stage goes on with it"),
+        ([Stage(**levels(1.0), end_sigma=0.5), Stage(**levels(0.5))], {}, "no stage goes on with it"),
+        ([Stage(**levels(1.0)), Stage(**levels(0.5), goes_on=True)], {}, "none is left to it"),
+        ([Stage(**levels(1.0), goes_on=True)], {}, "none is left to it"),
+        (
+            [Stage(**levels(0.5), end_sigma=0.5), Stage(**levels(0.5), goes_on=True)],
+            {},
+            "`end_sigma` of a stage is 0.5",
+        ),
+        ([Stage(**levels(1.0), adain_factor=2.0)], {}, "`adain_factor`"),
+        ([Stage(**levels(1.0), end_sigma=0.5), Stage(**levels(0.5), goes_on=True)], {"image": PICTURE}, "conditions"),
+        ([Stage(**levels(1.0), end_sigma=0.5), Stage(**levels(0.5), goes_on=True)], {"audio_stage": 0}, "still noisy"),
+    ],
+)
+def test_seams_between_stages_that_do_not_fit_are_refused(pipe, stages, wish, message):
+    with no_computation(pipe), pytest.raises(ValueError, match=message):
+        pipe(**CALL, stages=stages, **wish)
+
+
 # --- conditions in stages at a lower frame rate ---
 
 

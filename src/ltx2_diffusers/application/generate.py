@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ..checkpoints.class_names import FAMILIES
 from ..media.waveforms import fit_audio
 from ..pipelines.output import LTX2PipelineOutput
 from ..pipelines.recipes.two_stage import LTX2TwoStagePipeline
@@ -33,7 +34,7 @@ def generate(
     Args:
         request: What is asked for.
         pipeline: A pipeline on whose components the chosen one is built, best an [`LTX2TwoStagePipeline`], which has
-            those of all others. Its device and the kind of its checkpoint count, not `request.device_type`.
+            those of all others, or an [`LTXVideoPipeline`]. Its device and the kind of its checkpoint count, not `request.device_type`.
         image_generator: Makes the picture of a request with one frame, as `image_generator(request)` with all defaults
             filled in. Default this package's own two-stage pipeline, with one frame.
         on_progress: Called as `on_progress(step, total)` after each step of a run; what it raises ends the call.
@@ -50,7 +51,8 @@ def generate(
     if overrides.get("return_dict") is False:
         raise ValueError("`return_dict` has to be True; a request is answered with an LTX2PipelineOutput")
     request = replace(request, device_type=torch.device(pipeline._execution_device).type)
-    selection = select_pipeline(request, pipeline.preset.kind, defaults)
+    family = getattr(pipeline, "family", FAMILIES[0])
+    selection = select_pipeline(request, pipeline.preset.kind, defaults, family)
     if selection.rule == "image" and image_generator is not None:
         return image_generator(selection.request)
     if selection.tile_video and not pipeline.vae.use_streaming:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from math import inf, prod
 from typing import Any
 
+from ..checkpoints.class_names import FAMILIES
 from ..checks import check_at_least_one, check_choice, check_num_frames, check_positive, check_unit
 from ..conditioning.shapes import VIDEO_SCALE_FACTORS
 from ..declared import settle
@@ -127,7 +128,7 @@ class Selection:
     """What serves a request.
 
     Args:
-        rule: `"image"`, `"in_context"`, `"keyframes"`, `"chained"` or `"two_stage"`.
+        rule: `"image"`, `"in_context"`, `"keyframes"`, `"chained"` or `"two_stage"`; `"ltx_video"` for a checkpoint of that family.
         pipeline_name: Public name of the pipeline class.
         arguments: Arguments of its call, but for the generator.
         opening: Arguments of an [`LTX2TwoStagePipeline`] call that makes the first part of a chained video, if
@@ -156,22 +157,29 @@ class Selection:
 
 
 def select_pipeline(
-    request: GenerationRequest, kind: str = "dev", defaults: ApplicationDefaults = APPLICATION_DEFAULTS
+    request: GenerationRequest,
+    kind: str = "dev",
+    defaults: ApplicationDefaults = APPLICATION_DEFAULTS,
+    family: str = "ltx2",
 ) -> Selection:
     """Choose the pipeline for a request, and the arguments of its call.
 
     The first rule that fits decides: one frame is a picture; any clip asks for an IC-LoRA with all clips and pictures;
     pictures at the first and the last frame ask for interpolation; what is longer than one call makes is chained; all
-    else runs in two stages.
+    else runs in two stages. A checkpoint of LTX-Video has one pipeline, which shows pictures and clips at their frames.
 
     Args:
         request: What is asked for.
         kind: `"dev"` or `"distilled"`, the kind of the checkpoint; see the pipelines' `preset`.
         defaults: What the request takes where it does not say.
+        family: `"ltx2"` (default) or `"ltx_video"`, the family of the checkpoint.
 
     Raises:
         ValueError: If a value of the request is out of range.
     """
+    check_choice("family", family, FAMILIES)
+    if family != FAMILIES[0]:
+        return _of_ltx_video(request, defaults)
     check_choice("kind", kind, ("dev", "distilled"))
     complete, notes = _completed(request, defaults)
     rule, pipeline_name = _rule(complete, defaults)
@@ -190,6 +198,24 @@ def select_pipeline(
     if rule == "chained":
         return _chained(selection, defaults)
     return replace(selection, arguments=arguments | _timeline_arguments(rule, complete))
+
+
+def _of_ltx_video(request: GenerationRequest, defaults: ApplicationDefaults) -> Selection:
+    """The selection for a checkpoint of LTX-Video, whose preset says what the request leaves open of sampling."""
+    from ..families.ltx_video.conditions import LTXVideoCondition
+
+    complete, notes = _completed(request, replace(defaults, size_multiple=VIDEO_SCALE_FACTORS.height))
+    if request.enhance_prompt:
+        notes.append("the prompt stays as it is; the text encoder of LTX-Video writes none")
+    arguments = _shared_arguments(complete, {})
+    for name in ("num_inference_steps", "guidance_scale", "negative_prompt", "enable_prompt_enhancement"):
+        if arguments[name] is None or name == "enable_prompt_enhancement":
+            del arguments[name]
+    arguments["conditions"] = [
+        LTXVideoCondition(**{item.type: os.fspath(item.path)}, frame_index=item.frame_index, strength=item.strength)
+        for item in complete.timeline
+    ]
+    return Selection("ltx_video", "LTXVideoPipeline", arguments, complete, notes=tuple(notes))
 
 
 def _chained(selection: Selection, defaults: ApplicationDefaults) -> Selection:

@@ -60,6 +60,16 @@ COMPONENT_OF = {
     for ours in classes
     for name in (ours, _PORTABLE_COMPONENTS[ours][1])
 }
+# Classes of diffusers whose original files are read here, though they have no class of this package.
+LTX_VIDEO_CLASSES = {
+    "transformer": "LTXVideoTransformer3DModel",
+    "vae": "AutoencoderKLLTXVideo",
+    "latent_upsampler": "LTXLatentUpsamplerModel",
+}
+_COMPONENT_OF_FILE = COMPONENT_OF | {name: component for component, name in LTX_VIDEO_CLASSES.items()}
+FAMILIES = ("ltx2", "ltx_video")
+# What an original file of a whole model holds, by family.
+FILE_COMPONENTS = {"ltx2": PIPELINE_COMPONENTS, "ltx_video": ("transformer", "vae")}
 
 
 def to_ours(library: str, class_name: str) -> tuple[str, str]:
@@ -76,6 +86,8 @@ def to_ours(library: str, class_name: str) -> tuple[str, str]:
 
 def model_pair(class_name: str | None) -> tuple[str, str] | None:
     """The pair to load for a model whose own configuration says only the name of its class, ours or diffusers'."""
+    if class_name in LTX_VIDEO_CLASSES.values():
+        return ("ltx" if class_name == LTX_VIDEO_CLASSES["latent_upsampler"] else "diffusers"), class_name
     names = {portable[1]: ours for ours, portable in _PORTABLE_COMPONENTS.items()}
     name = names.get(class_name or "", class_name)
     return (PACKAGE, name) if name in _PORTABLE_COMPONENTS else None
@@ -101,19 +113,34 @@ def component_of(cls: type) -> str:
     """The component folder of a model class (also of subclasses, and of diffusers' classes).
 
     Raises:
-        ValueError: If `cls` is no class of an LTX-2 component.
+        ValueError: If `cls` is no class of such a component.
     """
     for base in cls.__mro__:
-        if base.__name__ in COMPONENT_OF:
-            return COMPONENT_OF[base.__name__]
-    known = ", ".join(_PORTABLE_COMPONENTS)
-    raise ValueError(f"{cls.__name__} is no component of an LTX-2 checkpoint; known are {known}")
+        if base.__name__ in _COMPONENT_OF_FILE:
+            return _COMPONENT_OF_FILE[base.__name__]
+    known = ", ".join([*_PORTABLE_COMPONENTS, *LTX_VIDEO_CLASSES.values()])
+    raise ValueError(f"{cls.__name__} is no component of an LTX-2 or LTX-Video checkpoint; known are {known}")
+
+
+def family_of(cls: type) -> str:
+    """The family of a model class, one of `FAMILIES`."""
+    return FAMILIES[any(base.__name__ in LTX_VIDEO_CLASSES.values() for base in cls.__mro__)]
 
 
 def class_name_for(component: str, config: Mapping[str, Any]) -> str:
     """Our class for a component with the given diffusers config."""
     names = COMPONENT_CLASSES[component]
     return names[-1] if component == "vocoder" and "bwe_hidden_channels" in config else names[0]
+
+
+def ltx_video_class(component: str) -> type[Any]:
+    """diffusers' class for a component of LTX-Video, one of `LTX_VIDEO_CLASSES`."""
+    import diffusers
+    from diffusers.pipelines.ltx.modeling_latent_upsampler import LTXLatentUpsamplerModel
+
+    if component == "latent_upsampler":
+        return LTXLatentUpsamplerModel
+    return getattr(diffusers, LTX_VIDEO_CLASSES[component])
 
 
 def _is_ours(module: str) -> bool:

@@ -12,9 +12,9 @@ from .config_fields import Field, Note, check_choice, check_fields, read_fields,
 
 SECTION = "vae"
 
-_KINDS = {"space": "spatial", "time": "temporal", "all": "spatiotemporal"}
-_KIND_NAMES = {kind: name for name, kind in _KINDS.items()}
-_VAE = {
+KINDS = {"space": "spatial", "time": "temporal", "all": "spatiotemporal"}
+_KIND_NAMES = {kind: name for name, kind in KINDS.items()}
+VAE_FIELDS = {
     "_class_name": Note("CausalVideoAutoencoder"),
     "dims": 3,
     "norm_layer": "pixel_norm",
@@ -47,8 +47,8 @@ def vae_to_diffusers(fields: Mapping[str, Any], timestep_conditioning: bool = Tr
             f"vae._class_name is {config_diffusion.CLASS_NAME!r}, a diffusion decoder, which encodes nothing; load it with "
             "LTX2VideoDiffusionDecoderModel, and the autoencoder from its own file"
         )
-    check_fields(SECTION, _VAE, fields)
-    config = read_fields(_VAE, {"timestep_conditioning": timestep_conditioning, **fields})
+    check_fields(SECTION, VAE_FIELDS, fields)
+    config = read_fields(VAE_FIELDS, {"timestep_conditioning": timestep_conditioning, **fields})
     encoder_layers, downsamples = _walk("encoder_blocks", fields, "_res")
     decoder_layers, upsamples = _walk("decoder_blocks", fields, "")
     downsample_type = [kind for kind, _ in downsamples]
@@ -88,7 +88,7 @@ def vae_to_original(config: Mapping[str, Any]) -> dict[str, Any]:
     verbose = padding != decoder_padding
     noise = [{"inject_noise": flag} if verbose or flag else {} for flag in config["decoder_inject_noise"]]
     residual = [{"residual": flag} if verbose or flag else {} for flag in config["upsample_residual"]]
-    fields = write_fields(_VAE, {"scaling_factor": 1.0, **config}) | {
+    fields = write_fields(VAE_FIELDS, {"scaling_factor": 1.0, **config}) | {
         "encoder_blocks": _blocks(
             [{"num_layers": count} for count in config["layers_per_block"]],
             [f"compress_{_KIND_NAMES[kind]}_res" for kind in config["downsample_type"]],
@@ -134,7 +134,7 @@ def _walk(
     """Splits an alternating block list into residual groups and resampling blocks, refusing any other structure."""
     if not fields.get(name):
         raise ValueError(f"the checkpoint's config has no {SECTION}.{name}")
-    kinds = {f"compress_{kind_name}{suffix}": kind for kind_name, kind in _KINDS.items()}
+    kinds = {f"compress_{kind_name}{suffix}": kind for kind_name, kind in KINDS.items()}
     groups: list[Mapping[str, Any]] = []
     resamplers: list[tuple[str, Mapping[str, Any]]] = []
     for index, (block, params) in enumerate(fields[name]):

@@ -27,7 +27,7 @@ from .safetensors_io import Entry, read_folder, tensor_differences, write_file
 from .scaled_fp8 import without_scales
 from .several_files import all_files, merged
 from .text_file import is_text_file
-from .versions import check_gemma, model_version
+from .versions import check_gemma, check_ltx2, model_version
 
 Part = tuple[dict[str, Entry], dict[str, Any]]
 """Tensors of a component under diffusers' names, and its diffusers config."""
@@ -70,6 +70,7 @@ def convert_to_diffusers(
             transformer are written in float8; default: as real weights.
         on_tensor: Called with the name of every tensor written.
     """
+    check_ltx2(source, "load it with LTXVideoPipeline.from_single_file, and save that")
     check_folder_writable(output)
     method = _float8(quantization_config)
     parts = original_components(source, dtype, quantization_config=method)
@@ -147,6 +148,7 @@ def convert_to_original(
             that of the transformer, the vocoder is in that of the audio VAE. Default `False`: one file.
         on_tensor: Called with the name of every tensor written.
     """
+    check_ltx2(source, "files of that layout are not written")
     (check_folder_writable if per_component else check_writable)(output)
     parts = folder_components(source, dtype, _float8(quantization_config))
     for name, part in parts.items():

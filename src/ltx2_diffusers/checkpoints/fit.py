@@ -45,7 +45,7 @@ _COUNTS = {
         "audio_connector_num_layers": r"audio_connector\.transformer_blocks\.(\d+)\.",
     },
     "vae": {
-        "block_out_channels": r"encoder\.down_blocks\.(\d+)\.",
+        "down_block_types": r"encoder\.down_blocks\.(\d+)\.",
         "decoder_block_out_channels": r"decoder\.up_blocks\.(\d+)\.",
     },
     "audio_vae": {"ch_mult": r"decoder\.up\.(\d+)\.", "num_res_blocks": r"encoder\.down\.0\.block\.(\d+)\."},

@@ -55,6 +55,19 @@ _STATISTICS = {
 }
 # These two sit under `decoder.` only; the blocks' own embedders have the same name in both layouts.
 _DECODER_HEAD = {"last_time_embedder": "time_embedder", "last_scale_shift_table": "scale_shift_table"}
+# Blocks of a video VAE of LTX-Video 0.9.0 and, in the encoder, 0.9.1, in the original's order: some change the width,
+# which do not alternate with others.
+_WIDENED = {
+    "encoder": [
+        *(f"down_blocks.{stage}{part}" for stage in (0, 1) for part in ("", ".downsamplers.0", ".conv_out")),
+        *("down_blocks.2", "down_blocks.2.downsamplers.0", "down_blocks.3", "mid_block"),
+    ],
+    "decoder": [
+        *("mid_block", "up_blocks.0", "up_blocks.1.upsamplers.0", "up_blocks.1"),
+        *(f"up_blocks.{stage}{part}" for stage in (2, 3) for part in (".conv_in", ".upsamplers.0", "")),
+    ],
+}
+_WIDENED_PARTS = {".norm3.norm.": ".norm3.", ".conv_shortcut.": ".conv_shortcut.conv."}
 # The one output projection of the duration head.
 _POOLED = ("attention_pooler.cross_attn.out_proj.", "attention_pooler.to_out.")
 # Queries, keys and values of an attention, which the original layout stores as one tensor by this name.
@@ -159,7 +172,8 @@ def rename(component: str, names: Iterable[str], to: Layout) -> dict[str, str]:
     if to == "diffusers" and is_diffusers_layout(component, names):
         return {name: name for name in names}
     if component == "vae":
-        return {name: _rename_video_vae(name, names, to) for name in names}
+        renamed = {name: _rename_video_vae(name, names, to) for name in names}
+        return {name: _widened(name, new, names) for name, new in renamed.items()} if to == "diffusers" else renamed
     if component == "audio_vae":
         statistics = _direction(_STATISTICS, to)
         return {name: statistics.get(name, name) for name in names}
@@ -242,6 +256,18 @@ def _rename_video_vae(name: str, names: list[str], to: Layout) -> str:
     else:
         rest = _block_to_original(half, rest, names)
     return f"{half}.{_map_parts(rest, _direction({'res_blocks': 'resnets'}, to))}"
+
+
+def _widened(name: str, renamed: str, names: list[str]) -> str:
+    """The name in diffusers' layout of a tensor in a half whose blocks are those of `_WIDENED`, or as it is `renamed`."""
+    match = re.match(r"(encoder|decoder)\.(down|up)_blocks\.(\d+)(\..*)", name)
+    place = {"encoder": "encoder.down_blocks.2.conv1.", "decoder": "decoder.up_blocks.4.conv1."}
+    if match is None or not any(other.startswith(place[match[1]]) for other in names):
+        return renamed
+    tail = match[4].replace(".res_blocks.", ".resnets.")
+    for old, new in _WIDENED_PARTS.items():
+        tail = tail.replace(old, new)
+    return f"{match[1]}.{_WIDENED[match[1]][int(match[3])]}{tail}"
 
 
 def _block_to_diffusers(half: str, rest: str, names: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""An LTX-2 checkpoint in original layout, seen as components under diffusers names."""
+"""A checkpoint in original layout, of LTX-2 or LTX-Video, seen as components under diffusers names."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..quantization.configs import FP8Config
-from . import configs, gguf_file, keys
+from . import class_names, config_ltx_video, configs, gguf_file, keys
 from .class_names import OPTIONAL_COMPONENTS
 from .config_diffusion import without_gates
 from .json_files import check_finite, parse_object, read_object
@@ -95,11 +95,29 @@ class OriginalCheckpoint:
             raise ValueError(f"keep_quantized keeps the stored dtypes; dtype={dtype} contradicts it")
         return entries
 
-    def config(self, component: str) -> dict[str, Any]:
-        """The diffusers config of one component: from the metadata, else that of the published model it resembles."""
+    @property
+    def family(self) -> str:
+        """One of `FAMILIES`, by what the file says of its transformer: LTX-Video's knows no sound."""
+        fields = self.metadata_config.get("transformer") or {}
+        if isinstance(fields, Mapping) and "_class_name" in fields:
+            return class_names.FAMILIES[fields["_class_name"] == "Transformer3DModel"]
+        names = keys.component_keys("transformer", self.entries).values()
+        speaks = any("audio" in name or "prompt_adaln" in name for name in [*names, *fields])
+        return class_names.FAMILIES[bool(names) and not speaks]
+
+    def config(self, component: str, family: str = "ltx2") -> dict[str, Any]:
+        """The diffusers config of one component: from the metadata, else that of the published model it resembles.
+
+        Args:
+            component: One of `keys.COMPONENTS`.
+            family: Whose configs, one of `FAMILIES`.
+        """
         entries = self.component(component)
         with self.named(component):
-            config = self._config_of(component, entries)
+            if family == "ltx_video":
+                config = config_ltx_video.to_diffusers(component, self.metadata_config, entries)
+            else:
+                config = self._config_of(component, entries)
             check_finite(config, "the `config` metadata")
         return config
 

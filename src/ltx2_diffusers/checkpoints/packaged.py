@@ -1,11 +1,11 @@
-"""The miniature checkpoint that comes with the package: real structure, small, no network."""
+"""The small checkpoints that come with the package: real structure, no network."""
 
 import difflib
 from importlib import resources
 from pathlib import Path
 
 # Name -> folder under resources/checkpoints.
-_FOLDERS = {"ltx2-mini": "ltx2-mini"}
+_FOLDERS = {"ltx2-mini": "ltx2-mini", "ltx-video-tiny": "ltx-video-tiny"}
 PACKAGED = tuple(_FOLDERS)
 PACKAGED_SIZE = {"width": 128, "height": 128, "num_frames": 25}
 """Size of the clips that packaged checkpoints were trained on; their upsamplers double the sides."""
@@ -27,7 +27,8 @@ def packaged_checkpoint(name: str) -> Path:
 
     Args:
         name: `"ltx2-mini"`, which has the structure of LTX-2.0 and was trained on a miniature world of coloured shapes.
-            Its sub-folder `latent_upsampler` holds the spatial upsampler.
+            Its sub-folder `latent_upsampler` holds the spatial upsampler. `"ltx-video-tiny"` has the structure of LTX-Video 0.9.8
+            in its distilled 2B size, with random weights: its clips show nothing.
 
     Raises:
         ValueError: If no checkpoint has that name.

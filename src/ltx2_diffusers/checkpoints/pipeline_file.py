@@ -1,4 +1,4 @@
-"""All components of a pipeline out of one original checkpoint file."""
+"""All components of a pipeline out of one original checkpoint file, of LTX-2 or LTX-Video."""
 
 import inspect
 import os
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..quantization.configs import TRANSFORMERS, as_pipeline_config
-from .class_names import OPTIONAL_COMPONENTS, PIPELINE_COMPONENTS, class_name_for
+from .class_names import FAMILIES, FILE_COMPONENTS, OPTIONAL_COMPONENTS, class_name_for, ltx_video_class
 from .folder import is_distilled, new_scheduler
 from .origin import origin_at, remember
 from .original import OriginalCheckpoint
@@ -19,7 +19,9 @@ from .text_file import is_text_file, load_text_file
 from .versions import check_gemma
 
 _TEXT_MODELS = {"text_encoder": "PreTrainedModel", "tokenizer": "PreTrainedTokenizer"}
-_HUB_OPTIONS = ("revision", "cache_dir", "local_files_only", "token", "force_download")
+# Of each family: its name, and the class of transformers that reads its texts.
+_NAMES = {"ltx2": ("LTX-2", "AutoModelForImageTextToText"), "ltx_video": ("LTX-Video", "T5EncoderModel")}
+HUB_OPTIONS = ("revision", "cache_dir", "local_files_only", "token", "force_download")
 
 
 def load_pipeline_components(
@@ -32,10 +34,10 @@ def load_pipeline_components(
     quantization_config: Any = None,
     **given: Any,
 ) -> dict[str, Any]:
-    """The constructor arguments of a pipeline, read from original files and a Gemma folder.
+    """The constructor arguments of a pipeline, read from original files and the folder of a text encoder.
 
     Args:
-        pipeline_class: Class of the pipeline.
+        pipeline_class: Class of the pipeline; its `family` is LTX-2 unless it says so.
         path_or_link: The safetensors file, or a Hub link to one; or several of them, see [`component_files`].
         text_encoder: A language model, or a folder or Hub id to load it (and the tokenizer) from; `None` for none.
         tokenizer: Its tokenizer; needed if `text_encoder` is a model.
@@ -44,18 +46,19 @@ def load_pipeline_components(
             diffusers' `PipelineQuantizationConfig` with a `quant_mapping`, which may name the text encoder, too.
         given: Components that replace the file's, and options of the download (`revision`, `cache_dir`, ...).
     """
-    import ltx2_diffusers
-
-    dtype = torch_dtype if dtype is None else dtype
-    hub = {name: given.pop(name) for name in _HUB_OPTIONS if name in given}
+    dtype, family = torch_dtype if dtype is None else dtype, getattr(pipeline_class, "family", FAMILIES[0])
+    hub = {name: given.pop(name) for name in HUB_OPTIONS if name in given}
     known = [name for name in inspect.signature(pipeline_class).parameters if name not in _TEXT_MODELS]
     if unknown := sorted(set(given) - set(known)):
         raise ValueError(
             f"{pipeline_class.__name__}.from_single_file does not know {unknown}; besides `text_encoder`, `tokenizer`, `dtype` and "
-            f"`quantization_config` it takes the components {', '.join(known)}, and the options {', '.join(_HUB_OPTIONS)}"
+            f"`quantization_config` it takes the components {', '.join(known)}, and the options {', '.join(HUB_OPTIONS)}"
         )
     files = component_files(path_or_link, **hub)
-    needed = [name for name in PIPELINE_COMPONENTS if name not in given]
+    checkpoints = {name: OriginalCheckpoint(paths[0] if len(paths) == 1 else paths) for name, paths in files.items()}
+    if "transformer" not in given:
+        _check_family(checkpoints.get("transformer"), family)
+    needed = [name for name in FILE_COMPONENTS[family] if name not in given]
     if missing := [name for name in needed if name not in files]:
         places = dict.fromkeys(str(path) for paths in files.values() for path in paths)
         raise ValueError(
@@ -65,16 +68,35 @@ def load_pipeline_components(
     needed += [name for name in OPTIONAL_COMPONENTS if name in files and name in known and name not in given]
     methods = _methods(quantization_config, [*needed, "text_encoder"])
     of_text = {"quantization_config": methods["text_encoder"]} if "text_encoder" in methods else {}
-    text_encoder, tokenizer = load_text_encoder(text_encoder, tokenizer, dtype, **of_text, **hub)
+    kind = {"model_class": _NAMES[family][1], **of_text}
+    text_encoder, tokenizer = load_text_encoder(text_encoder, tokenizer, dtype, **kind, **hub)
     components = {"text_encoder": text_encoder, "tokenizer": tokenizer, **given}
     for name in needed:
         place = files[name][0] if len(files[name]) == 1 else files[name]
-        model_class = getattr(ltx2_diffusers, class_name_for(name, OriginalCheckpoint(place).config(name)))
+        model_class = _model_class(family, name, checkpoints[name])
         components[name] = load_component(model_class, place, dtype=dtype, quantization_config=methods.get(name))
     main = files.get("transformer", [Path()])[0]
     if text_encoder is not None and main.is_file():
-        check_gemma(OriginalCheckpoint(main).metadata, text_encoder.config.to_dict(), str(main))
+        check_gemma(checkpoints["transformer"].metadata, text_encoder.config.to_dict(), str(main))
     return {"scheduler": new_scheduler(is_distilled(main)), **components}
+
+
+def _check_family(checkpoint: OriginalCheckpoint | None, family: str) -> None:
+    """The transformer must be of the pipeline's family."""
+    if checkpoint is not None and checkpoint.family != family:
+        other = "LTXVideoPipeline" if family == FAMILIES[0] else "LTX2Pipeline"
+        raise ValueError(
+            f"{checkpoint.name} is a checkpoint of {_NAMES[checkpoint.family][0]}, not {_NAMES[family][0]}; load it with "
+            f"{other}.from_single_file"
+        )
+
+
+def _model_class(family: str, component: str, checkpoint: OriginalCheckpoint) -> type:
+    import ltx2_diffusers
+
+    if family != FAMILIES[0]:
+        return ltx_video_class(component)
+    return getattr(ltx2_diffusers, class_name_for(component, checkpoint.config(component)))
 
 
 def _methods(quantization_config: Any, loaded: list[str]) -> dict[str, Any]:
@@ -98,7 +120,11 @@ def _methods(quantization_config: Any, loaded: list[str]) -> dict[str, Any]:
 
 
 def load_text_encoder(
-    text_encoder: Any, tokenizer: Any = None, dtype: torch.dtype | None = None, **options: Any
+    text_encoder: Any,
+    tokenizer: Any = None,
+    dtype: torch.dtype | None = None,
+    model_class: str = _NAMES["ltx2"][1],
+    **options: Any,
 ) -> tuple[Any, Any]:
     """A language model and its tokenizer.
 
@@ -106,26 +132,27 @@ def load_text_encoder(
         text_encoder: The model, `None` to do without, or a folder, Hub id or original file to load it from.
         tokenizer: Its tokenizer, default from the same place; needed if `text_encoder` is a model.
         dtype: Data type of its weights, default as stored.
+        model_class: Class of transformers to load it with, default that of LTX-2.
         options: Arguments of the download, and `quantization_config` for the model.
     """
     if not isinstance(text_encoder, (str, os.PathLike)):
         if text_encoder is not None and tokenizer is None:
             raise ValueError("a `text_encoder` given as a model needs its `tokenizer` beside it")
         return text_encoder, tokenizer
-    from transformers import AutoModelForImageTextToText
+    import transformers
 
     source = os.fspath(text_encoder)
     if is_text_file(source):
-        model, own = load_text_file(source, dtype, **{n: v for n, v in options.items() if n not in _HUB_OPTIONS})
+        model, own = load_text_file(source, dtype, **{n: v for n, v in options.items() if n not in HUB_OPTIONS})
         return model, own if tokenizer is None else tokenizer
     subfolder = _checked_subfolder(source, "text_encoder")
     if tokenizer is None:
-        hub = {name: value for name, value in options.items() if name in _HUB_OPTIONS}
+        hub = {name: value for name, value in options.items() if name in HUB_OPTIONS}
         tokenizer = load_tokenizer(source, **hub)
     origin = origin_at(Path(source, subfolder))
     with named_errors(Path(source)):
         of_model = {"subfolder": subfolder, **options}
-        model = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype or "auto", **of_model)
+        model = getattr(transformers, model_class).from_pretrained(source, dtype=dtype or "auto", **of_model)
     remember(model, origin)
     return model, tokenizer
 

@@ -46,10 +46,10 @@ def load_component(
     proxies: Mapping[str, str] | None = None,
     **config_overrides: Any,
 ) -> Any:
-    """Loads a model of class `cls` from an original LTX-2 checkpoint, reading only this component's tensors.
+    """Loads a model of class `cls` from an original checkpoint, reading only this component's tensors.
 
     Args:
-        cls: A model class of an LTX-2 component.
+        cls: A model class of an LTX-2 component, or diffusers' one of an LTX-Video component.
         path_or_dict: A safetensors or GGUF file, a Hub link to one, a list of safetensors files that hold it together, or a
             state dict, which is not changed.
         torch_dtype, dtype: Floating-point dtype of the model; `dtype` wins. Default: as stored; scaled fp8 weights
@@ -86,6 +86,7 @@ def load_component(
     if isinstance(path_or_dict, (str, os.PathLike)):
         path_or_dict = local_file(path_or_dict, revision, force_download=force_download, **hub_options)
     checkpoint = OriginalCheckpoint(path_or_dict, mmap=not disable_mmap, original_config=original_config)
+    _check_float8(cls, checkpoint)
     dtype = dtype if dtype is not None else torch_dtype
     if quantization_config is None:
         entries = checkpoint.component(component, dtype)
@@ -153,7 +154,8 @@ def _fitting_config(
 ) -> dict[str, Any]:
     """The configuration of a component, which builds exactly the tensors that there are."""
     component = class_names.component_of(cls)
-    config = {**(checkpoint.config(component) if given is None else given), **overrides}
+    own = checkpoint.config(component, class_names.family_of(cls)) if given is None else given
+    config = {**own, **overrides}
     if component == "vocoder":
         _check_stages(cls, entries, checkpoint.name)
     is_guess = given is None and not checkpoint.has_config(component)
@@ -167,6 +169,16 @@ def _check_options(cls: ModelClass, config: object, original_config: object, ove
         raise ValueError("config and original_config exclude each other; give one of them")
     if unknown := sorted(set(overrides) - set(inspect.signature(cls).parameters)):
         raise TypeError(f"from_single_file got unknown arguments: {', '.join(unknown)}")
+
+
+def _check_float8(cls: ModelClass, checkpoint: OriginalCheckpoint) -> None:
+    """Refuse weights of LTX-Video in float8: their files are made for kernels that rotate what they multiply."""
+    float8 = any(entry.dtype.is_floating_point and entry.dtype.itemsize == 1 for entry in checkpoint.entries.values())
+    if float8 and class_names.family_of(cls) == "ltx_video":
+        raise ValueError(
+            f"{checkpoint.name} holds float8 weights of LTX-Video, whose layout is not published; load the bfloat16 file of the same "
+            "model, with quantization_config='fp8_cast' if its transformer has to be small"
+        )
 
 
 def _fill_float8(

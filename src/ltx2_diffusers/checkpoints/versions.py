@@ -1,9 +1,39 @@
-"""Which generation and kind of model a configuration belongs to."""
+"""Which family, generation and kind of model a checkpoint or a configuration belongs to."""
 
+import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from .json_files import parse_object
+from .class_names import FAMILIES, LTX_VIDEO_CLASSES
+from .json_files import parse_object, read_object
+from .original import OriginalCheckpoint
+from .packaged import checkpoint_path
+
+# Names of repositories and files of LTX-Video, as published; later generations are LTX-2.
+_LTX_VIDEO = re.compile(r"ltx[-_]?v|ltx[-_]0\.9", re.IGNORECASE)
+
+
+def checkpoint_family(name: str | os.PathLike) -> str:
+    """The family of a checkpoint, one of `FAMILIES`; of a repository of the Hub as its name says it.
+
+    Args:
+        name: A folder in diffusers' layout, an original file, a packaged name or a Hub id. Nothing is fetched.
+    """
+    path = checkpoint_path(os.fspath(name))
+    if path.is_file():
+        return OriginalCheckpoint(path, mmap=True).family
+    if not path.is_dir():
+        return FAMILIES[_LTX_VIDEO.search(os.fspath(name)) is not None]
+    index = path / "model_index.json"
+    entry = read_object(index).get("transformer") if index.is_file() else None
+    return FAMILIES[isinstance(entry, list) and LTX_VIDEO_CLASSES["transformer"] in entry]
+
+
+def check_ltx2(name: str | os.PathLike, instead: str) -> None:
+    """Raise `ValueError` for a checkpoint of LTX-Video, saying what to do `instead`."""
+    if checkpoint_family(name) != FAMILIES[0]:
+        raise ValueError(f"{os.fspath(name)!r} is a checkpoint of LTX-Video, not LTX-2; {instead}")
 
 
 def model_version(transformer_config: Mapping[str, Any]) -> str:

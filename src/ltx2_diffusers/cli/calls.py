@@ -6,6 +6,7 @@ Each function takes all options and the arguments that the call takes, and retur
 from collections.abc import Callable, Collection
 from dataclasses import fields
 from math import ceil, inf
+from pathlib import Path
 from typing import Any
 
 from ..checks import check_positive
@@ -23,11 +24,15 @@ def prompts(options: Options, _takes: Collection[str]) -> Arguments:
 
 def pictures(options: Options, takes: Collection[str]) -> Arguments:
     """Pictures and clips in the form that the pipeline takes."""
-    from .. import LTX2VideoCondition
+    from .. import LTX2VideoCondition, LTXVideoCondition
 
     crf = options.get("image_crf")
     placed = [[0, options["image"], 1.0]] if "image" in options else []
     placed += options.get("image_at", [])
+    if "media_items" in takes:
+        _check_by_time(options)
+        items = [LTXVideoCondition(**_as_frames(f), frame_index=n, strength=s) for n, f, s in placed]
+        return {"conditions": items} if crf is None else {"conditions": items, "image_crf": crf}
     if "images" in takes:
         frames, images, strengths = (list(column) for column in zip(*placed))
         return {"images": images, "frame_indices": frames, "strengths": strengths, "image_crf": crf}
@@ -38,10 +43,37 @@ def pictures(options: Options, takes: Collection[str]) -> Arguments:
     return {"conditions": conditions}
 
 
-def references(options: Options, _takes: Collection[str]) -> Arguments:
-    """Clips and sounds that the result follows."""
-    from .. import LTX2AudioReferenceCondition, LTX2HDRReferenceCondition, LTX2ReferenceCondition
+def _as_frames(file: Path) -> Arguments:
+    """A file as what it is: a picture or a clip."""
+    from ..media.images import is_clip
 
+    return {"video" if is_clip(file) else "image": file}
+
+
+def _check_by_time(options: Options) -> None:
+    if "frame_by_frame" in options:
+        raise ValueError("--frame-by-frame is for checkpoints of LTX-2; frames of clips are taken by their times")
+
+
+def source(options: Options, takes: Collection[str]) -> Arguments:
+    """The clip to work on; LTX-Video takes one to start from."""
+    return {"media_items" if "media_items" in takes else "video": options["video"]}
+
+
+def scales(options: Options, takes: Collection[str]) -> Arguments:
+    """Whether a clip is made at once, or small first and then refined."""
+    return {"multi_scale" if "multi_scale" in takes else "two_stage": "two_stage" in options}
+
+
+def references(options: Options, takes: Collection[str]) -> Arguments:
+    """Clips and sounds that the result follows."""
+    from .. import LTX2AudioReferenceCondition, LTX2HDRReferenceCondition, LTX2ReferenceCondition, LTXVideoCondition
+
+    if "media_items" in takes and "reference_audio" not in options:
+        _check_by_time(options)
+        return {
+            "reference_conditions": [LTXVideoCondition(**_as_frames(f), strength=s) for f, s in options["reference"]]
+        }
     rate, clip = _read_at(options), LTX2HDRReferenceCondition if "hdr" in options else LTX2ReferenceCondition
     clips = [clip(f, strength=s, frame_rate=rate) for f, s in options.get("reference", [])]
     sounds = [LTX2AudioReferenceCondition(file, strength=s) for file, s in options.get("reference_audio", [])]

@@ -141,9 +141,12 @@ def with_defaults(given: Options, mode: Mode) -> dict[str, Any]:
     }
     defaults |= machine_defaults(given)
     is_packaged = {**defaults, **given}["checkpoint"] in PACKAGED
-    if "video" not in given:
-        sizes = PACKAGED_SIZE if is_packaged else dict(zip(("height", "width", "num_frames"), DEFAULT_SIZE))
-        defaults |= {name: value for name, value in {**sizes, "frame_rate": 24.0}.items() if name in takes}
+    if "video" not in given or mode.size is not None:
+        usual = mode.size or (*DEFAULT_SIZE, 24.0)
+        sizes = dict(zip(("height", "width", "num_frames", "frame_rate"), usual)) | (
+            PACKAGED_SIZE if is_packaged else {}
+        )
+        defaults |= {name: value for name, value in sizes.items() if name in takes}
     if not given.keys().isdisjoint(("extend", "auto_length")):
         # The parts of a long clip have the length that makes its duration.
         defaults.pop("num_frames", None)

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +36,25 @@ def run(options: argparse.Namespace) -> int:
             f"there is no file or folder {options.checkpoint!r} (a Hub repository has to be downloaded first); "
             f"{meant_instead(options.checkpoint)}"
         )
+    from ..checkpoints.versions import checkpoint_family
+
     is_original = path.is_file() or holds_originals(path)
     version, kind, parts = describe_file(path) if is_original else describe_folder(path)
-    layout = "original" if is_original else "diffusers"
+    layout, family = "original" if is_original else "diffusers", checkpoint_family(path)
+    settings = ltx_video_settings(path) if family == "ltx_video" else None
+    if settings is not None:
+        version, kind = settings.version, f"{settings.size} {settings.kind}"
     if options.json:
-        summary = {"layout": layout, "version": version, "kind": kind, "components": parts}
-        print(json.dumps(summary, indent=2))
+        summary = {"family": family, "layout": layout, "version": version, "kind": kind, "components": parts}
+        print(json.dumps(summary | ({"preset": asdict(settings)} if settings is not None else {}), indent=2))
         return 0
-    print(f"{options.checkpoint}: {layout} layout, LTX-{version} {kind}")
+    if settings is None:
+        print(f"{options.checkpoint}: {layout} layout, LTX-{version} {kind}")
+    else:
+        times = "causal" if settings.causal_temporal_positioning else "not causal"
+        print(
+            f"{options.checkpoint}: {layout} layout, LTX-Video {version} {kind}, settings {settings.name}, positions {times}"
+        )
     print(f"{'component':<18}{'class':<38}{'tensors':>9}{'parameters':>13}{'size':>11}  dtypes")
     for name, part in parts.items():
         numbers = f"{part['tensors']:>9}{_short(part['parameters']):>13}{_short(part['bytes'], 'B'):>11}"
@@ -52,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
 
 def describe_file(path: Path) -> tuple[str, str, dict[str, Any]]:
     """Version, kind and components of an original file."""
-    from ..checkpoints.class_names import class_name_for
+    from ..checkpoints.class_names import LTX_VIDEO_CLASSES, class_name_for
     from ..checkpoints.folder import is_distilled
     from ..checkpoints.original import OriginalCheckpoint
     from ..checkpoints.several_files import all_files
@@ -60,15 +72,24 @@ def describe_file(path: Path) -> tuple[str, str, dict[str, Any]]:
 
     files = all_files(path) if path.is_dir() else [path]
     checkpoint = OriginalCheckpoint(files[0] if len(files) == 1 else files)
-    names = checkpoint.components()
+    names, family = checkpoint.components(), checkpoint.family
     if not names:
-        raise ValueError(f"{path} holds no component of LTX-2")
-    parts = {
-        name: _part(class_name_for(name, checkpoint.config(name)), checkpoint.component(name, keep_quantized=True))
-        for name in names
-    }
+        raise ValueError(f"{path} holds no component of LTX-2 or LTX-Video")
+    parts = {}
+    for name in names:
+        own = LTX_VIDEO_CLASSES.get(name) if family == "ltx_video" else class_name_for(name, checkpoint.config(name))
+        parts[name] = _part(str(own), checkpoint.component(name, keep_quantized=True))
+    if family == "ltx_video":
+        return "unknown", "unknown", parts
     version = model_version(checkpoint.config("transformer")) if "transformer" in names else "unknown"
     return checkpoint.metadata.get("model_version", version), "distilled" if is_distilled(files[0]) else "dev", parts
+
+
+def ltx_video_settings(path: Path) -> Any:
+    """The settings of a checkpoint of LTX-Video, `None` for a part of one."""
+    from ..families.ltx_video.loading import settings_at
+
+    return settings_at(path)
 
 
 def describe_folder(path: Path) -> tuple[str, str, dict[str, Any]]:

@@ -91,6 +91,7 @@ def load_pipeline(options: Options, pipeline_class: Any) -> Any:
     from diffusers.utils import logging
 
     logging.disable_progress_bar()
+    _check_family(options, pipeline_class)
     _check_offload(options)
     _check_step_cache(options)
     pipeline = _placed(_adapted(options, pipeline_class), options)
@@ -104,9 +105,10 @@ def _adapted(options: Options, pipeline_class: Any) -> Any:
     from ..schedulers.scheduling_ltx2 import LTX2Scheduler
 
     pipeline = _from_checkpoint(options, pipeline_class)
-    if not isinstance(pipeline.scheduler, LTX2Scheduler):
-        pipeline.scheduler = LTX2Scheduler.from_config(pipeline.scheduler.config)
-    _check_kind(pipeline, options)
+    if not _is_ltx_video(pipeline_class):
+        if not isinstance(pipeline.scheduler, LTX2Scheduler):
+            pipeline.scheduler = LTX2Scheduler.from_config(pipeline.scheduler.config)
+        _check_kind(pipeline, options)
     if "auto_length" in options and not pipeline.has("duration_head"):
         raise ValueError(
             f"--auto-length needs a duration head, which {options['checkpoint']} has not; use --num-frames 121"
@@ -121,6 +123,24 @@ def _adapted(options: Options, pipeline_class: Any) -> Any:
     if "prompt_cache" in options:
         pipeline.enable_prompt_cache(options["prompt_cache"])
     return pipeline
+
+
+def _is_ltx_video(pipeline_class: Any) -> bool:
+    return getattr(pipeline_class, "family", None) == "ltx_video"
+
+
+def _check_family(options: Options, pipeline_class: Any) -> None:
+    """The checkpoint must be of the pipeline's family, and LTX-Video's networks, which are diffusers' own, are not streamed."""
+    from ..checkpoints.versions import check_ltx2
+
+    if not _is_ltx_video(pipeline_class):
+        check_ltx2(options["checkpoint"], "`ltx2 generate` runs it; here name one of LTX-2 with --checkpoint")
+        return
+    if "vram" in options or options.get("offload") in ("blocks", "disk"):
+        given = "--vram" if "vram" in options else f"--offload {options['offload']}"
+        raise ValueError(f"{given} is for checkpoints of LTX-2; with LTX-Video use --offload model")
+    if "parallel" in options:
+        raise ValueError("--parallel is for checkpoints of LTX-2; leave it out")
 
 
 def _placed(pipeline: Any, options: Options) -> Any:
@@ -171,7 +191,7 @@ def _from_checkpoint(options: Options, pipeline_class: Any) -> Any:
     checkpoint, dtype = options["checkpoint"], getattr(torch, options["dtype"])
     check_checkpoint(checkpoint)
     components: dict[str, Any] = {
-        component: _given_model(class_name, options[name], dtype)
+        component: _given_model(class_name, options[name], dtype, pipeline_class)
         for name, (component, class_name) in _GIVEN_MODELS.items()
         if name in options
     }
@@ -185,7 +205,9 @@ def _from_checkpoint(options: Options, pipeline_class: Any) -> Any:
         return _as_planned(options, pipeline_class, components)
     if Path(checkpoint).suffix in _SINGLE_FILES:
         if "text_encoder" not in options:
-            raise ValueError(f"{checkpoint} holds no text encoder; name a Gemma folder or Hub id with --text-encoder")
+            raise ValueError(
+                f"{checkpoint} holds no text encoder; name the folder or Hub id of one with --text-encoder"
+            )
         components["text_encoder"] = options["text_encoder"]
         return pipeline_class.from_single_file(checkpoint, dtype=dtype, **components)
     if "text_encoder" in options:
@@ -226,9 +248,11 @@ def _as_planned(options: Options, pipeline_class: Any, components: dict[str, Any
     return pipeline_class.from_plan(plan, device, **components)
 
 
-def _given_model(class_name: str, path: Path, dtype: Any) -> Any:
+def _given_model(class_name: str, path: Path, dtype: Any, pipeline_class: Any) -> Any:
     import ltx2_diffusers
 
+    if _is_ltx_video(pipeline_class):
+        return path
     cls = getattr(ltx2_diffusers, class_name)
     return (cls.from_pretrained if path.is_dir() else cls.from_single_file)(path, dtype=dtype)
 

@@ -5,7 +5,9 @@ from collections.abc import KeysView
 from dataclasses import dataclass
 from typing import Any
 
+from ..checkpoints.class_names import FAMILIES
 from .calls import Arguments
+from .loading import CHECKPOINT
 from .options import OPTIONS
 from .values import Options, flag, flags, input_files
 
@@ -20,6 +22,7 @@ class Mode:
         chosen_by: Options any of which chooses it.
         two_stage: Whether it runs in two stages without being asked to.
         makes_video: Whether pictures are made, and not only sound.
+        size: Height, width, frames and frames per second by default, if not those of LTX-2.
     """
 
     name: str
@@ -27,6 +30,7 @@ class Mode:
     chosen_by: tuple[str, ...] = ()
     two_stage: bool = False
     makes_video: bool = True
+    size: tuple[int, int, int, float] | None = None
 
     @property
     def pipeline_class(self) -> Any:
@@ -58,6 +62,9 @@ MODES = (
     Mode("video from text", "LTX2Pipeline"),
 )
 
+# Whatever is asked of a checkpoint of LTX-Video.
+LTX_VIDEO = Mode("video of LTX-Video", "LTXVideoPipeline", size=(704, 1216, 121, 30.0))
+
 
 def choose_mode(options: Options) -> Mode:
     """The mode of the given options.
@@ -65,7 +72,11 @@ def choose_mode(options: Options) -> Mode:
     Raises:
         ValueError: If options are missing, or contradict each other whatever the pipeline.
     """
+    from ..checkpoints.versions import checkpoint_family
+
     check_together(options)
+    if checkpoint_family(options.get("checkpoint", CHECKPOINT)) != FAMILIES[0]:
+        return LTX_VIDEO
     mode = next(mode for mode in MODES if not mode.chosen_by or not options.keys().isdisjoint(mode.chosen_by))
     if "preview" in options and not mode.makes_video:
         raise ValueError(f"--preview shows pictures as they are made, but {_chosen(mode, options)} makes none")
@@ -125,4 +136,5 @@ def mode_table() -> str:
     """The modes for the help text."""
     rows = [(flags(mode.chosen_by) if mode.chosen_by else "(none of these)", mode) for mode in MODES]
     width = max(len(row) for row, _ in rows)
-    return "\n".join(f"  {row:<{width}}  {mode.name} ({mode.pipeline})" for row, mode in rows)
+    lines = [f"  {row:<{width}}  {mode.name} ({mode.pipeline})" for row, mode in rows]
+    return "\n".join([*lines, f"whatever is given, a checkpoint of LTX-Video is run by {LTX_VIDEO.pipeline}"])

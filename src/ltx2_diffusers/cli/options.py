@@ -149,7 +149,10 @@ _GROUPS: dict[str, tuple[Option, ...]] = {
             help="0 (default) keeps the sound exactly, more makes a new one after it, 1 ignores it"),
     ),
     "working on a clip": (
-        _same("video", "FILE", needs=("retake", "extend", "add_sound"), help="the clip to work on"),
+        Option("video", "FILE", becomes=calls.source, called=("media_items",), needs=("retake", "extend", "add_sound", "denoise_strength"),
+            help="the clip to work on"),
+        _same("denoise_strength", "SHARE", needs=("video",),
+            help="with LTX-Video: how far the result goes from --video, 0 to 1"),
         Option("retake", "FROM:TO", becomes=calls.retake, called=("start_s", "end_s"), needs=("video",),
             help="make these seconds of --video anew"),
         Option("region", "MASK", becomes=calls.region, needs=("retake",),
@@ -169,10 +172,11 @@ _GROUPS: dict[str, tuple[Option, ...]] = {
         Option("add_sound", needs=("video",), help="make the sound of --video"),
     ),
     "recipe": (
-        Option("two_stage", None, "two_stage", help="start at half the size with guidance, then refine at full size"),
+        Option("two_stage", becomes=calls.scales, called=("multi_scale",),
+            help="start at half the size with guidance, then refine at full size; with LTX-Video at two thirds"),
         Option("distilled", help="a distilled checkpoint's 8 + 3 steps without guidance, in two stages"),
-        Option("one_stage", None, "two_stage", gives=False, needs=("distilled",), excludes=("two_stage", "stage_2_sigmas"),
-            help="of --distilled: 8 steps at full size"),
+        Option("one_stage", becomes=calls.scales, called=("multi_scale",), needs=("distilled", "checkpoint"),
+            excludes=("two_stage", "stage_2_sigmas"), help="of --distilled, and of LTX-Video: at full size at once"),
         Option("interpolate", needs=("image", "image_at"),
             help="move between the pictures of --image and --image-at, which guide without pinning"),
         Option("hdr", ("pq", "hlg"), needs=("reference",), excludes=("reference_audio", "auto_length"),
@@ -245,11 +249,11 @@ _GROUPS: dict[str, tuple[Option, ...]] = {
     ),
     "checkpoint and LoRA": (
         Option("checkpoint", "NAME", default=CHECKPOINT, record="checkpoint", called=("pretrained_model_name_or_path",),
-            help="folder or Hub id in diffusers layout, an original .safetensors file, or the name of the packaged miniature, "
-            "ltx2-mini (the default)"),
+            help="folder or Hub id in diffusers layout, an original .safetensors file, or a packaged name: ltx2-mini (the "
+            "default) or ltx-video-tiny"),
         Option("text_encoder", "NAME", excludes=("no_text_encoder",), record="checkpoint",
-            help="Gemma folder or Hub id; needed with an original file"),
-        Option("upsampler", "PATH", needs=("two_stage", "distilled"),
+            help="folder or Hub id of Gemma, or of T5 for LTX-Video; needed with an original file"),
+        Option("upsampler", "PATH", needs=("two_stage", "distilled", "checkpoint"),
             help="file or folder of the upsampler, if --checkpoint has none"),
         Option("diffusion_decoder", "PATH", needs=("decoder",),
             help="file or folder of the decoder of --decoder diffusion, if --checkpoint has none"),

@@ -48,6 +48,9 @@ class LatentState:
         attention_mask: Strength of self-attention in [0, 1], `[B, T, T]`, default None (all 1).
         keyframes_mask: 1 for tokens that stand for a single pixel frame, `[B, T, 1]`, default None.
         frozen: True if the whole stream is given and its sigma is 0 throughout, default False.
+        waits: Whether a token stays at the noise level of its mask until the run comes down to it (LTX-Video); default
+            False, its level is a share of the run's, and it is held to the clean one by the rest.
+        num_appended: Tokens at the end that conditions appended, default 0.
     """
 
     latent: torch.Tensor
@@ -57,6 +60,14 @@ class LatentState:
     attention_mask: torch.Tensor | None = None
     keyframes_mask: torch.Tensor | None = None
     frozen: bool = False
+    waits: bool = False
+    num_appended: int = 0
+
+    def levels(self, sigma: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+        """Noise level of each token `[B, T, 1]` times `scale`, when the run is at `sigma`, a scalar on the same device."""
+        if self.waits:
+            return torch.minimum(self.denoise_mask, sigma) * scale
+        return sigma * scale * self.denoise_mask
 
     @property
     def num_tokens(self) -> int:

@@ -37,6 +37,11 @@ class LatentTools(ABC, Generic[Shape]):
         """Whether conditions write into the latent what they write into the clean latent."""
 
     @property
+    def tokens_wait(self) -> bool:
+        """See `LatentState.waits`."""
+        return False
+
+    @property
     @abstractmethod
     def tokens_per_frame(self) -> int:
         """Tokens of one latent frame."""
@@ -81,6 +86,7 @@ class LatentTools(ABC, Generic[Shape]):
             positions=self.positions(device),
             clean_latent=tokens.clone(),
             keyframes_mask=self.keyframes_mask(device),
+            waits=self.tokens_wait,
         )
 
     def patchify(self, state: LatentState) -> LatentState:
@@ -111,6 +117,7 @@ class LatentTools(ABC, Generic[Shape]):
             positions=state.positions[:, :, :count],
             clean_latent=state.clean_latent[:, :count],
             keyframes_mask=None if state.keyframes_mask is None else state.keyframes_mask[:, :count],
+            waits=state.waits,
         )
 
 
@@ -134,6 +141,7 @@ class VideoLatentTools(LatentTools[VideoLatentShape]):
         fill_latent: Whether conditions write into the latent what they write into the clean latent, default True (2.0
             reference). False leaves the latent alone, for `GaussianNoiser(blend="clean")`.
         mark_keyframes: Whether the state has a keyframes mask, for transformers with a keyframe embedding (2.5).
+        tokens_wait: See `LatentState.waits`, default False.
     """
 
     patchifier: VideoLatentPatchifier
@@ -144,6 +152,7 @@ class VideoLatentTools(LatentTools[VideoLatentShape]):
     position_rounding: torch.dtype | None = None
     fill_latent: bool = True
     mark_keyframes: bool = False
+    tokens_wait: bool = False
 
     @property
     def num_frames(self) -> int:

@@ -216,10 +216,15 @@ class MultiModalGuider:
         params: Weights of the terms.
         cfg_guider: Formula of the term against the negative prompt, default [`CFGGuider`] of `params.cfg_scale`. It
             follows `params.cfg_scale`, which decides whether the term is neutral.
+        on_velocities: Whether the terms are those of velocities rather than of predictions of the clean sample, default
+            False. Formulas with sums over a sample differ.
     """
 
-    def __init__(self, params: MultiModalGuiderParams, cfg_guider: Guider | None = None) -> None:
+    def __init__(
+        self, params: MultiModalGuiderParams, cfg_guider: Guider | None = None, on_velocities: bool = False
+    ) -> None:
         self.params = params
+        self.on_velocities = on_velocities
         self.cfg_guider = CFGGuider(params.cfg_scale) if cfg_guider is None else cfg_guider
         self._stg_guider = STGGuider(params.stg_scale)
         # Away from the isolated pass goes the same way as away from the negative prompt.
@@ -230,7 +235,7 @@ class MultiModalGuider:
         interval = self.params.interval
         if interval is None or interval[0] <= sigma <= interval[1]:
             return self
-        return MultiModalGuider(MultiModalGuiderParams(skip_step=self.params.skip_step))
+        return MultiModalGuider(MultiModalGuiderParams(skip_step=self.params.skip_step), None, self.on_velocities)
 
     def parts(self) -> list["MultiModalGuider"]:
         """The guiders of all noise levels: this one."""
@@ -299,15 +304,17 @@ class BinnedGuider:
     """Guiders of one stream for ranges of the noise level.
 
     Args:
-        guiders: Upper bound of sigma to the guider up to it, see [`params_at_sigma`].
+        guiders: Bound of sigma to the guider up to it, see [`params_at_sigma`].
+        from_below: Whether a guider begins at its bound instead. Default False.
     """
 
-    def __init__(self, guiders: Mapping[float, MultiModalGuider]) -> None:
+    def __init__(self, guiders: Mapping[float, MultiModalGuider], from_below: bool = False) -> None:
         self.guiders = dict(guiders)
+        self.from_below = from_below
 
     def at_sigma(self, sigma: float) -> MultiModalGuider:
         """The guider to use at a noise level in [0, 1]."""
-        return params_at_sigma(self.guiders, sigma).at_sigma(sigma)
+        return params_at_sigma(self.guiders, sigma, self.from_below).at_sigma(sigma)
 
     def parts(self) -> list[MultiModalGuider]:
         """The guiders of all noise levels."""
@@ -318,14 +325,17 @@ class BinnedGuider:
         return any(guider.do_unconditional_generation() for guider in self.parts())
 
 
-def params_at_sigma(bins: Mapping[float, Binned], sigma: float) -> Binned:
+def params_at_sigma(bins: Mapping[float, Binned], sigma: float, from_below: bool = False) -> Binned:
     """What belongs to the smallest upper bound that is not below `sigma`, or to the largest bound.
 
     Args:
         bins: Upper bound of sigma to [`MultiModalGuiderParams`], or to anything else; each bin begins above the next
             smaller bound.
         sigma: Noise level in [0, 1].
+        from_below: Whether bounds are lower ones: the largest that is not above `sigma`, or the smallest. Default False.
     """
     if not bins:
         raise ValueError("bins must hold params for at least one upper bound of sigma; use {1.0: params}.")
+    if from_below:
+        return bins[max((bound for bound in bins if bound <= sigma), default=min(bins))]
     return bins[min((bound for bound in bins if bound >= sigma), default=max(bins))]

@@ -179,7 +179,7 @@ def changed_guiders(guiders: Guiders, before: Scales, scales: Scales, options: G
         formula = (options or GuidanceOptions()).cfg_guider(new.cfg_scale)
         if isinstance(formula, StatefulAPGGuider) and isinstance(guider.cfg_guider, StatefulAPGGuider):
             formula.continue_from(guider.cfg_guider)
-        changed.append(MultiModalGuider(replace(kept, modality_scale=modality_scale), formula))
+        changed.append(MultiModalGuider(replace(kept, modality_scale=modality_scale), formula, guider.on_velocities))
     return Streams(*changed)
 
 

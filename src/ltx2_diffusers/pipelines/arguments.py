@@ -23,7 +23,7 @@ from ..media.frames import FilePath, Frames
 from ..media.writing import ClipFile
 from ..models.duration_head import check_seconds
 from ..prompts import Enhancement, Prompts
-from ..sampling import get_sampler
+from ..sampling import Sampler, get_sampler
 from ..schedulers.sigmas import check_sigmas, require_steps
 from .conditions import Condition, Conditions, Sound
 from .plan import Size, check_speed
@@ -58,6 +58,13 @@ class Stage:
         references: Whether reference videos take part.
         tiles: Windows of the video in which the transformer runs one after another, made with
             [`~ltx2_diffusers.conditioning.epilogue_tiles`]; default `None`, over the whole of it.
+        end_sigma: Noise level where it ends, below its last one. Default 0.0; above it, what comes out is still noisy, and
+            the next stage has to go on with it.
+        goes_on: Whether it goes on with the noisy latents of the stage before, without fresh noise. Default `False`.
+        adain_factor: How far enlarged latents take the mean and spread of every channel before, 0 to 1. Default 0.0.
+        guiders: Makes the guiders of the streams, in place of `scales`, `stg_blocks` and `guidance_options`. Default `None`.
+        network: Makes of the transformer what the denoiser calls. Default `None`, itself.
+        new_sampler: Makes the sampler from the generator of the call, in place of a known name. Default `None`.
     """
 
     spatial_scale: float = 1.0
@@ -75,6 +82,12 @@ class Stage:
     transformer: str = "transformer"
     references: bool = True
     tiles: Sequence[LTX2DFREpilogueTile] | None = None
+    end_sigma: float = 0.0
+    goes_on: bool = False
+    adain_factor: float = 0.0
+    guiders: Callable[[], Streams[Any]] | None = None
+    network: Callable[[Any], Any] | None = None
+    new_sampler: Callable[[Generators], Sampler] | None = None
 
     def __post_init__(self) -> None:
         declared.settle(self)
@@ -142,6 +155,11 @@ class Start:
             for image to video.
         blend: `"latent"` mixes noise into what conditions give, `"clean"` gives it to the noised latents; see
             [`~ltx2_diffusers.conditioning.GaussianNoiser`].
+        noise_first: Whether noise is drawn before conditions are encoded, which then mix with it themselves. Default
+            `False`.
+        framed_noise: Whether noise for appended tokens is drawn as for further latent frames of the target. Default `False`.
+        clip: Video to start from in place of `latents`, pixels `[1, 3, frames, H, W]` in [-1, 1], encoded at the size of
+            the first stage.
     """
 
     generator: Generators = None
@@ -150,6 +168,9 @@ class Start:
     packed_noise: bool = False
     own_shape_renoise: bool = False
     blend: Literal["latent", "clean"] = "latent"
+    noise_first: bool = False
+    framed_noise: bool = False
+    clip: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -163,6 +184,8 @@ class Delivery:
         generator: Source of the decoder's noise, or one per video.
         save_path: As in the pipelines' calls.
         decoder: As in the pipelines' calls.
+        tone_map: How far large values of normalised latents are compressed before they are decoded, 0 (default) to 1.
+        fit: What is done to decoded pixels `[B, 3, f, H, W]`. Default nothing.
     """
 
     output_type: str = "pil"
@@ -174,6 +197,8 @@ class Delivery:
     generator: Generators = None
     save_path: FilePath | None = None
     decoder: str = "vae"
+    tone_map: float = 0.0
+    fit: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     @property
     def file(self) -> ClipFile | None:

@@ -74,6 +74,8 @@ class LTX2PipelineBase(saving.AtomicSaveMixin, CompilationMixin):
     vae: video_vae.AutoencoderKLLTX2Video
     output_class: type[LTX2PipelineOutput] = LTX2PipelineOutput
     """What a call returns."""
+    # Arguments of the constructor that are no components.
+    _settings: tuple[str, ...] = ()
     _saved_with_card = True
     _num_timesteps: int
     _current_timestep: torch.Tensor | None
@@ -96,7 +98,8 @@ class LTX2PipelineBase(saving.AtomicSaveMixin, CompilationMixin):
                 that its `model_index.json` lists and that is not given, if files are damaged, or if a configuration
                 builds another model than the weights are.
         """
-        folder, takes = Path(pretrained_model_name_or_path), set(inspect.signature(cls.__init__).parameters)
+        folder = Path(pretrained_model_name_or_path)
+        takes = inspect.signature(cls.__init__).parameters.keys() - set(cls._settings)
         placement = Placement.taken_from(kwargs, takes)
         saving.finish_saves(folder)
         is_folder = folder.is_dir()
@@ -299,6 +302,11 @@ class LTX2PipelineBase(saving.AtomicSaveMixin, CompilationMixin):
     def shown(self, video: torch.Tensor, output_type: str) -> Decoded:
         """Pixels `[B, 3, F, H, W]` in [-1, 1], as a decoder returns them, in the wished type."""
         return self.video_processor.postprocess_video(video, output_type=output_type)
+
+    @property
+    def codec(self) -> Any:
+        """The video autoencoder with the methods of this package's."""
+        return self.vae
 
     def has(self, name: str) -> bool:
         """Whether a component is loaded."""

@@ -1,6 +1,6 @@
 """From video latents to frames of the wished type, piece by piece where the decoder streams or the clip is given."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -56,6 +56,7 @@ def decoded(
     output_type: str,
     file: ClipFile | None = None,
     component: str = "vae",
+    fit: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> Decoded:
     """Turn un-normalised video latents into frames.
 
@@ -68,28 +69,29 @@ def decoded(
         file: Where the frames are written: a single clip, if it streams, is handed over as [`FramesToCome`]. Default
             nowhere.
         component: Name of the decoder: `"vae"` (default) or `"diffusion_decoder"`.
+        fit: What is done to decoded pixels `[B, 3, f, H, W]`, piece by piece. Default nothing.
     """
-    network = getattr(pipeline, component)
-    latents = latents.to(network.dtype)
+    network = pipeline.codec if component == "vae" else getattr(pipeline, component)
+    latents = latents.to(getattr(pipeline, component).dtype)
 
-    def finite(video: torch.Tensor) -> torch.Tensor:
+    def ready(video: torch.Tensor) -> torch.Tensor:
         remedy = f"decode in float32: pipe.{component}.to(torch.float32)"
         checks.check_finite("the decoded video", video, remedy)
-        return video
+        return video if fit is None else fit(video)
 
     # A batch that is sliced is decoded clip by clip inside `decode`, each of them streamed if need be.
     if not network.streams(latents) or (getattr(network, "use_slicing", False) and len(latents) > 1):
-        return video_as(pipeline, finite(network.decode(latents, *how, return_dict=False)[0]), output_type)
+        return video_as(pipeline, ready(network.decode(latents, *how, return_dict=False)[0]), output_type)
     chunks, num_frames = network.decode_streamed(latents, *how), network.num_decoded_frames(latents.shape[2])
     if file is not None and len(latents) == 1:
-        clip = (frames for chunk in chunks for frames in _pieces(pipeline, finite(chunk), output_type))
+        clip = (frames for chunk in chunks for frames in _pieces(pipeline, ready(chunk), output_type))
         to_come: Any = [FramesToCome(num_frames, clip)]
         return to_come
     chunks = chunks if file is None else _reported(chunks, file)
     if output_type != "uint8":
-        pieces = (video_as(pipeline, finite(chunk), output_type) for chunk in chunks)
+        pieces = (video_as(pipeline, ready(chunk), output_type) for chunk in chunks)
         return _joined_images(pieces) if output_type == "pil" else _joined(pieces, num_frames, len(latents))
-    return _joined((_bytes(finite(chunk)) for chunk in chunks), num_frames, len(latents))
+    return _joined((_bytes(ready(chunk)) for chunk in chunks), num_frames, len(latents))
 
 
 def _pieces(pipeline: LTX2PipelineBase, chunk: torch.Tensor, output_type: str) -> Iterable[torch.Tensor]:

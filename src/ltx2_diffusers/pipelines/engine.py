@@ -13,13 +13,14 @@ from diffusers.utils.torch_utils import randn_tensor
 from .. import checks, declared
 from ..adapters import active
 from ..adapters.strengths import StageStrengths
-from ..conditioning import GaussianNoiser, LatentState, LatentTools, TextContext, on_streams
+from ..conditioning import GaussianNoiser, LatentState, LatentTools, on_streams
 from ..conditioning.dfr_layout import check_tiles, trim_canvas, video_tile_plan
 from ..conditioning.streams import States, Streams, Tensors
 from ..guidance import NEUTRAL, MultiModalGuiderParams
 from ..guidance.scales import UNGUIDED, Guiders, always_negative, build_guiders, check_options, cross_timestep_mode
 from ..media import files, waveforms
 from ..media.writing import ClipFile
+from ..models import latent_filters
 from ..models.duration_head import SECONDS, frames_within
 from ..prompts import Contexts, Prompts, ReadPrompts
 from ..sampling import GuidedDenoiser, Sampler, denoise, get_sampler, with_latents
@@ -421,7 +422,7 @@ def prepare(
 def _check_decoding(pipeline: LTX2GenerationPipeline, decoder: str, plan: ClipPlan) -> None:
     """The decoder has to be there, and to take latents of the size of the clip."""
     checks.check_choice("decoder", decoder, tuple(DECODERS))
-    vae = pipeline.vae
+    vae = pipeline.codec
     if decoder == "vae":
         check_decodable_size(plan.height, plan.width, vae.min_latent_side * pipeline.vae_spatial_compression_ratio)
         vae.check_decoding()
@@ -492,6 +493,11 @@ def generate(
 def first_latents(pipeline: LTX2GenerationPipeline, start: Start, plan: ClipPlan) -> Tensors:
     """The caller's latents, normalised and unpacked; `None` where a stream starts from noise."""
     video, audio = start.latents, start.audio_latents
+    if start.clip is not None:
+        pixels = torch.nn.functional.interpolate(
+            start.clip[0].movedim(1, 0), (plan.height, plan.width), mode="bilinear"
+        )
+        return Streams(pipeline.encode_video(pixels.movedim(0, 1)[None]).expand(plan.video), None)
     if audio is not None:
         audio = audio.to(pipeline._execution_device, torch.float32)
         audio = audio if audio.ndim == 4 else plan.tools.audio.patchifier.unpatchify(audio, plan.audio)
@@ -514,9 +520,12 @@ def run_stage(
     stage, device = run.stage, contexts[0].video.device
     how: dict[str, Any] = {"fill_latent": start.blend == "latent"}
     tools = Streams(*(replace(tool, **how) for tool in run.plan.tools))
+    given = Streams(*(latent is not None for latent in latents))
     states: States = on_streams(
         lambda _, tool, latent: tool.create_initial_state(device, initial_latent=latent), run.guiders, tools, latents
     )
+    if start.noise_first and not stage.goes_on:
+        states = noised(start, states, tools, given, run.sigmas[0].item())
     for condition in run.conditions:
         states = _held_to(condition.items(run.plan), tools, states)
     pipeline.release("vae", "audio_vae")
@@ -524,11 +533,12 @@ def run_stage(
     if states.video is not None and states.video.num_tokens != run.plan.num_video_tokens:
         # Some schedules shift by the length of the sequence, which appended conditions make longer.
         sigmas = _levels(pipeline, stage, states.video.num_tokens)
-    noise_scale = sigmas[0].item() if stage.noise_scale is None else stage.noise_scale
-    given = Streams(*(latent is not None for latent in latents))
-    states = noised(start, states, tools, given, noise_scale)
+    if not (start.noise_first or stage.goes_on):
+        noise_scale = sigmas[0].item() if stage.noise_scale is None else stage.noise_scale
+        states = noised(start, states, tools, given, noise_scale)
     nag = None if stage.guidance_options is None else stage.guidance_options.nag
     network, texts = getattr(pipeline, stage.transformer), _read_by(states, contexts)
+    network = network if stage.network is None else stage.network(network)
     if stage.tiles is not None and states.video is not None:
         network = TiledTransformer(network, video_tile_plan(stage.tiles, states.video.positions, *run.plan.video[2:]))
     settings, layout = pipeline.attention_kwargs, pipeline.pass_layout
@@ -578,6 +588,8 @@ def _check_negative_is_made(sampler: str | None, guiders: Guiders, sigmas: torch
 
 def stage_guiders(pipeline: LTX2GenerationPipeline, stage: Stage, streams: Streams[bool]) -> Guiders:
     """A fresh guider for each stream of a stage, `None` for an absent one."""
+    if stage.guiders is not None:
+        return stage.guiders()
     scales = Streams(*(s if here else None for s, here in zip(stage.scales or UNGUIDED, streams)))
     num_layers = pipeline.transformer.config.num_layers
     return build_guiders(scales, stage.stg_blocks, pipeline.preset, num_layers, stage.guidance_options)
@@ -588,6 +600,7 @@ def _prepared_stage(
 ) -> StageRun:
     """A stage before its conditions are known."""
     stage, preset = request.stages[index], pipeline.preset
+    _check_seams(request, index)
     pipeline.require(stage.transformer, *([stage.upsampler] if stage.upsampler else []))
     _check_roles(pipeline, stage)
     active.check_adapters_loaded(pipeline, stage.adapters or {})
@@ -596,7 +609,7 @@ def _prepared_stage(
             f"the adapters {dict(stage.adapters)} of a stage belong to `transformer`, but it runs `{stage.transformer}`; leave "
             "them out"
         )
-    plan = replace(plan.at_scale(stage.spatial_scale, stage.temporal_scale), stage=index)
+    plan = replace(plan.at_scale(stage.spatial_scale, stage.temporal_scale), stage=index, goes_on=stage.goes_on)
     _check_upsampler(pipeline, request, index)
     if stage.tiles is not None:
         check_tiles(stage.tiles, plan.video[2:])
@@ -607,9 +620,10 @@ def _prepared_stage(
     name = ("euler" if index else preset.sampler) if stage.sampler is None else stage.sampler
     _check_negative_is_made(name, guiders, sigmas)
     cross_timestep = cross_timestep_mode(request.use_cross_timestep, preset)
-    stage, sampler = replace(stage, sampler=name), get_sampler(name, request.start.generator)
+    generator = request.start.generator
+    sampler = get_sampler(name, generator) if stage.new_sampler is None else stage.new_sampler(generator)
     sampler = BesideNoise(sampler) if request.idle_audio else sampler
-    return StageRun(stage, plan, sigmas, guiders, sampler, (), cross_timestep)
+    return StageRun(replace(stage, sampler=name), plan, sigmas, guiders, sampler, (), cross_timestep)
 
 
 def _check_values(request: Request, batch_size: int, pipeline: LTX2GenerationPipeline) -> None:
@@ -671,13 +685,35 @@ def check_noise_levels(name: str, value: float | list[float] | None, batch_size:
 
 def _check_roles(pipeline: LTX2GenerationPipeline, stage: Stage) -> None:
     """The components that a stage names must be of the kind that it takes them for."""
-    kinds = (
-        ("transformer", stage.transformer, "num_layers"),
-        ("upsampler", stage.upsampler, "rational_spatial_scale"),
-    )
+    kinds = (("transformer", stage.transformer, "num_layers"), ("upsampler", stage.upsampler, "spatial_upsample"))
     for role, name, key in kinds:
         if name is not None and key not in getattr(getattr(pipeline, name), "config", ()):
             raise ValueError(f"`{role}` of a stage is {name!r}, which is no {role}; name a component that is one")
+
+
+def _check_seams(request: Request, index: int) -> None:
+    """What a stage leaves noisy, the next one goes on with, and nothing else."""
+    stages = request.stages
+    stage, before, after = stages[index], stages[index - 1] if index else None, [*stages[index + 1 :]][:1]
+    checks.check_unit(adain_factor=stage.adain_factor)
+    if stage.end_sigma and not (after and after[0].goes_on):
+        raise ValueError(
+            f"a stage ends at the noise level {stage.end_sigma}, but no stage goes on with it; use end_sigma=0.0, or "
+            "goes_on=True in the next one"
+        )
+    if stage.end_sigma and request.streams.audio and stage is stages[request.audio_stage]:
+        raise ValueError(
+            f"`audio_stage` is {request.audio_stage}, a stage whose sound is still noisy where it ends; use {index + 1}"
+        )
+    if stage.goes_on and (before is None or not before.end_sigma or stage.upsampler):
+        raise ValueError(
+            "a stage goes on with noise, but none is left to it (the stage before has `end_sigma` 0.0, or there is none, or "
+            "latents are enlarged between them); use goes_on=False"
+        )
+    if stage.goes_on and request.conditions and not request.start.noise_first:
+        raise ValueError(
+            "a stage that goes on with noise (goes_on=True) cannot be held to conditions; leave them out, or use goes_on=False"
+        )
 
 
 def _check_upsampler(pipeline: LTX2GenerationPipeline, request: Request, index: int) -> None:
@@ -698,7 +734,7 @@ def _check_upsampler(pipeline: LTX2GenerationPipeline, request: Request, index: 
     config = getattr(pipeline, stage.upsampler).config
     spatial = 1.0
     if config.spatial_upsample:
-        rational = config.use_rational_resampler and not config.temporal_upsample
+        rational = config.get("use_rational_resampler") and not config.temporal_upsample
         spatial = config.rational_spatial_scale if rational else 2.0
     offered = (spatial, 2.0 if config.temporal_upsample else 1.0)
     needed = tuple(after / before for before, after in zip(*scales))
@@ -714,7 +750,12 @@ def _levels(pipeline: LTX2GenerationPipeline, stage: Stage, num_tokens: int) -> 
     scheduler, preset = pipeline.scheduler, pipeline.preset
     wished = (stage.num_inference_steps, stage.sigmas, stage.timesteps)
     default_steps, default_sigmas = preset.num_inference_steps, preset.sigmas
-    return noise_levels(scheduler, num_tokens, *wished, default_steps=default_steps, default_sigmas=default_sigmas)
+    levels = noise_levels(scheduler, num_tokens, *wished, default_steps=default_steps, default_sigmas=default_sigmas)
+    if not 0 <= stage.end_sigma < levels[-2].item():
+        raise ValueError(
+            f"`end_sigma` of a stage is {stage.end_sigma}, which is not below its last noise level {levels[-2].item():g}; use 0.0"
+        )
+    return torch.cat([levels[:-1], levels.new_tensor([stage.end_sigma])])
 
 
 def _enlarged(pipeline: LTX2GenerationPipeline, latents: Tensors, run: StageRun) -> Tensors:
@@ -724,15 +765,18 @@ def _enlarged(pipeline: LTX2GenerationPipeline, latents: Tensors, run: StageRun)
         fits = video is None or tuple(video.shape) == run.plan.video
         # Another size without an upsampler is only allowed for a video that is given anew in every stage.
         return latents if fits else latents._replace(video=None)
-    return latents._replace(video=enlarged(pipeline, video, name))
+    larger = enlarged(pipeline, video, name)
+    if run.stage.adain_factor:
+        larger = latent_filters.adain_filter_latent(larger, video, run.stage.adain_factor)
+    return latents._replace(video=larger)
 
 
 def enlarged(pipeline: LTX2GenerationPipeline, video: torch.Tensor, name: str) -> torch.Tensor:
     """Normalised latents that a component of the pipeline has enlarged."""
     upsampler = getattr(pipeline, name)
-    video = upsampler(pipeline.vae.denormalize_latents(video).to(upsampler.dtype))
+    video = upsampler(pipeline.codec.denormalize_latents(video).to(upsampler.dtype))
     pipeline.release(name)
-    return pipeline.vae.normalize_latents(video.float())
+    return pipeline.codec.normalize_latents(video.float())
 
 
 def _components(request: Request) -> list[str]:
@@ -766,13 +810,16 @@ def noised(
             return state
         noise = None
         is_video = tool is tools.video
+        if start.framed_noise:
+            shape = tool.target_shape._replace(frames=state.num_tokens // tool.tokens_per_frame)
+            return noiser(state, noise=tool.patchifier.patchify(noiser.draw(shape, state.latent.device)))
         if not start.packed_noise and (not is_given or (is_video and start.own_shape_renoise)):
             # diffusers draws a fresh target in its own shape; appended tokens come after it.
             noise = tool.patchifier.patchify(noiser.draw(tool.target_shape, state.latent.device))
             extra = state.latent[:, tool.num_tokens :]
             if extra.shape[1]:
                 noise = torch.cat([noise, noiser.draw(extra.shape, extra.device)], dim=1)
-        scaled = is_given or (is_video and start.packed_noise)
+        scaled = is_given or (is_video and start.packed_noise and not start.noise_first)
         return noiser(state, noise_scale if scaled else 1.0, noise)
 
     return on_streams(with_noise, states, tools, given)
@@ -784,9 +831,8 @@ def _read_by(states: States, contexts: Contexts) -> Contexts:
     if negative is None:
         return contexts
     held = Streams(*(state is not None and state.frozen for state in states))
-    return positive, TextContext(
-        positive.video if held.video else negative.video, positive.audio if held.audio else negative.audio
-    )
+    read = {name: getattr(positive if is_held else negative, name) for name, is_held in zip(held._fields, held)}
+    return positive, replace(negative, **read)
 
 
 def _target(tokens: torch.Tensor, tools: LatentTools) -> torch.Tensor:
@@ -868,14 +914,16 @@ def decode_video(
 ) -> Decoded:
     """Turn normalised video latents `[B, C, F, h, w]` into frames of the wished type; see [`decoded`]."""
     if delivery.output_type == "latent":
-        return pipeline.vae.denormalize_latents(latents)
+        return pipeline.returned_latents(latents)
     if delivery.decoder == "diffusion":
         how: tuple = (delivery.generator,)
     else:
         latents, timestep = with_decoder_noise(pipeline, latents, delivery)
         how = (timestep,)
-    latents = pipeline.vae.denormalize_latents(latents)
-    return decoded(pipeline, latents, how, delivery.output_type, file, DECODERS[delivery.decoder])
+    if delivery.tone_map:
+        latents = latent_filters.tone_map_latents(latents, delivery.tone_map)
+    latents = pipeline.codec.denormalize_latents(latents)
+    return decoded(pipeline, latents, how, delivery.output_type, file, DECODERS[delivery.decoder], delivery.fit)
 
 
 def with_decoder_noise(

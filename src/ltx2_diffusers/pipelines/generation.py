@@ -329,6 +329,10 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
             return self.vae.normalize_latents(latents)
         return plan.tools.video.patchifier.unpatchify(latents, plan.video)
 
+    def returned_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """What a call hands over as latents: un-normalised ones of normalised ones `[B, C, F, h, w]`."""
+        return self.vae.denormalize_latents(latents)
+
     @declared.takes_declared
     def encode_prompt(
         self,

@@ -53,6 +53,8 @@ class ModelSizes:
         sample_rate: Samples per second of the mel front-end.
         hop_length: Samples between two mel frames.
         audio_ratio: Mel frames of an audio latent.
+        causal: Whether positions count the first latent frame as the single frame that it holds. Default True.
+        tokens_wait: See [`~ltx2_diffusers.conditioning.LatentState`]. Default False.
     """
 
     spatial_ratio: int
@@ -65,6 +67,8 @@ class ModelSizes:
     sample_rate: int
     hop_length: int
     audio_ratio: int
+    causal: bool = True
+    tokens_wait: bool = False
 
     def whole_frames(self, num_frames: int) -> int:
         """The longest clip of `temporal_ratio` k + 1 frames that is not above `num_frames`."""
@@ -101,6 +105,7 @@ class ClipPlan:
         stage: Index of the stage that runs at these sizes.
         temporal_scale: Frame rate of the stage over that of the finished clip.
         kept_frames: Pixel frames of the finished clip, where padding follows them that is not decoded; default `None`, all.
+        goes_on: Whether the stage begins with noisy latents, which conditions leave as they are.
     """
 
     sizes: ModelSizes
@@ -114,6 +119,7 @@ class ClipPlan:
     stage: int = 0
     temporal_scale: float = 1.0
     kept_frames: int | None = None
+    goes_on: bool = False
 
     def at_scale(self, space: float, time: float) -> "ClipPlan":
         """The sizes of a stage that makes a share of the clip; its sound is as long as that of the finished clip."""
@@ -138,7 +144,15 @@ class ClipPlan:
         patchifier = conditioning.VideoLatentPatchifier(self.sizes.patch_size)
         rate = self.frame_rate / self.motion_speed
         return Streams(
-            conditioning.VideoLatentTools(patchifier, self.video, rate, mark_keyframes=self.sizes.marks_keyframes),
+            conditioning.VideoLatentTools(
+                patchifier,
+                self.video,
+                rate,
+                causal_fix=self.sizes.causal,
+                fill_latent=not self.goes_on,
+                mark_keyframes=self.sizes.marks_keyframes,
+                tokens_wait=self.sizes.tokens_wait,
+            ),
             conditioning.AudioLatentTools(conditioning.AudioPatchifier(), self.audio),
         )
 

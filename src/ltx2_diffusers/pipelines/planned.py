@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from .. import checks, declared, devices, planning
+from ..checkpoints.versions import check_ltx2
 from ..conditioning.shapes import VIDEO_SCALE_FACTORS
 from ..guidance.presets import DEFAULT_SIZE
 from ..prompts.encoding import DEFAULT_TEXT_POSITIONS
@@ -99,6 +100,7 @@ def plan_memory(
     """
     asked = _checked(vram_gb, ram_gb, quantize, allow_lossy, device)
     checks.check_choice("dtype", str(dtype).removeprefix("torch."), planning.DTYPES)
+    check_ltx2(checkpoint, "only LTX-2 is planned; use enable_model_cpu_offload() of the pipeline")
     parts = planning.parts_of(checkpoint, text_encoder, upsampler, dtype)
     _check_storage(parts, asked)
     size = [default if given is None else given for given, default in zip((height, width, num_frames), DEFAULT_SIZE)]

@@ -22,7 +22,8 @@ logger = logging.get_logger(__name__)
 
 # Raised whenever the meaning of an entry changes, so that older entries are no longer found.
 _FORMAT = 1
-_STREAMS = ("video", "audio")
+# Of a context, as its fields; not every family has a mask.
+_PARTS = ("video", "audio", "mask")
 _IDENTITY_FILE = "encoded_by.json"
 # Without those that other processes are writing.
 _ENTRIES = "[!.]*.safetensors"
@@ -107,7 +108,7 @@ class PromptCache:
             return None
         try:
             context = _read(path, key)
-        except (ValueError, KeyError, OSError) as error:
+        except (ValueError, KeyError, TypeError, OSError) as error:
             logger.warning(f"the prompt cache entry {os.fspath(path)!r} is damaged and is not used: {error}")
             return None
         # The time of change is the time of last use; a folder that cannot be written to keeps the old one.
@@ -118,7 +119,8 @@ class PromptCache:
     def store(self, by: EncodedBy, key: PromptKey, context: TextContext) -> None:
         """Write an entry under its final name only when complete, then remove what exceeds the size."""
         path = self._path(by, key)
-        tensors = {name: getattr(context, name).detach().cpu().contiguous() for name in _STREAMS}
+        parts = {name: getattr(context, name) for name in _PARTS}
+        tensors = {name: part.detach().cpu().contiguous() for name, part in parts.items() if part is not None}
         entries = {name: Entry.of(tensor) for name, tensor in tensors.items()}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -164,7 +166,7 @@ def _recorded_in(folder: Path) -> EncodedBy | None:
 
 def _read(path: Path, key: PromptKey) -> TextContext:
     file = SafetensorsFile(path)
-    tensors = {name: file.entries[name].load() for name in _STREAMS}
+    tensors = {name: file.entries[name].load() for name in _PARTS if name in file.entries}
     if file.metadata["key"] != _text(key):
         raise ValueError("it belongs to another prompt")
     if file.metadata["sha256"] != _checksum(tensors):
@@ -182,6 +184,7 @@ def _name(facts: dict[str, object]) -> str:
 
 def _checksum(tensors: dict[str, torch.Tensor]) -> str:
     digest = hashlib.sha256()
-    for name in _STREAMS:
-        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().tobytes())
+    for name in _PARTS:
+        if name in tensors:
+            digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

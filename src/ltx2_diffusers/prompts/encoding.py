@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..checkpoints.fingerprint import model_fingerprint
 from ..checks import check_at_least_one, check_float_tensors, check_loaded, check_most, check_seed
 from ..conditioning.streams import TextContext
 from ..memory.on_demand import OnDemandModel, loaded, session
@@ -143,9 +144,7 @@ class TextEncoder:
         """States that a caller gives, flat or stacked."""
         if embeds is None or mask is None:
             return None
-        # Without connectors nothing reads them stacked.
-        layers = 1 if "connectors" in self.absent else self.connectors.config.text_proj_in_factor
-        stacked = embeds.unflatten(2, (-1, layers)) if embeds.ndim == 3 else embeds
+        stacked = embeds.unflatten(2, (-1, self.num_states)) if embeds.ndim == 3 else embeds
         return TextStates(stacked.to(self.device), mask.to(self.device))
 
     def tokens(self, texts: Sequence[str], longest: int, shortest: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
@@ -213,6 +212,27 @@ class TextEncoder:
         )
         contexts = TextContext(video, audio).split([len(part.mask) for part in present])
         return contexts[0], contexts[1] if len(contexts) == 2 else None
+
+    @property
+    def num_states(self) -> int:
+        """States L of the language model that a token has; without connectors nothing reads them stacked."""
+        return 1 if "connectors" in self.absent else self.connectors.config.text_proj_in_factor
+
+    @property
+    def text_width(self) -> int | None:
+        """Values C * L of a token that the connectors take, `None` without them."""
+        return None if "connectors" in self.absent else self.connectors.config.caption_channels * self.num_states
+
+    @property
+    def projection(self) -> tuple[str | None, str | None]:
+        """A name of what makes contexts of the states, and the data type of those; `None` for each without connectors."""
+        if "connectors" in self.absent:
+            return None, None
+        return model_fingerprint(self.connectors), str(self.connectors.dtype)
+
+    def given_length(self, longest: int) -> int:
+        """Text positions of given states, the longest of which have so many."""
+        return self.connectors.fitting_length(longest)
 
     def fitting_length(self, length: int) -> int:
         """Text positions: those of `length`, or of the tokenizer's `model_max_length` if that is below the default."""
@@ -374,10 +394,10 @@ def _check_together(
         )
 
 
-def check_text_width(width: int, embeds: Sequence[torch.Tensor | None]) -> None:
-    """Given text-encoder states must have the width that the connectors take, flat or stacked."""
+def check_text_width(width: int | None, embeds: Sequence[torch.Tensor | None]) -> None:
+    """Given text-encoder states must have the width that the connectors take, flat or stacked; `None` is not known."""
     for name, tensor in zip(EMBEDS, embeds):
-        if tensor is not None and tensor.shape[2:].numel() != width:
+        if width is not None and tensor is not None and tensor.shape[2:].numel() != width:
             raise ValueError(
                 f"`{name}` has {tensor.shape[2:].numel()} values per token, but this checkpoint's connectors take {width}; "
                 "encode the prompt with this pipeline's `encode_prompt`"

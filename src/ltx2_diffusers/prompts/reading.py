@@ -8,7 +8,7 @@ from typing import NamedTuple
 import PIL.Image
 import torch
 
-from ..checkpoints.fingerprint import model_fingerprint, tokenizer_fingerprint
+from ..checkpoints.fingerprint import tokenizer_fingerprint
 from ..checks import check_at_least_one
 from ..conditioning import TextContext
 from ..memory.on_demand import fingerprint_of, session
@@ -71,9 +71,7 @@ class PromptReader:
         if prompts.contexts is not None:
             return check_contexts(prompts.contexts, with_negative) * check_videos(prompts.num_videos_per_prompt)
         count, wish, asked = check_prompts(prompts), prompts.enhancement, prompts.max_sequence_length
-        if "connectors" not in self.encoder.absent:
-            config = self.encoder.connectors.config
-            check_text_width(config.caption_channels * config.text_proj_in_factor, prompts.embeds)
+        check_text_width(self.encoder.text_width, prompts.embeds)
         if wish.enabled:
             if wish.max_new_tokens is not None:
                 check_at_least_one(prompt_max_new_tokens=wish.max_new_tokens)
@@ -119,7 +117,7 @@ class PromptReader:
                 length = self.encoder.fitting_length(prompts.max_sequence_length)
                 longest = max(part.length for part in states if part is not None)
                 if prompts.as_states:
-                    length = self.encoder.connectors.fitting_length(longest)
+                    length = self.encoder.given_length(longest)
                 positive, negative = self.encoder.contexts(states, length)
                 for name, part in zip(EMBEDS, states):
                     if name in watched:
@@ -169,7 +167,7 @@ class PromptReader:
             if context is None:
                 missing.append(text)
             else:
-                found[text] = TextContext(context.video.to(device), context.audio.to(device))
+                found[text] = context.on(device)
         if missing and self.encoder.absent:
             raise ValueError(
                 f"the prompt {missing[0]!r} is not in the prompt cache {os.fspath(cache.folder)!r} and "
@@ -180,15 +178,15 @@ class PromptReader:
 
     def _encoded_by(self) -> EncodedBy:
         """What contexts are computed with, as far as it is loaded."""
-        encoder, absent = self.encoder, self.encoder.absent
-        has_model, has_connectors = not {"tokenizer", "text_encoder"} & {*absent}, "connectors" not in absent
+        encoder = self.encoder
+        has_model, (connectors, dtype) = not {"tokenizer", "text_encoder"} & {*encoder.absent}, encoder.projection
         plain = "" if encoder.begins_with_bos else "-as tokenized"
         return EncodedBy(
             f"{tokenizer_fingerprint(encoder.tokenizer)}{plain}-{fingerprint_of(encoder.model)}"
             if has_model
             else None,
-            model_fingerprint(encoder.connectors) if has_connectors else None,
-            str(encoder.connectors.dtype if has_connectors else self.dtype),
+            connectors,
+            dtype or str(self.dtype),
         )
 
 
@@ -199,4 +197,4 @@ def _texts(prompts: Prompts, with_negative: bool) -> list[str]:
 
 
 def _stacked(rows: Sequence[TextContext]) -> TextContext:
-    return TextContext(torch.cat([row.video for row in rows]), torch.cat([row.audio for row in rows]))
+    return TextContext.joined(rows)

@@ -204,8 +204,8 @@ class GuidedDenoiser:
             streams = zip(states, guiders, skipped, self.previous, *passes)
             self.previous = Streams(
                 *(
-                    before if state is None or guider is None or skip else guider.calculate(*predictions)
-                    for state, guider, skip, before, *predictions in streams
+                    before if state is None or guider is None or skip else _guided(guider, state, sigma, *velocities)
+                    for state, guider, skip, before, *velocities in streams
                 )
             )
         return self.previous
@@ -213,18 +213,18 @@ class GuidedDenoiser:
     def _passes(
         self, states: States, sigma: torch.Tensor, skipped: Streams[bool], guiders: Streams[MultiModalGuider | None]
     ) -> list[Tensors]:
-        """Predictions of the conditional, negative, perturbed and isolated pass; `None`s for one that is not needed."""
+        """Velocities of the conditional, negative, perturbed and isolated pass; `None`s for one that is not needed."""
         inputs = self._inputs(states, sigma, skipped)
         # What only a skipped stream would need is not needed.
         needed = self._needs([guider for guider, skip in zip(guiders, skipped) if guider is not None and not skip])
         masks = self._keep_masks(states, guiders, needed)
         passes = self._made(masks, inputs, needed.negative)
-        clean = {name: to_clean(states, velocities, sigma) for name, velocities in passes.items()}
         if needed.negative:
             # A skipped stream's tokens did not move, so that its prediction of this pass means nothing.
-            streams = zip(self.negative, clean["negative"], skipped)
+            clean = on_streams(partial(_clean, sigma=sigma), states, passes["negative"])
+            streams = zip(self.negative, clean, skipped)
             self.negative = Streams(*(old if skip else new for old, new, skip in streams))
-        return [clean.get(name, _NOTHING) for name in ("conditional", "negative", "perturbed", "isolated")]
+        return [passes.get(name, _NOTHING) for name in ("conditional", "negative", "perturbed", "isolated")]
 
     def _made(self, masks: KeepMasks, inputs: dict[str, Any], with_negative: bool) -> dict[str, Streams[Any]]:
         """Velocities of all passes."""
@@ -323,6 +323,7 @@ class GuidedDenoiser:
             **inputs,
             encoder_hidden_states=context.video,
             audio_encoder_hidden_states=context.audio,
+            **({} if context.mask is None else {"encoder_attention_mask": context.mask}),
             cross_timestep_mode=self.cross_timestep,
             attention_kwargs=self.attention_kwargs,
             text_cache=text_cache,
@@ -344,11 +345,12 @@ class GuidedDenoiser:
         for prefix, key, state, skip in zip(("", "audio_"), ("video", "audio"), states, skipped):
             if state is None:
                 continue
-            timestep = sigma.to(state.latent.device) * self.transformer.config.timestep_scale_multiplier
+            level, scale = sigma.to(state.latent.device), self.transformer.config.timestep_scale_multiplier
+            timestep = level * scale
             batch = timestep.expand(state.latent.shape[0])
             inputs[f"{prefix}hidden_states"] = state.latent.to(self.positive.video.dtype)
             # A stream that is denoised everywhere has one noise level per sample instead of one per token.
-            inputs[f"{prefix}timestep"] = batch if self._is_uniform(state) else timestep * state.denoise_mask
+            inputs[f"{prefix}timestep"] = batch if self._is_uniform(state) else state.levels(level, scale)
             inputs[f"{prefix}sigma"] = torch.zeros_like(batch) if state.frozen else batch
             inputs[f"{key}_coords"] = state.positions
             inputs[f"{key}_enabled"] = not skip
@@ -392,8 +394,7 @@ class _Batch:
 
     def __init__(self, names: list[str], contexts: Sequence[TextContext], text_cache: TextCache | None) -> None:
         self.names, self.text_cache = names, text_cache
-        parts = ([getattr(context, stream) for context in contexts] for stream in ("video", "audio"))
-        self.context = TextContext(*(torch.cat(part) for part in parts))
+        self.context = TextContext.joined(contexts)
         self._known: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def repeated(self, key: str, value: Any) -> Any:
@@ -406,9 +407,20 @@ class _Batch:
 
 
 def to_clean(states: States, velocities: Streams[Any], sigma: torch.Tensor) -> Tensors:
+    """Clean tokens of both streams from velocities, see [`_clean`]."""
+    return on_streams(partial(_clean, sigma=sigma), states, velocities)
+
+
+def _clean(state: LatentState, velocity: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
     """Clean tokens from velocities, in float32 and at each token's own noise level."""
+    return state.latent.float() - state.levels(sigma.to(state.latent.device)) * velocity.float()
 
-    def clean(state: LatentState, velocity: torch.Tensor) -> torch.Tensor:
-        return state.latent.float() - sigma.to(state.latent.device) * state.denoise_mask * velocity.float()
 
-    return on_streams(clean, states, velocities)
+def _guided(
+    guider: MultiModalGuider, state: LatentState, sigma: torch.Tensor, cond: torch.Tensor, *others: torch.Tensor | None
+) -> torch.Tensor:
+    """The guided prediction of the clean tokens of a stream from the velocities of its passes."""
+    if guider.on_velocities:
+        return _clean(state, guider.calculate(cond, *others), sigma)
+    clean = (None if one is None else _clean(state, one, sigma) for one in others)
+    return guider.calculate(_clean(state, cond, sigma), *clean)

@@ -111,9 +111,11 @@ class StepPredictor:
 
 
 def blend(predictions: Tensors, states: States) -> Tensors:
-    """Hold predictions to the clean tokens as far as the denoise masks ask."""
+    """Hold predictions to the clean tokens as far as the denoise masks ask; tokens that wait are held by the sampler."""
 
     def blended(prediction: torch.Tensor, state: LatentState) -> torch.Tensor:
+        if state.waits:
+            return prediction
         return post_process(prediction, state.denoise_mask, state.clean_latent)
 
     return on_streams(blended, predictions, states)

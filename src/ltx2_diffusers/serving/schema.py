@@ -21,6 +21,8 @@ _OWN = {
     *("device", "dtype", "offload", "tiling", "quantize", "calibration", "fuse_lora", "vram", "ram", "allow_lossy"),
     # Browsers do not show what it makes.
     *("release_text_encoder", "step_cache", "compile", "hdr"),
+    # Of LTX-Video, which is not served.
+    "denoise_strength",
 }
 SERVED = {name: option for name, option in OPTIONS.items() if name not in _OWN}
 _FLAG = re.compile(r"--([a-z][a-z0-9-]*)")

@@ -120,4 +120,5 @@ def append_tokens(
         positions=torch.cat([state.positions, positions], dim=2),
         attention_mask=extend_attention_mask(state.attention_mask, tools.num_tokens, state.num_tokens, count, seen),
         keyframes_mask=None if keyframes is None else torch.cat([keyframes, torch.zeros_like(mask)], dim=1),
+        num_appended=state.num_appended + count,
     )

@@ -109,7 +109,7 @@ def _result(
         num_frames = writer.num_frames
     else:
         clips, sounds = zip(*_pieces(pipeline, extension, segments, delivery, infos))
-        frames = _concatenated(clips)
+        frames = concatenated(clips)
         num_frames = len(frames[0])
         if sampling_rate is not None:
             device = sounds[-1].device
@@ -152,7 +152,8 @@ def _sampling_rate(pipeline: LTX2StagedPipeline, extension: Extension) -> int | 
     return pipeline.vocoder.config.output_sampling_rate if extension.streams.audio else None
 
 
-def _concatenated(clips: Sequence[Decoded]) -> Decoded:
+def concatenated(clips: Sequence[Decoded]) -> Decoded:
+    """Frames of the pieces of a clip as those of the whole."""
     images = [image for clip in clips if isinstance(clip, list) for image in clip[0]]
     arrays = [clip for clip in clips if isinstance(clip, np.ndarray)]
     if images or arrays:

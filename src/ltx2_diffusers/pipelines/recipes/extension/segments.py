@@ -17,7 +17,7 @@ from ....prompts import Prompts
 from ...conditions import Condition, Opened, SourceClip, Studio, held_streams
 from ...decoding import original_frames
 from ...engine import decode_audio, decode_video, generate, prepare, reads_negative
-from .. import ClipPlan, Decoded, Delivery, Info, LTX2StagedPipeline, Request, Streams
+from .. import ClipPlan, Decoded, Delivery, Info, LTX2GenerationPipeline, LTX2StagedPipeline, Request, Streams
 from .plan import ClipLatents, Extension, Timeline
 
 
@@ -76,6 +76,23 @@ class Wanted:
     timeline: Timeline
     adapters: Mapping[str, float] = field(default_factory=dict)
 
+    def taken_over(self, carried: "Carried | None") -> tuple[list[Condition], tuple[int, int]]:
+        """What holds it to its neighbour, and how many latents of both streams they share."""
+        if carried is None:
+            return [], (0, 0)
+        (video, audio), shared = carried.latents, self.timeline.overlap
+        if audio is None:
+            return [CarriedLatents(self.timeline.edge(video, shared), None, self.timeline.backwards)], (shared, 0)
+        heard = self.timeline.carried_audio(carried.num_frames)
+        edges = self.timeline.edge(video, shared), self.timeline.edge(audio, heard)
+        return [CarriedLatents(*edges, self.timeline.backwards)], (shared, heard)
+
+    def carried_on(self, carried: "Carried | None", segment: Segment) -> "Carried":
+        """What the next one goes on from."""
+        if carried is None:
+            return Carried(segment.latents, self.timeline.segment_frames, segment.latents.video)
+        return replace(carried, latents=segment.latents, num_frames=carried.num_frames + self.timeline.new_frames)
+
 
 @dataclass(frozen=True)
 class Carried:
@@ -93,7 +110,7 @@ class Carried:
 
 
 def generate_segments(
-    pipeline: LTX2StagedPipeline, wanted: Iterable[Wanted], carried: Carried | None, drift_control: float = 0.0
+    pipeline: LTX2GenerationPipeline, wanted: Iterable[Wanted], carried: Carried | None, drift_control: float = 0.0
 ) -> Iterator[Segment]:
     """Generate one segment after the other, holding no more of them than what the next one shares.
 
@@ -112,7 +129,7 @@ def generate_segments(
                 read, watched = (one.prompts, one.adapters), one.request.delivery.wanted
                 with_negative, generator = reads_negative(pipeline, one.request), one.request.start.generator
                 texts = pipeline.prompt_reader.read(one.prompts, with_negative, generator, watched=watched)
-            taken, shared = _taken_over(one.timeline, carried)
+            taken, shared = one.taken_over(carried)
             request = replace(one.request, conditions=[*taken, *one.request.conditions])
             made = generate(pipeline, request, prepare(pipeline, request, 1).runs, texts)
         video, audio = made.latents
@@ -122,28 +139,10 @@ def generate_segments(
         kept = ClipLatents(video, None if held_streams(request.conditions).audio else audio)
         segment = Segment(kept, shared, one.timeline.backwards, made.info)
         segment = segment.matched(None if carried is None else carried.reference, drift_control)
-        carried = _carried_on(carried, segment, one.timeline)
+        carried = one.carried_on(carried, segment)
         yield segment
         if pipeline._interrupt:
             return
-
-
-def _taken_over(timeline: Timeline, carried: Carried | None) -> tuple[list[Condition], tuple[int, int]]:
-    """What holds a segment to its neighbour, and how many latents of both streams they share."""
-    if carried is None:
-        return [], (0, 0)
-    (video, audio), shared = carried.latents, timeline.overlap
-    if audio is None:
-        return [CarriedLatents(timeline.edge(video, shared), None, timeline.backwards)], (shared, 0)
-    heard = timeline.carried_audio(carried.num_frames)
-    edges = timeline.edge(video, shared), timeline.edge(audio, heard)
-    return [CarriedLatents(*edges, timeline.backwards)], (shared, heard)
-
-
-def _carried_on(carried: Carried | None, segment: Segment, timeline: Timeline) -> Carried:
-    if carried is None:
-        return Carried(segment.latents, timeline.segment_frames, segment.latents.video)
-    return replace(carried, latents=segment.latents, num_frames=carried.num_frames + timeline.new_frames)
 
 
 def decode_segment(

@@ -1,0 +1,1 @@
+"""Families of models beside LTX-2, which run through the same engine; one folder each."""

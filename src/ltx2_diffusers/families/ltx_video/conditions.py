@@ -1,0 +1,269 @@
+"""What a video of LTX-Video is held to: pictures and clips at any frame, and reference clips.
+
+Shapes: B videos of the batch, C channels, F latent frames, h and w latent rows and columns, T tokens, n frames of a clip.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+import torch
+
+from ... import checks, conditioning
+from ...conditioning import ConditionItem, LatentState, VideoLatentTools
+from ...conditioning.items.base import append_latent
+from ...conditioning.items.regions import hold_tokens
+from ...conditioning.tools import in_seconds
+from ...media.frames import Frames, rate_to_read, read_frames
+from ...pipelines.arguments import Generators
+from ...pipelines.conditions import Condition, Opened, Studio
+from ...pipelines.conditions.condition import Items, video_item
+from ...pipelines.plan import ClipPlan
+from .media import cropped, degraded
+
+# Latent frames of a clip inside the video that are shown beside it: they hold one frame and eight, as at the start of a clip.
+PREFIX_FRAMES = 2
+
+
+@dataclass(frozen=True)
+class LTXVideoCondition:
+    """A picture or clip that the video shows.
+
+    At frame 0 it takes the place of the video's own latents. Later on a picture is shown beside them, and a clip takes their
+    place but for its first nine frames, which are shown beside them. What later conditions hold, they hold in place of
+    earlier ones.
+
+    Args:
+        image: A picture, in any form that `image` of a call takes. Either this or `video`.
+        video: A clip: a list of images, an array `[n, H, W, 3]`, a tensor `[n, 3, H, W]` of bytes or of floats in [0, 255], or
+            the name of a file. It is cut to the end of the video and to 8 k + 1 frames.
+        frame_index: Pixel frame where it goes, for a clip a multiple of 8. Default 0.
+        strength: 1 (default) keeps it exactly, 0 ignores it.
+        position: Left and upper edge in pixels, multiples of 32, of what is smaller than the video, or `"centre"`; it goes there
+            in its own size, at frame 0 and in a call with one scale. Default `None`: it is scaled to cover the frame and cropped.
+    """
+
+    image: Frames | None = None
+    video: Frames | None = None
+    frame_index: int = 0
+    strength: float = 1.0
+    position: tuple[int, int] | Literal["centre"] | None = None
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How frames are prepared before they are encoded.
+
+    Args:
+        size: Height and width of the finished clip, to whose shape frames are cropped.
+        crf, blur: H.264 quality of a round trip, 0 for none, and whether frames are blurred before.
+        generator: Source of noise.
+    """
+
+    size: tuple[int, int]
+    crf: int = 0
+    blur: bool = False
+    generator: Generators = None
+
+    def prepared(self, pixels: torch.Tensor, is_placed: bool = False) -> torch.Tensor:
+        """Pixels `[n, H, W, 3]` in [0, 255] as `[1, 3, n, H', W']` in [-1, 1], in the shape of the clip but for placed ones."""
+        frames = pixels if is_placed else cropped(pixels, *self.size)
+        return degraded(frames, self.crf, self.blur)
+
+
+@dataclass(frozen=True)
+class FrameCondition(Condition):
+    """A condition of a call.
+
+    Args:
+        given: What the caller gives.
+        preparation: How its frames are prepared.
+    """
+
+    given: LTXVideoCondition
+    preparation: Preparation
+
+    def opened(self, studio: Studio, plan: ClipPlan) -> "OpenedFrames":
+        """Check the place and read the frames that the video can show."""
+        given, last = self.given, plan.num_frames - 1
+        checks.check_unit(strength=given.strength)
+        if (given.image is None) == (given.video is None):
+            raise ValueError("a condition needs either `image` or `video`, and not both")
+        start = given.frame_index
+        if not checks.is_whole(start) or not 0 <= start <= last:
+            nearest = min(max(start, 0), last) if checks.is_whole(start) else 0
+            raise ValueError(f"`frame_index` has to be from 0 to {last} but is {start!r}; use {nearest}")
+        if given.image is not None:
+            pixels = read_frames(given.image, 1, name="image")
+        else:
+            clip: Any = given.video
+            rate = rate_to_read(None, clip, plan.frame_rate)
+            pixels = read_frames(clip, plan.num_frames - start, name="video", frame_rate=rate)
+            pixels = pixels[: plan.sizes.whole_frames(len(pixels))]
+        self._check_start(start, len(pixels), plan.sizes.temporal_ratio)
+        prepared = self.preparation.prepared(pixels, given.position is not None)
+        return OpenedFrames(studio, self, prepared)
+
+    def _check_start(self, start: int, num_frames: int, stride: int) -> None:
+        if num_frames > 1 and start % stride:
+            raise ValueError(
+                f"`frame_index` of a clip is {start}, no multiple of {stride}; use {checks.neighbours(start, stride)}"
+            )
+        if self.given.position is not None and start:
+            raise ValueError(f"`position` is given at `frame_index` {start}, but belongs to frame 0; leave it out")
+
+
+class ReferenceCondition(FrameCondition):
+    """A clip that an IC-LoRA follows, all of it beside the video and in the first pass alone."""
+
+    is_reference = True
+
+
+@dataclass(frozen=True)
+class OpenedFrames(Opened):
+    """Prepared frames at their place.
+
+    Args:
+        studio: Encodes them.
+        condition: The condition.
+        pixels: `[1, 3, n, H, W]` in [-1, 1].
+    """
+
+    studio: Studio
+    condition: FrameCondition
+    pixels: torch.Tensor
+
+    def check(self, plan: ClipPlan) -> None:
+        """Raise `ValueError` if placed frames do not lie inside the stage's, or stages differ in size."""
+        position = self.condition.given.position
+        if position is None:
+            return
+        asked, sides = self.condition.preparation.size, self.pixels.shape[3:]
+        if (plan.height, plan.width) != asked:
+            raise ValueError("`position` is in pixels of a video that is made at once; pass multi_scale=False")
+        left, top = self._corner(plan)
+        ratio = plan.sizes.spatial_ratio
+        fits = left >= 0 and top >= 0 and top + sides[0] <= asked[0] and left + sides[1] <= asked[1]
+        if not fits or any(side % ratio for side in (left, top, *sides)):
+            raise ValueError(
+                f"`position` ({left}, {top}) and the size {tuple(sides)} of what goes there have to be multiples of {ratio} inside "
+                f"of {asked} pixels; use position=(0, 0)"
+            )
+
+    def _corner(self, plan: ClipPlan) -> tuple[int, int]:
+        position, (height, width) = self.condition.given.position, self.pixels.shape[3:]
+        if isinstance(position, tuple):
+            return position
+        return (plan.width - width) // 2, (plan.height - height) // 2
+
+    def items(self, plan: ClipPlan) -> Items:
+        """Encode the frames at the stage's size; noise is drawn as the conditions come."""
+        given, generator = self.condition.given, self.condition.preparation.generator
+        start, strength, batch_size = given.frame_index, given.strength, plan.batch_size
+        pixels = self.pixels if given.position is not None else resized(self.pixels, plan.height, plan.width)
+        latent = encoded(self.studio, pixels, generator, batch_size)
+        if self.condition.is_reference:
+            return video_item(conditioning.VideoConditionByReferenceLatent(latent, strength=strength))
+        if given.position is not None:
+            corner = tuple(side // plan.sizes.spatial_ratio for side in self._corner(plan))
+            inner, (column, row) = without_free_edges(latent, corner, plan.video)
+            return video_item(LatentsInPlace(inner, strength, (0, row, column)))
+        if start == 0:
+            return video_item(LatentsInPlace(latent, strength))
+        prefix, rest = latent[:, :, :PREFIX_FRAMES], latent[:, :, PREFIX_FRAMES:]
+        noise = conditioning.GaussianNoiser(generator).draw(prefix.shape, latent.device)
+        beside: list[ConditionItem] = [FramesBeside(torch.lerp(noise, prefix, strength), start, strength)]
+        if not rest.shape[2]:
+            return conditioning.Streams(beside, [])
+        first = start // plan.sizes.temporal_ratio + PREFIX_FRAMES
+        return conditioning.Streams([LatentsInPlace(rest, strength, (first, 0, 0)), *beside], [])
+
+
+@dataclass(frozen=True)
+class LatentsInPlace(ConditionItem[VideoLatentTools]):
+    """Latents that are mixed into the video's own, which hold noise already.
+
+    Args:
+        latent: Encoded frames `[B, C, F, h, w]`.
+        strength: 1 keeps them exactly (default), 0 ignores them.
+        corner: Latent frame, row and column where they go. Default the first ones.
+    """
+
+    latent: torch.Tensor
+    strength: float = 1.0
+    corner: tuple[int, int, int] = (0, 0, 0)
+
+    def apply_to(self, state: LatentState, tools: VideoLatentTools) -> LatentState:
+        """The state with the latents in the place of the target's."""
+        canvas = torch.zeros(tuple(tools.target_shape)).to(state.latent)
+        place = tuple(slice(first, first + n) for first, n in zip(self.corner, self.latent.shape[2:]))
+        here = canvas[:, :1].clone()
+        canvas[:, :, *place], here[:, :, *place] = self.latent.to(canvas), 1.0
+        region = tools.patchifier.patchify(here)
+        held = hold_tokens(state, tools, canvas, region * self.strength)
+        # Of two conditions on a token the later one counts.
+        mask = torch.where(region > 0, 1.0 - self.strength, state.denoise_mask[:, : tools.num_tokens])
+        return replace(held, denoise_mask=torch.cat([mask, state.denoise_mask[:, tools.num_tokens :]], dim=1))
+
+
+@dataclass(frozen=True)
+class FramesBeside(ConditionItem[VideoLatentTools]):
+    """Latents that are shown beside the video's own, with the times of a clip that begins at a frame.
+
+    Args:
+        latent: Encoded frames `[B, C, F, h, w]`, mixed with noise as far as `strength` asks.
+        frame_index: Pixel frame where they begin.
+        strength: 1 keeps them exactly, 0 lets them be denoised fully.
+    """
+
+    latent: torch.Tensor
+    frame_index: int
+    strength: float
+
+    def apply_to(self, state: LatentState, tools: VideoLatentTools) -> LatentState:
+        """The state with the tokens appended."""
+        shape = conditioning.VideoLatentShape.from_torch_shape(self.latent.shape)
+        pixels = tools.pixel_bounds(shape, tools.causal_fix, state.positions.device)
+        pixels[:, 0] += self.frame_index
+        filled = replace(tools, fill_latent=True)
+        return append_latent(state, filled, self.latent, in_seconds(pixels, tools.fps), self.strength)
+
+
+def without_free_edges(
+    latent: torch.Tensor, corner: Sequence[int], target: conditioning.VideoLatentShape
+) -> tuple[torch.Tensor, tuple[int, int]]:
+    """Latents `[B, C, F, h, w]` inside a larger frame without the row or column of each side that touches no edge of it.
+
+    What the autoencoder makes of such sides knows of a border that is none.
+
+    Args:
+        latent: The latents.
+        corner: Their left and upper edge, in latents.
+        target: Shape of the frame's latents.
+
+    Returns:
+        What is left, and its left and upper edge.
+    """
+    (left, top), (rows, columns) = corner, latent.shape[3:]
+    x, y = int(left > 0), int(top > 0)
+    right = columns - int(left + columns < target.width)
+    bottom = rows - int(top + rows < target.height)
+    return latent[..., y:bottom, x:right], (left + x, top + y)
+
+
+def resized(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Pixels `[B, 3, n, H, W]` at another size, whatever their shape; bilinear without antialiasing, as the original."""
+    if pixels.shape[3:] == (height, width):
+        return pixels
+    size = (height, width)
+    frames = [torch.nn.functional.interpolate(one, size, mode="bilinear") for one in pixels.float().unbind(2)]
+    return torch.stack(frames, dim=2)
+
+
+def encoded(studio: Studio, pixels: torch.Tensor, generator: Generators, batch_size: int) -> torch.Tensor:
+    """Normalised latents `[B, C, F, h, w]` of pixels `[1, 3, n, H, W]`, drawn from what the autoencoder says of them."""
+    encode: Any = partial(studio.encode_video, pixels)
+    if isinstance(generator, list):
+        return torch.cat([encode(generator=one) for one in generator])
+    return encode(generator=generator).expand(batch_size, -1, -1, -1, -1)

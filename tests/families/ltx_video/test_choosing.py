@@ -1,0 +1,169 @@
+"""A checkpoint says which family it is of: to the command line, to applications, and to what runs LTX-2 alone."""
+
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+from ltx2_diffusers import LTXVideoPipeline
+from ltx2_diffusers.application.generate import generate
+from ltx2_diffusers.application.selection import GenerationRequest, TimelineItem, select_pipeline
+from ltx2_diffusers.checkpoints.convert import convert_to_diffusers, convert_to_original
+from ltx2_diffusers.checkpoints.packaged import packaged_checkpoint
+from ltx2_diffusers.checkpoints.versions import checkpoint_family
+from ltx2_diffusers.cli.main import main
+from ltx2_diffusers.media.writing import write_video
+from ltx2_diffusers.pipelines.planned import plan_memory
+from tests.cli.running import complaint, manifest
+from tests.golden_data import golden_file
+
+TINY = packaged_checkpoint("ltx-video-tiny")
+FILE = "ltx_video/checkpoints/v090/model.safetensors"
+SMALL = ["--width", "64", "--height", "64", "--num-frames", "9", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("media")
+    picture = np.random.default_rng(0).integers(0, 255, (80, 96, 3), dtype=np.uint8)
+    PIL.Image.fromarray(picture).save(folder / "a.png")
+    write_video(folder / "clip.mp4", torch.from_numpy(picture)[None].repeat(17, 1, 1, 1), 24.0)
+    return folder
+
+
+def run(path, *options):
+    return main(
+        ["generate", "--checkpoint", "ltx-video-tiny", "--prompt", "a dog", "-o", str(path), *map(str, options)]
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [
+        ("ltx-video-tiny", "ltx_video"),
+        ("ltx2-mini", "ltx2"),
+        ("Lightricks/LTX-Video-0.9.8-13B-distilled", "ltx_video"),
+        ("a-r-r-o-w/LTX-0.9.8-Latent-Upsampler", "ltx_video"),
+        ("Lightricks/LTX-2.3", "ltx2"),
+    ],
+)
+def test_the_family_of_a_checkpoint(name, family):
+    assert checkpoint_family(name) == family
+
+
+def test_the_family_of_files():
+    assert checkpoint_family(golden_file(FILE)) == "ltx_video"
+    assert checkpoint_family(golden_file("checkpoint/ltx-2-tiny-dev.safetensors")) == "ltx2"
+
+
+def test_the_command_line_runs_the_pipeline_of_the_checkpoint(tmp_path, media):
+    path = tmp_path / "clip.mp4"
+    assert run(path, *SMALL, "--image", media / "a.png", "--image-at", 8, f"{media / 'a.png'}:0.5", "--one-stage") == 0
+    facts = manifest(path)
+    assert facts["pipeline"] == "LTXVideoPipeline"
+    assert main(["replay", f"{path}.json", "--device", "cpu"]) == 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--video", "clip.mp4", "--denoise-strength", "0.5", "--one-stage"],
+        ["--reference", "clip.mp4", "--frame-rate", "24", "--one-stage"],
+        ["--steps", "2", "--guidance-scale", "3", "--stg-scale", "1", "--one-stage", "--lora", "lora.safetensors:0.5"],
+    ],
+    ids=["from a clip", "after a reference", "guided, with a LoRA"],
+)
+def test_the_command_line_makes_every_kind_of_clip(tmp_path, media, options):
+    pipe = LTXVideoPipeline.from_pretrained(TINY)
+    layer = pipe.transformer.proj_in
+    factors = {"lora_A.weight": torch.ones(1, layer.in_features), "lora_B.weight": torch.ones(layer.out_features, 1)}
+    LTXVideoPipeline.save_lora_weights(
+        media, {f"proj_in.{k}": v for k, v in factors.items()}, weight_name="lora.safetensors"
+    )
+    known = {file.name: str(file) for file in media.iterdir()}
+    given = [option if ":" not in option else f"{known[option.split(':')[0]]}:0.5" for option in options]
+    assert run(tmp_path / "clip.mp4", *SMALL, *(known.get(option, option) for option in given)) == 0
+
+
+def test_an_original_file_takes_its_text_encoder_from_elsewhere(tmp_path, capsys):
+    checkpoint = ["--checkpoint", golden_file(FILE)]
+    assert run(tmp_path / "clip.mp4", *SMALL, *checkpoint) == 2
+    assert "--text-encoder" in complaint(capsys)
+    assert run(tmp_path / "clip.mp4", *SMALL, *checkpoint, "--text-encoder", TINY, "--steps", 1) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--no-audio"], "means nothing for video of LTX-Video"),
+        (["--vram", "4"], "--offload model"),
+        (["--offload", "blocks"], "--offload model"),
+        (["--height", "100"], "use 96 or 128"),
+        (["--num-frames", "10"], "use 9 or 17"),
+        (["--image-at", "0", "clip.mp4", "--frame-by-frame"], "by their times"),
+    ],
+)
+def test_what_the_family_does_not_have_is_refused(tmp_path, media, capsys, options, message):
+    given = [str(media / option) if option == "clip.mp4" else option for option in options]
+    assert run(tmp_path / "clip.mp4", *given, "--device", "cpu") == 2
+    assert message in complaint(capsys)
+    assert not (tmp_path / "clip.mp4").exists()
+
+
+def test_info_tells_the_family_and_its_settings(capsys):
+    assert main(["info", "ltx-video-tiny"]) == 0
+    assert (
+        "LTX-Video 0.9.8 2b distilled, settings ltxv-2b-0.9.8-distilled, positions causal" in capsys.readouterr().out
+    )
+    assert main(["info", "--json", str(golden_file(FILE))]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["family"], summary["version"], summary["kind"]) == ("ltx_video", "0.9", "2b dev")
+    assert summary["preset"]["schedule"]["shifting"] == "SD3"
+    assert summary["components"]["vae"]["class"] == "AutoencoderKLLTXVideo"
+
+
+def test_what_runs_ltx_2_alone_says_so(tmp_path):
+    with pytest.raises(ValueError, match="not LTX-2"):
+        plan_memory(TINY, 8)
+    with pytest.raises(ValueError, match=r"LTXVideoPipeline\.from_single_file"):
+        convert_to_diffusers(golden_file(FILE), tmp_path / "folder")
+    with pytest.raises(ValueError, match="not written"):
+        convert_to_original(TINY, tmp_path / "file.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_request_shows_pictures_and_clips_at_their_frames():
+    timeline = (TimelineItem("image", "first.png"), TimelineItem("video", "clip.mp4", 16, 0.5))
+    request = GenerationRequest("a dog", timeline=timeline, width=700, num_frames=33, enhance_prompt=True)
+    selection = select_pipeline(request, family="ltx_video")
+    assert (selection.rule, selection.pipeline_name, selection.pipeline_class) == (
+        "ltx_video",
+        "LTXVideoPipeline",
+        LTXVideoPipeline,
+    )
+    shown = selection.arguments["conditions"]
+    assert [(one.image, one.video, one.frame_index, one.strength) for one in shown] == [
+        ("first.png", None, 0, 1.0),
+        (None, "clip.mp4", 16, 0.5),
+    ]
+    assert selection.arguments["width"] == 704
+    assert any("stays as it is" in note for note in selection.notes)
+    # The preset says these.
+    assert not {"num_inference_steps", "guidance_scale"} & selection.arguments.keys()
+    with pytest.raises(ValueError, match="family"):
+        select_pipeline(request, family="ltx_vid")
+
+
+def test_generate_serves_a_request_with_a_pipeline_of_the_family(media):
+    pipe = LTXVideoPipeline.from_pretrained(TINY, dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    timeline, steps = (TimelineItem("image", str(media / "a.png")),), []
+    request = GenerationRequest("a dog", timeline=timeline, width=64, height=64, num_frames=9, seed=1)
+    output = generate(
+        request, pipe, on_progress=lambda step, total: steps.append((step, total)), output_type="pt", multi_scale=False
+    )
+    assert output.frames.shape == (1, 9, 3, 64, 64)
+    assert output.info["rule"] == "ltx_video"
+    assert steps[-1] == (8, 8)

@@ -1,0 +1,321 @@
+"""Calls of the pipeline: parity with diffusers where it is right, passes and their networks, and what is refused."""
+
+import copy
+import inspect
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, LTXConditionPipeline
+from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition as DiffusersCondition
+from diffusers.utils import logging
+
+from ltx2_diffusers.families.ltx_video.conditions import LTXVideoCondition
+from ltx2_diffusers.families.ltx_video.passes import first_sides
+from ltx2_diffusers.families.ltx_video.pipeline import LTXVideoPipeline
+from ltx2_diffusers.families.ltx_video.presets import PRESETS, PassSettings
+from ltx2_diffusers.media.reading import read_video
+from tests.families.ltx_video.runs import tiny_pipeline
+from tests.families.ltx_video.tiny import networks
+from tests.golden_data import load_json, load_tensors
+
+TEXT = {
+    key: value
+    for key, value in load_tensors("ltx_video/runs/extend_and_keyframe.safetensors").items()
+    if key.endswith(("_embeds", "_mask"))
+}
+SIZE = {"height": 64, "width": 96, "num_frames": 17, "frame_rate": 25.0}
+CALL = {**TEXT, **SIZE, "output_type": "latent", "image_crf": 0, "image_blur": False}
+ONE_PASS = {**CALL, "multi_scale": False}
+PICTURE = torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(5))
+CLIP = torch.randint(0, 256, (17, 3, 64, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(6))
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return tiny_pipeline()
+
+
+@pytest.fixture(scope="module")
+def theirs():
+    parts = {name: model for name, model in networks().items() if name != "latent_upsampler"}
+    made = LTXConditionPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(), text_encoder=None, tokenizer=None, **parts
+    )
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def as_pil(pixels):
+    import PIL.Image
+
+    return PIL.Image.fromarray(pixels.movedim(0, -1).numpy())
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+@pytest.mark.parametrize(
+    "conditions", [[], [("image", 0, 1.0)], [("image", 0, 0.6), ("image", 12, 0.9), ("clip", 8, 0.7)]]
+)
+def test_a_pass_is_that_of_diffusers_where_it_is_right(pipeline, theirs, guidance_scale, conditions):
+    ours, others = [], []
+    for kind, frame, strength in conditions:
+        frames = {"image": as_pil(PICTURE)} if kind == "image" else {"video": [as_pil(one) for one in CLIP[:9]]}
+        ours.append(LTXVideoCondition(**frames, frame_index=frame, strength=strength))
+        others.append(DiffusersCondition(**frames, frame_index=frame, strength=strength))
+    shared = {**TEXT, **SIZE, "num_inference_steps": 4, "guidance_scale": guidance_scale, "output_type": "latent"}
+    shared |= {"image_cond_noise_scale": 0.15}
+    rest = {"multi_scale": False, "image_crf": 0, "image_blur": False, "conditions": ours or None}
+    made = pipeline(**shared, **rest, generator=seeded()).frames
+    expected = theirs(**shared, conditions=others or None, generator=seeded()).frames
+    torch.testing.assert_close(made, expected, rtol=0, atol=1e-4)
+
+
+def test_a_second_pass_is_that_of_diffusers(pipeline, theirs):
+    start = torch.randn(1, 8, 3, 2, 3, generator=seeded(3))
+    levels = [909.4, 725.0, 421.9]
+    shared = {**TEXT, **SIZE, "guidance_scale": 1.0, "latents": start, "output_type": "latent"}
+    made = pipeline(**shared, timesteps=levels, multi_scale=False, generator=seeded()).frames
+    expected = theirs(**shared, timesteps=[1000.0, *levels], denoise_strength=0.999, generator=seeded()).frames
+    torch.testing.assert_close(made, expected, rtol=0, atol=1e-4)
+
+
+def test_arguments_of_diffusers_stand_in_its_order():
+    own = list(inspect.signature(LTXVideoPipeline.__call__).parameters)
+    known = list(inspect.signature(LTXConditionPipeline.__call__).parameters)
+    assert own[: len(known)] == known
+
+
+def test_two_scales_have_the_sizes_of_the_original(pipeline):
+    for height, width, factor, h1, w1, h2, w2 in load_json("ltx_video/scalars.json")[
+        "multiscale__[H,W,factor,h1,w1,h2,w2]"
+    ]:
+        sides = first_sides(height, width, factor, 32)
+        assert (*sides, 2 * sides[0], 2 * sides[1]) == (h1, w1, h2, w2)
+    assert pipeline(**CALL, generator=seeded()).frames.shape == (1, 8, 3, 2, 2)
+
+
+def test_the_noise_of_the_original_is_drawn_in_the_order_of_tokens(pipeline):
+    made = [pipeline(**ONE_PASS, packed_noise=packed, generator=seeded()).frames for packed in (False, True)]
+    assert not torch.allclose(*made, atol=1e-2)
+
+
+def test_a_checkpoint_runs_by_its_preset():
+    for name, preset in PRESETS.items():
+        pipeline = tiny_pipeline(preset=name)
+        assert pipeline.settings == preset
+        assert pipeline.sizes.causal == preset.causal_temporal_positioning
+        assert pipeline.codec.denormalize_latents(torch.zeros(1, 8, 1, 1, 1)).shape == (1, 8, 1, 1, 1)
+    distilled = tiny_pipeline()
+    info = distilled(**CALL, generator=seeded()).info
+    assert [len(levels) - 1 for levels in info["sigmas"]] == [7, 3]
+    assert info["forwards_per_step"] == [1, 1]
+    alone = distilled(**ONE_PASS, generator=seeded()).info
+    assert alone["sigmas"][:-1] == pytest.approx(distilled.settings.allowed_inference_steps)
+    assert tiny_pipeline(preset="ltxv-2b-0.9.6-distilled")(**CALL, generator=seeded()).info["sampler"] == "stochastic"
+
+
+def test_a_shifted_schedule_follows_the_tokens_of_the_pass():
+    """Whatever the scheduler would make of the levels once more."""
+    shifting = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.2)
+    early = tiny_pipeline(preset="ltxv-2b-0.9.1", scheduler=shifting)
+    wish = {"num_inference_steps": 4, "stg_scale": 0.0, "generator": seeded()}
+    small = early(**ONE_PASS, **wish).info["sigmas"]
+    large = early(**{**ONE_PASS, "num_frames": 9}, **wish).info["sigmas"]
+    assert small[-2] == large[-2] == pytest.approx(0.1)
+    assert small[1] != large[1]
+
+
+def test_a_second_transformer_refines(pipeline):
+    other = copy.deepcopy(networks()["transformer"])
+    with torch.no_grad():
+        other.proj_out.weight.mul_(0.5)
+    seen = {"transformer": [], "stage_2_transformer": []}
+    hybrid = tiny_pipeline(stage_2_transformer=other)
+    for name, calls in seen.items():
+        getattr(hybrid, name).register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+    made = hybrid(**CALL, generator=seeded()).frames
+    assert (len(seen["transformer"]), len(seen["stage_2_transformer"])) == (7, 3)
+    assert not torch.allclose(made, pipeline(**CALL, generator=seeded()).frames, atol=1e-3)
+
+
+MIX = {
+    "first_pass": PassSettings(timesteps=(1.0, 0.9984, 0.9606), guidance_scale=3.0, end_timestep=0.9513),
+    "continued_pass": PassSettings(timesteps=(0.95, 0.725, 0.4219)),
+}
+
+
+def test_a_pass_goes_on_with_what_the_one_before_leaves_noisy(pipeline):
+    """The dev and the distilled model work on the same latents; with one model it is one pass but for the seam."""
+    mixed = pipeline(**ONE_PASS, **MIX, generator=seeded())
+    assert [levels[-1] for levels in mixed.info["sigmas"]] == [pytest.approx(0.9513), 0.0]
+    assert mixed.info["forwards_per_step"] == [2, 1]
+    unguided = {**MIX, "first_pass": PassSettings(timesteps=(1.0, 0.9984, 0.9606), end_timestep=0.95)}
+    parts = pipeline(**ONE_PASS, **unguided, generator=seeded()).frames
+    whole = pipeline(**ONE_PASS, timesteps=[1000, 998.4, 960.6, 950, 725, 421.9], generator=seeded()).frames
+    torch.testing.assert_close(parts, whole, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.3])
+def test_conditions_hold_on_across_the_seam(pipeline, strength):
+    condition = {"image": PICTURE, "strength": strength, "image_cond_noise_scale": 0.0}
+    unguided = {**MIX, "first_pass": PassSettings(timesteps=(1.0, 0.9984, 0.9606), end_timestep=0.95)}
+    parts = pipeline(**ONE_PASS, **unguided, **condition, generator=seeded()).frames
+    levels = [1000, 998.4, 960.6, 950, 725, 421.9]
+    whole = pipeline(**ONE_PASS, timesteps=levels, **condition, generator=seeded()).frames
+    torch.testing.assert_close(parts, whole, rtol=0, atol=1e-5)
+
+
+def test_a_reference_is_followed_in_the_first_pass_alone(pipeline):
+    lengths, network = [], networks()["transformer"]
+    handle = network.register_forward_pre_hook(
+        lambda _, __, kwargs: lengths.append(kwargs["hidden_states"].shape[1]), with_kwargs=True
+    )
+    try:
+        followed = pipeline(**CALL, reference_conditions=LTXVideoCondition(video=CLIP), generator=seeded()).frames
+    finally:
+        handle.remove()
+    assert lengths == [2 * 3] * 7 + [3 * 2 * 2] * 3
+    assert not torch.allclose(followed, pipeline(**CALL, generator=seeded()).frames, atol=1e-3)
+
+
+def test_a_clip_is_made_anew_at_both_scales(pipeline):
+    wish = {"media_items": CLIP, "denoise_strength": 0.3}
+    made = pipeline(**CALL, **wish, generator=seeded())
+    assert [len(levels) - 1 for levels in made.info["sigmas"]] == [2, 3]
+    other = pipeline(**CALL, **{**wish, "media_items": CLIP.flip(0)}, generator=seeded())
+    assert not torch.allclose(made.frames, other.frames, atol=1e-3)
+
+
+def test_a_batch_gives_what_its_videos_give_alone(pipeline):
+    wish = {**ONE_PASS, "image": PICTURE, "num_inference_steps": 2}
+    both = pipeline(**wish, num_videos_per_prompt=2, generator=[seeded(1), seeded(2)]).frames
+    alone = [pipeline(**wish, generator=[seeded(seed)]).frames for seed in (1, 2)]
+    torch.testing.assert_close(both, torch.cat(alone), rtol=0, atol=1e-5)
+
+
+def test_latents_go_out_as_they_come_in(pipeline):
+    latents = torch.randn(1, 8, 3, 2, 3, generator=seeded(1))
+    made = pipeline(
+        **{**ONE_PASS, "height": None, "width": None, "num_frames": None}, latents=latents, denoise_strength=0.2
+    )
+    assert made.frames.shape == latents.shape
+    assert (made.frames - latents).abs().mean() < latents.abs().mean()
+
+
+def test_a_tuple_holds_the_frames_alone(pipeline):
+    made = pipeline(**ONE_PASS, num_inference_steps=1, return_dict=False, generator=seeded())
+    assert [type(part) for part in made] == [torch.Tensor]
+
+
+def test_frames_have_the_asked_size_at_two_scales(pipeline, tmp_path):
+    call = {**CALL, "output_type": "uint8", "num_frames": 9}
+    saved = read_video(pipeline(**call, generator=seeded(), save_path=tmp_path / "clip.mp4").info["path"])
+    assert saved.shape == (9, 64, 96, 3)
+    made = pipeline(**call, generator=seeded())
+    assert made.frames.shape == (1, 9, 64, 96, 3)
+    assert (made.audio, made.frame_rate) == (None, 25.0)
+
+
+@pytest.mark.parametrize(
+    ("wish", "message"),
+    [
+        ({"height": 65}, "`height`.*64"),
+        ({"num_frames": 16}, "`num_frames`"),
+        ({"height": 32}, "use at least 64, or multi_scale=False"),
+        ({"num_inference_steps": 4, "timesteps": [1000.0]}, "leave one out"),
+        ({"denoise_strength": 0.0, "media_items": CLIP}, "`denoise_strength` 0.0 leaves no step"),
+        ({"denoise_strength": 0.5}, "nothing to begin with"),
+        ({"media_items": CLIP}, "denoise_strength=0.8"),
+        ({"media_items": CLIP[:9], "denoise_strength": 0.5}, "use num_frames=9"),
+        (
+            {"media_items": CLIP, "latents": torch.zeros(1, 8, 3, 1, 2), "denoise_strength": 0.5},
+            "leave one of them out",
+        ),
+        ({"conditions": LTXVideoCondition(PICTURE), "image": PICTURE}, "put these into the conditions"),
+        ({"conditions": PICTURE}, "LTXVideoCondition"),
+        ({"image": PICTURE, "frame_index": [0, 8]}, "`frame_index` has 2 values for 1"),
+        ({"image": PICTURE, "frame_index": 17}, "use 16"),
+        ({"reference_conditions": LTXVideoCondition(PICTURE, frame_index=8)}, "lie at frame 0"),
+        ({"guidance_scale": [1.0, 3.0]}, "`guidance_scale` is a list"),
+        ({"multi_scale": False, "second_pass": PassSettings(2)}, "leave one of them out"),
+        ({"first_pass": PassSettings(4, end_timestep=0.5)}, "latents are enlarged between them"),
+        (
+            {**MIX, "first_pass": PassSettings(4, end_timestep=0.9), "multi_scale": False},
+            "`end_sigma` of a stage is 0.9",
+        ),
+        ({"tone_map_compression_ratio": 2.0}, "`tone_map_compression_ratio`"),
+        ({"adain_factor": 2.0}, "`adain_factor`"),
+        ({"stg_mode": "values"}, "stg_mode"),
+        ({"stg_scale": 1.0, "skip_block_list": []}, "names no blocks"),
+        ({"strength": 0.5}, "neither `image` nor `video`"),
+        ({"multi_scale": False, "adain_factor": 0.5}, "the call has one pass"),
+        ({"stage_1_adapters": {"style": 1.0}}, "no LoRA adapter 'style'"),
+    ],
+)
+def test_what_cannot_be_made_is_refused_before_anything_is_computed(pipeline, wish, message):
+    def computed(*_):
+        raise AssertionError("something was computed")
+
+    handles = [model.register_forward_pre_hook(computed) for model in networks().values()]
+    handles.append(networks()["vae"].encoder.register_forward_pre_hook(computed))
+    try:
+        with pytest.raises(ValueError, match=message):
+            pipeline(**{**CALL, **wish}, generator=seeded())
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def test_two_scales_need_the_upsampler():
+    with pytest.raises(ValueError, match=r"`latent_upsampler`.*multi_scale=False"):
+        tiny_pipeline(latent_upsampler=None)(**CALL)
+
+
+def test_a_step_callback_sees_and_changes_the_guidance(pipeline):
+    seen = []
+
+    def note(pipe, step, *_):
+        seen.append(pipe.guidance_scale)
+        if step == 0:
+            pipe._guidance_scale = 5.0
+
+    wish = {**ONE_PASS, "num_inference_steps": 3, "guidance_scale": 2.0, "cfg_star_rescale": False}
+    changed = pipeline(**wish, callback_on_step_end=note, generator=seeded()).frames
+    assert seen == [2.0, 5.0, 5.0]
+    assert not torch.allclose(changed, pipeline(**wish, generator=seeded()).frames, atol=1e-4)
+
+
+def test_what_only_ltx2_can_do_is_refused(pipeline):
+    with pytest.raises(ValueError, match="one process"):
+        pipeline.enable_parallelism()
+    with pytest.raises(ValueError, match="nothing to compile"):
+        pipeline.compile()
+    with pytest.raises(ValueError, match="audio_vae"):
+        pipeline.encode_audio(torch.zeros(1, 2, 16000), 16000)
+
+
+def test_levels_that_a_distilled_model_has_not_seen_are_told(pipeline, caplog):
+    logging.enable_propagation()
+    try:
+        for steps, told in ((8, False), (3, True)):
+            caplog.clear()
+            pipeline(**ONE_PASS, num_inference_steps=steps, generator=seeded())
+            assert ("was distilled for the noise levels" in caplog.text) is told
+    finally:
+        logging.disable_propagation()
+
+
+@pytest.mark.gpu
+def test_a_call_on_a_gpu_is_that_on_a_cpu(pipeline):
+    parts = {name: copy.deepcopy(model).cuda() for name, model in networks().items()}
+    wish = {
+        **CALL,
+        "conditions": [LTXVideoCondition(PICTURE), LTXVideoCondition(PICTURE, frame_index=12, strength=0.7)],
+    }
+    wish |= {"reference_conditions": LTXVideoCondition(video=CLIP), "stg_scale": 1.0, "skip_block_list": [1]}
+    wish |= {"guidance_scale": 3.0, "output_type": "pt"}
+    made = tiny_pipeline(**parts)(**wish, generator=seeded()).frames
+    torch.testing.assert_close(made.cpu(), pipeline(**wish, generator=seeded()).frames, rtol=0, atol=1e-2)

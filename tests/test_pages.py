@@ -42,8 +42,6 @@ MESSAGES = re.findall(r"^```text\n(.*?)\n```$", page("troubleshooting.md").text,
 # Least share of a message that is text of the source, and no value.
 LEAST_TEXT = 0.35
 IMAGES_BYTES = 400_000
-# Public names of diffusers and of the original code, which pages that compare name.
-FOREIGN = {"LTX2AutoBlocks"}
 
 
 @pytest.mark.parametrize(("name", "code"), SNIPPETS, ids=[name for name, _ in SNIPPETS])
@@ -155,7 +153,7 @@ def test_scores_of_the_miniature_are_those_that_were_measured(table):
 @pytest.mark.parametrize("one", PAGES, ids=lambda one: one.name)
 def test_every_name_of_the_package_is_public(one):
     names = set(re.findall(r"\b(?:LTX2|AutoencoderKLLTX2)[A-Z]\w+\b", one.text))
-    assert names - FOREIGN <= {*ltx2_diffusers.__all__, *training.__all__}
+    assert names <= {*ltx2_diffusers.__all__, *training.__all__}
 
 
 def test_the_mode_table_shows_every_pipeline():

@@ -127,6 +127,23 @@ def test_a_temporal_round_is_diffusers():
     assert_equal(REFINE, places=((PICTURE, 0, 0.4), (OTHER, -1, 0.8)))
 
 
+def test_a_second_round_is_diffusers():
+    """Stretches that overlap, with pictures that each sees at another place, of a batch of two."""
+    carried = {
+        "latents": torch.randn(2, 4, 13, 2, 2, generator=both.seeded(1)),
+        "keyframes_latents": torch.randn(2, 4, 4, 2, 2, generator=both.seeded(2)),
+        "keyframe_positions": [24, 48, 72, 96],
+        "audio_latents": torch.randn(2, 2, 26, 2, generator=both.seeded(3)),
+        "num_frames": 97,
+        "frame_rate": 48.0,
+        "condition_num_frames": 41,
+        "source_seconds": 49 / 24,
+        "round_index": 2,
+    }
+    assert_equal(REFINE, places=((PICTURE, 3, 0.9), ([OTHER] * 9, 1, 0.8)), prompt=[both.PROMPT, "a cat"], **carried)
+    assert run("ours", REFINE, **carried, prompt=[both.PROMPT, "a cat"], output_type="pt").frames.shape[1] == 161
+
+
 def test_a_decoded_round_is_diffusers_as_far_as_the_request():
     """(17 - 1) * 2 + 1 frames of a canvas of 49, and their sound."""
     ours = run("ours", REFINE, output_type="pt")

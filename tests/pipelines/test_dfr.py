@@ -11,6 +11,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, LTXEulerAncestralRFScheduler
 
 from ltx2_diffusers import LTX2Scheduler, epilogue_tiles
+from ltx2_diffusers.adapters.mixin import ReferenceFactors
 from ltx2_diffusers.media.reading import read_video
 from tests.contract import both
 from tests.models.video_vae_tools import TINY, pair
@@ -322,6 +323,13 @@ def test_a_pass_takes_no_fresh_noise():
     given = pipeline("ours", FIRST).components | {"scheduler": LTXEulerAncestralRFScheduler()}
     with pytest.raises(ValueError, match="LTXEulerAncestralRFScheduler would"):
         both.named("ours", FIRST)(**given)(**CALL)
+
+
+def test_the_scale_of_a_reference_is_that_of_the_active_lora(monkeypatch):
+    pipe = pipeline("ours", FIRST)
+    monkeypatch.setattr(pipe, "reference_factors", lambda: ReferenceFactors(4, 1))
+    with pytest.raises(ValueError, match="`reference_downscale_factor` is 2, but the active LoRA was trained with 4"):
+        run("ours", reference_latents=CARRIED["latents"])
 
 
 def test_keyframes_need_a_transformer_that_knows_them():

@@ -11,6 +11,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, LTXEulerAncestralRFScheduler
 
 from ltx2_diffusers import LTX2Scheduler, epilogue_tiles
+from ltx2_diffusers.adapters.mixin import ReferenceFactors
 from ltx2_diffusers.media.reading import read_video
 from tests.contract import both
 from tests.models.video_vae_tools import TINY, pair
@@ -125,6 +126,23 @@ def test_a_pass_in_tiles_is_diffusers():
 
 def test_a_temporal_round_is_diffusers():
     assert_equal(REFINE, places=((PICTURE, 0, 0.4), (OTHER, -1, 0.8)))
+
+
+def test_a_second_round_is_diffusers():
+    """Stretches that overlap, with pictures that each sees at another place, of a batch of two."""
+    carried = {
+        "latents": torch.randn(2, 4, 13, 2, 2, generator=both.seeded(1)),
+        "keyframes_latents": torch.randn(2, 4, 4, 2, 2, generator=both.seeded(2)),
+        "keyframe_positions": [24, 48, 72, 96],
+        "audio_latents": torch.randn(2, 2, 26, 2, generator=both.seeded(3)),
+        "num_frames": 97,
+        "frame_rate": 48.0,
+        "condition_num_frames": 41,
+        "source_seconds": 49 / 24,
+        "round_index": 2,
+    }
+    assert_equal(REFINE, places=((PICTURE, 3, 0.9), ([OTHER] * 9, 1, 0.8)), prompt=[both.PROMPT, "a cat"], **carried)
+    assert run("ours", REFINE, **carried, prompt=[both.PROMPT, "a cat"], output_type="pt").frames.shape[1] == 161
 
 
 def test_a_decoded_round_is_diffusers_as_far_as_the_request():
@@ -305,6 +323,13 @@ def test_a_pass_takes_no_fresh_noise():
     given = pipeline("ours", FIRST).components | {"scheduler": LTXEulerAncestralRFScheduler()}
     with pytest.raises(ValueError, match="LTXEulerAncestralRFScheduler would"):
         both.named("ours", FIRST)(**given)(**CALL)
+
+
+def test_the_scale_of_a_reference_is_that_of_the_active_lora(monkeypatch):
+    pipe = pipeline("ours", FIRST)
+    monkeypatch.setattr(pipe, "reference_factors", lambda: ReferenceFactors(4, 1))
+    with pytest.raises(ValueError, match="`reference_downscale_factor` is 2, but the active LoRA was trained with 4"):
+        run("ours", reference_latents=CARRIED["latents"])
 
 
 def test_keyframes_need_a_transformer_that_knows_them():

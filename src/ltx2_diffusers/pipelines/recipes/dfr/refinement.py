@@ -249,7 +249,8 @@ class TemporalRound:
         size = Size(call.height, call.width, 2 * (call.num_frames - 1) + 1, 2 * call.frame_rate)
         plan = plan_clip(self.pipeline.sizes, self.batch_size, size, [(1.0, 1.0)])
         audio = plan.audio._replace(frames=call.audio_latents.shape[2])
-        return replace(plan, audio=audio, kept_frames=(call.asked_frames - 1) * 2**call.round_index + 1)
+        asked = (call.asked_frames - 1) * 2**call.round_index + 1
+        return replace(plan, audio=audio, kept_frames=min(asked, plan.num_frames))
 
     @cached_property
     def seams(self) -> list[int]:

@@ -157,6 +157,14 @@ class KeyframeCarrier(Condition, Opened):
         """The same, if it fits a shorter clip, too."""
         return self.opened(self.studio, plan)
 
+    def check(self, _: ClipPlan) -> None:
+        """Raise `ValueError` if the active LoRAs were trained with references of another size."""
+        asked, given = self.studio.reference_factors().downscale, self.call.reference_downscale_factor
+        if self.call.reference_latents is not None and asked not in (1, given):
+            raise ValueError(
+                f"`reference_downscale_factor` is {given}, but the active LoRA was trained with {asked}; use {asked}"
+            )
+
     def positions(self, plan: ClipPlan) -> list[int]:
         """Pixel frames of the slots."""
         if not self.call.generate_slots:

@@ -29,7 +29,10 @@ LIBRARIES = ("diffusers", "ours")
 GENERATING = ("LTX2Pipeline", "LTX2ImageToVideoPipeline", "LTX2ConditionPipeline", "LTX2InContextPipeline")
 UPSAMPLING = "LTX2LatentUpsamplePipeline"
 DECODING = "LTX2VideoDiffusionDecodePipeline"
-PIPELINES = (*GENERATING, UPSAMPLING, DECODING)
+# Take no guidance and no negative prompt, or make no sound.
+SPECIAL = tuple(name for name in ("LTX2DFRPipeline", "LTX2HDRPipeline") if name in ltx2_diffusers.__all__)
+PIPELINES = (*GENERATING, UPSAMPLING, DECODING, *SPECIAL)
+WITH_TEXT = (*GENERATING, *SPECIAL)
 # For what takes long: every class of ours, and one of diffusers that shows what is right.
 CASES = [("ours", name) for name in GENERATING] + [("diffusers", GENERATING[0])]
 each = pytest.mark.parametrize("name", PIPELINES)
@@ -220,6 +223,22 @@ def call(library: str, name: str, **changes: Any) -> dict[str, Any]:
     if name == DECODING:
         latents = torch.randn(1, 4, 3, 4, 4, generator=seeded(1))
         return {"latents": latents, "output_type": "pt", "generator": seeded()} | changes
+    size = {
+        "prompt": PROMPT,
+        "height": 32,
+        "width": 32,
+        "num_frames": 9,
+        "max_sequence_length": 16,
+        "output_type": "pt",
+    }
+    if name == "LTX2DFRPipeline":
+        return size | {"sigmas": [1.0, 0.5], "generate_slots": False, "generator": seeded()} | changes
+    if name == "LTX2HDRPipeline":
+        reference = named(library, "LTX2HDRReferenceCondition")(frames=[picture()] * 9)
+        # Light of an HDR picture is far above 1, where single precision ends sooner.
+        given = {"reference_conditions": [reference], "num_inference_steps": 2, "output_type": "latent"}
+        given |= {"generator": seeded()}
+        return size | given | changes
     given: dict[str, Any] = {}
     if name == "LTX2ImageToVideoPipeline":
         given = {"image": picture()}

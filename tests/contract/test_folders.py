@@ -16,6 +16,7 @@ from tests.contract.both import (
     CFG,
     GENERATING,
     LIBRARIES,
+    WITH_TEXT,
     both,
     difference,
     each,
@@ -52,7 +53,7 @@ def test_a_saved_pipeline_is_the_same(library, name, safe, tmp_path):
     pipe = pipeline(library, name)
     pipe.save_pretrained(tmp_path, safe_serialization=safe)
     # Language models are always saved as safetensors.
-    texts = {} if safe or name not in GENERATING else {"text_encoder": pipe.text_encoder}
+    texts = {} if safe or name not in WITH_TEXT else {"text_encoder": pipe.text_encoder}
     again = loaded(library, name, tmp_path, use_safetensors=safe, **texts)
     assert difference(run(library, name, again), run(library, name, pipe)) <= EQUAL
     for part in models(pipe).keys() - {"text_encoder"}:
@@ -126,7 +127,7 @@ def test_data_types_of_single_components(library, name, tmp_path):
 @each
 @both
 def test_a_pipeline_changes_its_data_type(library, name):
-    pipe = pipeline(library, name, new_model, **({"text_encoder": None} if name in GENERATING else {}))
+    pipe = pipeline(library, name, new_model, **({"text_encoder": None} if name in WITH_TEXT else {}))
     assert pipe.to(torch.bfloat16) is pipe
     assert {model.dtype for model in models(pipe).values()} == {torch.bfloat16}
     pipe.to(dtype=torch.float32, device="cpu")
@@ -162,7 +163,7 @@ def test_guidance_can_be_left_out_by_a_list_of_steps(library, name):
 @each
 @both
 def test_offloading_leaves_the_result_alone(library, name):
-    pipe = pipeline(library, name, new_model, **(text_encoder_copy() if name in GENERATING else {}))
+    pipe = pipeline(library, name, new_model, **(text_encoder_copy() if name in WITH_TEXT else {}))
     pipe.enable_model_cpu_offload(device="cpu")
     assert difference(run(library, name, pipe), run(library, name)) == 0
     pipe.remove_all_hooks()

@@ -42,7 +42,6 @@ _MODULES = {
     ".pipelines.recipes.extension.pipeline": ("LTX2ExtendPipeline",),
     ".families.ltx_video.pipeline": ("LTXVideoPipeline",),
     ".families.ltx_video.long": ("LTXVideoLongPipeline",),
-    ".families.ltx_video.long": ("LTXVideoLongPipeline",),
     ".families.ltx_video.conditions": ("LTXVideoCondition",),
     ".families.ltx_video.presets": ("LTXVideoPreset", "PassSettings", "ScheduleSettings", "ltx_video_preset"),
     ".application.selection": (

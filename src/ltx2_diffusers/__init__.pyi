@@ -16,7 +16,6 @@ from .application.storyboard.making import make_storyboard as make_storyboard
 from .checkpoints.packaged import packaged_checkpoint as packaged_checkpoint
 from .families.ltx_video.conditions import LTXVideoCondition as LTXVideoCondition
 from .families.ltx_video.long import LTXVideoLongPipeline as LTXVideoLongPipeline
-from .families.ltx_video.long import LTXVideoLongPipeline as LTXVideoLongPipeline
 from .families.ltx_video.pipeline import LTXVideoPipeline as LTXVideoPipeline
 from .families.ltx_video.presets import LTXVideoPreset as LTXVideoPreset
 from .families.ltx_video.presets import PassSettings as PassSettings

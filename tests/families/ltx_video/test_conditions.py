@@ -126,12 +126,9 @@ CLIP = torch.zeros(9, 3, 32, 64, dtype=torch.uint8)
     [
         (LTXVideoCondition(), "either `image` or `video`"),
         (LTXVideoCondition(CLIP[0], CLIP), "either `image` or `video`"),
-        (
-            LTXVideoCondition(CLIP[0], frame_index=200),
-            "`frame_index` has to be a frame of the video, 0 to 40, .*use 40",
-        ),
+        (LTXVideoCondition(CLIP[0], frame_index=200), "`frame_index` has to be from 0 to 40 .*use 40"),
         (LTXVideoCondition(CLIP[0], frame_index=-1), "use 0"),
-        (LTXVideoCondition(video=CLIP, frame_index=5), "`frame_index` of a clip has to be a multiple of 8 .*use 8"),
+        (LTXVideoCondition(video=CLIP, frame_index=5), "`frame_index` of a clip is 5, no multiple of 8; use 8"),
         (LTXVideoCondition(CLIP[0], strength=1.5), "`strength`.*use 1"),
         (LTXVideoCondition(CLIP[0], position=(0, 0), frame_index=8), "`position` is given at `frame_index` 8"),
         (LTXVideoCondition(CLIP[0], position=(32, 0)), "`position`"),

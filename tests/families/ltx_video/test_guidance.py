@@ -65,7 +65,8 @@ def test_a_rescale_of_diffusers_acts_on_classifier_free_guidance():
         (PassSettings(8, None, 1, 1, 1, ((1,), (2,))), "stg_av", "`skip_block_list` is a list"),
         (PassSettings(8), "attention", "stg_mode"),
         (PassSettings(8, guidance_lookup="round"), "stg_av", "guidance_lookup"),
-        (PassSettings(8, rescaling_scale=1.5, stg_scale=1), "stg_av", "rescaling_scale"),
+        (PassSettings(8, None, 1, 1, 1.5, (0,)), "stg_av", "rescaling_scale"),
+        (PassSettings(8, stg_scale=1), "stg_av", "names no blocks"),
     ],
 )
 def test_settings_that_say_nothing_are_refused(settings, mode, message):

@@ -12,6 +12,7 @@ from ltx2_diffusers.families.ltx_video.long import (
     DECODE_OVERLAP,
     DECODE_TILE,
     LTXVideoLongPipeline,
+    Window,
     faded,
     streamed_pixels,
     window_bounds,
@@ -19,6 +20,9 @@ from ltx2_diffusers.families.ltx_video.long import (
 from ltx2_diffusers.media.reading import probe, read_video
 from ltx2_diffusers.models.latent_filters import adain_filter_latent
 from ltx2_diffusers.pipelines.arguments import Delivery
+from ltx2_diffusers.pipelines.plan import Size, plan_clip
+from ltx2_diffusers.pipelines.recipes.extension.plan import ClipLatents, Timeline
+from ltx2_diffusers.pipelines.recipes.extension.segments import Carried
 from ltx2_diffusers.prompts.cache import EncodedBy, PromptCache, PromptKey
 from ltx2_diffusers.sampling.steppers import euler_ancestral_step
 from tests.families.ltx_video.runs import tiny_pipeline
@@ -64,6 +68,24 @@ def test_windows_fade_into_each_other(overlap):
 def test_windows_take_the_statistics_of_the_first(factor):
     made = adain_filter_latent(GOLDEN["fuse/new"], GOLDEN["fuse/prev"], factor)
     torch.testing.assert_close(made, GOLDEN[f"adain_blend/factor{factor}"], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("key", [key for key in GOLDEN if key.startswith("coords/")])
+def test_what_a_window_is_shown_has_the_times_of_the_original(key, pipeline):
+    """Eight latent frames of 2 x 3 in all, those beside the window last."""
+    overlap, negative = (
+        int(part.removeprefix(name)) for part, name in zip(key.split("_")[1::2], ("overlap", "negative"))
+    )
+    own = 8 - overlap - negative
+    plan = plan_clip(pipeline.sizes, 1, Size(64, 96, 8 * (own - 1) + 1, 25.0), [(1.0, 1.0)])
+    latents = torch.zeros(1, 8, max(overlap, 1), 2, 3)
+    window = Window(None, None, Timeline(0, overlap, int), image=latents[:, :, :1] if negative else None)
+    carried = Carried(ClipLatents(latents, None), 0, latents) if overlap else None
+    state = plan.tools.video.create_initial_state()
+    for condition in window.taken_over(carried)[0]:
+        for item in condition.items(plan).video:
+            state = item.apply_to(state, plan.tools.video)
+    torch.testing.assert_close(state.positions[..., 0], GOLDEN[key], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
@@ -162,10 +184,12 @@ def test_a_minute_is_made_in_flat_memory(pipeline, tmp_path):
         ({"temporal_overlap_cond_strength": 0.0}, "use 0.5"),
         ({"adain_factor": 1.5}, "`adain_factor`"),
         ({"cond_strength": -1.0}, "`cond_strength`"),
-        ({"timesteps": [1000.0], "num_inference_steps": 2}, "leave one of them out"),
+        ({"timesteps": [1000.0], "num_inference_steps": 2}, "leave one out"),
         ({"save_path": "clip.mp4"}, "leave one of them out"),
         ({"save_path": "clip.gif", "output_type": "pt"}, ".mp4"),
         ({"height": 33}, "`height`"),
+        ({"cond_strength": 0.7}, "there is no `cond_image`"),
+        ({"prompt_embeds": None, "prompt_attention_mask": None, "prompt": list("abcd")}, "4 texts for 3 windows"),
         ({"prompt_embeds": torch.zeros(2, 6, 12), "prompt_attention_mask": torch.ones(2, 6)}, "one at a time"),
     ],
 )

@@ -4,9 +4,10 @@ import threading
 
 import pytest
 import torch
+from diffusers import AutoencoderKLLTXVideo
 
 from ltx2_diffusers.conditioning import VideoLatentPatchifier, VideoLatentShape, VideoLatentTools
-from ltx2_diffusers.families.ltx_video.networks import LTXVideoNetwork
+from ltx2_diffusers.families.ltx_video.networks import LTXVideoCodec, LTXVideoNetwork
 from tests.families.ltx_video.tiny import networks
 from tests.golden_data import load_tensors
 
@@ -73,6 +74,28 @@ def test_passes_of_other_threads_stay_whole():
     finally:
         handle.remove()
     assert torch.equal(results[0], whole)
+
+
+def test_a_decoder_that_draws_noise_leaves_the_callers_alone():
+    """That of 0.9.1, which draws from the global source alone."""
+    torch.manual_seed(3)
+    sizes = {"block_out_channels": (4, 4), "decoder_block_out_channels": (4, 4), "layers_per_block": (1, 1, 1)}
+    sizes |= {"decoder_layers_per_block": (1, 1, 1), "spatio_temporal_scaling": (True, False), "latent_channels": 4}
+    sizes |= {"decoder_spatio_temporal_scaling": (True, True), "decoder_inject_noise": (True, False, False)}
+    sizes |= {"upsample_residual": (False, False), "upsample_factor": (1, 1), "patch_size": 2}
+    sizes |= {"down_block_types": ("LTXVideoDownBlock3D",) * 2, "downsample_type": ("conv", "conv")}
+    codec = LTXVideoCodec(AutoencoderKLLTXVideo(**sizes))
+    strengths = [value for name, value in codec.vae.decoder.named_parameters() if "per_channel_scale" in name]
+    for strength in strengths:
+        torch.nn.init.ones_(strength)
+    assert strengths
+    latents, state = torch.randn(1, 4, 2, 2, 2), torch.get_rng_state()
+    with torch.no_grad():
+        made = [codec.decode(latents, None)[0] for _ in range(2)]
+        assert torch.equal(torch.get_rng_state(), state)
+        other = codec.vae.decode(latents, return_dict=False)[0]
+    assert torch.equal(*made)
+    assert not torch.equal(made[0], other)
 
 
 _busy = threading.Event()

@@ -13,6 +13,7 @@ from ltx2_diffusers.families.ltx_video.conditions import LTXVideoCondition
 from ltx2_diffusers.families.ltx_video.passes import first_sides
 from ltx2_diffusers.families.ltx_video.pipeline import LTXVideoPipeline
 from ltx2_diffusers.families.ltx_video.presets import PRESETS, PassSettings
+from ltx2_diffusers.media.reading import read_video
 from tests.families.ltx_video.runs import tiny_pipeline
 from tests.families.ltx_video.tiny import networks
 from tests.golden_data import load_json, load_tensors
@@ -209,8 +210,11 @@ def test_a_tuple_holds_the_frames_alone(pipeline):
     assert [type(part) for part in made] == [torch.Tensor]
 
 
-def test_frames_have_the_asked_size_at_two_scales(pipeline):
-    made = pipeline(**{**CALL, "output_type": "uint8", "num_frames": 9}, generator=seeded())
+def test_frames_have_the_asked_size_at_two_scales(pipeline, tmp_path):
+    call = {**CALL, "output_type": "uint8", "num_frames": 9}
+    saved = read_video(pipeline(**call, generator=seeded(), save_path=tmp_path / "clip.mp4").info["path"])
+    assert saved.shape == (9, 64, 96, 3)
+    made = pipeline(**call, generator=seeded())
     assert made.frames.shape == (1, 9, 64, 96, 3)
     assert (made.audio, made.frame_rate) == (None, 25.0)
 
@@ -221,8 +225,8 @@ def test_frames_have_the_asked_size_at_two_scales(pipeline):
         ({"height": 65}, "`height`.*64"),
         ({"num_frames": 16}, "`num_frames`"),
         ({"height": 32}, "use at least 64, or multi_scale=False"),
-        ({"num_inference_steps": 4, "timesteps": [1000.0]}, "leave one of them out"),
-        ({"denoise_strength": 0.0, "media_items": CLIP}, "`denoise_strength` 0.0 leaves nothing"),
+        ({"num_inference_steps": 4, "timesteps": [1000.0]}, "leave one out"),
+        ({"denoise_strength": 0.0, "media_items": CLIP}, "`denoise_strength` 0.0 leaves no step"),
         ({"denoise_strength": 0.5}, "nothing to begin with"),
         ({"media_items": CLIP}, "denoise_strength=0.8"),
         ({"media_items": CLIP[:9], "denoise_strength": 0.5}, "use num_frames=9"),
@@ -245,6 +249,9 @@ def test_frames_have_the_asked_size_at_two_scales(pipeline):
         ({"tone_map_compression_ratio": 2.0}, "`tone_map_compression_ratio`"),
         ({"adain_factor": 2.0}, "`adain_factor`"),
         ({"stg_mode": "values"}, "stg_mode"),
+        ({"stg_scale": 1.0, "skip_block_list": []}, "names no blocks"),
+        ({"strength": 0.5}, "neither `image` nor `video`"),
+        ({"multi_scale": False, "adain_factor": 0.5}, "the call has one pass"),
         ({"stage_1_adapters": {"style": 1.0}}, "no LoRA adapter 'style'"),
     ],
 )

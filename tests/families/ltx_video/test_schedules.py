@@ -42,8 +42,8 @@ def test_levels_are_the_originals(key):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (PassSettings(), "either `num_inference_steps` or `timesteps`"),
-        (PassSettings(8, (1.0, 0.5)), "either `num_inference_steps` or `timesteps`"),
+        (PassSettings(), "takes `num_inference_steps`"),
+        (PassSettings(8, (1.0, 0.5)), "takes `num_inference_steps`"),
         (PassSettings(8, skip_initial_inference_steps=5, skip_final_inference_steps=3), "skip at most 7"),
         (PassSettings(8, skip_initial_inference_steps=-1), "`skip_initial_inference_steps`.*use 0"),
         (PassSettings(timesteps=(1.0, 0.5), skip_final_inference_steps=1), "shorten the list"),

@@ -93,9 +93,7 @@ class FrameCondition(Condition):
         start = given.frame_index
         if not checks.is_whole(start) or not 0 <= start <= last:
             nearest = min(max(start, 0), last) if checks.is_whole(start) else 0
-            raise ValueError(
-                f"`frame_index` has to be a frame of the video, 0 to {last}, but is {start!r}; use {nearest}"
-            )
+            raise ValueError(f"`frame_index` has to be from 0 to {last} but is {start!r}; use {nearest}")
         if given.image is not None:
             pixels = read_frames(given.image, 1, name="image")
         else:
@@ -110,7 +108,7 @@ class FrameCondition(Condition):
     def _check_start(self, start: int, num_frames: int, stride: int) -> None:
         if num_frames > 1 and start % stride:
             raise ValueError(
-                f"`frame_index` of a clip has to be a multiple of {stride} but is {start}; use {checks.neighbours(start, stride)}"
+                f"`frame_index` of a clip is {start}, no multiple of {stride}; use {checks.neighbours(start, stride)}"
             )
         if self.given.position is not None and start:
             raise ValueError(f"`position` is given at `frame_index` {start}, but belongs to frame 0; leave it out")

@@ -51,6 +51,8 @@ def pass_guiders(settings: PassSettings, stg_mode: str, num_layers: int, guidanc
     blocks = settings.skip_block_list or ()
     is_nested = any(isinstance(one, Sequence) for one in blocks)
     nested: list[Any] = _listed("skip_block_list", blocks, bounds, count) if is_nested else [blocks] * count
+    if not blocks and max(scales[1]) > 0:
+        raise ValueError("`stg_scale` is on, but `skip_block_list` names no blocks; name some, or use stg_scale=0.0")
     if SKIP_MODES[stg_mode] == "residual":
         # It drops a connection that these models do not have, so that the perturbed pass would equal the other one.
         nested = [()] * count
@@ -71,9 +73,7 @@ def _listed(name: str, values: Any, bounds: Sequence[float] | None, count: int) 
     if not isinstance(values, Sequence):
         return [values] * count
     if bounds is None:
-        raise ValueError(
-            f"`{name}` is a list, which needs `guidance_timesteps` of the same length; give them, or a number"
-        )
+        raise ValueError(f"`{name}` is a list, which needs `guidance_timesteps` as long; give them, or a number")
     if len(values) != count:
         raise ValueError(f"`{name}` has {len(values)} values for {count} `guidance_timesteps`; give one each")
     return list(values)
@@ -88,9 +88,7 @@ def _guider(
     stg, cfg = (stg if blocks and stg > 0 else 0.0), max(cfg, 1.0)
     share = rescale if stg and rescale != 1 else 0.0
     if share and guidance_rescale:
-        raise ValueError(
-            f"`guidance_rescale` ({guidance_rescale}) and `rescaling_scale` ({rescale}) are both given; leave one of them out"
-        )
+        raise ValueError(f"`guidance_rescale` {guidance_rescale} and `rescaling_scale` {rescale} both act; use one")
     share = share or (guidance_rescale if cfg > 1 else 0.0)
     params = MultiModalGuiderParams(cfg_scale=cfg, stg_scale=stg, stg_blocks=tuple(blocks), rescale_scale=share)
     return MultiModalGuider(params, CFGStarRescalingGuider(cfg) if star else CFGGuider(cfg), on_velocities=True)
@@ -100,5 +98,5 @@ def _check_blocks(params: MultiModalGuiderParams, num_layers: int) -> None:
     wrong = [block for block in params.stg_blocks or () if not 0 <= block < num_layers]
     if params.stg_scale and wrong:
         raise ValueError(
-            f"`skip_block_list` contains {wrong}, but the transformer has blocks 0 to {num_layers - 1}; use {num_layers - 1}"
+            f"`skip_block_list` contains {wrong}, but there are blocks 0 to {num_layers - 1}; use {num_layers - 1}"
         )

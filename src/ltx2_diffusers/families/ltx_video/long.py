@@ -15,11 +15,11 @@ from ...conditioning import ConditionItem
 from ...media.frames import FilePath, read_frames
 from ...media.pixels import decoded_frames
 from ...media.streaming import ClipWriter
-from ...pipelines.arguments import Callback, Delivery, Request, Stage, Start, takes
+from ...pipelines.arguments import Delivery, Request, Stage, Start, takes
 from ...pipelines.conditions import Condition, Opened, Studio
 from ...pipelines.conditions.condition import Items
 from ...pipelines.decoding import video_as
-from ...pipelines.engine import check_save_path, prepare, reads_negative, with_decoder_noise
+from ...pipelines.engine import check_said, check_save_path, prepare, reads_negative, with_decoder_noise
 from ...pipelines.output import LTX2PipelineOutput, Result
 from ...pipelines.plan import ClipPlan, ModelSizes, Size
 from ...pipelines.recipes.extension.pipeline import concatenated
@@ -28,17 +28,40 @@ from ...pipelines.recipes.extension.segments import Carried, Segment, Wanted, ge
 from ...sampling.samplers import gaussian_noise
 from .conditions import FramesBeside, Preparation, resized
 from .passes import Passes, alone, stages, with_arguments
-from .pipeline import LTXVideoBase, delivery_of, pass_arguments, texts_of
+from .pipeline import LTXVideoBase, SharedArguments, delivery_of, pass_arguments, texts_of
 from .presets import DEFAULT_FRAME_RATE
 from .steps import WindowSampler
-from .text import DEFAULT_TEXT_POSITIONS
 
 # Latent frames that are decoded at a time, and those in which two such pieces fade into each other.
 DECODE_TILE, DECODE_OVERLAP = 16, 4
 
 
 @dataclass(frozen=True)
-class LongArguments:
+class _First:
+    """What comes first."""
+
+    prompt: str | list[str] | None = None
+    negative_prompt: str | None = None
+    height: int = 512
+    width: int = 704
+    num_frames: int = 161
+    frame_rate: float = DEFAULT_FRAME_RATE
+    guidance_scale: float | None = None
+    guidance_rescale: float = 0.0
+    num_inference_steps: int | None = None
+    timesteps: Sequence[float] | None = None
+    generator: torch.Generator | None = None
+    cond_image: Any = None
+    cond_strength: float = 0.5
+    negative_index_strength: float = 1.0
+    temporal_tile_size: int = 80
+    temporal_overlap: int = 24
+    temporal_overlap_cond_strength: float = 0.5
+    adain_factor: float = 0.25
+
+
+@dataclass(frozen=True)
+class LongArguments(SharedArguments, _First):
     """What the call takes; `None` stands for the value of the checkpoint's preset.
 
     Args:
@@ -70,36 +93,6 @@ class LongArguments:
             `info["path"]`, and the frames of one piece at a time are in memory.
     """
 
-    prompt: str | list[str] | None = None
-    negative_prompt: str | None = None
-    height: int = 512
-    width: int = 704
-    num_frames: int = 161
-    frame_rate: float = DEFAULT_FRAME_RATE
-    guidance_scale: float | None = None
-    guidance_rescale: float = 0.0
-    num_inference_steps: int | None = None
-    timesteps: Sequence[float] | None = None
-    generator: torch.Generator | None = None
-    cond_image: Any = None
-    cond_strength: float = 0.5
-    negative_index_strength: float = 1.0
-    temporal_tile_size: int = 80
-    temporal_overlap: int = 24
-    temporal_overlap_cond_strength: float = 0.5
-    adain_factor: float = 0.25
-    prompt_embeds: torch.Tensor | None = None
-    prompt_attention_mask: torch.Tensor | None = None
-    negative_prompt_embeds: torch.Tensor | None = None
-    negative_prompt_attention_mask: torch.Tensor | None = None
-    decode_timestep: float | None = None
-    decode_noise_scale: float | None = None
-    output_type: str = "pil"
-    return_dict: bool = True
-    attention_kwargs: dict[str, Any] | None = None
-    callback_on_step_end: Callback | None = None
-    callback_on_step_end_tensor_inputs: Sequence[str] | None = ("latents",)
-    max_sequence_length: int = DEFAULT_TEXT_POSITIONS
     save_path: FilePath | None = None
     num_videos_per_prompt: int = field(init=False, default=1)
 
@@ -174,16 +167,11 @@ class Window(Wanted):
         # The first latent frame of a later window stands for a single frame, and is left out.
         return [Given(items)], (int(carried is not None), 0)
 
-    @property
-    def overlap(self) -> int:
-        """Latent frames that it shares with the one before."""
-        return self.timeline.overlap
-
     def carried_on(self, carried: Carried | None, segment: Segment) -> Carried:
         """The end of what there is, and the first window."""
         new = segment.new_latents().video
-        whole = new if carried is None else faded(carried.latents.video, new, self.overlap - 1)
-        tail = ClipLatents(whole[:, :, -self.overlap :], None)
+        whole = new if carried is None else faded(carried.latents.video, new, self.timeline.overlap - 1)
+        tail = ClipLatents(whole[:, :, -self.timeline.overlap :], None)
         return Carried(tail, 0, new) if carried is None else replace(carried, latents=tail)
 
 
@@ -238,7 +226,7 @@ def long_video(pipeline: LTXVideoLongPipeline, call: LongArguments) -> Result:
     writer = None if call.save_path is None else ClipWriter(call.save_path, call.frame_rate)
     windows = _windows(pipeline, call, bounds, delivery)
     segments = generate_segments(pipeline, windows, None, call.adain_factor)
-    pieces = finished(segments, windows[0].overlap)
+    pieces = finished(segments, windows[0].timeline.overlap)
     info = {"preset": pipeline.settings.name, "windows": len(bounds), "output_type": call.output_type}
     frames: Any = None
     if call.output_type == "latent":
@@ -270,9 +258,12 @@ def _bounds(pipeline: LTXVideoLongPipeline, call: LongArguments) -> list[tuple[i
             f"`temporal_overlap` has to be from {stride} and less than `temporal_tile_size` ({call.temporal_tile_size}) by {stride} "
             f"but is {call.temporal_overlap}; use {stride * max(1, tile // 3)} and {stride * max(2, tile)}"
         )
-    if not call.texts:
-        raise ValueError("`prompt` is an empty list; give at least one text")
-    return window_bounds((call.num_frames - 1) // stride + 1, tile, overlap)
+    if call.cond_image is None:
+        check_said("there is no `cond_image`", call, "cond_strength", "negative_index_strength")
+    bounds = window_bounds((call.num_frames - 1) // stride + 1, tile, overlap)
+    if not 1 <= len(call.texts) <= len(bounds):
+        raise ValueError(f"`prompt` holds {len(call.texts)} texts for {len(bounds)} windows; give 1 to {len(bounds)}")
+    return bounds
 
 
 def _windows(

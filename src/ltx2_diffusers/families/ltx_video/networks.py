@@ -155,8 +155,16 @@ class LTXVideoCodec:
         return False
 
     def decode(self, latents: torch.Tensor, timestep: torch.Tensor | None, return_dict: bool = False) -> Any:
-        """See [`AutoencoderKLLTXVideo`]."""
-        return self.vae.decode(latents, timestep, return_dict=return_dict)
+        """See `AutoencoderKLLTXVideo`; where its decoder draws noise (0.9.1), the same for all clips of a shape."""
+        with torch.random.fork_rng([latents.device] if latents.is_cuda else [], self._draws):
+            if self._draws:
+                torch.manual_seed(0)
+            return self.vae.decode(latents, timestep, return_dict=return_dict)
+
+    @property
+    def _draws(self) -> bool:
+        """Whether the decoder draws noise, which no caller can give it a source for."""
+        return any(self.vae.config.decoder_inject_noise)
 
     def normalize_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents `[B, C, F, h, w]` with the mean and spread that the transformer was trained with."""

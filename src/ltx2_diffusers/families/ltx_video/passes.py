@@ -83,9 +83,7 @@ def chosen_passes(
     )
     if not multi_scale:
         if given[2] is not None:
-            raise ValueError(
-                "`second_pass` is given, but the call has one scale (multi_scale=False); leave one of them out"
-            )
+            raise ValueError("`second_pass` is given with multi_scale=False; leave one of them out")
         return [one if given[0] is not None else alone(one, preset) for one in (first, continued) if one is not None]
     if second is None:
         raise ValueError(f"`multi_scale` is True, but {preset.name} has no second pass; give `second_pass`")
@@ -102,11 +100,6 @@ def alone(settings: PassSettings, preset: LTXVideoPreset) -> PassSettings:
 
 def with_arguments(settings: PassSettings, said: dict[str, Any]) -> PassSettings:
     """Settings with what a call says instead; a list of levels and a number of steps take each other's place."""
-    if said.get("timesteps") is not None and said.get("num_inference_steps") is not None:
-        raise ValueError(
-            f"`timesteps` ({said['timesteps']}) and `num_inference_steps` ({said['num_inference_steps']}) are both given; leave "
-            "one of them out"
-        )
     said = {name: value for name, value in said.items() if value is not None}
     if "timesteps" in said or "num_inference_steps" in said:
         free = {"timesteps": None, "num_inference_steps": None}

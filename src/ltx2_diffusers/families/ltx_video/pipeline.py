@@ -22,7 +22,7 @@ from ...conditioning import VIDEO_SCALE_FACTORS, Streams
 from ...guidance import NEUTRAL, Preset
 from ...media.frames import FilePath, rate_to_read, read_frames
 from ...pipelines.arguments import Callback, Delivery, Generators, Request, Start, takes
-from ...pipelines.engine import run
+from ...pipelines.engine import check_said, run
 from ...pipelines.generation import LTX2GenerationPipeline, Scheduler
 from ...pipelines.output import Result
 from ...pipelines.plan import ClipPlan, ModelSizes, Size, check_speed
@@ -47,7 +47,51 @@ _HELD_NOISE = "image_cond_noise_scale"
 
 
 @dataclass(frozen=True)
-class LTXVideoArguments:
+class _First:
+    """What comes first."""
+
+    conditions: Any = None
+    image: Any = None
+    video: Any = None
+    frame_index: int | list[int] = 0
+    strength: float | list[float] = 1.0
+    denoise_strength: float = 1.0
+    prompt: str | list[str] | None = None
+    negative_prompt: str | list[str] | None = None
+    height: int | None = None
+    width: int | None = None
+    num_frames: int | None = None
+    frame_rate: float = DEFAULT_FRAME_RATE
+    num_inference_steps: int | None = None
+    timesteps: Sequence[float] | None = None
+    guidance_scale: float | Sequence[float] | None = None
+    guidance_rescale: float = 0.0
+    image_cond_noise_scale: float | None = None
+    num_videos_per_prompt: int = 1
+    generator: Generators = None
+    latents: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class SharedArguments:
+    """What every call takes of states of the text, decoding and delivery."""
+
+    prompt_embeds: torch.Tensor | None = None
+    prompt_attention_mask: torch.Tensor | None = None
+    negative_prompt_embeds: torch.Tensor | None = None
+    negative_prompt_attention_mask: torch.Tensor | None = None
+    decode_timestep: float | list[float] | None = None
+    decode_noise_scale: float | list[float] | None = None
+    output_type: str = "pil"
+    return_dict: bool = True
+    attention_kwargs: dict[str, Any] | None = None
+    callback_on_step_end: Callback | None = None
+    callback_on_step_end_tensor_inputs: Sequence[str] | None = ("latents",)
+    max_sequence_length: int = DEFAULT_TEXT_POSITIONS
+
+
+@dataclass(frozen=True)
+class LTXVideoArguments(SharedArguments, _First):
     """What the call takes; `None` stands for the value of the checkpoint's preset.
 
     Args:
@@ -101,38 +145,6 @@ class LTXVideoArguments:
         save_path: File to write, as in [`LTX2Pipeline`].
     """
 
-    conditions: Any = None
-    image: Any = None
-    video: Any = None
-    frame_index: int | list[int] = 0
-    strength: float | list[float] = 1.0
-    denoise_strength: float = 1.0
-    prompt: str | list[str] | None = None
-    negative_prompt: str | list[str] | None = None
-    height: int | None = None
-    width: int | None = None
-    num_frames: int | None = None
-    frame_rate: float = DEFAULT_FRAME_RATE
-    num_inference_steps: int | None = None
-    timesteps: Sequence[float] | None = None
-    guidance_scale: float | Sequence[float] | None = None
-    guidance_rescale: float = 0.0
-    image_cond_noise_scale: float | None = None
-    num_videos_per_prompt: int = 1
-    generator: Generators = None
-    latents: torch.Tensor | None = None
-    prompt_embeds: torch.Tensor | None = None
-    prompt_attention_mask: torch.Tensor | None = None
-    negative_prompt_embeds: torch.Tensor | None = None
-    negative_prompt_attention_mask: torch.Tensor | None = None
-    decode_timestep: float | list[float] | None = None
-    decode_noise_scale: float | list[float] | None = None
-    output_type: str = "pil"
-    return_dict: bool = True
-    attention_kwargs: dict[str, Any] | None = None
-    callback_on_step_end: Callback | None = None
-    callback_on_step_end_tensor_inputs: Sequence[str] | None = ("latents",)
-    max_sequence_length: int = DEFAULT_TEXT_POSITIONS
     media_items: Any = None
     reference_conditions: Any = None
     multi_scale: bool | None = None
@@ -188,9 +200,7 @@ class LTXVideoArguments:
         pixels = read_frames(self.media_items, num_frames, name="media_items", frame_rate=rate)
         if len(pixels) < num_frames:
             fewer = (len(pixels) - 1) // 8 * 8 + 1
-            raise ValueError(
-                f"`media_items` have {len(pixels)} frames and the video {num_frames}; use num_frames={fewer}"
-            )
+            raise ValueError(f"`media_items` have {len(pixels)} frames, fewer than the video; use num_frames={fewer}")
         return degraded(fitted(pixels, *sides), preset.image_crf, preset.image_blur)
 
     def listed_conditions(self, preparation: Preparation) -> list[FrameCondition]:
@@ -202,8 +212,9 @@ class LTXVideoArguments:
         given = _as_conditions(self.conditions)
         if given and (self.image is not None or self.video is not None):
             raise ValueError("`conditions` are given, and `image` or `video` too; put these into the conditions")
-        if not given:
-            given = self._short_conditions()
+        if self.image is None and self.video is None:
+            check_said("there is neither `image` nor `video`", self, "frame_index", "strength")
+        given = given or self._short_conditions()
         return [*references, *(FrameCondition(one, preparation) for one in given)]
 
     def _short_conditions(self) -> list[LTXVideoCondition]:
@@ -212,9 +223,7 @@ class LTXVideoArguments:
         lists = [_as_list(value) for value in (self.frame_index, self.strength)]
         for name, values in zip(("frame_index", "strength"), lists):
             if len(values) not in (1, count) and count:
-                raise ValueError(
-                    f"`{name}` has {len(values)} values for {count} pictures and clips; give one, or one each"
-                )
+                raise ValueError(f"`{name}` has {len(values)} values for {count} pictures and clips; give one each")
         places = [values * count if len(values) == 1 else values for values in lists]
         frames = [{"image": image} for image in images] + [{"video": video} for video in videos]
         return [LTXVideoCondition(**one, frame_index=at, strength=by) for one, at, by in zip(frames, *places)]
@@ -261,7 +270,7 @@ def _as_conditions(value: Any) -> list[LTXVideoCondition]:
     for one in given:
         if not isinstance(one, LTXVideoCondition):
             raise ValueError(
-                f"conditions have to be LTXVideoCondition but one is {type(one)}; use LTXVideoCondition(image=...)"
+                f"conditions have to be LTXVideoCondition but one is {type(one)}; use LTXVideoCondition(...)"
             )
     return given
 
@@ -441,6 +450,8 @@ class LTXVideoPipeline(LTXVideoBase):
         settings = [with_arguments(first, pass_arguments(call)), *others]
         factor = preset.downscale_factor or DOWNSCALE_FACTOR
         own = first_sides(*sides, factor, ratio) if multi_scale else sides
+        if not others:
+            check_said("the call has one pass", call, "adain_factor", "stage_2_adapters")
         frames = (num_frames - 1) // self.vae_temporal_compression_ratio + 1
         return Passes(settings, own, 2 if multi_scale else 1, frames, ratio)
 
@@ -455,13 +466,12 @@ class LTXVideoPipeline(LTXVideoBase):
         levels[0] = levels[0][count - int(count * call.denoise_strength) :]
         if not levels[0]:
             raise ValueError(
-                f"`denoise_strength` {call.denoise_strength} leaves nothing of {count} steps; use at least {1 / count:.2f}"
+                f"`denoise_strength` {call.denoise_strength} leaves no step; use at least {1 / count:.2f}"
             )
         is_given, shortened = call.media_items is not None or call.latents is not None, levels[0][0] < 1
         if call.media_items is not None and not shortened:
             raise ValueError(
-                "`media_items` are given, but the first noise level is 1, at which nothing is left of them; use "
-                "denoise_strength=0.8 for example"
+                "nothing is left of `media_items` at the first noise level of 1; use denoise_strength=0.8"
             )
         skips = call.denoise_strength < 1 or passes.settings[0].skip_initial_inference_steps
         if skips and not is_given:

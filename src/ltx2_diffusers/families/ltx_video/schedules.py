@@ -57,7 +57,7 @@ def pass_levels(settings: PassSettings, schedule: ScheduleSettings, num_tokens: 
     steps, listed = settings.num_inference_steps, settings.timesteps
     if (steps is None) == (listed is None):
         raise ValueError(
-            f"a pass takes either `num_inference_steps` or `timesteps`, but they are {steps} and {listed}; leave one of them out"
+            f"a pass takes `num_inference_steps` ({steps}) or `timesteps` ({listed}), one of them; leave one out"
         )
     first, last = settings.skip_initial_inference_steps, settings.skip_final_inference_steps
     for name, count in (("skip_initial_inference_steps", first), ("skip_final_inference_steps", last)):
@@ -65,15 +65,11 @@ def pass_levels(settings: PassSettings, schedule: ScheduleSettings, num_tokens: 
             raise ValueError(f"`{name}` has to be a whole number of at least 0 but is {count!r}; use 0")
     if listed is not None:
         if first or last:
-            raise ValueError(
-                f"`skip_initial_inference_steps` ({first}) and `skip_final_inference_steps` ({last}) belong to a number of "
-                "steps, but `timesteps` are given; shorten the list instead"
-            )
+            raise ValueError("steps are skipped of a number of them, but `timesteps` are given; shorten the list")
         return check_sigmas(listed, "timesteps")
     levels = spread_levels(schedule, steps or 0, num_tokens)
     if first + last >= len(levels):
         raise ValueError(
-            f"`skip_initial_inference_steps` ({first}) and `skip_final_inference_steps` ({last}) leave nothing of "
-            f"{len(levels)} steps; skip at most {len(levels) - 1}"
+            f"skipping {first} and {last} of {len(levels)} steps leaves none; skip at most {len(levels) - 1}"
         )
     return levels[first : len(levels) - last]

@@ -86,8 +86,8 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
     scheduler: Scheduler
     processor: ProcessorMixin
     prompt_enhancer: PreTrainedModel
-    pass_layout: PassLayout = PassLayout()
-    """How the passes of a guided step are made: one after another by default."""
+    pass_layout: PassLayout = PassLayout(batched="auto")
+    """How the passes of a guided step are made: as one batch where that is faster, which is on cards and for few tokens."""
     memory_plan: MemoryPlan | None = None
     """The plan that the pipeline was loaded by, if it was."""
     _prompt_cache: texts.PromptCache | None = None

@@ -1,6 +1,6 @@
 """Times and memory of decoding one clip with our video VAE and with diffusers', same weights, interleaved.
 
-Run `python -m benchmarks.vae_decode [--quick]`. Times are taken at a quarter of the published widths, so that a CPU
+Run `python -m benchmarks.vae [--quick]`. Times are taken at a quarter of the published widths, so that a CPU
 can do it; memory and operations are counted at full size on the meta device, which allocates nothing. Streamed decoding
 is timed on tall clips, because on one thread PyTorch runs another, slow convolution where channels times frames times
 rows are few, as in chunks of small clips of a narrow decoder.

@@ -221,13 +221,17 @@ def measured(name: str, calls: dict[str, Run], repeats: int, warmup: int) -> lis
     return rows
 
 
+def bounds_of(case: str, device: str) -> tuple[float, float | None]:
+    """Least ratios of a case to diffusers as it comes, and to diffusers tuned."""
+    return next((both for key, both in BOUNDS[device].items() if case.startswith(key)), (1.0, None))
+
+
 def missed(rows: list[dict[str, Any]], device: str) -> list[str]:
     """Cases whose best row of ours is below a bound."""
     found = []
     for name in dict.fromkeys(row["case"] for row in rows):
         ours = [row for row in rows if row["case"] == name and row["by"].startswith("ours")]
-        bounds = next((both for key, both in BOUNDS[device].items() if name.startswith(key)), (1.0, None))
-        for column, bound in zip(("over diffusers", "over tuned"), bounds):
+        for column, bound in zip(("over diffusers", "over tuned"), bounds_of(name, device)):
             if bound is not None and max(row[column] for row in ours) < bound:
                 found.append(f"{name}: {column} below {bound:g}")
     return found

@@ -156,8 +156,9 @@ class BlockGraphs:
             graph.recording.replay()
             self.replayed += 1
             # The next replay writes where this one did.
-            own = {id(state): tuple(tokens.clone() for tokens in state) for state in graph.recording.outputs}
-            return [own[id(state)] for state in graph.recording.outputs]
+            outputs = graph.recording.outputs
+            own = {id(state): (state[0].clone(), state[1].clone()) for state in outputs}
+            return [own[id(state)] for state in outputs]
 
     def _buffer(self, place: int, tensor: torch.Tensor) -> _Buffer:
         key = place, *_kind(tensor)

@@ -17,6 +17,8 @@ from ltx2_diffusers.models.transformer_block import LTX2AVTransformerBlock
 from tests.adapters.tiny import build, largest, lora, outputs
 from tests.models.test_transformer import keep_masks
 from tests.models.transformer_tools import max_difference, per_token, tiny_inputs, tiny_transformer
+from tests.pipelines.tiny import ALL_GUIDANCE, EXPLICIT, PROMPT, load, ours, seeded
+from tests.pipelines.tiny import max_difference as difference
 
 MASKS = [None, keep_masks(video_self=[1], audio_self=[1]), keep_masks(a2v=range(3), v2a=range(3))]
 
@@ -26,6 +28,8 @@ class Computed:
 
     device_type = "cpu"
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def record(self, run, _device):
         made, again = run(), run()
 
@@ -134,7 +138,16 @@ def test_tensors_made_in_inference_mode_are_copied_always():
         for seed in (1, 2):
             call = tiny_inputs(plain, seed=seed)
             assert max_difference(recorded(**call), plain(**call)) == 0.0
-    assert counts(recorded) == (1, 2, 1)
+    call = tiny_inputs(plain, seed=3)
+    assert max_difference(recorded(**call), plain(**call)) == 0.0
+    assert counts(recorded) == (1, 3, 1)
+
+
+def test_tokens_shared_among_processes_are_not_recorded():
+    model = tiny_transformer("2.3")
+    model.transformer_blocks[0].attn1.processor._parallel_config = object()
+    with pytest.raises(ValueError, match="its tokens are shared among processes"):
+        record_blocks(model, recorder=Computed())
 
 
 def test_results_are_not_written_over():
@@ -247,6 +260,29 @@ def test_adapters_come_go_and_change():
         made = graphs_of(pipe.transformer).recorded
         assert largest(outputs(pipe), outputs(plain)) == 0.0
         assert graphs_of(pipe.transformer).recorded > made
+
+
+@pytest.mark.parametrize(
+    ("layout", "is_compiled", "replays"), [("2.0", False, 2 * 3), ("2.0", True, 2 * 3), ("2.3", False, 2 * 4)]
+)
+def test_whole_calls(layout, replays, is_compiled):
+    """Two graphs, of the passes that read the prompt and of the one that does not; another size and layout take others."""
+    call = {**EXPLICIT, **ALL_GUIDANCE, "num_inference_steps": 4, "prompt": PROMPT}
+    pipe, plain = load(layout), ours(layout)
+    record_blocks(pipe.transformer, 8, Computed())
+    # Not traced, which takes long.
+    with torch.compiler.set_stance("force_eager"):
+        if is_compiled:
+            pipe.compile("transformer", backend="eager")
+        for seed, frames, made in ((1, 9, 2), (2, 9, 2), (1, 17, 4)):
+            given = {**call, "num_frames": frames}
+            expected, found = (one(**given, generator=seeded(seed)) for one in (plain, pipe))
+            assert difference(found, expected) == 0.0
+            assert found.info["passes"] == expected.info["passes"]
+            assert graphs_of(pipe.transformer).recorded == made
+    assert graphs_of(pipe.transformer).replayed == 3 * replays
+    pipe.disable_cuda_graphs()
+    assert graphs_of(pipe.transformer) is None
 
 
 @pytest.mark.parametrize(

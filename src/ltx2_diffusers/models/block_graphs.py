@@ -83,7 +83,9 @@ class _Buffer:
     """Memory that graphs read, and what was copied there last."""
 
     def __init__(self, like: torch.Tensor) -> None:
-        self.tensor = torch.empty_like(like, requires_grad=False)
+        # What is made in inference mode could not be written to outside of it.
+        with torch.inference_mode(False):
+            self.tensor = torch.empty_like(like, requires_grad=False)
         self._source: tuple[weakref.ref, int] | None = None
 
     def take(self, source: torch.Tensor) -> None:
@@ -297,8 +299,10 @@ def _weights_of(blocks: nn.ModuleList, device: torch.device, device_type: str) -
             # Quantised weights of other libraries have no address of their own.
             has_address = type(tensor) is nn.Parameter or type(tensor) is torch.Tensor
             state.append(tensor.data_ptr() if has_address else id(tensor))
-        if "processor" in settings:
-            state += [id(settings["processor"]), getattr(settings["processor"], "_attention_backend", None)]
+        if (processor := settings.get("processor")) is not None:
+            if getattr(processor, "_parallel_config", None) is not None:
+                raise _NotRecordableError("its tokens are shared among processes")
+            state += [id(processor), getattr(processor, "_attention_backend", None)]
         # Compiled code, and how a block looks at its sound.
         state += [id(settings[name]) for name in ("forward", "audio_view") if name in settings]
         if "scaling" in settings:
@@ -342,8 +346,6 @@ def record_blocks(model: nn.Module, most_graphs: int = MOST_GRAPHS, recorder: Re
     recorder = recorder or CudaRecorder()
     device = next(model.parameters()).device
     try:
-        if getattr(model, "_parallel_config", None) is not None:
-            raise _NotRecordableError("its tokens are shared among processes")
         _weights_of(model.transformer_blocks, device, recorder.device_type)  # type: ignore[arg-type]
     except _NotRecordableError as error:
         raise ValueError(

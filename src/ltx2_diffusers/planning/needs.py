@@ -254,6 +254,6 @@ def variants(
                 parts = needs.stages(storage, layout, decoding)
                 is_fast = storage == "fp8_scaled_mm"
                 found.append(
-                    Variant(storage, decoding, layout.batched, layout.keeps_text, weights, parts, output, is_fast)
+                    Variant(storage, decoding, layout.batched is True, layout.keeps_text, weights, parts, output, is_fast)
                 )
     return found

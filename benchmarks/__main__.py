@@ -14,17 +14,26 @@ from pathlib import Path
 from typing import Any
 
 from .common import RESULTS_DIR, print_table, write_file
+from .counts import BYTES_BOUND, KERNELS_BOUND
+from .pipeline import bounds_of
+from .step import BOUNDS, MEMORY_BOUND
 
-BENCHMARKS = ("transformer_forward", "guided_call", "vae_decode", "export_video", "training_step", "import_time")
+BENCHMARKS = (
+    *("counts", "step", "vae", "pipeline"),
+    *("transformer_forward", "export_video", "training_step", "import_time"),
+)
 
 
 def measured(name: str, quick: bool, results: Path) -> dict[str, Any]:
     """Run one benchmark and return what it wrote."""
     command = [sys.executable, "-m", f"benchmarks.{name}", *(["--quick"] if quick else [])]
     environment = {**os.environ, "LTX2_BENCHMARK_RESULTS": os.fspath(results)}
-    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL, cwd=Path(__file__).parents[1])
-    (path,) = results.glob(f"{name}*.json")
-    return json.loads(path.read_text())
+    # One that misses a bound of its own says so in the table below.
+    done = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, cwd=Path(__file__).parents[1])
+    paths = list(results.glob(f"{name}*.json"))
+    if len(paths) != 1:
+        raise SystemExit(f"{' '.join(command[1:])} wrote no results and ended with status {done.returncode}")
+    return json.loads(paths[0].read_text())
 
 
 def ratios(name: str, payload: dict[str, Any]) -> Iterator[tuple[str, float, float | None, bool]]:
@@ -33,18 +42,23 @@ def ratios(name: str, payload: dict[str, Any]) -> Iterator[tuple[str, float, flo
         for case in payload["cases"]:
             label = f"transformer forward, {case['case']}, {case['tokens']} video tokens: speed"
             yield label, case["ratio paired"], 0.97, True
-    elif name == "guided_call":
+    elif name == "counts":
+        for case in (case for case in payload["cases"] if case["by"] == "ours, fused"):
+            label = f"{case['model']}, {case['case']}, fused"
+            yield f"{label}: kernels beside products", case["of diffusers'"], KERNELS_BOUND, False
+            yield f"{label}: their bytes", case["of its GB"], BYTES_BOUND, False
+    elif name == "step":
         for case in payload["cases"]:
-            yield (
-                f"guided call, given embeddings of {case['text positions']} positions: speed",
-                case["paired"],
-                1.0,
-                True,
-            )
-    elif name == "vae_decode":
+            yield f"{case['case']}: speed", case["median"], BOUNDS[case["case"]], True
+        yield "forward, image to video: memory", payload["memory, image to video"], MEMORY_BOUND, False
+    elif name == "pipeline":
+        for case in (case for case in payload["cases"] if case["by"] == "ours"):
+            yield f"whole call, {case['case']}: speed", case["over diffusers"], bounds_of(case["case"], "cpu")[0], True
+    elif name == "vae":
         for case in payload["time"]:
-            label = f"VAE decode, {case['structure']}, {case['width']} px: speed"
-            yield label, case["ratio_diffusers_over_ours"]["paired"], 1.0, True
+            label = f"VAE {case['what']}, {case['structure']}, {case['width']} px: speed"
+            bound = 1.0 if case["what"] == "decode" else None
+            yield label, case["ratio_diffusers_over_ours"]["paired"], bound, True
         for case in payload["memory"]:
             clip = f"{case['frames']} x {case['height']} x {case['width']}"
             label = f"VAE decode, {case['structure']}, {clip}, streamed: memory"

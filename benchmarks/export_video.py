@@ -25,7 +25,7 @@ from diffusers.utils import encode_video
 from diffusers.video_processor import VideoProcessor
 
 from benchmarks.common import interleaved, ratio, write_results
-from benchmarks.vae_decode import CONFIGS, STREAMED_SHAPE, reduced
+from benchmarks.vae import CONFIGS, STREAMED_SHAPE, reduced
 from ltx2_diffusers.media.pixels import decoded_frames, to_uint8
 from ltx2_diffusers.media.writing import write_video
 from ltx2_diffusers.models.video_vae import AutoencoderKLLTX2Video

@@ -32,8 +32,8 @@ TEXT_TOKENS = 256
 AUDIO_TOKENS = 126
 # Video tokens -> latent frames, rows, columns
 GRIDS = {288: (8, 6, 6), 1152: (8, 12, 12)}
-# 121 frames of 512 x 768 pixels, and of 1024 x 1536.
-FULL_GRIDS = {6144: (16, 16, 24), 24576: (16, 32, 48)}
+# 25 frames of 288 x 512 pixels, 121 of 512 x 768, and of 1024 x 1536.
+FULL_GRIDS = {576: (4, 9, 16), 6144: (16, 16, 24), 24576: (16, 32, 48)}
 
 
 def make_inputs(

@@ -27,13 +27,17 @@ else
 fi
 export PYTHONPATH="$PWD/src:$packages${PYTHONPATH:+:$PYTHONPATH}"
 # A failing test does not keep the figures from being taken.
-run timeout 150 python3 -m pytest -q -m gpu --junitxml="$LTX2_BENCHMARK_RESULTS/gpu_tests.xml" || failed=1
+run timeout 110 python3 -m pytest -q -m gpu --junitxml="$LTX2_BENCHMARK_RESULTS/gpu_tests.xml" || failed=1
 # Numbers in float32 are recorded for every machine; what memory a GPU needs is recorded by the first run on its kind.
-run timeout 45 python3 -m pytest -q -m slow tests/real_weights --checkpoint ltx2-mini --dtype float32 --record-missing || failed=1
+run timeout 30 python3 -m pytest -q -m slow tests/real_weights --checkpoint ltx2-mini --dtype float32 --record-missing || failed=1
 run cp tests/real_weights/records.json "$LTX2_BENCHMARK_RESULTS/real_weights.json" || failed=1
-run timeout 80 python3 -m benchmarks.transformer_forward --quick --device cuda || failed=1
-# Writes after every case; alone, on a card of 80 GB, it may take nine minutes.
-run timeout 150 python3 -m benchmarks.gpu_memory || failed=1
+# The next ones write after every case. Most of their time is compiling; with a warm cache they take half of it.
+run timeout 100 python3 -m benchmarks.step --quick --device cuda || failed=1
+run timeout 30 python3 -m benchmarks.kernels --device cuda || failed=1
+run timeout 90 python3 -m benchmarks.pipeline --quick --device cuda || failed=1
+run timeout 50 python3 -m benchmarks.vae --quick --device cuda || failed=1
+# Alone, on a card of 80 GB, it may take nine minutes.
+run timeout 40 python3 -m benchmarks.gpu_memory || failed=1
 # Some cases need the libraries for quantised weights; those that cannot run say so in their row.
-run timeout 45 python3 -m benchmarks.training_step --quick --device cuda || failed=1
+run timeout 30 python3 -m benchmarks.training_step --quick --device cuda || failed=1
 exit "$failed"

@@ -84,6 +84,20 @@ def test_a_clip_keeps_the_sampler_of_its_preset(tmp_path, monkeypatch):
     assert manifest(tmp_path / "out-replay.mp4")["result"]["sampler"] == "euler_ancestral"
 
 
+def test_a_compiled_clip_is_made_again_compiled(tmp_path, monkeypatch):
+    """Not traced, which takes long: that both calls have their networks compiled is what counts."""
+    out, compiled = tmp_path / "out.mp4", []
+    compile_all = LTX2GenerationPipeline.compile
+    monkeypatch.setattr(
+        LTX2GenerationPipeline, "compile", lambda pipe: compile_all(pipe) or compiled.append(list(pipe.compiled))
+    )
+    with torch.compiler.set_stance("force_eager"):
+        assert generate(out, "--compile", *SMALL, *QUICK) == 0
+        assert replay(f"{out}.json") == 0
+    assert compiled == [["transformer", "vae", "vocoder"]] * 2
+    assert manifest(tmp_path / "out-replay.mp4")["options"]["compile"] is True
+
+
 def test_a_manifest_says_how_the_clip_was_made(inputs):
     out = inputs / "out.mp4"
     assert generate(out, "--image", inputs / "red.png", "--guidance-scale", "2", *SMALL, *QUICK, "--preview") == 0

@@ -8,11 +8,12 @@ import pickle
 
 import pytest
 import torch
-from diffusers import FirstBlockCacheConfig, PyramidAttentionBroadcastConfig
+from diffusers import FirstBlockCacheConfig, MagCacheConfig, PyramidAttentionBroadcastConfig
 
 from ltx2_diffusers import TextCache
 from ltx2_diffusers.memory.streaming import stop_streaming, stream_blocks
 from ltx2_diffusers.models.compiled import compile_model, region_of, uncompile_model
+from ltx2_diffusers.models.negative_text import NagWeights, NegativeText
 from ltx2_diffusers.models.video_vae_tiling_config import TilingConfig
 from tests.golden_data import EQUAL_MODELS
 from tests.models.transformer_tools import max_difference, per_token, tiny_inputs, tiny_transformer
@@ -181,19 +182,47 @@ def test_groups_that_wait_in_host_memory_are_compiled():
     assert (max_difference(result, expected), graphs) == (0.0, 1)
 
 
+EVERY_SECOND = MagCacheConfig(mag_ratios=[1.0] * 3, num_inference_steps=3, retention_ratio=0, max_skip_steps=1)
+
+
 @pytest.mark.slow
-def test_a_cache_of_blocks_runs_compiled_ones():
+@pytest.mark.parametrize("config", [FirstBlockCacheConfig(threshold=1e9), EVERY_SECOND])
+def test_a_cache_of_blocks_runs_compiled_ones(config):
     model, plain = tiny_transformer("2.0", num_layers=3), tiny_transformer("2.0", num_layers=3)
     inputs = tiny_inputs(model)
     compile_model(model, backend="eager")
     for one in (model, plain):
-        one.enable_cache(FirstBlockCacheConfig(threshold=1e9))
+        one.enable_cache(config)
     for step in range(3):
         with model.cache_context("x"), plain.cache_context("x"):
             result, graphs = made(model, lambda: model(**inputs))
             assert max_difference(result, plain(**inputs)) == 0.0
-        # Later steps run the first block only.
+        # Later steps run the first block only, or none, or the blocks of the first step.
         assert graphs == (1 if step == 0 else 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["2.0", "2.3"])
+def test_a_negative_prompt_in_the_attention_is_compiled(layout):
+    model = tiny_transformer(layout, num_layers=2)
+    inputs, other = tiny_inputs(model), tiny_inputs(model, seed=9)
+    texts = other["encoder_hidden_states"], other["audio_encoder_hidden_states"]
+
+    def run(caches):
+        return model(**inputs, text_cache=caches[0], negative_text=NegativeText(*texts, NagWeights(3.0), caches[1]))
+
+    expected = run((TextCache(), TextCache()))
+    assert max_difference(expected, model(**inputs)) > 1e-3
+    compile_model(model, backend="eager")
+    counts = []
+    for _ in range(2):
+        caches = TextCache(), TextCache()
+        for _ in range(2):
+            result, graphs = made(model, lambda caches=caches: run(caches))
+            assert max_difference(result, expected) == 0.0
+            counts.append(graphs)
+    # Both texts are filled in by one graph and read by another; of 2.3 nothing is kept.
+    assert counts == ([1, 1, 0, 0] if layout == "2.0" else [1, 0, 0, 0])
 
 
 @pytest.mark.slow
@@ -210,6 +239,20 @@ def test_float8_layers_are_compiled(method):
     # First and last blocks are in another data type than those between.
     assert graphs <= 2
     assert made(model, lambda: float8_outputs(model))[1] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ["compiled first", "streamed first"])
+def test_float8_layers_are_compiled_and_streamed(order):
+    model = float8()
+    expected = float8_outputs(model)
+    steps = [lambda: compile_model(model, backend="eager"), lambda: stream_blocks(model, "ram", "cpu", 2)]
+    for step in steps if order == "compiled first" else steps[::-1]:
+        step()
+    for most in (2, 0):
+        result, graphs = made(model, lambda: float8_outputs(model))
+        assert all(torch.equal(result[name], expected[name]) for name in expected)
+        assert graphs <= most
 
 
 def decodings(vae, device="cpu"):

@@ -121,6 +121,25 @@ def test_every_pass_reuses_its_own():
     assert max_difference(watch.tokens(3), watch.tokens(4)) > 1e-3
 
 
+@pytest.mark.parametrize(("config", "times"), [(FirstBlockCacheConfig(threshold=1e-9), 2), (every_second(4), 1)])
+@torch.no_grad()
+def test_a_memory_takes_the_tokens_of_every_pass_once_or_twice(config, times):
+    """What the blocks added, and of the first block what decides."""
+    model = tiny_transformer("2.3")
+    model.enable_cache(config)
+    memory = model.new_step_cache(4)
+    masks = [MASKS[0], MASKS[2]]
+    for step in steps_of(model, 3):
+        model(**step, perturbation_keep_masks=masks, step_cache=memory)
+    kept = [tensor for value in vars(memory).values() if isinstance(value, dict) for pair in value.values()
+            for tensor in (pair if isinstance(pair, tuple) else ())]  # fmt: skip
+    unique = {tensor.data_ptr(): tensor.nbytes for tensor in kept}
+    step = steps_of(model, 1)[0]
+    widths = model.proj_in.out_features, model.audio_proj_in.out_features
+    tokens = sum(step[f"{n}hidden_states"].shape[1] * width * 4 for n, width in zip(("", "audio_"), widths))
+    assert sum(unique.values()) == times * len(masks) * tokens
+
+
 @torch.no_grad()
 def test_a_pass_that_comes_later_is_computed():
     model = tiny_transformer()

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.vae_decode import CONFIGS, peak_bytes
-from ltx2_diffusers.models import video_vae
+from benchmarks.vae import CONFIGS, peak_bytes
+from ltx2_diffusers.models import video_vae, video_vae_blocks
 from ltx2_diffusers.models.video_vae import AutoencoderKLLTX2Video
 from ltx2_diffusers.models.video_vae_blocks import CausalConv3d, Upsampler, has_channels_last
 from tests.golden_data import EQUAL_MODELS, assert_within, golden_cases
@@ -305,6 +305,30 @@ def test_layers_keep_the_memory_layout(mode):
         assert not has_channels_last(first)
         assert max_difference(first, second) <= EQUAL_MODELS
     assert has_channels_last(conv.pad(last, False)) and has_channels_last(conv.activate(last, True))
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+@torch.no_grad()
+def test_the_encoder_keeps_the_layout_that_a_card_prefers(structure, monkeypatch):
+    vae = _vae(STRUCTURES[structure])
+    video = _latents(2, 3, 9, 64, 96)
+    expected = vae.encode(video).latent_dist.parameters
+    monkeypatch.setattr(
+        video_vae_blocks, "preferred_layout", lambda x: x.contiguous(memory_format=torch.channels_last_3d)
+    )
+    # As cuDNN's convolutions do; some of a processor give channels first whatever they are given.
+    convolve = torch.nn.Conv3d.forward
+
+    def keeping(conv, x):
+        y = convolve(conv, x)
+        return y.contiguous(memory_format=torch.channels_last_3d) if has_channels_last(x) else y
+
+    monkeypatch.setattr(torch.nn.Conv3d, "forward", keeping)
+    layouts = []
+    for block in (*vae.encoder.down_blocks, vae.encoder.mid_block):
+        block.register_forward_hook(lambda _module, _args, out: layouts.append(has_channels_last(out)))
+    assert max_difference(vae.encode(video).latent_dist.parameters, expected) <= EQUAL_MODELS
+    assert layouts and all(layouts)
 
 
 @pytest.mark.gpu

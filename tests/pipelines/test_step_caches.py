@@ -119,6 +119,26 @@ def test_nothing_is_left_over_between_calls(pipe, config):
     assert max_difference(run(pipe, **ALL_GUIDANCE), expected) == 0
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        lambda: TaylorSeerCacheConfig(cache_interval=2, disable_cache_before_step=1),
+        lambda: PyramidAttentionBroadcastConfig(
+            spatial_attention_block_skip_range=2,
+            spatial_attention_timestep_skip_range=(0, 1001),
+            current_timestep_callback=lambda: 500,
+        ),
+    ],
+    ids=["extrapolation", "broadcast"],
+)
+def test_skipped_layers_are_no_skipped_predictions(pipe, runs, config):
+    """Every pass goes through all blocks, none of which is shared, and the ratio says so."""
+    found = run(pipe, config(), **ALL_GUIDANCE)
+    assert made(found) == dict.fromkeys(NAMES, (4, 0.0))
+    blocks = len(pipe.transformer.transformer_blocks)
+    assert len(runs) == len(NAMES) * 4 * blocks
+
+
 def test_a_schedule_makes_of_a_batch_what_it_makes_of_singles(pipe):
     prompts = [PROMPT, "rain"]
     batch = run(pipe, every_second(), **CFG, prompt=prompts, generator=seeded(1, 2))

@@ -22,6 +22,7 @@ from ltx2_diffusers import (
 )
 from ltx2_diffusers.devices import CONTEXT_BYTES, FRAGMENTS
 from ltx2_diffusers.memory.streaming import streamer_of
+from ltx2_diffusers.models.compiled import region_of
 from ltx2_diffusers.planning import needs
 from ltx2_diffusers.planning.counting import measured
 from ltx2_diffusers.planning.parts import num_bytes, parts_of
@@ -193,6 +194,21 @@ def test_adapters_come_to_components_that_wait(roomy):
     assert torch.equal(call(pipe, **small).frames, call(plain, **small).frames)
     with pytest.raises(ValueError, match="wait in host memory until they run already"):
         pipe.enable_sequential_cpu_offload(device="cpu")
+
+
+@pytest.mark.parametrize("where", ["resident", "streamed", "released"])
+def test_planned_pipelines_are_compiled_where_their_weights_are(roomy, expected, where):
+    """Not traced, which takes long: that every block goes through the compiled region is what counts."""
+    pipe = LTX2Pipeline.from_plan(placed(roomy, "transformer", where), device="cpu")
+    with torch.compiler.set_stance("force_eager"):
+        pipe.compile("transformer", backend="eager")
+        region, runs = region_of(pipe.transformer), []
+        compiled = region._compiled
+        region._compiled = lambda *given: runs.append(1) or compiled(*given)
+        assert torch.equal(call(pipe).frames, expected.frames)
+    assert len(runs) >= 2 * len(pipe.transformer.transformer_blocks)
+    pipe.uncompile()
+    assert torch.equal(call(pipe).frames, expected.frames)
 
 
 def test_decoding_and_passes_are_as_planned(roomy, expected):

@@ -63,6 +63,7 @@ class BlockStreamingMixin(DiffusionPipeline):
                 those of its files; the pipeline is as it was then.
         """
         check_choice("source", source, SOURCES)
+        self._refuse_moving("enable_block_streaming")
         place, listed = present_device(get_device() if device is None else device), components
         if components is not None:
             listed = [components] if isinstance(components, str) else list(components)
@@ -257,7 +258,11 @@ class BlockStreamingMixin(DiffusionPipeline):
             hooks.append(cpu_offload_with_hook(model, device, prev_module_hook=hooks[-1] if hooks else None)[1])
         self._waiting = tuple(hooks)
 
+    def _refuse_moving(self, method: str) -> None:
+        """Raise `ValueError` where weights have to stay where they are; for subclasses."""
+
     def _refuse_offload(self, method: str) -> None:
+        self._refuse_moving(method)
         if self.streamed_components:
             raise ValueError(
                 f"{method}() contradicts block streaming, which is on for {', '.join(self.streamed_components)}; call "

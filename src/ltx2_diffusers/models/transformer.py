@@ -21,6 +21,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput, apply_lora_scale
 from torch import nn
 
+from .block_graphs import graphs_of
 from .context_parallel import SplitPoint, context_parallel_plan, gathered, on_processors
 from .loading import CheckpointMixin
 from .modulation import AdaLayerNormSingle, Modulation, evaluate
@@ -543,7 +544,14 @@ class LTX2AVTransformer3DModel(
         return tokens, stream.cached_context(request.context, caches[0]), inputs, head
 
     def _run_blocks(self, prepared: PreparedForward, states: list[Tokens], indices: range) -> list[Tokens]:
-        """Tokens of both streams after some blocks, for every variant; what variants share is computed once."""
+        """Tokens of both streams after some blocks, for every variant."""
+        graphs = graphs_of(self)
+        if graphs is None:
+            return self._loop(prepared, states, indices)
+        return graphs.run(self.transformer_blocks, self._loop, prepared, states, indices)
+
+    def _loop(self, prepared: PreparedForward, states: list[Tokens], indices: range) -> list[Tokens]:
+        """The same, as it is written; what variants share is computed once."""
         for index in indices:
             block, plans = self.transformer_blocks[index], [plans[index] for plans in prepared.variants]
             done: dict[tuple, Tokens] = {}

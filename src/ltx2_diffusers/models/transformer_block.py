@@ -6,6 +6,7 @@ Both streams take the same steps: self-attention, attention to the text, attenti
 [`BlockStream`] writes them once; it refers to the modules of its block, whose names are those of the checkpoints.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -201,6 +202,8 @@ class LTX2AVTransformerBlock(nn.Module):
     """
 
     attn1: LTX2Attention
+    # How the block looks at its sound; `audio_stream.run_beside` sets another way.
+    audio_view: Callable[[nn.Module, str, torch.Tensor, StreamInputs], BlockStream] = BlockStream
 
     def __init__(self, video: StreamSizes, audio: StreamSizes, shared: SharedSettings) -> None:
         super().__init__()
@@ -256,7 +259,7 @@ class LTX2AVTransformerBlock(nn.Module):
             `tuple[torch.Tensor, torch.Tensor]`: Video and audio tokens.
         """
         video = BlockStream(self, "", hidden_states, video_inputs)
-        audio = BlockStream(self, "audio_", audio_hidden_states, audio_inputs)
+        audio = self.audio_view(self, "audio_", audio_hidden_states, audio_inputs)
         if plan.video:
             video.attend_to_self(plan.video_self, plan.passthrough)
             video.attend_to_text(encoder_hidden_states, text_slots[0], negative_slots[0])

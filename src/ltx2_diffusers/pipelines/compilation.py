@@ -1,4 +1,4 @@
-"""Compiling the networks of a pipeline, and what it cost."""
+"""Compiling the networks of a pipeline, and what it cost; recording and spreading their blocks on a card."""
 
 import inspect
 import os
@@ -11,11 +11,14 @@ from diffusers.utils import logging
 
 from ..checks import check_choice
 from ..memory.mixin import BlockStreamingMixin
+from ..models.audio_stream import run_beside, runs_beside
+from ..models.block_graphs import MOST_GRAPHS, graphs_of, record_blocks, stop_recording
 from ..models.compiled import CompiledRegion, check_compilable, compile_model, kind_of, region_of, uncompile_model
 
 logger = logging.get_logger(__name__)
 
-COMPONENTS = ("transformer", "stage_2_transformer", "vae", "vocoder")
+TRANSFORMERS = ("transformer", "stage_2_transformer")
+COMPONENTS = (*TRANSFORMERS, "vae", "vocoder")
 _CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 # Graphs of the first step fill what the text is kept in, those of the second one read it.
 _WARM_UP_STEPS = 2
@@ -35,7 +38,7 @@ class CompiledPart:
 
 
 class CompilationMixin(BlockStreamingMixin):
-    """`compile()` of pipelines."""
+    """`compile()` of pipelines, CUDA graphs of their blocks, and the sound's part of a block beside the video's."""
 
     def compile(
         self,
@@ -104,6 +107,71 @@ class CompilationMixin(BlockStreamingMixin):
         """The components that [`compile`] has compiled, and what it has cost so far."""
         return {name: CompiledPart(region.graphs, region.seconds) for name, region in self._regions.items()}
 
+    def enable_cuda_graphs(self, most_graphs: int = MOST_GRAPHS) -> None:
+        """Record the blocks of the transformers as CUDA graphs and replay them: all their kernels are launched at once.
+
+        It is faster where launching kernels takes longer than running them, as with few tokens; results are the same. A graph
+        is recorded in the second step that needs it, for the passes of the step, sizes of clips and lengths of prompts that it
+        has; adapters that change have it recorded anew. A graph takes memory for what its blocks compute in between, which
+        all graphs share, and for their inputs, of which keys and values of the text are 1.2 GB at full size. `compile()` goes
+        with it, before or after.
+
+        Args:
+            most_graphs: Most graphs of a transformer that are kept, at least 1. Default 8; the one that was not used for
+                longest makes room.
+
+        Raises:
+            ValueError: If a transformer is not on a CUDA device as a whole, or has hooks; nothing is recorded then.
+        """
+        models = self._transformers
+        try:
+            for model in models:
+                record_blocks(model, most_graphs)
+        except ValueError:
+            self.disable_cuda_graphs()
+            raise
+
+    def disable_cuda_graphs(self) -> None:
+        """Launch kernels one by one again, and give the graphs up."""
+        for model in self._transformers:
+            stop_recording(model)
+
+    def enable_audio_stream(self) -> None:
+        """Have the sound's part of every block run on a CUDA stream of its own, beside the video's; results are the same.
+
+        The sound has few tokens, whose kernels leave most of a card idle. Calls with gradients, and on other devices, run as
+        before. Offloading and `compile()` of the transformers exclude it.
+
+        Raises:
+            ValueError: If a transformer is not on a CUDA device, is compiled or has hooks.
+        """
+        for model in self._transformers:
+            if model.device.type != "cuda":
+                raise ValueError(f"the transformer is on {model.device}, which has one stream; move it by to('cuda')")
+            check_compilable(model)
+        for model in self._transformers:
+            run_beside(model, True)
+
+    def disable_audio_stream(self) -> None:
+        """Run the sound's part of every block after the video's again."""
+        for model in self._transformers:
+            run_beside(model, False)
+
+    def _refuse_moving(self, method: str) -> None:
+        is_recorded = any(graphs_of(model) is not None for model in self._transformers)
+        is_beside = any(map(runs_beside, self._transformers))
+        for name, is_on in (("cuda_graphs", is_recorded), ("audio_stream", is_beside)):
+            if is_on:
+                raise ValueError(
+                    f"{method}() moves weights while calls run, but enable_{name}() needs them to stay where they are; call "
+                    f"disable_{name}() first"
+                )
+
+    @property
+    def _transformers(self) -> list[Any]:
+        """The transformers that are loaded."""
+        return [model for model in (getattr(self, name, None) for name in TRANSFORMERS) if model is not None]
+
     def maybe_free_model_hooks(self) -> None:
         """At the end of a call, as in diffusers; a message says what was compiled in it."""
         super().maybe_free_model_hooks()
@@ -164,6 +232,8 @@ class CompilationMixin(BlockStreamingMixin):
         models = {name: getattr(self, name) for name in chosen}
         for model in models.values():
             check_compilable(model)
+            if runs_beside(model):
+                raise ValueError("compiled blocks run on one stream; call disable_audio_stream() before compile()")
         return models
 
     def _warm_up_calls(self, warm_up: Sequence[Mapping[str, Any]] | Mapping[str, Any] | None) -> list[dict[str, Any]]:
@@ -202,7 +272,7 @@ def _checked_settings(
         what = f"`mode` {mode!r}" if mode is not None else "`options` with 'triton.cudagraphs'"
         raise ValueError(
             f"{what} records CUDA graphs, whose results live until the next block, but keys and values of the text are kept from "
-            "step to step; use mode='max-autotune-no-cudagraphs' or leave it out"
+            "step to step; use mode='max-autotune-no-cudagraphs' or leave it out, and call enable_cuda_graphs(), which keeps them"
         )
     settings: dict[str, Any] = {"backend": backend}
     if mode is not None:

@@ -95,8 +95,8 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
     prompt_enhancer: PreTrainedModel
     duration_head: DurationHead
     diffusion_decoder: DiffusionDecoder
-    pass_layout: PassLayout = PassLayout()
-    """How the passes of a guided step are made: one after another by default."""
+    pass_layout: PassLayout = PassLayout(batched="auto")
+    """How the passes of a guided step are made: as one batch where that is faster, which is on cards and for few tokens."""
     begins_with_bos: bool = True
     """Whether prompts begin with `<bos>` also where the tokenizer does not put it there, as that of Gemma 4 does not; the models
     were trained with it. `False` leaves tokens as the tokenizer makes them, as in diffusers. No difference with Gemma 3."""

@@ -267,7 +267,6 @@ def variants(
             for decoding in decodings:
                 parts = needs.stages(storage, layout, decoding)
                 is_fast = storage == "fp8_scaled_mm"
-                found.append(
-                    Variant(storage, decoding, layout.batched, layout.keeps_text, weights, parts, output, is_fast)
-                )
+                how = storage, decoding, layout.batched is True, layout.keeps_text
+                found.append(Variant(*how, weights, parts, output, is_fast))
     return found

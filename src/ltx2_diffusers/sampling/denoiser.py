@@ -6,16 +6,18 @@ Shapes: B batch, T tokens of a stream, S text tokens, D features of a token.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
+from ..checks import check_choice
 from ..conditioning.state import LatentState
 from ..conditioning.streams import States, Streams, Tensors, TextContext, on_streams
 from ..guidance.guiders import MultiModalGuider
 from ..guidance.options import GuidanceOptions
 from ..guidance.perturbations import isolating_perturbations, stg_perturbations
 from ..guidance.scales import Guiders, Scales, changed_guiders
+from ..models.block_graphs import graphs_of
 from ..models.mixed_precision import input_dtype
 from ..models.negative_text import NagWeights, NegativeText
 from ..models.step_cache import StepCache
@@ -34,24 +36,51 @@ class PassLayout:
     """How the passes of a step are made; results differ by rounding at most.
 
     Args:
-        batched: Whether all passes are one batch, so that weights are read once in a step. It takes as much more memory
-            beside them, and computes what passes share once for each. Default `False`: one pass after another.
+        batched: Whether all passes are one batch, so that weights are read and kernels launched once in a step. It takes as
+            much more memory beside them, and computes what passes share once for each. `"auto"`, which is what pipelines
+            begin with, has it so where it is faster, see [`one_batch_is_faster`]; default `False`: one pass after another.
         keeps_text: Whether keys and values of the text are kept between steps where they do not depend on the noise
             level (2.0). Costs 1.2 GB per prompt at full size in half precision. Default `True`.
         group: Process group of `torch.distributed` whose ranks share the passes; all of them have to make the same call.
             Default `None`, every process makes all of them.
     """
 
-    batched: bool = False
+    batched: bool | Literal["auto"] = False
     keeps_text: bool = True
     group: Any = None
 
     def __post_init__(self) -> None:
-        if self.batched and self.group is not None:
+        check_choice("batched", self.batched, (True, False, "auto"))
+        if self.batched is True and self.group is not None:
             raise ValueError("`batched` is True, but the ranks of `group` make passes apart; leave one of them out")
 
 
 ONE_BY_ONE = PassLayout()
+
+
+def launch_bound_tokens(device: torch.device, is_recorded: bool) -> int:
+    """Up to how many tokens a forward pass takes the same time, because something else than computing takes longer.
+
+    On a CUDA device that is the launching of some thousand kernels, or, with those recorded as CUDA graphs, the reading of
+    the weights; numbers are those of an H100. On other devices it is none.
+    """
+    if device.type != "cuda":
+        return 0
+    return 256 if is_recorded else 2048
+
+
+def one_batch_is_faster(tokens: int, passes: int, apart: float, bound: int) -> bool:
+    """Whether the passes of a step are faster as one batch than one after another.
+
+    A forward pass takes as long as its tokens, and never less than one of `bound` tokens.
+
+    Args:
+        tokens: Tokens of one pass, of both streams and all samples.
+        passes: Number of passes.
+        apart: What they compute one after another, in passes: blocks that several share are run once.
+        bound: See [`launch_bound_tokens`].
+    """
+    return max(bound, passes * tokens) < apart * max(bound, tokens)
 
 
 class NeededPasses(NamedTuple):
@@ -230,7 +259,7 @@ class GuidedDenoiser:
         """Velocities of all passes."""
         negative = self.negative_context if with_negative else None
         is_alone = len(masks) == 1 and negative is None
-        if self.layout.batched and not (is_alone or self.negative_text or self.transformer.is_cache_enabled):
+        if not is_alone and self._is_one_batch(masks, inputs, negative):
             together = self._forward_together(masks, inputs, negative)
             self._count(together)
             return together
@@ -242,6 +271,19 @@ class GuidedDenoiser:
         made = self._one_by_one(own, inputs, negative if "negative" in mine else None)
         self._count(name for name in names if name not in mine)
         return self._share.exchanged(names, made, Streams(inputs["hidden_states"], inputs["audio_hidden_states"]))
+
+    def _is_one_batch(self, masks: KeepMasks, inputs: dict[str, Any], negative: TextContext | None) -> bool:
+        """Whether several passes are made as one batch."""
+        if self.negative_text or self.transformer.is_cache_enabled or self._share is not None:
+            return False
+        if self.layout.batched != "auto":
+            return self.layout.batched
+        streams = [x for x in (inputs["hidden_states"], inputs["audio_hidden_states"]) if x is not None]
+        bound = launch_bound_tokens(streams[0].device, graphs_of(self.transformer) is not None)
+        passes = len(masks) + (negative is not None)
+        shared = sum(_shared_blocks(mask) for mask in masks.values() if mask is not None)
+        apart = passes - shared / self.transformer.config.num_layers
+        return one_batch_is_faster(sum(x.shape[0] * x.shape[1] for x in streams), passes, apart, bound)
 
     @staticmethod
     def _names(needed: NeededPasses) -> list[str]:
@@ -404,6 +446,12 @@ class _Batch:
         if key not in self._known or self._known[key][0] is not value:
             self._known[key] = (value, value.repeat(len(self.names), *(1 for _ in value.shape[1:])))
         return self._known[key][1]
+
+
+def _shared_blocks(mask: torch.Tensor) -> int:
+    """How many blocks `[4, blocks, B]` there are before the first one that a pass perturbs."""
+    perturbs = (mask != 1).any(dim=-1).any(dim=0).tolist()
+    return perturbs.index(True) if True in perturbs else len(perturbs)
 
 
 def to_clean(states: States, velocities: Streams[Any], sigma: torch.Tensor) -> Tensors:

@@ -268,13 +268,8 @@ class LTX2VideoDiffusionDecoderModel(CheckpointMixin, AtomicModelSaveMixin, Mode
     def _tile_sizes(self) -> TileSizes:
         return TileSizes(*(getattr(self, name) for name in SIZE_NAMES))
 
-    def normalize_latents(self, latents: torch.Tensor) -> torch.Tensor:
-        """Subtract the mean and divide by the deviation of each channel of `[B, C, F, h, w]`."""
-        mean, std = (x.view(1, -1, 1, 1, 1).to(latents) for x in (self.latents_mean, self.latents_std))
-        return (latents - mean) * self.config.scaling_factor / std
-
     def denormalize_latents(self, latents: torch.Tensor) -> torch.Tensor:
-        """Inverse of `normalize_latents`."""
+        """Put the deviation and mean of each channel back into normalised latents `[B, C, F, h, w]`."""
         mean, std = (x.view(1, -1, 1, 1, 1).to(latents) for x in (self.latents_mean, self.latents_std))
         return latents * std / self.config.scaling_factor + mean
 
@@ -361,12 +356,8 @@ class LTX2VideoDiffusionDecoderModel(CheckpointMixin, AtomicModelSaveMixin, Mode
         before, added = self._borders(z.shape[2:])
         features = self.decoder.features(nn.functional.pad(z, added, mode="replicate"))
         parts = self._tiled if self.streams(z) else self._whole
-        num_frames, (height, width) = (
-            self.num_decoded_frames(z.shape[2]),
-            (n * self.spatial_compression_ratio for n in z.shape[3:]),
-        )
-        top, left = (n * self.spatial_compression_ratio for n in before)
-        yielded = 0
+        height, width, top, left = (n * self.spatial_compression_ratio for n in (*z.shape[3:], *before))
+        num_frames, yielded = self.num_decoded_frames(z.shape[2]), 0
         for part in parts(features, generator, num_steps):
             kept = part[:, :, : num_frames - yielded, top : top + height, left : left + width]
             yielded += kept.shape[2]

@@ -163,9 +163,9 @@ def convert_to_original(
 def _write_original(
     path: Path, parts: Mapping[str, Part], known: Mapping[str, str], on_tensor: Callable[[str], None] | None
 ) -> None:
-    """One file with some components; a video VAE alone has no prefix, as published."""
+    """One file with some components; a video VAE or its diffusion decoder alone has no prefix, as published."""
     entries: dict[str, Entry] = {}
-    is_bare = list(parts) == ["vae"]
+    is_bare = list(parts) in (["vae"], ["diffusion_decoder"])
     for component, (tensors, _) in parts.items():
         tensors = stacked_entries(component, tensors)
         renamed = keys.rename(component, tensors, to="original")

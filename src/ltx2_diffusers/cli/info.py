@@ -66,23 +66,19 @@ def describe_file(path: Path) -> tuple[str, str, dict[str, Any]]:
     """Version, kind and components of an original file."""
     from ..checkpoints.class_names import LTX_VIDEO_CLASSES, class_name_for
     from ..checkpoints.folder import is_distilled
-    from ..checkpoints.original import OriginalCheckpoint
-    from ..checkpoints.several_files import all_files
+    from ..checkpoints.several_files import opened_components
     from ..checkpoints.versions import model_version
 
-    files = all_files(path) if path.is_dir() else [path]
-    checkpoint = OriginalCheckpoint(files[0] if len(files) == 1 else files)
-    names, family = checkpoint.components(), checkpoint.family
-    if not names:
-        raise ValueError(f"{path} holds no component of LTX-2 or LTX-Video")
-    parts = {}
-    for name in names:
-        own = LTX_VIDEO_CLASSES.get(name) if family == "ltx_video" else class_name_for(name, checkpoint.config(name))
-        parts[name] = _part(str(own), checkpoint.component(name, keep_quantized=True))
-    if family == "ltx_video":
+    opened = opened_components(path)
+    main, parts = next(opened[name] for name in ("transformer", *opened) if name in opened), {}
+    is_older = main.family == "ltx_video"
+    for name, one in opened.items():
+        own = LTX_VIDEO_CLASSES.get(name) if is_older else class_name_for(name, one.config(name))
+        parts[name] = _part(str(own), one.component(name, keep_quantized=True))
+    if is_older:
         return "unknown", "unknown", parts
-    version = model_version(checkpoint.config("transformer")) if "transformer" in names else "unknown"
-    return checkpoint.metadata.get("model_version", version), "distilled" if is_distilled(files[0]) else "dev", parts
+    version = model_version(main.config("transformer")) if "transformer" in opened else "unknown"
+    return (main.metadata.get("model_version", version), "distilled" if is_distilled(main.name) else "dev", parts)
 
 
 def ltx_video_settings(path: Path) -> Any:

@@ -360,12 +360,8 @@ class LTX2VideoDiffusionDecoderModel(CheckpointMixin, AtomicModelSaveMixin, Mode
         before, added = self._borders(z.shape[2:])
         features = self.decoder.features(nn.functional.pad(z, added, mode="replicate"))
         parts = self._tiled if self.streams(z) else self._whole
-        num_frames, (height, width) = (
-            self.num_decoded_frames(z.shape[2]),
-            (n * self.spatial_compression_ratio for n in z.shape[3:]),
-        )
-        top, left = (n * self.spatial_compression_ratio for n in before)
-        yielded = 0
+        height, width, top, left = (n * self.spatial_compression_ratio for n in (*z.shape[3:], *before))
+        num_frames, yielded = self.num_decoded_frames(z.shape[2]), 0
         for part in parts(features, generator, num_steps):
             kept = part[:, :, : num_frames - yielded, top : top + height, left : left + width]
             yielded += kept.shape[2]

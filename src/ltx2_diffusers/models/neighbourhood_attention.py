@@ -7,7 +7,7 @@ Shapes: B batch, T, H, W positions in time, height and width, N heads, D width o
 """
 
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import groupby, product
 from math import prod
@@ -392,7 +392,12 @@ class _Frames:
         return self.memory[:, : self.end - self.first]
 
 
-def attend_in_place(x: torch.Tensor, attn: NeighbourhoodAttention, normed: Any, arrive: Any = None) -> None:
+def attend_in_place(
+    x: torch.Tensor,
+    attn: NeighbourhoodAttention,
+    normed: Callable[[torch.Tensor], torch.Tensor],
+    arrive: Callable[[int, int], None] | None = None,
+) -> None:
     """Add to `x` the attention over itself, a few frames at a time: a frame is replaced when its keys and values are made.
 
     Args:

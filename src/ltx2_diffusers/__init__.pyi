@@ -31,9 +31,13 @@ from .memory.streaming import stop_streaming as stop_streaming
 from .memory.streaming import stream_blocks as stream_blocks
 from .models.audio_vae import AutoencoderKLLTX2Audio as AutoencoderKLLTX2Audio
 from .models.connectors import LTX2TextConnectors as LTX2TextConnectors
+from .models.diffusion_decoder import LTX2VideoDiffusionDecoderModel as LTX2VideoDiffusionDecoderModel
 from .models.duration_head import LTX2DurationHead as LTX2DurationHead
 from .models.latent_upsampler import LTX2LatentUpsamplerModel as LTX2LatentUpsamplerModel
 from .models.modality_front import LTX2ModalityModel as LTX2ModalityModel
+from .models.neighbourhood_attention import (
+    LTX2VideoVaeNeighborhoodAttnProcessor as LTX2VideoVaeNeighborhoodAttnProcessor,
+)
 from .models.text_cache import TextCache as TextCache
 from .models.transformer import AudioVisualModelOutput as AudioVisualModelOutput
 from .models.transformer import LTX2AVTransformer3DModel as LTX2AVTransformer3DModel
@@ -56,6 +60,8 @@ from .pipelines.recipes.audio_to_video import LTX2AudioToVideoPipeline as LTX2Au
 from .pipelines.recipes.condition import LTX2ConditionPipeline as LTX2ConditionPipeline
 from .pipelines.recipes.dfr.refinement import LTX2DFRTemporalRefinePipeline as LTX2DFRTemporalRefinePipeline
 from .pipelines.recipes.dfr.rendering import LTX2DFRPipeline as LTX2DFRPipeline
+from .pipelines.recipes.diffusion_decode import LTX2VideoDecodeOutput as LTX2VideoDecodeOutput
+from .pipelines.recipes.diffusion_decode import LTX2VideoDiffusionDecodePipeline as LTX2VideoDiffusionDecodePipeline
 from .pipelines.recipes.distilled import LTX2DistilledPipeline as LTX2DistilledPipeline
 from .pipelines.recipes.extension.pipeline import LTX2ExtendPipeline as LTX2ExtendPipeline
 from .pipelines.recipes.image_to_video import LTX2ImageToVideoPipeline as LTX2ImageToVideoPipeline

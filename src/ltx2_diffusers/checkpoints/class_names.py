@@ -18,6 +18,7 @@ _PORTABLE_COMPONENTS = {
     "LTX2VocoderWithBWE": ("ltx2", "LTX2VocoderWithBWE"),
     "LTX2LatentUpsamplerModel": ("ltx2", "LTX2LatentUpsamplerModel"),
     "LTX2DurationHead": ("ltx2", "LTX2DurationHead"),
+    "LTX2VideoDiffusionDecoderModel": ("diffusers", "LTX2VideoDiffusionDecoderModel"),
 }
 _OURS = {pair: name for name, pair in _PORTABLE_COMPONENTS.items()}
 # Its configuration is a superset of the portable class's, so that it is translated only on the way out: a plain
@@ -31,6 +32,7 @@ _PORTABLE_PIPELINES = (
     "LTX2ConditionPipeline",
     "LTX2InContextPipeline",
     "LTX2LatentUpsamplePipeline",
+    "LTX2VideoDiffusionDecodePipeline",
     "LTX2DFRPipeline",
     "LTX2DFRTemporalRefinePipeline",
 )
@@ -38,7 +40,7 @@ _PORTABLE_PIPELINES = (
 # What an original file of a whole model holds, and a pipeline needs besides its text encoder.
 PIPELINE_COMPONENTS = ("transformer", "connectors", "vae", "audio_vae", "vocoder")
 # What the original files of some models hold beside these, and pipelines take.
-OPTIONAL_COMPONENTS = ("duration_head",)
+OPTIONAL_COMPONENTS = ("duration_head", "diffusion_decoder")
 # Component folder -> our class; the vocoder has two.
 COMPONENT_CLASSES = {
     "transformer": ("LTX2AVTransformer3DModel",),
@@ -48,6 +50,7 @@ COMPONENT_CLASSES = {
     "vocoder": ("LTX2Vocoder", "LTX2VocoderWithBWE"),
     "latent_upsampler": ("LTX2LatentUpsamplerModel",),
     "duration_head": ("LTX2DurationHead",),
+    "diffusion_decoder": ("LTX2VideoDiffusionDecoderModel",),
 }
 # Class name, ours or diffusers' -> component folder.
 COMPONENT_OF = {

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from itertools import accumulate, pairwise
 from typing import Any
 
+from . import config_diffusion
 from .config_fields import Field, Note, check_choice, check_fields, read_fields, same_names, write_fields
 
 SECTION = "vae"
@@ -41,8 +42,11 @@ def vae_to_diffusers(fields: Mapping[str, Any], timestep_conditioning: bool = Tr
         timestep_conditioning: Whether the weights have a timestep-conditioned decoder; decides where the section is
             silent. Default `True`, the reference's assumption for silent sections.
     """
-    if fields.get("_class_name") == "CausalDiffusionVAE":
-        raise ValueError("vae._class_name 'CausalDiffusionVAE' (the diffusion decoder of LTX-2.5) is not supported")
+    if fields.get("_class_name") == config_diffusion.CLASS_NAME:
+        raise ValueError(
+            f"vae._class_name is {config_diffusion.CLASS_NAME!r}, a diffusion decoder, which encodes nothing; load it with "
+            "LTX2VideoDiffusionDecoderModel, and the autoencoder from its own file"
+        )
     check_fields(SECTION, _VAE, fields)
     config = read_fields(_VAE, {"timestep_conditioning": timestep_conditioning, **fields})
     encoder_layers, downsamples = _walk("encoder_blocks", fields, "_res")

@@ -6,13 +6,13 @@ from typing import Any
 
 from diffusers.utils import logging
 
-from . import config_audio, config_duration, config_transformer, config_video
+from . import config_audio, config_diffusion, config_duration, config_transformer, config_video
 from .safetensors_io import Entry
 
 logger = logging.get_logger(__name__)
 
 # What tells that the metadata describe a component, where it is no section of that name; an upscaler's config is flat.
-_SECTIONS = {"connectors": "transformer", "latent_upsampler": "mid_channels"}
+_SECTIONS = {"connectors": "transformer", "latent_upsampler": "mid_channels", "diffusion_decoder": "vae"}
 # Components whose section has their name, and who reads and writes it.
 _READERS = {
     "transformer": config_transformer.transformer_to_diffusers,
@@ -58,6 +58,8 @@ def to_diffusers(
         return config_video.upsampler_to_diffusers(metadata_config)
     if component == "duration_head":
         return config_duration.duration_head_to_diffusers(metadata_config, entries or {})
+    if component == "diffusion_decoder":
+        return config_diffusion.decoder_to_diffusers(metadata_config.get("vae") or {})
     fields = metadata_config[_SECTIONS.get(component, component)]
     if component == "connectors":
         return config_transformer.connectors_to_diffusers(fields, _num_text_states(fields, entries or {}))
@@ -93,6 +95,13 @@ def _sections(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     metadata: dict[str, Any] = {"scheduler": _SCHEDULER}
     if "transformer" in configs or "connectors" in configs:
         metadata["transformer"] = config_transformer.to_original(configs.get("transformer"), configs.get("connectors"))
+    if "diffusion_decoder" in configs:
+        if "vae" in configs:
+            raise ValueError(
+                "the original layout describes the convolutional decoder and the diffusion decoder by the same section; write "
+                "`diffusion_decoder` to a file of its own"
+            )
+        metadata["vae"] = config_diffusion.decoder_to_original(configs["diffusion_decoder"])
     if "duration_head" in configs:
         head = config_duration.duration_head_to_original(configs["duration_head"])
         # The transformer says the same two widths, which are compared below.

@@ -23,8 +23,8 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from ..models.config_values import check_sizes, check_types
 from ..quantization.configs import NAMES
 from ..quantization.layers import VARIANTS
+from . import config_diffusion, config_duration
 from .class_names import class_name_for, component_of
-from .config_duration import SIZES
 from .json_files import check_finite, read_config
 from .safetensors_io import Entry, read_folder
 from .scaled_fp8 import without_scales
@@ -55,6 +55,7 @@ _COUNTS = {
     },
     "latent_upsampler": {"num_blocks_per_stage": r"res_blocks\.(\d+)\."},
     "duration_head": {},
+    "diffusion_decoder": {},
 }
 # Widths: keys of the configuration whose product is a size of a tensor, the tensor, and its axis.
 _WIDTHS = {
@@ -86,7 +87,8 @@ _WIDTHS = {
         for axis, name in enumerate(("hidden_channels", "in_channels"))
     ),
     "latent_upsampler": ((("mid_channels",), "initial_conv.weight", 0), (("in_channels",), "initial_conv.weight", 1)),
-    "duration_head": tuple(((key,), *place) for key, place in SIZES.items()),
+    "duration_head": tuple(((key,), *place) for key, place in config_duration.SIZES.items()),
+    "diffusion_decoder": tuple(((key,), *place) for key, place in config_diffusion.SIZES.items()),
 }
 # Means and deviations of latents, which every value of a clip passes through.
 _STATISTICS = ("latents_mean", "latents_std")

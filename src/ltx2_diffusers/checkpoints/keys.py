@@ -59,15 +59,28 @@ _DECODER_HEAD = {"last_time_embedder": "time_embedder", "last_scale_shift_table"
 _POOLED = ("attention_pooler.cross_attn.out_proj.", "attention_pooler.to_out.")
 # Queries, keys and values of an attention, which the original layout stores as one tensor by this name.
 _QUERY_KEY_VALUE = (".to_q.", ".to_k.", ".to_v.")
-_FUSED = {"duration_head": ".cross_attn.in_proj_"}
-# Written by the 2.0 trainer, read by no implementation; and the mark by which ComfyUI tells quantised models.
-_IGNORED = re.compile(r"per_channel_statistics\.(channel|mean-of-stds(_over_std-of-means)?)$|(.*\.)?scaled_fp8$")
+_FUSED = {"duration_head": ".cross_attn.in_proj_", "diffusion_decoder": ".qkv."}
+# Parts of names of the diffusion decoder; each is one of the other layout alone.
+_DIFFUSION_PARTS = {
+    ".attn.proj.": ".attn.to_out.0.",
+    ".q_norm.": ".norm_q.",
+    ".k_norm.": ".norm_k.",
+    ".t_embedder.mlp.0.": ".t_embedder.timestep_embedder.linear_1.",
+    ".t_embedder.mlp.2.": ".t_embedder.timestep_embedder.linear_2.",
+    **_STATISTICS,
+}
+# Written by the 2.0 trainer, read by no implementation; the preview of the diffusion decoder; and the mark by which ComfyUI
+# tells quantised models.
+_IGNORED = re.compile(
+    r"per_channel_statistics\.(channel|mean-of-stds(_over_std-of-means)?)$|decoder\.coarse_|(.*\.)?scaled_fp8$"
+)
 
 # Prefixes in front of a component's own names, tried in this order; "" is a file that holds this component alone.
 _PREFIXES = {
     "transformer": ("model.diffusion_model.", "diffusion_model.", "transformer.", ""),
     "connectors": ("model.diffusion_model.", "diffusion_model.", "connectors.", ""),
     **{component: (f"{component}.", "") for component in COMPONENTS[2:]},
+    "diffusion_decoder": ("vae.", ""),
 }
 _PROJECTION_PREFIX = "text_embedding_projection."
 # Older video-only files know one connector, without the stream's name.
@@ -82,9 +95,10 @@ _MARKS = {
     "audio_vae": re.compile(r"(encoder\.(down|mid)|decoder\.(up|mid))\."),
     "vocoder": re.compile(r"((vocoder|bwe_generator)\.)?(conv_pre|conv_in|ups|upsamplers|resblocks)\."),
     "duration_head": re.compile(r"attention_pooler\."),
+    "diffusion_decoder": re.compile(r"decoder\.det_stages\."),
     "latent_upsampler": re.compile(r"(initial_conv|post_upsample_res_blocks|upsampler)\."),
 }
-_VAES = ("vae", "audio_vae")
+_VAES = ("vae", "audio_vae", "diffusion_decoder")
 _VAE_ROOTS = re.compile(r"(encoder|decoder|per_channel_statistics)\.|latents_(mean|std)$")
 _FOREIGN = re.compile(r"(vae|audio_vae|vocoder|text_embedding_projection|duration_head|model|diffusion_model)\.")
 
@@ -151,6 +165,8 @@ def rename(component: str, names: Iterable[str], to: Layout) -> dict[str, str]:
         return {name: statistics.get(name, name) for name in names}
     if component == "vocoder":
         return {name: _rename_vocoder(name, to) for name in names}
+    if component == "diffusion_decoder":
+        return {name: _with_parts(name, _direction(_DIFFUSION_PARTS, to)) for name in names}
     if component == "duration_head":
         old, new = _POOLED if to == "diffusers" else _POOLED[::-1]
         return {name: name.replace(old, new) for name in names}
@@ -198,6 +214,12 @@ def _direction(table: Mapping[str, str], to: Layout) -> Mapping[str, str]:
 
 def _map_parts(name: str, table: Mapping[str, str]) -> str:
     return ".".join(table.get(part, part) for part in name.split("."))
+
+
+def _with_parts(name: str, table: Mapping[str, str]) -> str:
+    for old, new in table.items():
+        name = name.replace(old, new)
+    return name
 
 
 def _rename_vocoder(name: str, to: Layout) -> str:

@@ -10,6 +10,8 @@ import torch
 
 from ..quantization.configs import FP8Config
 from . import configs, gguf_file, keys
+from .class_names import OPTIONAL_COMPONENTS
+from .config_diffusion import without_gates
 from .json_files import check_finite, parse_object, read_object
 from .reference_configs import guess_version, reference_config
 from .safetensors_io import Entry, SafetensorsFile
@@ -83,6 +85,8 @@ class OriginalCheckpoint:
             entries = split_entries(component, stored)
             if len(stored) != len(local) or len(entries) < len(stored):
                 raise ValueError("the file holds tensors under two names each")
+            if component == "diffusion_decoder":
+                entries = without_gates(entries)
             if not keep_quantized:
                 is_packed = any(isinstance(entry, gguf_file.PackedEntry) for entry in entries.values())
                 dtype = torch.float32 if is_packed and dtype is None else dtype
@@ -102,7 +106,7 @@ class OriginalCheckpoint:
     def _config_of(self, component: str, entries: Mapping[str, Entry]) -> dict[str, Any]:
         if self.has_config(component):
             return configs.to_diffusers(component, self.metadata_config, entries)
-        if component == "duration_head":
+        if component in OPTIONAL_COMPONENTS:
             return configs.to_diffusers(component, self.metadata_config, entries)
         if component == "latent_upsampler":
             return configs.upsampler_config_from_shapes(entries)

@@ -74,7 +74,7 @@ def blend_into(current: torch.Tensor, previous: torch.Tensor | None, extent: int
     head.copy_(tail * fade_out + head * fade_in)
 
 
-def _tail(x: torch.Tensor, extent: int, dim: int) -> torch.Tensor:
+def tail(x: torch.Tensor, extent: int, dim: int) -> torch.Tensor:
     """A copy of the last `extent` positions, so that the tile itself can be freed."""
     extent = min(extent, x.shape[dim])
     return x.narrow(dim, x.shape[dim] - extent, extent).clone()
@@ -83,10 +83,15 @@ def _tail(x: torch.Tensor, extent: int, dim: int) -> torch.Tensor:
 def run_blended_space(
     x: torch.Tensor, run: Run, rows: BlendedAxis, columns: BlendedAxis, run_tiles: RunTiles = map
 ) -> torch.Tensor:
-    """Run `x` tile by tile, row-major, and blend the results; only the borders of finished tiles are kept."""
-    output: torch.Tensor
+    """Run `x` tile by tile, row-major, and blend the results."""
     spans = product(rows.spans, columns.spans)
-    tiles = iter(run_tiles(run, (x[:, :, :, slice(*row), slice(*column)] for row, column in spans)))
+    return blended_space(run_tiles(run, (x[:, :, :, slice(*r), slice(*c)] for r, c in spans)), rows, columns)
+
+
+def blended_space(made: Iterable[torch.Tensor], rows: BlendedAxis, columns: BlendedAxis) -> torch.Tensor:
+    """Blend tiles, row-major, as they are made; only the borders of finished ones are kept."""
+    output: torch.Tensor
+    tiles = iter(made)
     above: list[torch.Tensor | None] = [None] * len(columns.spans)
     for i in range(len(rows.spans)):
         left = None
@@ -94,13 +99,15 @@ def run_blended_space(
             tile = next(tiles)
             blend_into(tile, above[j], rows.blend, HEIGHT)
             blend_into(tile, left, columns.blend, WIDTH)
-            above[j] = _tail(tile, rows.blend, HEIGHT)
-            left = _tail(tile, columns.blend, WIDTH)
+            above[j] = tail(tile, rows.blend, HEIGHT)
+            left = tail(tile, columns.blend, WIDTH)
             if i == j == 0:
                 output = tile.new_empty(*tile.shape[:HEIGHT], rows.size, columns.size)
             target_y, target_x = rows.target(i), columns.target(j)
             height, width = target_y.stop - target_y.start, target_x.stop - target_x.start
             output[:, :, :, target_y, target_x] = tile[:, :, :, :height, :width]
+            # It would live on while the next one is made.
+            del tile
     return output
 
 
@@ -121,7 +128,7 @@ def run_blended_time(x: torch.Tensor, run: Run, axis: BlendedAxis, trim: slice) 
         chunk = run(x[:, :, start:end])
         chunk = chunk[:, :, trim] if i > 0 else chunk
         blend_into(chunk, previous, axis.blend, TIME)
-        previous = _tail(chunk, axis.blend, TIME)
+        previous = tail(chunk, axis.blend, TIME)
         parts.append(chunk[:, :, : axis.keep + (i == 0)])
     return torch.cat(parts, dim=TIME)[:, :, : axis.size]
 

@@ -162,6 +162,7 @@ class Delivery:
         decode_timestep, decode_noise_scale: As in the pipelines' calls.
         generator: Source of the decoder's noise, or one per video.
         save_path: As in the pipelines' calls.
+        decoder: As in the pipelines' calls.
     """
 
     output_type: str = "pil"
@@ -172,6 +173,7 @@ class Delivery:
     decode_noise_scale: float | list[float] | None = None
     generator: Generators = None
     save_path: FilePath | None = None
+    decoder: str = "vae"
 
     @property
     def file(self) -> ClipFile | None:
@@ -286,6 +288,9 @@ class Arguments(Texts):
             it is decoded, and is never in memory as a whole. Of a batch, each clip gets a file, as in `output.save`, and
             `info["path"]` lists them. A file appears only when complete, and not after an error. A [`ClipFile`] in place of the
             name has it grow under another name meanwhile, leaves out the sound, or tells how many frames are encoded.
+        decoder: What makes frames of the latents: `"vae"` (default), or `"diffusion"`, the component `diffusion_decoder`, which
+            takes noise from `generator` when everything else has; `decode_timestep` and `decode_noise_scale` are not read
+            then.
     """
 
     height: int | None = None
@@ -341,6 +346,7 @@ class Arguments(Texts):
     sampler: str | None = None
     guidance_options: GuidanceOptions | None = None
     save_path: FilePath | None = None
+    decoder: str = "vae"
 
     frame_stride: ClassVar[int] = VIDEO_SCALE_FACTORS.time
     """Pixel frames that a latent frame stands for, one of which a number of frames may have more."""
@@ -405,7 +411,8 @@ class Arguments(Texts):
         if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):
             names = callback.tensor_inputs
         form = (self.output_type, self.return_dict, callback, names or ())
-        delivery = Delivery(*form, self.decode_timestep, self.decode_noise_scale, self.generator, self.save_path)
+        drawn = (self.decode_timestep, self.decode_noise_scale, self.generator)
+        delivery = Delivery(*form, *drawn, self.save_path, self.decoder)
         rest = (self.audio_stage, self.use_cross_timestep, self.attention_kwargs)
         request = Request(size, stages, start, delivery, conditions, streams, *rest)
         return Prompts(*texts, self.max_sequence_length, enhancement), request
@@ -512,6 +519,7 @@ class SoundArguments(StagedArguments):
     decode_timestep: float | list[float] = field(init=False, default=0.0)
     decode_noise_scale: float | list[float] | None = field(init=False, default=None)
     two_stage: bool = False
+    decoder: str = field(init=False, default="vae")
 
     @property
     def given_scales(self) -> Streams[GivenScales]:

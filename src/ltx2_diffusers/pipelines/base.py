@@ -66,10 +66,8 @@ class LTX2PipelineBase(saving.AtomicSaveMixin, CompilationMixin):
     """
 
     # diffusers declares `None`.
-    model_cpu_offload_seq: Any = (
-        "prompt_enhancer->text_encoder->connectors->duration_head->transformer->vae->audio_vae->vocoder"
-    )
-    _optional_components = ["processor", "prompt_enhancer", "duration_head"]  # noqa: RUF012 (diffusers reads a list)
+    model_cpu_offload_seq: Any = "prompt_enhancer->text_encoder->connectors->duration_head->transformer->vae->audio_vae->vocoder->diffusion_decoder"
+    _optional_components = ["processor", "prompt_enhancer", "duration_head", "diffusion_decoder"]  # noqa: RUF012 (diffusers reads a list)
     _callback_tensor_inputs = ["latents", "audio_latents", "prompt_embeds", "negative_prompt_embeds", "denoised"]  # noqa: RUF012
 
     vae: video_vae.AutoencoderKLLTX2Video

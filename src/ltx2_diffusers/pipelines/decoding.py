@@ -52,34 +52,44 @@ class FramesToCome:
 def decoded(
     pipeline: LTX2PipelineBase,
     latents: torch.Tensor,
-    timestep: torch.Tensor | None,
+    how: tuple,
     output_type: str,
     file: ClipFile | None = None,
+    component: str = "vae",
 ) -> Decoded:
     """Turn un-normalised video latents into frames.
 
     Args:
-        pipeline: The pipeline, whose video autoencoder says whether it streams.
+        pipeline: The pipeline, whose decoder says whether it streams.
         latents: `[B, C, F, h, w]`.
-        timestep: Of a decoder that is conditioned on it.
+        how: What the decoder's `decode` takes beside them: the timestep that a video autoencoder may be conditioned on; of a
+            diffusion decoder the source of its noise and the number of its steps.
         output_type: Form of the frames.
         file: Where the frames, bytes, are written: a single clip, if it streams, is handed over as [`FramesToCome`]. Default
             nowhere.
+        component: Name of the decoder: `"vae"` (default) or `"diffusion_decoder"`.
     """
-    latents, vae = latents.to(pipeline.vae.dtype), pipeline.vae
+    network = getattr(pipeline, component)
+    latents = latents.to(network.dtype)
+
+    def finite(video: torch.Tensor) -> torch.Tensor:
+        remedy = f"decode in float32: pipe.{component}.to(torch.float32)"
+        checks.check_finite("the decoded video", video, remedy)
+        return video
+
     # A batch that is sliced is decoded clip by clip inside `decode`, each of them streamed if need be.
-    if not vae.streams(latents) or (vae.use_slicing and len(latents) > 1):
-        return video_as(pipeline, _finite(vae.decode(latents, timestep, return_dict=False)[0]), output_type)
-    chunks, num_frames = vae.decode_streamed(latents, timestep), vae.num_decoded_frames(latents.shape[2])
+    if not network.streams(latents) or (getattr(network, "use_slicing", False) and len(latents) > 1):
+        return video_as(pipeline, finite(network.decode(latents, *how, return_dict=False)[0]), output_type)
+    chunks, num_frames = network.decode_streamed(latents, *how), network.num_decoded_frames(latents.shape[2])
     if file is not None and len(latents) == 1:
-        clip = (frames for chunk in chunks for frames in pixels.decoded_frames(_finite(chunk)[0]))
+        clip = (frames for chunk in chunks for frames in pixels.decoded_frames(finite(chunk)[0]))
         to_come: Any = [FramesToCome(num_frames, clip)]
         return to_come
     chunks = chunks if file is None else _reported(chunks, file)
     if output_type != "uint8":
-        pieces = (video_as(pipeline, _finite(chunk), output_type) for chunk in chunks)
+        pieces = (video_as(pipeline, finite(chunk), output_type) for chunk in chunks)
         return _joined_images(pieces) if output_type == "pil" else _joined(pieces, num_frames, len(latents))
-    return _joined((_bytes(_finite(chunk)) for chunk in chunks), num_frames, len(latents))
+    return _joined((_bytes(finite(chunk)) for chunk in chunks), num_frames, len(latents))
 
 
 def _reported(chunks: Iterable[torch.Tensor], file: ClipFile) -> Iterator[torch.Tensor]:
@@ -87,11 +97,6 @@ def _reported(chunks: Iterable[torch.Tensor], file: ClipFile) -> Iterator[torch.
     for chunk in chunks:
         file.report(0)
         yield chunk
-
-
-def _finite(video: torch.Tensor) -> torch.Tensor:
-    checks.check_finite("the decoded video", video, "decode in float32: pipe.vae.to(torch.float32)")
-    return video
 
 
 def _bytes(video: torch.Tensor) -> torch.Tensor:

@@ -35,6 +35,8 @@ from .generation import LTX2GenerationPipeline
 from .output import Decoded, Info, LTX2PipelineOutput, Result, announce_encoding
 from .plan import ClipPlan, check_decodable_size, check_speed, frame_stride, plan_clip
 
+DECODERS = {"vae": "vae", "diffusion": "diffusion_decoder"}
+"""What the argument `decoder` of calls may be, and the component that it stands for."""
 OUTPUT_TYPES = ("pil", "np", "pt", "uint8", "latent")
 UPSAMPLER = "latent_upsampler"
 _NONE = Streams(False, False)
@@ -395,9 +397,9 @@ def prepare(
     plan = plan_clip(pipeline.sizes, batch_size, request.size, scales, start.latents, start.audio_latents)
     held = held_streams(request.conditions)
     if request.streams.video and not held.video and delivery.output_type != "latent":
-        minimum = pipeline.vae.min_latent_side * pipeline.vae_spatial_compression_ratio
-        check_decodable_size(plan.height, plan.width, minimum)
-        pipeline.vae.check_decoding()
+        _check_decoding(pipeline, delivery.decoder, plan)
+    elif delivery.decoder != "vae":
+        check_unread("this call decodes no video", {"decoder": delivery.decoder})
     check_heard(request.conditions, request.streams)
     runs = [_prepared_stage(pipeline, request, plan, held, index) for index in range(len(request.stages))]
     if opened is None:
@@ -413,6 +415,30 @@ def prepare(
         runs[index] = replace(one, conditions=taking_part)
     check_conflicts(conditions)
     return Prepared(runs, conditions)
+
+
+def _check_decoding(pipeline: LTX2GenerationPipeline, decoder: str, plan: ClipPlan) -> None:
+    """The decoder has to be there, and to take latents of the size of the clip."""
+    checks.check_choice("decoder", decoder, tuple(DECODERS))
+    vae = pipeline.vae
+    if decoder == "vae":
+        check_decodable_size(plan.height, plan.width, vae.min_latent_side * pipeline.vae_spatial_compression_ratio)
+        vae.check_decoding()
+        return
+    if not pipeline.has("diffusion_decoder"):
+        raise ValueError(
+            '`decoder` is "diffusion", but this pipeline has no `diffusion_decoder`; load one by '
+            "LTX2VideoDiffusionDecoderModel.from_pretrained() or from_single_file() and give it to the pipeline under that name, "
+            "or leave `decoder` out"
+        )
+    network = pipeline.diffusion_decoder
+    for name in ("spatial_compression_ratio", "temporal_compression_ratio"):
+        if getattr(network, name) != getattr(vae, name):
+            raise ValueError(
+                f"`diffusion_decoder` has a {name} of {getattr(network, name)}, but that of `vae` is {getattr(vae, name)}; load the "
+                "decoder of the same checkpoint"
+            )
+    network.check_decoding(torch.empty(tuple(plan.video), device="meta"))
 
 
 def reads_negative(pipeline: LTX2GenerationPipeline, request: Request) -> bool:
@@ -842,8 +868,13 @@ def decode_video(
     """Turn normalised video latents `[B, C, F, h, w]` into frames of the wished type; see [`decoded`]."""
     if delivery.output_type == "latent":
         return pipeline.vae.denormalize_latents(latents)
-    latents, timestep = with_decoder_noise(pipeline, latents, delivery)
-    return decoded(pipeline, pipeline.vae.denormalize_latents(latents), timestep, delivery.output_type, file)
+    if delivery.decoder == "diffusion":
+        how: tuple = (delivery.generator,)
+    else:
+        latents, timestep = with_decoder_noise(pipeline, latents, delivery)
+        how = (timestep,)
+    latents = pipeline.vae.denormalize_latents(latents)
+    return decoded(pipeline, latents, how, delivery.output_type, file, DECODERS[delivery.decoder])
 
 
 def with_decoder_noise(

@@ -22,6 +22,7 @@ from ..memory.placement import OnDemandModel, Placement
 from ..memory.streaming import streamer_of
 from ..models import audio_vae, connectors, duration_head, latent_upsampler, mel, transformer, video_vae, vocoder
 from ..models.context_parallel import token_parallel_config
+from ..models.diffusion_decoder import LTX2VideoDiffusionDecoderModel as DiffusionDecoder
 from ..planning.plan import MemoryPlan
 from ..sampling import PassLayout
 from ..schedulers.levels import FlowMatchEulerDiscreteScheduler, LTX2Scheduler, Scheduler
@@ -75,6 +76,8 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
         processor: Multimodal processor of the text encoder, needed for prompt enhancement only.
         prompt_enhancer: Separate language model for prompt enhancement.
         duration_head: Predicts from the text how long a clip should be, for calls that do not say.
+        diffusion_decoder: Makes frames of latents in calls with `decoder="diffusion"`; the `vae` still encodes, and has the
+            statistics of the latents.
     """
 
     kind: str | None = None
@@ -89,6 +92,7 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
     processor: ProcessorMixin
     prompt_enhancer: PreTrainedModel
     duration_head: DurationHead
+    diffusion_decoder: DiffusionDecoder
     pass_layout: PassLayout = PassLayout()
     """How the passes of a guided step are made: one after another by default."""
     begins_with_bos: bool = True
@@ -112,6 +116,7 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
         processor: ProcessorMixin | None = None,
         prompt_enhancer: PreTrainedModel | None = None,
         duration_head: DurationHead | None = None,
+        diffusion_decoder: DiffusionDecoder | None = None,
     ) -> None:
         super().__init__()
         self._register(
@@ -126,6 +131,7 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
             processor=processor,
             prompt_enhancer=prompt_enhancer,
             duration_head=duration_head,
+            diffusion_decoder=diffusion_decoder,
         )
         self.reset(Streams(NEUTRAL, NEUTRAL), None)
 
@@ -552,7 +558,7 @@ class LTX2StagedPipeline(LTX2GenerationPipeline):
 
     model_cpu_offload_seq: Any = (
         "prompt_enhancer->text_encoder->connectors->duration_head->transformer->latent_upsampler->temporal_upsampler"
-        "->stage_2_transformer->vae->audio_vae->vocoder"
+        "->stage_2_transformer->vae->audio_vae->vocoder->diffusion_decoder"
     )
     _optional_components = [  # noqa: RUF012 (diffusers reads a list)
         *LTX2GenerationPipeline._optional_components,

@@ -125,9 +125,11 @@ class LTX2LatentUpsamplePipeline(LTX2PipelineBase):
         """Frames for the caller, or for a file."""
         decoding = (call.decode_timestep, call.decode_noise_scale, call.generator)
         # Unlike elsewhere the noise goes onto un-normalised latents, as diffusers does it here.
-        noised = with_decoder_noise(self, latents, Delivery(call.output_type, call.return_dict, None, (), *decoding))
+        noised, timestep = with_decoder_noise(
+            self, latents, Delivery(call.output_type, call.return_dict, None, (), *decoding)
+        )
         file = None if call.save_path is None else ClipFile.of(call.save_path)
-        return decoded(self, *noised, call.output_type if file is None else "uint8", file)
+        return decoded(self, noised, (timestep,), call.output_type if file is None else "uint8", file)
 
     def _encoded(self, pixels: torch.Tensor, call: UpsampleArguments) -> torch.Tensor:
         """Un-normalised float32 latents of a clip `[F, H, W, 3]`, sampled from the encoder's distribution."""

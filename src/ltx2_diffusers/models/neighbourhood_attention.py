@@ -1,0 +1,430 @@
+"""Attention of every position to the box of its neighbours in time, height and width, exact and without a mask of all pairs.
+
+Queries are cut into boxes. A box attends to the union of its windows in one dense attention whose mask, that of a single
+box, leaves to each query its own; boxes whose windows lie alike run together, as many as a budget of memory allows.
+
+Shapes: B batch, T, H, W positions in time, height and width, N heads, D width of a head, C = N * D.
+"""
+
+import importlib.util
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from itertools import groupby, product
+from math import prod
+from typing import Any, NamedTuple
+
+import torch
+from diffusers.models.attention import AttentionModuleMixin
+from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
+from torch import nn
+
+from ..kernels.steps import RotaryTables, apply_rotary
+from .attention import QK_NORM_EPS
+
+STACKED_VALUES = 2**25
+"""Most numbers of the keys, and of the values, of boxes that run together: 64 MiB each in 16 bits."""
+SLAB_TOKENS = 2**17
+"""Positions whose keys and values are made at a time where results go into the place of the input."""
+NATTEN_SLAB_TOKENS = 2**19
+"""The same for NATTEN, which computes queries for every key it is given."""
+_SIDES = (1, 2, 4, 8, 16)
+_MOST_QUERIES = 256
+# Gathering a key costs about as much as the products with so many queries.
+_KEY_COST = 96
+_KERNELS = (None, "torch", "natten")
+_ROTARY_BASE = 10000.0
+
+
+class Window(NamedTuple):
+    """What the queries of one axis see of its keys.
+
+    Args:
+        starts (`tuple[int, ...]`): First key of every query, rising.
+        length (`int`): Keys of every query.
+    """
+
+    starts: tuple[int, ...]
+    length: int
+
+    def between(self, first: int, last: int) -> "Window":
+        """That of the queries from `first` to before `last`, over keys that begin with the first one they see."""
+        origin = self.starts[first]
+        return Window(tuple(start - origin for start in self.starts[first:last]), self.length)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the queries see the same keys."""
+        return self.starts[0] == self.starts[-1]
+
+
+def window(length: int, kernel: int) -> Window:
+    """The windows of an axis: `kernel` keys around the query, shifted inward at the ends so that there are always as many."""
+    size = min(kernel, length)
+    return Window(tuple(min(max(i - size // 2, 0), length - size) for i in range(length)), size)
+
+
+class _Row(NamedTuple):
+    """Boxes one after another along an axis whose windows lie alike.
+
+    Args:
+        query (`int`): First query of the first box.
+        key (`int`): First key of the first box.
+        count (`int`): Boxes.
+        window (`Window`): Of the queries of one box, over its own keys.
+    """
+
+    query: int
+    key: int
+    count: int
+    window: Window
+
+    @property
+    def queries(self) -> int:
+        """Queries of a box; its keys begin as much later than those of the box before."""
+        return len(self.window.starts)
+
+    @property
+    def keys(self) -> int:
+        """Keys of a box."""
+        return self.window.starts[-1] + self.window.length
+
+    def parts(self, most: int) -> Iterator["_Row"]:
+        """The same boxes, at most so many together."""
+        for first in range(0, self.count, max(most, 1)):
+            moved = first * self.queries
+            count = min(max(most, 1), self.count - first)
+            yield self._replace(query=self.query + moved, key=self.key + moved, count=count)
+
+
+def _rows(axis: Window, side: int) -> list[_Row]:
+    boxes = [
+        (i, axis.starts[i], axis.between(i, min(i + side, len(axis.starts)))) for i in range(0, len(axis.starts), side)
+    ]
+    groups = (list(group) for _, group in groupby(boxes, key=lambda box: (box[1] - box[0], box[2])))
+    return [_Row(*group[0][:2], len(group), group[0][2]) for group in groups]
+
+
+@lru_cache(maxsize=64)
+def _layout(windows: tuple[Window, Window, Window]) -> list[list[_Row]]:
+    """The boxes of all axes, of the size that costs least."""
+    options = [
+        [(min(side, len(axis.starts)), _rows(axis, side)) for side in _SIDES if side < 2 * len(axis.starts)]
+        for axis in windows
+    ]
+
+    def cost(choice: tuple[tuple[int, list[_Row]], ...]) -> float:
+        queries = prod(side for side, _ in choice)
+        keys = prod(sum(row.count * row.keys for row in rows) for _, rows in choice)
+        return keys * (queries + _KEY_COST) if queries <= _MOST_QUERIES else float("inf")
+
+    return [rows for _, rows in min(product(*options), key=cost)]
+
+
+def attention_operations(windows: tuple[Window, Window, Window], width: int) -> tuple[int, int]:
+    """Additions and multiplications of one sample that [`neighbourhood_attention`] makes, and those that windows alone need."""
+    made = prod(sum(row.count * row.queries * row.keys for row in rows) for rows in _layout(windows))
+    needed = prod(len(axis.starts) * axis.length for axis in windows)
+    return 4 * width * made, 4 * width * needed
+
+
+def _boxes(x: torch.Tensor, rows: Sequence[_Row], of_keys: bool) -> torch.Tensor:
+    """Queries or keys of boxes, a view `[B, boxes along T, H, W, positions of a box along T, H, W, N, D]` of `[B, T, H, W, N, D]`."""
+    batch, *steps, head, width = x.stride()
+    sizes = [row.keys if of_keys else row.queries for row in rows]
+    first = sum((row.key if of_keys else row.query) * step for row, step in zip(rows, steps))
+    between = [row.queries * step for row, step in zip(rows, steps)]
+    shape = (len(x), *(row.count for row in rows), *sizes, *x.shape[-2:])
+    return x.as_strided(shape, (batch, *between, *steps, head, width), x.storage_offset() + first)
+
+
+@lru_cache(maxsize=256)
+def _seen(axis: Window, keys: int, device: torch.device) -> torch.Tensor:
+    """Which keys of a box its queries see along an axis, `[queries, keys]`."""
+    offset = torch.arange(keys, device=device) - torch.tensor(axis.starts, device=device).unsqueeze(1)
+    return (offset >= 0) & (offset < axis.length)
+
+
+def _mask(rows: Sequence[_Row], like: torch.Tensor) -> torch.Tensor | None:
+    """What is added to the scores of a box, `[1, 1, queries, keys]`; `None` where every query sees every key."""
+    if all(row.window.is_whole for row in rows):
+        return None
+    time, height, width = (_seen(row.window, row.keys, like.device) for row in rows)
+    plane = height[:, None, :, None] & width[:, None]
+    seen = time[:, None, None, :, None, None] & plane[:, :, None]
+    mask = torch.zeros(seen.shape, dtype=like.dtype, device=like.device).masked_fill_(~seen, float("-inf"))
+    return mask.flatten(3).flatten(0, 2)[None, None]
+
+
+def neighbourhood_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    windows: tuple[Window, Window, Window],
+    backend: AttentionBackendName | None = None,
+) -> torch.Tensor:
+    """Softmax attention of each query to the keys in its window; queries are scaled already.
+
+    Args:
+        query (`torch.Tensor`): `[B, T, H, W, N, D]`.
+        key, value (`torch.Tensor`): `[B, T', H', W', N, D]`.
+        windows (`tuple[Window, Window, Window]`): What the queries of each axis see of its keys.
+        backend (`AttentionBackendName`, *optional*): Kernel of diffusers' dispatcher for the attention of the boxes.
+
+    Returns:
+        `torch.Tensor`: `[B, T, H, W, N, D]`.
+    """
+    output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    heads = query.shape[-2:]
+    for rows in product(*_layout(windows)):
+        mask = _mask(rows, query)
+        room = STACKED_VALUES // (len(query) * prod(row.keys for row in rows) * prod(heads))
+        time, height, width = rows
+        parts = (
+            time.parts(room // (height.count * width.count)),
+            height.parts(room // width.count),
+            width.parts(room),
+        )
+        for part in product(*map(list, parts)):
+            # Axes of boxes are joined, and those of their positions.
+            states = (
+                _boxes(x, part, of_keys).flatten(4, 6).flatten(0, 3)
+                for x, of_keys in ((query, False), (key, True), (value, True))
+            )
+            made = dispatch_attention_fn(*states, attn_mask=mask, scale=1.0, backend=backend)
+            place = _boxes(output, part, False)
+            place.copy_(made.reshape(place.shape))
+            # They would live on while the next boxes are gathered.
+            del states, made
+    return output
+
+
+def natten_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, windows: tuple[Window, Window, Window]
+) -> torch.Tensor:
+    """As [`neighbourhood_attention`] by NATTEN's kernels, for queries whose windows in height and width are those of all keys.
+
+    NATTEN takes a query for every key, so that frames without one are filled up.
+    """
+    import natten
+
+    time, frames = windows[0], key.shape[1]
+    size = tuple(axis.length for axis in windows)
+    # NATTEN puts the window of query i of so many frames where `window` does.
+    own = window(frames, time.length)
+    first = next(i for i in range(frames) if own.starts[i : i + query.shape[1]] == time.starts)
+    padded = query.new_zeros(key.shape)
+    padded[:, first : first + query.shape[1]] = query
+    # Other layouts would give wrong numbers without a word.
+    made = natten.na3d(padded, key.contiguous(), value.contiguous(), kernel_size=size, scale=1.0)
+    return made[:, first : first + query.shape[1]]
+
+
+class LTX2VideoVaeNeighborhoodAttnProcessor:
+    """Computes one neighbourhood attention of the diffusion decoder.
+
+    Args:
+        kernel (`str`, *optional*): `"torch"` for boxes in PyTorch, which run on every device by the kernel that
+            `set_attention_backend` names; `"natten"` for the package of that name. Default NATTEN on CUDA where it is
+            installed and no backend is set, else boxes. All give the same up to rounding.
+
+    Raises:
+        ValueError: If NATTEN is asked for and not installed.
+    """
+
+    # Set from outside by `set_attention_backend`.
+    _attention_backend: AttentionBackendName | None = None
+
+    def __init__(self, kernel: str | None = None) -> None:
+        if kernel not in _KERNELS:
+            raise ValueError(f'`kernel` has to be "torch", "natten" or None but is {kernel!r}')
+        if kernel == "natten" and not _has_natten():
+            raise ValueError(
+                '`kernel` is "natten", but the package natten is not installed; install it, or use "torch", which gives the '
+                "same up to rounding"
+            )
+        self.kernel = kernel
+
+    def uses_natten(self, x: torch.Tensor) -> bool:
+        """Whether NATTEN computes on the device of `x`."""
+        if self.kernel is None:
+            return x.is_cuda and self._attention_backend is None and _has_natten()
+        return self.kernel == "natten"
+
+    def slab_tokens(self, x: torch.Tensor) -> int:
+        """Positions of `x` whose keys and values are made at a time."""
+        return NATTEN_SLAB_TOKENS if self.uses_natten(x) else SLAB_TOKENS
+
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, windows: tuple[Window, Window, Window]
+    ) -> torch.Tensor:
+        """The arguments and result of [`neighbourhood_attention`]."""
+        if self.uses_natten(query):
+            return natten_attention(query, key, value, windows)
+        return neighbourhood_attention(query, key, value, windows, self._attention_backend)
+
+    def __call__(self, attn: "NeighbourhoodAttention", hidden_states: torch.Tensor) -> torch.Tensor:
+        """`[B, T, H, W, C]` to `[B, T, H, W, C]`."""
+        mixed = self.attend(*attn.project_qkv(hidden_states), attn.windows(hidden_states.shape[1:4]))
+        return attn.to_out[0](mixed.flatten(-2))
+
+
+def _has_natten() -> bool:
+    return importlib.util.find_spec("natten") is not None
+
+
+def split_head(width: int) -> tuple[int, int, int]:
+    """How many entries of a head are rotated by the position in time, height and width."""
+    time = width // 4 // 2 * 2
+    space = (width - time) // 2
+    if space % 2:
+        time -= 2
+        space = (width - time) // 2
+    return time, space, space
+
+
+def grid_rotary_tables(
+    sizes: Sequence[int], head_dim: int, first_frame: int = 0, device: torch.device | None = None
+) -> RotaryTables:
+    """Cosines and sines `[T, H, W, 1, D]` of positions counted from 0 along each axis.
+
+    Args:
+        sizes (`Sequence[int]`): T, H and W.
+        head_dim (`int`): Width D of a head.
+        first_frame (`int`, defaults to 0): Position in time of the first frame.
+        device (`torch.device`, *optional*): Where they lie.
+    """
+    angles = []
+    for axis, (size, width) in enumerate(zip(sizes, split_head(head_dim))):
+        start = 0 if axis else first_frame
+        # In double precision on the CPU, since not every device has it.
+        exponents = torch.arange(0, width, 2, dtype=torch.float64, device="cpu") / max(width, 1)
+        frequencies = (_ROTARY_BASE**-exponents).to(device, torch.float32)
+        positions = torch.arange(start, start + size, dtype=torch.float32, device=device)
+        shape = [1, 1, 1, 1, -1]
+        shape[axis] = size
+        angles.append((positions[:, None] * frequencies).view(shape).expand(*sizes, 1, -1))
+    grid = torch.cat(angles, dim=-1).repeat_interleave(2, dim=-1)
+    return grid.cos(), grid.sin()
+
+
+class NeighbourhoodAttention(nn.Module, AttentionModuleMixin):
+    """Self-attention of positions to their neighbours, with norms per head and rotary positions.
+
+    Args:
+        dim (`int`): Width C.
+        head_dim (`int`): Width D of a head.
+        kernel (`Sequence[int]`): Positions that a query sees along time, height and width.
+    """
+
+    # `Any` because diffusers declares `None`, a list, and the processors of its own models only.
+    _default_processor_cls: Any = LTX2VideoVaeNeighborhoodAttnProcessor
+    _available_processors: Any = (LTX2VideoVaeNeighborhoodAttnProcessor,)
+    _supports_qkv_fusion = False
+    processor: Any
+
+    def __init__(self, dim: int, head_dim: int, kernel: Sequence[int]) -> None:
+        super().__init__()
+        self.head_dim, self.kernel_size = head_dim, tuple(kernel)
+        self.to_q, self.to_k, self.to_v = (nn.Linear(dim, dim) for _ in range(3))
+        self.to_out = nn.ModuleList([nn.Linear(dim, dim)])
+        self.norm_q, self.norm_k = (nn.RMSNorm(head_dim, eps=QK_NORM_EPS) for _ in range(2))
+        self.set_processor(self._default_processor_cls())
+
+    def windows(self, sizes: Sequence[int]) -> tuple[Window, Window, Window]:
+        """What the positions of a grid see."""
+        time, height, width = (window(size, kernel) for size, kernel in zip(sizes, self.kernel_size))
+        return time, height, width
+
+    def query(self, hidden_states: torch.Tensor, first_frame: int = 0) -> torch.Tensor:
+        """Scaled queries `[B, T, H, W, N, D]` of `[B, T, H, W, C]` whose first frame is number `first_frame` of a clip."""
+        scaled = self.norm_q(self._heads(self.to_q, hidden_states)) * self.head_dim**-0.5
+        return self._rotated(scaled, first_frame)
+
+    def key_value(self, hidden_states: torch.Tensor, first_frame: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values, as [`query`] gives queries."""
+        key = self.norm_k(self._heads(self.to_k, hidden_states))
+        return self._rotated(key, first_frame), self._heads(self.to_v, hidden_states)
+
+    def project_qkv(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries, keys and values of a whole clip, `[B, T, H, W, N, D]` each."""
+        return self.query(hidden_states), *self.key_value(hidden_states)
+
+    def _heads(self, layer: nn.Linear, hidden_states: torch.Tensor) -> torch.Tensor:
+        return layer(hidden_states).unflatten(-1, (-1, self.head_dim))
+
+    def _rotated(self, x: torch.Tensor, first_frame: int) -> torch.Tensor:
+        tables = grid_rotary_tables(x.shape[1:4], self.head_dim, first_frame, x.device)
+        return apply_rotary(x, tables, "interleaved")
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """`[B, T, H, W, C]` to `[B, T, H, W, C]`."""
+        return self.processor(self, hidden_states)
+
+
+class _Frames:
+    """Frames of a clip that are still needed, in memory that is taken once."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.first, self.end = most, 0, 0
+        self.memory: torch.Tensor | None = None
+
+    def add(self, frames: torch.Tensor) -> None:
+        """Append frames `[B, t, ...]`."""
+        if self.memory is None:
+            self.memory = frames.new_empty(len(frames), self.most, *frames.shape[2:])
+        place = self.end - self.first
+        self.memory[:, place : place + frames.shape[1]] = frames
+        self.end += frames.shape[1]
+
+    def forget(self, first: int) -> None:
+        """Let go of what is before frame number `first`."""
+        assert self.memory is not None
+        moved = first - self.first
+        # One by one, since the two places overlap.
+        for i in range(self.end - first if moved else 0):
+            self.memory[:, i] = self.memory[:, i + moved]
+        self.first = first
+
+    @property
+    def held(self) -> torch.Tensor:
+        """The frames, `[B, t, ...]`."""
+        assert self.memory is not None
+        return self.memory[:, : self.end - self.first]
+
+
+def attend_in_place(
+    x: torch.Tensor,
+    attn: NeighbourhoodAttention,
+    normed: Callable[[torch.Tensor], torch.Tensor],
+    arrive: Callable[[int, int], None] | None = None,
+) -> None:
+    """Add to `x` the attention over itself, a few frames at a time: a frame is replaced when its keys and values are made.
+
+    Args:
+        x (`torch.Tensor`): `[B, T, H, W, C]`.
+        attn (`NeighbourhoodAttention`): The attention; its processor has `attend` and `slab_tokens`.
+        normed: From frames of `x` to the input of the attention.
+        arrive: Called as `arrive(first, last)` before frames are read for the first time; may change them.
+    """
+    frames, (time, *space) = x.shape[1], attn.windows(x.shape[1:4])
+    step = min(frames, max(1, attn.processor.slab_tokens(x) // (len(x) * x[0, 0, ..., 0].numel())))
+    keys, values = (_Frames(min(frames, time.length + step)) for _ in range(2))
+    done = 0
+    for start in range(0, frames, step):
+        end = min(start + step, frames)
+        if arrive is not None:
+            arrive(start, end)
+        key, value = attn.key_value(normed(x[:, start:end]), start)
+        keys.add(key)
+        values.add(value)
+        del key, value
+        ready = frames if end == frames else sum(first + time.length <= end for first in time.starts)
+        if ready > done:
+            query = attn.query(normed(x[:, done:ready]), done)
+            part = (time.between(done, ready), *space)
+            mixed = attn.processor.attend(query, keys.held, values.held, part)
+            x[:, done:ready] += attn.to_out[0](mixed.flatten(-2))
+            done = ready
+            if done < frames:
+                keys.forget(time.starts[done])
+                values.forget(time.starts[done])

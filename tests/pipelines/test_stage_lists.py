@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from ltx2_diffusers import LTX2DFREpilogueTile, MultiModalGuiderParams, epilogue_tiles
 from ltx2_diffusers.models.latent_upsampler import LTX2LatentUpsamplerModel
 from ltx2_diffusers.pipelines.arguments import Stage
 from ltx2_diffusers.pipelines.conditions.pictures import LTX2ReferenceCondition, LTX2VideoCondition
@@ -247,3 +248,19 @@ def test_a_retake_keeps_and_remakes_the_same_places_in_every_stage():
         source = packed(encoded(pipe, frames, 64, 64))
         changed = (stage[-1]["latents"] != source).any(-1)[0].nonzero().flatten().tolist()
         assert changed == [remade]
+
+
+def test_a_stage_in_tiles_makes_all_passes_of_its_guidance(pipe):
+    """One window over everything is the stage as it would be; several see less of each other."""
+    scales = (MultiModalGuiderParams(cfg_scale=3.0, stg_scale=1.0, modality_scale=2.0), MultiModalGuiderParams(2.0))
+    grid = (2, 4, 4)
+    whole = [LTX2DFREpilogueTile(*(slice(0, size) for size in grid), torch.ones(grid))]
+    call = {**CALL, "height": 128, "width": 128, "image": PICTURE}
+    outputs = [
+        pipe(**call, generator=seeded(1), stages=[Stage(**levels(1.0, 0.5), scales=scales, tiles=tiles)])
+        for tiles in (None, whole, epilogue_tiles(grid, 1, []))
+    ]
+    plain, one, four = (output.frames for output in outputs)
+    assert outputs[1].info["passes"] == outputs[0].info["passes"] and len(outputs[0].info["passes"]) == 4
+    assert (one - plain).abs().max() < 1e-5
+    assert (four - plain).abs().max() > 1e-4 and four.isfinite().all()

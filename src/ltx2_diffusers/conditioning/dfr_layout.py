@@ -13,7 +13,6 @@ import torch
 from diffusers.utils import logging
 
 from ..checks import check_at_least_one, check_from_zero, check_num_frames
-from ..schedulers.sigmas import DISTILLED_SIGMAS
 
 logger = logging.get_logger(__name__)
 
@@ -30,8 +29,6 @@ EPILOGUE_KEYFRAME_STRENGTH = 1.0
 """How strongly the epilogue holds the finished keyframes."""
 TEMPORAL_ANCESTRAL_ETA = 0.5
 """Share of fresh noise in the steps of a temporal round."""
-TEMPORAL_ROUND_DISTILLED_SIGMA_VALUES = list(DISTILLED_SIGMAS[4:-1])
-"""Noise levels of a temporal round."""
 
 
 class DimensionInterval(NamedTuple):

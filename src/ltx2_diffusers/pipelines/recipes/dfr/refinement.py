@@ -18,6 +18,7 @@ from .... import checks, conditioning
 from ....conditioning import dfr_layout
 from ....prompts import ReadPrompts
 from ....sampling.samplers import EulerAncestralSampler, gaussian_noise
+from ....schedulers.sigmas import DISTILLED_SIGMAS
 from ... import engine
 from ...arguments import Callback, Stage, Start
 from ...conditions import Condition, Conditions, LTX2VideoCondition, Opened, OpenedPictures, as_conditions
@@ -53,7 +54,7 @@ class _Before:
     source_seconds: float | None = None
     condition_num_frames: int | None = None
     round_index: int = 1
-    sigmas: Sequence[float] = tuple(dfr_layout.TEMPORAL_ROUND_DISTILLED_SIGMA_VALUES)
+    sigmas: Sequence[float] = DISTILLED_SIGMAS[4:-1]
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class RefineArguments(PassArguments, _Before):
     audio_latents: torch.Tensor = _NEEDED
     num_frames: int = 121
     frame_rate: float = 24.0
-    sigmas: Sequence[float] = tuple(dfr_layout.TEMPORAL_ROUND_DISTILLED_SIGMA_VALUES)
+    sigmas: Sequence[float] = DISTILLED_SIGMAS[4:-1]
     min_seconds: float = field(init=False, default=1.0)
     max_seconds: float = field(init=False, default=20.0)
     num_videos_per_prompt: int = field(init=False, default=1)

@@ -253,7 +253,8 @@ class LTX2DFRPipeline(LTX2GenerationPipeline):
         conditions = [*as_conditions("conditions", call.conditions), KeyframeCarrier(call, self)]
         prompts, request = call.request([call.stage], conditions, call.size, **NOISE)
         made, originals = engine.generated(self, prompts, request)
-        return _finished(self, call, made, request.delivery, originals)
+        made, positions = _passed_on(self, call, made)
+        return handed_over(self, made, request.delivery, originals, positions)
 
     @takes_declared
     @torch.no_grad()
@@ -288,9 +289,7 @@ class LTX2DFRPipeline(LTX2GenerationPipeline):
         encoded = []
         for index, frame in enumerate(keyframe_latents.to(self._execution_device, torch.float32).split(1, dim=2)):
             generator = torch.Generator(device).manual_seed(seed + _REBUILDING_SEED + index)
-            wish = Delivery(
-                "latent", decode_timestep=decode_timestep, decode_noise_scale=decode_noise_scale, generator=generator
-            )
+            wish = Delivery("latent", True, None, (), decode_timestep, decode_noise_scale, generator)
             latent, timestep = engine.with_decoder_noise(self, frame, wish)
             clips = self.vae.decode(latent.to(self.vae.dtype), timestep, return_dict=False)[0]
             large = torch.stack([_enlarged(clip) for clip in clips])
@@ -330,22 +329,17 @@ def check_pass(pipeline: LTX2DFRPipeline, call: DFRArguments) -> None:
         )
 
 
-def _finished(
-    pipeline: LTX2DFRPipeline,
-    call: DFRArguments,
-    made: engine.Generated,
-    delivery: Delivery,
-    originals: engine.Originals,
-) -> Result:
-    """The pass handed over; one that makes no keyframes hands on those that it was given."""
-    positions = KeyframeCarrier(call, pipeline).positions(made.plan)
+def _passed_on(
+    pipeline: LTX2DFRPipeline, call: DFRArguments, made: engine.Generated
+) -> tuple[engine.Generated, list[int]]:
+    """The pass with its keyframes, and their pixel frames; without slots, with those that it was given."""
     if call.freeze_audio:
         # diffusers draws noise for a sound that takes none, after which its decoder draws.
-        conditioning.GaussianNoiser(delivery.generator).draw(made.plan.audio, pipeline._execution_device)
-    if made.keyframes is None and call.guidance_keyframe_latents is not None:
-        made = made._replace(keyframes=pipeline.normalized_video(call.guidance_keyframe_latents, made.plan))
-        positions = list(call.guidance_keyframe_positions or ())
-    return handed_over(pipeline, made, delivery, originals, positions)
+        conditioning.GaussianNoiser(call.generator).draw(made.plan.audio, pipeline._execution_device)
+    if made.keyframes is not None or call.guidance_keyframe_latents is None:
+        return made, KeyframeCarrier(call, pipeline).positions(made.plan)
+    given = pipeline.normalized_video(call.guidance_keyframe_latents, made.plan)
+    return made._replace(keyframes=given), list(call.guidance_keyframe_positions or ())
 
 
 def _enlarged(clip: torch.Tensor) -> torch.Tensor:

@@ -25,6 +25,7 @@ from ..pipelines.generation import LTX2GenerationPipeline
 from ..pipelines.plan import ModelSizes, Size, plan_clip
 from ..schedulers.scheduling_ltx2 import LTX2Scheduler
 from . import blocks as known
+from .text import asked_prompts
 
 # What a call can do without, or is refused for lack of with a message of its own.
 _OPTIONAL = {"prompt_enhancer", "processor", "duration_head"}
@@ -206,6 +207,8 @@ class LTX2ModularPipeline(LTX2LoraMixin, ModularPipeline):
             if name.endswith("_scale"):
                 hint = "guidance is set by pipe.update_components(guider=pipe.guider.new(...))"
             raise ValueError(f"`{name}` is given, but no block reads it; {hint}")
+        if "prompt" in readable and values.get("prompt") is not None:
+            asked_prompts(values)
         if "output_type" in readable:
             checks.check_choice("output_type", values["output_type"], OUTPUT_TYPES)
         if {"height", "width"} <= values.keys():

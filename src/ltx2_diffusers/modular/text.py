@@ -4,6 +4,7 @@
 # ruff: noqa: RUF012
 # mypy: disable-error-code="assignment, misc, override"
 
+from collections.abc import Mapping
 from typing import Any
 
 import PIL.Image
@@ -13,11 +14,30 @@ from .. import prompts as texts
 from ..checks import check_at_least_one
 from ..media.frames import Frames, as_image, one_picture, read_frames
 from ..pipelines.conditions import as_conditions
-from .declarations import CONTEXTS, Conditional, Leaf, Sequential
+from .declarations import CONTEXTS, Conditional, Leaf, Sequential, reads
 
 _WISH = (
     "enable_prompt_enhancement system_prompt prompt_max_new_tokens prompt_enhancement_kwargs prompt_enhancement_seed"
 )
+
+
+def asked_prompts(values: Mapping[str, Any]) -> texts.Prompts:
+    """The prompts of a call, checked, and how they are to be rewritten.
+
+    Args:
+        values: What is read, by name.
+    """
+    wish = texts.Enhancement(
+        *(reads(name).default if values.get(name) is None else values[name] for name in _WISH.split())
+    )
+    count = values.get("num_videos_per_prompt") or 1
+    prompts = texts.Prompts(
+        values["prompt"], values.get("negative_prompt"), num_videos_per_prompt=count, enhancement=wish
+    )
+    texts.check_prompts(prompts)
+    if wish.max_new_tokens is not None:
+        check_at_least_one(prompt_max_new_tokens=wish.max_new_tokens)
+    return prompts
 
 
 def _first_picture(frames: Frames) -> PIL.Image.Image:
@@ -38,13 +58,8 @@ class LTX2PromptEnhancerStep(Leaf):
     def run(self, components: Any, b: Any) -> None:
         if not b.enable_prompt_enhancement:
             return
-        wish = texts.Enhancement(*(getattr(b, name) for name in _WISH.split()))
-        prompts = texts.Prompts(b.prompt, enhancement=wish)
-        texts.check_prompts(prompts)
-        if wish.max_new_tokens is not None:
-            check_at_least_one(prompt_max_new_tokens=wish.max_new_tokens)
-        device, picture = components._execution_device, self.picture(b)
-        b.prompt = texts.enhance(components.chat_model, prompts.texts, wish, device, b.generator, picture)
+        prompts, how = asked_prompts(b.as_dict()), (components._execution_device, b.generator, self.picture(b))
+        b.prompt = texts.enhance(components.chat_model, prompts.texts, prompts.enhancement, *how)
 
 
 class LTX2ImageToVideoPromptEnhancerStep(LTX2PromptEnhancerStep):

@@ -72,8 +72,9 @@ def _build(folder: Path) -> None:
 
 def _key() -> str:
     state = hashlib.sha256(Path(__file__).read_bytes())
-    for path in sorted(path for path in STORED.rglob("*") if path.is_file()):
-        state.update(f"{path.relative_to(STORED)}\n".encode() + path.read_bytes())
+    for root in (STORED, packaged_checkpoint("ltx-video-tiny")):
+        for path in sorted(path for path in root.rglob("*") if path.is_file()):
+            state.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
     return state.hexdigest()[:16]
 
 

@@ -80,22 +80,6 @@ ABSENT = {
         "video_tile_plan",
     },
 }
-# To be made. Empty this when all of them are here.
-PENDING = {
-    "LTX2DFREpilogueTile",
-    "LTX2DFRPipeline",
-    "LTX2DFRPipelineOutput",
-    "LTX2DFRTemporalRefinePipeline",
-    "LTX2DFRTemporalTile",
-    "LTX2DFRTokenPlan",
-    "LTX2HDRPipeline",
-    "LTX2HDRReferenceCondition",
-    "LTX2VideoHDRProcessor",
-    "encode_hdr_tensor_to_mp4",
-    "epilogue_tiles",
-    "trim_canvas",
-}
-
 
 def own_names(module):
     """What a file defines: its classes and functions, and names that it gives to other values."""
@@ -123,8 +107,7 @@ def test_every_public_name_is_here_or_left_out_for_a_reason():
     assert {"LTX2Pipeline", "LTX2SetTimestepsStep", "DISTILLED_SIGMA_VALUES", "LTX2Guidance"} <= names
     reasons = [name for group in ABSENT.values() for name in group]
     assert len(reasons) == len(set(reasons))
-    absent = names - set(ltx2_diffusers.__all__) - blocks
-    assert absent == {*reasons, *PENDING} - set(ltx2_diffusers.__all__)
+    assert names - set(ltx2_diffusers.__all__) - blocks == set(reasons)
     assert not set(reasons) & set(ltx2_diffusers.__all__)
 
 

@@ -101,9 +101,9 @@ class OriginalCheckpoint:
         fields = self.metadata_config.get("transformer") or {}
         if isinstance(fields, Mapping) and "_class_name" in fields:
             return class_names.FAMILIES[fields["_class_name"] == "Transformer3DModel"]
-        names = keys.component_keys("transformer", self.entries).values()
-        speaks = any("audio" in name or "prompt_adaln" in name for name in [*names, *fields])
-        return class_names.FAMILIES[bool(names) and not speaks]
+        names = [*keys.component_keys("transformer", self.entries).values(), *fields]
+        others = any("audio" in name or "prompt_adaln" in name or "lora_" in name for name in names)
+        return class_names.FAMILIES["caption_projection.linear_1.weight" in names and not others]
 
     def config(self, component: str, family: str = "ltx2") -> dict[str, Any]:
         """The diffusers config of one component: from the metadata, else that of the published model it resembles.

@@ -81,6 +81,7 @@ ABSENT = {
     },
 }
 
+
 def own_names(module):
     """What a file defines: its classes and functions, and names that it gives to other values."""
     return {

@@ -86,6 +86,7 @@ class LTX2ModularPipeline(LTX2LoraMixin, ModularPipeline):
     preset = _Shared.preset
     encode_video = _Shared.encode_video
     encode_audio = _Shared.encode_audio
+    codec, shown = _Shared.codec, _Shared.shown
     vae_spatial_compression_ratio = _from("vae.spatial_compression_ratio", 32, "Pixels a side of a video latent.")
     vae_temporal_compression_ratio = _from("vae.temporal_compression_ratio", 8, "Pixel frames of a video latent.")
     transformer_spatial_patch_size = _from("transformer.config.patch_size", 1, "Latents a side of a video token.")

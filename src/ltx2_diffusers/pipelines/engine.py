@@ -518,7 +518,7 @@ def run_stage(
     Latents are normalised and unpacked, `None` for an absent stream.
     """
     stage, device = run.stage, contexts[0].video.device
-    how: dict[str, Any] = {"fill_latent": start.blend == "latent"}
+    how: dict[str, Any] = {"fill_latent": start.blend == "latent" and not stage.goes_on}
     tools = Streams(*(replace(tool, **how) for tool in run.plan.tools))
     given = Streams(*(latent is not None for latent in latents))
     states: States = on_streams(

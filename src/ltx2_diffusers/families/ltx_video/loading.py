@@ -236,4 +236,4 @@ class LTXVideoLoading(LTX2GenerationPipeline):
     def _text_encoder(self, device: torch.device | None = None) -> TextEncoder:
         width = self.transformer.config.caption_channels if self.has("transformer") else None
         model: Any = self._language_model
-        return T5TextEncoder(self.tokenizer, model, None, device or self._execution_device, width)  # type: ignore[arg-type]
+        return T5TextEncoder(self.tokenizer, model, None, device or self._execution_device, width=width)  # type: ignore[arg-type]

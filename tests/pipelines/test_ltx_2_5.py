@@ -145,6 +145,7 @@ def test_they_load_as_one(originals, kind):
     assert max_difference(clip(loaded(given)), clip(newest())) <= EQUAL_PIPELINES
 
 
+@pytest.mark.slow
 def test_connectors_may_be_in_two_files(originals, tmp_path):
     """As published: their projections are in the file of the text encoder."""
     folder = Path(shutil.copytree(originals, tmp_path / "split"))
@@ -164,6 +165,7 @@ def test_converted_to_the_same_folder_again(originals, tmp_path):
     assert max_difference(clip(load(tmp_path / "again")), clip(newest())) <= EQUAL_PIPELINES
 
 
+@pytest.mark.slow
 def test_the_command_converts_both_ways(originals, tmp_path, capsys):
     text = ["--text-encoder", str(tiny_checkpoint("2.5"))]
     assert main(["convert", str(originals), str(tmp_path / "folder"), "--check", "--quiet", *text]) == 0

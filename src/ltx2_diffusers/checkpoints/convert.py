@@ -33,7 +33,8 @@ Part = tuple[dict[str, Entry], dict[str, Any]]
 """Tensors of a component under diffusers' names, and its diffusers config."""
 
 _SCALE = ".weight_scale"
-# Components whose tensors are in the file of another one, where each has a file.
+# Where each component has a file: whose names have no prefix, and whose tensors are in the file of another one.
+_BARE = ("vae", "diffusion_decoder")
 _TOGETHER = {"connectors": "transformer", "vocoder": "audio_vae"}
 # From this version on a checkpoint must name its text encoder, which a diffusers folder does not record.
 _NEEDS_TEMPLATE = "2.5"
@@ -159,15 +160,18 @@ def convert_to_original(
     with replaced_folder(output) as temporary:
         for name in dict.fromkeys(_TOGETHER.get(name, name) for name in parts):
             held = {other: part for other, part in parts.items() if _TOGETHER.get(other, other) == name}
-            _write_original(Path(temporary, f"{name}.safetensors"), held, known, on_tensor)
+            _write_original(Path(temporary, f"{name}.safetensors"), held, known, on_tensor, name in _BARE)
 
 
 def _write_original(
-    path: Path, parts: Mapping[str, Part], known: Mapping[str, str], on_tensor: Callable[[str], None] | None
+    path: Path,
+    parts: Mapping[str, Part],
+    known: Mapping[str, str],
+    on_tensor: Callable[[str], None] | None,
+    is_bare: bool = False,
 ) -> None:
-    """One file with some components; a video VAE or its diffusion decoder alone has no prefix, as published."""
+    """One file with some components, or with one whose names have no prefix."""
     entries: dict[str, Entry] = {}
-    is_bare = list(parts) in (["vae"], ["diffusion_decoder"])
     for component, (tensors, _) in parts.items():
         tensors = stacked_entries(component, tensors)
         renamed = keys.rename(component, tensors, to="original")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, LTXEulerAncestralRFScheduler
 
-from ltx2_diffusers import LTX2Scheduler, epilogue_tiles
+from ltx2_diffusers import LTX2Scheduler, LTX2VideoDiffusionDecoderModel, epilogue_tiles
 from ltx2_diffusers.adapters.mixin import ReferenceFactors
 from ltx2_diffusers.media.reading import read_video
 from tests.contract import both
@@ -104,6 +104,20 @@ def test_a_pass_as_a_tuple_and_as_a_file(tmp_path):
     assert all(torch.equal(one, other) for one, other in pairs) and positions == output.keyframe_positions == [24]
     written = run("ours", output_type="pil", save_path=tmp_path / "clip.mp4")
     assert written.frames is None and len(read_video(written.info["path"])) == 17
+
+
+def test_a_pass_and_a_round_by_the_diffusion_decoder():
+    """Also without the padding: the latents of the request, decoded with the noise that follows."""
+    torch.manual_seed(0)
+    kernels = {"decoder_stage_kernels": ((3, 3, 3),) * 4, "decoder_stage5_kernel": (3, 5, 5)}
+    sizes = {"decoder_stage_channels": (16, 8, 8, 8, 8), "decoder_stage_depths": (1,) * 5, "decoder_head_dim": 8}
+    reductions = {"decoder_upsample_channel_reductions": (2, 1, 1, 1), "decoder_t_emb_dim": 8}
+    model = LTX2VideoDiffusionDecoderModel(latent_channels=4, **kernels, **sizes, **reductions).eval()
+    for name, count in ((FIRST, 17), (REFINE, 33)):
+        pipe = both.quiet(both.named("ours", name)(**pipeline("ours", name).components | {"diffusion_decoder": model}))
+        call = {**(CALL if name == FIRST else ROUND), "generator": both.seeded()}
+        frames = pipe(**call, output_type="pt", decoder="diffusion").frames
+        assert frames.shape == (1, count, 3, 64, 64) and frames.isfinite().all()
 
 
 def test_a_pass_in_tiles_is_diffusers():

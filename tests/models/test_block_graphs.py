@@ -15,6 +15,7 @@ from ltx2_diffusers.models.block_graphs import Recording, graphs_of, record_bloc
 from ltx2_diffusers.models.negative_text import NagWeights, NegativeText
 from ltx2_diffusers.models.transformer_block import LTX2AVTransformerBlock
 from tests.adapters.tiny import build, largest, lora, outputs
+from tests.golden_data import EQUAL_PIPELINES
 from tests.models.test_transformer import keep_masks
 from tests.models.transformer_tools import max_difference, per_token, tiny_inputs, tiny_transformer
 from tests.pipelines.tiny import ALL_GUIDANCE, EXPLICIT, PROMPT, load, ours, seeded
@@ -374,3 +375,25 @@ def test_cuda_graphs_give_the_same_bits_and_are_replayed(layout):
     assert counts(recorded) == (2, 5, 2) if layout == "2.0" else counts(recorded) == (2, 6, 2)
     # Graphs share memory, so that a replay of one must not spoil what another gives later.
     steps(plain, recorded, [calls[index] | text | kinds[index % 2] for index in (0, 1, 2, 0, 1)])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_whole_calls_on_a_card(is_compiled):
+    """All passes are one batch of few tokens; with the sound beside the video, or with compiled blocks."""
+    call = {**EXPLICIT, **ALL_GUIDANCE, "num_inference_steps": 4, "prompt": PROMPT}
+    pipe, plain = load("2.0").to("cuda"), load("2.0").to("cuda")
+    pipe.enable_cuda_graphs()
+    if is_compiled:
+        pipe.compile("transformer")
+    else:
+        pipe.enable_audio_stream()
+    for seed in (1, 2):
+        expected, found = (one(**call, generator=seeded(seed)) for one in (plain, pipe))
+        assert difference(found, expected) <= (EQUAL_PIPELINES if is_compiled else 0.0)
+    made = graphs_of(pipe.transformer).recorded
+    assert made == 1 and graphs_of(pipe.transformer).replayed == 2 * 3
+    with pytest.raises(ValueError, match=r"call disable_cuda_graphs\(\) first"):
+        pipe.enable_model_cpu_offload()
+    pipe.disable_cuda_graphs()
+    assert difference(pipe(**call, generator=seeded(1)), plain(**call, generator=seeded(1))) <= EQUAL_PIPELINES

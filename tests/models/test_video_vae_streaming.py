@@ -352,3 +352,16 @@ def test_a_card_decodes_with_channels_last_and_the_same_numbers(version, monkeyp
             vae.enable_streaming(size)
         assert max_difference(vae.decode(latents.cuda()).sample.cpu(), expected) <= 10 * EQUAL_MODELS
     assert layouts and all(layouts)
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+def test_a_card_encodes_with_channels_last_and_the_same_numbers(monkeypatch):
+    vae, video = _vae(TINY), _latents(1, 3, 9, 64, 96)
+    expected = vae.encode(video).latent_dist.parameters
+    vae.to("cuda")
+    layouts = []
+    vae.encoder.mid_block.register_forward_hook(lambda _module, _args, out: layouts.append(has_channels_last(out)))
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    assert max_difference(vae.encode(video.cuda()).latent_dist.parameters.cpu(), expected) <= 10 * EQUAL_MODELS
+    assert layouts == [True]

@@ -132,3 +132,12 @@ def test_shared_blocks_count(pipeline, monkeypatch):
 def test_a_layout_is_one_of_three():
     with pytest.raises(ValueError, match="`batched` has to be one of True, False, 'auto' but is 'never'"):
         PassLayout("never")
+
+
+@pytest.mark.gpu
+def test_a_card_makes_passes_of_few_tokens_as_one_batch():
+    pipe = load("2.3").to("cuda")
+    expected, _ = run(pipe, PassLayout(), **ALL_GUIDANCE)
+    found, sizes = run(pipe, PassLayout("auto"), **ALL_GUIDANCE)
+    assert set(sizes) == {4}
+    assert max_difference(found, expected) <= EQUAL_PIPELINES

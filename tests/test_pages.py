@@ -34,7 +34,9 @@ PLACES = re.findall(r"^\| Where .*\? \| (.*) \|$", page("reference/architecture.
 KINDS = page("reference/files.md").text
 # Names of codecs that are not FFmpeg's own, letters and digits alone.
 CODECS = {"mpeg2video": "mpeg2", "qtrle": "quicktimerle"}
-MODES = re.findall(r"^\| .* \| `(LTX(?:2|Video)\w*Pipeline)`: `(.*)` \|$", page("tasks/index.md").text, flags=re.MULTILINE)
+MODES = re.findall(
+    r"^\| .* \| `(LTX(?:2|Video)\w*Pipeline)`: `(.*)` \|$", page("tasks/index.md").text, flags=re.MULTILINE
+)
 ENTRIES = [name for one in PAGES for name in re.findall(r"^::: (\S+)$", one.text, flags=re.MULTILINE)]
 MESSAGES = re.findall(r"^```text\n(.*?)\n```$", page("troubleshooting.md").text, flags=re.DOTALL | re.MULTILINE)
 # Least share of a message that is text of the source, and no value.

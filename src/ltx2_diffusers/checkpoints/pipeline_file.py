@@ -15,10 +15,11 @@ from .origin import origin_at, remember
 from .original import OriginalCheckpoint
 from .pipeline_folder import check_component, named_errors
 from .single_file import load_component
+from .versions import check_family
 
 _TEXT_MODELS = {"text_encoder": "PreTrainedModel", "tokenizer": "PreTrainedTokenizer"}
-# Of each family: its name, and the class of transformers that reads its texts.
-_NAMES = {"ltx2": ("LTX-2", "AutoModelForImageTextToText"), "ltx_video": ("LTX-Video", "T5EncoderModel")}
+# The class of transformers that reads the texts of a family.
+_READERS = {"ltx2": "AutoModelForImageTextToText", "ltx_video": "T5EncoderModel"}
 HUB_OPTIONS = ("revision", "cache_dir", "local_files_only", "token", "force_download")
 
 
@@ -54,12 +55,8 @@ def load_pipeline_components(
         )
     path = local_file(path_or_link, **hub)
     checkpoint = OriginalCheckpoint(path)
-    if checkpoint.components() and checkpoint.family != family and "transformer" not in given:
-        other = "LTXVideoPipeline" if family == FAMILIES[0] else "LTX2Pipeline"
-        raise ValueError(
-            f"{checkpoint.name} is a checkpoint of {_NAMES[checkpoint.family][0]}, not {_NAMES[family][0]}; load it with "
-            f"{other}.from_single_file"
-        )
+    if "transformer" in checkpoint.components() and "transformer" not in given:
+        check_family(checkpoint.name, checkpoint.family, family, "from_single_file")
     needed = [name for name in FILE_COMPONENTS[family] if name not in given]
     if missing := [name for name in needed if name not in checkpoint.components()]:
         raise ValueError(
@@ -68,7 +65,7 @@ def load_pipeline_components(
         )
     methods = _methods(quantization_config, [*needed, "text_encoder"])
     of_text = {"quantization_config": methods["text_encoder"]} if "text_encoder" in methods else {}
-    kind = {"model_class": _NAMES[family][1], **of_text}
+    kind = {"model_class": _READERS[family], **of_text}
     text_encoder, tokenizer = load_text_encoder(text_encoder, tokenizer, dtype, **kind, **hub)
     components = {"text_encoder": text_encoder, "tokenizer": tokenizer, **given}
     for name in needed:
@@ -109,7 +106,7 @@ def load_text_encoder(
     text_encoder: Any,
     tokenizer: Any = None,
     dtype: torch.dtype | None = None,
-    model_class: str = _NAMES["ltx2"][1],
+    model_class: str = _READERS["ltx2"],
     **options: Any,
 ) -> tuple[Any, Any]:
     """A language model and its tokenizer.

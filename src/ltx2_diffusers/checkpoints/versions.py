@@ -41,7 +41,9 @@ def check_family(shown: str, found: str, wanted: str, method: str) -> None:
     """
     if found != wanted:
         (name, pipeline), (other, _) = _NAMES[found], _NAMES[wanted]
-        raise ValueError(f"{shown} is a checkpoint of {name}, not {other}; load it with {pipeline}.{method}")
+        raise ValueError(
+            f"{shown} is a checkpoint of {name}, another family than that of this pipeline, {other}; load it with {pipeline}.{method}"
+        )
 
 
 def check_ltx2(name: str | os.PathLike, instead: str) -> None:

@@ -15,7 +15,7 @@ def test_wrong_name_gets_the_nearest_one():
     with pytest.raises(ValueError, match=r"'ltx2-min'; did you mean 'ltx2-mini'\? There are ltx2-mini"):
         packaged_checkpoint("ltx2-min")
     assert meant_instead("LTX2-mini") == "did you mean the packaged 'ltx2-mini'?"
-    assert meant_instead("/no/such/folder") == "packaged are ltx2-mini"
+    assert meant_instead("/no/such/folder") == "packaged are ltx2-mini, ltx-video-tiny"
 
 
 def test_a_path_is_taken_as_it_is(tmp_path):
@@ -29,13 +29,16 @@ def test_a_packaged_checkpoint_is_small_and_holds_finite_bfloat16(name):
     assert sum(path.stat().st_size for path in files) < MAX_BYTES
     # Adapters lie beside the components, in the data type that they were trained in.
     weights = [path for path in files if path.suffix == ".safetensors" and path.parent != packaged_checkpoint(name)]
-    assert len(weights) >= 7
+    assert len(weights) >= (7 if name == "ltx2-mini" else 4)
     for path in weights:
         for key, tensor in load_file(path).items():
+            if name != "ltx2-mini" and (key.startswith("latents_") or tensor.ndim == 0):
+                # Their file has these in float32.
+                continue
             assert tensor.dtype == torch.bfloat16 and tensor.isfinite().all(), (path, key)
 
 
-@pytest.mark.parametrize("name", PACKAGED)
+@pytest.mark.parametrize("name", ["ltx2-mini"])
 @pytest.mark.parametrize("pipeline_class", [LTX2Pipeline, diffusers.LTX2Pipeline], ids=["ours", "diffusers"])
 def test_a_packaged_checkpoint_makes_a_clip_with_sound(name, pipeline_class):
     pipeline = pipeline_class.from_pretrained(packaged_checkpoint(name))

@@ -41,7 +41,7 @@ def test_options_that_contradict_each_other_are_named(pair):
         (["--extend", "1", "--image", "RED.PNG"], "--image means nothing for --extend"),
         (["--nag-scale", "0.5", "--negative-prompt", "hum"], "--nag-scale is 0.5, which is out of range; use 1.0"),
         (["--duration", "1", "--width", "64"], "--duration needs --audio-only"),
-        (["--video", "CLIP.MP4"], "--video needs --retake, --extend or --add-sound"),
+        (["--video", "CLIP.MP4"], "--video needs --retake, --extend, --add-sound or --denoise-strength"),
         (["--video", "CLIP.MP4", "--add-sound", "--preview"], "--preview shows pictures"),
         (["--sigmas", "1", "0.5", "--steps", "2"], "--steps and --sigmas contradict each other"),
         (["--extend", "0"], "--extend has to be more than 0"),

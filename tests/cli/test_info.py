@@ -65,7 +65,10 @@ def test_the_table_lists_components_and_sizes(capsys):
 
 @pytest.mark.parametrize(
     ("name", "hint"),
-    [("nowhere/at-all", "packaged are ltx2-mini\n"), ("ltx2-mni", "did you mean the packaged 'ltx2-mini'?\n")],
+    [
+        ("nowhere/at-all", "packaged are ltx2-mini, ltx-video-tiny\n"),
+        ("ltx2-mni", "did you mean the packaged 'ltx2-mini'?\n"),
+    ],
 )
 def test_what_is_not_there(capsys, name, hint):
     assert main(["info", name]) == 2

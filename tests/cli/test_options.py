@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ltx2_diffusers.cli.messages import in_options
-from ltx2_diffusers.cli.modes import MODES
+from ltx2_diffusers.cli.modes import LTX_VIDEO, MODES
 from ltx2_diffusers.cli.options import _READERS, OPTIONS
 from ltx2_diffusers.cli.values import flag
 from tests.cli.running import SMALL, STAGED, complaint, generate, located
@@ -142,6 +142,7 @@ WRONG = {
         ["--negative-prompt", "hum", "--nag-scale", "5", "--nag-alpha", "2"],
         "--nag-alpha is 2.0, which is out of range",
     ),
+    "denoise_strength": (["--denoise-strength", "0.5"], "--denoise-strength needs --video"),
     "output": (["--output", "clip.gif"], "--output is written as .mp4 or .mov"),
     "preview": (["--preview", "sheet.gif"], "--preview is written as .png"),
     "preview_every": (["--preview", "--preview-every", "0"], "--preview-every has to be at least 1"),
@@ -196,7 +197,7 @@ def test_the_table_knows_its_options_and_the_pipelines_their_arguments():
     related = [name for option in OPTIONS.values() for name in (*option.needs, *option.excludes)]
     assert {*related, *(name for mode in MODES for name in mode.chosen_by)} <= OPTIONS.keys()
     arguments = {option.argument for option in OPTIONS.values()} - {None}
-    assert arguments <= {name for mode in MODES for name in mode.takes}
+    assert arguments <= {name for mode in (*MODES, LTX_VIDEO) for name in mode.takes}
 
 
 @pytest.mark.parametrize(

@@ -212,7 +212,12 @@ def _of_ltx_video(request: GenerationRequest, defaults: ApplicationDefaults) -> 
         if arguments[name] is None or name == "enable_prompt_enhancement":
             del arguments[name]
     arguments["conditions"] = [
-        LTXVideoCondition(**{item.type: os.fspath(item.path)}, frame_index=item.frame_index, strength=item.strength)
+        LTXVideoCondition(
+            image=os.fspath(item.path) if item.type == "image" else None,
+            video=os.fspath(item.path) if item.type == "video" else None,
+            frame_index=item.frame_index,
+            strength=item.strength,
+        )
         for item in complete.timeline
     ]
     return Selection("ltx_video", "LTXVideoPipeline", arguments, complete, notes=tuple(notes))

@@ -86,7 +86,7 @@ def to_ours(library: str, class_name: str) -> tuple[str, str]:
 
 def model_pair(class_name: str | None) -> tuple[str, str] | None:
     """The pair to load for a model whose own configuration says only the name of its class, ours or diffusers'."""
-    if class_name in LTX_VIDEO_CLASSES.values():
+    if class_name is not None and class_name in LTX_VIDEO_CLASSES.values():
         return ("ltx" if class_name == LTX_VIDEO_CLASSES["latent_upsampler"] else "diffusers"), class_name
     names = {portable[1]: ours for ours, portable in _PORTABLE_COMPONENTS.items()}
     name = names.get(class_name or "", class_name)

@@ -16,11 +16,11 @@ from .pipeline_folder import check_component, named_errors
 from .several_files import Files, component_files
 from .single_file import load_component
 from .text_file import is_text_file, load_text_file
-from .versions import check_gemma
+from .versions import check_family, check_gemma
 
 _TEXT_MODELS = {"text_encoder": "PreTrainedModel", "tokenizer": "PreTrainedTokenizer"}
-# Of each family: its name, and the class of transformers that reads its texts.
-_NAMES = {"ltx2": ("LTX-2", "AutoModelForImageTextToText"), "ltx_video": ("LTX-Video", "T5EncoderModel")}
+# The class of transformers that reads the texts of a family.
+_READERS = {"ltx2": "AutoModelForImageTextToText", "ltx_video": "T5EncoderModel"}
 HUB_OPTIONS = ("revision", "cache_dir", "local_files_only", "token", "force_download")
 
 
@@ -56,8 +56,9 @@ def load_pipeline_components(
         )
     files = component_files(path_or_link, **hub)
     checkpoints = {name: OriginalCheckpoint(paths[0] if len(paths) == 1 else paths) for name, paths in files.items()}
-    if "transformer" not in given:
-        _check_family(checkpoints.get("transformer"), family)
+    if "transformer" in checkpoints and "transformer" not in given:
+        checkpoint = checkpoints["transformer"]
+        check_family(checkpoint.name, checkpoint.family, family, "from_single_file")
     needed = [name for name in FILE_COMPONENTS[family] if name not in given]
     if missing := [name for name in needed if name not in files]:
         places = dict.fromkeys(str(path) for paths in files.values() for path in paths)
@@ -68,7 +69,7 @@ def load_pipeline_components(
     needed += [name for name in OPTIONAL_COMPONENTS if name in files and name in known and name not in given]
     methods = _methods(quantization_config, [*needed, "text_encoder"])
     of_text = {"quantization_config": methods["text_encoder"]} if "text_encoder" in methods else {}
-    kind = {"model_class": _NAMES[family][1], **of_text}
+    kind = {"model_class": _READERS[family], **of_text}
     text_encoder, tokenizer = load_text_encoder(text_encoder, tokenizer, dtype, **kind, **hub)
     components = {"text_encoder": text_encoder, "tokenizer": tokenizer, **given}
     for name in needed:
@@ -79,16 +80,6 @@ def load_pipeline_components(
     if text_encoder is not None and main.is_file():
         check_gemma(checkpoints["transformer"].metadata, text_encoder.config.to_dict(), str(main))
     return {"scheduler": new_scheduler(is_distilled(main)), **components}
-
-
-def _check_family(checkpoint: OriginalCheckpoint | None, family: str) -> None:
-    """The transformer must be of the pipeline's family."""
-    if checkpoint is not None and checkpoint.family != family:
-        other = "LTXVideoPipeline" if family == FAMILIES[0] else "LTX2Pipeline"
-        raise ValueError(
-            f"{checkpoint.name} is a checkpoint of {_NAMES[checkpoint.family][0]}, not {_NAMES[family][0]}; load it with "
-            f"{other}.from_single_file"
-        )
 
 
 def _model_class(family: str, component: str, checkpoint: OriginalCheckpoint) -> type:
@@ -123,7 +114,7 @@ def load_text_encoder(
     text_encoder: Any,
     tokenizer: Any = None,
     dtype: torch.dtype | None = None,
-    model_class: str = _NAMES["ltx2"][1],
+    model_class: str = _READERS["ltx2"],
     **options: Any,
 ) -> tuple[Any, Any]:
     """A language model and its tokenizer.

@@ -10,6 +10,7 @@ from .json_files import parse_object, read_object
 from .original import OriginalCheckpoint
 from .packaged import checkpoint_path
 
+_NAMES = {"ltx2": ("LTX-2", "LTX2Pipeline"), "ltx_video": ("LTX-Video", "LTXVideoPipeline")}
 # Names of repositories and files of LTX-Video, as published; later generations are LTX-2.
 _LTX_VIDEO = re.compile(r"ltx[-_]?v|ltx[-_]0\.9", re.IGNORECASE)
 
@@ -28,6 +29,21 @@ def checkpoint_family(name: str | os.PathLike) -> str:
     index = path / "model_index.json"
     entry = read_object(index).get("transformer") if index.is_file() else None
     return FAMILIES[isinstance(entry, list) and LTX_VIDEO_CLASSES["transformer"] in entry]
+
+
+def check_family(shown: str, found: str, wanted: str, method: str) -> None:
+    """Raise `ValueError` for a checkpoint of another family than a pipeline's.
+
+    Args:
+        shown: The checkpoint, as the message names it.
+        found, wanted: Its family, and that of the pipeline.
+        method: How the pipeline is loaded.
+    """
+    if found != wanted:
+        (name, pipeline), (other, _) = _NAMES[found], _NAMES[wanted]
+        raise ValueError(
+            f"{shown} is a checkpoint of {name}, another family than that of this pipeline, {other}; load it with {pipeline}.{method}"
+        )
 
 
 def check_ltx2(name: str | os.PathLike, instead: str) -> None:

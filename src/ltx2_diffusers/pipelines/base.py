@@ -20,7 +20,8 @@ from transformers import PreTrainedModel
 from .. import publishing
 from ..checkpoints import origin, pipeline_folder
 from ..checkpoints.card import PipelineFacts, pipeline_card
-from ..checkpoints.class_names import PACKAGE, model_pair, portable_pipeline, to_ours, to_portable
+from ..checkpoints.class_names import FAMILIES, PACKAGE, model_pair, portable_pipeline, to_ours, to_portable
+from ..checkpoints.versions import check_family, checkpoint_family
 from ..checks import check_loaded
 from ..memory.placement import OnDemandModel, Placement
 from ..models import saving, video_vae
@@ -74,6 +75,8 @@ class LTX2PipelineBase(saving.AtomicSaveMixin, CompilationMixin):
     vae: video_vae.AutoencoderKLLTX2Video
     output_class: type[LTX2PipelineOutput] = LTX2PipelineOutput
     """What a call returns."""
+    family = FAMILIES[0]
+    """Whose checkpoints it takes."""
     # Arguments of the constructor that are no components.
     _settings: tuple[str, ...] = ()
     _saved_with_card = True
@@ -117,6 +120,8 @@ class LTX2PipelineBase(saving.AtomicSaveMixin, CompilationMixin):
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         if not (folder / pipeline_folder.INDEX).is_file():
             raise ValueError(f"{str(folder)!r} is no folder of a pipeline: it has no {pipeline_folder.INDEX}")
+        if "transformer" not in kwargs:
+            check_family(repr(str(folder)), checkpoint_family(folder), cls.family, "from_pretrained")
         required = set(cls._get_signature_keys(cls)[0]) - set(cls._optional_components)
         pipeline_folder.check_pipeline_folder(folder, kwargs, takes, required)
         own = placement.from_folder(folder, kwargs, takes) if placement.wanted else {}

@@ -283,6 +283,9 @@ def test_files_and_pipelines_of_the_other_family_are_told_apart():
     ltx2 = golden_file("checkpoint/ltx-2-tiny-dev.safetensors")
     with pytest.raises(ValueError, match=r"LTX2Pipeline\.from_single_file"):
         LTXVideoPipeline.from_single_file(ltx2, text_encoder=None)
+    for pipeline, folder in ((LTX2Pipeline, "ltx-video-tiny"), (LTXVideoPipeline, "ltx2-mini")):
+        with pytest.raises(ValueError, match=r"load it with LTX\w+\.from_pretrained"):
+            pipeline.from_pretrained(packaged_checkpoint(folder))
     bare = {name: torch.zeros(1) for name in TABLES["transformer"]}
     assert OriginalCheckpoint(bare).family == "ltx_video"
     assert OriginalCheckpoint(load_tensors("checkpoint/ltx-2-tiny-dev.safetensors")).family == "ltx2"

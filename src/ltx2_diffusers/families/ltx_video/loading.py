@@ -102,8 +102,11 @@ def settled_preset(
     else:
         found = ltx_video_preset(preset)
     said: dict[str, Any] = {n: facts[n] for n in ("causal_temporal_positioning",) if n in facts}
-    said |= {"schedule": ScheduleSettings(**schedule)} if schedule else {}
-    return replace(found, **said, **({"allowed_inference_steps": tuple(allowed)} if allowed else {}))
+    if schedule:
+        said["schedule"] = ScheduleSettings(**schedule)
+    if allowed:
+        said["allowed_inference_steps"] = tuple(allowed)
+    return replace(found, **said)
 
 
 def new_scheduler(schedule: ScheduleSettings) -> FlowMatchEulerDiscreteScheduler:

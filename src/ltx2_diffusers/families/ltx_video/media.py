@@ -30,10 +30,9 @@ def cropped(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
 def fitted(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Frames `[n, H, W, 3]` in [0, 255] as bytes `[n, h, w, 3]`: cropped to the target's shape, scaled by bicubic filtering."""
     frames = cropped(pixels, height, width).round().clamp(0, 255).to(torch.uint8)
-    scaled = [
-        PIL.Image.fromarray(frame.numpy()).resize((width, height), PIL.Image.Resampling.BICUBIC) for frame in frames
-    ]
-    return torch.from_numpy(np.stack(scaled))
+    pictures = (PIL.Image.fromarray(frame.numpy()) for frame in frames)
+    scaled = (one.resize((width, height), PIL.Image.Resampling.BICUBIC) for one in pictures)
+    return torch.from_numpy(np.stack([np.asarray(one) for one in scaled]))
 
 
 def degraded(pixels: torch.Tensor, crf: int, blur: bool) -> torch.Tensor:

@@ -294,7 +294,8 @@ class LTX2ModularPipeline(LTX2LoraMixin, ModularPipeline):
         return prompts.ChatModel(model, tokenizer, processor, defaults)
 
     def _text_encoder(self) -> prompts.TextEncoder:
-        tokenizer, model, connectors = (getattr(self, n, None) for n in ("tokenizer", "text_encoder", "connectors"))
+        parts: Any = [getattr(self, name, None) for name in ("tokenizer", "text_encoder", "connectors")]
+        tokenizer, model, connectors = parts
         return prompts.TextEncoder(tokenizer, model, connectors, self._execution_device)
 
 

@@ -18,6 +18,7 @@ _MODULES = {
     ".models.connectors": ("LTX2TextConnectors",),
     ".models.latent_upsampler": ("LTX2LatentUpsamplerModel",),
     ".models.diffusion_decoder": ("LTX2VideoDiffusionDecoderModel",),
+    ".models.neighbourhood_attention": ("LTX2VideoVaeNeighborhoodAttnProcessor",),
     ".models.duration_head": ("LTX2DurationHead",),
     ".schedulers.scheduling_ltx2": ("LTX2Scheduler",),
     ".pipelines.recipes.text_to_video": ("LTX2Pipeline",),

@@ -33,6 +33,9 @@ from .models.diffusion_decoder import LTX2VideoDiffusionDecoderModel as LTX2Vide
 from .models.duration_head import LTX2DurationHead as LTX2DurationHead
 from .models.latent_upsampler import LTX2LatentUpsamplerModel as LTX2LatentUpsamplerModel
 from .models.modality_front import LTX2ModalityModel as LTX2ModalityModel
+from .models.neighbourhood_attention import (
+    LTX2VideoVaeNeighborhoodAttnProcessor as LTX2VideoVaeNeighborhoodAttnProcessor,
+)
 from .models.text_cache import TextCache as TextCache
 from .models.transformer import AudioVisualModelOutput as AudioVisualModelOutput
 from .models.transformer import LTX2AVTransformer3DModel as LTX2AVTransformer3DModel

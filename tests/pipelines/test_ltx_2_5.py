@@ -32,7 +32,7 @@ CALL: dict[str, Any] = {
     "output_type": "latent",
 }
 CALL |= {"min_seconds": 0.3, "max_seconds": 0.8, "sigmas": [1.0, 0.5]}
-FILES = ("audio_vae", "duration_head", "transformer", "vae")
+FILES = ("audio_vae", "diffusion_decoder", "duration_head", "transformer", "vae")
 
 
 @cache
@@ -104,6 +104,7 @@ def test_info_lists_everything(capsys, originals):
         assert (summary["layout"], summary["version"][:3], summary["kind"]) == (layout, "2.5", "distilled")
         parts = summary["components"]
         assert parts["duration_head"]["class"] == "LTX2DurationHead" and parts["duration_head"]["tensors"] == 19
+        assert parts["diffusion_decoder"]["class"] == "LTX2VideoDiffusionDecoderModel"
         assert layout == "original" or {"transformer_full", "latent_upsampler", "temporal_upsampler"} < parts.keys()
 
 
@@ -130,8 +131,9 @@ def loaded(files: Any, **changes: Any) -> LTX2Pipeline:
 
 def test_a_file_for_each_component(originals):
     assert {path.stem for path in originals.iterdir()} == {"tiny-distilled-transformer", *FILES} - {"transformer"}
-    bare = load_file(originals / "vae.safetensors")
-    assert all(name.startswith(("encoder.", "decoder.", "per_channel_statistics.")) for name in bare)
+    for name in ("vae", "diffusion_decoder"):
+        bare = load_file(originals / f"{name}.safetensors")
+        assert all(name.startswith(("encoder.", "decoder.", "per_channel_statistics.")) for name in bare)
     metadata = load_metadata(originals / "tiny-distilled-transformer.safetensors")
     assert json.loads(metadata["gemma_source_checkpoint"]) == {"gemma_version": GEMMA_VERSION}
 
@@ -143,6 +145,7 @@ def test_they_load_as_one(originals, kind):
     assert max_difference(clip(loaded(given)), clip(newest())) <= EQUAL_PIPELINES
 
 
+@pytest.mark.slow
 def test_connectors_may_be_in_two_files(originals, tmp_path):
     """As published: their projections are in the file of the text encoder."""
     folder = Path(shutil.copytree(originals, tmp_path / "split"))
@@ -162,6 +165,7 @@ def test_converted_to_the_same_folder_again(originals, tmp_path):
     assert max_difference(clip(load(tmp_path / "again")), clip(newest())) <= EQUAL_PIPELINES
 
 
+@pytest.mark.slow
 def test_the_command_converts_both_ways(originals, tmp_path, capsys):
     text = ["--text-encoder", str(tiny_checkpoint("2.5"))]
     assert main(["convert", str(originals), str(tmp_path / "folder"), "--check", "--quiet", *text]) == 0
@@ -172,8 +176,13 @@ def test_the_command_converts_both_ways(originals, tmp_path, capsys):
     assert "a folder with a file for each component is written" in capsys.readouterr().err
 
 
-def test_one_file_holds_all(tmp_path):
-    convert_to_original(tiny_checkpoint("2.5"), tmp_path / "whole-distilled.safetensors")
+def test_one_file_holds_all_but_one_of_the_decoders(tmp_path):
+    with pytest.raises(ValueError, match="`diffusion_decoder` to a file of its own"):
+        convert_to_original(tiny_checkpoint("2.5"), tmp_path / "whole-distilled.safetensors")
+    folder = shutil.copytree(
+        tiny_checkpoint("2.5"), tmp_path / "one", ignore=shutil.ignore_patterns("diffusion_decoder")
+    )
+    convert_to_original(folder, tmp_path / "whole-distilled.safetensors")
     assert "duration_head" in OriginalCheckpoint(tmp_path / "whole-distilled.safetensors").components()
     assert max_difference(clip(loaded(tmp_path / "whole-distilled.safetensors")), clip(newest())) <= EQUAL_PIPELINES
 

@@ -13,7 +13,7 @@ from transformers import Gemma4UnifiedConfig, Gemma4UnifiedForConditionalGenerat
 
 from examples.mini_world.components import DTYPE, change_json, write_model
 from examples.mini_world.text_model import SPECIAL_TOKENS, TEXT_LAYERS
-from ltx2_diffusers import LTX2AVTransformer3DModel, LTX2DurationHead
+from ltx2_diffusers import LTX2AVTransformer3DModel, LTX2DurationHead, LTX2VideoDiffusionDecoderModel
 from ltx2_diffusers.checkpoints.folder import write_model_index, write_scheduler
 from ltx2_diffusers.checkpoints.json_files import read_object
 
@@ -28,6 +28,13 @@ HEAD = {
     "pooler_hidden_dim": 16,
     "num_queries": 2,
     "mlp_hidden_dim": 16,
+}
+DECODER = {
+    "latent_channels": 128,
+    "decoder_stage_channels": [64, 32, 16, 16, 8],
+    "decoder_stage_depths": [1, 1, 1, 1, 1],
+    "decoder_head_dim": 8,
+    "decoder_t_emb_dim": 16,
 }
 GEMMA_VERSION = "gemma4-tiny-ltx-v1"
 _SHARED = ("connectors", "vae", "audio_vae", "vocoder", "latent_upsampler", "temporal_upsampler")
@@ -55,6 +62,11 @@ def build_newest(folder: Path, from_2_3: Path) -> None:
         # Within the second that tests of clips have patience for.
         torch.nn.init.constant_(head.mlp_out.bias, -0.5)
         pairs["duration_head"] = write_model(folder, "duration_head", head, "duration_head")
+        # Beside the index, as published.
+        decoder = LTX2VideoDiffusionDecoderModel(**DECODER).eval()
+        weights.draw_weights(decoder, "2.5/diffusion_decoder")
+        weights.draw_latent_statistics(decoder, "2.5/diffusion_decoder")
+        write_model(folder, "diffusion_decoder", decoder, "diffusion_decoder")
         pairs |= _write_text_models(folder)
     write_scheduler(folder / "scheduler", distilled=True)
     write_model_index(folder, pairs)

@@ -25,8 +25,8 @@ from .json_files import parse_object, read_config, read_object
 from .original import OriginalCheckpoint, cast_floating, real_weights, stacked_entries, stored_in_float8
 from .safetensors_io import Entry, read_folder, tensor_differences, write_file
 from .scaled_fp8 import without_scales
-from .several_files import all_files, merged
-from .text_file import is_text_file
+from .several_files import component_files, merged, opened_components
+from .text_file import TEXT_CONFIG
 from .versions import check_gemma, model_version
 
 Part = tuple[dict[str, Entry], dict[str, Any]]
@@ -90,7 +90,7 @@ def convert_to_diffusers(
                 config = {**config, "quantization_config": method.to_dict()}
             layout.write_component(place, component, entries, config, max_shard_size, on_tensor)
         if is_pipeline:
-            distilled = layout.is_distilled(_files(source)[0]) if distilled is None else distilled
+            distilled = layout.is_distilled(_main_file(source)) if distilled is None else distilled
             layout.write_scheduler(root / "scheduler", distilled)
             listed = [name for name in (*PIPELINE_COMPONENTS, *OPTIONAL_COMPONENTS) if name in parts]
             pairs = {name: layout.portable_pair(name, parts[name][1]) for name in listed}
@@ -98,7 +98,7 @@ def convert_to_diffusers(
             pairs |= layout.copy_text_models(root, *given)
             if "text_encoder" in pairs:
                 config = read_object(root / "text_encoder" / "config.json")
-                check_gemma(_opened(source).metadata, config, str(source))
+                check_gemma(_metadata(source), config, str(source))
             layout.write_model_index(root, pairs)
         put_card(root, output, partial(_card, source, parts, distilled if is_pipeline else None, text_encoder))
 
@@ -111,7 +111,7 @@ def _card(
     name: str,
 ) -> Card:
     """The card of a converted folder; `distilled` is `None` for one that is no pipeline."""
-    made = origin(source, _opened(source).metadata.get("license"))
+    made = origin(source, _metadata(source).get("license"))
     if distilled is None:
         places = {component: component if len(parts) > 1 else "" for component in parts}
         classes = {places[component]: class_name_for(component, config) for component, (_, config) in parts.items()}
@@ -163,9 +163,9 @@ def convert_to_original(
 def _write_original(
     path: Path, parts: Mapping[str, Part], known: Mapping[str, str], on_tensor: Callable[[str], None] | None
 ) -> None:
-    """One file with some components; a video VAE alone has no prefix, as published."""
+    """One file with some components; a video VAE or its diffusion decoder alone has no prefix, as published."""
     entries: dict[str, Entry] = {}
-    is_bare = list(parts) == ["vae"]
+    is_bare = list(parts) in (["vae"], ["diffusion_decoder"])
     for component, (tensors, _) in parts.items():
         tensors = stacked_entries(component, tensors)
         renamed = keys.rename(component, tensors, to="original")
@@ -265,34 +265,36 @@ def original_components(
     Raises:
         ValueError: If the file holds tensors of no supported component; they would be lost.
     """
-    for file in [file for file in _files(path) if not is_text_file(file)]:
-        stored = OriginalCheckpoint(file)
-        if unclaimed := keys.unclaimed_keys(stored.entries):
+    opened = opened_components(path)
+    for stored in dict.fromkeys(opened.values()):
+        unclaimed = [] if TEXT_CONFIG in stored.metadata else keys.unclaimed_keys(stored.entries)
+        if unclaimed:
             raise ValueError(
                 f"{stored.name} holds {len(unclaimed)} tensors of no supported component, e.g. {', '.join(unclaimed[:3])}"
             )
-    checkpoint = _opened(path)
-    names = [only] if only else checkpoint.components()
+    names = [only] if only else list(opened)
+    if missing := [name for name in names if name not in opened]:
+        raise ValueError(f"{str(path)!r} holds no {missing[0]}; it holds {', '.join(opened)}")
     if quantization_config is not None and "transformer" not in names:
-        raise ValueError(f"{checkpoint.name} holds no transformer, whose layers could be stored in float8")
+        raise ValueError(f"{str(path)!r} holds no transformer, whose layers could be stored in float8")
 
     def tensors(name: str) -> dict[str, Entry]:
         if quantization_config is None or name != "transformer":
-            return checkpoint.component(name, dtype)
-        return stored_in_float8(checkpoint.component(name, keep_quantized=True), quantization_config, dtype)
+            return opened[name].component(name, dtype)
+        return stored_in_float8(opened[name].component(name, keep_quantized=True), quantization_config, dtype)
 
-    return {name: (tensors(name), checkpoint.config(name)) for name in names}
-
-
-def _files(source: str | os.PathLike) -> list[Path]:
-    """The files of an original checkpoint, that of the transformer first."""
-    return all_files(source) if os.path.isdir(source) else [Path(source)]
+    return {name: (tensors(name), opened[name].config(name)) for name in names}
 
 
-def _opened(source: str | os.PathLike) -> OriginalCheckpoint:
-    """An original checkpoint of one file or of a folder of them."""
-    files = _files(source)
-    return OriginalCheckpoint(files[0] if len(files) == 1 else files)
+def _main_file(source: str | os.PathLike) -> Path:
+    """The file of an original checkpoint that holds the transformer."""
+    return component_files(source)["transformer"][0] if os.path.isdir(source) else Path(source)
+
+
+def _metadata(source: str | os.PathLike) -> dict[str, str]:
+    """The metadata of an original checkpoint, those of the transformer's file if it has several."""
+    opened = opened_components(source)
+    return next((opened[name].metadata for name in ("transformer", *opened) if name in opened), {})
 
 
 def folder_components(

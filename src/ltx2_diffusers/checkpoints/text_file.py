@@ -15,7 +15,9 @@ import torch
 from .json_files import parse_object
 from .safetensors_io import SafetensorsFile
 
-_CONFIG, _TOKENIZER, _ASSET = "gemma_config", "tokenizer_json", "hf_asset__"
+TEXT_CONFIG = "gemma_config"
+"""Key of the metadata by which such a file is told."""
+_TOKENIZER, _ASSET = "tokenizer_json", "hf_asset__"
 # What reads texts, in the names of transformers and in flattened ones.
 _READS = re.compile(r"(?:language_model\.)?model\.(?:language_model\.)?((?:embed_tokens|layers|norm)\..*)")
 
@@ -23,7 +25,7 @@ _READS = re.compile(r"(?:language_model\.)?model\.(?:language_model\.)?((?:embed
 def is_text_file(path: str | os.PathLike) -> bool:
     """Whether a path is an original file with a text encoder."""
     file = Path(path)
-    return file.suffix == ".safetensors" and file.is_file() and _CONFIG in SafetensorsFile(file).metadata
+    return file.suffix == ".safetensors" and file.is_file() and TEXT_CONFIG in SafetensorsFile(file).metadata
 
 
 def load_text_file(path: str | os.PathLike, dtype: torch.dtype | None = None, **options: Any) -> tuple[Any, Any]:
@@ -40,7 +42,7 @@ def load_text_file(path: str | os.PathLike, dtype: torch.dtype | None = None, **
     import transformers
 
     file = SafetensorsFile(path, mmap=True)
-    fields = parse_object(file.metadata[_CONFIG], f"the `{_CONFIG}` metadata of {str(path)!r}")
+    fields = parse_object(file.metadata[TEXT_CONFIG], f"the `{TEXT_CONFIG}` metadata of {str(path)!r}")
     kind = getattr(transformers, (fields.get("architectures") or ["Gemma4UnifiedForConditionalGeneration"])[0])
     config = kind.config_class.from_dict({**fields, "vision_config": None, "audio_config": None})
     found = {match[1]: entry for name, entry in file.entries.items() if (match := _READS.fullmatch(name))}

@@ -70,6 +70,8 @@ TOLERANCES = {
     ),
     "connectors": Tolerance("Promised for one model; both reference implementations agree exactly.", absolute=1e-5),
     "video VAE": Tolerance("README of the vectors.", absolute=1e-5),
+    "diffusion decoder": Tolerance("README of the vectors.", absolute=5e-5, relative=1e-4),
+    "neighbourhood attention": Tolerance("README of the vectors.", absolute=1e-6),
     "mel filters and resampling": Tolerance("README of the vectors.", absolute=1e-6),
     "mel energies": Tolerance(
         "Energies and not their logarithms, because the logarithm magnifies rounding by 1 / energy near its floor of "

@@ -54,21 +54,17 @@ def describe_file(path: Path) -> tuple[str, str, dict[str, Any]]:
     """Version, kind and components of an original file."""
     from ..checkpoints.class_names import class_name_for
     from ..checkpoints.folder import is_distilled
-    from ..checkpoints.original import OriginalCheckpoint
-    from ..checkpoints.several_files import all_files
+    from ..checkpoints.several_files import opened_components
     from ..checkpoints.versions import model_version
 
-    files = all_files(path) if path.is_dir() else [path]
-    checkpoint = OriginalCheckpoint(files[0] if len(files) == 1 else files)
-    names = checkpoint.components()
-    if not names:
-        raise ValueError(f"{path} holds no component of LTX-2")
+    opened = opened_components(path)
     parts = {
-        name: _part(class_name_for(name, checkpoint.config(name)), checkpoint.component(name, keep_quantized=True))
-        for name in names
+        name: _part(class_name_for(name, one.config(name)), one.component(name, keep_quantized=True))
+        for name, one in opened.items()
     }
-    version = model_version(checkpoint.config("transformer")) if "transformer" in names else "unknown"
-    return checkpoint.metadata.get("model_version", version), "distilled" if is_distilled(files[0]) else "dev", parts
+    main = next(opened[name] for name in ("transformer", *opened) if name in opened)
+    version = model_version(main.config("transformer")) if "transformer" in opened else "unknown"
+    return (main.metadata.get("model_version", version), "distilled" if is_distilled(main.name) else "dev", parts)
 
 
 def describe_folder(path: Path) -> tuple[str, str, dict[str, Any]]:

@@ -13,6 +13,11 @@ DTYPES = ("bfloat16", "float16", "float32")
 QUANTIZATIONS = ("fp8-cast", "fp8-scaled-mm")
 CHECKPOINT = "ltx2-mini"
 _SINGLE_FILES = (".safetensors", ".sft")
+# Options that name the file or folder of a component, which it is, and its class.
+_GIVEN_MODELS = {
+    "upsampler": ("latent_upsampler", "LTX2LatentUpsamplerModel"),
+    "diffusion_decoder": ("diffusion_decoder", "LTX2VideoDiffusionDecoderModel"),
+}
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
@@ -109,6 +114,8 @@ def _adapted(options: Options, pipeline_class: Any) -> Any:
     _load_loras(pipeline, options)
     if options.get("tiling"):
         pipeline.vae.enable_tiling()
+        if pipeline.has("diffusion_decoder"):
+            pipeline.diffusion_decoder.enable_tiling(safe=True)
     if "step_cache" in options:
         _cache_steps(pipeline, options["step_cache"])
     if "prompt_cache" in options:
@@ -163,9 +170,11 @@ def _from_checkpoint(options: Options, pipeline_class: Any) -> Any:
 
     checkpoint, dtype = options["checkpoint"], getattr(torch, options["dtype"])
     check_checkpoint(checkpoint)
-    components: dict[str, Any] = (
-        {"latent_upsampler": _upsampler(options["upsampler"], dtype)} if "upsampler" in options else {}
-    )
+    components: dict[str, Any] = {
+        component: _given_model(class_name, options[name], dtype)
+        for name, (component, class_name) in _GIVEN_MODELS.items()
+        if name in options
+    }
     if options.get("offload") == "disk":
         components["block_streaming"] = "disk"
     if options.get("release_text_encoder"):
@@ -217,11 +226,11 @@ def _as_planned(options: Options, pipeline_class: Any, components: dict[str, Any
     return pipeline_class.from_plan(plan, device, **components)
 
 
-def _upsampler(path: Path, dtype: Any) -> Any:
-    from ..models.latent_upsampler import LTX2LatentUpsamplerModel
+def _given_model(class_name: str, path: Path, dtype: Any) -> Any:
+    import ltx2_diffusers
 
-    load = LTX2LatentUpsamplerModel.from_pretrained if path.is_dir() else LTX2LatentUpsamplerModel.from_single_file
-    return load(path, dtype=dtype)
+    cls = getattr(ltx2_diffusers, class_name)
+    return (cls.from_pretrained if path.is_dir() else cls.from_single_file)(path, dtype=dtype)
 
 
 def _check_kind(pipeline: Any, options: Options) -> None:

@@ -201,6 +201,8 @@ _GROUPS: dict[str, tuple[Option, ...]] = {
         _same("sampler", "NAME", help="default the checkpoint's; euler, gradient_estimating, euler_ancestral, euler_cfg_pp or res_2s"),
         _same("decode_timestep", "T", help="of video VAEs that take one; default 0"),
         _same("decode_noise_scale", "SCALE", help="default that of --decode-timestep"),
+        _same("decoder", ("vae", "diffusion"),
+            help="what makes frames of latents: the video VAE (default), or the diffusion decoder of LTX-2.5"),
     ),
     _GUIDANCE: (
         _same("guidance_scale", "SCALE", help="classifier-free guidance of the video, off at 1"),
@@ -247,6 +249,8 @@ _GROUPS: dict[str, tuple[Option, ...]] = {
             help="Gemma folder or Hub id; needed with an original file"),
         Option("upsampler", "PATH", needs=("two_stage", "distilled"),
             help="file or folder of the upsampler, if --checkpoint has none"),
+        Option("diffusion_decoder", "PATH", needs=("decoder",),
+            help="file or folder of the decoder of --decoder diffusion, if --checkpoint has none"),
         Option("lora", "FILE[:WEIGHT]", parsing=_REPEATED,
             help="a LoRA to apply, with a strength, or one per part such as video=1,audio=0.5 (the others are cross_modal and "
             "connectors); repeatable"),

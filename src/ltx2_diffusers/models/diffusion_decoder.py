@@ -47,6 +47,7 @@ from .video_vae_tiling import TIME, BlendedAxis, blend_into, blended_space, tail
 OUTPUT_TYPES = ("x0", "v")
 
 Generators = torch.Generator | list[torch.Generator] | None
+Number = int | None
 Draw = Callable[[], torch.Tensor]
 
 
@@ -219,12 +220,12 @@ class LTX2VideoDiffusionDecoderModel(CheckpointMixin, AtomicModelSaveMixin, Mode
 
     def enable_tiling(
         self,
-        tile_sample_min_height: int | None = None,
-        tile_sample_min_width: int | None = None,
-        tile_sample_min_num_frames: int | None = None,
-        tile_sample_stride_height: int | None = None,
-        tile_sample_stride_width: int | None = None,
-        tile_sample_stride_num_frames: int | None = None,
+        tile_sample_min_height: Number = None,
+        tile_sample_min_width: Number = None,
+        tile_sample_min_num_frames: Number = None,
+        tile_sample_stride_height: Number = None,
+        tile_sample_stride_width: Number = None,
+        tile_sample_stride_num_frames: Number = None,
         *,
         safe: bool = False,
     ) -> None:
@@ -317,7 +318,7 @@ class LTX2VideoDiffusionDecoderModel(CheckpointMixin, AtomicModelSaveMixin, Mode
         self,
         z: torch.Tensor,
         generator: Generators = None,
-        num_inference_steps: int | None = None,
+        num_inference_steps: Number = None,
         return_dict: bool = True,
     ) -> DecoderOutput | tuple[torch.Tensor]:
         """As [`decode`]."""
@@ -359,12 +360,8 @@ class LTX2VideoDiffusionDecoderModel(CheckpointMixin, AtomicModelSaveMixin, Mode
         before, added = self._borders(z.shape[2:])
         features = self.decoder.features(nn.functional.pad(z, added, mode="replicate"))
         parts = self._tiled if self.streams(z) else self._whole
-        num_frames, (height, width) = (
-            self.num_decoded_frames(z.shape[2]),
-            (n * self.spatial_compression_ratio for n in z.shape[3:]),
-        )
-        top, left = (n * self.spatial_compression_ratio for n in before)
-        yielded = 0
+        height, width, top, left = (n * self.spatial_compression_ratio for n in (*z.shape[3:], *before))
+        num_frames, yielded = self.num_decoded_frames(z.shape[2]), 0
         for part in parts(features, generator, num_steps):
             kept = part[:, :, : num_frames - yielded, top : top + height, left : left + width]
             yielded += kept.shape[2]

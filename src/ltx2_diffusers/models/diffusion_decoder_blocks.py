@@ -7,11 +7,11 @@ Shapes: B batch, T, H, W positions in time, height and width, C width.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import nn
 
+from ..kernels.steps import Norm
 from .neighbourhood_attention import SLAB_TOKENS, NeighbourhoodAttention, attend_in_place
 from .video_vae_blocks import depth_to_space
 from .video_vae_streaming import may_overwrite
@@ -68,7 +68,7 @@ class NeighbourhoodBlock(nn.Module):
         """`[B, T, H, W, C]` to `[B, T, H, W, C]`, in the same memory where nothing is recorded."""
         return self._added(x, self.norm1, self.norm2)
 
-    def _added(self, x: torch.Tensor, norm1: Any, norm2: Any, context: Frames | None = None) -> torch.Tensor:
+    def _added(self, x: torch.Tensor, norm1: Norm, norm2: Norm, context: Frames | None = None) -> torch.Tensor:
         # A processor of somebody else's takes a whole clip.
         in_parts = may_overwrite() and x.is_contiguous() and hasattr(self.attn.processor, "attend")
         if not in_parts:

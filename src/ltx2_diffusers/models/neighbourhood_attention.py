@@ -7,7 +7,7 @@ Shapes: B batch, T, H, W positions in time, height and width, N heads, D width o
 """
 
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import groupby, product
 from math import prod
@@ -137,18 +137,21 @@ def _boxes(x: torch.Tensor, rows: Sequence[_Row], of_keys: bool) -> torch.Tensor
     return x.as_strided(shape, (batch, *between, *steps, head, width), x.storage_offset() + first)
 
 
-@lru_cache(maxsize=64)
-def _mask(
-    windows: tuple[Window, ...], keys: tuple[int, ...], dtype: torch.dtype, device: torch.device
-) -> torch.Tensor:
-    """What is added to the scores of a box, `[1, 1, queries, keys]`. Boxes have few forms, so that it is soon known."""
-    seen = torch.ones((), dtype=torch.bool, device=device)
-    for axis, (one, count) in enumerate(zip(windows, keys)):
-        offset = torch.arange(count, device=device) - torch.tensor(one.starts, device=device).unsqueeze(1)
-        shape = [1] * 6
-        shape[axis], shape[3 + axis] = offset.shape
-        seen = seen & ((offset >= 0) & (offset < one.length)).view(shape)
-    mask = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, float("-inf"))
+@lru_cache(maxsize=256)
+def _seen(axis: Window, keys: int, device: torch.device) -> torch.Tensor:
+    """Which keys of a box its queries see along an axis, `[queries, keys]`."""
+    offset = torch.arange(keys, device=device) - torch.tensor(axis.starts, device=device).unsqueeze(1)
+    return (offset >= 0) & (offset < axis.length)
+
+
+def _mask(rows: Sequence[_Row], like: torch.Tensor) -> torch.Tensor | None:
+    """What is added to the scores of a box, `[1, 1, queries, keys]`; `None` where every query sees every key."""
+    if all(row.window.is_whole for row in rows):
+        return None
+    time, height, width = (_seen(row.window, row.keys, like.device) for row in rows)
+    plane = height[:, None, :, None] & width[:, None]
+    seen = time[:, None, None, :, None, None] & plane[:, :, None]
+    mask = torch.zeros(seen.shape, dtype=like.dtype, device=like.device).masked_fill_(~seen, float("-inf"))
     return mask.flatten(3).flatten(0, 2)[None, None]
 
 
@@ -173,9 +176,7 @@ def neighbourhood_attention(
     output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     heads = query.shape[-2:]
     for rows in product(*_layout(windows)):
-        seen, mask = [row.window for row in rows], None
-        if not all(one.is_whole for one in seen):
-            mask = _mask(tuple(seen), tuple(row.keys for row in rows), query.dtype, query.device)
+        mask = _mask(rows, query)
         room = STACKED_VALUES // (len(query) * prod(row.keys for row in rows) * prod(heads))
         time, height, width = rows
         parts = (
@@ -391,7 +392,12 @@ class _Frames:
         return self.memory[:, : self.end - self.first]
 
 
-def attend_in_place(x: torch.Tensor, attn: NeighbourhoodAttention, normed: Any, arrive: Any = None) -> None:
+def attend_in_place(
+    x: torch.Tensor,
+    attn: NeighbourhoodAttention,
+    normed: Callable[[torch.Tensor], torch.Tensor],
+    arrive: Callable[[int, int], None] | None = None,
+) -> None:
     """Add to `x` the attention over itself, a few frames at a time: a frame is replaced when its keys and values are made.
 
     Args:

@@ -106,6 +106,8 @@ def blended_space(made: Iterable[torch.Tensor], rows: BlendedAxis, columns: Blen
             target_y, target_x = rows.target(i), columns.target(j)
             height, width = target_y.stop - target_y.start, target_x.stop - target_x.start
             output[:, :, :, target_y, target_x] = tile[:, :, :, :height, :width]
+            # It would live on while the next one is made.
+            del tile
     return output
 
 

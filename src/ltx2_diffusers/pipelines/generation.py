@@ -20,18 +20,9 @@ from ..guidance import NEUTRAL, Preset, preset
 from ..media.waveforms import fit_audio
 from ..memory.placement import OnDemandModel, Placement
 from ..memory.streaming import streamer_of
-from ..models import (
-    audio_vae,
-    connectors,
-    diffusion_decoder,
-    duration_head,
-    latent_upsampler,
-    mel,
-    transformer,
-    video_vae,
-    vocoder,
-)
+from ..models import audio_vae, connectors, duration_head, latent_upsampler, mel, transformer, video_vae, vocoder
 from ..models.context_parallel import token_parallel_config
+from ..models.diffusion_decoder import LTX2VideoDiffusionDecoderModel as DiffusionDecoder
 from ..planning.plan import MemoryPlan
 from ..sampling import PassLayout
 from ..schedulers.levels import FlowMatchEulerDiscreteScheduler, LTX2Scheduler, Scheduler
@@ -41,7 +32,6 @@ from .plan import ClipPlan, ModelSizes
 
 AudioVAE = audio_vae.AutoencoderKLLTX2Audio
 Connectors = connectors.LTX2TextConnectors
-DiffusionDecoder = diffusion_decoder.LTX2VideoDiffusionDecoderModel
 DurationHead = duration_head.LTX2DurationHead
 Transformer = transformer.LTX2AVTransformer3DModel
 Upsampler = latent_upsampler.LTX2LatentUpsamplerModel

@@ -22,6 +22,7 @@ from ..quantization.configs import NAMES
 from ..quantization.layers import cast_layers, put_cast, put_scaled, scaled_layers
 from ..sampling import PassLayout
 from ..schedulers.scheduling_ltx2 import LTX2Scheduler
+from .engine import DECODERS
 from .generation import LTX2GenerationPipeline
 from .plan import ClipPlan, ModelSizes, Size, plan_clip
 
@@ -44,6 +45,7 @@ def plan_memory(
     two_stage: bool = False,
     image: bool = False,
     given_frames: int = 0,
+    decoder: str = "vae",
     guided: bool | None = None,
     num_inference_steps: int | None = None,
     num_videos: int = 1,
@@ -74,6 +76,8 @@ def plan_memory(
         image: Whether the first frame is given. Default `False`.
         given_frames: Frames of the longest clip that is given, to work on or to follow; it is encoded whole. What a reference
             adds to every step is not counted. Default 0, none.
+        decoder: What makes frames: `"vae"` (default), or `"diffusion"`, the checkpoint's `diffusion_decoder`, which other plans
+            leave out.
         guided: Whether the first stage is guided. Default as the checkpoint's reference settings say.
         num_inference_steps: Steps of the first stage, default the reference's.
         num_videos: Videos of the batch. Default 1.
@@ -99,7 +103,9 @@ def plan_memory(
     _check_storage(parts, asked)
     size = [default if given is None else given for given, default in zip((height, width, num_frames), DEFAULT_SIZE)]
     steps = (num_inference_steps, num_videos, prompt_tokens)
+    _check_decoder(parts, decoder)
     wish = clip_wish(parts, size, frame_rate, two_stage, (image, given_frames), guided, *steps)
+    wish = replace(wish, decoder=decoder)
     name = gpu or (devices.present_gpu() if device == "cuda" else None)
     card = devices.CPU if device == "cpu" and gpu is None else devices.device_named(name)
     budget = planning.Budget(vram_gb * 2**30, asked.ram_gb * 2**30, card, device == "cuda")
@@ -305,6 +311,15 @@ def _check_storage(parts: planning.ModelParts, asked: Liberties) -> None:
     own, other = parts.storage, asked.quantize
     if None not in (own, other) and own != other and os.path.isdir(parts.name):
         raise ValueError(f"`quantize` is {other!r}, but {parts.name} is stored in {own}; leave it out")
+
+
+def _check_decoder(parts: planning.ModelParts, decoder: str) -> None:
+    checks.check_choice("decoder", decoder, tuple(DECODERS))
+    if decoder == "diffusion" and planning.DIFFUSION not in parts.configs:
+        raise ValueError(
+            f'`decoder` is "diffusion", but {parts.name} has no {planning.DIFFUSION}; plan with a folder that has one, or leave '
+            "it out"
+        )
 
 
 def clip_wish(

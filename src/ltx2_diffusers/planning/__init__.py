@@ -2,7 +2,7 @@
 
 from .lines import SIZES, Lines
 from .needs import Clips, Counts, Needs, variants
-from .parts import COMPONENTS, ModelParts, parts_of
+from .parts import COMPONENTS, DIFFUSION, ModelParts, parts_of
 from .plan import DEVICES, DTYPES, ClipWish, MemoryPlan, PartPlan
 from .policy import DENOISER, LANGUAGE_MODEL, Budget, Choice, chosen
 from .stages import DECODINGS

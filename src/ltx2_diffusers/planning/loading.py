@@ -20,10 +20,10 @@ from ..memory.loading import load_streamed, load_streamed_language_model
 from ..memory.streaming import present_device, stream_blocks, streamer_of
 from ..quantization.configs import as_config
 from ..sampling.denoiser import PassLayout
-from .parts import own_class
+from .parts import DIFFUSION, own_class
 from .plan import MemoryPlan
 from .policy import DENOISER
-from .stages import set_decoding
+from .stages import set_decoding, set_diffusion_decoding
 
 _UPSAMPLER = "latent_upsampler"
 
@@ -46,6 +46,9 @@ def load_planned(cls: Any, plan: MemoryPlan, device: torch.device | str | None =
         if name in takes and name not in given
     }
     components = {**loaded, **given}
+    if DIFFUSION in takes and plan.clip.decoder == "vae":
+        # The plan has no room for what does not run.
+        components.setdefault(DIFFUSION, None)
     if source.is_dir():
         pipeline = cls.from_pretrained(source, dtype=dtype, **components)
     else:
@@ -55,6 +58,8 @@ def load_planned(cls: Any, plan: MemoryPlan, device: torch.device | str | None =
         pipeline = cls.from_single_file(source, dtype=dtype, **components)
     _let_wait(pipeline, plan, set(loaded), place)
     set_decoding(pipeline.vae, plan.decoding)
+    if plan.clip.decoder == "diffusion":
+        set_diffusion_decoding(pipeline.diffusion_decoder, plan.decoding)
     pipeline.pass_layout = PassLayout(plan.batched_guidance, plan.keeps_text)
     pipeline.memory_plan = plan
     return pipeline

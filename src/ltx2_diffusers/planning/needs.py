@@ -11,7 +11,7 @@ from ..memory.streaming import block_list
 from ..sampling.denoiser import NeededPasses, PassLayout
 from . import stages
 from .counting import Counted, counted
-from .parts import ModelParts, num_bytes
+from .parts import DIFFUSION, ModelParts, num_bytes
 from .plan import ClipWish
 from .policy import DENOISER, LANGUAGE_MODEL, StageNeed, Variant, Weights
 from .stages import Denoising, Reading, Run
@@ -27,6 +27,8 @@ _GUIDED = 3
 _TEXT_SHORT, _TEXT_LONGER = 6, 7
 # The peak of parts does not grow with the clip; it is counted at these lengths, in latent frames.
 _PART, _PARTS = 3, 6
+# Latent frames of the longest tile of the diffusion decoder, with copies of the last one.
+_TILE_FRAMES = 12
 _ALONE = NeededPasses(False, False, False)
 
 
@@ -109,7 +111,8 @@ class Needs:
     @property
     def components(self) -> list[str]:
         """The components that run."""
-        return [name for name in self.parts.components if self.wish.two_stage or name != "latent_upsampler"]
+        runs = {"latent_upsampler": self.wish.two_stage, DIFFUSION: self.wish.decoder == "diffusion"}
+        return [name for name in self.parts.components if runs.get(name, True)]
 
     def weights(self, storage: str | None) -> dict[str, Weights]:
         """Bytes of all components."""
@@ -151,7 +154,8 @@ class Needs:
             needs.append(_need("upsampling", *self._counted(stages.upsampling, ("latent_upsampler",), first)))
             needs.append(self.denoising("stage 2", clip, storage, layout, _ALONE, steps[1]))
         needs.append(_need("sound decoding", *self._counted(stages.decoding_audio, ("audio_vae", "vocoder"), clip)))
-        needs.append(_need("video decoding", ("vae",), self._decoding(decoding)))
+        decoder = DIFFUSION if self.wish.decoder == "diffusion" else "vae"
+        needs.append(_need("video decoding", (decoder,), self._decoding(decoder, decoding)))
         return needs
 
     def _counted(self, stage: Callable[..., Run], uses: tuple[str, ...], *sizes: Any) -> tuple:
@@ -173,24 +177,32 @@ class Needs:
         )
         return Counted(*(int(a + (depth - depths[0]) * (b - a)) for a, b in zip(short, longer)))
 
-    def _decoding(self, how: str) -> Counted:
+    def _decoding(self, decoder: str, how: str) -> Counted:
         clip = self.clips.clip
-        frames = clip.video.frames
-        models = {"vae": self.counts.model("vae")}
+        frames, is_diffusion = clip.video.frames, decoder == DIFFUSION
+        models = {decoder: self.counts.model(decoder)}
+        stage = stages.decoding_by_diffusion if is_diffusion else stages.decoding_video
+        if is_diffusion and how != "tiled":
+            how = "whole"
 
         def count(length: int) -> Counted:
-            return self.counts.count(
-                stages.decoding_video(models, _of_frames(clip, length), how), "video", how, clip, length
-            )
+            return self.counts.count(stage(models, _of_frames(clip, length), how), decoder, how, clip, length)
 
-        if how == "whole" or frames <= _PARTS:
+        if frames <= _PARTS or (how == "whole" and not is_diffusion):
             return count(frames)
         part, parts = count(_PART), count(_PARTS)
         more = (parts.operations - part.operations) / (_PARTS - _PART)
-        # Tiles are joined on the device.
-        growth = max(parts.peak - part.peak, 0) / (_PARTS - _PART) if how == "tiled" else 0
+        # Tiles are joined on the device; of diffusion, all frames of a tile, or without tiles of the clip, lie there.
+        growth = max(parts.peak - part.peak, 0) / (_PARTS - _PART) if how == "tiled" or is_diffusion else 0
         rest = frames - _PARTS
-        return Counted(int(parts.peak + growth * rest), int(parts.operations + more * rest))
+        beside = 0
+        if is_diffusion and how == "tiled" and frames > _TILE_FRAMES:
+            # Finished pixels of a tile, and of half of the one before.
+            growing, tile = _TILE_FRAMES - _PARTS, _of_frames(clip, _TILE_FRAMES)
+            beside = _pixel_bytes(tile, self.parts.dtype) * 3 // 2
+        else:
+            growing = rest
+        return Counted(int(parts.peak + growth * growing + beside), int(parts.operations + more * rest))
 
     def denoising(
         self, name: str, clip: "ClipPlan", storage: str | None, layout: PassLayout, passes: NeededPasses, steps: int

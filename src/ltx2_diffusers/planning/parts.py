@@ -25,8 +25,9 @@ from ..quantization.configs import NAMES, FP8Method
 
 PUBLISHED = {"ltx-2-19b": "2.0", "ltx-2.3-22b": "2.3"}
 """Names of published models that can be planned for without their files, and their versions."""
+DIFFUSION = "diffusion_decoder"
 _READING, _DECODING = ("text_encoder", "connectors", "duration_head"), ("vae", "audio_vae", "vocoder")
-COMPONENTS = (*_READING, "transformer", "latent_upsampler", *_DECODING)
+COMPONENTS = (*_READING, "transformer", "latent_upsampler", *_DECODING, DIFFUSION)
 """Components that hold weights, in the order of a call."""
 GEMMA_3_12B = {
     "text_config": {

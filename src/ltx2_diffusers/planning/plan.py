@@ -33,6 +33,7 @@ class ClipWish:
         two_stage: Whether a first stage at half the size is refined. Default `False`.
         image: Whether the first frame is given. Default `False`.
         given_frames: Frames of the longest clip that is given. Default 0, none.
+        decoder: What makes frames, `"vae"` (default) or `"diffusion"`.
         guided: Whether the first stage is guided.
         steps: Steps of each stage.
         num_videos: Videos of the batch. Default 1.
@@ -52,6 +53,7 @@ class ClipWish:
     prompt_tokens: int = 512
     positions: int = 1024
     given_frames: int = 0
+    decoder: str = "vae"
 
     @property
     def shown(self) -> str:
@@ -62,6 +64,7 @@ class ClipWish:
             "guided" if self.guided else "unguided",
             *(["image to video"] if self.image else []),
             *([f"with a clip of {self.given_frames} frames"] if self.given_frames else []),
+            *(["decoded by diffusion"] if self.decoder == "diffusion" else []),
         ]
         return f"{count}{self.width} x {self.height} x {self.num_frames} frames, {', '.join(ways)}"
 

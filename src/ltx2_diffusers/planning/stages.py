@@ -19,6 +19,7 @@ from ..prompts.encoding import DEFAULT_TEXT_POSITIONS, TextEncoder, TextStates
 from ..sampling.denoiser import ONE_BY_ONE, GuidedDenoiser, PassLayout
 from ..sampling.loop import StepPredictor
 from ..sampling.samplers import EulerSampler
+from .parts import DIFFUSION
 
 if TYPE_CHECKING:
     from ..pipelines.plan import ClipPlan
@@ -200,6 +201,27 @@ def decoding_video(models: Models, clip: "ClipPlan", how: str) -> Run:
             del chunk
 
     return run
+
+
+def decoding_by_diffusion(models: Models, clip: "ClipPlan", how: str) -> Run:
+    """Latents to pixels by the diffusion decoder, in tiles or, whatever else `how` is, as a whole."""
+    network, shape = models[DIFFUSION], tuple(clip.video)
+    place = Place.of(network)
+
+    def run() -> None:
+        set_diffusion_decoding(network, how)
+        for chunk in network.decode_streamed(place.zeros(*shape)):
+            # It would live on while the next one is made.
+            del chunk
+
+    return run
+
+
+def set_diffusion_decoding(network: Any, how: str) -> None:
+    """Let a diffusion decoder decode in safe tiles, or as a whole, from now on."""
+    network.disable_tiling()
+    if how == "tiled":
+        network.enable_tiling(safe=True)
 
 
 def set_decoding(vae: Any, how: str) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .running import Runner
 
 _ENGINE = (
-    *("checkpoint", "text_encoder", "upsampler", "distilled_lora"),
+    *("checkpoint", "text_encoder", "upsampler", "diffusion_decoder", "distilled_lora"),
     *("device", "dtype", "offload", "tiling", "compile", "prompt_cache", "step_cache"),
 )
 _PACKAGES = ("fastapi", "uvicorn", "sqlalchemy", "prometheus_client", "python_multipart", "pydantic")

@@ -17,7 +17,7 @@ NEGATIVE_PROMPT = "blurry, low quality, distorted, glitchy, watermark"
 # Options that say what is loaded, where something is kept or how much is made at once: the server's own business.
 _OWN = {
     *("output", "preview", "preview_every", "prompt_cache", "no_text_encoder", "num_videos"),
-    *("checkpoint", "text_encoder", "upsampler", "lora", "distilled_lora"),
+    *("checkpoint", "text_encoder", "upsampler", "diffusion_decoder", "lora", "distilled_lora"),
     *("device", "dtype", "offload", "tiling", "quantize", "calibration", "fuse_lora", "vram", "ram", "allow_lossy"),
     *("release_text_encoder", "step_cache", "compile"),
 }

@@ -24,6 +24,7 @@ def wish(options: Options) -> dict[str, Any]:
         "image": "image" in options or "image_at" in options,
         "num_videos": options.get("num_videos", 1),
         **_size(options, 64 if two_stage else 32),
+        **({"decoder": options["decoder"]} if "decoder" in options else {}),
     }
     if "extend" not in options:
         # The prompts of an extension are those of its parts.

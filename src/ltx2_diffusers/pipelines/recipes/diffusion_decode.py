@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from diffusers.utils import BaseOutput
 
-from ... import checks
+from ... import checks, publishing
 from ...models import video_vae
 from ..decoding import decoded
 from ..generation import DiffusionDecoder
@@ -79,6 +79,11 @@ class LTX2VideoDiffusionDecodePipeline(LTX2PipelineBase):
     ) -> None:
         super().__init__()
         self._register(diffusion_decoder=diffusion_decoder, scheduler=scheduler, vae=vae)
+
+    def _card(self, name: str) -> publishing.Card:
+        """The card of the decoder: the pipeline adds nothing to it."""
+        made = publishing.origin(self.config.get("_name_or_path"))
+        return publishing.component_card(name, {"diffusion_decoder": "LTX2VideoDiffusionDecoderModel"}, made)
 
     @takes(DecodeArguments)
     @torch.no_grad()

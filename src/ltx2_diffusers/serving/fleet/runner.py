@@ -233,7 +233,7 @@ def _options(fleet: Fleet, time_limit_s: float) -> dict[str, Any]:
 def _engine(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options whose files have their whole names, since replicas work in folders of their own."""
     found = {name: replaced_files(value, Path.absolute) for name, value in options.items()}
-    for name in ("checkpoint", "text_encoder", "upsampler"):
+    for name in ("checkpoint", "text_encoder", "upsampler", "diffusion_decoder"):
         value = found.get(name)
         if isinstance(value, str) and value not in PACKAGED and Path(value).exists():
             found[name] = str(Path(value).absolute())

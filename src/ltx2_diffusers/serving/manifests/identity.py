@@ -8,7 +8,7 @@ from ...cli.identities import checkpoint_identity
 from ...cli.manifest import STORYBOARD
 from ..jobs import Job
 
-_LOADED = ("checkpoint", "text_encoder", "upsampler")
+_LOADED = ("checkpoint", "text_encoder", "upsampler", "diffusion_decoder")
 _SAID = ("dtype", "tiling")
 
 

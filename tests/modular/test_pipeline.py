@@ -350,3 +350,35 @@ def test_on_a_gpu():
     assert made["videos"].device.type == "cuda"
     expected = result(modular())
     assert difference({name: part.cpu() for name, part in made.items()}, expected) < 1e-2
+
+
+def test_a_repository_of_ltx_25():
+    """Its diffusion decoder lies beside its index; the clip is as long as its duration head says."""
+    pipe = LTX25ModularPipeline.from_pretrained(tiny_checkpoint("2.5"))
+    pipe.load_components(dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.update_components(guider=ours.LTX2Guidance(3.0), audio_guider=ours.LTX2Guidance(7.0))
+    assert type(pipe.blocks) is ours.LTX25AutoBlocks
+    assert type(pipe.diffusion_decoder) is ours.LTX2VideoDiffusionDecoderModel
+    call = {name: value for name, value in CALL.items() if name not in ("num_frames", "output_type")}
+    bounds = {"min_seconds": 0.2, "max_seconds": 0.5}
+    state = pipe(**call, **bounds, sigmas=[1.0, 0.4], output_type="pt", generator=tiny.seeded(0))
+    other = tiny.load("2.5")
+    output = other(
+        **call,
+        **bounds,
+        **tiny.CFG,
+        sigmas=[1.0, 0.4],
+        output_type="pt",
+        sampler="euler",
+        decoder="diffusion",
+        generator=tiny.seeded(0),
+    )
+    assert state.get("num_frames") == output.info["num_frames"] == len(output.frames[0])
+    assert (
+        difference(
+            {name: state.get(name) for name in ("videos", "audio")},
+            {"videos": output.frames, "audio": output.audio[..., : state.get("audio").shape[-1]]},
+        )
+        < EQUAL_PIPELINES
+    )

@@ -113,8 +113,8 @@ class LTX2LoopDenoiser(LoopLeaf):
             made[name] = to_clean(states, Streams(*velocities), sigma)
             for guider in own:
                 guider.cleanup_models(components.transformer)
-        predictions = ({name: pair[stream] for name, pair in made.items()} for stream in range(2))
-        b.noise_pred_video, b.noise_pred_audio = map(_combined, guiders, asked, predictions)
+        predictions: Any = [{name: pair[stream] for name, pair in made.items()} for stream in range(2)]
+        b.noise_pred_video, b.noise_pred_audio = (_combined(*one) for one in zip(guiders, asked, predictions))
 
     def _shared(self, components: Any, b: Any) -> dict[str, Any]:
         """Arguments of the transformer that are the same in all passes."""

@@ -12,6 +12,8 @@ import pytest
 import torch
 from diffusers import ClassifierFreeGuidance
 from diffusers.pipelines import ltx2 as theirs
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
 
 import ltx2_diffusers as ours
 from ltx2_diffusers import LTX2AutoBlocks, LTX2ModularPipeline, LTX2Scheduler, LTX25ModularPipeline
@@ -312,3 +314,71 @@ def test_missing_components_and_blocks_are_named_before_anything_runs():
             result(other)
     finally:
         guide(other)
+
+
+def test_adapters(tmp_path):
+    """Of the same methods as those of the other pipelines, on the same components."""
+    pipe = LTX2ModularPipeline.from_pretrained(tiny_checkpoint(VERSION))
+    pipe.load_components(names=["transformer", "connectors"], dtype=torch.float32)
+    pipe.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False), "one")
+    pipe.save_lora_weights(
+        tmp_path, transformer_lora_layers=get_peft_model_state_dict(pipe.transformer, adapter_name="one")
+    )
+    pipe.delete_adapters("one")
+    own = {"transformer": pipe.transformer, "connectors": pipe.connectors}
+    parts = {name: part for name, part in modular().components.items() if part is not None and name not in own}
+    whole = LTX2AutoBlocks().init_pipeline()
+    whole.update_components(**{name: part for name, part in (parts | own).items() if "guider" not in name})
+    whole.set_progress_bar_config(disable=True)
+    guide(whole)
+    plain = result(whole, num_inference_steps=2)
+    whole.load_lora_weights(tmp_path, adapter_name="two")
+    assert whole.get_active_adapters() == ["two"]
+    adapted = result(whole)
+    assert difference(adapted, plain) > 1e-4
+    whole.set_adapters("two", 0.0)
+    assert difference(result(whole), plain) < EQUAL_PIPELINES
+    whole.unload_lora_weights()
+    assert difference(result(whole), plain) == 0
+
+
+@pytest.mark.gpu
+def test_on_a_gpu():
+    """The same clip, but for the rounding of its kernels."""
+    pipe = loaded(LTX2ModularPipeline.from_pretrained(tiny_checkpoint(VERSION))).to("cuda")
+    made = result(pipe)
+    assert made["videos"].device.type == "cuda"
+    expected = result(modular())
+    assert difference({name: part.cpu() for name, part in made.items()}, expected) < 1e-2
+
+
+def test_a_repository_of_ltx_25():
+    """Its diffusion decoder lies beside its index; the clip is as long as its duration head says."""
+    pipe = LTX25ModularPipeline.from_pretrained(tiny_checkpoint("2.5"))
+    pipe.load_components(dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.update_components(guider=ours.LTX2Guidance(3.0), audio_guider=ours.LTX2Guidance(7.0))
+    assert type(pipe.blocks) is ours.LTX25AutoBlocks
+    assert type(pipe.diffusion_decoder) is ours.LTX2VideoDiffusionDecoderModel
+    call = {name: value for name, value in CALL.items() if name not in ("num_frames", "output_type")}
+    bounds = {"min_seconds": 0.2, "max_seconds": 0.5}
+    state = pipe(**call, **bounds, sigmas=[1.0, 0.4], output_type="pt", generator=tiny.seeded(0))
+    other = tiny.load("2.5")
+    output = other(
+        **call,
+        **bounds,
+        **tiny.CFG,
+        sigmas=[1.0, 0.4],
+        output_type="pt",
+        sampler="euler",
+        decoder="diffusion",
+        generator=tiny.seeded(0),
+    )
+    assert state.get("num_frames") == output.info["num_frames"] == len(output.frames[0])
+    assert (
+        difference(
+            {name: state.get(name) for name in ("videos", "audio")},
+            {"videos": output.frames, "audio": output.audio[..., : state.get("audio").shape[-1]]},
+        )
+        < EQUAL_PIPELINES
+    )

@@ -36,7 +36,7 @@ from .diffusion_decoder_blocks import (
     frame_slabs,
 )
 from .diffusion_decoder_tiling import SIZE_NAMES, Grid, TileSizes
-from .latent_statistics import denormalized, normalized
+from .latent_statistics import denormalized
 from .loading import CheckpointMixin
 from .modulation import SINUSOID_DIM, timestep_sinusoid
 from .saving import AtomicModelSaveMixin
@@ -269,12 +269,8 @@ class LTX2VideoDiffusionDecoderModel(CheckpointMixin, AtomicModelSaveMixin, Mode
     def _tile_sizes(self) -> TileSizes:
         return TileSizes(*(getattr(self, name) for name in SIZE_NAMES))
 
-    def normalize_latents(self, latents: torch.Tensor) -> torch.Tensor:
-        """Subtract the mean and divide by the deviation of each channel of `[B, C, F, h, w]`."""
-        return normalized(latents, self, self.config.scaling_factor)
-
     def denormalize_latents(self, latents: torch.Tensor) -> torch.Tensor:
-        """Inverse of `normalize_latents`."""
+        """Raw latents `[B, C, F, h, w]` of normalised ones."""
         return denormalized(latents, self, self.config.scaling_factor)
 
     def streams(self, z: torch.Tensor) -> bool:

@@ -179,6 +179,8 @@ class _Ours:
     """What blocks of every kind share: they make this package's pipelines."""
 
     model_name: Any = "ltx2"
+    block_names: Any
+    block_classes: Any
     parts: ClassVar[Mapping[str, Any]] = {}
     """The blocks in it by their names."""
 

@@ -93,42 +93,33 @@ class LTX2LoopDenoiser(LoopLeaf):
         return [reads(name) for name in (*f"{first} {rest}".split(), *(f"{name}!" for name in names))]
 
     def run(self, components: Any, b: Any, step: int = 0, timestep: Any = None) -> None:
-        passes: dict[str, BlockState] = {}
-        asked = []
-        for guider in (components.guider, components.audio_guider):
+        guiders, passes, asked = (components.guider, components.audio_guider), dict[str, BlockState](), []
+        for guider in guiders:
             guider.set_state(step=step, num_inference_steps=b.num_inference_steps, timestep=timestep)
             batches = guider.prepare_inputs_from_block_state(b, self._guider_input_fields)
             asked.append([getattr(batch, guider._identifier_key) for batch in batches])
             passes = dict(zip(asked[-1], batches)) | passes
-        sigma, states = components.scheduler.sigmas[step], states_of(b)
-        shared = self._shared(components, b)
+        sigma, states, shared = components.scheduler.sigmas[step], states_of(b), self._shared(components, b)
         made = {}
         for name, batch in passes.items():
             # Guiders that change blocks of the transformer do so for their own passes only.
-            guiders = [g for g, names in zip((components.guider, components.audio_guider), asked) if name in names]
-            for guider in guiders:
+            own = [guider for guider, names in zip(guiders, asked) if name in names]
+            for guider in own:
                 guider.prepare_models(components.transformer)
-            own = {argument: getattr(batch, argument) for argument in self._guider_input_fields} | _marks(
-                components, name
-            )
+            arguments = {argument: getattr(batch, argument) for argument in self._guider_input_fields}
+            arguments = _in_type(arguments, shared["hidden_states"].dtype) | _marks(components, name)
             with components.transformer.cache_context(name):
-                velocities = components.transformer(
-                    **shared, **_in_type(own, shared["hidden_states"].dtype), return_dict=False
-                )
+                velocities = components.transformer(**shared, **arguments, return_dict=False)
             made[name] = to_clean(states, Streams(*velocities), sigma)
-            for guider in guiders:
+            for guider in own:
                 guider.cleanup_models(components.transformer)
-        b.noise_pred_video = _combined(components.guider, asked[0], {name: one.video for name, one in made.items()})
-        b.noise_pred_audio = _combined(
-            components.audio_guider, asked[1], {name: one.audio for name, one in made.items()}
-        )
+        predictions: Any = [{name: pair[stream] for name, pair in made.items()} for stream in range(2)]
+        b.noise_pred_video, b.noise_pred_audio = (_combined(*one) for one in zip(guiders, asked, predictions))
 
     def _shared(self, components: Any, b: Any) -> dict[str, Any]:
         """Arguments of the transformer that are the same in all passes."""
-        plan, dtype = (
-            clip_of(components, b, len(b.latents)),
-            input_dtype(components.transformer, b.latent_model_input.dtype),
-        )
+        plan = clip_of(components, b, len(b.latents))
+        dtype = input_dtype(components.transformer, b.latent_model_input.dtype)
         return {
             **b.denoiser_input_fields,
             "hidden_states": b.latent_model_input.to(dtype),

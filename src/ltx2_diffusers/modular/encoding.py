@@ -10,9 +10,6 @@ Shapes: see `declarations.py`.
 import itertools
 from typing import Any
 
-import numpy as np
-import torch
-
 from .. import conditioning
 from ..pipelines.conditions import (
     Condition,
@@ -63,9 +60,7 @@ class LTX2VaeEncoderStep(Leaf):
     needs = "vae text_encoder encoding_processor"
 
     def run(self, components: Any, b: Any) -> None:
-        several = isinstance(b.image, (list, tuple)) or (
-            isinstance(b.image, (np.ndarray, torch.Tensor)) and b.image.ndim > 3
-        )
+        several = isinstance(b.image, (list, tuple)) or getattr(b.image, "ndim", 3) > 3
         b.num_frames = 1
         plan = clip_of(components, b, len(b.image) if several else 1)
         item: Any = FirstFrameCondition(b.image, b.image_crf).opened(components, plan).items(plan).video[0]
@@ -134,10 +129,8 @@ class LTX2ReferenceEncoderStep(Leaf):
     needs = "vae transformer encoding_processor"
 
     def run(self, components: Any, b: Any) -> None:
-        plan, given = (
-            clip_of(components, b),
-            given_as(LTX2ReferenceCondition, "reference_conditions", b.reference_conditions),
-        )
+        plan = clip_of(components, b)
+        given = given_as(LTX2ReferenceCondition, "reference_conditions", b.reference_conditions)
         if not given:
             raise ValueError("`reference_conditions` is empty; leave it out, or give a LTX2ReferenceCondition")
         factor = None if b.reference_downscale_factor == 1 else b.reference_downscale_factor

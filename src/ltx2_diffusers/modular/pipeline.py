@@ -25,7 +25,7 @@ from ..pipelines.generation import LTX2GenerationPipeline
 from ..pipelines.plan import ModelSizes, Size, plan_clip
 from ..schedulers.scheduling_ltx2 import LTX2Scheduler
 from . import blocks as known
-from .text import asked_prompts
+from .text import asked_prompts, check_predictable
 
 # What a call can do without, or is refused for lack of with a message of its own.
 _OPTIONAL = {"prompt_enhancer", "processor", "duration_head"}
@@ -216,18 +216,11 @@ class LTX2ModularPipeline(LTX2LoraMixin, ModularPipeline):
             frames = 1 if values.get("num_frames") is None else values["num_frames"]
             rates = (values.get("frame_rate") or 24.0, values.get("motion_speed") or 1.0)
             plan_clip(self.sizes, 1, Size(values["height"], values["width"], frames, *rates), [(1.0, 1.0)])
-        if "num_frames" in values and values["num_frames"] is None and "duration_head" in self._component_specs:
-            self._check_duration(values)
+        if "min_seconds" in readable:
+            check_seconds(values["min_seconds"], values["max_seconds"])
+        if "num_frames" in values and values["num_frames"] is None:
+            check_predictable(self, len(values["prompt"]) if isinstance(values.get("prompt"), list) else 1)
         self._check_components(values)
-
-    def _check_duration(self, values: dict[str, Any]) -> None:
-        low, high = values.get("min_seconds", 1.0), values.get("max_seconds", 20.0)
-        if not self.has("duration_head"):
-            raise ValueError("`num_frames` is None, but there is no `duration_head` to predict it; give `num_frames`")
-        if isinstance(values.get("prompt"), list) and len(values["prompt"]) > 1:
-            count = len(values["prompt"])
-            raise ValueError(f"`num_frames` is None, but there are {count} prompts; give `num_frames`, or one prompt")
-        check_seconds(low, high)
 
     def _check_components(self, values: dict[str, Any]) -> None:
         """The blocks that will run need their components."""
@@ -238,7 +231,8 @@ class LTX2ModularPipeline(LTX2LoraMixin, ModularPipeline):
         names = [spec.name for spec in blocks.expected_components if spec.name not in spared]
         self.require(*names)
         stg_blocks = getattr(getattr(self, "guider", None), "spatio_temporal_guidance_blocks", None)
-        asks = [getattr(getattr(self, name, None), "stg_scale", 0.0) for name in ("guider", "audio_guider")]
+        guiders = [getattr(self, name, None) for name in ("guider", "audio_guider")]
+        asks = [getattr(one, "stg_scale", 0.0) for one in guiders if getattr(one, "_enabled", False)]
         if self.has("transformer") and any(asks):
             layers = self.transformer.config.num_layers
             if not stg_blocks or any(not 0 <= block < layers for block in stg_blocks):
@@ -295,7 +289,8 @@ class LTX2ModularPipeline(LTX2LoraMixin, ModularPipeline):
         return prompts.ChatModel(model, tokenizer, processor, defaults)
 
     def _text_encoder(self) -> prompts.TextEncoder:
-        tokenizer, model, connectors = (getattr(self, n, None) for n in ("tokenizer", "text_encoder", "connectors"))
+        parts: Any = [getattr(self, name, None) for name in ("tokenizer", "text_encoder", "connectors")]
+        tokenizer, model, connectors = parts
         return prompts.TextEncoder(tokenizer, model, connectors, self._execution_device)
 
 

@@ -165,6 +165,16 @@ class LTX2TextInputStep(Leaf):
             setattr(b, name, getattr(b, name).repeat_interleave(b.num_videos_per_prompt, 0))
 
 
+def check_predictable(components: Any, num_prompts: int) -> None:
+    """The length of a clip that is not given has to be that of one prompt, and there has to be a network that predicts it."""
+    if not components.has("duration_head"):
+        raise ValueError("`num_frames` is None, but there is no `duration_head` to predict it; give `num_frames`")
+    if num_prompts > 1:
+        raise ValueError(
+            f"`num_frames` is None, but there are {num_prompts} prompts, whose lengths would differ; give `num_frames`"
+        )
+
+
 class LTX2DurationStep(Leaf):
     """Predicts how many frames the clip of a prompt should have."""
 
@@ -173,12 +183,7 @@ class LTX2DurationStep(Leaf):
     needs = "duration_head"
 
     def run(self, components: Any, b: Any) -> None:
-        if components.duration_head is None:
-            raise ValueError("`num_frames` is None, but there is no `duration_head` to predict it; give `num_frames`")
-        if b.batch_size > 1:
-            raise ValueError(
-                f"`num_frames` is None, but there are {b.batch_size} prompts, whose lengths would differ; give `num_frames`"
-            )
+        check_predictable(components, b.batch_size)
         b.num_frames = components.duration_head.predict_num_frames(
             b.connector_prompt_embeds[:1],
             b.connector_audio_prompt_embeds[:1],

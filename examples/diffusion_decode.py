@@ -2,9 +2,14 @@
 
 import torch
 
-from ltx2_diffusers import LTX2Pipeline, LTX2VideoDiffusionDecoderModel, packaged_checkpoint
+from ltx2_diffusers import (
+    LTX2Pipeline,
+    LTX2VideoDiffusionDecodePipeline,
+    LTX2VideoDiffusionDecoderModel,
+    packaged_checkpoint,
+)
 
-# The packaged miniature, to try things out in seconds. Real weights of LTX-2.5 lie in a folder with `diffusion_decoder`.
+# The packaged miniature, to try things out in seconds. For real weights: CHECKPOINT = "Lightricks/LTX-2.5"
 CHECKPOINT = packaged_checkpoint("ltx2-mini")
 
 is_miniature = str(CHECKPOINT).endswith("ltx2-mini")
@@ -23,8 +28,12 @@ if is_miniature:
     )
     pipe.register_modules(diffusion_decoder=decoder.to(dtype).eval())
 pipe.to(device)
-pipe.diffusion_decoder.enable_tiling(safe=True)
 
 prompt = "a yellow triangle moves to the left on a blue background"
 output = pipe(prompt, **size, decoder="diffusion", generator=torch.manual_seed(0))
 print(*output.save("diffusion_decode.mp4"))
+
+# Latents that were kept can be decoded later, and again with other noise.
+latents = pipe(prompt, **size, output_type="latent", generator=torch.manual_seed(0)).frames
+decode = LTX2VideoDiffusionDecodePipeline(pipe.diffusion_decoder)
+print(decode(latents, torch.manual_seed(1), "np", denormalize=False).frames.shape)

@@ -72,8 +72,8 @@ class Grid:
     @classmethod
     def of(cls, stride: Sequence[int], patch_size: int, kernel: Sequence[int], last_kernel: Sequence[int]) -> "Grid":
         """From the stride behind the last stage, the patches of pixels, and the kernels of that stage and of the diffusion."""
-        smallest = tuple(max(k, ceil(last / s)) for k, last, s in zip(kernel, last_kernel, stride))
-        return cls((stride[0], stride[1] * patch_size, stride[2] * patch_size), smallest)
+        time, height, width = (max(k, ceil(last / s)) for k, last, s in zip(kernel, last_kernel, stride))
+        return cls((stride[0], stride[1] * patch_size, stride[2] * patch_size), (time, height, width))
 
     def check(self, sizes: TileSizes) -> None:
         """Raise `ValueError` for tiles that the attention does not fit into, or that do not meet."""

@@ -69,13 +69,13 @@ class _Row(NamedTuple):
     Args:
         query (`int`): First query of the first box.
         key (`int`): First key of the first box.
-        count (`int`): Boxes.
+        boxes (`int`): Boxes.
         window (`Window`): Of the queries of one box, over its own keys.
     """
 
     query: int
     key: int
-    count: int
+    boxes: int
     window: Window
 
     @property
@@ -90,10 +90,10 @@ class _Row(NamedTuple):
 
     def parts(self, most: int) -> Iterator["_Row"]:
         """The same boxes, at most so many together."""
-        for first in range(0, self.count, max(most, 1)):
+        for first in range(0, self.boxes, max(most, 1)):
             moved = first * self.queries
-            count = min(max(most, 1), self.count - first)
-            yield self._replace(query=self.query + moved, key=self.key + moved, count=count)
+            count = min(max(most, 1), self.boxes - first)
+            yield self._replace(query=self.query + moved, key=self.key + moved, boxes=count)
 
 
 def _rows(axis: Window, side: int) -> list[_Row]:
@@ -114,7 +114,7 @@ def _layout(windows: tuple[Window, Window, Window]) -> list[list[_Row]]:
 
     def cost(choice: tuple[tuple[int, list[_Row]], ...]) -> float:
         queries = prod(side for side, _ in choice)
-        keys = prod(sum(row.count * row.keys for row in rows) for _, rows in choice)
+        keys = prod(sum(row.boxes * row.keys for row in rows) for _, rows in choice)
         return keys * (queries + _KEY_COST) if queries <= _MOST_QUERIES else float("inf")
 
     return [rows for _, rows in min(product(*options), key=cost)]
@@ -122,7 +122,7 @@ def _layout(windows: tuple[Window, Window, Window]) -> list[list[_Row]]:
 
 def attention_operations(windows: tuple[Window, Window, Window], width: int) -> tuple[int, int]:
     """Additions and multiplications of one sample that [`neighbourhood_attention`] makes, and those that windows alone need."""
-    made = prod(sum(row.count * row.queries * row.keys for row in rows) for rows in _layout(windows))
+    made = prod(sum(row.boxes * row.queries * row.keys for row in rows) for rows in _layout(windows))
     needed = prod(len(axis.starts) * axis.length for axis in windows)
     return 4 * width * made, 4 * width * needed
 
@@ -133,7 +133,7 @@ def _boxes(x: torch.Tensor, rows: Sequence[_Row], of_keys: bool) -> torch.Tensor
     sizes = [row.keys if of_keys else row.queries for row in rows]
     first = sum((row.key if of_keys else row.query) * step for row, step in zip(rows, steps))
     between = [row.queries * step for row, step in zip(rows, steps)]
-    shape = (len(x), *(row.count for row in rows), *sizes, *x.shape[-2:])
+    shape = (len(x), *(row.boxes for row in rows), *sizes, *x.shape[-2:])
     return x.as_strided(shape, (batch, *between, *steps, head, width), x.storage_offset() + first)
 
 
@@ -180,8 +180,8 @@ def neighbourhood_attention(
         room = STACKED_VALUES // (len(query) * prod(row.keys for row in rows) * prod(heads))
         time, height, width = rows
         parts = (
-            time.parts(room // (height.count * width.count)),
-            height.parts(room // width.count),
+            time.parts(room // (height.boxes * width.boxes)),
+            height.parts(room // width.boxes),
             width.parts(room),
         )
         for part in product(*map(list, parts)):
@@ -205,7 +205,7 @@ def natten_attention(
 
     NATTEN takes a query for every key, so that frames without one are filled up.
     """
-    import natten
+    import natten  # type: ignore[import-not-found]  # where it is installed
 
     time, frames = windows[0], key.shape[1]
     size = tuple(axis.length for axis in windows)

@@ -78,11 +78,48 @@ def _key() -> str:
     return state.hexdigest()[:16]
 
 
-def _with_inverse_transform(tensors: Tensors, _: Path) -> Tensors:
-    """The basis of the inverse Fourier transform is the other one over the length of a window."""
-    name = "vocoder.mel_stft.stft_fn.{}_basis"
-    basis = tensors[name.format("forward")]
-    return {**tensors, name.format("inverse"): basis / basis.shape[-1]}
+def _with_transforms(tensors: Tensors, _: Path) -> Tensors:
+    """The basis of the Fourier transform of a window, and that of the inverse one."""
+    name, size = "vocoder.mel_stft.stft_fn.{}_basis", 256
+    basis = _windowed_waves(size, size // 2 + 1)
+    return {**tensors, name.format("forward"): basis, name.format("inverse"): basis / size}
+
+
+def _windowed_waves(size: int, count: int) -> torch.Tensor:
+    """Cosines and negative sines of so many frequencies under a Hann window, `[2 * count, 1, size]`."""
+    steps = torch.arange(max(size, count), dtype=torch.float64)
+    angles = 2 * torch.pi * steps[:count, None] * steps[:size] / size
+    window = torch.hann_window(size, dtype=torch.float64)
+    return torch.cat([angles.cos() * window, -angles.sin() * window])[:, None].float()
+
+
+def _of_original(tensors: Tensors, folder: Path) -> Tensors:
+    """A diffusion decoder's weights, but for those that its original multiplies by gates when it runs."""
+    original = load_file(folder / "ltx25" / "diffusion_decoder" / "x0" / "original.safetensors")
+    return {**_names_of_diffusers(original), **tensors}
+
+
+def _names_of_diffusers(original: Tensors) -> Tensors:
+    found: Tensors = {}
+    for name, tensor in original.items():
+        if ".gate_" in name or "coarse_" in name:
+            continue
+        for old, new in _NAMES_OF_DIFFUSERS.items():
+            name = name.replace(old, new)
+        parts = tensor.chunk(3) if ".qkv." in name else [tensor]
+        found |= {name.replace(".qkv.", f".to_{one}."): part.clone() for one, part in zip("qkv", parts)}
+    return found
+
+
+_NAMES_OF_DIFFUSERS = {
+    ".t_embedder.mlp.0.": ".t_embedder.timestep_embedder.linear_1.",
+    ".t_embedder.mlp.2.": ".t_embedder.timestep_embedder.linear_2.",
+    ".q_norm.": ".norm_q.",
+    ".k_norm.": ".norm_k.",
+    ".attn.proj.": ".attn.to_out.0.",
+    "per_channel_statistics.mean-of-means": "latents_mean",
+    "per_channel_statistics.std-of-means": "latents_std",
+}
 
 
 def _with_shared_weights(tensors: Tensors, folder: Path) -> Tensors:
@@ -119,7 +156,8 @@ _MADE_WHOLE: dict[str, Callable[[Tensors, Path], Tensors]] = {
     "checkpoint/fp8/ltx-2-tiny-dev-fp8.safetensors": _with_shared_weights,
     "ltx_video/checkpoints/upscaler/model.safetensors": _of_tiny("latent_upsampler"),
     "ltx_video/checkpoints/v095/model.safetensors": _of_tiny("transformer", "vae"),
-    "vocoder/bwe/original.safetensors": _with_inverse_transform,
+    "ltx25/diffusion_decoder/x0/diffusers.safetensors": _of_original,
+    "vocoder/bwe/original.safetensors": _with_transforms,
 }
 _NAMED = os.environ.get("LTX2_GOLDEN_DIR")
 GOLDEN_DIR = Path(_NAMED) if _NAMED else kept_folder("golden", _key(), _build)

@@ -92,10 +92,9 @@ def test_golden_context():
     padded = torch.cat([recorded["latents"], *[recorded["latents"][:, :, -1:]] * 2], dim=2)
     features = model.features(padded)
     assert_within(features, recorded["features_stage_3"], "diffusion decoder")
-    frames = recorded["context"].shape[1]
-    assert_within(model.context(features.clone())(0, frames), recorded["context"], "diffusion decoder")
-    later = model.context(features)
-    assert_within(later(3, 8), recorded["context"][:, 3:8], "diffusion decoder")
+    context = model.context(features.clone())(0, 9)
+    assert_within(context[:, ::4], recorded["context"], "diffusion decoder")
+    assert_within(model.context(features)(3, 8), context[:, 3:8], "diffusion decoder")
 
 
 def test_clips_below_the_size_of_the_attention_are_those_of_the_reference():

@@ -91,7 +91,6 @@ def test_golden_context():
     recorded, model = load_tensors(f"{FOLDER}/x0/decode_1step.safetensors"), decoder().decoder
     padded = torch.cat([recorded["latents"], *[recorded["latents"][:, :, -1:]] * 2], dim=2)
     features = model.features(padded)
-    assert_within(features, recorded["features_stage_3"], "diffusion decoder")
     context = model.context(features.clone())(0, 9)
     assert_within(context[:, ::4], recorded["context"], "diffusion decoder")
     assert_within(model.context(features)(3, 8), context[:, 3:8], "diffusion decoder")

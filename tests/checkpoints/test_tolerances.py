@@ -69,6 +69,7 @@ EXAMPLES = {
     "mel filters and resampling": ("audio_vae/cases/mel_filterbank.safetensors", "filterbank"),
     "vocoder": ("vocoder/bwe/cases/blocks.safetensors", "resampler_output"),
     "vocoder with bandwidth extension": ("vocoder/bwe/cases/waveform_aligned.safetensors", "waveform_reference"),
+    "duration head": ("ltx25/duration_head/cases.safetensors", "seconds_both"),
     "latent upsampler": ("latent_upsampler/x2_rational/cases/a.safetensors", "upsampled"),
     "sampling": ("sampling/schedules.safetensors", "ltx2/default/steps40"),
     "schedule of more than 8000 tokens": ("sampling/schedules.safetensors", "ltx2/default/steps40"),

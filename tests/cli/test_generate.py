@@ -42,6 +42,28 @@ def test_a_checkpoint_makes_a_clip(tmp_path, capsys, version, sampling_rate):
     assert "2/2" in captured.err
 
 
+def test_a_clip_as_long_as_its_text(tmp_path, capsys):
+    path, options = tmp_path / "clip.mp4", [name for name in QUICK if name not in ("--num-frames", "9")]
+    asked = [
+        "--checkpoint",
+        str(tiny_checkpoint("2.5")),
+        "--auto-length",
+        "--min-seconds",
+        "0.2",
+        "--max-seconds",
+        "0.6",
+    ]
+    assert main(["generate", "--prompt", "waves", "-o", str(path), *options, *asked]) == 0
+    manifest = json.loads(path.with_name("clip.mp4.json").read_text())
+    frames = described(path)[0]
+    assert frames in (9, 17) and manifest["result"]["num_frames"] == frames
+    assert {**manifest["options"], "auto_length": True, "max_seconds": 0.6} == manifest["options"]
+    assert main(["replay", str(path.with_name("clip.mp4.json")), "-o", str(tmp_path / "again.mp4")]) == 0
+    capsys.readouterr()
+    assert main(["generate", "--prompt", "waves", "-o", str(path), *options, "--auto-length"]) == 2
+    assert "--auto-length needs a duration head" in capsys.readouterr().err
+
+
 def test_the_recommended_negative_prompt_is_written_out(tmp_path):
     path = tmp_path / "x.mp4"
     assert generate(path, "--negative-prompt", "recommended") == 0

@@ -116,6 +116,8 @@ def test_offloading_that_contradicts_the_rest_is_refused_before_loading(monkeypa
         ),
         ({"video": "clip.mp4", "retake": (0, 1), "frame_rate": 12.0}, {"num_frames": 9, "given_frames": 9}),
         ({"extend": 1.0, "prompt": ["a", "b"]}, {"num_frames": 25, "num_videos": 1}),
+        ({"auto_length": True}, {"num_frames": 473}),
+        ({"auto_length": True, "max_seconds": 3.0, "frame_rate": 12.0}, {"num_frames": 33}),
         ({"audio_only": True, "duration": 2.0}, {"height": 64, "width": 64, "num_frames": 49}),
         ({"image_at": [[0, "clip.mp4", 1.0]], "num_frames": 9}, {"image": True, "given_frames": 9}),
         ({"image_at": [[0, "picture.png", 1.0]]}, {"image": True}),

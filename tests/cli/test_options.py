@@ -79,6 +79,12 @@ WRONG = {
     "width": (["--width", "50"], "--width has to be divisible by 32 but is 50"),
     "height": (["--height", "50"], "--height has to be divisible by 32 but is 50"),
     "num_frames": (["--num-frames", "10"], "--num-frames has to be 8 * k + 1 but is 10"),
+    "auto_length": (["--auto-length", *SMALL], "--auto-length and --num-frames contradict each other"),
+    "min_seconds": (
+        ["--auto-length", "--min-seconds", "30"],
+        "--min-seconds has to be less than --max-seconds 20 but is 30",
+    ),
+    "max_seconds": (["--max-seconds", "3"], "--max-seconds needs --auto-length"),
     "frame_rate": (["--extend", "1", "--frame-rate", "0"], "--frame-rate has to be greater than 0 but is 0.0"),
     "duration": (["--duration", "1"], "--duration needs --audio-only"),
     "motion_speed": (["--motion-speed", "0", *SMALL], "--motion-speed has to be greater than 0"),

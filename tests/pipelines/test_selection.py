@@ -194,6 +194,7 @@ def test_pictures_of_a_long_video_are_shown_in_its_first_part():
     ("changes", "message"),
     [
         ({"num_frames": 120}, r"`num_frames` .* 120; use 113 or 121"),
+        ({"num_frames": 25, "auto_length": True}, "`auto_length` is True, but `num_frames` is 25"),
         ({"width": 0}, r"`width` .* 0"),
         ({"frame_rate": 0}, r"`frame_rate` .* 0"),
         ({"num_inference_steps": 0}, r"`num_inference_steps` .* 0"),
@@ -255,6 +256,17 @@ def test_requests_become_clips(places, rule, pipeline, media):
     assert output.frames.shape == (1, 9, 64, 64, 3) and output.audio is not None
     assert output.info["rule"] == rule and output.info["notes"] == []
     assert steps[:2] == [(1, 2), (2, 2)]
+
+
+def test_a_clip_as_long_as_its_text(media):
+    ends = [TimelineItem("image", media["image"], place) for place in (0, -1)]
+    selection = select_pipeline(request(*ends, auto_length=True, frame_rate=30.0))
+    assert selection.rule == "keyframes" and selection.arguments["frame_indices"] == [-1, 0]
+    assert (selection.arguments["num_frames"], selection.arguments["max_seconds"]) == (None, 121 / 30)
+    newest = load("2.5", LTX2TwoStagePipeline)
+    small = {name: value for name, value in SMALL.items() if name != "num_frames"} | {"auto_length": True}
+    output = generate(request(*ends[:1], **small), newest, **OVERRIDES, min_seconds=0.3, max_seconds=0.6)
+    assert output.info["rule"] == "two_stage" and output.info["num_frames"] == output.frames.shape[1] < 25
 
 
 def test_one_frame_is_a_picture_of_ours_or_of_another_model(pipeline, media):

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 from ltx2_diffusers.cli.modes import MODES
+from ltx2_diffusers.serving.running import LocalRunner
 from ltx2_diffusers.serving.schema import MEDIA_KINDS, SERVED
 from ltx2_diffusers.serving.settings import Limits
 from tests.serving.clips import content, create, data_uri, decoded, finished, generate, refusal
-from tests.serving.conftest import JOB, QUICK
+from tests.serving.conftest import JOB, QUICK, engine_options
+from tests.tiny_checkpoints import tiny_checkpoint
 
 LONG = {**JOB, "steps": 200, "num_frames": 33}
 
@@ -305,6 +307,7 @@ def test_a_lora_is_asked_for_by_name(client):
 @pytest.mark.parametrize(
     ("wrong", "field", "reason"),
     [
+        ({"auto_length": True, "num_frames": None}, "auto_length", "needs a duration head"),
         ({"adapters": {"weak": 1}}, "adapters", "there are reference, strong"),
         ({"adapters": {"../strong.safetensors": 1}}, "adapters", "not loaded"),
         ({"model": "sora-2"}, "model", "this server has 'tiny'"),
@@ -338,6 +341,20 @@ def test_a_wrong_job_is_refused_by_name(client, wrong, field, reason):
     answer = client.post("/v1/videos", json={name: v for name, v in {**JOB, **wrong}.items() if v is not None})
     place, message = refusal(answer)
     assert (place, reason in message) == (field, True), message
+
+
+def test_clips_as_long_as_their_texts(serve, served):
+    engine = engine_options() | {"checkpoint": str(tiny_checkpoint("2.5"))}
+    runner = LocalRunner(engine, served[0] / "results", 60.0)
+    asked = {name: value for name, value in JOB.items() if name != "num_frames"} | {
+        "auto_length": True,
+        "min_seconds": 0.2,
+    }
+    with serve(runner, Limits(max_megapixels=1.0), engine=engine) as client:
+        place, message = refusal(client.post("/v1/videos", json=asked))
+        assert place == "num_frames" and "`num_frames` 473 of 64x64 pixels are 1.937 megapixels" in message
+        video = finished(client, create(client, **asked, max_seconds=0.6))
+    assert video["status"] == "completed" and video["seconds"] == "0.375"
 
 
 def test_what_the_loaded_checkpoint_cannot_do_fails_with_its_reason(client):

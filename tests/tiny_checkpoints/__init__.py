@@ -21,6 +21,7 @@ import examples.mini_world
 import ltx2_diffusers
 
 FOLDERS = {"2.0": "ltx-2-tiny", "2.3": "ltx-2.3-tiny"}
+NEWEST = {"2.5": "ltx-2.5-tiny"}
 SOURCES = (Path(__file__).parent, Path(examples.mini_world.__file__).parent, Path(ltx2_diffusers.__file__).parent)
 # Which kernels compute; other ones round other last places.
 KERNELS = ("ATEN_", "MKL_", "ONEDNN_")
@@ -34,7 +35,7 @@ def tiny_checkpoint(version: str = "2.0") -> Path:
     """Return a pipeline folder in diffusers' layout, which tests leave as it is.
 
     Args:
-        version: `"2.0"` (sound at 24 kHz) or `"2.3"` (48 kHz). The sub-folders `latent_upsampler` and
+        version: `"2.0"` (sound at 24 kHz), `"2.3"` (48 kHz) or `"2.5"` (see `newest`). The sub-folders `latent_upsampler` and
             `temporal_upsampler` hold the two kinds of upsampler. Default `"2.0"`.
     """
     root = Path(tempfile.gettempdir()) / f"ltx2-tiny-checkpoints-{getpass.getuser()}"
@@ -45,7 +46,7 @@ def tiny_checkpoint(version: str = "2.0") -> Path:
             _build(folder)
         os.utime(folder)
         _forget(root)
-    return folder / FOLDERS[version]
+    return folder / (FOLDERS | NEWEST)[version]
 
 
 def _key() -> str:
@@ -63,11 +64,13 @@ def _build(folder: Path) -> None:
     """Build all checkpoints beside `folder`, then give them its name."""
     # It imports what few tests need, and only the first run builds.
     from .building import build
+    from .newest import build_newest
 
     unfinished = folder.with_suffix(".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     for version, name in FOLDERS.items():
         build(unfinished / name, version)
+    build_newest(unfinished / NEWEST["2.5"], unfinished / FOLDERS["2.3"])
     unfinished.rename(folder)
 
 

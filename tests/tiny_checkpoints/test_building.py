@@ -58,6 +58,7 @@ def test_builds_are_kept_by_what_they_were_built_with(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "tests.tiny_checkpoints.building.build", lambda folder, _: built.append(folder.mkdir(parents=True))
     )
+    monkeypatch.setattr("tests.tiny_checkpoints.newest.build_newest", lambda folder, _: folder.mkdir())
     find = tiny_checkpoint.__wrapped__
     first = find("2.0")
     assert find("2.3").parent == first.parent and len(built) == len(FOLDERS)

@@ -13,7 +13,7 @@ from ..pipelines.conditions.pictures import LTX2ReferenceCondition, LTX2VideoCon
 from .chunks import Chunk, plan_chunks
 
 # Fields of a request that are no argument of a call; all others are, under the same name.
-_NO_ARGUMENTS = ("timeline", "enhance_prompt", "seed", "device_type")
+_NO_ARGUMENTS = ("timeline", "enhance_prompt", "seed", "device_type", "auto_length")
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,8 @@ class GenerationRequest:
         enhance_prompt: Whether a language model rewrites the prompt.
         seed: Seed of the noise, default random.
         device_type: Where the call will run, such as `"cuda"` or `"mps"`.
+        auto_length: Whether the clip is as long as the duration head of the checkpoint predicts, up to the length of one call,
+            in place of `num_frames`.
     """
 
     prompt: str
@@ -103,6 +105,7 @@ class GenerationRequest:
     enhance_prompt: bool | None = None
     seed: int | None = None
     device_type: str = "cuda"
+    auto_length: bool = False
 
     def __post_init__(self) -> None:
         settle(self)
@@ -215,9 +218,9 @@ def _rule(request: CompleteRequest, defaults: ApplicationDefaults) -> tuple[str,
         return "image", "LTX2TwoStagePipeline"
     if _items(request, "video"):
         return "in_context", "LTX2InContextPipeline"
-    if {0, request.num_frames - 1} <= {item.frame_index for item in request.timeline}:
+    if {0, -1 if request.auto_length else request.num_frames - 1} <= {item.frame_index for item in request.timeline}:
         return "keyframes", "LTX2KeyframeInterpolationPipeline"
-    if request.num_frames > defaults.chunk_frames:
+    if request.num_frames > defaults.chunk_frames and not request.auto_length:
         return "chained", "LTX2ExtendPipeline"
     return "two_stage", "LTX2TwoStagePipeline"
 
@@ -226,6 +229,8 @@ def _completed(request: GenerationRequest, defaults: ApplicationDefaults) -> tup
     """The request with every value set and checked, and notes on what was changed."""
     if not isinstance(request.prompt, str):
         raise ValueError(f"`prompt` has to be a text but is {request.prompt!r}")
+    if request.auto_length and request.num_frames is not None:
+        raise ValueError(f"`auto_length` is True, but `num_frames` is {request.num_frames}; leave one of them out")
     names = CompleteRequest.__annotations__
     filled = {name: getattr(defaults, name) for name in names if getattr(request, name) is None}
     complete = CompleteRequest(**{**vars(request), **filled})
@@ -235,7 +240,9 @@ def _completed(request: GenerationRequest, defaults: ApplicationDefaults) -> tup
     if complete.num_inference_steps is not None:
         check_at_least_one(num_inference_steps=complete.num_inference_steps)
     width, height, notes = _rounded_size(complete, defaults)
-    timeline = tuple(_placed(item, complete.num_frames) for item in complete.timeline)
+    if request.auto_length:
+        complete = replace(complete, num_frames=defaults.chunk_frames)
+    timeline = tuple(_placed(item, complete) for item in complete.timeline)
     return replace(complete, width=width, height=height, timeline=timeline), notes
 
 
@@ -252,7 +259,8 @@ def _rounded_size(request: CompleteRequest, defaults: ApplicationDefaults) -> tu
     return width, height, notes
 
 
-def _placed(item: TimelineItem, num_frames: int) -> TimelineItem:
+def _placed(item: TimelineItem, request: CompleteRequest) -> TimelineItem:
+    num_frames = request.num_frames
     check_choice("type", item.type, ("image", "video"))
     check_unit(strength=item.strength)
     if not -num_frames <= item.frame_index < num_frames:
@@ -260,13 +268,16 @@ def _placed(item: TimelineItem, num_frames: int) -> TimelineItem:
             f"`frame_index` {item.frame_index} of {os.fspath(item.path)!r} lies outside the video; use {-num_frames} "
             f"to {num_frames - 1}"
         )
-    return replace(item, frame_index=item.frame_index % num_frames)
+    # Places that count from an end which is not known stay as they are.
+    return item if request.auto_length else replace(item, frame_index=item.frame_index % num_frames)
 
 
 def _shared_arguments(request: CompleteRequest, usual: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments that all pipelines take; `usual` are those of a request that does not say."""
     shared = {name: value for name, value in vars(request).items() if name not in _NO_ARGUMENTS}
     shared |= {name: value for name, value in usual.items() if shared[name] is None}
+    if request.auto_length:
+        shared |= {"num_frames": None, "max_seconds": request.num_frames / request.frame_rate}
     return shared | {"enable_prompt_enhancement": request.enhance_prompt}
 
 

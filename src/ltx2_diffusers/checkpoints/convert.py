@@ -20,18 +20,22 @@ from ..quantization.configs import NAMES, FP8Config, as_config
 from . import configs, fit, keys
 from . import folder as layout
 from .card import PipelineFacts, pipeline_card
-from .class_names import COMPONENT_OF, PIPELINE_COMPONENTS, class_name_for
-from .json_files import read_config
+from .class_names import COMPONENT_OF, OPTIONAL_COMPONENTS, PIPELINE_COMPONENTS, class_name_for
+from .json_files import parse_object, read_config, read_object
 from .original import OriginalCheckpoint, cast_floating, real_weights, stacked_entries, stored_in_float8
 from .safetensors_io import Entry, read_folder, tensor_differences, write_file
 from .scaled_fp8 import without_scales
-from .several_files import merged
-from .versions import model_version
+from .several_files import component_files, merged, opened_components
+from .text_file import TEXT_CONFIG
+from .versions import check_gemma, model_version
 
 Part = tuple[dict[str, Entry], dict[str, Any]]
 """Tensors of a component under diffusers' names, and its diffusers config."""
 
 _SCALE = ".weight_scale"
+# Where each component has a file: whose names have no prefix, and whose tensors are in the file of another one.
+_BARE = ("vae", "diffusion_decoder")
+_TOGETHER = {"connectors": "transformer", "vocoder": "audio_vae"}
 # From this version on a checkpoint must name its text encoder, which a diffusers folder does not record.
 _NEEDS_TEMPLATE = "2.5"
 
@@ -49,15 +53,15 @@ def convert_to_diffusers(
     quantization_config: Any = None,
     on_tensor: Callable[[str], None] | None = None,
 ) -> None:
-    """Writes an original checkpoint file as a folder in diffusers' layout.
+    """Writes an original checkpoint as a folder in diffusers' layout.
 
     A file of several components becomes a folder with a sub-folder for each, and if it has all of a pipeline's, a
     loadable `LTX2Pipeline`. A file of one component, such as an upscaler, becomes that component's folder.
 
     Args:
-        source: The original safetensors file.
+        source: The original safetensors file, or a folder with a file for each component.
         output: The folder to write.
-        text_encoder: Gemma folder whose files are copied into the pipeline, default none.
+        text_encoder: Gemma folder whose files are copied into the pipeline, or an original file with one; default none.
         tokenizer: Tokenizer folder, by default found in or beside `text_encoder`.
         latent_upsampler: An upscaler file to add as sub-folder `latent_upsampler`, default none.
         dtype: Cast floating-point tensors to this dtype; default: as stored, scaled fp8 as bfloat16.
@@ -87,11 +91,15 @@ def convert_to_diffusers(
                 config = {**config, "quantization_config": method.to_dict()}
             layout.write_component(place, component, entries, config, max_shard_size, on_tensor)
         if is_pipeline:
-            distilled = layout.is_distilled(source) if distilled is None else distilled
+            distilled = layout.is_distilled(_main_file(source)) if distilled is None else distilled
             layout.write_scheduler(root / "scheduler", distilled)
-            pairs = {name: layout.portable_pair(name, parts[name][1]) for name in PIPELINE_COMPONENTS}
+            listed = [name for name in (*PIPELINE_COMPONENTS, *OPTIONAL_COMPONENTS) if name in parts]
+            pairs = {name: layout.portable_pair(name, parts[name][1]) for name in listed}
             given = (None if path is None else Path(path) for path in (text_encoder, tokenizer))
             pairs |= layout.copy_text_models(root, *given)
+            if "text_encoder" in pairs:
+                config = read_object(root / "text_encoder" / "config.json")
+                check_gemma(_metadata(source), config, str(source))
             layout.write_model_index(root, pairs)
         put_card(root, output, partial(_card, source, parts, distilled if is_pipeline else None, text_encoder))
 
@@ -104,7 +112,7 @@ def _card(
     name: str,
 ) -> Card:
     """The card of a converted folder; `distilled` is `None` for one that is no pipeline."""
-    made = origin(source, OriginalCheckpoint(source).metadata.get("license"))
+    made = origin(source, _metadata(source).get("license"))
     if distilled is None:
         places = {component: component if len(parts) > 1 else "" for component in parts}
         classes = {places[component]: class_name_for(component, config) for component, (_, config) in parts.items()}
@@ -123,31 +131,52 @@ def convert_to_original(
     *,
     dtype: torch.dtype | None = None,
     metadata_from: str | os.PathLike | None = None,
+    per_component: bool = False,
     quantization_config: Any = None,
     on_tensor: Callable[[str], None] | None = None,
 ) -> None:
-    """Writes a folder in diffusers' layout as one original checkpoint file.
+    """Writes a folder in diffusers' layout as an original checkpoint.
 
     Args:
         source: A pipeline folder (text encoder and upsampler are not part of the file) or one component's folder.
-        output: The safetensors file to write.
+        output: The safetensors file to write, or the folder.
         dtype: Cast floating-point tensors to this dtype; default: as stored.
         metadata_from: An original file whose metadata are carried over where the folder does not say otherwise.
         quantization_config: `"fp8_cast"`, `"fp8_scaled_mm"` or one of their configurations, with which layers of the
             transformer are written in float8; default: as real weights.
+        per_component: Whether to write a folder with a file for each component, as LTX-2.5 is published: connectors are in
+            that of the transformer, the vocoder is in that of the audio VAE. Default `False`: one file.
         on_tensor: Called with the name of every tensor written.
     """
-    check_writable(output)
+    (check_folder_writable if per_component else check_writable)(output)
     parts = folder_components(source, dtype, _float8(quantization_config))
     for name, part in parts.items():
         check_part(name, part, repr(str(source)))
+    known = _known_metadata(Path(source), metadata_from)
+    if not per_component:
+        return _write_original(Path(output), parts, known, on_tensor)
+    with replaced_folder(output) as temporary:
+        for name in dict.fromkeys(_TOGETHER.get(name, name) for name in parts):
+            held = {other: part for other, part in parts.items() if _TOGETHER.get(other, other) == name}
+            _write_original(Path(temporary, f"{name}.safetensors"), held, known, on_tensor, name in _BARE)
+
+
+def _write_original(
+    path: Path,
+    parts: Mapping[str, Part],
+    known: Mapping[str, str],
+    on_tensor: Callable[[str], None] | None,
+    is_bare: bool = False,
+) -> None:
+    """One file with some components, or with one whose names have no prefix."""
     entries: dict[str, Entry] = {}
     for component, (tensors, _) in parts.items():
         tensors = stacked_entries(component, tensors)
         renamed = keys.rename(component, tensors, to="original")
-        entries |= {keys.original_prefix(component, name) + name: tensors[key] for key, name in renamed.items()}
-    metadata = _original_metadata({name: config for name, (_, config) in parts.items()}, metadata_from)
-    write_file(Path(output), entries, metadata | _float8_metadata(entries), on_tensor)
+        prefixes = {name: "" if is_bare else keys.original_prefix(component, name) for name in renamed.values()}
+        entries |= {prefixes[name] + name: tensors[key] for key, name in renamed.items()}
+    metadata = _original_metadata({name: config for name, (_, config) in parts.items()}, known)
+    write_file(path, entries, metadata | _float8_metadata(entries), on_tensor)
 
 
 def _float8(quantization_config: Any) -> FP8Config | None:
@@ -229,10 +258,10 @@ def original_components(
     only: str | None = None,
     quantization_config: FP8Config | None = None,
 ) -> dict[str, Part]:
-    """Tensors (diffusers names) and diffusers config of every component in an original file, or of `only` one.
+    """Tensors (diffusers names) and diffusers config of every component of an original checkpoint, or of `only` one.
 
     Args:
-        path: The file.
+        path: The file, or a folder of files.
         dtype: Data type to read floating-point tensors as, default as stored.
         only: The component, default all.
         quantization_config: How the transformer's layers are stored in float8, default as real weights.
@@ -240,22 +269,36 @@ def original_components(
     Raises:
         ValueError: If the file holds tensors of no supported component; they would be lost.
     """
-    checkpoint = OriginalCheckpoint(path)
-    if unclaimed := keys.unclaimed_keys(checkpoint.entries):
-        raise ValueError(
-            f"{checkpoint.name} holds {len(unclaimed)} tensors of no supported component, e.g. "
-            f"{', '.join(unclaimed[:3])}"
-        )
-    names = [only] if only else checkpoint.components()
+    opened = opened_components(path)
+    for stored in dict.fromkeys(opened.values()):
+        unclaimed = [] if TEXT_CONFIG in stored.metadata else keys.unclaimed_keys(stored.entries)
+        if unclaimed:
+            raise ValueError(
+                f"{stored.name} holds {len(unclaimed)} tensors of no supported component, e.g. {', '.join(unclaimed[:3])}"
+            )
+    names = [only] if only else list(opened)
+    if missing := [name for name in names if name not in opened]:
+        raise ValueError(f"{str(path)!r} holds no {missing[0]}; it holds {', '.join(opened)}")
     if quantization_config is not None and "transformer" not in names:
-        raise ValueError(f"{checkpoint.name} holds no transformer, whose layers could be stored in float8")
+        raise ValueError(f"{str(path)!r} holds no transformer, whose layers could be stored in float8")
 
     def tensors(name: str) -> dict[str, Entry]:
         if quantization_config is None or name != "transformer":
-            return checkpoint.component(name, dtype)
-        return stored_in_float8(checkpoint.component(name, keep_quantized=True), quantization_config, dtype)
+            return opened[name].component(name, dtype)
+        return stored_in_float8(opened[name].component(name, keep_quantized=True), quantization_config, dtype)
 
-    return {name: (tensors(name), checkpoint.config(name)) for name in names}
+    return {name: (tensors(name), opened[name].config(name)) for name in names}
+
+
+def _main_file(source: str | os.PathLike) -> Path:
+    """The file of an original checkpoint that holds the transformer."""
+    return component_files(source)["transformer"][0] if os.path.isdir(source) else Path(source)
+
+
+def _metadata(source: str | os.PathLike) -> dict[str, str]:
+    """The metadata of an original checkpoint, those of the transformer's file if it has several."""
+    opened = opened_components(source)
+    return next((opened[name].metadata for name in ("transformer", *opened) if name in opened), {})
 
 
 def folder_components(
@@ -272,7 +315,8 @@ def folder_components(
     if not root.is_dir():
         raise FileNotFoundError(f"there is no folder {str(root)!r}")
     finish_save(root)
-    folders = [root] if (root / "config.json").is_file() else [root / name for name in PIPELINE_COMPONENTS]
+    names = (*PIPELINE_COMPONENTS, *OPTIONAL_COMPONENTS)
+    folders = [root] if (root / "config.json").is_file() else [root / name for name in names]
     places = [folder for folder in folders if (folder / "config.json").is_file()]
     if not places:
         raise ValueError(f"{str(root)!r} is no folder in diffusers' layout: it has no LTX-2 component")
@@ -300,15 +344,20 @@ def _component_of_config(config: Mapping[str, Any], folder: Path) -> str:
     return COMPONENT_OF[name]
 
 
-def _original_metadata(
-    component_configs: Mapping[str, Mapping[str, Any]], template: str | os.PathLike | None
-) -> dict[str, str]:
-    config = configs.to_original(component_configs)
-    metadata: dict[str, str] = {}
-    if template is not None:
-        checkpoint = OriginalCheckpoint(template)
-        metadata |= checkpoint.metadata
-        config = merged(checkpoint.metadata_config, config)
+def _known_metadata(folder: Path, template: str | os.PathLike | None) -> dict[str, str]:
+    """Metadata that follow from no component's config: those of another file, and the version of the folder's text encoder."""
+    metadata = {} if template is None else dict(OriginalCheckpoint(template).metadata)
+    file = folder / "text_encoder" / "config.json"
+    version = read_object(file).get("gemma_version") if file.is_file() else None
+    if version is not None:
+        metadata.setdefault("gemma_source_checkpoint", json.dumps({"gemma_version": version}))
+    return metadata
+
+
+def _original_metadata(component_configs: Mapping[str, Mapping[str, Any]], known: Mapping[str, str]) -> dict[str, str]:
+    metadata = dict(known)
+    template = parse_object(metadata.get("config", "{}"), "the `config` metadata of `metadata_from`")
+    config = merged(template, configs.to_original(component_configs))
     if "transformer" in component_configs:
         version = model_version(component_configs["transformer"])
         if version == _NEEDS_TEMPLATE and "gemma_source_checkpoint" not in metadata:

@@ -13,6 +13,7 @@ from ..schedulers.scheduling_ltx2 import OWN_KEYS, LTX2Scheduler
 from .class_names import PACKAGE, class_name_for, to_portable
 from .json_files import read_object
 from .safetensors_io import Entry, write_sharded
+from .text_file import is_text_file, load_text_file
 
 # Components that LTX2Pipeline knows and an original checkpoint never has.
 _ABSENT = ("duration_head", "processor", "prompt_enhancer", "text_encoder", "tokenizer")
@@ -89,7 +90,13 @@ def copy_text_models(folder: Path, text_encoder: Path | None, tokenizer: Path | 
     Returns:
         The pairs of `model_index.json` for what was copied.
     """
-    pairs = {}
+    pairs: dict[str, tuple[str, str]] = {}
+    if text_encoder is not None and is_text_file(text_encoder):
+        model, own = load_text_file(text_encoder)
+        model.save_pretrained(folder / "text_encoder")
+        own.save_pretrained(folder / "tokenizer")
+        pairs["text_encoder"] = ("transformers", type(model).__name__)
+        text_encoder, tokenizer = None, tokenizer or folder / "tokenizer"
     if text_encoder is not None:
         text_encoder = text_encoder_folder(text_encoder)
         tokenizer = tokenizer or _tokenizer_near(text_encoder)
@@ -127,6 +134,6 @@ def _copy(source: Path, argument: str, config_name: str, target: Path, patterns:
     if not config.is_file():
         raise ValueError(f"{argument}={str(source)!r} has no {config_name}; give a folder in transformers' layout")
     target.mkdir(parents=True, exist_ok=True)
-    for path in (path for pattern in patterns for path in source.glob(pattern)):
+    for path in (path for pattern in patterns for path in source.glob(pattern) if source != target):
         shutil.copyfile(path, target / path.name)
     return read_object(config)

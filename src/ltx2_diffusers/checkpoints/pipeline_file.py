@@ -15,6 +15,7 @@ from .original import OriginalCheckpoint
 from .pipeline_folder import check_component, named_errors
 from .several_files import Files, component_files
 from .single_file import load_component
+from .text_file import is_text_file, load_text_file
 from .versions import check_gemma
 
 _TEXT_MODELS = {"text_encoder": "PreTrainedModel", "tokenizer": "PreTrainedTokenizer"}
@@ -102,7 +103,7 @@ def load_text_encoder(
     """A language model and its tokenizer.
 
     Args:
-        text_encoder: The model, `None` to do without, or a folder or Hub id to load it from.
+        text_encoder: The model, `None` to do without, or a folder, Hub id or original file to load it from.
         tokenizer: Its tokenizer, default from the same place; needed if `text_encoder` is a model.
         dtype: Data type of its weights, default as stored.
         options: Arguments of the download, and `quantization_config` for the model.
@@ -114,6 +115,9 @@ def load_text_encoder(
     from transformers import AutoModelForImageTextToText
 
     source = os.fspath(text_encoder)
+    if is_text_file(source):
+        model, own = load_text_file(source, dtype, **{n: v for n, v in options.items() if n not in _HUB_OPTIONS})
+        return model, own if tokenizer is None else tokenizer
     subfolder = _checked_subfolder(source, "text_encoder")
     if tokenizer is None:
         hub = {name: value for name, value in options.items() if name in _HUB_OPTIONS}

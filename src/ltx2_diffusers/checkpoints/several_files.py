@@ -6,12 +6,15 @@ A file is recognised by what it holds, whatever it is called. Some hold one comp
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import keys
 from .hub_files import local_file
 from .json_files import parse_object
 from .safetensors_io import Entry, SafetensorsFile
+
+if TYPE_CHECKING:
+    from .original import OriginalCheckpoint
 
 Files = str | os.PathLike | Sequence[str | os.PathLike] | Mapping[str, str | os.PathLike]
 """One file or Hub link, a folder of files, a list of files, or files by what they hold."""
@@ -28,9 +31,9 @@ def component_files(source: Files, **hub_options: Any) -> dict[str, list[Path]]:
     Raises:
         ValueError: If a file holds no component or not the one that it is given for, or two files hold the same.
     """
-    is_folder = isinstance(source, (str, os.PathLike)) and os.path.isdir(source)
-    if is_folder:
-        paths = sorted(Path(source).rglob("*.safetensors"))
+    is_folder = False
+    if isinstance(source, (str, os.PathLike)) and os.path.isdir(source):
+        is_folder, paths = True, sorted(Path(source).rglob("*.safetensors"))
     else:
         values = source.values() if isinstance(source, Mapping) else source
         given = [values] if isinstance(values, (str, os.PathLike)) else list(values)
@@ -51,6 +54,28 @@ def component_files(source: Files, **hub_options: Any) -> dict[str, list[Path]]:
                 f"{component} is in {' and in '.join(repr(str(path)) for path in places)}; give one of them, in a list of files"
             )
     return {component: places for component, places in found.items() if places}
+
+
+def holds_originals(folder: Path) -> bool:
+    """Whether a folder is one of original files, and not in diffusers' layout."""
+    is_diffusers = any((folder / name).is_file() for name in ("model_index.json", "config.json"))
+    return not is_diffusers and any(folder.rglob("*.safetensors"))
+
+
+def opened_components(source: str | os.PathLike) -> "dict[str, OriginalCheckpoint]":
+    """The components of an original file, or of a folder of them, each with what it is read from."""
+    from .original import OriginalCheckpoint
+
+    if not os.path.isdir(source):
+        checkpoint = OriginalCheckpoint(source)
+        names = checkpoint.components()
+        if not names and (first := next(iter(checkpoint.entries), "")):
+            raise ValueError(
+                f"{checkpoint.name} holds no component of LTX-2 but {first}; give the file of a checkpoint"
+            )
+        return dict.fromkeys(names, checkpoint)
+    found = component_files(source)
+    return {name: OriginalCheckpoint(paths[0] if len(paths) == 1 else paths) for name, paths in found.items()}
 
 
 def _components(path: Path) -> list[str]:

@@ -93,6 +93,18 @@ def sound_alone(options: Options, _takes: Collection[str]) -> Arguments:
     return {"regenerate_video": False}
 
 
+def length_bounds(options: Options) -> tuple[float, float]:
+    """Shortest and longest length that may be predicted, in seconds."""
+    from ..models.duration_head import SECONDS
+
+    return options.get("min_seconds", SECONDS[0]), options.get("max_seconds", SECONDS[1])
+
+
+def predicted_length(options: Options, _takes: Collection[str]) -> Arguments:
+    """No number of frames, and the bounds of the one that is predicted."""
+    return {"num_frames": None, **dict(zip(("min_seconds", "max_seconds"), length_bounds(options)))}
+
+
 def segments(options: Options, _takes: Collection[str]) -> Arguments:
     """How many parts an extension makes, and how many frames each has, those it shares included.
 

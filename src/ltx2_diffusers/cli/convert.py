@@ -15,7 +15,7 @@ DTYPES = (*_SHORT, *_SHORT.values())
 # Options that only one direction has.
 _ONLY = {
     "diffusers": ("text_encoder", "tokenizer", "latent_upsampler", "max_shard_size", "distilled"),
-    "original": ("metadata_from",),
+    "original": ("metadata_from", "per_component"),
 }
 _EXAMPLES = """examples:
   # an original file into a folder that holds a complete pipeline, text encoder and upscaler included
@@ -24,6 +24,10 @@ _EXAMPLES = """examples:
 
   # and back: transformer, connectors, VAEs and vocoder in one file
   ltx2 convert LTX-2-diffusers ltx-2-19b-dev.safetensors --check
+
+  # LTX-2.5, a folder with a file for each component, and back
+  ltx2 convert LTX-2.5 LTX-2.5-diffusers --text-encoder gemma-4-12b
+  ltx2 convert LTX-2.5-diffusers LTX-2.5-again --per-component --metadata-from LTX-2.5/transformer.safetensors
 
   # layers of the transformer in float8, with scales
   ltx2 convert ltx-2-19b-dev.safetensors LTX-2-fp8 --quantize fp8-scaled-mm --calibration amax.json
@@ -47,7 +51,8 @@ def add_parser(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "source", help="original .safetensors file, folder of a pipeline or component, or a packaged name"
+        "source",
+        help="original .safetensors file or a folder of them, folder of a pipeline or component, or a packaged name",
     )
     parser.add_argument("output", help="folder or .safetensors file to write")
     parser.add_argument("--to", choices=LAYOUTS, help="layout to write (default: the one that the source is not in)")
@@ -76,7 +81,11 @@ def add_parser(commands: Any) -> None:
 
 def _add_directed_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("into diffusers' layout")
-    group.add_argument("--text-encoder", metavar="FOLDER", help="Gemma folder (or a pipeline that has one) to copy in")
+    group.add_argument(
+        "--text-encoder",
+        metavar="FOLDER",
+        help="Gemma folder, a pipeline or an original file that has one, to copy in",
+    )
     group.add_argument("--tokenizer", metavar="FOLDER", help="tokenizer (default: in or beside the text encoder)")
     group.add_argument("--latent-upsampler", metavar="FILE", help="upscaler file to add as latent_upsampler/")
     group.add_argument("--max-shard-size", metavar="SIZE", help="largest weight file, e.g. 500MB (default: 5GB)")
@@ -91,6 +100,12 @@ def _add_directed_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="original file whose metadata are carried over (license, unknown fields)",
     )
+    group.add_argument(
+        "--per-component",
+        action="store_true",
+        default=None,
+        help="write a folder with a file for each component, as LTX-2.5 is published (default: one file)",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -102,7 +117,7 @@ def run(options: argparse.Namespace) -> int:
 
     source = _existing(options.source)
     to = _direction(options, source)
-    _check_output(options.output, to)
+    _check_output(options.output, "files" if options.per_component else to)
     dtype = None if options.dtype is None else getattr(torch, _SHORT.get(options.dtype, options.dtype))
     method = float8_config(options.quantize, options.calibration)
     given = {name: getattr(options, name) for name in _ONLY[to] if getattr(options, name) is not None}
@@ -135,9 +150,10 @@ def _existing(name: str) -> Path:
 def _check_output(name: str, to: str) -> None:
     """What is written can be told from its name: one file, or a folder."""
     path = Path(name)
-    if to == "diffusers" and path.suffix in FILES:
+    if to != "original" and path.suffix in FILES:
+        kind = "in diffusers' layout" if to == "diffusers" else "with a file for each component"
         raise ValueError(
-            f"{name!r} is the name of a file; a folder in diffusers' layout is written, use {str(path.with_suffix(''))!r}"
+            f"{name!r} is the name of a file; a folder {kind} is written, use {str(path.with_suffix(''))!r}"
         )
     if to == "original" and path.suffix != ".safetensors":
         file = path / "model.safetensors" if path.is_dir() else path.with_suffix(".safetensors")
@@ -146,10 +162,14 @@ def _check_output(name: str, to: str) -> None:
 
 def _direction(options: argparse.Namespace, source: Path) -> str:
     """The layout to write, which follows from the source; refuse options of the other direction."""
-    to = "original" if source.is_dir() else "diffusers"
+    from ..checkpoints.several_files import holds_originals
+
+    to = "original" if source.is_dir() and not holds_originals(source) else "diffusers"
     if options.to not in (None, to):
         kind = (
-            "a folder, which is in diffusers' layout" if source.is_dir() else "a file, which is in the original layout"
+            "a folder, which is in diffusers' layout"
+            if to == "original"
+            else f"a {'folder of files' if source.is_dir() else 'file'}, which is in the original layout"
         )
         raise ValueError(f"--to {options.to} does not fit {options.source!r}: it is {kind}; use --to {to}")
     other = next(layout for layout in LAYOUTS if layout != to)

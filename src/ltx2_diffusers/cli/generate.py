@@ -12,6 +12,7 @@ from typing import Any
 
 from ..checkpoints.packaged import PACKAGED, PACKAGED_SIZE
 from ..checks import check_seed
+from .calls import length_bounds
 from .identities import content_identity, environment, file_sha256
 from .jobs.ranks import check_parallel, own_device, place_to_write, share, sharing
 from .loading import best_device, check_checkpoint, check_device, load_pipeline
@@ -143,9 +144,11 @@ def with_defaults(given: Options, mode: Mode) -> dict[str, Any]:
     if "video" not in given:
         sizes = PACKAGED_SIZE if is_packaged else dict(zip(("height", "width", "num_frames"), DEFAULT_SIZE))
         defaults |= {name: value for name, value in {**sizes, "frame_rate": 24.0}.items() if name in takes}
-    if "extend" in given:
+    if not given.keys().isdisjoint(("extend", "auto_length")):
         # The parts of a long clip have the length that makes its duration.
         defaults.pop("num_frames", None)
+    if "auto_length" in given:
+        defaults |= dict(zip(("min_seconds", "max_seconds"), length_bounds(given)))
     if "vram" in given:
         # The plan says where weights wait.
         defaults.pop("offload")

@@ -17,7 +17,8 @@ def add_parser(commands: Any) -> None:
         description="Show components, versions and sizes of a checkpoint without loading it.",
     )
     parser.add_argument(
-        "checkpoint", help="folder in diffusers layout, original .safetensors file, or a packaged name"
+        "checkpoint",
+        help="folder in diffusers layout, original .safetensors file or a folder of them, or a packaged name",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.set_defaults(run=run)
@@ -26,6 +27,7 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print the table."""
     from ..checkpoints.packaged import checkpoint_path, meant_instead
+    from ..checkpoints.several_files import holds_originals
 
     path = checkpoint_path(options.checkpoint)
     if not path.exists():
@@ -33,8 +35,9 @@ def run(options: argparse.Namespace) -> int:
             f"there is no file or folder {options.checkpoint!r} (a Hub repository has to be downloaded first); "
             f"{meant_instead(options.checkpoint)}"
         )
-    version, kind, parts = describe_folder(path) if path.is_dir() else describe_file(path)
-    layout = "diffusers" if path.is_dir() else "original"
+    is_original = path.is_file() or holds_originals(path)
+    version, kind, parts = describe_file(path) if is_original else describe_folder(path)
+    layout = "original" if is_original else "diffusers"
     if options.json:
         summary = {"layout": layout, "version": version, "kind": kind, "components": parts}
         print(json.dumps(summary, indent=2))
@@ -51,19 +54,17 @@ def describe_file(path: Path) -> tuple[str, str, dict[str, Any]]:
     """Version, kind and components of an original file."""
     from ..checkpoints.class_names import class_name_for
     from ..checkpoints.folder import is_distilled
-    from ..checkpoints.original import OriginalCheckpoint
+    from ..checkpoints.several_files import opened_components
     from ..checkpoints.versions import model_version
 
-    checkpoint = OriginalCheckpoint(path)
-    names = checkpoint.components()
-    if not names:
-        raise ValueError(f"{path} holds no component of LTX-2")
+    opened = opened_components(path)
     parts = {
-        name: _part(class_name_for(name, checkpoint.config(name)), checkpoint.component(name, keep_quantized=True))
-        for name in names
+        name: _part(class_name_for(name, one.config(name)), one.component(name, keep_quantized=True))
+        for name, one in opened.items()
     }
-    version = model_version(checkpoint.config("transformer")) if "transformer" in names else "unknown"
-    return checkpoint.metadata.get("model_version", version), "distilled" if is_distilled(path) else "dev", parts
+    main = next(opened[name] for name in ("transformer", *opened) if name in opened)
+    version = model_version(main.config("transformer")) if "transformer" in opened else "unknown"
+    return (main.metadata.get("model_version", version), "distilled" if is_distilled(main.name) else "dev", parts)
 
 
 def describe_folder(path: Path) -> tuple[str, str, dict[str, Any]]:
@@ -81,6 +82,11 @@ def describe_folder(path: Path) -> tuple[str, str, dict[str, Any]]:
             continue
         stem = next((stem for stem in _STEMS if any((path / name).glob(f"{stem}*.safetensors"))), None)
         parts[name] = _part(entry[1], read_folder(path / name, stem) if stem else {})
+    for file in sorted(path.glob("*/config.json")):
+        # Of no pipeline's index, but published beside it: upsamplers, a diffusion decoder, another transformer.
+        name, class_name = file.parent.name, read_object(file).get("_class_name")
+        if name not in parts and class_name is not None and any(file.parent.glob(f"{_STEMS[0]}*.safetensors")):
+            parts[name] = _part(class_name, read_folder(file.parent))
     transformer, scheduler = path / "transformer" / "config.json", path / "scheduler" / "scheduler_config.json"
     version = model_version(read_object(transformer)) if transformer.is_file() else "unknown"
     return version, model_kind(read_object(scheduler) if scheduler.is_file() else {}), parts

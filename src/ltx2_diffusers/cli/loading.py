@@ -107,6 +107,10 @@ def _adapted(options: Options, pipeline_class: Any) -> Any:
     if not isinstance(pipeline.scheduler, LTX2Scheduler):
         pipeline.scheduler = LTX2Scheduler.from_config(pipeline.scheduler.config)
     _check_kind(pipeline, options)
+    if "auto_length" in options and not pipeline.has("duration_head"):
+        raise ValueError(
+            f"--auto-length needs a duration head, which {options['checkpoint']} has not; use --num-frames 121"
+        )
     _load_loras(pipeline, options)
     if options.get("tiling"):
         pipeline.vae.enable_tiling()

@@ -182,6 +182,10 @@ _GROUPS: dict[str, tuple[Option, ...]] = {
         _same("width", "PIXELS", help="a multiple of 32; 64 in two stages; default 768"),
         _same("height", "PIXELS", help="the same; default 512"),
         _same("num_frames", "N", help="8 k + 1; of --extend: those of a part; default 121"),
+        Option("auto_length", becomes=calls.predicted_length, excludes=("num_frames", "audio", "extend"),
+            help="as long as the checkpoint predicts for the prompt, which those of LTX-2.5 do"),
+        Option("min_seconds", "SECONDS", becomes=calls.predicted_length, needs=("auto_length",), help="of --auto-length: shortest clip; default 1"),
+        Option("max_seconds", "SECONDS", becomes=calls.predicted_length, needs=("auto_length",), help="of --auto-length: longest clip; default 20"),
         _same("frame_rate", "FPS", help="23.976 and the like are exact; clips of another rate are brought to it by the times of their frames; default 24; "
             "miniatures: see below"),
         Option("duration", "SECONDS", "duration_s", needs=("audio_only",), default=5.0, help="of --audio-only; default 5"),

@@ -108,8 +108,9 @@ class Placement:
             return text_encoder, own
         dtype = _dtype_of("", options)
         if self.streamed and "transformer" not in options:
-            (file,) = component_files(path)["transformer"]
-            own["transformer"] = load_streamed(_own("LTX2AVTransformer3DModel"), file, dtype=dtype)
+            # Without one, loading the others says so.
+            for file in component_files(path).get("transformer", ()):
+                own["transformer"] = load_streamed(_own("LTX2AVTransformer3DModel"), file, dtype=dtype)
         if isinstance(text_encoder, (str, os.PathLike)):
             folder = _text_encoder_folder(text_encoder)
             if options.get("tokenizer") is None:

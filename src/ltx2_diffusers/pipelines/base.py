@@ -161,6 +161,8 @@ class LTX2PipelineBase(saving.AtomicSaveMixin, CompilationMixin):
             new._prompt_cache = pipeline._prompt_cache
         if "text_encoder" in parameters and "text_encoder" not in kwargs:
             new._text_encoder_on_demand = getattr(pipeline, "_text_encoder_on_demand", None)
+        if "text_encoder" in parameters:
+            new.begins_with_bos = getattr(pipeline, "begins_with_bos", True)
         new._waiting = getattr(pipeline, "_waiting", ())
         return new
 

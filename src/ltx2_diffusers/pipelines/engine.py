@@ -295,15 +295,10 @@ def awaits_length(pipeline: LTX2GenerationPipeline, request: Request, num_prompt
         ValueError: If it is, and there are several texts or a given sound; or if bounds are given and it is not.
     """
     size, start = request.size, request.start
-    is_given = (
-        size.num_frames is not None or start.latents is not None or any(c.sets_length for c in request.conditions)
-    )
+    given = (size.num_frames, start.latents, *(one for one in request.conditions if one.sets_length))
+    is_given = any(one is not None for one in given)
     if is_given or size.seconds is None or not pipeline.has("duration_head"):
-        why = (
-            "the length of this call is given"
-            if is_given
-            else "this pipeline has no duration head to predict a length"
-        )
+        why = "the length of this call is given" if is_given else "this pipeline has no duration head"
         said = zip(("min_seconds", "max_seconds"), size.seconds or SECONDS, SECONDS)
         check_unread(why, {name: value for name, value, usual in said if value != usual})
         return False
@@ -381,11 +376,9 @@ def prepare(
         conditions = [condition.opened(pipeline, plan) for condition in request.conditions]
     else:
         conditions = [condition.refitted(plan) for condition in opened]
-    are_references = [condition.is_reference for condition in request.conditions]
+    pairs = list(zip(conditions, request.conditions))
     for index, one in enumerate(runs):
-        taking_part = [
-            c for c, is_reference in zip(conditions, are_references) if one.stage.references or not is_reference
-        ]
+        taking_part = [condition for condition, given in pairs if one.stage.references or not given.is_reference]
         with active.added_adapters(pipeline, one.stage.adapters or {}):
             for condition in taking_part:
                 condition.check(one.plan)

@@ -95,6 +95,9 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
     diffusion_decoder: DiffusionDecoder
     pass_layout: PassLayout = PassLayout()
     """How the passes of a guided step are made: one after another by default."""
+    begins_with_bos: bool = True
+    """Whether prompts begin with `<bos>` also where the tokenizer does not put it there, as that of Gemma 4 does not; the models
+    were trained with it. `False` leaves tokens as the tokenizer makes them, as in diffusers. No difference with Gemma 3."""
     memory_plan: MemoryPlan | None = None
     """The plan that the pipeline was loaded by, if it was."""
     _prompt_cache: texts.PromptCache | None = None
@@ -148,7 +151,7 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
             pretrained_model_link_or_path: The safetensors file, or a Hub link to it. Of a checkpoint with a file for each
                 component, such as LTX-2.5: a list of them, a dictionary by component, or a folder with these and no others of
                 their kind. Files are told by what they hold, not by their names.
-            text_encoder: The Gemma model, or a folder or Hub id that holds it (and, unless given, its tokenizer). `None`
+            text_encoder: The Gemma model, or a folder, Hub id or original file that holds it (and, unless given, its tokenizer). `None`
                 for a pipeline that is given precomputed states, or only encodes and decodes.
             tokenizer: The tokenizer of the text encoder.
             torch_dtype: Data type of all components, default that of the file.
@@ -387,7 +390,8 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
 
         Args:
             prompt: Text or texts.
-            system_prompt: Instructions to the language model, default this package's for text or for an image.
+            system_prompt: Instructions to the language model, default this package's for text or for an image, and those of
+                diffusers for a dedicated `prompt_enhancer`.
             max_new_tokens: Length of the answer, default 512 (600 with a dedicated `prompt_enhancer`).
             seed: Seed of the sampling; a `generator` given replaces it by its own initial seed.
             generator: See `seed`; of a list the first one counts.
@@ -513,7 +517,7 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
 
     def _text_encoder(self, device: torch.device | None = None) -> texts.TextEncoder:
         device = device or self._execution_device
-        return texts.TextEncoder(self.tokenizer, self._language_model, self.connectors, device)
+        return texts.TextEncoder(self.tokenizer, self._language_model, self.connectors, device, self.begins_with_bos)
 
     # Of the running stage, or of the last one.
     guidance_scale = _scale("video", "cfg_scale", "Classifier-free guidance scale of the video.")

@@ -143,7 +143,9 @@ class Needs:
     def clip_stages(self, storage: str | None, layout: PassLayout, decoding: str) -> list[StageNeed]:
         """All stages but that of the language model."""
         first, clip, steps = self.clips.first, self.clips.clip, self.wish.steps
-        needs = [_need("text connectors", *self._counted(stages.connecting, ("connectors",), self._reading))]
+        uses, count = self._counted(stages.connecting, ("connectors",), self._reading)
+        # The small network that predicts a length reads what they make.
+        needs = [_need("text connectors", (*uses, *(n for n in self.components if n == "duration_head")), count)]
         if given := max(self.wish.given_frames, int(self.wish.image)):
             kind = "image encoding" if given == 1 else "clip encoding"
             needs.append(_need(kind, *self._counted(stages.encoding_given, ("vae",), clip, given)))

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..checkpoints.class_names import COMPONENT_OF, class_name_for, to_ours
+from ..checkpoints.class_names import COMPONENT_OF, PIPELINE_COMPONENTS, class_name_for, to_ours
 from ..checkpoints.configs import to_diffusers
 from ..checkpoints.folder import is_distilled, text_encoder_folder
 from ..checkpoints.json_files import read_config, read_object
@@ -26,16 +26,8 @@ from ..quantization.configs import NAMES, FP8Method
 PUBLISHED = {"ltx-2-19b": "2.0", "ltx-2.3-22b": "2.3"}
 """Names of published models that can be planned for without their files, and their versions."""
 DIFFUSION = "diffusion_decoder"
-COMPONENTS = (
-    "text_encoder",
-    "connectors",
-    "transformer",
-    "latent_upsampler",
-    "vae",
-    "audio_vae",
-    "vocoder",
-    DIFFUSION,
-)
+_READING, _DECODING = ("text_encoder", "connectors", "duration_head"), ("vae", "audio_vae", "vocoder")
+COMPONENTS = (*_READING, "transformer", "latent_upsampler", *_DECODING, DIFFUSION)
 """Components that hold weights, in the order of a call."""
 GEMMA_3_12B = {
     "text_config": {
@@ -58,7 +50,6 @@ GEMMA_3_12B = {
     },
 }
 """Sizes of the language model that the published checkpoints read prompts with."""
-_OPTIONAL = ("latent_upsampler", DIFFUSION)
 _TEXT_CLASS = "Gemma3ForConditionalGeneration"
 
 
@@ -175,7 +166,7 @@ def parts_of(
 
 def _published(name: str, dtype: torch.dtype) -> ModelParts:
     metadata = reference_config(PUBLISHED[name])
-    names = [component for component in COMPONENTS if component not in ("text_encoder", *_OPTIONAL)]
+    names = PIPELINE_COMPONENTS
     configs = {component: _named(component, to_diffusers(component, metadata)) for component in names}
     configs |= {"text_encoder": {"_class_name": _TEXT_CLASS, **GEMMA_3_12B}, "latent_upsampler": _UPSAMPLER}
     return ModelParts(name, configs, preset(PUBLISHED[name]), dtype)
@@ -285,7 +276,7 @@ def _with_upsampler(parts: ModelParts, path: Path) -> ModelParts:
 
 
 def _check_whole(configs: Mapping[str, Any], name: str) -> None:
-    missing = [one for one in COMPONENTS if one not in configs and one not in _OPTIONAL]
+    missing = [one for one in ("text_encoder", *PIPELINE_COMPONENTS) if one not in configs]
     if missing:
         raise ValueError(f"{name} holds no {', '.join(missing)}; give a checkpoint of a whole model")
 

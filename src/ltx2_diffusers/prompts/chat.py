@@ -18,6 +18,8 @@ from ..memory.streaming import streamer_of
 _PLAIN = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"', "—": "-", "–": "-", "\u00a0": " ", "′": "'", "−": "-"})
 # Long side in pixels of a picture, the input size of Gemma's vision tower.
 _LONG_SIDE = 896
+# Kind of language model that LTX-2.5 has fine-tuned.
+_ENCODES_ONLY = "gemma4_unified"
 # Sequence lengths that attention kernels like.
 _ALIGNMENT = 8
 
@@ -66,6 +68,12 @@ class ChatModel:
             raise ValueError(
                 f"{kind_of(self.model).__name__} cannot write text, so it cannot rewrite prompts; load the text encoder "
                 "as Gemma3ForConditionalGeneration or leave `enable_prompt_enhancement` off"
+            )
+        kind = getattr(getattr(self.model, "config", None), "model_type", None)
+        if kind == _ENCODES_ONLY and self.defaults is OWN_ENCODER:
+            raise ValueError(
+                "the text encoder of LTX-2.5 was trained to encode prompts and cannot rewrite them; load an instruction-tuned "
+                "Gemma 4 as `prompt_enhancer` with its `processor`, or leave `enable_prompt_enhancement` off"
             )
         if self._template_owner is None:
             raise ValueError(
@@ -171,7 +179,7 @@ def seeded_sampling(seed: int, device: torch.device) -> Iterator[None]:
 def _aligned(inputs: dict[str, torch.Tensor], pad_token: int) -> dict[str, torch.Tensor]:
     """Pad token sequences on the left to a multiple of 8, so that the answer still follows the question."""
     missing = -inputs["input_ids"].shape[1] % _ALIGNMENT
-    fill = {"input_ids": pad_token, "attention_mask": 0, "token_type_ids": 0}
+    fill = {"input_ids": pad_token, "attention_mask": 0, "token_type_ids": 0, "mm_token_type_ids": 0}
     return {
         name: torch.nn.functional.pad(value, (missing, 0), value=fill[name]) if name in fill else value
         for name, value in inputs.items()

@@ -7,7 +7,7 @@ import torch
 from diffusers.utils import logging
 
 from ..memory.on_demand import session
-from .chat import ChatModel
+from .chat import DEDICATED_ENHANCER, ChatModel
 from .encoding import Enhancement
 
 logger = logging.get_logger(__name__)
@@ -65,7 +65,12 @@ def enhance(
         image: First frame of the video, which the texts are to continue.
     """
     system_prompt, question = wish.system_prompt, "user prompt: {}" if image is None else "User Raw Input Prompt: {}."
-    if system_prompt is None:
+    if system_prompt is None and chat.defaults is DEDICATED_ENHANCER:
+        # Reading them imports pipelines of diffusers.
+        from .diffusers_texts import LTX2_5_I2V_DEFAULT_SYSTEM_PROMPT, LTX2_5_T2V_DEFAULT_SYSTEM_PROMPT
+
+        system_prompt = LTX2_5_T2V_DEFAULT_SYSTEM_PROMPT if image is None else LTX2_5_I2V_DEFAULT_SYSTEM_PROMPT
+    elif system_prompt is None:
         system_prompt = TEXT_SYSTEM_PROMPT if image is None else IMAGE_SYSTEM_PROMPT
     first = generator[0] if isinstance(generator, list) else generator
     with session(chat.model):

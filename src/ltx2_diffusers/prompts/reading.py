@@ -158,8 +158,11 @@ class PromptReader:
         """What contexts are computed with, as far as it is loaded."""
         encoder, absent = self.encoder, self.encoder.absent
         has_model, has_connectors = not {"tokenizer", "text_encoder"} & {*absent}, "connectors" not in absent
+        plain = "" if encoder.begins_with_bos else "-as tokenized"
         return EncodedBy(
-            f"{tokenizer_fingerprint(encoder.tokenizer)}-{fingerprint_of(encoder.model)}" if has_model else None,
+            f"{tokenizer_fingerprint(encoder.tokenizer)}{plain}-{fingerprint_of(encoder.model)}"
+            if has_model
+            else None,
             model_fingerprint(encoder.connectors) if has_connectors else None,
             str(encoder.connectors.dtype if has_connectors else self.dtype),
         )

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..conditioning.shapes import VIDEO_SCALE_FACTORS
+from ..models.duration_head import frames_within
 from .settings import Limits
 
 
@@ -36,7 +38,12 @@ def admit(call: Mapping[str, Any], limits: Limits) -> None:
     Raises:
         ValueError: If it is; the message names an argument.
     """
-    frames = call.get("num_frames", 0) * call.get("num_segments", 1)
+    frames = call.get("num_frames", 0)
+    if frames is None:
+        # That of the longest clip that may be predicted.
+        bounds = call["min_seconds"], call["max_seconds"]
+        frames = frames_within(bounds[1], call["frame_rate"], VIDEO_SCALE_FACTORS.time, *bounds)
+    frames *= call.get("num_segments", 1)
     megapixels = call.get("width", 0) * call.get("height", 0) * frames / 1e6
     if megapixels > limits.max_megapixels:
         raise ValueError(

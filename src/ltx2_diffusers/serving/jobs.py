@@ -23,7 +23,7 @@ from .settings import Limits, Settings
 # What the API of /generate calls some options.
 _OTHER_NAMES = {"frame_rate": "fps", "steps": "num_inference_steps", "image_at": "image", "no_audio": "include_audio"}
 # Options beside the text and the seed that clips made by one call may not have: they are about a single one.
-_ALONE = ("extend", "retake", "add_sound", "enhance_prompt", "audio_only")
+_ALONE = ("extend", "retake", "add_sound", "enhance_prompt", "audio_only", "auto_length")
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class ServedModel:
         distilled_lora: Weight of the LoRA with which a dev checkpoint refines, if one is loaded.
         memory: What is loaded, as far as memory goes; see [`~ltx2_diffusers.serving.memory.forecast.memory_facts`]. Without it
             no clip is refused for its memory.
+        predicts_length: Whether it has a duration head.
         identity: What tells it from others; see [`~ltx2_diffusers.serving.manifests.identity`].
     """
 
@@ -48,6 +49,7 @@ class ServedModel:
     distilled_lora: float | None = None
     memory: Mapping[str, Any] | None = None
     identity: dict[str, Any] = field(default_factory=dict)
+    predicts_length: bool = False
 
     def forecast(self, memory_gb: float | None) -> Forecast | None:
         """Foretells the memory of clips, within so many GiB if they are said."""
@@ -248,6 +250,10 @@ class Planner(JobMaker):
         limits = self.settings.limits
         try:
             check_texts([given["prompt"], given.get("negative_prompt")], limits)
+            if "auto_length" in given and not self.model.predicts_length:
+                raise ValueError(
+                    "`auto_length` needs a duration head, which this server's checkpoint has not; use `seconds`"
+                )
             mode = choose_mode(given)
             options = with_defaults({**given, **self._loaded(given)}, mode)
             call = call_arguments(mode, options)

@@ -113,7 +113,8 @@ class LocalRunner:
         preset = pipeline.preset
         names, identity = tuple(sorted(adapters)), identity_of(options)
         memory = memory_facts(pipeline, options)
-        self.model = ServedModel(preset.version, preset.kind, options["device"], names, distilled, memory, identity)
+        facts = (preset.version, preset.kind, options["device"], names, distilled, memory, identity)
+        self.model = ServedModel(*facts, pipeline.has("duration_head"))
         self._environment = environment(options["device"])
         results.mkdir(parents=True, exist_ok=True)
 

@@ -40,9 +40,10 @@ def wish(options: Options) -> dict[str, Any]:
 
 def _size(options: Options, multiple: int) -> dict[str, Any]:
     """Sizes of what is made: those of the options, else of the clip to work on, else what is usual."""
-    from ...conditioning.shapes import snap_frames
+    from ...conditioning.shapes import VIDEO_SCALE_FACTORS, snap_frames
     from ...guidance.presets import DEFAULT_SIZE
     from ...media.reading import probe
+    from ...models.duration_head import frames_within
     from .. import calls
 
     names = ("height", "width", "num_frames", "frame_rate")
@@ -55,6 +56,9 @@ def _size(options: Options, multiple: int) -> dict[str, Any]:
         sides = [max(side // multiple, 2) * multiple for side in (clip.height, clip.width)]
         size = dict(zip(names, (*sides, frames, rate)))
     size |= {name: options[name] for name in names if name in options}
+    if "auto_length" in options:
+        bounds = calls.length_bounds(options)
+        size["num_frames"] = frames_within(bounds[1], size["frame_rate"], VIDEO_SCALE_FACTORS.time, *bounds)
     if "extend" in options:
         size["num_frames"] = calls.segments(options, names)["num_frames"]
     if "audio_only" in options:

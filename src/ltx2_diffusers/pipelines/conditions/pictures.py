@@ -398,14 +398,14 @@ def keyframes(
     if not isinstance(images, (list, tuple, np.ndarray, torch.Tensor)) or not len(images):
         raise ValueError(f"`images` has to be a list of at least one picture but is {images!r}; use [image]")
     shares = [Fraction(i, max(len(images) - 1, 1)) if indices is None else None for i in range(len(images))]
-    indices = [None] * len(images) if indices is None else indices
+    frames: Sequence[int | None] = [None] * len(images) if indices is None else indices
     strengths = list(strengths) if isinstance(strengths, Iterable) else [strengths] * len(images)
-    for name, values in (("frame_indices", indices), ("strengths", strengths)):
+    for name, values in (("frame_indices", frames), ("strengths", strengths)):
         if len(values) != len(images):
             raise ValueError(f"`{name}` has {len(values)} entries for {len(images)} `images`; give one each")
     return [
         KeyframeCondition(image, frame=index, strength=strength, crf=crf, mode="append", share=share)
-        for image, index, strength, share in zip(images, indices, strengths, shares)
+        for image, index, strength, share in zip(images, frames, strengths, shares)
     ]
 
 

@@ -140,7 +140,7 @@ export function makeForm({ properties, defaults, limits, adapters, routes }, onJ
     for (const name of ["prompt", "steps", "guidance_scale", "seed", "adapters", "negative_prompt", ...rest]) await take(name);
     given.prompt ??= "";
     if (sized) for (const name of ["width", "height"]) await take(name);
-    if (sized && given.num_frames === undefined) await take("seconds");
+    if (sized && given.num_frames === undefined && !given.auto_length) await take("seconds");
     if (!unseen) await take("two_stage");
     for (const name of wanted) if (known(name) && !LATER.includes(name)) await take(name);
     if (given.audio) await take("audio_fit");

@@ -55,7 +55,9 @@ def measure_time(grid: tuple[int, ...], kernel: tuple[int, ...], repeats: int) -
 def measure_memory(shape: dict[str, int], how: str) -> dict[str, Any]:
     """Most bytes of tensors beside the weights, of both decoders; tiles are those of `enable_tiling()`."""
     with torch.device("meta"):
-        diffusion, convolutional = LTX2VideoDiffusionDecoderModel(), AutoencoderKLLTX2Video(**CONFIGS["2.3"])
+        # Blocks run one after the other in the same memory.
+        diffusion = LTX2VideoDiffusionDecoderModel(decoder_stage_depths=(1, 1, 1, 1, 1))
+        convolutional = AutoencoderKLLTX2Video(**CONFIGS["2.3"])
     for model in (diffusion, convolutional):
         torch.nn.Module.to(model, torch.bfloat16).eval().requires_grad_(False)
     sizes = (1, 128, (shape["frames"] - 1) // 8 + 1, shape["height"] // 32, shape["width"] // 32)

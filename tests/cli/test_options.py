@@ -149,7 +149,10 @@ WRONG = {
     "checkpoint": (["--checkpoint", "/nowhere/at/all"], "--checkpoint '/nowhere/at/all': there is no such folder"),
     "text_encoder": (["--text-encoder", "gemma"], "--text-encoder belongs to original files"),
     "upsampler": (["--two-stage", "--upsampler", "none.sft"], "--upsampler: there is no file 'none.sft'"),
-    "decoder": (["--decoder", "diffusion", *SMALL], "no --diffusion-decoder; load one by"),
+    "decoder": (
+        ["--decoder", "diffusion", *SMALL],
+        '--decoder is "diffusion", but this pipeline has no --diffusion-decoder',
+    ),
     "diffusion_decoder": (["--diffusion-decoder", "RED.PNG"], "--diffusion-decoder needs --decoder"),
     "lora": (["--lora", "RED.PNG:0.5"], "--lora: '"),
     "fuse_lora": (["--fuse-lora"], "--fuse-lora needs --lora"),

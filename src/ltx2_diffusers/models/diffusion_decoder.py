@@ -58,6 +58,10 @@ class DiffusionDecoder(nn.Module):
         config: That of [`LTX2VideoDiffusionDecoderModel`].
     """
 
+    # Lists of lists, which type checkers do not know.
+    det_stages: Any
+    upsamples: Any
+
     def __init__(self, config: Any) -> None:
         super().__init__()
         head_dim, widths, depths = config.decoder_head_dim, config.decoder_stage_channels, config.decoder_stage_depths

@@ -186,15 +186,15 @@ def neighbourhood_attention(
         )
         for part in product(*map(list, parts)):
             # Axes of boxes are joined, and those of their positions.
-            states = (
+            queries, keys, values = (
                 _boxes(x, part, of_keys).flatten(4, 6).flatten(0, 3)
                 for x, of_keys in ((query, False), (key, True), (value, True))
             )
-            made = dispatch_attention_fn(*states, attn_mask=mask, scale=1.0, backend=backend)
+            made = dispatch_attention_fn(queries, keys, values, attn_mask=mask, scale=1.0, backend=backend)
             place = _boxes(output, part, False)
             place.copy_(made.reshape(place.shape))
             # They would live on while the next boxes are gathered.
-            del states, made
+            del queries, keys, values, made
     return output
 
 

@@ -162,7 +162,7 @@ class LTXVideoLoading(LTX2GenerationPipeline):
         return super().from_pretrained(pretrained_model_name_or_path, **cls._opened(kwargs))
 
     @classmethod
-    def from_single_file(
+    def from_single_file(  # type: ignore[override]  # its models are published in one file each
         cls,
         pretrained_model_link_or_path: str | os.PathLike,
         *,

@@ -70,6 +70,8 @@ EXAMPLES = {
     "vocoder": ("vocoder/bwe/cases/blocks.safetensors", "resampler_output"),
     "vocoder with bandwidth extension": ("vocoder/bwe/cases/waveform_aligned.safetensors", "waveform_reference"),
     "duration head": ("ltx25/duration_head/cases.safetensors", "seconds_both"),
+    "diffusion decoder": ("ltx25/diffusion_decoder/x0/decode_1step.safetensors", "sample"),
+    "neighbourhood attention": ("ltx25/diffusion_decoder/primitives.safetensors", "na.3_5_3.out"),
     "latent upsampler": ("latent_upsampler/x2_rational/cases/a.safetensors", "upsampled"),
     "sampling": ("sampling/schedules.safetensors", "ltx2/default/steps40"),
     "schedule of more than 8000 tokens": ("sampling/schedules.safetensors", "ltx2/default/steps40"),

@@ -136,6 +136,7 @@ VALID: dict[str, list[Any]] = {
     "generator": [None, torch.Generator(), [torch.Generator()]],
     "latents": [torch.zeros(1, 128, 2, 2, 2), torch.zeros(1, 8, 128), torch.zeros(1, 128, 2, 2, 2).half()],
     "audio_latents": [torch.zeros(1, 2, 9, 16), torch.zeros(1, 9, 32)],
+    "decoder": ["vae"],
     "decode_timestep": [0.0, [0.05], np.float32(0.5)],
     "decode_noise_scale": [None, 0.025, [0.5]],
     "use_cross_timestep": [None, True, np.bool_(False)],

@@ -8,6 +8,7 @@ import copy
 import pytest
 import torch
 from diffusers import MagCacheConfig
+from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 
 from ltx2_diffusers import TextCache
 from ltx2_diffusers.memory.streaming import stream_blocks
@@ -218,7 +219,9 @@ def test_a_cache_between_steps_keeps_what_was_replayed():
     assert counts(recorded)[:2] == (1, 3)
 
 
-def test_weights_that_move_or_change_are_noticed():
+def test_weights_that_move_or_change_are_noticed(monkeypatch):
+    # diffusers sets it for all models, and does not set it back.
+    monkeypatch.setattr(_AttentionBackendRegistry, "_active_backend", _AttentionBackendRegistry._active_backend)
     plain, recorded = pair("2.3")
     call = tiny_inputs(plain)
     changes = [

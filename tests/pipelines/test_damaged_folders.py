@@ -171,7 +171,7 @@ def test_a_gemma_folder_beside_an_original_file_is_checked_alike(folder):
         LTX2Pipeline.from_single_file(original, text_encoder=folder)
 
 
-@pytest.mark.parametrize("place", ["/nonexistent", "./nowhere", "/nonexistent/model", "two words", "~/ltx2"])
+@pytest.mark.parametrize("place", ["/there-is-none", "./nowhere", "/nonexistent/model", "two words", "~/ltx2"])
 def test_what_is_neither_a_folder_nor_an_id_is_said_to_be_missing(place):
     with pytest.raises(ValueError, match=r"there is no folder .*, nor can a repository") as error:
         LTX2Pipeline.from_pretrained(place)

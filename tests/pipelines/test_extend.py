@@ -64,7 +64,7 @@ def segments_of(pipe, monkeypatch, **kwargs):
 
     monkeypatch.setattr(segments, "generate", keeping)
     output = extend(pipe, **kwargs)
-    return [latents for latents, _, _ in made], output
+    return [one.latents for one in made], output
 
 
 def audio_length(num_frames: int, frame_rate: float) -> int:

@@ -79,7 +79,7 @@ def test_as_diffusers_which_encodes_without_bos_and_marks_no_tokens():
     del call["sampler"]
     expected = theirs(**call, generator=seeded(0))
     assert max_difference(output, expected) <= EQUAL_PIPELINES
-    pipe.begins_with_bos = True
+    pipe.begins_with_bos = None
     assert pipe(**call, sampler="euler", generator=seeded(0)).info["num_frames"] > output.info["num_frames"]
 
 
@@ -295,7 +295,7 @@ def test_a_setting_leaves_bos_out(tmp_path):
     assert LTX2ConditionPipeline.from_pipe(pipe).begins_with_bos is False
     pipe.enable_prompt_cache(tmp_path)
     entries = []
-    for setting in (False, True, False):
+    for setting in (False, None, False):
         pipe.begins_with_bos = setting
         pipe.prompt_reader.read(Prompts(PROMPT, max_sequence_length=64), False)
         entries.append(len(list(tmp_path.glob("*/*.safetensors"))))

@@ -154,7 +154,7 @@ def test_defaults_are_those_of_the_reference(file):
         (
             {"model": {"model_path": "nowhere.safetensors"}},
             "model.model_path: has to be a file or folder that exists, or a Hub id owner/name but is "
-            "'nowhere.safetensors'; packaged are ltx2-mini",
+            "'nowhere.safetensors'; packaged are ltx2-mini, ltx-video-tiny",
         ),
     ],
 )

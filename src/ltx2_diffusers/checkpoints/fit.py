@@ -45,6 +45,11 @@ _COUNTS = {
         "audio_connector_num_layers": r"audio_connector\.transformer_blocks\.(\d+)\.",
     },
     "vae": {
+        "block_out_channels": r"encoder\.down_blocks\.(\d+)\.",
+        "decoder_block_out_channels": r"decoder\.up_blocks\.(\d+)\.",
+    },
+    # Of LTX-Video, some of whose encoders have one more width than blocks.
+    "AutoencoderKLLTXVideo": {
         "down_block_types": r"encoder\.down_blocks\.(\d+)\.",
         "decoder_block_out_channels": r"decoder\.up_blocks\.(\d+)\.",
     },
@@ -114,7 +119,7 @@ def check_fit(
         hint: What messages advise at their end.
     """
     component = component_of(cls)
-    problem = _number_problem(component, complete_config(cls, config), entries)
+    problem = _number_problem(component, cls.__name__, complete_config(cls, config), entries)
     problems = [problem] if problem else []
     if not problems:
         shapes = {name: entry.shape for name, entry in entries.items()}
@@ -134,9 +139,11 @@ def complete_config(cls: ModelClass, config: Mapping[str, Any]) -> dict[str, Any
     return {parameter.name: config.get(parameter.name, parameter.default) for parameter in parameters}
 
 
-def _number_problem(component: str, config: Mapping[str, Any], entries: Mapping[str, Entry]) -> str | None:
+def _number_problem(
+    component: str, class_name: str, config: Mapping[str, Any], entries: Mapping[str, Entry]
+) -> str | None:
     """The first number of the configuration that the tensors contradict, and which one fits."""
-    for key, pattern in _COUNTS[component].items():
+    for key, pattern in _COUNTS.get(class_name, _COUNTS[component]).items():
         value = config.get(key)
         layers = {match[1] for name in entries if (match := re.match(pattern, name))}
         count = len(value) if isinstance(value, (list, tuple)) else value

@@ -173,7 +173,7 @@ class LTX2PipelineBase(saving.AtomicSaveMixin, CompilationMixin):
         if "text_encoder" in parameters and "text_encoder" not in kwargs:
             new._text_encoder_on_demand = getattr(pipeline, "_text_encoder_on_demand", None)
         if "text_encoder" in parameters:
-            new.begins_with_bos = getattr(pipeline, "begins_with_bos", True)
+            new.begins_with_bos = getattr(pipeline, "begins_with_bos", None)
         new._waiting = getattr(pipeline, "_waiting", ())
         return new
 

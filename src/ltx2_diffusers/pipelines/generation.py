@@ -97,9 +97,9 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
     diffusion_decoder: DiffusionDecoder
     pass_layout: PassLayout = PassLayout(batched="auto")
     """How the passes of a guided step are made: as one batch where that is faster, which is on cards and for few tokens."""
-    begins_with_bos: bool = True
-    """Whether prompts begin with `<bos>` also where the tokenizer does not put it there, as that of Gemma 4 does not; the models
-    were trained with it. `False` leaves tokens as the tokenizer makes them, as in diffusers. No difference with Gemma 3."""
+    begins_with_bos: bool | None = None
+    """Whether prompts begin with `<bos>` also where the tokenizer does not put it there. Default `None`: with Gemma 4, whose
+    tokenizer does not, though LTX-2.5 was trained with it. `False` leaves tokens as they are made, as in diffusers."""
     memory_plan: MemoryPlan | None = None
     """The plan that the pipeline was loaded by, if it was."""
     _prompt_cache: texts.PromptCache | None = None

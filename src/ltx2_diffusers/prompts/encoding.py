@@ -112,14 +112,14 @@ class TextEncoder:
         model: The language model, also one that is on demand, within whose session texts are read.
         connectors: From its states to the contexts of the two streams.
         device: Where to compute.
-        begins_with_bos: Whether texts begin with `<bos>` also where the tokenizer does not put it there, as that of Gemma 4.
+        begins_with_bos: Whether texts begin with `<bos>` also where the tokenizer does not put it there. Default with Gemma 4.
     """
 
     tokenizer: PreTrainedTokenizerBase
     model: PreTrainedModel | OnDemandModel
     connectors: LTX2TextConnectors
     device: torch.device
-    begins_with_bos: bool = True
+    begins_with_bos: bool | None = None
 
     def states(
         self, prompts: Prompts, with_negative: bool, dtype: torch.dtype | None = None
@@ -158,10 +158,13 @@ class TextEncoder:
         check_vocabulary(self.tokenizer)
         stripped = [text.strip() for text in texts]
         tokens = self.tokenizer(stripped, truncation=True, max_length=longest, add_special_tokens=True).input_ids
-        bos = getattr(self.tokenizer, "bos_token_id", None)
-        if self.begins_with_bos and bos is not None:
+        model, bos = loaded(self.model, self.device), getattr(self.tokenizer, "bos_token_id", None)
+        is_added = (
+            model.config.model_type.startswith("gemma4") if self.begins_with_bos is None else self.begins_with_bos
+        )
+        if is_added and bos is not None:
             tokens = [ids if ids[:1] == [bos] else [bos, *ids][:longest] for ids in tokens]
-        check_tokens(tokens, loaded(self.model, self.device))
+        check_tokens(tokens, model)
         length = max([shortest, *map(len, tokens)])
         pad = next((i for i in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id) if i is not None), 0)
         input_ids = torch.tensor([[pad] * (length - len(ids)) + ids for ids in tokens], device=self.device)

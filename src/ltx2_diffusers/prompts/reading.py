@@ -180,9 +180,9 @@ class PromptReader:
         """What contexts are computed with, as far as it is loaded."""
         encoder = self.encoder
         has_model, (connectors, dtype) = not {"tokenizer", "text_encoder"} & {*encoder.absent}, encoder.projection
-        plain = "" if encoder.begins_with_bos else "-as tokenized"
+        setting = "" if encoder.begins_with_bos is None else f"-bos {encoder.begins_with_bos}"
         return EncodedBy(
-            f"{tokenizer_fingerprint(encoder.tokenizer)}{plain}-{fingerprint_of(encoder.model)}"
+            f"{tokenizer_fingerprint(encoder.tokenizer)}{setting}-{fingerprint_of(encoder.model)}"
             if has_model
             else None,
             connectors,

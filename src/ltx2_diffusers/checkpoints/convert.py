@@ -71,8 +71,8 @@ def convert_to_diffusers(
             transformer are written in float8; default: as real weights.
         on_tensor: Called with the name of every tensor written.
     """
-    check_ltx2(source, "load it with LTXVideoPipeline.from_single_file, and save that")
     check_folder_writable(output)
+    check_ltx2(source, "load it with LTXVideoPipeline.from_single_file, and save that")
     method = _float8(quantization_config)
     parts = original_components(source, dtype, quantization_config=method)
     if latent_upsampler is not None:
@@ -149,8 +149,8 @@ def convert_to_original(
             that of the transformer, the vocoder is in that of the audio VAE. Default `False`: one file.
         on_tensor: Called with the name of every tensor written.
     """
-    check_ltx2(source, "files of that layout are not written")
     (check_folder_writable if per_component else check_writable)(output)
+    check_ltx2(source, "files of that layout are not written")
     parts = folder_components(source, dtype, _float8(quantization_config))
     for name, part in parts.items():
         check_part(name, part, repr(str(source)))

@@ -16,7 +16,6 @@ from .card import Card, Origin
 LORA_TAGS = ("lora", "template:sd-lora")
 """Tags by which the Hub knows a LoRA."""
 PROMPT = "A lighthouse on a cliff at dusk, waves below."
-_LEVELS = ("num_inference_steps", "sigmas")
 _SIZES = ("width", "height", "num_frames", "frame_rate")
 
 
@@ -118,36 +117,27 @@ class Script:
         """The script for diffusers: the same, or text to video where it lacks the pipeline."""
         call = self.call if self.call.theirs is not None else CALLS["LTX2Pipeline"]
         theirs = call.theirs or Theirs()
-        utilities = ["encode_video", *(["load_image"] if "load_image" in "".join(theirs.arguments) else [])]
-        imports = [line for line in theirs.imports if not line.endswith(" load_image")]
+        said, rate = self.settings or {}, self.size.get("frame_rate", 24.0)
+        told = [
+            *["video[0]", f"fps={rate:g}", "audio=audio[0].float().cpu()"],
+            *["audio_sample_rate=pipe.vocoder.config.output_sampling_rate", 'output_path="sample.mp4"'],
+        ]
+        written = _called("encode_video(", told) if theirs.writes is None else [theirs.writes]
+        text = "".join([*theirs.arguments, *written])
+        utilities = [name for name in ("encode_video", "load_image") if f"{name}(" in text]
+        plain = [line for line in theirs.imports if line.startswith("import ")]
         names = ", ".join(sorted([call.pipeline, *self.imports]))
-        plain = [line for line in imports if line.startswith("import ")]
-        lines = [*plain, "import torch", f"from diffusers import {names}"]
-        lines += [line for line in imports if line not in plain]
-        lines += [f"from diffusers.utils import {', '.join(utilities)}"] * (theirs.writes is None)
-        lines += ["from ltx2_diffusers import packaged_checkpoint"] * self.packaged
-        arguments = [*self._prompt, *theirs.arguments, *self._size(True)]
-        lines += ["", *self._loading(call), *self.theirs_after]
-        if call.pipeline == _UPSAMPLING:
-            lines += _called("(video,) = pipe(", [*arguments, "return_dict=False"])
-            return [*lines, 'encode_video(video[0], fps=24, output_path="sample.mp4")']
-        if theirs.writes is not None:
-            levels = {name: value for name, value in (self.settings or {}).items() if name in _LEVELS}
-            arguments += [f"{name}={value!r}" for name, value in levels.items()]
-            return [*lines, *_called("video, _ = pipe(", [*arguments, "return_dict=False"]), theirs.writes]
         taken = inspect.signature(getattr(diffusers, call.pipeline).__call__).parameters.keys() - self.size.keys()
-        arguments += [f"{name}={value!r}" for name, value in (self.settings or {}).items() if name in taken]
-        rate = self.size.get("frame_rate", 24.0)
+        settings = [f"{name}={value!r}" for name, value in said.items() if name in taken]
+        arguments = [*self._prompt, *theirs.arguments, *self._size(True), *settings, "return_dict=False"]
         return [
-            *lines,
-            *_called(f"{theirs.unpacked} = pipe(", [*arguments, "return_dict=False"]),
-            *_called(
-                "encode_video(",
-                [
-                    *["video[0]", f"fps={rate:g}", "audio=audio[0].float().cpu()"],
-                    *["audio_sample_rate=pipe.vocoder.config.output_sampling_rate", 'output_path="sample.mp4"'],
-                ],
-            ),
+            *[*plain, "import torch", f"from diffusers import {names}"],
+            *(line for line in theirs.imports if line not in plain),
+            *([f"from diffusers.utils import {', '.join(utilities)}"] if utilities else []),
+            *(["from ltx2_diffusers import packaged_checkpoint"] if self.packaged else []),
+            *["", *self._loading(call), *self.theirs_after],
+            *_called(f"{theirs.unpacked} = pipe(", arguments),
+            *written,
         ]
 
     @property

@@ -123,11 +123,6 @@ class DFRArguments(PassArguments, _Carried):
         seconds = (self.min_seconds, self.max_seconds)
         return Size(self.height, self.width, self.num_frames, self.frame_rate, speed, seconds, in_segments=True)
 
-    @property
-    def stage(self) -> Stage:
-        """The pass."""
-        return Stage(sigmas=self.sigmas, noise_scale=self.noise_scale, sampler="euler", tiles=self.video_tiles)
-
 
 @dataclass(frozen=True)
 class KeyframeCarrier(Condition, Opened):
@@ -251,7 +246,8 @@ class LTX2DFRPipeline(LTX2GenerationPipeline):
         """
         check_pass(self, call)
         conditions = [*as_conditions("conditions", call.conditions), KeyframeCarrier(call, self)]
-        prompts, request = call.request([call.stage], conditions, call.size, **NOISE)
+        stage = Stage(sigmas=call.sigmas, noise_scale=call.noise_scale, sampler="euler", tiles=call.video_tiles)
+        prompts, request = call.request([stage], conditions, call.size, **NOISE)
         made, originals = engine.generated(self, prompts, request)
         made, positions = _passed_on(self, call, made)
         return handed_over(self, made, request.delivery, originals, positions)

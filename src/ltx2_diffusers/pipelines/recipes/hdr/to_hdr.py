@@ -84,10 +84,10 @@ class HDRArguments(Arguments, _References):
     def contexts(self) -> TextContext | None:
         """What stands in place of the prompts."""
         video, audio = self.connector_video_embeds, self.connector_audio_embeds
-        if video is None or not self.use_audio_stream:
+        if video is not None and not self.use_audio_stream:
             # What nobody reads has no features.
-            return None if video is None else TextContext(video, video[..., :0])
-        return None if audio is None else TextContext(video, audio)
+            audio = video[..., :0]
+        return None if video is None or audio is None else TextContext(video, audio)
 
 
 class LTX2HDRPipeline(LTX2ConditionPipeline):

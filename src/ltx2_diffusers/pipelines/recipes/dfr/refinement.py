@@ -116,10 +116,7 @@ class LTX2DFRTemporalRefinePipeline(LTX2GenerationPipeline):
     """
 
     kind = "distilled"
-    model_cpu_offload_seq: Any = (
-        "prompt_enhancer->text_encoder->connectors->duration_head->transformer->temporal_latent_upsampler->vae->audio_vae"
-        "->vocoder"
-    )
+    model_cpu_offload_seq: Any = LTX2GenerationPipeline.model_cpu_offload_seq.replace("->vae", f"->{UPSAMPLER}->vae")
     temporal_latent_upsampler: Upsampler
 
     @extends(LTX2GenerationPipeline)

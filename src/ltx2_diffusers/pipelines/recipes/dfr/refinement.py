@@ -79,7 +79,6 @@ class RefineArguments(PassArguments, _Before):
     latents: torch.Tensor = _NEEDED
     audio_latents: torch.Tensor = _NEEDED
     num_frames: int = 121
-    frame_rate: float = 24.0
     sigmas: Sequence[float] = DISTILLED_SIGMAS[4:-1]
     min_seconds: float = field(init=False, default=1.0)
     max_seconds: float = field(init=False, default=20.0)
@@ -197,9 +196,8 @@ def check_components(pipeline: LTX2DFRTemporalRefinePipeline) -> None:
 def as_pictures(given: Any) -> list[Condition]:
     """Conditions that have a place in time, which the round moves."""
     conditions = as_conditions("conditions", given)
-    for condition in conditions:
-        if not isinstance(condition, LTX2VideoCondition):
-            raise ValueError(f"`conditions` has to hold LTX2VideoCondition but holds {type(condition).__name__}")
+    if others := [type(one).__name__ for one in conditions if not isinstance(one, LTX2VideoCondition)]:
+        raise ValueError(f"`conditions` has to hold LTX2VideoCondition but holds {others[0]}")
     return conditions
 
 

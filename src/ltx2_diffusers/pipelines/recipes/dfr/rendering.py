@@ -48,6 +48,7 @@ class PassArguments(Unguided, Arguments):
 
     height: int = 704
     width: int = 1216
+    frame_rate: float = 24.0
     noise_scale: float | None = None
     use_cross_timestep: bool = True
     negative_prompt: None = field(init=False, default=None)
@@ -112,8 +113,6 @@ class DFRArguments(PassArguments, _Carried):
             [`~ltx2_diffusers.conditioning.epilogue_tiles`]. Default `None`, over the whole video.
     """
 
-    num_frames: int | None = None
-    frame_rate: float = 24.0
     sigmas: Sequence[float] = DISTILLED_SIGMAS[:-1]
 
     @property

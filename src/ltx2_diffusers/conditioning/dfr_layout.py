@@ -184,10 +184,8 @@ def temporal_tile_plan(
 
 def split_by_count(dim_size: int, num_tiles: int, overlap: int) -> list[DimensionInterval]:
     """Tiles of equal size (the first ones a cell longer where that is needed) that share `overlap` cells with the next."""
-    if num_tiles == 1:
-        return [DimensionInterval(0, dim_size, 0, 0)]
     size, longer = divmod(dim_size + overlap * (num_tiles - 1), num_tiles)
-    if size <= overlap:
+    if num_tiles > 1 and size <= overlap:
         raise ValueError(
             f"`overlap` is {overlap}, but {num_tiles} tiles of {dim_size} cells can share {max(dim_size - num_tiles, 0)} at most"
         )
@@ -201,11 +199,8 @@ def split_by_count(dim_size: int, num_tiles: int, overlap: int) -> list[Dimensio
 
 def trapezoidal_mask_1d(length: int, left_ramp: int, right_ramp: int) -> torch.Tensor:
     """Weights `[length]` that rise along the left ramp and fall along the right one, so that neighbours sum to 1."""
-    mask = torch.ones(length)
-    for ramp, cells in ((left_ramp, slice(left_ramp)), (right_ramp, slice(length - right_ramp, None))):
-        rising = torch.arange(1, ramp + 1) / (ramp + 1)
-        mask[cells] *= rising if cells.start is None else rising.flip(0)
-    return mask
+    cells = torch.arange(1, length + 1)
+    return (cells / (left_ramp + 1)).clamp(max=1) * (cells.flip(0) / (right_ramp + 1)).clamp(max=1)
 
 
 def rectangular_mask_1d(length: int, left_ramp: int) -> torch.Tensor:
@@ -227,12 +222,8 @@ def epilogue_tiles(
     """
     check_at_least_one(frame_tiles=frame_tiles)
     run_up = frame_seams[0] + 1 if frame_tiles > 1 and frame_seams else 0
-    wishes = ((frame_tiles, run_up), (2, EPILOGUE_SPATIAL_OVERLAP), (2, EPILOGUE_SPATIAL_OVERLAP))
-    sized = [
-        (size, *_fitting(name, size, *wish))
-        for name, size, wish in zip(("frames", "rows", "columns"), latent_shape, wishes)
-    ]
-    size, count, overlap = sized[0]
+    size, *sides = latent_shape
+    count, overlap = _fitting("frames", size, frame_tiles, run_up)
     inner = sorted({seam for seam in frame_seams if 0 < seam < size - 1})
     if count > 1 and inner:
         intervals = split_canvas_at_seams([0, *inner, size - 1], count, overlap, size)
@@ -240,13 +231,13 @@ def epilogue_tiles(
     else:
         if count > 1 and frame_seams:
             logger.warning(f"`frame_seams` {list(frame_seams)} lie outside of {size} latent frames; tiles are blended")
-        stretches = _blended(*sized[0])
-    tiles = []
-    for axes in product(stretches, _blended(*sized[1]), _blended(*sized[2])):
-        frames, rows, columns = (weights for _, weights in axes)
-        weight = frames[:, None, None] * rows[:, None] * columns
-        tiles.append(LTX2DFREpilogueTile(axes[0][0].cells, axes[1][0].cells, axes[2][0].cells, weight))
-    return tiles
+        stretches = _blended(size, count, overlap)
+    fitting = (_fitting(name, side, 2, EPILOGUE_SPATIAL_OVERLAP) for name, side in zip(("rows", "columns"), sides))
+    across = [_blended(side, *fit) for side, fit in zip(sides, fitting)]
+    return [
+        LTX2DFREpilogueTile(frames.cells, rows.cells, columns.cells, long[:, None, None] * high[:, None] * wide)
+        for (frames, long), (rows, high), (columns, wide) in product(stretches, *across)
+    ]
 
 
 def _fitting(name: str, size: int, num_tiles: int, overlap: int) -> tuple[int, int]:

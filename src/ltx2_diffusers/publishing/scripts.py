@@ -4,20 +4,19 @@ import inspect
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import diffusers
 import diffusers.pipelines.ltx2 as diffusers_ltx2
 
+from ..yaml_files import read_mapping
 from .card import Card, Origin
 
 LORA_TAGS = ("lora", "template:sd-lora")
 """Tags by which the Hub knows a LoRA."""
 PROMPT = "A lighthouse on a cliff at dusk, waves below."
-_LEVELS = ("num_inference_steps", "sigmas")
 _SIZES = ("width", "height", "num_frames", "frame_rate")
-# diffusers' own reader of videos needs a further package.
-_CLIP = '[frame.to_image() for frame in av.open("{}").decode(video=0)]'
 
 
 class Theirs(NamedTuple):
@@ -30,8 +29,8 @@ class Theirs(NamedTuple):
         writes: The statement that writes `video`, where that is not what writes other clips.
     """
 
-    arguments: tuple[str, ...] = ()
-    imports: tuple[str, ...] = ()
+    arguments: Sequence[str] = ()
+    imports: Sequence[str] = ()
     unpacked: str = "video, audio"
     writes: str | None = None
 
@@ -50,94 +49,17 @@ class Call(NamedTuple):
     """
 
     pipeline: str = "LTX2Pipeline"
-    arguments: tuple[str, ...] = ()
-    tags: tuple[str, ...] = ()
+    arguments: Sequence[str] = ()
+    tags: Sequence[str] = ()
     task: str = "text-to-video"
     sized: bool = True
-    imports: tuple[str, ...] = ()
+    imports: Sequence[str] = ()
     theirs: Theirs | None = None
 
 
-_VIDEO = ("video-to-video",)
 CALLS = {
-    call.pipeline: call
-    for call in (
-        Call(theirs=Theirs()),
-        Call(
-            "LTX2ImageToVideoPipeline",
-            ('image="first_frame.png"',),
-            ("image-to-video",),
-            "image-to-video",
-            theirs=Theirs(('image=load_image("first_frame.png")',), ("from diffusers.utils import load_image",)),
-        ),
-        Call(
-            "LTX2ConditionPipeline",
-            ('conditions=LTX2VideoCondition("first_frame.png")',),
-            ("image-to-video",),
-            "image-to-video",
-            imports=("LTX2VideoCondition",),
-            theirs=Theirs(
-                ('conditions=LTX2VideoCondition(load_image("first_frame.png"))',),
-                ("from diffusers.pipelines.ltx2 import LTX2VideoCondition", "from diffusers.utils import load_image"),
-            ),
-        ),
-        Call(
-            "LTX2InContextPipeline",
-            ('reference_conditions=LTX2ReferenceCondition("reference.mp4")',),
-            ("in-context", "ic-lora", *_VIDEO),
-            "video-to-video",
-            imports=("LTX2ReferenceCondition",),
-            theirs=Theirs(
-                (f"reference_conditions=LTX2ReferenceCondition({_CLIP.format('reference.mp4')})",),
-                ("import av", "from diffusers.pipelines.ltx2 import LTX2ReferenceCondition"),
-            ),
-        ),
-        Call("LTX2DFRPipeline", theirs=Theirs(unpacked="video, audio, _, _")),
-        Call(
-            "LTX2DFRTemporalRefinePipeline",
-            # What a pass before has made, by the names of these arguments.
-            ('**torch.load("pass.pt")',),
-            _VIDEO,
-            "video-to-video",
-            theirs=Theirs(('**torch.load("pass.pt")',), unpacked="video, audio, _, _"),
-        ),
-        Call(
-            "LTX2HDRPipeline",
-            ('reference_conditions=LTX2HDRReferenceCondition("reference.mp4")',),
-            ("hdr", "ic-lora", *_VIDEO),
-            "video-to-video",
-            imports=("LTX2HDRReferenceCondition",),
-            theirs=Theirs(
-                (f"reference_conditions=LTX2HDRReferenceCondition({_CLIP.format('reference.mp4')})",),
-                (
-                    "import av",
-                    "from diffusers.pipelines.ltx2 import LTX2HDRReferenceCondition",
-                    "from diffusers.pipelines.ltx2.export_utils import encode_hdr_tensor_to_mp4",
-                ),
-                'encode_hdr_tensor_to_mp4(video[0], "sample.mp4", frame_rate=24.0)',
-            ),
-        ),
-        Call("LTX2TwoStagePipeline"),
-        Call("LTX2DistilledPipeline"),
-        Call(
-            "LTX2KeyframeInterpolationPipeline",
-            ('images=["first_frame.png", "last_frame.png"]',),
-            ("image-to-video",),
-            "image-to-video",
-        ),
-        Call("LTX2AudioToVideoPipeline", ('audio="sound.wav"',), ("audio-to-video",)),
-        Call("LTX2VideoToAudioPipeline", ('video="clip.mp4"',), ("video-to-audio",), "text-to-audio", sized=False),
-        Call("LTX2TextToAudioPipeline", ("duration_s=5.0",), ("text-to-audio",), "text-to-audio", sized=False),
-        Call("LTX2RetakePipeline", ('video="clip.mp4"', "start_s=0.5", "end_s=1.0"), _VIDEO, "video-to-video", False),
-        Call("LTX2ExtendPipeline", ('video="clip.mp4"',), _VIDEO, "video-to-video", sized=False),
-        Call(
-            "LTX2LatentUpsamplePipeline",
-            ('video="clip.mp4"',),
-            _VIDEO,
-            "video-to-video",
-            theirs=Theirs((f"video={_CLIP.format('clip.mp4')}",), ("import av",)),
-        ),
-    )
+    name: Call(name, **{**said, "theirs": Theirs(**said["theirs"]) if "theirs" in said else None})
+    for name, said in read_mapping(Path(__file__).parents[1] / "resources" / "calls.yaml").items()
 }
 """By the name of the pipeline's class."""
 _UPSAMPLING = "LTX2LatentUpsamplePipeline"
@@ -195,36 +117,27 @@ class Script:
         """The script for diffusers: the same, or text to video where it lacks the pipeline."""
         call = self.call if self.call.theirs is not None else CALLS["LTX2Pipeline"]
         theirs = call.theirs or Theirs()
-        utilities = ["encode_video", *(["load_image"] if "load_image" in "".join(theirs.arguments) else [])]
-        imports = [line for line in theirs.imports if not line.endswith(" load_image")]
+        said, rate = self.settings or {}, self.size.get("frame_rate", 24.0)
+        told = [
+            *["video[0]", f"fps={rate:g}", "audio=audio[0].float().cpu()"],
+            *["audio_sample_rate=pipe.vocoder.config.output_sampling_rate", 'output_path="sample.mp4"'],
+        ]
+        written = _called("encode_video(", told) if theirs.writes is None else [theirs.writes]
+        text = "".join([*theirs.arguments, *written])
+        utilities = [name for name in ("encode_video", "load_image") if f"{name}(" in text]
+        plain = [line for line in theirs.imports if line.startswith("import ")]
         names = ", ".join(sorted([call.pipeline, *self.imports]))
-        plain = [line for line in imports if line.startswith("import ")]
-        lines = [*plain, "import torch", f"from diffusers import {names}"]
-        lines += [line for line in imports if line not in plain]
-        lines += [f"from diffusers.utils import {', '.join(utilities)}"] * (theirs.writes is None)
-        lines += ["from ltx2_diffusers import packaged_checkpoint"] * self.packaged
-        arguments = [*self._prompt, *theirs.arguments, *self._size(True)]
-        lines += ["", *self._loading(call), *self.theirs_after]
-        if call.pipeline == _UPSAMPLING:
-            lines += _called("(video,) = pipe(", [*arguments, "return_dict=False"])
-            return [*lines, 'encode_video(video[0], fps=24, output_path="sample.mp4")']
-        if theirs.writes is not None:
-            levels = {name: value for name, value in (self.settings or {}).items() if name in _LEVELS}
-            arguments += [f"{name}={value!r}" for name, value in levels.items()]
-            return [*lines, *_called("video, _ = pipe(", [*arguments, "return_dict=False"]), theirs.writes]
         taken = inspect.signature(getattr(diffusers, call.pipeline).__call__).parameters.keys() - self.size.keys()
-        arguments += [f"{name}={value!r}" for name, value in (self.settings or {}).items() if name in taken]
-        rate = self.size.get("frame_rate", 24.0)
+        settings = [f"{name}={value!r}" for name, value in said.items() if name in taken]
+        arguments = [*self._prompt, *theirs.arguments, *self._size(True), *settings, "return_dict=False"]
         return [
-            *lines,
-            *_called(f"{theirs.unpacked} = pipe(", [*arguments, "return_dict=False"]),
-            *_called(
-                "encode_video(",
-                [
-                    *["video[0]", f"fps={rate:g}", "audio=audio[0].float().cpu()"],
-                    *["audio_sample_rate=pipe.vocoder.config.output_sampling_rate", 'output_path="sample.mp4"'],
-                ],
-            ),
+            *[*plain, "import torch", f"from diffusers import {names}"],
+            *(line for line in theirs.imports if line not in plain),
+            *([f"from diffusers.utils import {', '.join(utilities)}"] if utilities else []),
+            *(["from ltx2_diffusers import packaged_checkpoint"] if self.packaged else []),
+            *["", *self._loading(call), *self.theirs_after],
+            *_called(f"{theirs.unpacked} = pipe(", arguments),
+            *written,
         ]
 
     @property

@@ -4,9 +4,6 @@ Light is linear Rec.709 (red, green, blue in the last axis), in which 1.0 is dif
 """
 
 import math
-from collections.abc import Callable
-from functools import cache
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,8 +13,10 @@ from ..colours import BT2020, HLG_CURVE, PQ_CURVE, PQ_PEAK_NITS, WHITE_NITS, to_
 # ARRI LogC3 at EI 800: c * log10(a * x + b) + d from the cut on, and the line e * x + f below.
 _A, _B, _C, _D, _E, _F, _CUT = 5.555556, 0.052272, 0.247190, 0.385537, 5.367655, 0.092809, 0.010591
 # ACEScct (Academy S-2016-001): the line below the cut.
-_SLOPE, _OFFSET, _ACES_CUT, _ACES_CUT_SIGNAL = 10.5402377416545, 0.0729055341958355, 0.0078125, 0.155251141552511
-_ACESCG_TO_BT709 = ((1.70505, -0.62179, -0.08326), (-0.13026, 1.1408, -0.01055), (-0.024, -0.12897, 1.15297))
+_SLOPE, _OFFSET, _ACES_CUT_SIGNAL = 10.5402377416545, 0.0729055341958355, 0.155251141552511
+# Linear red, green and blue of Rec.709 from those of ACEScg, and those of Rec.2020 from Rec.709.
+_FROM_ACESCG = np.array([(1.70505, -0.62179, -0.08326), (-0.13026, 1.1408, -0.01055), (-0.024, -0.12897, 1.15297)])
+_TO_BT2020 = np.linalg.inv(to_bt709_primaries(BT2020).astype(np.float64)).astype(np.float32)
 # Diffuse white as HLG's scene light, at 75 % of the signal.
 _HLG_WHITE = (math.exp((0.75 - HLG_CURVE[2]) / HLG_CURVE[0]) + HLG_CURVE[1]) / 12
 
@@ -35,28 +34,15 @@ def from_logc3(signal: torch.Tensor) -> torch.Tensor:
     return torch.where(signal >= _E * _CUT + _F, exponential, (signal - _F) / _E)
 
 
-def acescct(light: torch.Tensor) -> torch.Tensor:
-    """ACEScct signal of light, which is brought to ACEScg first."""
-    light = _mixed(light, _acescg(inverse=True))
-    logarithm = (torch.log2(light.clamp(min=1e-12)) + 9.72) / 17.52
-    return torch.where(light > _ACES_CUT, logarithm, _SLOPE * light + _OFFSET).clamp(0, 1)
-
-
 def from_acescct(signal: torch.Tensor) -> torch.Tensor:
     """Light of an ACEScct signal."""
     signal = signal.clamp(0, 1)
     light = torch.where(signal > _ACES_CUT_SIGNAL, torch.pow(2.0, 17.52 * signal - 9.72), (signal - _OFFSET) / _SLOPE)
-    return _mixed(light, _acescg(inverse=False))
+    return _mixed(light, _FROM_ACESCG)
 
 
-class Transform(NamedTuple):
-    """A curve between light and the signal that a network works on."""
-
-    compress: Callable[[torch.Tensor], torch.Tensor]
-    decompress: Callable[[torch.Tensor], torch.Tensor]
-
-
-TRANSFORMS = {"logc3": Transform(logc3, from_logc3), "acescct": Transform(acescct, from_acescct)}
+TRANSFORMS = {"logc3": from_logc3, "acescct": from_acescct}
+"""Light of the signals that networks work on."""
 
 
 def pq(light: torch.Tensor, white_nits: float = WHITE_NITS, peak_nits: float = PQ_PEAK_NITS) -> torch.Tensor:
@@ -67,7 +53,7 @@ def pq(light: torch.Tensor, white_nits: float = WHITE_NITS, peak_nits: float = P
         white_nits: Luminance of light 1.0 in cd/m2; default 203.
         peak_nits: Luminance where light is clipped, in each channel; default 10000.
     """
-    luminance = (_mixed(light, _bt2020()) * white_nits).clamp(0, peak_nits) / PQ_PEAK_NITS
+    luminance = (_mixed(light, _TO_BT2020) * white_nits).clamp(0, peak_nits) / PQ_PEAK_NITS
     m1, m2, c1, c2, c3 = PQ_CURVE
     power = luminance**m1
     return ((c1 + c2 * power) / (1 + c3 * power)) ** m2
@@ -78,7 +64,7 @@ def hlg(light: torch.Tensor) -> torch.Tensor:
 
     What is below 0 is black.
     """
-    light = _mixed(light, _bt2020()).clamp(min=0)
+    light = _mixed(light, _TO_BT2020).clamp(min=0)
     bend = _HLG_WHITE / (1 - _HLG_WHITE)
     shoulder = 1 - (1 - _HLG_WHITE) * torch.exp(-bend * (light - 1))
     scene = torch.where(light <= 1, light * _HLG_WHITE, shoulder)
@@ -93,15 +79,4 @@ def srgb(light: np.ndarray) -> np.ndarray:
 
 
 def _mixed(light: torch.Tensor, matrix: np.ndarray) -> torch.Tensor:
-    return light.float() @ torch.from_numpy(matrix.T.copy()).to(light.device)
-
-
-@cache
-def _bt2020() -> np.ndarray:
-    return np.linalg.inv(to_bt709_primaries(BT2020).astype(np.float64)).astype(np.float32)
-
-
-@cache
-def _acescg(inverse: bool) -> np.ndarray:
-    matrix = np.array(_ACESCG_TO_BT709)
-    return (np.linalg.inv(matrix) if inverse else matrix).astype(np.float32)
+    return light.float() @ torch.from_numpy(matrix.T.astype(np.float32)).to(light.device)

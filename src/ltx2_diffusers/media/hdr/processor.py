@@ -62,5 +62,5 @@ class LTX2VideoHDRProcessor(VideoProcessor):
         """
         check_choice("output_type", output_type, ("np", "pt"))
         signal = torch.as_tensor(self.denormalize(video.float())).permute(0, 2, 3, 4, 1)
-        light = TRANSFORMS[self.config["hdr_transform"]].decompress(signal).contiguous()
+        light = TRANSFORMS[self.config["hdr_transform"]](signal).contiguous()
         return light if output_type == "pt" else light.cpu().numpy()

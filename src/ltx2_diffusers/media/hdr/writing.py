@@ -5,10 +5,9 @@ Shapes: F frames, H and W rows and columns of pixels. Light is linear Rec.709, i
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from fractions import Fraction
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -37,7 +36,6 @@ _SIGNALS = {
     ".png": ("logc3", "linear", "pq", "hlg"),
 }
 _SEQUENCES = (".exr", ".png")
-_PQ_FIELDS = ("white_nits", "peak_nits", "light_level")
 # Codes of primaries and transfer curve (ITU-T H.273); LogC3 has none.
 _CODES = {"pq": (BT2020, PQ), "hlg": (BT2020, HLG), "linear": (BT709, LINEAR)}
 # Red, green, blue and white of Rec.709 as x and y, and names of colour spaces, as files of EXR hold them.
@@ -70,8 +68,6 @@ class HDRFile(ClipFile):
         white_nits: Of PQ: luminance of diffuse white (light 1.0) in cd/m2; default 203.0, as ITU-R BT.2408 has it.
         peak_nits: Of PQ: luminance in cd/m2 above which channels are clipped, told to displays as the peak of the mastering
             display; default 10000.0, all that PQ holds.
-        light_level: Of PQ videos: brightest pixel and brightest frame on average in cd/m2 (MaxCLL, MaxFALL), told to displays;
-            default not told.
 
     Raises:
         ValueError: If such a file cannot hold the signal, or a value is out of range or not read.
@@ -81,7 +77,6 @@ class HDRFile(ClipFile):
     signal: str | None = None
     white_nits: float = WHITE_NITS
     peak_nits: float = PQ_PEAK_NITS
-    light_level: tuple[float, float] | None = None
     suffixes: ClassVar[tuple[str, ...]] = tuple(_SIGNALS)
 
     def __post_init__(self) -> None:
@@ -89,22 +84,14 @@ class HDRFile(ClipFile):
         super().__post_init__()
         suffix = check_suffix(self.path, self.suffixes, "HDR video").suffix.lower()
         checks.check_choice("signal", self.signal, (None, *_SIGNALS[suffix]))
-        checks.check_positive(white_nits=self.white_nits, peak_nits=self.peak_nits)
-        checks.check_most(PQ_PEAK_NITS, white_nits=self.white_nits, peak_nits=self.peak_nits)
-        read = () if self.curve != "pq" else _PQ_FIELDS[:2] if self.is_sequence else _PQ_FIELDS
-        for one in fields(self):
-            value = getattr(self, one.name)
-            if one.name in _PQ_FIELDS and one.name not in read and value != one.default:
+        nits = {"white_nits": self.white_nits, "peak_nits": self.peak_nits}
+        checks.check_positive(**nits)
+        checks.check_most(PQ_PEAK_NITS, **nits)
+        for name, value in nits.items():
+            if self.curve != "pq" and value != getattr(HDRFile, name):
                 raise ValueError(
-                    f"`{one.name}` is {value}, which {suffix} files of the signal {self.curve!r} do not say; leave it out"
+                    f"`{name}` is {value}, which {suffix} files of the signal {self.curve!r} do not say; leave it out"
                 )
-        if self.light_level is not None and len(self.light_level) != 2:
-            raise ValueError(
-                f"`light_level` has to be a pair (MaxCLL, MaxFALL) but is {self.light_level}; use (1000, 180)"
-            )
-        for level in self.light_level or ():
-            checks.check_most(PQ_PEAK_NITS, light_level=level)
-            checks.check_from_zero(light_level=level)
 
     @classmethod
     def of(cls, path: str | os.PathLike) -> Self:
@@ -153,13 +140,12 @@ class HDRFile(ClipFile):
         checks.check_finite("the light", light, "decode in float32: pipe.vae.to(torch.float32)")
         light = light.detach().float()
         # Colours outside of Rec.709 are below 0 there, and may lie inside of Rec.2020.
-        to_signal: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-            "pq": partial(curves.pq, white_nits=self.white_nits, peak_nits=self.peak_nits),
-            "hlg": curves.hlg,
-            "logc3": lambda light: curves.logc3(light.clamp(min=0)),
-            "linear": lambda light: light.clamp(min=0),
-        }
-        return to_signal[self.curve](light).cpu().numpy()
+        if self.curve == "pq":
+            return curves.pq(light, self.white_nits, self.peak_nits).cpu().numpy()
+        if self.curve != "hlg":
+            light = light.clamp(min=0)
+        to_signal = {"hlg": curves.hlg, "logc3": curves.logc3}
+        return (to_signal[self.curve](light) if self.curve in to_signal else light).cpu().numpy()
 
 
 @takes_declared
@@ -237,8 +223,6 @@ class _HDRTrack(VideoTrack):
     ) -> None:
         self.transfer, said = (PQ, _PQ_SAID) if file.curve == "pq" else (HLG, _HLG_SAID)
         said = f"{_SAID}:{said.format(peak=file.peak_nits * 10000)}"
-        if file.light_level is not None:
-            said += ":max-cll={:.0f},{:.0f}".format(*file.light_level)
         super().__init__(container, shape, rate, {**options, "x265-params": said})
         # By this name of the codec players of Apple know it, too.
         self.stream.codec_context.codec_tag = "hvc1"

@@ -20,9 +20,9 @@ from ....prompts import ReadPrompts
 from ....sampling.samplers import EulerAncestralSampler, gaussian_noise
 from ....schedulers.sigmas import DISTILLED_SIGMAS
 from ... import engine
-from ...arguments import Callback, Stage, Start
-from ...conditions import Condition, Conditions, LTX2VideoCondition, Opened, OpenedPictures, as_conditions
-from ...conditions.condition import Items
+from ...arguments import Stage, Start
+from ...conditions import Condition, Conditions, LTX2VideoCondition, OpenedPictures, as_conditions
+from ...conditions.condition import Items, ReadyItems
 from ...plan import plan_clip
 from .. import ClipPlan, LTX2GenerationPipeline, Request, Result, Size, Streams, Upsampler, extends, takes
 from .rendering import NOISE, POSITIONS, PassArguments, check_keyframes, check_latents, check_marks, handed_over
@@ -79,7 +79,6 @@ class RefineArguments(PassArguments, _Before):
     latents: torch.Tensor = _NEEDED
     audio_latents: torch.Tensor = _NEEDED
     num_frames: int = 121
-    frame_rate: float = 24.0
     sigmas: Sequence[float] = DISTILLED_SIGMAS[4:-1]
     min_seconds: float = field(init=False, default=1.0)
     max_seconds: float = field(init=False, default=20.0)
@@ -116,10 +115,7 @@ class LTX2DFRTemporalRefinePipeline(LTX2GenerationPipeline):
     """
 
     kind = "distilled"
-    model_cpu_offload_seq: Any = (
-        "prompt_enhancer->text_encoder->connectors->duration_head->transformer->temporal_latent_upsampler->vae->audio_vae"
-        "->vocoder"
-    )
+    model_cpu_offload_seq: Any = LTX2GenerationPipeline.model_cpu_offload_seq.replace("->vae", f"->{UPSAMPLER}->vae")
     temporal_latent_upsampler: Upsampler
 
     @extends(LTX2GenerationPipeline)
@@ -200,29 +196,9 @@ def check_components(pipeline: LTX2DFRTemporalRefinePipeline) -> None:
 def as_pictures(given: Any) -> list[Condition]:
     """Conditions that have a place in time, which the round moves."""
     conditions = as_conditions("conditions", given)
-    for condition in conditions:
-        if not isinstance(condition, LTX2VideoCondition):
-            raise ValueError(f"`conditions` has to hold LTX2VideoCondition but holds {type(condition).__name__}")
+    if others := [type(one).__name__ for one in conditions if not isinstance(one, LTX2VideoCondition)]:
+        raise ValueError(f"`conditions` has to hold LTX2VideoCondition but holds {others[0]}")
     return conditions
-
-
-@dataclass(frozen=True)
-class ReadyItems(Condition, Opened):
-    """Condition items that are made already, for one stage.
-
-    Args:
-        ready: Those of each stream.
-    """
-
-    ready: Items
-
-    def opened(self, *_: Any) -> "ReadyItems":
-        """The same."""
-        return self
-
-    def items(self, _: ClipPlan) -> Items:
-        """Those that there are."""
-        return self.ready
 
 
 Placed = tuple[torch.Tensor, int, float]
@@ -359,13 +335,9 @@ class TemporalRound:
         seed = (0 if first is None else first.initial_seed()) + _SEEDS_PER_ROUND * self.call.round_index + index
         noise = gaussian_noise(torch.Generator(self.pipeline._execution_device).manual_seed(seed % 2**64))
         run = replace(run, sampler=EulerAncestralSampler(noise, config["eta"], config["s_noise"], hold_given=True))
-        callback = _counted_from(index * (len(run.sigmas) - 1), request.delivery.callback)
-        request = replace(request, delivery=replace(request.delivery, callback=callback))
+        start, callback = index * (len(run.sigmas) - 1), request.delivery.callback
+        if callback is not None:
+            # It counts the steps of all stretches.
+            counted = replace(request.delivery, callback=lambda pipe, step, *rest: callback(pipe, start + step, *rest))
+            request = replace(request, delivery=counted)
         return engine.generate(self.pipeline, request, [run], texts)
-
-
-def _counted_from(start: int, callback: Callback | None) -> Callback | None:
-    """A step callback that counts the steps of all stretches."""
-    if callback is None:
-        return None
-    return lambda pipeline, step, *rest: callback(pipeline, start + step, *rest)

@@ -48,6 +48,7 @@ class PassArguments(Unguided, Arguments):
 
     height: int = 704
     width: int = 1216
+    frame_rate: float = 24.0
     noise_scale: float | None = None
     use_cross_timestep: bool = True
     negative_prompt: None = field(init=False, default=None)
@@ -112,8 +113,6 @@ class DFRArguments(PassArguments, _Carried):
             [`~ltx2_diffusers.conditioning.epilogue_tiles`]. Default `None`, over the whole video.
     """
 
-    num_frames: int | None = None
-    frame_rate: float = 24.0
     sigmas: Sequence[float] = DISTILLED_SIGMAS[:-1]
 
     @property
@@ -122,11 +121,6 @@ class DFRArguments(PassArguments, _Carried):
         speed = self.frame_rate / conditioning_frame_rate(self.frame_rate)
         seconds = (self.min_seconds, self.max_seconds)
         return Size(self.height, self.width, self.num_frames, self.frame_rate, speed, seconds, in_segments=True)
-
-    @property
-    def stage(self) -> Stage:
-        """The pass."""
-        return Stage(sigmas=self.sigmas, noise_scale=self.noise_scale, sampler="euler", tiles=self.video_tiles)
 
 
 @dataclass(frozen=True)
@@ -251,7 +245,8 @@ class LTX2DFRPipeline(LTX2GenerationPipeline):
         """
         check_pass(self, call)
         conditions = [*as_conditions("conditions", call.conditions), KeyframeCarrier(call, self)]
-        prompts, request = call.request([call.stage], conditions, call.size, **NOISE)
+        stage = Stage(sigmas=call.sigmas, noise_scale=call.noise_scale, sampler="euler", tiles=call.video_tiles)
+        prompts, request = call.request([stage], conditions, call.size, **NOISE)
         made, originals = engine.generated(self, prompts, request)
         made, positions = _passed_on(self, call, made)
         return handed_over(self, made, request.delivery, originals, positions)

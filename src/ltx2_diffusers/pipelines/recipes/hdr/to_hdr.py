@@ -84,10 +84,10 @@ class HDRArguments(Arguments, _References):
     def contexts(self) -> TextContext | None:
         """What stands in place of the prompts."""
         video, audio = self.connector_video_embeds, self.connector_audio_embeds
-        if video is None or not self.use_audio_stream:
+        if video is not None and not self.use_audio_stream:
             # What nobody reads has no features.
-            return None if video is None else TextContext(video, video[..., :0])
-        return None if audio is None else TextContext(video, audio)
+            audio = video[..., :0]
+        return None if video is None or audio is None else TextContext(video, audio)
 
 
 class LTX2HDRPipeline(LTX2ConditionPipeline):
@@ -186,10 +186,10 @@ def _check_contexts(pipeline: LTX2HDRPipeline, call: HDRArguments) -> None:
     checks.check_float_tensors(**given)
     config = pipeline.transformer.config
     own = ("cross_attention_dim", "audio_cross_attention_dim")
-    for name, width in zip(_CONTEXTS, ("caption_channels",) * 2 if config.use_prompt_embeddings else own):
-        embeds = given.get(name) if name in needed else None
-        if embeds is not None and (embeds.ndim != 3 or embeds.shape[2] != config[width]):
+    for name, width in zip(needed, ("caption_channels",) * 2 if config.use_prompt_embeddings else own):
+        shape = tuple(given[name].shape)
+        if len(shape) != 3 or shape[2] != config[width]:
             raise ValueError(
-                f"`{name}` has shape {tuple(embeds.shape)}, but this transformer reads [B, T, {config[width]}]; give results of the "
+                f"`{name}` has shape {shape}, but this transformer reads [B, T, {config[width]}]; give results of the "
                 "connectors of this checkpoint"
             )

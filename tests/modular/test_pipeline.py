@@ -2,6 +2,7 @@
 
 import json
 import logging
+import pickle
 import re
 from functools import cache
 
@@ -301,6 +302,43 @@ def test_errors(case):
     changes, message = WRONG[case]
     with pytest.raises(ValueError, match=re.escape(message)):
         result(modular(), **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_inference_steps": 0}, "`num_inference_steps`"),
+        ({"generator": 3}, "`generator`"),
+        ({"decode_timestep": float("nan")}, "`decode_timestep`"),
+        ({"decode_noise_scale": [0.0, 2.0]}, "`decode_noise_scale`"),
+        ({"noise_scale": 2.0}, "`noise_scale`"),
+        ({"sigmas": [0.5, 1.0]}, "sigmas must fall"),
+        ({"min_seconds": 2.0}, "`min_seconds` is given (2.0), but `num_frames` too"),
+        ({"output": "video"}, "`output` names 'video', which no block makes; use 'videos'"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_what_later_blocks_read_is_checked_before_the_first_one_runs(changes, message, monkeypatch):
+    pipe = modular()
+    monkeypatch.setattr(pipe.text_encoder, "forward", lambda *_, **__: pytest.fail("the prompt was encoded"))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        pipe(**{**CALL, **changes})
+
+
+def test_an_argument_of_a_guider_that_is_misspelt_is_named():
+    with pytest.raises(ValueError, match="`stg_scal` is no argument of LTX2Guidance"):
+        modular().guider.new(stg_scal=0.0)
+
+
+def test_a_checkpoint_of_the_other_family_is_refused():
+    with pytest.raises(ValueError, match="load it with LTXVideoPipeline"):
+        LTX2ModularPipeline.from_pretrained(ours.packaged_checkpoint("ltx-video-tiny"))
+
+
+def test_a_pipeline_that_ran_is_pickled():
+    pipe = modular()
+    made = result(pipe)
+    assert difference(result(pickle.loads(pickle.dumps(pipe))), made) == 0.0
 
 
 def test_missing_components_and_blocks_are_named_before_anything_runs():

@@ -25,12 +25,15 @@ def prompts(options: Options, _takes: Collection[str]) -> Arguments:
 def pictures(options: Options, takes: Collection[str]) -> Arguments:
     """Pictures and clips in the form that the pipeline takes."""
     from .. import LTX2VideoCondition, LTXVideoCondition
+    from ..families.ltx_video.presets import DEFAULT_SIZE
 
     crf = options.get("image_crf")
     placed = [[0, options["image"], 1.0]] if "image" in options else []
     placed += options.get("image_at", [])
     if "media_items" in takes:
         _check_by_time(options)
+        count = options.get("num_frames", DEFAULT_SIZE[2])
+        placed = [[n + count if -count <= n < 0 else n, f, s] for n, f, s in placed]
         items = [LTXVideoCondition(**_as_frames(f), frame_index=n, strength=s) for n, f, s in placed]
         return {"conditions": items} if crf is None else {"conditions": items, "image_crf": crf}
     if "images" in takes:

@@ -101,7 +101,8 @@ def call_arguments(mode: Mode, options: Options) -> Arguments:
     """
     takes, choosing = mode.takes, {name for other in MODES if other is not mode for name in other.chosen_by}
     call: Arguments = {}
-    for name in options:
+    # In this order, so that an option stands before those that go with it and are filled in for it.
+    for name in (name for name in OPTIONS if name in options):
         arguments = OPTIONS[name].arguments(options, takes)
         # An option that only chooses another mode would do nothing.
         if not arguments.keys() <= takes or (not arguments and name in choosing):

@@ -128,7 +128,7 @@ _GROUPS: dict[str, tuple[Option, ...]] = {
     ),
     "pictures, clips and sound to follow": (
         Option("image", "FILE", becomes=calls.pictures, help="the first frame"),
-        Option("image_at", "", becomes=calls.pictures, called=("images", "frame", "frame_indices"), parts=_STRENGTH,
+        Option("image_at", "", becomes=calls.pictures, called=("images", "frame", "frame_indices", "frame_index"), parts=_STRENGTH,
             parsing={"nargs": 2, "action": AppendPlaced, "metavar": ("N", "FILE[:STRENGTH]")},
             help="a picture or clip at frame N, negative from the end, shown with a strength from 0 to 1; repeatable"),
         Option("image_crf", "CRF", called=("crf",), needs=("image", "image_at"),

@@ -1,5 +1,6 @@
 """Guidance as a component of modular pipelines: one object per stream, which diffusers' other guiders can replace."""
 
+import inspect
 from typing import Any
 
 import torch
@@ -51,6 +52,21 @@ class LTX2Guidance(BaseGuidance):
         self.guidance_rescale = guidance_rescale
         self.spatio_temporal_guidance_blocks = spatio_temporal_guidance_blocks
         self._formula  # noqa: B018 (checks the values)
+
+    def new(self, **kwargs: Any) -> "LTX2Guidance":
+        """A copy with other values.
+
+        Args:
+            kwargs: Arguments to change.
+
+        Raises:
+            ValueError: If there is no such argument, or its value is out of range.
+        """
+        for name in kwargs.keys() - inspect.signature(type(self).__init__).parameters.keys():
+            known = [one for one in self.config if not one.startswith("_")]
+            raise ValueError(f"`{name}` is no argument of LTX2Guidance; it takes {', '.join(known)}")
+        made: LTX2Guidance = super().new(**kwargs)
+        return made
 
     @property
     def _formula(self) -> MultiModalGuider:

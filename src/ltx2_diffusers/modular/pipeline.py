@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from dataclasses import fields
 from difflib import get_close_matches
 from operator import attrgetter
 from typing import Any
@@ -14,12 +15,14 @@ from diffusers.modular_pipelines.modular_pipeline import (
     SequentialPipelineBlocks,
 )
 
-from .. import checks, prompts
+from .. import checks, declared, prompts
 from ..adapters.mixin import LTX2LoraMixin
 from ..checkpoints.class_names import to_ours, to_portable
+from ..checkpoints.versions import check_ltx2
 from ..guidance.presets import DEFAULT_IMAGE_CRF, LTX2_5_IMAGE_CRF
 from ..models.duration_head import check_seconds
 from ..models.latent_statistics import denormalized, normalized
+from ..pipelines.arguments import Arguments
 from ..pipelines.engine import OUTPUT_TYPES
 from ..pipelines.generation import LTX2GenerationPipeline
 from ..pipelines.plan import ModelSizes, Size, plan_clip
@@ -87,6 +90,7 @@ class LTX2ModularPipeline(LTX2LoraMixin, ModularPipeline):
     encode_video = _Shared.encode_video
     encode_audio = _Shared.encode_audio
     codec, shown = _Shared.codec, _Shared.shown
+    __getstate__, __setstate__ = _Shared.__getstate__, _Shared.__setstate__
     vae_spatial_compression_ratio = _from("vae.spatial_compression_ratio", 32, "Pixels a side of a video latent.")
     vae_temporal_compression_ratio = _from("vae.temporal_compression_ratio", 8, "Pixel frames of a video latent.")
     transformer_spatial_patch_size = _from("transformer.config.patch_size", 1, "Latents a side of a video token.")
@@ -126,6 +130,7 @@ class LTX2ModularPipeline(LTX2LoraMixin, ModularPipeline):
     @classmethod
     def _load_pipeline_config(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> tuple[Any, None]:
         """The modular index of a repository, made of the index of a pipeline if there is only that."""
+        check_ltx2(pretrained_model_name_or_path, "load it with LTXVideoPipeline.from_pretrained")
         try:
             return cls.load_config(pretrained_model_name_or_path, **kwargs), None
         except OSError:
@@ -195,7 +200,13 @@ class LTX2ModularPipeline(LTX2LoraMixin, ModularPipeline):
             output: Name of what is returned, or a list for a dict. Default the whole state.
             kwargs: What the blocks read.
         """
-        self._check({**self.default_call_parameters, **({} if state is None else state.values), **kwargs}, kwargs)
+        values = {**self.default_call_parameters, **({} if state is None else state.values), **kwargs}
+        self._check(values, kwargs)
+        made = {*values, *(one.name for one in (*self._blocks.outputs, *self._blocks.inputs))} - {None}
+        for name in [output] if isinstance(output, str) else output or ():
+            if name not in made:
+                meant = (*get_close_matches(name, made, 1), *sorted(made))
+                raise ValueError(f"`output` names {name!r}, which no block makes; use {meant[0]!r}")
         return super().__call__(state, output, **kwargs)
 
     def _check(self, values: dict[str, Any], named: dict[str, Any]) -> None:
@@ -208,6 +219,15 @@ class LTX2ModularPipeline(LTX2LoraMixin, ModularPipeline):
             if name.endswith("_scale"):
                 hint = "guidance is set by pipe.update_components(guider=pipe.guider.new(...))"
             raise ValueError(f"`{name}` is given, but no block reads it; {hint}")
+        said = {one.name for one in fields(Arguments) if one.init} & values.keys() & {*readable}
+        given = Arguments(**{name: values[name] for name in said if values[name] is not None})
+        declared.settle(given)
+        given.check()
+        for name in ("decode_timestep", "decode_noise_scale"):
+            for level in (
+                (listed if isinstance(listed := getattr(given, name), list) else [listed]) if name in said else ()
+            ):
+                checks.check_unit(**{name: level})
         if "prompt" in readable and values.get("prompt") is not None:
             asked_prompts(values)
         if "output_type" in readable:
@@ -218,6 +238,9 @@ class LTX2ModularPipeline(LTX2LoraMixin, ModularPipeline):
             plan_clip(self.sizes, 1, Size(values["height"], values["width"], frames, *rates), [(1.0, 1.0)])
         if "min_seconds" in readable:
             check_seconds(values["min_seconds"], values["max_seconds"])
+        for name in {"min_seconds", "max_seconds"} & named.keys():
+            if values.get("num_frames") is not None and named[name] != self.default_call_parameters.get(name):
+                raise ValueError(f"`{name}` is given ({named[name]}), but `num_frames` too; leave one of them out")
         if "num_frames" in values and values["num_frames"] is None:
             check_predictable(self, len(values["prompt"]) if isinstance(values.get("prompt"), list) else 1)
         self._check_components(values)

@@ -161,6 +161,9 @@ class LTX2PipelineBase(saving.AtomicSaveMixin, CompilationMixin):
         them, and with them the other pipeline, to float32.
         """
         parameters = dict(list(inspect.signature(cls.__init__).parameters.items())[1:])
+        if "transformer" not in kwargs:
+            found = getattr(pipeline, "family", cls.family)
+            check_family(f"the transformer of {type(pipeline).__name__}", found, cls.family, "from_pipe")
         given = {name: value for name, value in pipeline.components.items() if name in parameters} | kwargs
         required = {name for name, parameter in parameters.items() if parameter.default is inspect.Parameter.empty}
         if not isinstance(pipeline, LTX2PipelineBase) or not required <= given.keys() <= parameters.keys():

@@ -220,6 +220,11 @@ class CompilationMixin(BlockStreamingMixin):
     def _compilable(self, components: Sequence[str] | str | None) -> dict[str, torch.nn.Module]:
         """The models to compile, after a check of all."""
         present = [name for name in COMPONENTS if kind_of(getattr(self, name, None)) is not None]
+        if not present and any(getattr(self, name, None) is not None for name in COMPONENTS):
+            raise ValueError(
+                "compile() is for networks of LTX-2, and this pipeline has none; diffusers' own have a method for it, "
+                "pipe.transformer.compile_repeated_blocks()"
+            )
         asked = [components] if isinstance(components, str) else components
         if asked is not None:
             for name in asked:

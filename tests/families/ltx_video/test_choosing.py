@@ -7,6 +7,7 @@ import PIL.Image
 import pytest
 import torch
 
+import ltx2_diffusers
 from ltx2_diffusers import LTXVideoPipeline
 from ltx2_diffusers.application.generate import generate
 from ltx2_diffusers.application.selection import GenerationRequest, TimelineItem, select_pipeline
@@ -103,6 +104,8 @@ def test_an_original_file_takes_its_text_encoder_from_elsewhere(tmp_path, capsys
         (["--height", "100"], "use 96 or 128"),
         (["--num-frames", "10"], "use 9 or 17"),
         (["--image-at", "0", "clip.mp4", "--frame-by-frame"], "by their times"),
+        (["--auto-length"], "--auto-length means nothing for video of LTX-Video"),
+        (["--image-at", "-10", "clip.mp4", *SMALL], "--image-at has to be from 0 to 8 but is -10"),
     ],
 )
 def test_what_the_family_does_not_have_is_refused(tmp_path, media, capsys, options, message):
@@ -110,6 +113,29 @@ def test_what_the_family_does_not_have_is_refused(tmp_path, media, capsys, optio
     assert run(tmp_path / "clip.mp4", *given, "--device", "cpu") == 2
     assert message in complaint(capsys)
     assert not (tmp_path / "clip.mp4").exists()
+
+
+def test_frames_are_counted_from_the_end(tmp_path, media):
+    for name, place in (("end", -1), ("eight", 8), ("start", 0)):
+        options = [*SMALL, "--one-stage", "--steps", 1, "--image-at", place, media / "a.png"]
+        assert run(tmp_path / f"{name}.mp4", *options) == 0
+    end, eight, start = ((tmp_path / f"{name}.mp4").read_bytes() for name in ("end", "eight", "start"))
+    assert end == eight != start
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("LTX2Pipeline", "LTXVideoPipeline"), ("LTXVideoPipeline", "LTX2Pipeline")]
+)
+def test_a_pipeline_is_not_made_of_one_of_the_other_family(one, other):
+    checkpoints = {"LTX2Pipeline": packaged_checkpoint("ltx2-mini"), "LTXVideoPipeline": TINY}
+    pipeline = getattr(ltx2_diffusers, one).from_pretrained(checkpoints[one])
+    with pytest.raises(ValueError, match=f"another family .*{one}.from_pipe"):
+        getattr(ltx2_diffusers, other).from_pipe(pipeline)
+
+
+def test_compilation_says_how_it_is_done_in_the_family():
+    with pytest.raises(ValueError, match=r"compile\(\) is for networks of LTX-2.*compile_repeated_blocks"):
+        LTXVideoPipeline.from_pretrained(TINY).compile("transformer")
 
 
 def test_info_tells_the_family_and_its_settings(capsys):

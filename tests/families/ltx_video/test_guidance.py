@@ -74,5 +74,11 @@ def test_settings_that_say_nothing_are_refused(settings, mode, message):
         pass_guiders(settings, mode, 3)
 
 
+@pytest.mark.parametrize("blocks", [1, "a", [1.5], ["a"], [True], [[0], 1.5]])
+def test_blocks_that_are_no_whole_numbers_are_named(blocks):
+    with pytest.raises(ValueError, match="`skip_block_list` has to be a list of whole numbers"):
+        pass_guiders(PassSettings(stg_scale=1.0, skip_block_list=blocks), "attention_values", 3)
+
+
 def test_blocks_that_are_not_perturbed_need_not_be_there():
     assert not pass_guiders(PRESETS["ltxv-2b-0.9.8-distilled"].first_pass, "attention_values", 28).video.is_guided

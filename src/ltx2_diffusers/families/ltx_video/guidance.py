@@ -1,6 +1,7 @@
 """Guidance of a pass, whose terms are those of velocities and may change with the noise level."""
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,13 @@ def pass_guiders(settings: PassSettings, stg_mode: str, num_layers: int, guidanc
         raise ValueError(f"`guidance_timesteps` have to fall but are {list(bounds)}; sort them, and name each once")
     names = ("guidance_scale", "stg_scale", "rescaling_scale")
     scales = [_listed(name, getattr(settings, name), bounds, count) for name in names]
-    blocks = settings.skip_block_list or ()
+    blocks = () if settings.skip_block_list is None else settings.skip_block_list
+    listed = isinstance(blocks, Sequence) and not isinstance(blocks, str)
+    flat = [n for one in blocks for n in (one if isinstance(one, list | tuple) else [one])] if listed else [blocks]
+    if not all(isinstance(n, Integral) and not isinstance(n, bool) for n in flat) or not listed:
+        raise ValueError(
+            f"`skip_block_list` has to be a list of whole numbers, or of such lists, but is {blocks!r}; use [0]"
+        )
     is_nested = any(isinstance(one, Sequence) for one in blocks)
     nested: list[Any] = _listed("skip_block_list", blocks, bounds, count) if is_nested else [blocks] * count
     if not blocks and max(scales[1]) > 0:

@@ -17,18 +17,18 @@ from ..conditioning.streams import States
 from ..models.mixed_precision import input_dtype
 from ..sampling.denoiser import to_clean
 from ..sampling.loop import FiniteWatch, blend
-from .declarations import CONTEXTS, FIELDS, NEGATIVE_CONTEXTS, Loop, LoopLeaf, PipelineState, reads
+from .declarations import CONTEXTS, Loop, LoopLeaf, PipelineState, reads
 from .encoding import clip_of
 
-_ARGUMENTS = ("encoder_hidden_states", "audio_encoder_hidden_states", "encoder_attention_mask")
+_ARGUMENTS = (
+    "encoder_hidden_states",
+    "audio_encoder_hidden_states",
+    "encoder_attention_mask",
+    "audio_encoder_attention_mask",
+)
 # Argument of the transformer: what holds it for the conditional, negative, perturbed and isolated pass.
 GUIDER_FIELDS = {
-    argument: (positive, negative, positive, positive)
-    for argument, positive, negative in zip(
-        (*_ARGUMENTS, "audio_encoder_attention_mask"),
-        (*CONTEXTS, CONTEXTS[-1]),
-        (*NEGATIVE_CONTEXTS, NEGATIVE_CONTEXTS[-1]),
-    )
+    argument: (name, f"negative_{name}", name, name) for argument, name in zip(_ARGUMENTS, (*CONTEXTS, CONTEXTS[-1]))
 }
 
 
@@ -46,8 +46,6 @@ def states_of(b: Any) -> States:
 class LTX2LoopBeforeDenoiser(LoopLeaf):
     """Brings tokens to the type of the text, and says the noise level of each."""
 
-    reads = "latents! audio_latents! dtype!"
-
     def run(self, components: Any, b: Any, step: int = 0, timestep: Any = None) -> None:  # noqa: ARG002 (called alike)
         b.latent_model_input, b.audio_latent_model_input = b.latents.to(b.dtype), b.audio_latents.to(b.dtype)
         b.audio_timestep = b.video_timestep = timestep.to(b.latents.device).expand(len(b.latents))
@@ -57,8 +55,6 @@ class LTX2LoopBeforeDenoiser(LoopLeaf):
 
 class LTX2Image2VideoLoopBeforeDenoiser(LTX2LoopBeforeDenoiser):
     """The same; the tokens of a first frame that is given have none."""
-
-    reads = "latents! audio_latents! conditioning_mask! dtype!"
 
 
 class LTX2ConditionLoopBeforeDenoiser(LTX2Image2VideoLoopBeforeDenoiser):
@@ -75,8 +71,6 @@ class LTX2LoopDenoiser(LoopLeaf):
             and isolated pass. Default the contexts of the prompts and of the negative ones.
     """
 
-    needs = "transformer scheduler guider audio_guider"
-
     def __init__(self, guider_input_fields: dict[str, Any] = GUIDER_FIELDS) -> None:
         if not isinstance(guider_input_fields, dict):
             raise ValueError(f"`guider_input_fields` has to be a dict but is {guider_input_fields!r}")
@@ -88,9 +82,7 @@ class LTX2LoopDenoiser(LoopLeaf):
         """What it reads."""
         fields = self._guider_input_fields.values()
         names = dict.fromkeys(name for field in fields for name in (field if isinstance(field, tuple) else (field,)))
-        first = f"latents! audio_latents! audio_scheduler! {FIELDS} num_inference_steps:loop! height width num_frames"
-        rest = "frame_rate motion_speed use_cross_timestep attention_kwargs"
-        return [reads(name) for name in (*f"{first} {rest}".split(), *(f"{name}!" for name in names))]
+        return [*super().inputs, *(reads(f"{name}!") for name in names)]
 
     def run(self, components: Any, b: Any, step: int = 0, timestep: Any = None) -> None:
         guiders, passes, asked = (components.guider, components.audio_guider), dict[str, BlockState](), []
@@ -165,9 +157,6 @@ def _combined(guider: Any, names: list[str], predictions: dict[str, torch.Tensor
 class LTX2LoopAfterDenoiser(LoopLeaf):
     """Takes a step of both schedulers towards the prediction."""
 
-    reads = "latents! audio_latents! audio_scheduler!"
-    needs = "scheduler"
-
     def run(self, components: Any, b: Any, step: int = 0, timestep: Any = None) -> None:
         states: Any = states_of(b)
         schedulers = Streams(components.scheduler, b.audio_scheduler)
@@ -182,13 +171,9 @@ class LTX2LoopAfterDenoiser(LoopLeaf):
 class LTX2Image2VideoLoopAfterDenoiser(LTX2LoopAfterDenoiser):
     """The same; a first frame that is given stays."""
 
-    reads = "latents! audio_latents! audio_scheduler! height width num_frames"
-
 
 class LTX2ConditionLoopAfterDenoiser(LTX2LoopAfterDenoiser):
     """The same; the prediction is held to given tokens as far as they are kept."""
-
-    reads = "latents! audio_latents! audio_scheduler! conditioning_mask! clean_latents!"
 
 
 class LTX2DenoiseLoopWrapper(Loop):
@@ -220,28 +205,10 @@ class LTX2DenoiseLoopWrapper(Loop):
 class LTX2DenoiseStep(LTX2DenoiseLoopWrapper):
     """Denoises a video made of text."""
 
-    parts = {
-        "before_denoiser": LTX2LoopBeforeDenoiser,
-        "denoiser": LTX2LoopDenoiser,
-        "after_denoiser": LTX2LoopAfterDenoiser,
-    }
-
 
 class LTX2Image2VideoDenoiseStep(LTX2DenoiseLoopWrapper):
     """Denoises a video whose first frame is given."""
 
-    parts = {
-        "before_denoiser": LTX2Image2VideoLoopBeforeDenoiser,
-        "denoiser": LTX2LoopDenoiser,
-        "after_denoiser": LTX2Image2VideoLoopAfterDenoiser,
-    }
-
 
 class LTX2ConditionDenoiseStep(LTX2DenoiseLoopWrapper):
     """Denoises a video that is held to conditions."""
-
-    parts = {
-        "before_denoiser": LTX2ConditionLoopBeforeDenoiser,
-        "denoiser": LTX2LoopDenoiser,
-        "after_denoiser": LTX2ConditionLoopAfterDenoiser,
-    }

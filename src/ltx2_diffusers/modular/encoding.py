@@ -55,10 +55,6 @@ def given_as(kind: type, name: str, given: Any) -> list[Any]:
 class LTX2VaeEncoderStep(Leaf):
     """Encodes the pictures that the videos begin with."""
 
-    reads = "image! height width image_crf generator"
-    writes = "image_latents"
-    needs = "vae text_encoder encoding_processor"
-
     def run(self, components: Any, b: Any) -> None:
         several = isinstance(b.image, (list, tuple)) or getattr(b.image, "ndim", 3) > 3
         b.num_frames = 1
@@ -69,9 +65,6 @@ class LTX2VaeEncoderStep(Leaf):
 
 class LTX2AutoVaeEncoderStep(Auto):
     """Encodes pictures if there is an `image`."""
-
-    parts = {"vae_encoder": LTX2VaeEncoderStep}
-    block_trigger_inputs = ["image"]
 
 
 def _place(item: Any, condition: Condition, stride: int) -> int:
@@ -90,10 +83,6 @@ def _place(item: Any, condition: Condition, stride: int) -> int:
 class LTX2ConditionEncoderStep(Leaf):
     """Encodes the pictures and clips that the videos show at some place."""
 
-    reads = "conditions height width num_frames generator"
-    writes = "condition_latents condition_strengths condition_indices condition_pixel_frames"
-    needs = "vae text_encoder"
-
     def run(self, components: Any, b: Any) -> None:
         plan, stride = clip_of(components, b), components.sizes.temporal_ratio
         given = given_as(LTX2VideoCondition, "conditions", b.conditions)
@@ -111,22 +100,12 @@ class LTX2ConditionEncoderStep(Leaf):
 class LTX2AutoConditionEncoderStep(Conditional):
     """Encodes conditions if there are `conditions` or `reference_conditions`."""
 
-    parts = {"condition_encoder": LTX2ConditionEncoderStep}
-    block_trigger_inputs = ["conditions", "reference_conditions"]
-
     def select_block(self, conditions: Any = None, reference_conditions: Any = None) -> Any:
         return "condition_encoder" if conditions is not None or reference_conditions else None
 
 
 class LTX2ReferenceEncoderStep(Leaf):
     """Encodes the reference videos that an IC-LoRA follows."""
-
-    reads = (
-        "reference_conditions! reference_downscale_factor conditioning_attention_strength "
-        "conditioning_attention_mask height width num_frames frame_rate motion_speed generator"
-    )
-    writes = "reference_latents reference_coords reference_token_counts reference_cross_mask"
-    needs = "vae transformer encoding_processor"
 
     def run(self, components: Any, b: Any) -> None:
         plan = clip_of(components, b)
@@ -151,9 +130,6 @@ class LTX2ReferenceEncoderStep(Leaf):
 
 class LTX2AutoReferenceEncoderStep(Conditional):
     """Encodes reference videos if there are `reference_conditions`."""
-
-    parts = {"reference_encoder": LTX2ReferenceEncoderStep}
-    block_trigger_inputs = ["reference_conditions"]
 
     def select_block(self, reference_conditions: Any = None) -> Any:
         return "reference_encoder" if reference_conditions else None

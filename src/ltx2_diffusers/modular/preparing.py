@@ -37,10 +37,6 @@ def _plan(components: Any, b: Any, **latents: Any) -> ClipPlan:
 class LTX2SetTimestepsStep(Leaf):
     """Chooses the noise levels."""
 
-    reads = "num_inference_steps timesteps sigmas height width num_frames"
-    writes = "timesteps num_inference_steps audio_scheduler"
-    needs = "scheduler"
-
     def num_tokens(self, components: Any, b: Any) -> int:
         """Video tokens, by which some schedules shift."""
         return clip_of(components, b).num_video_tokens
@@ -56,18 +52,12 @@ class LTX2SetTimestepsStep(Leaf):
 class LTX2ConditionSetTimestepsStep(LTX2SetTimestepsStep):
     """Chooses the noise levels, for all tokens that there are."""
 
-    reads = "num_inference_steps timesteps sigmas latents!"
-
     def num_tokens(self, components: Any, b: Any) -> int:  # noqa: ARG002 (tokens are counted)
         return b.latents.shape[1]
 
 
 class LTX2PrepareLatentsStep(Leaf):
     """Draws the noise that the video begins with, or lays it over given latents."""
-
-    reads = "height width num_frames latents num_videos_per_prompt noise_scale generator batch_size!"
-    writes = "latents noise_scale"
-    needs = "transformer"
 
     def run(self, components: Any, b: Any) -> None:
         plan, start = _plan(components, b, latents=b.latents), Start(b.generator, b.latents)
@@ -82,10 +72,6 @@ class LTX2PrepareLatentsStep(Leaf):
 
 class LTX2Image2VideoPrepareLatentsStep(Leaf):
     """Puts the pictures in the place of the first frame."""
-
-    reads = "image_latents! latents! height width num_frames num_videos_per_prompt batch_size!"
-    writes = "latents conditioning_mask"
-    needs = "transformer"
 
     def run(self, components: Any, b: Any) -> None:
         plan, image = _plan(components, b), b.image_latents.to(b.latents)
@@ -104,14 +90,6 @@ class LTX2Image2VideoPrepareLatentsStep(Leaf):
 
 class LTX2ConditionPrepareLatentsStep(Leaf):
     """Lays noise over the video and over the pictures and clips that it shows, as far as they are not kept."""
-
-    reads = (
-        "condition_latents! condition_strengths! condition_indices! condition_pixel_frames! latents "
-        "height width num_frames frame_rate motion_speed noise_scale sigmas num_videos_per_prompt "
-        "batch_size! generator"
-    )
-    writes = "latents conditioning_mask clean_latents appended_coords base_token_count noise_scale"
-    needs = "transformer vae"
 
     def with_references(self, b: Any, state: LatentState, plan: ClipPlan) -> LatentState:  # noqa: ARG002 (there are none)
         """The tokens with those of references behind them."""
@@ -143,14 +121,6 @@ class LTX2ConditionPrepareLatentsStep(Leaf):
 class LTX2InContextPrepareLatentsStep(LTX2ConditionPrepareLatentsStep):
     """The same with reference videos behind them."""
 
-    reads = (
-        "condition_latents! condition_strengths! condition_indices! condition_pixel_frames! "
-        "reference_conditions reference_latents reference_coords reference_token_counts latents height "
-        "width num_frames frame_rate motion_speed noise_scale sigmas num_videos_per_prompt batch_size! "
-        "generator"
-    )
-    writes = "latents conditioning_mask clean_latents appended_coords base_token_count num_ref_tokens noise_scale"
-
     def with_references(self, b: Any, state: LatentState, plan: ClipPlan) -> LatentState:
         before = state.num_tokens
         if b.reference_latents is not None:
@@ -168,9 +138,6 @@ class LTX2InContextPrepareLatentsStep(LTX2ConditionPrepareLatentsStep):
 class LTX2BuildVideoSelfAttentionMaskStep(Leaf):
     """Says how far the video and each reference see each other."""
 
-    reads = "latents! base_token_count! num_ref_tokens! reference_cross_mask! reference_token_counts!"
-    writes = "video_self_attention_mask"
-
     def run(self, components: Any, b: Any) -> None:  # noqa: ARG002 (blocks are called alike)
         batch, known, _ = b.latents.shape
         known, mask = known - b.num_ref_tokens, None
@@ -183,9 +150,6 @@ class LTX2BuildVideoSelfAttentionMaskStep(Leaf):
 
 class LTX2AutoBuildVideoSelfAttentionMaskStep(Conditional):
     """Says how far the video and its references see each other, if they do not do so fully."""
-
-    parts = {"attention_mask": LTX2BuildVideoSelfAttentionMaskStep}
-    block_trigger_inputs = ["reference_conditions", "conditioning_attention_strength", "conditioning_attention_mask"]
 
     def select_block(
         self,
@@ -207,9 +171,6 @@ class LTX2AutoBuildVideoSelfAttentionMaskStep(Conditional):
 class LTX2PrepareAudioLatentsStep(Leaf):
     """Draws the noise that the sound begins with, or lays it over given latents."""
 
-    reads = "num_frames frame_rate audio_latents noise_scale num_videos_per_prompt generator batch_size!"
-    writes = "audio_latents audio_num_frames"
-    needs = "audio_vae"
     packed_noise = False
 
     def run(self, components: Any, b: Any) -> None:
@@ -231,10 +192,6 @@ class LTX2ConditionPrepareAudioLatentsStep(LTX2PrepareAudioLatentsStep):
 class LTX2PrepareCoordsStep(Leaf):
     """Says where each token lies, in seconds and pixels."""
 
-    reads = "height width num_frames frame_rate motion_speed audio_num_frames! num_videos_per_prompt batch_size!"
-    writes = "video_coords audio_coords"
-    needs = "transformer"
-
     def run(self, components: Any, b: Any) -> None:
         plan, device = _plan(components, b), components._execution_device
         plan = replace(plan, audio=plan.audio._replace(frames=b.audio_num_frames))
@@ -243,11 +200,6 @@ class LTX2PrepareCoordsStep(Leaf):
 
 class LTX2ConditionPrepareCoordsStep(LTX2PrepareCoordsStep):
     """The same, with the tokens behind those of the video."""
-
-    reads = (
-        "height width num_frames frame_rate motion_speed audio_num_frames! appended_coords! "
-        "num_videos_per_prompt batch_size!"
-    )
 
     def run(self, components: Any, b: Any) -> None:
         super().run(components, b)

@@ -47,10 +47,6 @@ def _first_picture(frames: Frames) -> PIL.Image.Image:
 class LTX2PromptEnhancerStep(Leaf):
     """Rewrites the prompts with the `prompt_enhancer`, or with a text encoder that can write."""
 
-    reads = f"prompt! {_WISH} generator"
-    writes = "prompt"
-    needs = "prompt_enhancer processor"
-
     def picture(self, b: Any) -> PIL.Image.Image | None:  # noqa: ARG002 (blocks made from this one have pictures)
         """What the language model is shown."""
         return None
@@ -65,16 +61,12 @@ class LTX2PromptEnhancerStep(Leaf):
 class LTX2ImageToVideoPromptEnhancerStep(LTX2PromptEnhancerStep):
     """Rewrites the prompts for a video that begins with a picture, which the language model is shown."""
 
-    reads = f"prompt! image! {_WISH} generator"
-
     def picture(self, b: Any) -> PIL.Image.Image | None:
         return _first_picture(b.image[0] if isinstance(b.image, (list, tuple)) else b.image)
 
 
 class LTX2ConditionPromptEnhancerStep(LTX2PromptEnhancerStep):
     """Rewrites the prompts for a video that shows pictures, of which the language model is shown the first one."""
-
-    reads = f"prompt! conditions {_WISH} generator"
 
     def picture(self, b: Any) -> PIL.Image.Image | None:
         shown: list[Any] = [one for one in as_conditions("conditions", b.conditions) if one.shows_picture]
@@ -84,13 +76,6 @@ class LTX2ConditionPromptEnhancerStep(LTX2PromptEnhancerStep):
 class LTX2AutoPromptEnhancerStep(Conditional):
     """Rewrites the prompts if `enable_prompt_enhancement` is true."""
 
-    parts = {
-        "condition": LTX2ConditionPromptEnhancerStep,
-        "image2video": LTX2ImageToVideoPromptEnhancerStep,
-        "text2video": LTX2PromptEnhancerStep,
-    }
-    block_trigger_inputs = ["conditions", "image", "enable_prompt_enhancement"]
-
     def select_block(self, conditions: Any = None, image: Any = None, enable_prompt_enhancement: Any = None) -> Any:
         if not enable_prompt_enhancement:
             return None
@@ -99,12 +84,6 @@ class LTX2AutoPromptEnhancerStep(Conditional):
 
 class LTX2TextEncoderStep(Leaf):
     """Has the language model read the prompts and the negative ones."""
-
-    reads = "prompt! negative_prompt max_sequence_length"
-    writes = (
-        "prompt_embeds prompt_attention_mask negative_prompt_embeds negative_prompt_attention_mask batch_size dtype"
-    )
-    needs = "text_encoder tokenizer"
 
     def run(self, components: Any, b: Any) -> None:
         encoder = components._text_encoder()
@@ -120,14 +99,6 @@ class LTX2TextEncoderStep(Leaf):
 class LTX2TextConnectorStep(Leaf):
     """Makes of what the language model read the contexts of both streams."""
 
-    reads = "prompt_embeds! prompt_attention_mask! negative_prompt_embeds! negative_prompt_attention_mask!"
-    writes = (
-        "connector_prompt_embeds connector_audio_prompt_embeds connector_attention_mask "
-        "negative_connector_prompt_embeds negative_connector_audio_prompt_embeds "
-        "negative_connector_attention_mask"
-    )
-    needs = "connectors tokenizer"
-
     def run(self, components: Any, b: Any) -> None:
         components.require("connectors")
         embeds = torch.cat([b.negative_prompt_embeds, b.prompt_embeds]).to(components.connectors.dtype)
@@ -142,22 +113,9 @@ class LTX2TextConnectorStep(Leaf):
 class LTX2TextConditioningStep(Sequential):
     """Reads the prompts, and makes the contexts of both streams of them."""
 
-    parts = {"text_encoder": LTX2TextEncoderStep, "connectors": LTX2TextConnectorStep}
-
 
 class LTX2TextInputStep(Leaf):
     """Repeats the contexts of each prompt for its videos."""
-
-    reads = (
-        "num_videos_per_prompt connector_prompt_embeds! connector_audio_prompt_embeds! "
-        "connector_attention_mask! negative_connector_prompt_embeds! "
-        "negative_connector_audio_prompt_embeds! negative_connector_attention_mask!"
-    )
-    writes = (
-        "connector_prompt_embeds connector_audio_prompt_embeds connector_attention_mask "
-        "negative_connector_prompt_embeds negative_connector_audio_prompt_embeds "
-        "negative_connector_attention_mask"
-    )
 
     def run(self, components: Any, b: Any) -> None:  # noqa: ARG002 (blocks are called alike)
         check_at_least_one(num_videos_per_prompt=b.num_videos_per_prompt)
@@ -178,10 +136,6 @@ def check_predictable(components: Any, num_prompts: int) -> None:
 class LTX2DurationStep(Leaf):
     """Predicts how many frames the clip of a prompt should have."""
 
-    reads = "min_seconds max_seconds frame_rate connector_prompt_embeds! connector_audio_prompt_embeds! batch_size!"
-    writes = "num_frames"
-    needs = "duration_head"
-
     def run(self, components: Any, b: Any) -> None:
         check_predictable(components, b.batch_size)
         b.num_frames = components.duration_head.predict_num_frames(
@@ -196,9 +150,6 @@ class LTX2DurationStep(Leaf):
 
 class LTX2AutoDurationStep(Conditional):
     """Predicts the number of frames if `num_frames` is not given."""
-
-    parts = {"duration": LTX2DurationStep}
-    block_trigger_inputs = ["num_frames"]
 
     def select_block(self, num_frames: Any = None) -> Any:
         return "duration" if num_frames is None else None

@@ -1,7 +1,7 @@
 """What blocks read, write and need, and the kinds of blocks that all others are; the declarations stand in a file of data."""
 
 # diffusers declares what blocks have more narrowly than it reads it.
-# mypy: disable-error-code="assignment, misc, override"
+# mypy: disable-error-code="arg-type, assignment, misc, override"
 
 import inspect
 from collections.abc import Mapping
@@ -26,9 +26,7 @@ from ..yaml_files import read_mapping
 FIELDS = "denoiser_input_fields"
 # What reaches the transformer under its own name, however many blocks make it.
 _TO_THE_TRANSFORMER = ("audio_num_frames", "video_coords", "audio_coords", "video_self_attention_mask")
-# What six blocks of the text path hand on, of the positive and of the negative prompts.
-CONTEXTS = ("connector_prompt_embeds", "connector_audio_prompt_embeds", "connector_attention_mask")
-_DECLARED = read_mapping(str(resources.files("ltx2_diffusers") / "resources" / "modular" / "blocks.yaml"))
+DECLARED = read_mapping(str(resources.files("ltx2_diffusers") / "resources" / "modular" / "blocks.yaml"))
 # The types that the file names.
 _KINDS = {
     **{kind.__name__: kind for kind in (bool, int, float, str, list, dict)},
@@ -49,29 +47,22 @@ def reads(entry: str) -> InputParam:
     Args:
         entry: Its name; with what sets it apart from others of the name behind a colon, and `!` behind what is required.
     """
-    if entry == FIELDS:
-        unnamed: Any = None
-        return InputParam(
-            unnamed, dict, kwargs_type=FIELDS, description="Further arguments of the transformer, by name."
-        )
     key = entry.removesuffix("!")
-    kind, default, description = _DECLARED["inputs"].get(key, ("tensor", None, "Read by the guiders."))
+    kind, default, description = DECLARED["inputs"].get(key, ("tensor", None, "Read by the guiders."))
     if kind == "dtype" and default is not None:
         default = getattr(torch, default)
-    return InputParam(key.partition(":")[0], _KINDS[kind], default, entry.endswith("!"), description)
+    name, group = (None, FIELDS) if key == FIELDS else (key.partition(":")[0], None)
+    return InputParam(name, _KINDS[kind], default, entry.endswith("!"), description, group)
 
 
 def _writes(name: str) -> OutputParam:
-    kind, _, description = _DECLARED["inputs"][name]
-    untyped: Any = None
-    return OutputParam(name, _KINDS[kind], description, FIELDS if name in _TO_THE_TRANSFORMER else untyped)
+    kind, _, description = DECLARED["inputs"][name]
+    return OutputParam(name, _KINDS[kind], description, FIELDS if name in _TO_THE_TRANSFORMER else None)
 
 
 def _needs(entry: str) -> ComponentSpec:
-    library, class_name, *config = _DECLARED["components"][entry]
-    built: dict[str, Any] = (
-        {"config": FrozenDict(config[0]), "default_creation_method": "from_config"} if config else {}
-    )
+    library, class_name, *config = DECLARED["components"][entry]
+    built = {"config": FrozenDict(config[0]), "default_creation_method": "from_config"} if config else {}
     return ComponentSpec(entry.partition(":")[0], getattr(import_module(library), class_name), **built)
 
 
@@ -90,7 +81,7 @@ class _Ours:
         super().__init_subclass__(**kwargs)
         if cls.__module__.startswith(__package__):
             _Ours.known[cls.__name__] = cls
-            for name, value in _DECLARED["blocks"].get(cls.__name__, {}).items():
+            for name, value in DECLARED["blocks"].get(cls.__name__, {}).items():
                 setattr(cls, name, {k: cls.known[v] for k, v in value.items()} if name == "parts" else value)
         if cls.parts:
             cls.block_names, cls.block_classes = [*cls.parts], [*cls.parts.values()]

@@ -1,18 +1,16 @@
 """Blocks from denoised tokens to videos and sound."""
 
 # diffusers declares what blocks have more narrowly than it reads it.
-# ruff: noqa: RUF012
 # mypy: disable-error-code="assignment, misc, override"
 
 from typing import Any
 
 import torch
 
-from .. import checks
 from ..conditioning import AudioLatentShape, AudioPatchifier
 from ..pipelines.arguments import Delivery
 from ..pipelines.decoding import decoded
-from ..pipelines.engine import OUTPUT_TYPES, check_noise_levels, decode_audio, decode_video
+from ..pipelines.engine import check_noise_levels, decode_audio, decode_video
 from ..pipelines.plan import check_decodable_size
 from .declarations import Auto, Leaf, Sequential
 from .encoding import clip_of
@@ -29,7 +27,6 @@ class LTX2VaeDecoderStep(Leaf):
     """Decodes the videos, or hands over their un-normalised latents."""
 
     def run(self, components: Any, b: Any) -> None:
-        checks.check_choice("output_type", b.output_type, OUTPUT_TYPES)
         plan, patch = clip_of(components, b, len(b.latents)), components.sizes.patch_size
         # The number of channels is the transformer's, which need not be loaded.
         shape = plan.video._replace(channels=b.latents.shape[-1] // patch**2)
@@ -39,7 +36,6 @@ class LTX2VaeDecoderStep(Leaf):
 
     def frames(self, components: Any, b: Any, latents: torch.Tensor) -> Any:
         """What normalised latents `[B, C, F, h, w]` show."""
-        components.require("vae")
         check_decodable_size(b.height, b.width, components.vae.min_latent_side * components.sizes.spatial_ratio)
         for name in ("decode_timestep", "decode_noise_scale"):
             check_noise_levels(name, getattr(b, name), len(latents))
@@ -51,7 +47,6 @@ class LTX2DiffusionVaeDecoderStep(LTX2VaeDecoderStep):
     """Decodes the videos with the diffusion decoder of LTX-2.5, which draws noise, or hands over their latents."""
 
     def frames(self, components: Any, b: Any, latents: torch.Tensor) -> Any:
-        components.require("diffusion_decoder")
         latents = components.denormalized_video(latents.to(b.dtype))
         return decoded(components, latents, (b.generator,), b.output_type, component="diffusion_decoder")
 
@@ -60,7 +55,6 @@ class LTX2AudioDecoderStep(Leaf):
     """Decodes the sound, or hands over its un-normalised latents."""
 
     def run(self, components: Any, b: Any) -> None:
-        components.require("audio_vae", *([] if b.output_type == "latent" else ["vocoder"]))
         sizes = components.sizes
         shape = AudioLatentShape(len(b.audio_latents), sizes.audio_channels, b.audio_num_frames, sizes.audio_mel_bins)
         b.audio = decode_audio(components, AudioPatchifier().unpatchify(b.audio_latents, shape), b.output_type)

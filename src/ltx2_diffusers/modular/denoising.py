@@ -1,10 +1,9 @@
 """Blocks of the denoising: what runs in every step, and the loops.
 
-Shapes: see `declarations.py`.
+Shapes: see `resources/modular/blocks.yaml`.
 """
 
 # diffusers declares what blocks have more narrowly than it reads it.
-# ruff: noqa: RUF012
 # mypy: disable-error-code="assignment, misc, override"
 
 from typing import Any
@@ -17,19 +16,11 @@ from ..conditioning.streams import States
 from ..models.mixed_precision import input_dtype
 from ..sampling.denoiser import to_clean
 from ..sampling.loop import FiniteWatch, blend
-from .declarations import CONTEXTS, Loop, LoopLeaf, PipelineState, reads
+from .declarations import DECLARED, Loop, LoopLeaf, PipelineState, reads
 from .encoding import clip_of
 
-_ARGUMENTS = (
-    "encoder_hidden_states",
-    "audio_encoder_hidden_states",
-    "encoder_attention_mask",
-    "audio_encoder_attention_mask",
-)
 # Argument of the transformer: what holds it for the conditional, negative, perturbed and isolated pass.
-GUIDER_FIELDS = {
-    argument: (name, f"negative_{name}", name, name) for argument, name in zip(_ARGUMENTS, (*CONTEXTS, CONTEXTS[-1]))
-}
+GUIDER_FIELDS = {argument: (name, f"negative_{name}", name, name) for argument, name in DECLARED["contexts"].items()}
 
 
 def states_of(b: Any) -> States:

@@ -1,24 +1,16 @@
 """Blocks that encode what the videos show: first frames, conditions, references.
 
-Shapes: see `declarations.py`.
+Shapes: see `resources/modular/blocks.yaml`.
 """
 
 # diffusers declares what blocks have more narrowly than it reads it.
-# ruff: noqa: RUF012
 # mypy: disable-error-code="assignment, misc, override"
 
 import itertools
 from typing import Any
 
 from .. import conditioning
-from ..pipelines.conditions import (
-    Condition,
-    FirstFrameCondition,
-    LTX2ReferenceCondition,
-    LTX2VideoCondition,
-    as_conditions,
-    with_defaults,
-)
+from ..pipelines import conditions as held
 from ..pipelines.plan import ClipPlan, Size, plan_clip
 from .declarations import Auto, Conditional, Leaf
 
@@ -42,7 +34,7 @@ def clip_of(components: Any, b: Any, batch: int = 1, **latents: Any) -> ClipPlan
 
 def given_as(kind: type, name: str, given: Any) -> list[Any]:
     """The conditions of an input, which have to be of this kind: states between blocks hold no other."""
-    conditions = as_conditions(name, given)
+    conditions = held.as_conditions(name, given)
     for condition in conditions:
         if not isinstance(condition, kind):
             raise ValueError(
@@ -59,7 +51,7 @@ class LTX2VaeEncoderStep(Leaf):
         several = isinstance(b.image, (list, tuple)) or getattr(b.image, "ndim", 3) > 3
         b.num_frames = 1
         plan = clip_of(components, b, len(b.image) if several else 1)
-        item: Any = FirstFrameCondition(b.image, b.image_crf).opened(components, plan).items(plan).video[0]
+        item: Any = held.FirstFrameCondition(b.image, b.image_crf).opened(components, plan).items(plan).video[0]
         b.image_latents = item.latent
 
 
@@ -67,7 +59,7 @@ class LTX2AutoVaeEncoderStep(Auto):
     """Encodes pictures if there is an `image`."""
 
 
-def _place(item: Any, condition: Condition, stride: int) -> int:
+def _place(item: Any, condition: held.Condition, stride: int) -> int:
     """The latent frame where a condition goes."""
     if isinstance(item, conditioning.VideoConditionByKeyframeIndex):
         if item.frame_idx and not (item.frame_idx - 1) % stride:
@@ -85,7 +77,7 @@ class LTX2ConditionEncoderStep(Leaf):
 
     def run(self, components: Any, b: Any) -> None:
         plan, stride = clip_of(components, b), components.sizes.temporal_ratio
-        given = given_as(LTX2VideoCondition, "conditions", b.conditions)
+        given = given_as(held.LTX2VideoCondition, "conditions", b.conditions)
         for name in self.writes.split():
             setattr(b, name, [])
         for condition in given:
@@ -109,12 +101,12 @@ class LTX2ReferenceEncoderStep(Leaf):
 
     def run(self, components: Any, b: Any) -> None:
         plan = clip_of(components, b)
-        given = given_as(LTX2ReferenceCondition, "reference_conditions", b.reference_conditions)
+        given = given_as(held.LTX2ReferenceCondition, "reference_conditions", b.reference_conditions)
         if not given:
             raise ValueError("`reference_conditions` is empty; leave it out, or give a LTX2ReferenceCondition")
         factor = None if b.reference_downscale_factor == 1 else b.reference_downscale_factor
         asked = (factor, b.conditioning_attention_strength, b.conditioning_attention_mask)
-        opened = [one.opened(components, plan) for one in with_defaults(given, *asked)]
+        opened = [one.opened(components, plan) for one in held.with_defaults(given, *asked)]
         for one in opened:
             one.check(plan)
         state = plan.tools.video.create_initial_state(components._execution_device)

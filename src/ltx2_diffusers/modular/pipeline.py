@@ -22,9 +22,10 @@ from ..models.duration_head import check_seconds
 from ..models.latent_statistics import denormalized, normalized
 from ..pipelines.engine import OUTPUT_TYPES
 from ..pipelines.generation import LTX2GenerationPipeline
-from ..pipelines.plan import ModelSizes, Size, plan_clip
+from ..pipelines.plan import Size, plan_clip
 from ..schedulers.scheduling_ltx2 import LTX2Scheduler
 from . import blocks as known
+from .declarations import DECLARED
 from .text import asked_prompts, check_predictable
 
 # What a call can do without, or is refused for lack of with a message of its own.
@@ -32,26 +33,17 @@ _OPTIONAL = {"prompt_enhancer", "processor", "duration_head"}
 _DECODERS = {"vae", "diffusion_decoder", "vocoder"}
 # Its methods work on any object with components of these names.
 _Shared: Any = LTX2GenerationPipeline
-# Has the statistics of video latents, too.
-_OTHER = "diffusion_decoder"
 
 
-def _from(place: str, otherwise: Any, doc: str, other: str | None = None) -> property:
-    """A value of a component, or a published one while it is not loaded.
-
-    Args:
-        place: Name of the component, and where in it the value is.
-        otherwise: The published value.
-        doc: What it is.
-        other: Name of the component that has it too. Default none.
-    """
+def _published(place: str, otherwise: Any, doc: str, *others: str) -> property:
+    """A value of a component, or a published one while it is not loaded; see `resources/modular/blocks.yaml`."""
     first, path = place.split(".", 1)
 
     def value(pipeline: Any) -> Any:
-        for name in (first, other):
-            if name is not None and getattr(pipeline, name, None) is not None:
+        for name in (first, *others):
+            if pipeline.has(name):
                 return attrgetter(path)(getattr(pipeline, name))
-        return torch.tensor(otherwise) if isinstance(otherwise, list) else otherwise
+        return torch.tensor(getattr(constants, otherwise)) if isinstance(otherwise, str) else otherwise
 
     return property(value, doc=doc)
 
@@ -87,21 +79,8 @@ class LTX2ModularPipeline(LTX2LoraMixin, ModularPipeline):
     encode_video = _Shared.encode_video
     encode_audio = _Shared.encode_audio
     codec, shown = _Shared.codec, _Shared.shown
-    vae_spatial_compression_ratio = _from("vae.spatial_compression_ratio", 32, "Pixels a side of a video latent.")
-    vae_temporal_compression_ratio = _from("vae.temporal_compression_ratio", 8, "Pixel frames of a video latent.")
-    transformer_spatial_patch_size = _from("transformer.config.patch_size", 1, "Latents a side of a video token.")
-    transformer_temporal_patch_size = _from("transformer.config.patch_size_t", 1, "Latent frames of a video token.")
-    audio_vae_mel_compression_ratio = _from("audio_vae.mel_compression_ratio", 4, "Mel bins of an audio latent.")
-    audio_vae_temporal_compression_ratio = _from("audio_vae.temporal_compression_ratio", 4, "Mel frames of one.")
-    audio_sampling_rate = _from("audio_vae.config.sample_rate", 16000, "Samples per second of the mel front-end.")
-    audio_hop_length = _from("audio_vae.config.mel_hop_length", 160, "Samples between two mel frames.")
-    vae_scaling_factor = _from("vae.config.scaling_factor", 1.0, "Factor of the video latents.", _OTHER)
-    latents_mean = _from("vae.latents_mean", constants.LTX2_LATENTS_MEAN, "Mean of each channel of them.", _OTHER)
-    latents_std = _from("vae.latents_std", constants.LTX2_LATENTS_STD, "Deviation of each channel.", _OTHER)
-    audio_latents_mean = _from(
-        "audio_vae.latents_mean", constants.LTX2_AUDIO_LATENTS_MEAN, "Mean of the audio latents."
-    )
-    audio_latents_std = _from("audio_vae.latents_std", constants.LTX2_AUDIO_LATENTS_STD, "Their deviation.")
+    sizes = _Shared.sizes
+    marks_keyframes = True
 
     def __init__(
         self,
@@ -130,15 +109,12 @@ class LTX2ModularPipeline(LTX2LoraMixin, ModularPipeline):
             return cls.load_config(pretrained_model_name_or_path, **kwargs), None
         except OSError:
             index = LTX2GenerationPipeline.load_config(pretrained_model_name_or_path, **kwargs)
-        entries = {
-            name: [
-                *pair,
-                {"pretrained_model_name_or_path": os.fspath(pretrained_model_name_or_path), "subfolder": name},
-            ]
-            for name, pair in index.items()
-            if isinstance(pair, (list, tuple)) and len(pair) == 2 and pair[0] is not None
-        }
-        return {name: [*pair, {**where, "type_hint": pair}] for name, (*pair, where) in entries.items()}, None
+        root, entries = os.fspath(pretrained_model_name_or_path), {}
+        for name, pair in index.items():
+            if isinstance(pair, (list, tuple)) and len(pair) == 2 and pair[0] is not None:
+                where = {"pretrained_model_name_or_path": root, "subfolder": name, "type_hint": pair}
+                entries[name] = [*pair, where]
+        return entries, None
 
     @staticmethod
     def _dict_to_component_spec(name: str, spec_dict: dict[str, Any]) -> Any:
@@ -243,24 +219,6 @@ class LTX2ModularPipeline(LTX2LoraMixin, ModularPipeline):
                 )
 
     @property
-    def sizes(self) -> ModelSizes:
-        """What the networks make of pixels, frames and seconds; a missing component leaves the published values."""
-        transformer, audio = getattr(self, "transformer", None), getattr(self, "audio_vae", None)
-        config = None if transformer is None else transformer.config
-        return ModelSizes(
-            self.vae_spatial_compression_ratio,
-            self.vae_temporal_compression_ratio,
-            128 if config is None else config.in_channels,
-            self.transformer_spatial_patch_size,
-            config is not None and config.use_keyframes_abs_pos_embedding,
-            8 if audio is None else audio.config.latent_channels,
-            (64 if audio is None else audio.config.mel_bins) // self.audio_vae_mel_compression_ratio,
-            self.audio_sampling_rate,
-            self.audio_hop_length,
-            self.audio_vae_temporal_compression_ratio,
-        )
-
-    @property
     def image_crf(self) -> int:
         """H.264 quality of the round trip that pictures take by default, which follows the text encoder's generation."""
         if self.has("transformer") and self.has("scheduler"):
@@ -284,14 +242,16 @@ class LTX2ModularPipeline(LTX2LoraMixin, ModularPipeline):
         """The language model that writes prompts: the dedicated enhancer if there is one, else the text encoder."""
         dedicated = self.has("prompt_enhancer")
         names = ("prompt_enhancer" if dedicated else "text_encoder", "tokenizer", "processor")
-        model, tokenizer, processor = (getattr(self, name, None) for name in names)
         defaults = prompts.DEDICATED_ENHANCER if dedicated else prompts.OWN_ENCODER
-        return prompts.ChatModel(model, tokenizer, processor, defaults)
+        return prompts.ChatModel(*(getattr(self, name, None) for name in names), defaults)
 
     def _text_encoder(self) -> prompts.TextEncoder:
-        parts: Any = [getattr(self, name, None) for name in ("tokenizer", "text_encoder", "connectors")]
-        tokenizer, model, connectors = parts
-        return prompts.TextEncoder(tokenizer, model, connectors, self._execution_device)
+        parts = (getattr(self, name, None) for name in ("tokenizer", "text_encoder", "connectors"))
+        return prompts.TextEncoder(*parts, self._execution_device)
+
+
+for _name, _said in DECLARED["published"].items():
+    setattr(LTX2ModularPipeline, _name, _published(*_said))
 
 
 def _portable(value: Any) -> Any:

@@ -1,10 +1,9 @@
 """Blocks from sizes, given latents and noise to the tokens that the denoising begins with.
 
-Shapes: see `declarations.py`.
+Shapes: see `resources/modular/blocks.yaml`.
 """
 
 # diffusers declares what blocks have more narrowly than it reads it.
-# ruff: noqa: RUF012
 # mypy: disable-error-code="assignment, misc, override"
 
 import copy

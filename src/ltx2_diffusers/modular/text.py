@@ -1,7 +1,6 @@
 """Blocks from prompts to what the streams attend to, and to how long the clip is."""
 
 # diffusers declares what blocks have more narrowly than it reads it.
-# ruff: noqa: RUF012
 # mypy: disable-error-code="assignment, misc, override"
 
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from .. import prompts as texts
 from ..checks import check_at_least_one
 from ..media.frames import Frames, as_image, one_picture, read_frames
 from ..pipelines.conditions import as_conditions
-from .declarations import CONTEXTS, Conditional, Leaf, Sequential, reads
+from .declarations import DECLARED, Conditional, Leaf, Sequential, reads
 
 _WISH = (
     "enable_prompt_enhancement system_prompt prompt_max_new_tokens prompt_enhancement_kwargs prompt_enhancement_seed"
@@ -87,9 +86,7 @@ class LTX2TextEncoderStep(Leaf):
 
     def run(self, components: Any, b: Any) -> None:
         encoder = components._text_encoder()
-        encoder.require("text_encoder", "tokenizer")
         prompts = texts.Prompts(b.prompt, b.negative_prompt, max_sequence_length=b.max_sequence_length)
-        texts.check_prompts(prompts)
         encoder.check_length(encoder.fitting_length(b.max_sequence_length))
         encoded = texts.encode_prompt(encoder, prompts, True, None)
         b.prompt_embeds, b.prompt_attention_mask, b.negative_prompt_embeds, b.negative_prompt_attention_mask = encoded
@@ -100,11 +97,10 @@ class LTX2TextConnectorStep(Leaf):
     """Makes of what the language model read the contexts of both streams."""
 
     def run(self, components: Any, b: Any) -> None:
-        components.require("connectors")
         embeds = torch.cat([b.negative_prompt_embeds, b.prompt_embeds]).to(components.connectors.dtype)
         masks = torch.cat([b.negative_prompt_attention_mask, b.prompt_attention_mask])
         made = components.connectors(embeds, masks, padding_side="left")
-        for name, both in zip(CONTEXTS, made):
+        for name, both in zip(DECLARED["contexts"].values(), made):
             negative, positive = both.chunk(2)
             setattr(b, name, positive)
             setattr(b, f"negative_{name}", negative)

@@ -32,6 +32,9 @@ class LTX2Guidance(BaseGuidance):
     # Their order is that of the values which `prepare_inputs` takes for each pass.
     _input_predictions: Any = ["pred_cond", "pred_uncond", "pred_cond_stg", "pred_cond_modality"]  # noqa: RUF012
 
+    # Part of the base class; what a pass is, is said by its name here.
+    is_conditional: Any = True
+
     @register_to_config
     def __init__(
         self,
@@ -84,11 +87,6 @@ class LTX2Guidance(BaseGuidance):
     def num_conditions(self) -> int:
         """Passes that the running step needs."""
         return len(self.active_predictions())
-
-    @property
-    def is_conditional(self) -> bool:
-        """Part of the base class; what a pass is, is said by its name here."""
-        return True
 
     def prepare_inputs(self, data: Any) -> list[Any]:
         """A batch for each pass that the running step needs.

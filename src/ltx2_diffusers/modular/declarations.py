@@ -12,20 +12,13 @@ from typing import Any, ClassVar
 import PIL.Image
 import torch
 from diffusers.configuration_utils import FrozenDict
-from diffusers.modular_pipelines.modular_pipeline import AutoPipelineBlocks as AutoBase
-from diffusers.modular_pipelines.modular_pipeline import ConditionalPipelineBlocks as ConditionalBase
-from diffusers.modular_pipelines.modular_pipeline import LoopSequentialPipelineBlocks as LoopBase
-from diffusers.modular_pipelines.modular_pipeline import ModularPipelineBlocks as BlockBase
-from diffusers.modular_pipelines.modular_pipeline import PipelineState
-from diffusers.modular_pipelines.modular_pipeline import SequentialPipelineBlocks as SequentialBase
+from diffusers.modular_pipelines import modular_pipeline as machinery
 from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec, InputParam, OutputParam
 
 from ..schedulers.levels import FlowMatchEulerDiscreteScheduler
 from ..yaml_files import read_mapping
 
 FIELDS = "denoiser_input_fields"
-# What reaches the transformer under its own name, however many blocks make it.
-_TO_THE_TRANSFORMER = ("audio_num_frames", "video_coords", "audio_coords", "video_self_attention_mask")
 DECLARED = read_mapping(str(resources.files("ltx2_diffusers") / "resources" / "modular" / "blocks.yaml"))
 # The types that the file names.
 _KINDS = {
@@ -57,7 +50,7 @@ def reads(entry: str) -> InputParam:
 
 def _writes(name: str) -> OutputParam:
     kind, _, description = DECLARED["inputs"][name]
-    return OutputParam(name, _KINDS[kind], description, FIELDS if name in _TO_THE_TRANSFORMER else None)
+    return OutputParam(name, _KINDS[kind], description, FIELDS if name in DECLARED["to_the_transformer"] else None)
 
 
 def _needs(entry: str) -> ComponentSpec:
@@ -111,7 +104,7 @@ class _Ours:
         return PIPELINES[self.model_name](blocks, pretrained_model_name_or_path, *place, workflow=workflow)
 
 
-class Leaf(_Ours, BlockBase):
+class Leaf(_Ours, machinery.ModularPipelineBlocks):
     """A block that computes something."""
 
     # Names with blanks between them.
@@ -120,6 +113,9 @@ class Leaf(_Ours, BlockBase):
     needs: ClassVar[str] = ""
     asked_by: ClassVar[Any] = None
     """The block around it that decides whether it runs, for one of which the inputs of a workflow do not say that."""
+
+    run: Any
+    """What it computes: `run(components, b)`, of the pipeline and of what the block reads and writes, as attributes."""
 
     @property
     def inputs(self) -> list[InputParam]:
@@ -136,17 +132,8 @@ class Leaf(_Ours, BlockBase):
         """What it computes with."""
         return [_needs(name) for name in self.needs.split()]
 
-    def run(self, components: Any, b: Any) -> None:
-        """Compute.
-
-        Args:
-            components: The pipeline.
-            b: What the block reads and writes, as attributes.
-        """
-        raise NotImplementedError
-
     @torch.no_grad()
-    def __call__(self, components: Any, state: PipelineState) -> tuple[Any, PipelineState]:
+    def __call__(self, components: Any, state: machinery.PipelineState) -> tuple[Any, machinery.PipelineState]:
         b: Any = self.get_block_state(state)
         self.run(components, b)
         self.set_block_state(state, b)
@@ -154,26 +141,17 @@ class Leaf(_Ours, BlockBase):
 
 
 class LoopLeaf(Leaf):
-    """A block that computes something in every step; its state is that of the loop around it."""
+    """A block that computes something in every step; its state is that of the loop around it.
 
-    def run(self, components: Any, b: Any, step: int = 0, timestep: Any = None) -> None:
-        """Compute.
+    Its `run` takes the index of the step and its noise level times 1000, too.
+    """
 
-        Args:
-            components: The pipeline.
-            b: What the blocks of the loop read and write, as attributes.
-            step: Index of the step.
-            timestep: Its noise level times 1000.
-        """
-        raise NotImplementedError
-
-    @torch.no_grad()
     def __call__(self, components: Any, block_state: Any, i: int, t: torch.Tensor) -> tuple[Any, Any]:
         self.run(components, block_state, i, t)
         return components, block_state
 
 
-class Sequential(_Ours, SequentialBase):
+class Sequential(_Ours, machinery.SequentialPipelineBlocks):
     """Blocks that run one after another."""
 
     def get_execution_blocks(self, **kwargs: Any) -> "Sequential":
@@ -186,13 +164,13 @@ class Sequential(_Ours, SequentialBase):
         return chosen
 
 
-class Conditional(_Ours, ConditionalBase):
+class Conditional(_Ours, machinery.ConditionalPipelineBlocks):
     """Blocks of which the inputs choose one."""
 
 
-class Auto(_Ours, AutoBase):
+class Auto(_Ours, machinery.AutoPipelineBlocks):
     """Blocks of which the first runs whose input is given."""
 
 
-class Loop(_Ours, LoopBase):
+class Loop(_Ours, machinery.LoopSequentialPipelineBlocks):
     """Blocks that run in every step."""

@@ -9,18 +9,17 @@ Shapes: see `resources/modular/blocks.yaml`.
 from typing import Any
 
 import torch
-from diffusers.modular_pipelines.modular_pipeline import BlockState
 
 from ..conditioning import LatentState, Streams
 from ..conditioning.streams import States
 from ..models.mixed_precision import input_dtype
 from ..sampling.denoiser import to_clean
 from ..sampling.loop import FiniteWatch, blend
-from .declarations import DECLARED, Loop, LoopLeaf, PipelineState, reads
+from .declarations import DECLARED, Loop, LoopLeaf, machinery, reads
 from .encoding import clip_of
 
 # Argument of the transformer: what holds it for the conditional, negative, perturbed and isolated pass.
-GUIDER_FIELDS = {argument: (name, f"negative_{name}", name, name) for argument, name in DECLARED["contexts"].items()}
+GUIDER_FIELDS = {key: (name, f"negative_{name}", name, name) for key, name in DECLARED["contexts"].items()}
 
 
 def states_of(b: Any) -> States:
@@ -37,7 +36,7 @@ def states_of(b: Any) -> States:
 class LTX2LoopBeforeDenoiser(LoopLeaf):
     """Brings tokens to the type of the text, and says the noise level of each."""
 
-    def run(self, components: Any, b: Any, step: int = 0, timestep: Any = None) -> None:  # noqa: ARG002 (called alike)
+    def run(self, components: Any, b: Any, step: int, timestep: Any) -> None:  # noqa: ARG002 (called alike)
         b.latent_model_input, b.audio_latent_model_input = b.latents.to(b.dtype), b.audio_latents.to(b.dtype)
         b.audio_timestep = b.video_timestep = timestep.to(b.latents.device).expand(len(b.latents))
         if getattr(b, "conditioning_mask", None) is not None:
@@ -75,8 +74,8 @@ class LTX2LoopDenoiser(LoopLeaf):
         names = dict.fromkeys(name for field in fields for name in (field if isinstance(field, tuple) else (field,)))
         return [*super().inputs, *(reads(f"{name}!") for name in names)]
 
-    def run(self, components: Any, b: Any, step: int = 0, timestep: Any = None) -> None:
-        guiders, passes, asked = (components.guider, components.audio_guider), dict[str, BlockState](), []
+    def run(self, components: Any, b: Any, step: int, timestep: Any) -> None:
+        guiders, passes, asked = (components.guider, components.audio_guider), dict[str, machinery.BlockState](), []
         for guider in guiders:
             guider.set_state(step=step, num_inference_steps=b.num_inference_steps, timestep=timestep)
             batches = guider.prepare_inputs_from_block_state(b, self._guider_input_fields)
@@ -142,13 +141,13 @@ def _in_type(arguments: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
 def _combined(guider: Any, names: list[str], predictions: dict[str, torch.Tensor]) -> torch.Tensor:
     """The guided prediction of a stream, of the passes that its guider asked for."""
     key = guider._identifier_key
-    return guider([BlockState(**{key: name, "noise_pred": predictions[name]}) for name in names])[0]
+    return guider([machinery.BlockState(**{key: name, "noise_pred": predictions[name]}) for name in names])[0]
 
 
 class LTX2LoopAfterDenoiser(LoopLeaf):
     """Takes a step of both schedulers towards the prediction."""
 
-    def run(self, components: Any, b: Any, step: int = 0, timestep: Any = None) -> None:
+    def run(self, components: Any, b: Any, step: int, timestep: Any) -> None:
         states: Any = states_of(b)
         schedulers = Streams(components.scheduler, b.audio_scheduler)
         predictions = blend(Streams(b.noise_pred_video, b.noise_pred_audio), states)
@@ -180,7 +179,7 @@ class LTX2DenoiseLoopWrapper(Loop):
         return [reads("timesteps!"), reads("num_inference_steps:loop!")]
 
     @torch.no_grad()
-    def __call__(self, components: Any, state: PipelineState) -> tuple[Any, PipelineState]:
+    def __call__(self, components: Any, state: machinery.PipelineState) -> tuple[Any, machinery.PipelineState]:
         b: Any = self.get_block_state(state)
         watch = FiniteWatch()
         with self.progress_bar(total=len(b.timesteps)) as progress:

@@ -6,7 +6,6 @@ Shapes: see `resources/modular/blocks.yaml`.
 # diffusers declares what blocks have more narrowly than it reads it.
 # mypy: disable-error-code="assignment, misc, override"
 
-import itertools
 from typing import Any
 
 from .. import conditioning
@@ -110,13 +109,13 @@ class LTX2ReferenceEncoderStep(Leaf):
         for one in opened:
             one.check(plan)
         state = plan.tools.video.create_initial_state(components._execution_device)
-        count, ends = state.num_tokens, [state.num_tokens]
+        count, b.reference_token_counts = state.num_tokens, []
         for one in opened:
+            before = state.num_tokens
             state = one.items(plan).video[0].apply_to(state, plan.tools.video)
-            ends.append(state.num_tokens)
+            b.reference_token_counts.append(state.num_tokens - before)
         b.reference_latents = state.clean_latent[:, count:]
         b.reference_coords = state.positions[:, :, count:]
-        b.reference_token_counts = [end - start for start, end in itertools.pairwise(ends)]
         b.reference_cross_mask = None if state.attention_mask is None else state.attention_mask[:, 0, count:]
 
 

@@ -8,11 +8,7 @@ from typing import Any
 
 import torch
 from diffusers.modular_pipelines.ltx2 import utils as constants
-from diffusers.modular_pipelines.modular_pipeline import (
-    LoopSequentialPipelineBlocks,
-    ModularPipeline,
-    SequentialPipelineBlocks,
-)
+from diffusers.modular_pipelines.modular_pipeline import ModularPipeline
 
 from .. import checks, prompts
 from ..adapters.mixin import LTX2LoraMixin
@@ -25,7 +21,7 @@ from ..pipelines.generation import LTX2GenerationPipeline
 from ..pipelines.plan import Size, plan_clip
 from ..schedulers.scheduling_ltx2 import LTX2Scheduler
 from . import blocks as known
-from .declarations import DECLARED
+from .declarations import DECLARED, machinery
 from .text import asked_prompts, check_predictable
 
 # What a call can do without, or is refused for lack of with a message of its own.
@@ -71,8 +67,6 @@ class LTX2ModularPipeline(LTX2LoraMixin, ModularPipeline):
 
     default_blocks_name: Any = "LTX2AutoBlocks"
     kind: str | None = None
-    transformer: Any
-    text_encoder: Any
     has = _Shared.has
     require = _Shared.require
     preset = _Shared.preset
@@ -119,11 +113,10 @@ class LTX2ModularPipeline(LTX2LoraMixin, ModularPipeline):
     @staticmethod
     def _dict_to_component_spec(name: str, spec_dict: dict[str, Any]) -> Any:
         """What an entry says of a component, of this package's class where it has one."""
-        library, class_name = spec_dict["type_hint"]
-        if library is None:
-            # There is nothing of this name in the repository.
-            return ModularPipeline._dict_to_component_spec(name, {**spec_dict, "pretrained_model_name_or_path": None})
-        return ModularPipeline._dict_to_component_spec(name, {**spec_dict, "type_hint": to_ours(library, class_name)})
+        pair = spec_dict["type_hint"]
+        # Without a library there is nothing of this name in the repository.
+        own = {"pretrained_model_name_or_path": None} if pair[0] is None else {"type_hint": to_ours(*pair)}
+        return ModularPipeline._dict_to_component_spec(name, spec_dict | own)
 
     def register_to_config(self, **kwargs: Any) -> None:
         """Record components under the names that diffusers knows."""
@@ -159,10 +152,9 @@ class LTX2ModularPipeline(LTX2LoraMixin, ModularPipeline):
     def set_progress_bar_config(self, **kwargs: Any) -> None:
         """Options of the progress bars of all loops, such as `disable=True`."""
         for block in _parts(self._blocks):
-            if isinstance(block, LoopSequentialPipelineBlocks):
+            if isinstance(block, machinery.LoopSequentialPipelineBlocks):
                 block.set_progress_bar_config(**kwargs)
 
-    @torch.no_grad()
     def __call__(self, state: Any = None, output: Any = None, **kwargs: Any) -> Any:
         """Run the blocks.
 
@@ -176,8 +168,7 @@ class LTX2ModularPipeline(LTX2LoraMixin, ModularPipeline):
 
     def _check(self, values: dict[str, Any], named: dict[str, Any]) -> None:
         """Find what can be found to be wrong with a call before it begins."""
-        inputs = [*self._blocks.inputs]
-        readable = [name for one in inputs for name in (one.name, one.kwargs_type) if name is not None]
+        readable = [name for one in self._blocks.inputs for name in (one.name, one.kwargs_type) if name is not None]
         for name in named.keys() - readable:
             meant = get_close_matches(name, readable, 1)
             hint = f"did you mean `{meant[0]}`?" if meant else f"they read {', '.join(map(str, readable))}"
@@ -201,11 +192,10 @@ class LTX2ModularPipeline(LTX2LoraMixin, ModularPipeline):
     def _check_components(self, values: dict[str, Any]) -> None:
         """The blocks that will run need their components."""
         blocks = self._blocks
-        if isinstance(blocks, SequentialPipelineBlocks):
+        if isinstance(blocks, machinery.SequentialPipelineBlocks):
             blocks = blocks.get_execution_blocks(**{name: value for name, value in values.items() if name is not None})
         spared = _OPTIONAL | (_DECODERS if values.get("output_type") == "latent" else set())
-        names = [spec.name for spec in blocks.expected_components if spec.name not in spared]
-        self.require(*names)
+        self.require(*(spec.name for spec in blocks.expected_components if spec.name not in spared))
         stg_blocks = getattr(getattr(self, "guider", None), "spatio_temporal_guidance_blocks", None)
         guiders = [getattr(self, name, None) for name in ("guider", "audio_guider")]
         asks = [getattr(one, "stg_scale", 0.0) for one in guiders if getattr(one, "_enabled", False)]

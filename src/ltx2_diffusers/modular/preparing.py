@@ -79,9 +79,8 @@ class LTX2Image2VideoPrepareLatentsStep(Leaf):
             raise ValueError(
                 f"`image` holds {len(image)} pictures, but there are {count} videos; give one, or one each"
             )
-        state = tools.create_initial_state(
-            b.latents.device, initial_latent=tools.patchifier.unpatchify(b.latents, plan.video)
-        )
+        noise = tools.patchifier.unpatchify(b.latents, plan.video)
+        state = tools.create_initial_state(b.latents.device, initial_latent=noise)
         item = conditioning.VideoConditionByLatentIndex(image.repeat_interleave(count // len(image), 0))
         state = item.apply_to(state, tools)
         b.latents, b.conditioning_mask = state.latent, 1 - state.denoise_mask.squeeze(-1)

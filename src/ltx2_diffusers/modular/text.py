@@ -15,10 +15,6 @@ from ..media.frames import Frames, as_image, one_picture, read_frames
 from ..pipelines.conditions import as_conditions
 from .declarations import DECLARED, Conditional, Leaf, Sequential, reads
 
-_WISH = (
-    "enable_prompt_enhancement system_prompt prompt_max_new_tokens prompt_enhancement_kwargs prompt_enhancement_seed"
-)
-
 
 def asked_prompts(values: Mapping[str, Any]) -> texts.Prompts:
     """The prompts of a call, checked, and how they are to be rewritten.
@@ -27,7 +23,10 @@ def asked_prompts(values: Mapping[str, Any]) -> texts.Prompts:
         values: What is read, by name.
     """
     wish = texts.Enhancement(
-        *(reads(name).default if values.get(name) is None else values[name] for name in _WISH.split())
+        *(
+            reads(name).default if values.get(name) is None else values[name]
+            for name in DECLARED["enhancement"].split()
+        )
     )
     count = values.get("num_videos_per_prompt") or 1
     prompts = texts.Prompts(

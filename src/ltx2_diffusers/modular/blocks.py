@@ -3,6 +3,8 @@
 Blocks may be exchanged and put in: `blocks.sub_blocks["decode"] = MyDecoder()`.
 """
 
+# mypy: disable-error-code="override"
+
 from typing import Any
 
 # Their blocks are the parts of those below.

@@ -95,8 +95,8 @@ class LTX2LoopDenoiser(LoopLeaf):
             made[name] = to_clean(states, Streams(*velocities), sigma)
             for guider in own:
                 guider.cleanup_models(components.transformer)
-        predictions: Any = [{name: pair[stream] for name, pair in made.items()} for stream in range(2)]
-        b.noise_pred_video, b.noise_pred_audio = (_combined(*one) for one in zip(guiders, asked, predictions))
+        streams = zip(guiders, asked, Streams._fields)
+        b.noise_pred_video, b.noise_pred_audio = (_combined(*stream, made) for stream in streams)
 
     def _shared(self, components: Any, b: Any) -> dict[str, Any]:
         """Arguments of the transformer that are the same in all passes."""
@@ -138,10 +138,10 @@ def _in_type(arguments: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
-def _combined(guider: Any, names: list[str], predictions: dict[str, torch.Tensor]) -> torch.Tensor:
+def _combined(guider: Any, names: list[str], stream: str, made: dict[str, Any]) -> torch.Tensor:
     """The guided prediction of a stream, of the passes that its guider asked for."""
-    key = guider._identifier_key
-    return guider([machinery.BlockState(**{key: name, "noise_pred": predictions[name]}) for name in names])[0]
+    predictions = [{guider._identifier_key: name, "noise_pred": getattr(made[name], stream)} for name in names]
+    return guider([machinery.BlockState(**one) for one in predictions])[0]
 
 
 class LTX2LoopAfterDenoiser(LoopLeaf):

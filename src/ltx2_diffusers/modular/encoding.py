@@ -76,10 +76,9 @@ class LTX2ConditionEncoderStep(Leaf):
 
     def run(self, components: Any, b: Any) -> None:
         plan, stride = clip_of(components, b), components.sizes.temporal_ratio
-        given = given_as(held.LTX2VideoCondition, "conditions", b.conditions)
         for name in self.writes.split():
             setattr(b, name, [])
-        for condition in given:
+        for condition in given_as(held.LTX2VideoCondition, "conditions", b.conditions):
             item: Any = condition.opened(components, plan).items(plan).video[0]
             latent = item.latent if hasattr(item, "latent") else item.keyframes
             b.condition_indices.append(_place(item, condition, stride))

@@ -1,7 +1,6 @@
 """Modular pipelines: components from every LTX-2 repository, for blocks to compute with."""
 
 import os
-from collections.abc import Iterator
 from difflib import get_close_matches
 from operator import attrgetter
 from typing import Any
@@ -151,7 +150,10 @@ class LTX2ModularPipeline(LTX2LoraMixin, ModularPipeline):
 
     def set_progress_bar_config(self, **kwargs: Any) -> None:
         """Options of the progress bars of all loops, such as `disable=True`."""
-        for block in _parts(self._blocks):
+        blocks = [self._blocks]
+        # It grows by the blocks in each.
+        for block in blocks:
+            blocks += (block.sub_blocks or {}).values()
             if isinstance(block, machinery.LoopSequentialPipelineBlocks):
                 block.set_progress_bar_config(**kwargs)
 
@@ -233,10 +235,11 @@ class LTX2ModularPipeline(LTX2LoraMixin, ModularPipeline):
         dedicated = self.has("prompt_enhancer")
         names = ("prompt_enhancer" if dedicated else "text_encoder", "tokenizer", "processor")
         defaults = prompts.DEDICATED_ENHANCER if dedicated else prompts.OWN_ENCODER
-        return prompts.ChatModel(*(getattr(self, name, None) for name in names), defaults)
+        parts: Any = [getattr(self, name, None) for name in names]
+        return prompts.ChatModel(*parts, defaults)
 
     def _text_encoder(self) -> prompts.TextEncoder:
-        parts = (getattr(self, name, None) for name in ("tokenizer", "text_encoder", "connectors"))
+        parts: Any = [getattr(self, name, None) for name in ("tokenizer", "text_encoder", "connectors")]
         return prompts.TextEncoder(*parts, self._execution_device)
 
 
@@ -251,13 +254,6 @@ def _portable(value: Any) -> Any:
     *pair, where = value
     pairs = [to_portable(*names) if names[0] is not None else names for names in (pair, where["type_hint"])]
     return (*pairs[0], {**where, "type_hint": tuple(pairs[1])})
-
-
-def _parts(block: Any) -> Iterator[Any]:
-    """A block and all those in it."""
-    yield block
-    for part in (block.sub_blocks or {}).values():
-        yield from _parts(part)
 
 
 class LTX25ModularPipeline(LTX2ModularPipeline):

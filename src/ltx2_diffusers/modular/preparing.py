@@ -36,13 +36,11 @@ def _plan(components: Any, b: Any, **latents: Any) -> ClipPlan:
 class LTX2SetTimestepsStep(Leaf):
     """Chooses the noise levels."""
 
-    def num_tokens(self, components: Any, b: Any) -> int:
-        """Video tokens, by which some schedules shift."""
-        return clip_of(components, b).num_video_tokens
-
     def run(self, components: Any, b: Any) -> None:
+        # Video tokens, by which some schedules shift; where there are conditions, theirs count.
+        count = b.latents.shape[1] if hasattr(b, "latents") else clip_of(components, b).num_video_tokens
         wished = (b.num_inference_steps, b.sigmas, b.timesteps)
-        levels = noise_levels(components.scheduler, self.num_tokens(components, b), *wished, default_steps=30)
+        levels = noise_levels(components.scheduler, count, *wished, default_steps=30)
         for scheduler in (components.scheduler, audio := copy.deepcopy(components.scheduler)):
             follow_levels(scheduler, levels, components._execution_device)
         b.timesteps, b.num_inference_steps, b.audio_scheduler = audio.timesteps, len(levels) - 1, audio
@@ -50,9 +48,6 @@ class LTX2SetTimestepsStep(Leaf):
 
 class LTX2ConditionSetTimestepsStep(LTX2SetTimestepsStep):
     """Chooses the noise levels, for all tokens that there are."""
-
-    def num_tokens(self, components: Any, b: Any) -> int:  # noqa: ARG002 (tokens are counted)
-        return b.latents.shape[1]
 
 
 class LTX2PrepareLatentsStep(Leaf):
@@ -108,9 +103,8 @@ class LTX2ConditionPrepareLatentsStep(Leaf):
                 item = conditioning.VideoConditionByKeyframeIndex(latent, frame, strength)
             state = item.apply_to(state, tools)
         state = self.with_references(b, state, plan)
-        state = noised(
-            start, Streams(state, None), plan.tools, Streams(given.video is not None, False), b.noise_scale
-        ).video
+        is_given = Streams(given.video is not None, False)
+        state = noised(start, Streams(state, None), plan.tools, is_given, b.noise_scale).video
         b.base_token_count = tools.num_tokens
         b.latents, b.clean_latents = state.latent, state.clean_latent
         b.conditioning_mask, b.appended_coords = 1 - state.denoise_mask, state.positions[:, :, tools.num_tokens :]
@@ -124,9 +118,8 @@ class LTX2InContextPrepareLatentsStep(LTX2ConditionPrepareLatentsStep):
         if b.reference_latents is not None:
             counts = b.reference_token_counts
             parts = (b.reference_latents.split(counts, 1), b.reference_coords.split(counts, 2))
-            for condition, tokens, coords in zip(
-                given_as(LTX2ReferenceCondition, "reference_conditions", b.reference_conditions), *parts
-            ):
+            given = given_as(LTX2ReferenceCondition, "reference_conditions", b.reference_conditions)
+            for condition, tokens, coords in zip(given, *parts):
                 tokens = tokens.to(state.latent).expand(plan.batch_size, -1, -1)
                 state = append_tokens(state, plan.tools.video, tokens, coords, condition.strength)
         b.num_ref_tokens = state.num_tokens - before
@@ -157,11 +150,11 @@ class LTX2AutoBuildVideoSelfAttentionMaskStep(Conditional):
     ) -> Any:
         if not reference_conditions:
             return None
-        strengths, masks = [conditioning_attention_strength], [conditioning_attention_mask]
-        if reference_conditions is not True:
-            given = given_as(LTX2ReferenceCondition, "reference_conditions", reference_conditions)
-            strengths += [one.attention_strength for one in given]
-            masks += [one.attention_mask for one in given]
+        # To choose the blocks of a workflow, inputs that are given are only known to be there.
+        references = None if reference_conditions is True else reference_conditions
+        given = given_as(LTX2ReferenceCondition, "reference_conditions", references)
+        strengths = [conditioning_attention_strength, *(one.attention_strength for one in given)]
+        masks = [conditioning_attention_mask, *(one.attention_mask for one in given)]
         is_partial = any(strength is not None and strength < 1 for strength in strengths)
         return "attention_mask" if is_partial or any(mask is not None for mask in masks) else None
 
@@ -194,11 +187,9 @@ class LTX2PrepareCoordsStep(Leaf):
         plan, device = _plan(components, b), components._execution_device
         plan = replace(plan, audio=plan.audio._replace(frames=b.audio_num_frames))
         b.video_coords, b.audio_coords = (tools.positions(device) for tools in plan.tools)
+        if hasattr(b, "appended_coords"):
+            b.video_coords = torch.cat([b.video_coords, b.appended_coords.to(b.video_coords)], dim=2)
 
 
 class LTX2ConditionPrepareCoordsStep(LTX2PrepareCoordsStep):
     """The same, with the tokens behind those of the video."""
-
-    def run(self, components: Any, b: Any) -> None:
-        super().run(components, b)
-        b.video_coords = torch.cat([b.video_coords, b.appended_coords.to(b.video_coords)], dim=2)

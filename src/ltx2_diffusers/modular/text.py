@@ -22,19 +22,12 @@ def asked_prompts(values: Mapping[str, Any]) -> texts.Prompts:
     Args:
         values: What is read, by name.
     """
-    wish = texts.Enhancement(
-        *(
-            reads(name).default if values.get(name) is None else values[name]
-            for name in DECLARED["enhancement"].split()
-        )
-    )
+    asked = [reads(name) for name in DECLARED["enhancement"].split()]
+    wish = texts.Enhancement(*(one.default if values.get(one.name) is None else values[one.name] for one in asked))
     count = values.get("num_videos_per_prompt") or 1
-    prompts = texts.Prompts(
-        values["prompt"], values.get("negative_prompt"), num_videos_per_prompt=count, enhancement=wish
-    )
+    given = (values["prompt"], values.get("negative_prompt"))
+    prompts = texts.Prompts(*given, num_videos_per_prompt=count, enhancement=wish)
     texts.check_prompts(prompts)
-    if wish.max_new_tokens is not None:
-        check_at_least_one(prompt_max_new_tokens=wish.max_new_tokens)
     return prompts
 
 

@@ -235,12 +235,13 @@ class LTX2ModularPipeline(LTX2LoraMixin, ModularPipeline):
         dedicated = self.has("prompt_enhancer")
         names = ("prompt_enhancer" if dedicated else "text_encoder", "tokenizer", "processor")
         defaults = prompts.DEDICATED_ENHANCER if dedicated else prompts.OWN_ENCODER
-        parts: Any = [getattr(self, name, None) for name in names]
-        return prompts.ChatModel(*parts, defaults)
+        parts: Any = [*(getattr(self, name, None) for name in names), defaults]
+        return prompts.ChatModel(*parts)
 
     def _text_encoder(self) -> prompts.TextEncoder:
-        parts: Any = [getattr(self, name, None) for name in ("tokenizer", "text_encoder", "connectors")]
-        return prompts.TextEncoder(*parts, self._execution_device)
+        names = ("tokenizer", "text_encoder", "connectors")
+        parts: Any = [*(getattr(self, name, None) for name in names), self._execution_device]
+        return prompts.TextEncoder(*parts)
 
 
 for _name, _said in DECLARED["published"].items():

@@ -33,6 +33,9 @@ class LTX2Guidance(BaseGuidance):
     # Their order is that of the values which `prepare_inputs` takes for each pass.
     _input_predictions: Any = ["pred_cond", "pred_uncond", "pred_cond_stg", "pred_cond_modality"]  # noqa: RUF012
 
+    # Part of the base class; what a pass is, is said by its name here.
+    is_conditional: Any = True
+
     @register_to_config
     def __init__(
         self,
@@ -71,16 +74,13 @@ class LTX2Guidance(BaseGuidance):
     @property
     def _formula(self) -> MultiModalGuider:
         """The formula at the running step: outside of the window nothing but the rescaling is left."""
-        rescale = self.guidance_rescale
-        if not (self._enabled and self._in_window()):
+        rescale, steps = self.guidance_rescale, self._num_inference_steps
+        # Before the first step there is no window.
+        in_window = steps is None or int(self._start * steps) <= self._step < int(self._stop * steps)
+        if not (self._enabled and in_window):
             return MultiModalGuider(MultiModalGuiderParams(rescale_scale=rescale))
         scales = (self.guidance_scale, self.stg_scale, self.spatio_temporal_guidance_blocks, rescale)
         return MultiModalGuider(MultiModalGuiderParams(*scales, self.modality_scale))
-
-    def _in_window(self) -> bool:
-        """Before the first step there is none."""
-        steps = self._num_inference_steps
-        return steps is None or int(self._start * steps) <= self._step < int(self._stop * steps)
 
     def is_cfg_enabled(self) -> bool:
         """Whether the running step needs the pass with the negative prompt."""
@@ -103,11 +103,6 @@ class LTX2Guidance(BaseGuidance):
     def num_conditions(self) -> int:
         """Passes that the running step needs."""
         return len(self.active_predictions())
-
-    @property
-    def is_conditional(self) -> bool:
-        """Part of the base class; what a pass is, is said by its name here."""
-        return True
 
     def prepare_inputs(self, data: Any) -> list[Any]:
         """A batch for each pass that the running step needs.

@@ -1,16 +1,16 @@
 """Blocks from denoised tokens to videos and sound."""
 
 # diffusers declares what blocks have more narrowly than it reads it.
-# ruff: noqa: RUF012
 # mypy: disable-error-code="assignment, misc, override"
 
 from typing import Any
 
-from .. import checks
+import torch
+
 from ..conditioning import AudioLatentShape, AudioPatchifier
 from ..pipelines.arguments import Delivery
 from ..pipelines.decoding import decoded
-from ..pipelines.engine import OUTPUT_TYPES, check_noise_levels, decode_audio, decode_video
+from ..pipelines.engine import check_noise_levels, decode_audio, decode_video
 from ..pipelines.plan import check_decodable_size
 from .declarations import Auto, Leaf, Sequential
 from .encoding import clip_of
@@ -19,71 +19,42 @@ from .encoding import clip_of
 class LTX2TrimConditionTokensStep(Leaf):
     """Takes the tokens of conditions away."""
 
-    reads = "latents! base_token_count!"
-    writes = "latents"
-
     def run(self, components: Any, b: Any) -> None:  # noqa: ARG002 (blocks are called alike)
         b.latents = b.latents[:, : b.base_token_count]
-
-
-def _unpacked(components: Any, b: Any) -> Any:
-    """The normalised latents of a state, `[B, C, F, h, w]`."""
-    checks.check_choice("output_type", b.output_type, OUTPUT_TYPES)
-    plan, patch = clip_of(components, b, len(b.latents)), components.sizes.patch_size
-    # The number of channels is the transformer's, which need not be loaded.
-    shape = plan.video._replace(channels=b.latents.shape[-1] // patch**2)
-    return plan.tools.video.patchifier.unpatchify(b.latents, shape)
 
 
 class LTX2VaeDecoderStep(Leaf):
     """Decodes the videos, or hands over their un-normalised latents."""
 
-    reads = (
-        "latents! output_type height width num_frames decode_timestep decode_noise_scale generator "
-        "batch_size:decode dtype:decode!"
-    )
-    writes = "videos"
-    needs = "vae video_processor"
-
     def run(self, components: Any, b: Any) -> None:
-        latents = _unpacked(components, b)
-        if b.output_type == "latent":
-            b.videos = components.denormalized_video(latents)
-            return
-        components.require("vae")
+        plan, patch = clip_of(components, b, len(b.latents)), components.sizes.patch_size
+        # The number of channels is the transformer's, which need not be loaded.
+        shape = plan.video._replace(channels=b.latents.shape[-1] // patch**2)
+        latents = plan.tools.video.patchifier.unpatchify(b.latents, shape)
+        is_decoded = b.output_type != "latent"
+        b.videos = self.frames(components, b, latents) if is_decoded else components.denormalized_video(latents)
+
+    def frames(self, components: Any, b: Any, latents: torch.Tensor) -> Any:
+        """What normalised latents `[B, C, F, h, w]` show."""
         check_decodable_size(b.height, b.width, components.vae.min_latent_side * components.sizes.spatial_ratio)
         for name in ("decode_timestep", "decode_noise_scale"):
             check_noise_levels(name, getattr(b, name), len(latents))
         levels = (b.decode_timestep, b.decode_noise_scale, b.generator)
-        b.videos = decode_video(components, latents.to(b.dtype), Delivery(b.output_type, True, None, (), *levels))
+        return decode_video(components, latents.to(b.dtype), Delivery(b.output_type, True, None, (), *levels))
 
 
-class LTX2DiffusionVaeDecoderStep(Leaf):
+class LTX2DiffusionVaeDecoderStep(LTX2VaeDecoderStep):
     """Decodes the videos with the diffusion decoder of LTX-2.5, which draws noise, or hands over their latents."""
 
-    reads = "latents! output_type height width num_frames:diffusion generator dtype:decode!"
-    writes = "videos"
-    needs = "diffusion_decoder video_processor"
-
-    def run(self, components: Any, b: Any) -> None:
-        latents = _unpacked(components, b)
-        if b.output_type == "latent":
-            b.videos = components.denormalized_video(latents)
-            return
-        components.require("diffusion_decoder")
+    def frames(self, components: Any, b: Any, latents: torch.Tensor) -> Any:
         latents = components.denormalized_video(latents.to(b.dtype))
-        b.videos = decoded(components, latents, (b.generator,), b.output_type, component="diffusion_decoder")
+        return decoded(components, latents, (b.generator,), b.output_type, component="diffusion_decoder")
 
 
 class LTX2AudioDecoderStep(Leaf):
     """Decodes the sound, or hands over its un-normalised latents."""
 
-    reads = "audio_latents! audio_num_frames! output_type"
-    writes = "audio"
-    needs = "audio_vae vocoder"
-
     def run(self, components: Any, b: Any) -> None:
-        components.require("audio_vae", *([] if b.output_type == "latent" else ["vocoder"]))
         sizes = components.sizes
         shape = AudioLatentShape(len(b.audio_latents), sizes.audio_channels, b.audio_num_frames, sizes.audio_mel_bins)
         b.audio = decode_audio(components, AudioPatchifier().unpatchify(b.audio_latents, shape), b.output_type)
@@ -92,47 +63,22 @@ class LTX2AudioDecoderStep(Leaf):
 class LTX2DecoderStep(Sequential):
     """Decodes videos and sound."""
 
-    parts = {"video_decode": LTX2VaeDecoderStep, "audio_decode": LTX2AudioDecoderStep}
-
 
 class LTX2ConditionDecoderStep(Sequential):
     """The same without the tokens of conditions."""
-
-    parts = {
-        "trim_condition_tokens": LTX2TrimConditionTokensStep,
-        "video_decode": LTX2VaeDecoderStep,
-        "audio_decode": LTX2AudioDecoderStep,
-    }
 
 
 class LTX2AutoDecoderStep(Auto):
     """Decodes videos and sound, without the tokens of conditions if there are any."""
 
-    parts = {"condition": LTX2ConditionDecoderStep, "default": LTX2DecoderStep}
-    block_trigger_inputs = ["base_token_count", None]
-
 
 class LTX25DecoderStep(Sequential):
     """Decodes videos with the diffusion decoder, and their sound."""
-
-    model_name = "ltx2.5"
-    parts = {"video_decode": LTX2DiffusionVaeDecoderStep, "audio_decode": LTX2AudioDecoderStep}
 
 
 class LTX25ConditionDecoderStep(Sequential):
     """The same without the tokens of conditions."""
 
-    model_name = "ltx2.5"
-    parts = {
-        "trim_condition_tokens": LTX2TrimConditionTokensStep,
-        "video_decode": LTX2DiffusionVaeDecoderStep,
-        "audio_decode": LTX2AudioDecoderStep,
-    }
-
 
 class LTX25AutoDecoderStep(Auto):
     """The same, without the tokens of conditions if there are any."""
-
-    model_name = "ltx2.5"
-    parts = {"condition": LTX25ConditionDecoderStep, "default": LTX25DecoderStep}
-    block_trigger_inputs = LTX2AutoDecoderStep.block_trigger_inputs

@@ -1,35 +1,25 @@
 """Blocks of the denoising: what runs in every step, and the loops.
 
-Shapes: see `declarations.py`.
+Shapes: see `resources/modular/blocks.yaml`.
 """
 
 # diffusers declares what blocks have more narrowly than it reads it.
-# ruff: noqa: RUF012
 # mypy: disable-error-code="assignment, misc, override"
 
 from typing import Any
 
 import torch
-from diffusers.modular_pipelines.modular_pipeline import BlockState
 
 from ..conditioning import LatentState, Streams
 from ..conditioning.streams import States
 from ..models.mixed_precision import input_dtype
 from ..sampling.denoiser import to_clean
 from ..sampling.loop import FiniteWatch, blend
-from .declarations import CONTEXTS, FIELDS, NEGATIVE_CONTEXTS, Loop, LoopLeaf, PipelineState, reads
+from .declarations import DECLARED, Loop, LoopLeaf, machinery, reads
 from .encoding import clip_of
 
-_ARGUMENTS = ("encoder_hidden_states", "audio_encoder_hidden_states", "encoder_attention_mask")
 # Argument of the transformer: what holds it for the conditional, negative, perturbed and isolated pass.
-GUIDER_FIELDS = {
-    argument: (positive, negative, positive, positive)
-    for argument, positive, negative in zip(
-        (*_ARGUMENTS, "audio_encoder_attention_mask"),
-        (*CONTEXTS, CONTEXTS[-1]),
-        (*NEGATIVE_CONTEXTS, NEGATIVE_CONTEXTS[-1]),
-    )
-}
+GUIDER_FIELDS = {key: (name, f"negative_{name}", name, name) for key, name in DECLARED["contexts"].items()}
 
 
 def states_of(b: Any) -> States:
@@ -46,9 +36,7 @@ def states_of(b: Any) -> States:
 class LTX2LoopBeforeDenoiser(LoopLeaf):
     """Brings tokens to the type of the text, and says the noise level of each."""
 
-    reads = "latents! audio_latents! dtype!"
-
-    def run(self, components: Any, b: Any, step: int = 0, timestep: Any = None) -> None:  # noqa: ARG002 (called alike)
+    def run(self, components: Any, b: Any, step: int, timestep: Any) -> None:  # noqa: ARG002 (called alike)
         b.latent_model_input, b.audio_latent_model_input = b.latents.to(b.dtype), b.audio_latents.to(b.dtype)
         b.audio_timestep = b.video_timestep = timestep.to(b.latents.device).expand(len(b.latents))
         if getattr(b, "conditioning_mask", None) is not None:
@@ -57,8 +45,6 @@ class LTX2LoopBeforeDenoiser(LoopLeaf):
 
 class LTX2Image2VideoLoopBeforeDenoiser(LTX2LoopBeforeDenoiser):
     """The same; the tokens of a first frame that is given have none."""
-
-    reads = "latents! audio_latents! conditioning_mask! dtype!"
 
 
 class LTX2ConditionLoopBeforeDenoiser(LTX2Image2VideoLoopBeforeDenoiser):
@@ -75,8 +61,6 @@ class LTX2LoopDenoiser(LoopLeaf):
             and isolated pass. Default the contexts of the prompts and of the negative ones.
     """
 
-    needs = "transformer scheduler guider audio_guider"
-
     def __init__(self, guider_input_fields: dict[str, Any] = GUIDER_FIELDS) -> None:
         if not isinstance(guider_input_fields, dict):
             raise ValueError(f"`guider_input_fields` has to be a dict but is {guider_input_fields!r}")
@@ -88,12 +72,10 @@ class LTX2LoopDenoiser(LoopLeaf):
         """What it reads."""
         fields = self._guider_input_fields.values()
         names = dict.fromkeys(name for field in fields for name in (field if isinstance(field, tuple) else (field,)))
-        first = f"latents! audio_latents! audio_scheduler! {FIELDS} num_inference_steps:loop! height width num_frames"
-        rest = "frame_rate motion_speed use_cross_timestep attention_kwargs"
-        return [reads(name) for name in (*f"{first} {rest}".split(), *(f"{name}!" for name in names))]
+        return [*super().inputs, *(reads(f"{name}!") for name in names)]
 
-    def run(self, components: Any, b: Any, step: int = 0, timestep: Any = None) -> None:
-        guiders, passes, asked = (components.guider, components.audio_guider), dict[str, BlockState](), []
+    def run(self, components: Any, b: Any, step: int, timestep: Any) -> None:
+        guiders, passes, asked = (components.guider, components.audio_guider), dict[str, machinery.BlockState](), []
         for guider in guiders:
             guider.set_state(step=step, num_inference_steps=b.num_inference_steps, timestep=timestep)
             batches = guider.prepare_inputs_from_block_state(b, self._guider_input_fields)
@@ -113,8 +95,8 @@ class LTX2LoopDenoiser(LoopLeaf):
             made[name] = to_clean(states, Streams(*velocities), sigma)
             for guider in own:
                 guider.cleanup_models(components.transformer)
-        predictions: Any = [{name: pair[stream] for name, pair in made.items()} for stream in range(2)]
-        b.noise_pred_video, b.noise_pred_audio = (_combined(*one) for one in zip(guiders, asked, predictions))
+        streams = zip(guiders, asked, Streams._fields)
+        b.noise_pred_video, b.noise_pred_audio = (_combined(*stream, made) for stream in streams)
 
     def _shared(self, components: Any, b: Any) -> dict[str, Any]:
         """Arguments of the transformer that are the same in all passes."""
@@ -156,19 +138,16 @@ def _in_type(arguments: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
-def _combined(guider: Any, names: list[str], predictions: dict[str, torch.Tensor]) -> torch.Tensor:
+def _combined(guider: Any, names: list[str], stream: str, made: dict[str, Any]) -> torch.Tensor:
     """The guided prediction of a stream, of the passes that its guider asked for."""
-    key = guider._identifier_key
-    return guider([BlockState(**{key: name, "noise_pred": predictions[name]}) for name in names])[0]
+    predictions = [{guider._identifier_key: name, "noise_pred": getattr(made[name], stream)} for name in names]
+    return guider([machinery.BlockState(**one) for one in predictions])[0]
 
 
 class LTX2LoopAfterDenoiser(LoopLeaf):
     """Takes a step of both schedulers towards the prediction."""
 
-    reads = "latents! audio_latents! audio_scheduler!"
-    needs = "scheduler"
-
-    def run(self, components: Any, b: Any, step: int = 0, timestep: Any = None) -> None:
+    def run(self, components: Any, b: Any, step: int, timestep: Any) -> None:
         states: Any = states_of(b)
         schedulers = Streams(components.scheduler, b.audio_scheduler)
         predictions = blend(Streams(b.noise_pred_video, b.noise_pred_audio), states)
@@ -182,13 +161,9 @@ class LTX2LoopAfterDenoiser(LoopLeaf):
 class LTX2Image2VideoLoopAfterDenoiser(LTX2LoopAfterDenoiser):
     """The same; a first frame that is given stays."""
 
-    reads = "latents! audio_latents! audio_scheduler! height width num_frames"
-
 
 class LTX2ConditionLoopAfterDenoiser(LTX2LoopAfterDenoiser):
     """The same; the prediction is held to given tokens as far as they are kept."""
-
-    reads = "latents! audio_latents! audio_scheduler! conditioning_mask! clean_latents!"
 
 
 class LTX2DenoiseLoopWrapper(Loop):
@@ -204,7 +179,7 @@ class LTX2DenoiseLoopWrapper(Loop):
         return [reads("timesteps!"), reads("num_inference_steps:loop!")]
 
     @torch.no_grad()
-    def __call__(self, components: Any, state: PipelineState) -> tuple[Any, PipelineState]:
+    def __call__(self, components: Any, state: machinery.PipelineState) -> tuple[Any, machinery.PipelineState]:
         b: Any = self.get_block_state(state)
         watch = FiniteWatch()
         with self.progress_bar(total=len(b.timesteps)) as progress:
@@ -220,28 +195,10 @@ class LTX2DenoiseLoopWrapper(Loop):
 class LTX2DenoiseStep(LTX2DenoiseLoopWrapper):
     """Denoises a video made of text."""
 
-    parts = {
-        "before_denoiser": LTX2LoopBeforeDenoiser,
-        "denoiser": LTX2LoopDenoiser,
-        "after_denoiser": LTX2LoopAfterDenoiser,
-    }
-
 
 class LTX2Image2VideoDenoiseStep(LTX2DenoiseLoopWrapper):
     """Denoises a video whose first frame is given."""
 
-    parts = {
-        "before_denoiser": LTX2Image2VideoLoopBeforeDenoiser,
-        "denoiser": LTX2LoopDenoiser,
-        "after_denoiser": LTX2Image2VideoLoopAfterDenoiser,
-    }
-
 
 class LTX2ConditionDenoiseStep(LTX2DenoiseLoopWrapper):
     """Denoises a video that is held to conditions."""
-
-    parts = {
-        "before_denoiser": LTX2ConditionLoopBeforeDenoiser,
-        "denoiser": LTX2LoopDenoiser,
-        "after_denoiser": LTX2ConditionLoopAfterDenoiser,
-    }

@@ -1,24 +1,15 @@
 """Blocks that encode what the videos show: first frames, conditions, references.
 
-Shapes: see `declarations.py`.
+Shapes: see `resources/modular/blocks.yaml`.
 """
 
 # diffusers declares what blocks have more narrowly than it reads it.
-# ruff: noqa: RUF012
 # mypy: disable-error-code="assignment, misc, override"
 
-import itertools
 from typing import Any
 
 from .. import conditioning
-from ..pipelines.conditions import (
-    Condition,
-    FirstFrameCondition,
-    LTX2ReferenceCondition,
-    LTX2VideoCondition,
-    as_conditions,
-    with_defaults,
-)
+from ..pipelines import conditions as held
 from ..pipelines.plan import ClipPlan, Size, plan_clip
 from .declarations import Auto, Conditional, Leaf
 
@@ -42,7 +33,7 @@ def clip_of(components: Any, b: Any, batch: int = 1, **latents: Any) -> ClipPlan
 
 def given_as(kind: type, name: str, given: Any) -> list[Any]:
     """The conditions of an input, which have to be of this kind: states between blocks hold no other."""
-    conditions = as_conditions(name, given)
+    conditions = held.as_conditions(name, given)
     for condition in conditions:
         if not isinstance(condition, kind):
             raise ValueError(
@@ -55,26 +46,19 @@ def given_as(kind: type, name: str, given: Any) -> list[Any]:
 class LTX2VaeEncoderStep(Leaf):
     """Encodes the pictures that the videos begin with."""
 
-    reads = "image! height width image_crf generator"
-    writes = "image_latents"
-    needs = "vae text_encoder encoding_processor"
-
     def run(self, components: Any, b: Any) -> None:
         several = isinstance(b.image, (list, tuple)) or getattr(b.image, "ndim", 3) > 3
         b.num_frames = 1
         plan = clip_of(components, b, len(b.image) if several else 1)
-        item: Any = FirstFrameCondition(b.image, b.image_crf).opened(components, plan).items(plan).video[0]
+        item: Any = held.FirstFrameCondition(b.image, b.image_crf).opened(components, plan).items(plan).video[0]
         b.image_latents = item.latent
 
 
 class LTX2AutoVaeEncoderStep(Auto):
     """Encodes pictures if there is an `image`."""
 
-    parts = {"vae_encoder": LTX2VaeEncoderStep}
-    block_trigger_inputs = ["image"]
 
-
-def _place(item: Any, condition: Condition, stride: int) -> int:
+def _place(item: Any, condition: held.Condition, stride: int) -> int:
     """The latent frame where a condition goes."""
     if isinstance(item, conditioning.VideoConditionByKeyframeIndex):
         if item.frame_idx and not (item.frame_idx - 1) % stride:
@@ -90,16 +74,11 @@ def _place(item: Any, condition: Condition, stride: int) -> int:
 class LTX2ConditionEncoderStep(Leaf):
     """Encodes the pictures and clips that the videos show at some place."""
 
-    reads = "conditions height width num_frames generator"
-    writes = "condition_latents condition_strengths condition_indices condition_pixel_frames"
-    needs = "vae text_encoder"
-
     def run(self, components: Any, b: Any) -> None:
         plan, stride = clip_of(components, b), components.sizes.temporal_ratio
-        given = given_as(LTX2VideoCondition, "conditions", b.conditions)
         for name in self.writes.split():
             setattr(b, name, [])
-        for condition in given:
+        for condition in given_as(held.LTX2VideoCondition, "conditions", b.conditions):
             item: Any = condition.opened(components, plan).items(plan).video[0]
             latent = item.latent if hasattr(item, "latent") else item.keyframes
             b.condition_indices.append(_place(item, condition, stride))
@@ -111,9 +90,6 @@ class LTX2ConditionEncoderStep(Leaf):
 class LTX2AutoConditionEncoderStep(Conditional):
     """Encodes conditions if there are `conditions` or `reference_conditions`."""
 
-    parts = {"condition_encoder": LTX2ConditionEncoderStep}
-    block_trigger_inputs = ["conditions", "reference_conditions"]
-
     def select_block(self, conditions: Any = None, reference_conditions: Any = None) -> Any:
         return "condition_encoder" if conditions is not None or reference_conditions else None
 
@@ -121,39 +97,29 @@ class LTX2AutoConditionEncoderStep(Conditional):
 class LTX2ReferenceEncoderStep(Leaf):
     """Encodes the reference videos that an IC-LoRA follows."""
 
-    reads = (
-        "reference_conditions! reference_downscale_factor conditioning_attention_strength "
-        "conditioning_attention_mask height width num_frames frame_rate motion_speed generator"
-    )
-    writes = "reference_latents reference_coords reference_token_counts reference_cross_mask"
-    needs = "vae transformer encoding_processor"
-
     def run(self, components: Any, b: Any) -> None:
         plan = clip_of(components, b)
-        given = given_as(LTX2ReferenceCondition, "reference_conditions", b.reference_conditions)
+        given = given_as(held.LTX2ReferenceCondition, "reference_conditions", b.reference_conditions)
         if not given:
             raise ValueError("`reference_conditions` is empty; leave it out, or give a LTX2ReferenceCondition")
         factor = None if b.reference_downscale_factor == 1 else b.reference_downscale_factor
         asked = (factor, b.conditioning_attention_strength, b.conditioning_attention_mask)
-        opened = [one.opened(components, plan) for one in with_defaults(given, *asked)]
+        opened = [one.opened(components, plan) for one in held.with_defaults(given, *asked)]
         for one in opened:
             one.check(plan)
         state = plan.tools.video.create_initial_state(components._execution_device)
-        count, ends = state.num_tokens, [state.num_tokens]
+        count, b.reference_token_counts = state.num_tokens, []
         for one in opened:
+            before = state.num_tokens
             state = one.items(plan).video[0].apply_to(state, plan.tools.video)
-            ends.append(state.num_tokens)
+            b.reference_token_counts.append(state.num_tokens - before)
         b.reference_latents = state.clean_latent[:, count:]
         b.reference_coords = state.positions[:, :, count:]
-        b.reference_token_counts = [end - start for start, end in itertools.pairwise(ends)]
         b.reference_cross_mask = None if state.attention_mask is None else state.attention_mask[:, 0, count:]
 
 
 class LTX2AutoReferenceEncoderStep(Conditional):
     """Encodes reference videos if there are `reference_conditions`."""
-
-    parts = {"reference_encoder": LTX2ReferenceEncoderStep}
-    block_trigger_inputs = ["reference_conditions"]
 
     def select_block(self, reference_conditions: Any = None) -> Any:
         return "reference_encoder" if reference_conditions else None

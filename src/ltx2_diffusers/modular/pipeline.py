@@ -1,7 +1,6 @@
 """Modular pipelines: components from every LTX-2 repository, for blocks to compute with."""
 
 import os
-from collections.abc import Iterator
 from dataclasses import fields
 from difflib import get_close_matches
 from operator import attrgetter
@@ -9,11 +8,7 @@ from typing import Any
 
 import torch
 from diffusers.modular_pipelines.ltx2 import utils as constants
-from diffusers.modular_pipelines.modular_pipeline import (
-    LoopSequentialPipelineBlocks,
-    ModularPipeline,
-    SequentialPipelineBlocks,
-)
+from diffusers.modular_pipelines.modular_pipeline import ModularPipeline
 
 from .. import checks, declared, prompts
 from ..adapters.mixin import LTX2LoraMixin
@@ -25,9 +20,10 @@ from ..models.latent_statistics import denormalized, normalized
 from ..pipelines.arguments import Arguments
 from ..pipelines.engine import OUTPUT_TYPES
 from ..pipelines.generation import LTX2GenerationPipeline
-from ..pipelines.plan import ModelSizes, Size, plan_clip
+from ..pipelines.plan import Size, plan_clip
 from ..schedulers.scheduling_ltx2 import LTX2Scheduler
 from . import blocks as known
+from .declarations import DECLARED, machinery
 from .text import asked_prompts, check_predictable
 
 # What a call can do without, or is refused for lack of with a message of its own.
@@ -35,26 +31,17 @@ _OPTIONAL = {"prompt_enhancer", "processor", "duration_head"}
 _DECODERS = {"vae", "diffusion_decoder", "vocoder"}
 # Its methods work on any object with components of these names.
 _Shared: Any = LTX2GenerationPipeline
-# Has the statistics of video latents, too.
-_OTHER = "diffusion_decoder"
 
 
-def _from(place: str, otherwise: Any, doc: str, other: str | None = None) -> property:
-    """A value of a component, or a published one while it is not loaded.
-
-    Args:
-        place: Name of the component, and where in it the value is.
-        otherwise: The published value.
-        doc: What it is.
-        other: Name of the component that has it too. Default none.
-    """
+def _published(place: str, otherwise: Any, doc: str, *others: str) -> property:
+    """A value of a component, or a published one while it is not loaded; see `resources/modular/blocks.yaml`."""
     first, path = place.split(".", 1)
 
     def value(pipeline: Any) -> Any:
-        for name in (first, other):
-            if name is not None and getattr(pipeline, name, None) is not None:
+        for name in (first, *others):
+            if pipeline.has(name):
                 return attrgetter(path)(getattr(pipeline, name))
-        return torch.tensor(otherwise) if isinstance(otherwise, list) else otherwise
+        return torch.tensor(getattr(constants, otherwise)) if isinstance(otherwise, str) else otherwise
 
     return property(value, doc=doc)
 
@@ -82,8 +69,6 @@ class LTX2ModularPipeline(LTX2LoraMixin, ModularPipeline):
 
     default_blocks_name: Any = "LTX2AutoBlocks"
     kind: str | None = None
-    transformer: Any
-    text_encoder: Any
     has = _Shared.has
     require = _Shared.require
     preset = _Shared.preset
@@ -91,21 +76,8 @@ class LTX2ModularPipeline(LTX2LoraMixin, ModularPipeline):
     encode_audio = _Shared.encode_audio
     codec, shown = _Shared.codec, _Shared.shown
     __getstate__, __setstate__ = _Shared.__getstate__, _Shared.__setstate__
-    vae_spatial_compression_ratio = _from("vae.spatial_compression_ratio", 32, "Pixels a side of a video latent.")
-    vae_temporal_compression_ratio = _from("vae.temporal_compression_ratio", 8, "Pixel frames of a video latent.")
-    transformer_spatial_patch_size = _from("transformer.config.patch_size", 1, "Latents a side of a video token.")
-    transformer_temporal_patch_size = _from("transformer.config.patch_size_t", 1, "Latent frames of a video token.")
-    audio_vae_mel_compression_ratio = _from("audio_vae.mel_compression_ratio", 4, "Mel bins of an audio latent.")
-    audio_vae_temporal_compression_ratio = _from("audio_vae.temporal_compression_ratio", 4, "Mel frames of one.")
-    audio_sampling_rate = _from("audio_vae.config.sample_rate", 16000, "Samples per second of the mel front-end.")
-    audio_hop_length = _from("audio_vae.config.mel_hop_length", 160, "Samples between two mel frames.")
-    vae_scaling_factor = _from("vae.config.scaling_factor", 1.0, "Factor of the video latents.", _OTHER)
-    latents_mean = _from("vae.latents_mean", constants.LTX2_LATENTS_MEAN, "Mean of each channel of them.", _OTHER)
-    latents_std = _from("vae.latents_std", constants.LTX2_LATENTS_STD, "Deviation of each channel.", _OTHER)
-    audio_latents_mean = _from(
-        "audio_vae.latents_mean", constants.LTX2_AUDIO_LATENTS_MEAN, "Mean of the audio latents."
-    )
-    audio_latents_std = _from("audio_vae.latents_std", constants.LTX2_AUDIO_LATENTS_STD, "Their deviation.")
+    sizes = _Shared.sizes
+    marks_keyframes = True
 
     def __init__(
         self,
@@ -135,24 +107,20 @@ class LTX2ModularPipeline(LTX2LoraMixin, ModularPipeline):
             return cls.load_config(pretrained_model_name_or_path, **kwargs), None
         except OSError:
             index = LTX2GenerationPipeline.load_config(pretrained_model_name_or_path, **kwargs)
-        entries = {
-            name: [
-                *pair,
-                {"pretrained_model_name_or_path": os.fspath(pretrained_model_name_or_path), "subfolder": name},
-            ]
-            for name, pair in index.items()
-            if isinstance(pair, (list, tuple)) and len(pair) == 2 and pair[0] is not None
-        }
-        return {name: [*pair, {**where, "type_hint": pair}] for name, (*pair, where) in entries.items()}, None
+        root, entries = os.fspath(pretrained_model_name_or_path), {}
+        for name, pair in index.items():
+            if isinstance(pair, (list, tuple)) and len(pair) == 2 and pair[0] is not None:
+                where = {"pretrained_model_name_or_path": root, "subfolder": name, "type_hint": pair}
+                entries[name] = [*pair, where]
+        return entries, None
 
     @staticmethod
     def _dict_to_component_spec(name: str, spec_dict: dict[str, Any]) -> Any:
         """What an entry says of a component, of this package's class where it has one."""
-        library, class_name = spec_dict["type_hint"]
-        if library is None:
-            # There is nothing of this name in the repository.
-            return ModularPipeline._dict_to_component_spec(name, {**spec_dict, "pretrained_model_name_or_path": None})
-        return ModularPipeline._dict_to_component_spec(name, {**spec_dict, "type_hint": to_ours(library, class_name)})
+        pair = spec_dict["type_hint"]
+        # Without a library there is nothing of this name in the repository.
+        own = {"pretrained_model_name_or_path": None} if pair[0] is None else {"type_hint": to_ours(*pair)}
+        return ModularPipeline._dict_to_component_spec(name, spec_dict | own)
 
     def register_to_config(self, **kwargs: Any) -> None:
         """Record components under the names that diffusers knows."""
@@ -187,11 +155,13 @@ class LTX2ModularPipeline(LTX2LoraMixin, ModularPipeline):
 
     def set_progress_bar_config(self, **kwargs: Any) -> None:
         """Options of the progress bars of all loops, such as `disable=True`."""
-        for block in _parts(self._blocks):
-            if isinstance(block, LoopSequentialPipelineBlocks):
+        blocks = [self._blocks]
+        # It grows by the blocks in each.
+        for block in blocks:
+            blocks += (block.sub_blocks or {}).values()
+            if isinstance(block, machinery.LoopSequentialPipelineBlocks):
                 block.set_progress_bar_config(**kwargs)
 
-    @torch.no_grad()
     def __call__(self, state: Any = None, output: Any = None, **kwargs: Any) -> Any:
         """Run the blocks.
 
@@ -211,8 +181,7 @@ class LTX2ModularPipeline(LTX2LoraMixin, ModularPipeline):
 
     def _check(self, values: dict[str, Any], named: dict[str, Any]) -> None:
         """Find what can be found to be wrong with a call before it begins."""
-        inputs = [*self._blocks.inputs]
-        readable = [name for one in inputs for name in (one.name, one.kwargs_type) if name is not None]
+        readable = [name for one in self._blocks.inputs for name in (one.name, one.kwargs_type) if name is not None]
         for name in named.keys() - readable:
             meant = get_close_matches(name, readable, 1)
             hint = f"did you mean `{meant[0]}`?" if meant else f"they read {', '.join(map(str, readable))}"
@@ -248,11 +217,10 @@ class LTX2ModularPipeline(LTX2LoraMixin, ModularPipeline):
     def _check_components(self, values: dict[str, Any]) -> None:
         """The blocks that will run need their components."""
         blocks = self._blocks
-        if isinstance(blocks, SequentialPipelineBlocks):
+        if isinstance(blocks, machinery.SequentialPipelineBlocks):
             blocks = blocks.get_execution_blocks(**{name: value for name, value in values.items() if name is not None})
         spared = _OPTIONAL | (_DECODERS if values.get("output_type") == "latent" else set())
-        names = [spec.name for spec in blocks.expected_components if spec.name not in spared]
-        self.require(*names)
+        self.require(*(spec.name for spec in blocks.expected_components if spec.name not in spared))
         stg_blocks = getattr(getattr(self, "guider", None), "spatio_temporal_guidance_blocks", None)
         guiders = [getattr(self, name, None) for name in ("guider", "audio_guider")]
         asks = [getattr(one, "stg_scale", 0.0) for one in guiders if getattr(one, "_enabled", False)]
@@ -264,24 +232,6 @@ class LTX2ModularPipeline(LTX2LoraMixin, ModularPipeline):
                     f"{layers - 1}; use pipe.update_components(guider=pipe.guider.new(spatio_temporal_guidance_blocks="
                     f"{self.preset.stg_blocks(layers)}))"
                 )
-
-    @property
-    def sizes(self) -> ModelSizes:
-        """What the networks make of pixels, frames and seconds; a missing component leaves the published values."""
-        transformer, audio = getattr(self, "transformer", None), getattr(self, "audio_vae", None)
-        config = None if transformer is None else transformer.config
-        return ModelSizes(
-            self.vae_spatial_compression_ratio,
-            self.vae_temporal_compression_ratio,
-            128 if config is None else config.in_channels,
-            self.transformer_spatial_patch_size,
-            config is not None and config.use_keyframes_abs_pos_embedding,
-            8 if audio is None else audio.config.latent_channels,
-            (64 if audio is None else audio.config.mel_bins) // self.audio_vae_mel_compression_ratio,
-            self.audio_sampling_rate,
-            self.audio_hop_length,
-            self.audio_vae_temporal_compression_ratio,
-        )
 
     @property
     def image_crf(self) -> int:
@@ -307,14 +257,18 @@ class LTX2ModularPipeline(LTX2LoraMixin, ModularPipeline):
         """The language model that writes prompts: the dedicated enhancer if there is one, else the text encoder."""
         dedicated = self.has("prompt_enhancer")
         names = ("prompt_enhancer" if dedicated else "text_encoder", "tokenizer", "processor")
-        model, tokenizer, processor = (getattr(self, name, None) for name in names)
         defaults = prompts.DEDICATED_ENHANCER if dedicated else prompts.OWN_ENCODER
-        return prompts.ChatModel(model, tokenizer, processor, defaults)
+        parts: Any = [*(getattr(self, name, None) for name in names), defaults]
+        return prompts.ChatModel(*parts)
 
     def _text_encoder(self) -> prompts.TextEncoder:
-        parts: Any = [getattr(self, name, None) for name in ("tokenizer", "text_encoder", "connectors")]
-        tokenizer, model, connectors = parts
-        return prompts.TextEncoder(tokenizer, model, connectors, self._execution_device)
+        names = ("tokenizer", "text_encoder", "connectors")
+        parts: Any = [*(getattr(self, name, None) for name in names), self._execution_device]
+        return prompts.TextEncoder(*parts)
+
+
+for _name, _said in DECLARED["published"].items():
+    setattr(LTX2ModularPipeline, _name, _published(*_said))
 
 
 def _portable(value: Any) -> Any:
@@ -324,13 +278,6 @@ def _portable(value: Any) -> Any:
     *pair, where = value
     pairs = [to_portable(*names) if names[0] is not None else names for names in (pair, where["type_hint"])]
     return (*pairs[0], {**where, "type_hint": tuple(pairs[1])})
-
-
-def _parts(block: Any) -> Iterator[Any]:
-    """A block and all those in it."""
-    yield block
-    for part in (block.sub_blocks or {}).values():
-        yield from _parts(part)
 
 
 class LTX25ModularPipeline(LTX2ModularPipeline):

@@ -1,10 +1,9 @@
 """Blocks from sizes, given latents and noise to the tokens that the denoising begins with.
 
-Shapes: see `declarations.py`.
+Shapes: see `resources/modular/blocks.yaml`.
 """
 
 # diffusers declares what blocks have more narrowly than it reads it.
-# ruff: noqa: RUF012
 # mypy: disable-error-code="assignment, misc, override"
 
 import copy
@@ -37,17 +36,11 @@ def _plan(components: Any, b: Any, **latents: Any) -> ClipPlan:
 class LTX2SetTimestepsStep(Leaf):
     """Chooses the noise levels."""
 
-    reads = "num_inference_steps timesteps sigmas height width num_frames"
-    writes = "timesteps num_inference_steps audio_scheduler"
-    needs = "scheduler"
-
-    def num_tokens(self, components: Any, b: Any) -> int:
-        """Video tokens, by which some schedules shift."""
-        return clip_of(components, b).num_video_tokens
-
     def run(self, components: Any, b: Any) -> None:
+        # Video tokens, by which some schedules shift; where there are conditions, theirs count.
+        count = b.latents.shape[1] if hasattr(b, "latents") else clip_of(components, b).num_video_tokens
         wished = (b.num_inference_steps, b.sigmas, b.timesteps)
-        levels = noise_levels(components.scheduler, self.num_tokens(components, b), *wished, default_steps=30)
+        levels = noise_levels(components.scheduler, count, *wished, default_steps=30)
         for scheduler in (components.scheduler, audio := copy.deepcopy(components.scheduler)):
             follow_levels(scheduler, levels, components._execution_device)
         b.timesteps, b.num_inference_steps, b.audio_scheduler = audio.timesteps, len(levels) - 1, audio
@@ -56,18 +49,9 @@ class LTX2SetTimestepsStep(Leaf):
 class LTX2ConditionSetTimestepsStep(LTX2SetTimestepsStep):
     """Chooses the noise levels, for all tokens that there are."""
 
-    reads = "num_inference_steps timesteps sigmas latents!"
-
-    def num_tokens(self, components: Any, b: Any) -> int:  # noqa: ARG002 (tokens are counted)
-        return b.latents.shape[1]
-
 
 class LTX2PrepareLatentsStep(Leaf):
     """Draws the noise that the video begins with, or lays it over given latents."""
-
-    reads = "height width num_frames latents num_videos_per_prompt noise_scale generator batch_size!"
-    writes = "latents noise_scale"
-    needs = "transformer"
 
     def run(self, components: Any, b: Any) -> None:
         plan, start = _plan(components, b, latents=b.latents), Start(b.generator, b.latents)
@@ -83,10 +67,6 @@ class LTX2PrepareLatentsStep(Leaf):
 class LTX2Image2VideoPrepareLatentsStep(Leaf):
     """Puts the pictures in the place of the first frame."""
 
-    reads = "image_latents! latents! height width num_frames num_videos_per_prompt batch_size!"
-    writes = "latents conditioning_mask"
-    needs = "transformer"
-
     def run(self, components: Any, b: Any) -> None:
         plan, image = _plan(components, b), b.image_latents.to(b.latents)
         tools, count = plan.tools.video, plan.batch_size
@@ -94,9 +74,8 @@ class LTX2Image2VideoPrepareLatentsStep(Leaf):
             raise ValueError(
                 f"`image` holds {len(image)} pictures, but there are {count} videos; give one, or one each"
             )
-        state = tools.create_initial_state(
-            b.latents.device, initial_latent=tools.patchifier.unpatchify(b.latents, plan.video)
-        )
+        noise = tools.patchifier.unpatchify(b.latents, plan.video)
+        state = tools.create_initial_state(b.latents.device, initial_latent=noise)
         item = conditioning.VideoConditionByLatentIndex(image.repeat_interleave(count // len(image), 0))
         state = item.apply_to(state, tools)
         b.latents, b.conditioning_mask = state.latent, 1 - state.denoise_mask.squeeze(-1)
@@ -104,14 +83,6 @@ class LTX2Image2VideoPrepareLatentsStep(Leaf):
 
 class LTX2ConditionPrepareLatentsStep(Leaf):
     """Lays noise over the video and over the pictures and clips that it shows, as far as they are not kept."""
-
-    reads = (
-        "condition_latents! condition_strengths! condition_indices! condition_pixel_frames! latents "
-        "height width num_frames frame_rate motion_speed noise_scale sigmas num_videos_per_prompt "
-        "batch_size! generator"
-    )
-    writes = "latents conditioning_mask clean_latents appended_coords base_token_count noise_scale"
-    needs = "transformer vae"
 
     def with_references(self, b: Any, state: LatentState, plan: ClipPlan) -> LatentState:  # noqa: ARG002 (there are none)
         """The tokens with those of references behind them."""
@@ -132,9 +103,8 @@ class LTX2ConditionPrepareLatentsStep(Leaf):
                 item = conditioning.VideoConditionByKeyframeIndex(latent, frame, strength)
             state = item.apply_to(state, tools)
         state = self.with_references(b, state, plan)
-        state = noised(
-            start, Streams(state, None), plan.tools, Streams(given.video is not None, False), b.noise_scale
-        ).video
+        is_given = Streams(given.video is not None, False)
+        state = noised(start, Streams(state, None), plan.tools, is_given, b.noise_scale).video
         b.base_token_count = tools.num_tokens
         b.latents, b.clean_latents = state.latent, state.clean_latent
         b.conditioning_mask, b.appended_coords = 1 - state.denoise_mask, state.positions[:, :, tools.num_tokens :]
@@ -143,22 +113,13 @@ class LTX2ConditionPrepareLatentsStep(Leaf):
 class LTX2InContextPrepareLatentsStep(LTX2ConditionPrepareLatentsStep):
     """The same with reference videos behind them."""
 
-    reads = (
-        "condition_latents! condition_strengths! condition_indices! condition_pixel_frames! "
-        "reference_conditions reference_latents reference_coords reference_token_counts latents height "
-        "width num_frames frame_rate motion_speed noise_scale sigmas num_videos_per_prompt batch_size! "
-        "generator"
-    )
-    writes = "latents conditioning_mask clean_latents appended_coords base_token_count num_ref_tokens noise_scale"
-
     def with_references(self, b: Any, state: LatentState, plan: ClipPlan) -> LatentState:
         before = state.num_tokens
         if b.reference_latents is not None:
             counts = b.reference_token_counts
             parts = (b.reference_latents.split(counts, 1), b.reference_coords.split(counts, 2))
-            for condition, tokens, coords in zip(
-                given_as(LTX2ReferenceCondition, "reference_conditions", b.reference_conditions), *parts
-            ):
+            given = given_as(LTX2ReferenceCondition, "reference_conditions", b.reference_conditions)
+            for condition, tokens, coords in zip(given, *parts):
                 tokens = tokens.to(state.latent).expand(plan.batch_size, -1, -1)
                 state = append_tokens(state, plan.tools.video, tokens, coords, condition.strength)
         b.num_ref_tokens = state.num_tokens - before
@@ -167,9 +128,6 @@ class LTX2InContextPrepareLatentsStep(LTX2ConditionPrepareLatentsStep):
 
 class LTX2BuildVideoSelfAttentionMaskStep(Leaf):
     """Says how far the video and each reference see each other."""
-
-    reads = "latents! base_token_count! num_ref_tokens! reference_cross_mask! reference_token_counts!"
-    writes = "video_self_attention_mask"
 
     def run(self, components: Any, b: Any) -> None:  # noqa: ARG002 (blocks are called alike)
         batch, known, _ = b.latents.shape
@@ -184,9 +142,6 @@ class LTX2BuildVideoSelfAttentionMaskStep(Leaf):
 class LTX2AutoBuildVideoSelfAttentionMaskStep(Conditional):
     """Says how far the video and its references see each other, if they do not do so fully."""
 
-    parts = {"attention_mask": LTX2BuildVideoSelfAttentionMaskStep}
-    block_trigger_inputs = ["reference_conditions", "conditioning_attention_strength", "conditioning_attention_mask"]
-
     def select_block(
         self,
         reference_conditions: Any = None,
@@ -195,11 +150,11 @@ class LTX2AutoBuildVideoSelfAttentionMaskStep(Conditional):
     ) -> Any:
         if not reference_conditions:
             return None
-        strengths, masks = [conditioning_attention_strength], [conditioning_attention_mask]
-        if reference_conditions is not True:
-            given = given_as(LTX2ReferenceCondition, "reference_conditions", reference_conditions)
-            strengths += [one.attention_strength for one in given]
-            masks += [one.attention_mask for one in given]
+        # To choose the blocks of a workflow, inputs that are given are only known to be there.
+        references = None if reference_conditions is True else reference_conditions
+        given = given_as(LTX2ReferenceCondition, "reference_conditions", references)
+        strengths = [conditioning_attention_strength, *(one.attention_strength for one in given)]
+        masks = [conditioning_attention_mask, *(one.attention_mask for one in given)]
         is_partial = any(strength is not None and strength < 1 for strength in strengths)
         return "attention_mask" if is_partial or any(mask is not None for mask in masks) else None
 
@@ -207,9 +162,6 @@ class LTX2AutoBuildVideoSelfAttentionMaskStep(Conditional):
 class LTX2PrepareAudioLatentsStep(Leaf):
     """Draws the noise that the sound begins with, or lays it over given latents."""
 
-    reads = "num_frames frame_rate audio_latents noise_scale num_videos_per_prompt generator batch_size!"
-    writes = "audio_latents audio_num_frames"
-    needs = "audio_vae"
     packed_noise = False
 
     def run(self, components: Any, b: Any) -> None:
@@ -231,24 +183,13 @@ class LTX2ConditionPrepareAudioLatentsStep(LTX2PrepareAudioLatentsStep):
 class LTX2PrepareCoordsStep(Leaf):
     """Says where each token lies, in seconds and pixels."""
 
-    reads = "height width num_frames frame_rate motion_speed audio_num_frames! num_videos_per_prompt batch_size!"
-    writes = "video_coords audio_coords"
-    needs = "transformer"
-
     def run(self, components: Any, b: Any) -> None:
         plan, device = _plan(components, b), components._execution_device
         plan = replace(plan, audio=plan.audio._replace(frames=b.audio_num_frames))
         b.video_coords, b.audio_coords = (tools.positions(device) for tools in plan.tools)
+        if hasattr(b, "appended_coords"):
+            b.video_coords = torch.cat([b.video_coords, b.appended_coords.to(b.video_coords)], dim=2)
 
 
 class LTX2ConditionPrepareCoordsStep(LTX2PrepareCoordsStep):
     """The same, with the tokens behind those of the video."""
-
-    reads = (
-        "height width num_frames frame_rate motion_speed audio_num_frames! appended_coords! "
-        "num_videos_per_prompt batch_size!"
-    )
-
-    def run(self, components: Any, b: Any) -> None:
-        super().run(components, b)
-        b.video_coords = torch.cat([b.video_coords, b.appended_coords.to(b.video_coords)], dim=2)

@@ -1,7 +1,6 @@
 """Blocks from prompts to what the streams attend to, and to how long the clip is."""
 
 # diffusers declares what blocks have more narrowly than it reads it.
-# ruff: noqa: RUF012
 # mypy: disable-error-code="assignment, misc, override"
 
 from collections.abc import Mapping
@@ -14,11 +13,7 @@ from .. import prompts as texts
 from ..checks import check_at_least_one
 from ..media.frames import Frames, as_image, one_picture, read_frames
 from ..pipelines.conditions import as_conditions
-from .declarations import CONTEXTS, Conditional, Leaf, Sequential, reads
-
-_WISH = (
-    "enable_prompt_enhancement system_prompt prompt_max_new_tokens prompt_enhancement_kwargs prompt_enhancement_seed"
-)
+from .declarations import DECLARED, Conditional, Leaf, Sequential, reads
 
 
 def asked_prompts(values: Mapping[str, Any]) -> texts.Prompts:
@@ -27,16 +22,12 @@ def asked_prompts(values: Mapping[str, Any]) -> texts.Prompts:
     Args:
         values: What is read, by name.
     """
-    wish = texts.Enhancement(
-        *(reads(name).default if values.get(name) is None else values[name] for name in _WISH.split())
-    )
+    asked = [reads(name) for name in DECLARED["enhancement"].split()]
+    wish = texts.Enhancement(*(one.default if values.get(one.name) is None else values[one.name] for one in asked))
     count = values.get("num_videos_per_prompt") or 1
-    prompts = texts.Prompts(
-        values["prompt"], values.get("negative_prompt"), num_videos_per_prompt=count, enhancement=wish
-    )
+    given = (values["prompt"], values.get("negative_prompt"))
+    prompts = texts.Prompts(*given, num_videos_per_prompt=count, enhancement=wish)
     texts.check_prompts(prompts)
-    if wish.max_new_tokens is not None:
-        check_at_least_one(prompt_max_new_tokens=wish.max_new_tokens)
     return prompts
 
 
@@ -46,10 +37,6 @@ def _first_picture(frames: Frames) -> PIL.Image.Image:
 
 class LTX2PromptEnhancerStep(Leaf):
     """Rewrites the prompts with the `prompt_enhancer`, or with a text encoder that can write."""
-
-    reads = f"prompt! {_WISH} generator"
-    writes = "prompt"
-    needs = "prompt_enhancer processor"
 
     def picture(self, b: Any) -> PIL.Image.Image | None:  # noqa: ARG002 (blocks made from this one have pictures)
         """What the language model is shown."""
@@ -65,16 +52,12 @@ class LTX2PromptEnhancerStep(Leaf):
 class LTX2ImageToVideoPromptEnhancerStep(LTX2PromptEnhancerStep):
     """Rewrites the prompts for a video that begins with a picture, which the language model is shown."""
 
-    reads = f"prompt! image! {_WISH} generator"
-
     def picture(self, b: Any) -> PIL.Image.Image | None:
         return _first_picture(b.image[0] if isinstance(b.image, (list, tuple)) else b.image)
 
 
 class LTX2ConditionPromptEnhancerStep(LTX2PromptEnhancerStep):
     """Rewrites the prompts for a video that shows pictures, of which the language model is shown the first one."""
-
-    reads = f"prompt! conditions {_WISH} generator"
 
     def picture(self, b: Any) -> PIL.Image.Image | None:
         shown: list[Any] = [one for one in as_conditions("conditions", b.conditions) if one.shows_picture]
@@ -83,13 +66,6 @@ class LTX2ConditionPromptEnhancerStep(LTX2PromptEnhancerStep):
 
 class LTX2AutoPromptEnhancerStep(Conditional):
     """Rewrites the prompts if `enable_prompt_enhancement` is true."""
-
-    parts = {
-        "condition": LTX2ConditionPromptEnhancerStep,
-        "image2video": LTX2ImageToVideoPromptEnhancerStep,
-        "text2video": LTX2PromptEnhancerStep,
-    }
-    block_trigger_inputs = ["conditions", "image", "enable_prompt_enhancement"]
 
     def select_block(self, conditions: Any = None, image: Any = None, enable_prompt_enhancement: Any = None) -> Any:
         if not enable_prompt_enhancement:
@@ -100,17 +76,9 @@ class LTX2AutoPromptEnhancerStep(Conditional):
 class LTX2TextEncoderStep(Leaf):
     """Has the language model read the prompts and the negative ones."""
 
-    reads = "prompt! negative_prompt max_sequence_length"
-    writes = (
-        "prompt_embeds prompt_attention_mask negative_prompt_embeds negative_prompt_attention_mask batch_size dtype"
-    )
-    needs = "text_encoder tokenizer"
-
     def run(self, components: Any, b: Any) -> None:
         encoder = components._text_encoder()
-        encoder.require("text_encoder", "tokenizer")
         prompts = texts.Prompts(b.prompt, b.negative_prompt, max_sequence_length=b.max_sequence_length)
-        texts.check_prompts(prompts)
         encoder.check_length(encoder.fitting_length(b.max_sequence_length))
         encoded = texts.encode_prompt(encoder, prompts, True, None)
         b.prompt_embeds, b.prompt_attention_mask, b.negative_prompt_embeds, b.negative_prompt_attention_mask = encoded
@@ -120,20 +88,11 @@ class LTX2TextEncoderStep(Leaf):
 class LTX2TextConnectorStep(Leaf):
     """Makes of what the language model read the contexts of both streams."""
 
-    reads = "prompt_embeds! prompt_attention_mask! negative_prompt_embeds! negative_prompt_attention_mask!"
-    writes = (
-        "connector_prompt_embeds connector_audio_prompt_embeds connector_attention_mask "
-        "negative_connector_prompt_embeds negative_connector_audio_prompt_embeds "
-        "negative_connector_attention_mask"
-    )
-    needs = "connectors tokenizer"
-
     def run(self, components: Any, b: Any) -> None:
-        components.require("connectors")
         embeds = torch.cat([b.negative_prompt_embeds, b.prompt_embeds]).to(components.connectors.dtype)
         masks = torch.cat([b.negative_prompt_attention_mask, b.prompt_attention_mask])
         made = components.connectors(embeds, masks, padding_side="left")
-        for name, both in zip(CONTEXTS, made):
+        for name, both in zip(DECLARED["contexts"].values(), made):
             negative, positive = both.chunk(2)
             setattr(b, name, positive)
             setattr(b, f"negative_{name}", negative)
@@ -142,22 +101,9 @@ class LTX2TextConnectorStep(Leaf):
 class LTX2TextConditioningStep(Sequential):
     """Reads the prompts, and makes the contexts of both streams of them."""
 
-    parts = {"text_encoder": LTX2TextEncoderStep, "connectors": LTX2TextConnectorStep}
-
 
 class LTX2TextInputStep(Leaf):
     """Repeats the contexts of each prompt for its videos."""
-
-    reads = (
-        "num_videos_per_prompt connector_prompt_embeds! connector_audio_prompt_embeds! "
-        "connector_attention_mask! negative_connector_prompt_embeds! "
-        "negative_connector_audio_prompt_embeds! negative_connector_attention_mask!"
-    )
-    writes = (
-        "connector_prompt_embeds connector_audio_prompt_embeds connector_attention_mask "
-        "negative_connector_prompt_embeds negative_connector_audio_prompt_embeds "
-        "negative_connector_attention_mask"
-    )
 
     def run(self, components: Any, b: Any) -> None:  # noqa: ARG002 (blocks are called alike)
         check_at_least_one(num_videos_per_prompt=b.num_videos_per_prompt)
@@ -178,10 +124,6 @@ def check_predictable(components: Any, num_prompts: int) -> None:
 class LTX2DurationStep(Leaf):
     """Predicts how many frames the clip of a prompt should have."""
 
-    reads = "min_seconds max_seconds frame_rate connector_prompt_embeds! connector_audio_prompt_embeds! batch_size!"
-    writes = "num_frames"
-    needs = "duration_head"
-
     def run(self, components: Any, b: Any) -> None:
         check_predictable(components, b.batch_size)
         b.num_frames = components.duration_head.predict_num_frames(
@@ -196,9 +138,6 @@ class LTX2DurationStep(Leaf):
 
 class LTX2AutoDurationStep(Conditional):
     """Predicts the number of frames if `num_frames` is not given."""
-
-    parts = {"duration": LTX2DurationStep}
-    block_trigger_inputs = ["num_frames"]
 
     def select_block(self, num_frames: Any = None) -> Any:
         return "duration" if num_frames is None else None

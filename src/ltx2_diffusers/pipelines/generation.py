@@ -291,15 +291,17 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
     @property
     def sizes(self) -> ModelSizes:
         """What the networks make of pixels, frames and seconds; a missing component leaves the published values."""
-        audio = None if self.audio_vae is None else self.audio_vae.config
+        network = self.transformer.config if self.has("transformer") else None
+        audio = self.audio_vae.config if self.has("audio_vae") else None
         mel_bins = (64 if audio is None else audio.mel_bins) // self.audio_vae_mel_compression_ratio
+        audio_channels = 8 if network is None else network.audio_in_channels // mel_bins
         return ModelSizes(
             self.vae_spatial_compression_ratio,
             self.vae_temporal_compression_ratio,
-            self.transformer.config.in_channels,
+            128 if network is None else network.in_channels,
             self.transformer_spatial_patch_size,
-            self.marks_keyframes and self.transformer.config.use_keyframes_abs_pos_embedding,
-            self.transformer.config.audio_in_channels // mel_bins if audio is None else audio.latent_channels,
+            network is not None and self.marks_keyframes and network.use_keyframes_abs_pos_embedding,
+            audio_channels if audio is None else audio.latent_channels,
             mel_bins,
             self.audio_sampling_rate,
             self.audio_hop_length,

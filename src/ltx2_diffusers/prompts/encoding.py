@@ -329,6 +329,8 @@ def check_prompts(prompts: Prompts) -> int:
     }
     if given := [name for name, value in unread.items() if value is not None and not wish.enabled]:
         raise ValueError(f"`{given[0]}` is only read with `enable_prompt_enhancement=True`; set it or leave it out")
+    if wish.max_new_tokens is not None:
+        check_at_least_one(prompt_max_new_tokens=wish.max_new_tokens)
     check_seed("prompt_enhancement_seed", wish.seed)
     return counts["prompt"]
 

@@ -9,7 +9,6 @@ import PIL.Image
 import torch
 
 from ..checkpoints.fingerprint import tokenizer_fingerprint
-from ..checks import check_at_least_one
 from ..conditioning import TextContext
 from ..memory.on_demand import fingerprint_of, session
 from .cache import EncodedBy, PromptCache, PromptKey
@@ -73,8 +72,6 @@ class PromptReader:
         count, wish, asked = check_prompts(prompts), prompts.enhancement, prompts.max_sequence_length
         check_text_width(self.encoder.text_width, prompts.embeds)
         if wish.enabled:
-            if wish.max_new_tokens is not None:
-                check_at_least_one(prompt_max_new_tokens=wish.max_new_tokens)
             self.chat.check(with_picture)
         cache = self._cache_for(prompts.as_states, watched)
         has_texts = prompts.prompt is not None or (with_negative and prompts.embeds[1] is None)

@@ -7,6 +7,7 @@ pixels, D width of a stage.
 # The constructor's arguments are read back from `self.config`, where `register_to_config` puts them.
 # ruff: noqa: ARG002
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import accumulate, pairwise, product
@@ -24,8 +25,8 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from diffusers.utils.torch_utils import randn_tensor
 from torch import nn
 
-from ..checks import check_choice
-from ..declared import whole_number
+from ..checks import check_at_least_one, check_choice
+from ..declared import as_declared
 from .diffusion_decoder_blocks import (
     NORM_EPS,
     NUM_MODULATIONS,
@@ -178,8 +179,6 @@ class LTX2VideoDiffusionDecoderModel(CheckpointMixin, AtomicModelSaveMixin, Mode
     _supports_gradient_checkpointing = False
     # Called itself, and not through the forward of the whole, with which diffusers would bring it.
     _group_offload_block_modules: Any = ("decoder",)
-    latents_mean: torch.Tensor
-    latents_std: torch.Tensor
 
     @register_to_config
     def __init__(
@@ -205,10 +204,8 @@ class LTX2VideoDiffusionDecoderModel(CheckpointMixin, AtomicModelSaveMixin, Mode
         super().__init__()
         check_decoder_config(self.config)
         kernels, strides = decoder_stage_kernels, decoder_upsample_strides
-        self.spatial_compression_ratio, self.temporal_compression_ratio = (
-            spatial_compression_ratio,
-            temporal_compression_ratio,
-        )
+        self.spatial_compression_ratio = spatial_compression_ratio
+        self.temporal_compression_ratio = temporal_compression_ratio
         self.decoder = DiffusionDecoder(self.config)
         # An attention at the end of the clip sees back instead of ahead; these copies of the last frame take its place.
         self._ghosts = kernels[0][0] // 2 * 2
@@ -217,10 +214,9 @@ class LTX2VideoDiffusionDecoderModel(CheckpointMixin, AtomicModelSaveMixin, Mode
         self._ghost_cells = self._ghosts * self._scales[0][3]
         self._grid = Grid.of(strides[3], patch_size, kernels[3], decoder_stage5_kernel)
         self.use_tiling = False
-        for name, value in vars(TileSizes()).items():
-            setattr(self, name, value)
-        self.register_buffer("latents_mean", torch.zeros(latent_channels), persistent=True)
-        self.register_buffer("latents_std", torch.ones(latent_channels), persistent=True)
+        vars(self).update(vars(TileSizes()))
+        self.register_buffer("latents_mean", torch.zeros(latent_channels))
+        self.register_buffer("latents_std", torch.ones(latent_channels))
 
     def enable_tiling(
         self,
@@ -251,19 +247,11 @@ class LTX2VideoDiffusionDecoderModel(CheckpointMixin, AtomicModelSaveMixin, Mode
         Raises:
             ValueError: If tiles are smaller than the attention needs, or do not meet, or share too little to be `safe`.
         """
-        given = (
-            tile_sample_min_height,
-            tile_sample_min_width,
-            tile_sample_min_num_frames,
-            tile_sample_stride_height,
-            tile_sample_stride_width,
-            tile_sample_stride_num_frames,
-        )
-        sizes = self._tile_sizes.changed(safe, **dict(zip(SIZE_NAMES, given)))
+        given = locals()
+        sizes = self._tile_sizes.changed(safe, {name: given[name] for name in SIZE_NAMES})
         self._grid.check(sizes)
         self.use_tiling = True
-        for name, value in vars(sizes).items():
-            setattr(self, name, value)
+        vars(self).update(vars(sizes))
 
     def disable_tiling(self) -> None:
         """Decode every clip as a whole."""
@@ -314,15 +302,7 @@ class LTX2VideoDiffusionDecoderModel(CheckpointMixin, AtomicModelSaveMixin, Mode
         sample = joined_frames(chunks, self.num_decoded_frames(z.shape[2])) if self.streams(z) else next(chunks)
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
-    def forward(
-        self,
-        z: torch.Tensor,
-        generator: Generators = None,
-        num_inference_steps: Number = None,
-        return_dict: bool = True,
-    ) -> DecoderOutput | tuple[torch.Tensor]:
-        """As [`decode`]."""
-        return self.decode(z, generator, num_inference_steps, return_dict)
+    forward = decode
 
     @apply_forward_hook
     def decode_streamed(
@@ -351,9 +331,8 @@ class LTX2VideoDiffusionDecoderModel(CheckpointMixin, AtomicModelSaveMixin, Mode
         if self.streams(z):
             self._grid.check(self._tile_sizes)
         asked = self.config.decoder_num_inference_steps if num_inference_steps is None else num_inference_steps
-        steps = whole_number(asked)
-        if not isinstance(steps, int) or steps < 1:
-            raise ValueError(f"`num_inference_steps` has to be a whole number of at least 1 but is {asked!r}; use 1")
+        steps = as_declared("num_inference_steps", asked, int)
+        check_at_least_one(num_inference_steps=steps)
         return steps
 
     def _decoded(self, z: torch.Tensor, generator: Generators, num_steps: int) -> Iterator[torch.Tensor]:
@@ -371,31 +350,25 @@ class LTX2VideoDiffusionDecoderModel(CheckpointMixin, AtomicModelSaveMixin, Mode
 
     def _borders(self, size: Sequence[int]) -> tuple[tuple[int, int], tuple[int, ...]]:
         """Rows and columns that are put in front of so many latents, and what is added to each axis as `pad` takes it."""
-        added = [(0, 0)] * 3
-        shortest = [
-            # Frames in the order of the stages; the copies at the end are gone in the diffusion.
-            [(n + ghosts - 1) * scale + 1 for scale, ghosts in zip(scales, [self._ghosts] * 4 + [0])]
-            if axis == 0
-            else [n * scale for scale in scales]
-            for axis, (n, scales) in enumerate(zip(size, self._scales))
-        ]
+        missing = [0, 0, 0]
+        (times, *sides), ghosts = self._scales, [self._ghosts] * 4 + [0]
+        # What each stage and the diffusion see; there the copies at the end are gone.
+        frames = [(size[0] + copies - 1) * scale + 1 for scale, copies in zip(times, ghosts)]
+        seen = [frames, *([n * scale for scale in scales] for n, scales in zip(size[1:], sides))]
         # Elsewhere it is as in diffusers; these clips it refuses, and the original continues them, also in time.
-        if any(n < k for ns, ks in zip(shortest, self._kernels) for n, k in zip(ns, ks)):
+        if any(n < k for ns, ks in zip(seen, self._kernels) for n, k in zip(ns, ks)):
             floors = (max(map(ceil, map(truediv, ks, scales))) for ks, scales in zip(self._kernels, self._scales))
             missing = [max(floor - n, 0) for floor, n in zip(floors, size)]
-            added = [(0, missing[0]), *((n // 2, n - n // 2) for n in missing[1:])]
-        time, rows, columns = added
-        return (rows[0], columns[0]), (*columns, *rows, 0, time[1] + self._ghosts)
+        rows, columns = ((n // 2, n - n // 2) for n in missing[1:])
+        return (rows[0], columns[0]), (*columns, *rows, 0, missing[0] + self._ghosts)
 
     def _whole(self, features: torch.Tensor, generator: Generators, num_steps: int) -> Iterator[torch.Tensor]:
-        kernel, upsample = self.config.decoder_stage5_kernel[0], self.decoder.upsamples[3]
-        frames = upsample.num_frames(features.shape[1])
+        frames = self.decoder.upsamples[3].num_frames(features.shape[1])
         # As many frames are left as the attention of the diffusion needs.
-        frames = max(frames - self._ghosts * self.temporal_compression_ratio, min(frames, kernel))
+        frames = max(frames - self._ghosts * self.temporal_compression_ratio, min(frames, self._kernels[0][4]))
         shape = frames, *(n * cell for n, cell in zip(features.shape[2:4], self._grid.cell[1:]))
-        yield self.decoder.denoise(
-            self.decoder.context(features), lambda: self._noise(features, shape, generator), num_steps
-        )
+        draw = partial(self._noise, features, shape, generator)
+        yield self.decoder.denoise(self.decoder.context(features), draw, num_steps)
 
     def _noise(self, like: torch.Tensor, shape: tuple[int, ...], generator: Generators) -> torch.Tensor:
         shape = len(like), self.config.out_channels, *shape
@@ -412,13 +385,8 @@ class LTX2VideoDiffusionDecoderModel(CheckpointMixin, AtomicModelSaveMixin, Mode
         for index, (first, last) in enumerate(time.spans):
             part = features[:, first : None if last == cells[0] else last]
             frames = slice(max(first * self._grid.cell[0] - lead, 0), last * self._grid.cell[0] - lead)
-
-            def draw(like: torch.Tensor, place: tuple[slice, ...], frames: slice = frames) -> torch.Tensor:
-                if canvas is not None:
-                    return canvas[(slice(None), slice(None), frames, *place)]
-                return self._noise(like, tuple(one.stop - one.start for one in (frames, *place)), generator)
-
-            tiles = self._tiles(part, rows, columns, first > 0, draw, num_steps)
+            made = partial(self._tile, part, frames, canvas, generator, num_steps)
+            tiles = map(made, product(rows.spans, columns.spans))
             group = blended_space(tiles, rows, columns)
             blend_into(group, previous, time.blend, TIME)
             is_last = index == len(time.spans) - 1
@@ -427,42 +395,33 @@ class LTX2VideoDiffusionDecoderModel(CheckpointMixin, AtomicModelSaveMixin, Mode
             # It would live on while the next one is made.
             del group
 
-    def _tiles(
+    def _tile(
         self,
         features: torch.Tensor,
-        rows: BlendedAxis,
-        columns: BlendedAxis,
-        keep_first: bool,
-        draw: Callable[[torch.Tensor, tuple[slice, ...]], torch.Tensor],
+        frames: slice,
+        canvas: torch.Tensor | None,
+        generator: Generators,
         num_steps: int,
-    ) -> Iterator[torch.Tensor]:
-        """The tiles of some frames, row by row; `draw` makes the noise of pixel rows and columns."""
-        for spans in product(rows.spans, columns.spans):
-            place = tuple(slice(first * side, last * side) for (first, last), side in zip(spans, self._grid.cell[1:]))
-            # Its own memory, since tiles overlap and are written into.
-            tile = features[:, :, slice(*spans[0]), slice(*spans[1])].clone(memory_format=torch.contiguous_format)
-            context = self.decoder.context(tile, keep_first)
-            yield self.decoder.denoise(context, partial(draw, tile, place), num_steps)
-            del tile, context
+        spans: tuple[tuple[int, int], ...],
+    ) -> torch.Tensor:
+        """Pixel frames `frames` of the cells between `spans` of rows and columns; their noise is part of `canvas`, if any."""
+        place = [slice(first * side, last * side) for (first, last), side in zip(spans, self._grid.cell[1:])]
+        # Its own memory, since tiles overlap and are written into.
+        tile = features[:, :, slice(*spans[0]), slice(*spans[1])].clone(memory_format=torch.contiguous_format)
+
+        def draw() -> torch.Tensor:
+            if canvas is not None:
+                return canvas[(slice(None), slice(None), frames, *place)]
+            return self._noise(tile, tuple(one.stop - one.start for one in (frames, *place)), generator)
+
+        return self.decoder.denoise(self.decoder.context(tile, frames.start > 0), draw, num_steps)
 
 
 def check_decoder_config(config: Any) -> None:
     """Raise `ValueError` for sizes that contradict each other."""
     widths, reductions = config.decoder_stage_channels, config.decoder_upsample_channel_reductions
-    kernels, strides = config.decoder_stage_kernels, config.decoder_upsample_strides
-    lengths = {
-        "decoder_stage_channels": (widths, 5),
-        "decoder_stage_depths": (config.decoder_stage_depths, 5),
-        "decoder_stage_kernels": (kernels, 4),
-        "decoder_upsample_strides": (strides, 4),
-        "decoder_upsample_channel_reductions": (reductions, 4),
-        **{f"decoder_stage_kernels[{i}]": (kernel, 3) for i, kernel in enumerate(kernels)},
-        **{f"decoder_upsample_strides[{i}]": (stride, 3) for i, stride in enumerate(strides)},
-        "decoder_stage5_kernel": (config.decoder_stage5_kernel, 3),
-    }
-    for name, (values, count) in lengths.items():
-        if len(values) != count:
-            raise ValueError(f"`{name}` has to hold {count} numbers but is {values!r}")
+    for name, parameter in inspect.signature(LTX2VideoDiffusionDecoderModel).parameters.items():
+        _check_lengths(name, getattr(config, name), parameter.default)
     if config.decoder_head_dim % 8:
         raise ValueError(f"`decoder_head_dim` has to be a multiple of 8 but is {config.decoder_head_dim}")
     for i, width in enumerate(widths):
@@ -477,11 +436,20 @@ def check_decoder_config(config: Any) -> None:
             )
     check_choice("decoder_model_output_type", config.decoder_model_output_type, OUTPUT_TYPES)
     ratios = {
-        "temporal_compression_ratio": prod(stride[0] for stride in strides),
-        "spatial_compression_ratio": prod(stride[1] for stride in strides) * config.patch_size,
+        "temporal_compression_ratio": prod(stride[0] for stride in config.decoder_upsample_strides),
+        "spatial_compression_ratio": prod(stride[1] for stride in config.decoder_upsample_strides) * config.patch_size,
     }
     for name, ratio in ratios.items():
         if getattr(config, name) != ratio:
             raise ValueError(
                 f"`{name}` is {getattr(config, name)}, but `decoder_upsample_strides` and `patch_size` make {ratio}; use {ratio}"
             )
+
+
+def _check_lengths(name: str, values: Any, published: Any) -> None:
+    """Lists have to be as long as in the published config."""
+    if isinstance(published, tuple):
+        if len(values) != len(published):
+            raise ValueError(f"`{name}` has to hold {len(published)} numbers but is {values!r}")
+        for i, (value, other) in enumerate(zip(values, published)):
+            _check_lengths(f"{name}[{i}]", value, other)

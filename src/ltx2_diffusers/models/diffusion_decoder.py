@@ -43,7 +43,7 @@ from .modulation import SINUSOID_DIM, timestep_sinusoid
 from .saving import AtomicModelSaveMixin
 from .video_vae_blocks import patchify, unpatchify
 from .video_vae_streaming import joined_frames
-from .video_vae_tiling import TIME, BlendedAxis, blend_into, blended_space, tail
+from .video_vae_tiling import TIME, blend_into, blended_space, tail
 
 OUTPUT_TYPES = ("x0", "v")
 

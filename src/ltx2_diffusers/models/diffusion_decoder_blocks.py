@@ -75,12 +75,7 @@ class NeighbourhoodBlock(nn.Module):
             x = x if context is None else x + context(0, x.shape[1])
             x = x + self.attn(norm1(x))
             return x + self.mlp(norm2(x))
-
-        def arrive(first: int, last: int) -> None:
-            if context is not None:
-                x[:, first:last] += context(first, last)
-
-        attend_in_place(x, self.attn, norm1, arrive)
+        attend_in_place(x, self.attn, norm1, context)
         for part in x.flatten(0, 3).split(MLP_TOKENS):
             part += self.mlp(norm2(part))
         return x

@@ -288,7 +288,7 @@ def grid_rotary_tables(
         exponents = torch.arange(0, width, 2, dtype=torch.float64, device="cpu") / max(width, 1)
         frequencies = (_ROTARY_BASE**-exponents).to(device, torch.float32)
         positions = torch.arange(start, start + size, dtype=torch.float32, device=device)
-        place = (slice(None), *[None] * (3 - axis))
+        place = (slice(None), *[None] * (4 - axis))
         angles.append((positions[place] * frequencies).expand(*sizes, 1, -1))
     grid = torch.cat(angles, dim=-1).repeat_interleave(2, dim=-1)
     return grid.cos(), grid.sin()
@@ -381,7 +381,7 @@ def attend_in_place(
     x: torch.Tensor,
     attn: NeighbourhoodAttention,
     normed: Callable[[torch.Tensor], torch.Tensor],
-    arrive: Callable[[int, int], None] | None = None,
+    context: Callable[[int, int], torch.Tensor] | None = None,
 ) -> None:
     """Add to `x` the attention over itself, a few frames at a time: a frame is replaced when its keys and values are made.
 
@@ -389,7 +389,7 @@ def attend_in_place(
         x (`torch.Tensor`): `[B, T, H, W, C]`.
         attn (`NeighbourhoodAttention`): The attention; its processor has `attend` and `slab_tokens`.
         normed: From frames of `x` to the input of the attention.
-        arrive: Called as `arrive(first, last)` before frames are read for the first time; may change them.
+        context: `context(first, last)` is added to frames before they are read for the first time, by default nothing.
     """
     frames, (time, *space) = x.shape[1], attn.windows(x.shape[1:4])
     step = min(frames, max(1, attn.processor.slab_tokens(x) // (len(x) * x[0, 0, ..., 0].numel())))
@@ -397,8 +397,8 @@ def attend_in_place(
     done = 0
     for start in range(0, frames, step):
         end = min(start + step, frames)
-        if arrive is not None:
-            arrive(start, end)
+        if context is not None:
+            x[:, start:end] += context(start, end)
         key, value = attn.key_value(normed(x[:, start:end]), start)
         keys.add(key)
         values.add(value)

@@ -50,6 +50,7 @@ OUTPUT_TYPES = ("x0", "v")
 Generators = torch.Generator | list[torch.Generator] | None
 Number = int | None
 Draw = Callable[[], torch.Tensor]
+Noise = Callable[[torch.Tensor, tuple[slice, ...]], torch.Tensor]
 
 
 class DiffusionDecoder(nn.Module):
@@ -123,12 +124,9 @@ class DiffusionDecoder(nn.Module):
 
     def _embedded(self, x: torch.Tensor) -> torch.Tensor:
         """Pixels `[B, 3, T, H, W]` as the blocks' `[B, T, H / p, W / p, D]`."""
-        sides = [side // self.patch_size for side in x.shape[-2:]]
-        hidden = x.new_empty(len(x), x.shape[2], *sides, self.conv_in_x_t.out_features)
-        for first, last in frame_slabs(x.shape[2], len(x) * prod(sides)):
-            patches = patchify(x[:, :, first:last], self.patch_size)
-            hidden[:, first:last] = self.conv_in_x_t(patches.movedim(1, -1))
-        return hidden
+        slabs = frame_slabs(x.shape[2], x[:, 0, 0].numel() // self.patch_size**2)
+        patches = (patchify(x[:, :, first:last], self.patch_size) for first, last in slabs)
+        return joined_frames((self.conv_in_x_t(part.movedim(1, -1)) for part in patches), x.shape[2], dim=1)
 
     def _predicted(self, hidden: torch.Tensor, context: Frames, level: float) -> torch.Tensor:
         """What the network says of noisy pixels at a noise level in (0, 1]: pixels `[B, 3, T, H, W]`."""
@@ -137,13 +135,9 @@ class DiffusionDecoder(nn.Module):
         modulation = self.shared_adaln["proj"](nn.functional.silu(embedded)).view(NUM_MODULATIONS, -1)
         for block in self.diff_blocks:
             hidden = block(hidden, context, modulation)
-        sides, channels = hidden.shape[2:4], self.conv_out.out_features // self.patch_size**2
-        shape = [side * self.patch_size for side in sides]
-        pixels = hidden.new_empty(len(hidden), channels, hidden.shape[1], *shape)
-        for first, last in frame_slabs(hidden.shape[1], len(hidden) * prod(sides)):
-            patches = self.conv_out(self.norm_out(hidden[:, first:last]))
-            pixels[:, :, first:last] = unpatchify(patches.movedim(-1, 1), self.patch_size)
-        return pixels
+        slabs = frame_slabs(hidden.shape[1], hidden[:, 0, ..., 0].numel())
+        patches = (self.conv_out(self.norm_out(hidden[:, first:last])).movedim(-1, 1) for first, last in slabs)
+        return joined_frames((unpatchify(part, self.patch_size) for part in patches), hidden.shape[1])
 
 
 class LTX2VideoDiffusionDecoderModel(CheckpointMixin, AtomicModelSaveMixin, ModelMixin, AttentionMixin, ConfigMixin):
@@ -211,7 +205,6 @@ class LTX2VideoDiffusionDecoderModel(CheckpointMixin, AtomicModelSaveMixin, Mode
         self._ghosts = kernels[0][0] // 2 * 2
         self._scales = [list(accumulate((stride[axis] for stride in strides), mul, initial=1)) for axis in range(3)]
         self._kernels = list(zip(*kernels, decoder_stage5_kernel))
-        self._ghost_cells = self._ghosts * self._scales[0][3]
         self._grid = Grid.of(strides[3], patch_size, kernels[3], decoder_stage5_kernel)
         self.use_tiling = False
         vars(self).update(vars(TileSizes()))
@@ -375,17 +368,23 @@ class LTX2VideoDiffusionDecoderModel(CheckpointMixin, AtomicModelSaveMixin, Mode
         return randn_tensor(shape, generator=generator, device=like.device, dtype=like.dtype)
 
     def _tiled(self, features: torch.Tensor, generator: Generators, num_steps: int) -> Iterator[torch.Tensor]:
-        cells = features.shape[1] - self._ghost_cells, *features.shape[2:4]
+        cells = features.shape[1] - self._ghosts * self._scales[0][3], *features.shape[2:4]
         time, rows, columns = self._grid.axes(self._tile_sizes, cells)
         lead = self._grid.cell[0] - 1
         canvas = None
         if self.decoder.output_type != "x0" or num_steps > 1:
             canvas = self._noise(features, (time.size - lead, rows.size, columns.size), generator)
+
+        def noise(like: torch.Tensor, place: tuple[slice, ...]) -> torch.Tensor:
+            if canvas is not None:
+                return canvas[(slice(None), slice(None), *place)]
+            return self._noise(like, tuple(one.stop - one.start for one in place), generator)
+
         previous = None
         for index, (first, last) in enumerate(time.spans):
             part = features[:, first : None if last == cells[0] else last]
             frames = slice(max(first * self._grid.cell[0] - lead, 0), last * self._grid.cell[0] - lead)
-            made = partial(self._tile, part, frames, canvas, generator, num_steps)
+            made = partial(self._tile, part, frames, noise, num_steps)
             tiles = map(made, product(rows.spans, columns.spans))
             group = blended_space(tiles, rows, columns)
             blend_into(group, previous, time.blend, TIME)
@@ -396,25 +395,14 @@ class LTX2VideoDiffusionDecoderModel(CheckpointMixin, AtomicModelSaveMixin, Mode
             del group
 
     def _tile(
-        self,
-        features: torch.Tensor,
-        frames: slice,
-        canvas: torch.Tensor | None,
-        generator: Generators,
-        num_steps: int,
-        spans: tuple[tuple[int, int], ...],
+        self, features: torch.Tensor, frames: slice, noise: Noise, num_steps: int, spans: tuple[tuple[int, int], ...]
     ) -> torch.Tensor:
-        """Pixel frames `frames` of the cells between `spans` of rows and columns; their noise is part of `canvas`, if any."""
-        place = [slice(first * side, last * side) for (first, last), side in zip(spans, self._grid.cell[1:])]
+        """Pixel frames of the cells between spans of rows and columns."""
+        place = tuple(slice(first * side, last * side) for (first, last), side in zip(spans, self._grid.cell[1:]))
         # Its own memory, since tiles overlap and are written into.
         tile = features[:, :, slice(*spans[0]), slice(*spans[1])].clone(memory_format=torch.contiguous_format)
-
-        def draw() -> torch.Tensor:
-            if canvas is not None:
-                return canvas[(slice(None), slice(None), frames, *place)]
-            return self._noise(tile, tuple(one.stop - one.start for one in (frames, *place)), generator)
-
-        return self.decoder.denoise(self.decoder.context(tile, frames.start > 0), draw, num_steps)
+        context = self.decoder.context(tile, frames.start > 0)
+        return self.decoder.denoise(context, partial(noise, tile, (frames, *place)), num_steps)
 
 
 def check_decoder_config(config: Any) -> None:

@@ -399,10 +399,9 @@ def attend_in_place(
         end = min(start + step, frames)
         if context is not None:
             x[:, start:end] += context(start, end)
-        key, value = attn.key_value(normed(x[:, start:end]), start)
-        keys.add(key)
-        values.add(value)
-        del key, value
+        for held, made in zip((keys, values), attn.key_value(normed(x[:, start:end]), start)):
+            held.add(made)
+        del made
         ready = frames if end == frames else sum(first + time.length <= end for first in time.starts)
         if ready > done:
             query = attn.query(normed(x[:, done:ready]), done)

@@ -7,13 +7,13 @@ import types
 import pytest
 import torch
 
+from benchmarks.neighbourhood_attention import attention_operations
 from ltx2_diffusers.kernels.steps import apply_rotary
 from ltx2_diffusers.models import neighbourhood_attention as room
 from ltx2_diffusers.models.neighbourhood_attention import (
     LTX2VideoVaeNeighborhoodAttnProcessor,
     NeighbourhoodAttention,
     attend_in_place,
-    attention_operations,
     grid_rotary_tables,
     natten_attention,
     neighbourhood_attention,

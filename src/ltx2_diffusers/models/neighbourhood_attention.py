@@ -123,13 +123,6 @@ def _layout(windows: Windows) -> list[list[_Row]]:
     return [rows for _, rows in min(product(*options), key=cost)]
 
 
-def attention_operations(windows: Windows, width: int) -> tuple[int, int]:
-    """Additions and multiplications of one sample that [`neighbourhood_attention`] makes, and those that windows alone need."""
-    made = prod(sum(row.boxes * row.queries * row.keys for row in rows) for rows in _layout(windows))
-    needed = prod(len(axis.starts) * axis.length for axis in windows)
-    return 4 * width * made, 4 * width * needed
-
-
 def _boxes(x: torch.Tensor, rows: Sequence[_Row], of_keys: bool) -> torch.Tensor:
     """Queries or keys of boxes, a view `[B, boxes along T, H, W, positions of a box along T, H, W, N, D]` of `[B, T, H, W, N, D]`."""
     batch, *steps, head, width = x.stride()
@@ -392,7 +385,7 @@ def attend_in_place(
         context: `context(first, last)` is added to frames before they are read for the first time, by default nothing.
     """
     frames, (time, *space) = x.shape[1], attn.windows(x.shape[1:4])
-    step = min(frames, max(1, attn.processor.slab_tokens(x) // (len(x) * x[0, 0, ..., 0].numel())))
+    step = min(frames, max(1, attn.processor.slab_tokens(x) // (x[:, 0, ..., 0].numel())))
     keys, values = (_Frames(min(frames, time.length + step)) for _ in range(2))
     done = 0
     for start in range(0, frames, step):

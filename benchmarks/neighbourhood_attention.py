@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from benchmarks.common import interleaved, print_table, write_results
-from benchmarks.vae_decode import CONFIGS, GIBIBYTE, MEMORY_SHAPES
+from benchmarks.vae import CONFIGS, GIBIBYTE, MEMORY_SHAPES
 from ltx2_diffusers import AutoencoderKLLTX2Video, LTX2VideoDiffusionDecoderModel
 from ltx2_diffusers.models.neighbourhood_attention import Windows, _layout, neighbourhood_attention, window
 from ltx2_diffusers.planning.counting import counted

@@ -205,7 +205,9 @@ class LTX2VideoDiffusionDecoderModel(CheckpointMixin, AtomicModelSaveMixin, Mode
         self._ghosts = kernels[0][0] // 2 * 2
         self._scales = [list(accumulate((stride[axis] for stride in strides), mul, initial=1)) for axis in range(3)]
         self._kernels = list(zip(*kernels, decoder_stage5_kernel))
-        self._grid = Grid.of(strides[3], patch_size, kernels[3], decoder_stage5_kernel)
+        cell = (strides[3][0], strides[3][1] * patch_size, strides[3][2] * patch_size)
+        smallest = tuple(max(k, ceil(last / s)) for k, last, s in zip(kernels[3], decoder_stage5_kernel, strides[3]))
+        self._grid = Grid(cell, smallest)
         self.use_tiling = False
         vars(self).update(vars(TileSizes()))
         self.register_buffer("latents_mean", torch.zeros(latent_channels))

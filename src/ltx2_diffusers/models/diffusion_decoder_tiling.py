@@ -5,7 +5,6 @@ Tiles are cut from the grid of the last stage before the diffusion. A cell of it
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from math import ceil
 
 from .video_vae_tiling import BlendedAxis
 
@@ -68,12 +67,6 @@ class Grid:
 
     cell: tuple[int, ...]
     smallest: tuple[int, ...]
-
-    @classmethod
-    def of(cls, stride: Sequence[int], patch_size: int, kernel: Sequence[int], last_kernel: Sequence[int]) -> "Grid":
-        """From the stride behind the last stage, the patches of pixels, and the kernels of that stage and of the diffusion."""
-        smallest = tuple(max(k, ceil(last / s)) for k, last, s in zip(kernel, last_kernel, stride))
-        return cls((stride[0], stride[1] * patch_size, stride[2] * patch_size), smallest)
 
     def check(self, sizes: TileSizes) -> None:
         """Raise `ValueError` for tiles that the attention does not fit into, or that do not meet."""

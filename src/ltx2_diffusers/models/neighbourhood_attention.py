@@ -8,7 +8,7 @@ Shapes: B batch, T, H, W positions in time, height and width, N heads, D width o
 
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, reduce
 from itertools import groupby, product
 from math import prod
 from typing import Any, NamedTuple
@@ -144,11 +144,9 @@ def _mask(rows: Sequence[_Row], like: torch.Tensor) -> torch.Tensor | None:
     """What is added to the scores of a box, `[1, 1, queries, keys]`; `None` where every query sees every key."""
     if all(row.window.is_whole for row in rows):
         return None
-    time, height, width = (_seen(row.window, row.keys, like.device) for row in rows)
-    plane = height[:, None, :, None] & width[:, None]
-    seen = time[:, None, None, :, None, None] & plane[:, :, None]
-    mask = torch.zeros(seen.shape, dtype=like.dtype, device=like.device).masked_fill_(~seen, float("-inf"))
-    return mask.flatten(3).flatten(0, 2)[None, None]
+    seen = reduce(torch.kron, (_seen(row.window, row.keys, like.device) for row in rows))
+    mask = torch.zeros(seen.shape, dtype=like.dtype, device=like.device)
+    return mask.masked_fill_(~seen, float("-inf"))[None, None]
 
 
 def neighbourhood_attention(

@@ -242,8 +242,9 @@ class LTX2VideoDiffusionDecoderModel(CheckpointMixin, AtomicModelSaveMixin, Mode
         Raises:
             ValueError: If tiles are smaller than the attention needs, or do not meet, or share too little to be `safe`.
         """
-        given = locals()
-        sizes = self._tile_sizes.changed(safe, {name: given[name] for name in SIZE_NAMES})
+        smallest = (tile_sample_min_height, tile_sample_min_width, tile_sample_min_num_frames)
+        strides = (tile_sample_stride_height, tile_sample_stride_width, tile_sample_stride_num_frames)
+        sizes = self._tile_sizes.changed(safe, dict(zip(SIZE_NAMES, smallest + strides)))
         self._grid.check(sizes)
         self.use_tiling = True
         vars(self).update(vars(sizes))
@@ -387,8 +388,7 @@ class LTX2VideoDiffusionDecoderModel(CheckpointMixin, AtomicModelSaveMixin, Mode
             part = features[:, first : None if last == cells[0] else last]
             frames = slice(max(first * self._grid.cell[0] - lead, 0), last * self._grid.cell[0] - lead)
             made = partial(self._tile, part, frames, noise, num_steps)
-            tiles = map(made, product(rows.spans, columns.spans))
-            group = blended_space(tiles, rows, columns)
+            group = blended_space(map(made, product(rows.spans, columns.spans)), rows, columns)
             blend_into(group, previous, time.blend, TIME)
             is_last = index == len(time.spans) - 1
             previous = None if is_last else tail(group, time.blend, TIME)

@@ -7,16 +7,16 @@ bfloat16, on the meta device, which allocates nothing; beside it stands that of 
 
 import argparse
 import statistics
-from math import isqrt
+from math import isqrt, prod
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from benchmarks.common import interleaved, print_table, write_results
-from benchmarks.vae_decode import CONFIGS, GIBIBYTE, MEMORY_SHAPES
+from benchmarks.vae import CONFIGS, GIBIBYTE, MEMORY_SHAPES
 from ltx2_diffusers import AutoencoderKLLTX2Video, LTX2VideoDiffusionDecoderModel
-from ltx2_diffusers.models.neighbourhood_attention import attention_operations, neighbourhood_attention, window
+from ltx2_diffusers.models.neighbourhood_attention import Windows, _layout, neighbourhood_attention, window
 from ltx2_diffusers.planning.counting import counted
 from ltx2_diffusers.planning.stages import decoding_by_diffusion, decoding_video
 
@@ -25,13 +25,19 @@ GRIDS = (((16, 24, 24), (11, 11, 11)), ((16, 32, 32), (3, 5, 5)), ((16, 16, 24),
 HEADS, WIDTH = 4, 64
 
 
+def attention_operations(windows: Windows, width: int) -> tuple[int, int]:
+    """Additions and multiplications of one sample that [`neighbourhood_attention`] makes, and those that windows alone need."""
+    made = prod(sum(row.boxes * row.queries * row.keys for row in rows) for rows in _layout(windows))
+    needed = prod(len(axis.starts) * axis.length for axis in windows)
+    return 4 * width * made, 4 * width * needed
+
+
 @torch.no_grad()
 def measure_time(grid: tuple[int, ...], kernel: tuple[int, ...], repeats: int) -> dict[str, Any]:
     """Seconds for a grid, and for dense attention of a square of as many scores."""
     torch.manual_seed(0)
     query, key, value = (torch.randn(1, *grid, HEADS, WIDTH) for _ in range(3))
-    time, height, width = map(window, grid, kernel)
-    windows = (time, height, width)
+    windows = tuple(map(window, grid, kernel))
     made, needed = attention_operations(windows, HEADS * WIDTH)
     length = isqrt(made // (4 * HEADS * WIDTH))
     dense = [torch.randn(1, HEADS, length, WIDTH) for _ in range(3)]

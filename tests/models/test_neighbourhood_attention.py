@@ -7,13 +7,13 @@ import types
 import pytest
 import torch
 
+from benchmarks.neighbourhood_attention import attention_operations
 from ltx2_diffusers.kernels.steps import apply_rotary
 from ltx2_diffusers.models import neighbourhood_attention as room
 from ltx2_diffusers.models.neighbourhood_attention import (
     LTX2VideoVaeNeighborhoodAttnProcessor,
     NeighbourhoodAttention,
     attend_in_place,
-    attention_operations,
     grid_rotary_tables,
     natten_attention,
     neighbourhood_attention,
@@ -133,10 +133,16 @@ def test_attention_in_place_is_attention(monkeypatch, slab, frames):
     torch.manual_seed(0)
     attn = NeighbourhoodAttention(16, 8, (5, 3, 4))
     x = torch.randn(2, frames, 4, 5, 16)
-    expected = x + attn(2 * x)
+    context = torch.randn(x.shape)
+    expected = x + context + attn(2 * (x + context))
     monkeypatch.setattr(room, "SLAB_TOKENS", slab * 2 * 4 * 5)
     arrived: list[int] = []
-    attend_in_place(x, attn, lambda part: 2 * part, lambda first, last: arrived.extend(range(first, last)))
+
+    def arriving(first: int, last: int) -> torch.Tensor:
+        arrived.extend(range(first, last))
+        return context[:, first:last]
+
+    attend_in_place(x, attn, lambda part: 2 * part, arriving)
     assert_within(x, expected, "equal layers")
     assert arrived == list(range(frames))
 

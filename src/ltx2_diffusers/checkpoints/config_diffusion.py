@@ -18,7 +18,6 @@ SIZES = {
     "decoder_t_emb_dim": ("decoder.t_embedder.timestep_embedder.linear_1.weight", 0),
 }
 """The tensor and the axis that tell a size."""
-_OUTPUT_TYPES = ("x0", "v")
 _DECODER = {
     **same_names(out_channels=3, patch_size=4),
     "in_channels": Field("latent_channels", 128),
@@ -34,7 +33,7 @@ _DECODER = {
 }
 _SECTION = {
     "_class_name": CLASS_NAME,
-    "model_output_type": Field("decoder_model_output_type", "v", choices=_OUTPUT_TYPES),
+    "model_output_type": Field("decoder_model_output_type", "v", choices=("x0", "v")),
     "decoder": _DECODER,
 }
 _NEEDED = ("stage_channels", "stage_depths", "stage_kernels", "upsamples")
@@ -69,10 +68,8 @@ def decoder_to_original(config: Mapping[str, Any]) -> dict[str, Any]:
     fields = write_fields(_SECTION, config)
     decoder = fields["decoder"]
     upsamples = zip(config["decoder_upsample_strides"], config["decoder_upsample_channel_reductions"])
-    decoder |= {
-        "stage_kernels": [*decoder["stage_kernels"], decoder["stage5_kernel"]],
-        "upsamples": [list(one) for one in upsamples],
-    }
+    decoder["stage_kernels"] = [*decoder["stage_kernels"], decoder["stage5_kernel"]]
+    decoder["upsamples"] = list(map(list, upsamples))
     return fields
 
 

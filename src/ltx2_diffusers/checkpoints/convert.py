@@ -21,11 +21,11 @@ from . import configs, fit, keys
 from . import folder as layout
 from .card import PipelineFacts, pipeline_card
 from .class_names import COMPONENT_OF, OPTIONAL_COMPONENTS, PIPELINE_COMPONENTS, class_name_for
-from .json_files import parse_object, read_config, read_object
+from .json_files import merged, parse_object, read_config, read_object
 from .original import OriginalCheckpoint, cast_floating, real_weights, stacked_entries, stored_in_float8
 from .safetensors_io import Entry, read_folder, tensor_differences, write_file
 from .scaled_fp8 import without_scales
-from .several_files import component_files, merged, opened_components
+from .several_files import component_files, opened_components
 from .text_file import TEXT_CONFIG
 from .versions import check_gemma, check_ltx2, model_version
 

@@ -61,3 +61,12 @@ def _numbers(value: Any, key: str) -> Iterator[tuple[str, float]]:
     elif isinstance(value, (list, tuple)):
         for part in value:
             yield from _numbers(part, key)
+
+
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`changes` on top of `base`, section by section."""
+    result = dict(base)
+    for name, value in changes.items():
+        both_nested = isinstance(value, Mapping) and isinstance(result.get(name), Mapping)
+        result[name] = merged(result[name], value) if both_nested else value
+    return result

@@ -12,11 +12,10 @@ from ..quantization.configs import FP8Config
 from . import class_names, config_ltx_video, configs, gguf_file, keys
 from .class_names import OPTIONAL_COMPONENTS
 from .config_diffusion import without_gates
-from .json_files import check_finite, parse_object, read_object
+from .json_files import check_finite, merged, parse_object, read_object
 from .reference_configs import guess_version, reference_config
 from .safetensors_io import Entry, SafetensorsFile
 from .scaled_fp8 import SCALES, dequantized, planned, without_scales
-from .several_files import read_joined
 
 
 class OriginalCheckpoint:
@@ -43,7 +42,7 @@ class OriginalCheckpoint:
             self.metadata: dict[str, str] = {}
         elif not isinstance(source, (str, os.PathLike)):
             self.name, self.is_gguf = " and ".join(repr(str(path)) for path in source), False
-            self.entries, self.metadata, joined = read_joined([Path(path) for path in source], mmap)
+            self.entries, self.metadata, joined = _read_joined([Path(path) for path in source], mmap)
             original_config = joined if original_config is None else original_config
         else:
             self.name = repr(str(source))
@@ -163,6 +162,35 @@ def _read(path: Path, mmap: bool) -> tuple[dict[str, Entry], dict[str, str]]:
         return gguf_file.read_gguf(path), {}
     file = SafetensorsFile(path, mmap)
     return file.entries, file.metadata
+
+
+def _read_joined(paths: Sequence[Path], mmap: bool) -> tuple[dict[str, Entry], dict[str, str], dict[str, Any]]:
+    """Tensors, metadata and parsed `config` of several files as one file would have them.
+
+    Args:
+        paths: The files.
+        mmap: Whether tensors are backed by mappings of the files.
+
+    Raises:
+        ValueError: If two files hold the same tensor.
+    """
+    entries: dict[str, Entry] = {}
+    metadata: dict[str, str] = {}
+    config: dict[str, Any] = {}
+    files = [SafetensorsFile(path, mmap) for path in paths]
+    # What the file of the transformer says of it goes before what others repeat.
+    for file in sorted(files, key=lambda one: bool(keys.component_keys("transformer", one.entries))):
+        for component in keys.found_components(file.entries):
+            local = keys.component_keys(component, file.entries)
+            named = {keys.joined_prefix(component) + name: file.entries[key] for key, name in local.items()}
+            if twice := named.keys() & entries.keys():
+                raise ValueError(f"{str(file.path)!r} holds {min(twice)} once more; leave one of the files out")
+            entries |= named
+        metadata |= file.metadata
+        config = merged(
+            config, parse_object(file.metadata.get("config", "{}"), f"the `config` metadata of {str(file.path)!r}")
+        )
+    return entries, metadata, config
 
 
 def _entry_of(name: str, tensor: torch.Tensor) -> Entry:

@@ -6,19 +6,15 @@ A file is recognised by what it holds, whatever it is called. Some hold one comp
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from . import keys
 from .hub_files import local_file
-from .json_files import parse_object
-from .safetensors_io import Entry, SafetensorsFile
-
-if TYPE_CHECKING:
-    from .original import OriginalCheckpoint
+from .keys import COMPONENTS
+from .original import OriginalCheckpoint
 
 Files = str | os.PathLike | Sequence[str | os.PathLike] | Mapping[str, str | os.PathLike]
 """One file or Hub link, a folder of files, a list of files, or files by what they hold."""
-_PIPELINE = [component for component in keys.COMPONENTS if component != "latent_upsampler"]
+_PIPELINE = [component for component in COMPONENTS if component != "latent_upsampler"]
 
 
 def component_files(source: Files, **hub_options: Any) -> dict[str, list[Path]]:
@@ -40,7 +36,7 @@ def component_files(source: Files, **hub_options: Any) -> dict[str, list[Path]]:
         paths = [Path(local_file(path, **hub_options)) for path in given]
     if not paths:
         raise ValueError(f"{str(source)!r} holds no safetensors files; give the files of a checkpoint")
-    held = {path: _components(path) for path in dict.fromkeys(paths)}
+    held = {path: [name for name in OriginalCheckpoint(path).components() if name in _PIPELINE] for path in paths}
     for path, names in held.items():
         if not names and not is_folder:
             raise ValueError(f"{str(path)!r} holds no component of a pipeline; leave it out")
@@ -62,63 +58,16 @@ def holds_originals(folder: Path) -> bool:
     return not is_diffusers and any(folder.rglob("*.safetensors"))
 
 
-def opened_components(source: str | os.PathLike) -> "dict[str, OriginalCheckpoint]":
+def opened_components(source: str | os.PathLike) -> dict[str, OriginalCheckpoint]:
     """The components of an original file, or of a folder of them, each with what it is read from."""
-    from .original import OriginalCheckpoint
-
     if not os.path.isdir(source):
         checkpoint = OriginalCheckpoint(source)
         names = checkpoint.components()
-        if not names and (first := next(iter(checkpoint.entries), "")):
+        if not names:
+            first = next(iter(checkpoint.entries))
             raise ValueError(
                 f"{checkpoint.name} holds no component of LTX-2 but {first}; give the file of a checkpoint"
             )
         return dict.fromkeys(names, checkpoint)
     found = component_files(source)
     return {name: OriginalCheckpoint(paths[0] if len(paths) == 1 else paths) for name, paths in found.items()}
-
-
-def _components(path: Path) -> list[str]:
-    """The components of a pipeline that a file holds."""
-    from .original import OriginalCheckpoint
-
-    names = OriginalCheckpoint(path).entries
-    return [component for component in keys.found_components(names) if component in _PIPELINE]
-
-
-def read_joined(paths: Sequence[Path], mmap: bool) -> tuple[dict[str, Entry], dict[str, str], dict[str, Any]]:
-    """Tensors, metadata and parsed `config` of several files as one file would have them.
-
-    Args:
-        paths: The files.
-        mmap: Whether tensors are backed by mappings of the files.
-
-    Raises:
-        ValueError: If two files hold the same tensor.
-    """
-    entries: dict[str, Entry] = {}
-    metadata: dict[str, str] = {}
-    config: dict[str, Any] = {}
-    files = [SafetensorsFile(path, mmap) for path in paths]
-    # What the file of the transformer says of it goes before what others repeat.
-    for file in sorted(files, key=lambda one: bool(keys.component_keys("transformer", one.entries))):
-        for component in keys.found_components(file.entries):
-            local = keys.component_keys(component, file.entries)
-            named = {keys.joined_prefix(component) + name: file.entries[key] for key, name in local.items()}
-            if twice := named.keys() & entries.keys():
-                raise ValueError(f"{str(file.path)!r} holds {min(twice)} once more; leave one of the files out")
-            entries |= named
-        metadata |= file.metadata
-        config = merged(
-            config, parse_object(file.metadata.get("config", "{}"), f"the `config` metadata of {str(file.path)!r}")
-        )
-    return entries, metadata, config
-
-
-def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`changes` on top of `base`, section by section."""
-    result = dict(base)
-    for name, value in changes.items():
-        both_nested = isinstance(value, Mapping) and isinstance(result.get(name), Mapping)
-        result[name] = merged(result[name], value) if both_nested else value
-    return result

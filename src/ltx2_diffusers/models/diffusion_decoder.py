@@ -7,6 +7,7 @@ pixels, D width of a stage.
 # The constructor's arguments are read back from `self.config`, where `register_to_config` puts them.
 # ruff: noqa: ARG002
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import accumulate, pairwise, product
@@ -24,8 +25,8 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from diffusers.utils.torch_utils import randn_tensor
 from torch import nn
 
-from ..checks import check_choice
-from ..declared import whole_number
+from ..checks import check_at_least_one, check_choice
+from ..declared import as_declared
 from .diffusion_decoder_blocks import (
     NORM_EPS,
     NUM_MODULATIONS,
@@ -42,13 +43,14 @@ from .modulation import SINUSOID_DIM, timestep_sinusoid
 from .saving import AtomicModelSaveMixin
 from .video_vae_blocks import patchify, unpatchify
 from .video_vae_streaming import joined_frames
-from .video_vae_tiling import TIME, BlendedAxis, blend_into, blended_space, tail
+from .video_vae_tiling import TIME, blend_into, blended_space, tail
 
 OUTPUT_TYPES = ("x0", "v")
 
 Generators = torch.Generator | list[torch.Generator] | None
 Number = int | None
 Draw = Callable[[], torch.Tensor]
+Noise = Callable[[torch.Tensor, tuple[slice, ...]], torch.Tensor]
 
 
 class DiffusionDecoder(nn.Module):
@@ -122,12 +124,9 @@ class DiffusionDecoder(nn.Module):
 
     def _embedded(self, x: torch.Tensor) -> torch.Tensor:
         """Pixels `[B, 3, T, H, W]` as the blocks' `[B, T, H / p, W / p, D]`."""
-        sides = [side // self.patch_size for side in x.shape[-2:]]
-        hidden = x.new_empty(len(x), x.shape[2], *sides, self.conv_in_x_t.out_features)
-        for first, last in frame_slabs(x.shape[2], len(x) * prod(sides)):
-            patches = patchify(x[:, :, first:last], self.patch_size)
-            hidden[:, first:last] = self.conv_in_x_t(patches.movedim(1, -1))
-        return hidden
+        slabs = frame_slabs(x.shape[2], x[:, 0, 0].numel() // self.patch_size**2)
+        patches = (patchify(x[:, :, first:last], self.patch_size) for first, last in slabs)
+        return joined_frames((self.conv_in_x_t(part.movedim(1, -1)) for part in patches), x.shape[2], dim=1)
 
     def _predicted(self, hidden: torch.Tensor, context: Frames, level: float) -> torch.Tensor:
         """What the network says of noisy pixels at a noise level in (0, 1]: pixels `[B, 3, T, H, W]`."""
@@ -136,13 +135,9 @@ class DiffusionDecoder(nn.Module):
         modulation = self.shared_adaln["proj"](nn.functional.silu(embedded)).view(NUM_MODULATIONS, -1)
         for block in self.diff_blocks:
             hidden = block(hidden, context, modulation)
-        sides, channels = hidden.shape[2:4], self.conv_out.out_features // self.patch_size**2
-        shape = [side * self.patch_size for side in sides]
-        pixels = hidden.new_empty(len(hidden), channels, hidden.shape[1], *shape)
-        for first, last in frame_slabs(hidden.shape[1], len(hidden) * prod(sides)):
-            patches = self.conv_out(self.norm_out(hidden[:, first:last]))
-            pixels[:, :, first:last] = unpatchify(patches.movedim(-1, 1), self.patch_size)
-        return pixels
+        slabs = frame_slabs(hidden.shape[1], hidden[:, 0, ..., 0].numel())
+        patches = (self.conv_out(self.norm_out(hidden[:, first:last])).movedim(-1, 1) for first, last in slabs)
+        return joined_frames((unpatchify(part, self.patch_size) for part in patches), hidden.shape[1])
 
 
 class LTX2VideoDiffusionDecoderModel(CheckpointMixin, AtomicModelSaveMixin, ModelMixin, AttentionMixin, ConfigMixin):
@@ -178,8 +173,6 @@ class LTX2VideoDiffusionDecoderModel(CheckpointMixin, AtomicModelSaveMixin, Mode
     _supports_gradient_checkpointing = False
     # Called itself, and not through the forward of the whole, with which diffusers would bring it.
     _group_offload_block_modules: Any = ("decoder",)
-    latents_mean: torch.Tensor
-    latents_std: torch.Tensor
 
     @register_to_config
     def __init__(
@@ -205,22 +198,20 @@ class LTX2VideoDiffusionDecoderModel(CheckpointMixin, AtomicModelSaveMixin, Mode
         super().__init__()
         check_decoder_config(self.config)
         kernels, strides = decoder_stage_kernels, decoder_upsample_strides
-        self.spatial_compression_ratio, self.temporal_compression_ratio = (
-            spatial_compression_ratio,
-            temporal_compression_ratio,
-        )
+        self.spatial_compression_ratio = spatial_compression_ratio
+        self.temporal_compression_ratio = temporal_compression_ratio
         self.decoder = DiffusionDecoder(self.config)
         # An attention at the end of the clip sees back instead of ahead; these copies of the last frame take its place.
         self._ghosts = kernels[0][0] // 2 * 2
         self._scales = [list(accumulate((stride[axis] for stride in strides), mul, initial=1)) for axis in range(3)]
         self._kernels = list(zip(*kernels, decoder_stage5_kernel))
-        self._ghost_cells = self._ghosts * self._scales[0][3]
-        self._grid = Grid.of(strides[3], patch_size, kernels[3], decoder_stage5_kernel)
+        cell = (strides[3][0], strides[3][1] * patch_size, strides[3][2] * patch_size)
+        smallest = tuple(max(k, ceil(last / s)) for k, last, s in zip(kernels[3], decoder_stage5_kernel, strides[3]))
+        self._grid = Grid(cell, smallest)
         self.use_tiling = False
-        for name, value in vars(TileSizes()).items():
-            setattr(self, name, value)
-        self.register_buffer("latents_mean", torch.zeros(latent_channels), persistent=True)
-        self.register_buffer("latents_std", torch.ones(latent_channels), persistent=True)
+        vars(self).update(vars(TileSizes()))
+        self.register_buffer("latents_mean", torch.zeros(latent_channels))
+        self.register_buffer("latents_std", torch.ones(latent_channels))
 
     def enable_tiling(
         self,
@@ -251,19 +242,12 @@ class LTX2VideoDiffusionDecoderModel(CheckpointMixin, AtomicModelSaveMixin, Mode
         Raises:
             ValueError: If tiles are smaller than the attention needs, or do not meet, or share too little to be `safe`.
         """
-        given = (
-            tile_sample_min_height,
-            tile_sample_min_width,
-            tile_sample_min_num_frames,
-            tile_sample_stride_height,
-            tile_sample_stride_width,
-            tile_sample_stride_num_frames,
-        )
-        sizes = self._tile_sizes.changed(safe, **dict(zip(SIZE_NAMES, given)))
+        smallest = (tile_sample_min_height, tile_sample_min_width, tile_sample_min_num_frames)
+        strides = (tile_sample_stride_height, tile_sample_stride_width, tile_sample_stride_num_frames)
+        sizes = self._tile_sizes.changed(safe, dict(zip(SIZE_NAMES, smallest + strides)))
         self._grid.check(sizes)
         self.use_tiling = True
-        for name, value in vars(sizes).items():
-            setattr(self, name, value)
+        vars(self).update(vars(sizes))
 
     def disable_tiling(self) -> None:
         """Decode every clip as a whole."""
@@ -314,15 +298,7 @@ class LTX2VideoDiffusionDecoderModel(CheckpointMixin, AtomicModelSaveMixin, Mode
         sample = joined_frames(chunks, self.num_decoded_frames(z.shape[2])) if self.streams(z) else next(chunks)
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
-    def forward(
-        self,
-        z: torch.Tensor,
-        generator: Generators = None,
-        num_inference_steps: Number = None,
-        return_dict: bool = True,
-    ) -> DecoderOutput | tuple[torch.Tensor]:
-        """As [`decode`]."""
-        return self.decode(z, generator, num_inference_steps, return_dict)
+    forward = decode
 
     @apply_forward_hook
     def decode_streamed(
@@ -351,9 +327,8 @@ class LTX2VideoDiffusionDecoderModel(CheckpointMixin, AtomicModelSaveMixin, Mode
         if self.streams(z):
             self._grid.check(self._tile_sizes)
         asked = self.config.decoder_num_inference_steps if num_inference_steps is None else num_inference_steps
-        steps = whole_number(asked)
-        if not isinstance(steps, int) or steps < 1:
-            raise ValueError(f"`num_inference_steps` has to be a whole number of at least 1 but is {asked!r}; use 1")
+        steps = as_declared("num_inference_steps", asked, int)
+        check_at_least_one(num_inference_steps=steps)
         return steps
 
     def _decoded(self, z: torch.Tensor, generator: Generators, num_steps: int) -> Iterator[torch.Tensor]:
@@ -371,55 +346,49 @@ class LTX2VideoDiffusionDecoderModel(CheckpointMixin, AtomicModelSaveMixin, Mode
 
     def _borders(self, size: Sequence[int]) -> tuple[tuple[int, int], tuple[int, ...]]:
         """Rows and columns that are put in front of so many latents, and what is added to each axis as `pad` takes it."""
-        added = [(0, 0)] * 3
-        shortest = [
-            # Frames in the order of the stages; the copies at the end are gone in the diffusion.
-            [(n + ghosts - 1) * scale + 1 for scale, ghosts in zip(scales, [self._ghosts] * 4 + [0])]
-            if axis == 0
-            else [n * scale for scale in scales]
-            for axis, (n, scales) in enumerate(zip(size, self._scales))
-        ]
+        missing = [0, 0, 0]
+        (times, *sides), ghosts = self._scales, [self._ghosts] * 4 + [0]
+        # What each stage and the diffusion see; there the copies at the end are gone.
+        frames = [(size[0] + copies - 1) * scale + 1 for scale, copies in zip(times, ghosts)]
+        seen = [frames, *([n * scale for scale in scales] for n, scales in zip(size[1:], sides))]
         # Elsewhere it is as in diffusers; these clips it refuses, and the original continues them, also in time.
-        if any(n < k for ns, ks in zip(shortest, self._kernels) for n, k in zip(ns, ks)):
+        if any(n < k for ns, ks in zip(seen, self._kernels) for n, k in zip(ns, ks)):
             floors = (max(map(ceil, map(truediv, ks, scales))) for ks, scales in zip(self._kernels, self._scales))
             missing = [max(floor - n, 0) for floor, n in zip(floors, size)]
-            added = [(0, missing[0]), *((n // 2, n - n // 2) for n in missing[1:])]
-        time, rows, columns = added
-        return (rows[0], columns[0]), (*columns, *rows, 0, time[1] + self._ghosts)
+        rows, columns = ((n // 2, n - n // 2) for n in missing[1:])
+        return (rows[0], columns[0]), (*columns, *rows, 0, missing[0] + self._ghosts)
 
     def _whole(self, features: torch.Tensor, generator: Generators, num_steps: int) -> Iterator[torch.Tensor]:
-        kernel, upsample = self.config.decoder_stage5_kernel[0], self.decoder.upsamples[3]
-        frames = upsample.num_frames(features.shape[1])
+        frames = self.decoder.upsamples[3].num_frames(features.shape[1])
         # As many frames are left as the attention of the diffusion needs.
-        frames = max(frames - self._ghosts * self.temporal_compression_ratio, min(frames, kernel))
+        frames = max(frames - self._ghosts * self.temporal_compression_ratio, min(frames, self._kernels[0][4]))
         shape = frames, *(n * cell for n, cell in zip(features.shape[2:4], self._grid.cell[1:]))
-        yield self.decoder.denoise(
-            self.decoder.context(features), lambda: self._noise(features, shape, generator), num_steps
-        )
+        draw = partial(self._noise, features, shape, generator)
+        yield self.decoder.denoise(self.decoder.context(features), draw, num_steps)
 
     def _noise(self, like: torch.Tensor, shape: tuple[int, ...], generator: Generators) -> torch.Tensor:
         shape = len(like), self.config.out_channels, *shape
         return randn_tensor(shape, generator=generator, device=like.device, dtype=like.dtype)
 
     def _tiled(self, features: torch.Tensor, generator: Generators, num_steps: int) -> Iterator[torch.Tensor]:
-        cells = features.shape[1] - self._ghost_cells, *features.shape[2:4]
+        cells = features.shape[1] - self._ghosts * self._scales[0][3], *features.shape[2:4]
         time, rows, columns = self._grid.axes(self._tile_sizes, cells)
         lead = self._grid.cell[0] - 1
         canvas = None
         if self.decoder.output_type != "x0" or num_steps > 1:
             canvas = self._noise(features, (time.size - lead, rows.size, columns.size), generator)
+
+        def noise(like: torch.Tensor, place: tuple[slice, ...]) -> torch.Tensor:
+            if canvas is not None:
+                return canvas[(slice(None), slice(None), *place)]
+            return self._noise(like, tuple(one.stop - one.start for one in place), generator)
+
         previous = None
         for index, (first, last) in enumerate(time.spans):
             part = features[:, first : None if last == cells[0] else last]
             frames = slice(max(first * self._grid.cell[0] - lead, 0), last * self._grid.cell[0] - lead)
-
-            def draw(like: torch.Tensor, place: tuple[slice, ...], frames: slice = frames) -> torch.Tensor:
-                if canvas is not None:
-                    return canvas[(slice(None), slice(None), frames, *place)]
-                return self._noise(like, tuple(one.stop - one.start for one in (frames, *place)), generator)
-
-            tiles = self._tiles(part, rows, columns, first > 0, draw, num_steps)
-            group = blended_space(tiles, rows, columns)
+            made = partial(self._tile, part, frames, noise, num_steps)
+            group = blended_space(map(made, product(rows.spans, columns.spans)), rows, columns)
             blend_into(group, previous, time.blend, TIME)
             is_last = index == len(time.spans) - 1
             previous = None if is_last else tail(group, time.blend, TIME)
@@ -427,42 +396,22 @@ class LTX2VideoDiffusionDecoderModel(CheckpointMixin, AtomicModelSaveMixin, Mode
             # It would live on while the next one is made.
             del group
 
-    def _tiles(
-        self,
-        features: torch.Tensor,
-        rows: BlendedAxis,
-        columns: BlendedAxis,
-        keep_first: bool,
-        draw: Callable[[torch.Tensor, tuple[slice, ...]], torch.Tensor],
-        num_steps: int,
-    ) -> Iterator[torch.Tensor]:
-        """The tiles of some frames, row by row; `draw` makes the noise of pixel rows and columns."""
-        for spans in product(rows.spans, columns.spans):
-            place = tuple(slice(first * side, last * side) for (first, last), side in zip(spans, self._grid.cell[1:]))
-            # Its own memory, since tiles overlap and are written into.
-            tile = features[:, :, slice(*spans[0]), slice(*spans[1])].clone(memory_format=torch.contiguous_format)
-            context = self.decoder.context(tile, keep_first)
-            yield self.decoder.denoise(context, partial(draw, tile, place), num_steps)
-            del tile, context
+    def _tile(
+        self, features: torch.Tensor, frames: slice, noise: Noise, num_steps: int, spans: tuple[tuple[int, int], ...]
+    ) -> torch.Tensor:
+        """Pixel frames of the cells between spans of rows and columns."""
+        place = tuple(slice(first * side, last * side) for (first, last), side in zip(spans, self._grid.cell[1:]))
+        # Its own memory, since tiles overlap and are written into.
+        tile = features[:, :, slice(*spans[0]), slice(*spans[1])].clone(memory_format=torch.contiguous_format)
+        context = self.decoder.context(tile, frames.start > 0)
+        return self.decoder.denoise(context, partial(noise, tile, (frames, *place)), num_steps)
 
 
 def check_decoder_config(config: Any) -> None:
     """Raise `ValueError` for sizes that contradict each other."""
     widths, reductions = config.decoder_stage_channels, config.decoder_upsample_channel_reductions
-    kernels, strides = config.decoder_stage_kernels, config.decoder_upsample_strides
-    lengths = {
-        "decoder_stage_channels": (widths, 5),
-        "decoder_stage_depths": (config.decoder_stage_depths, 5),
-        "decoder_stage_kernels": (kernels, 4),
-        "decoder_upsample_strides": (strides, 4),
-        "decoder_upsample_channel_reductions": (reductions, 4),
-        **{f"decoder_stage_kernels[{i}]": (kernel, 3) for i, kernel in enumerate(kernels)},
-        **{f"decoder_upsample_strides[{i}]": (stride, 3) for i, stride in enumerate(strides)},
-        "decoder_stage5_kernel": (config.decoder_stage5_kernel, 3),
-    }
-    for name, (values, count) in lengths.items():
-        if len(values) != count:
-            raise ValueError(f"`{name}` has to hold {count} numbers but is {values!r}")
+    for name, parameter in inspect.signature(LTX2VideoDiffusionDecoderModel).parameters.items():
+        _check_lengths(name, getattr(config, name), parameter.default)
     if config.decoder_head_dim % 8:
         raise ValueError(f"`decoder_head_dim` has to be a multiple of 8 but is {config.decoder_head_dim}")
     for i, width in enumerate(widths):
@@ -477,11 +426,20 @@ def check_decoder_config(config: Any) -> None:
             )
     check_choice("decoder_model_output_type", config.decoder_model_output_type, OUTPUT_TYPES)
     ratios = {
-        "temporal_compression_ratio": prod(stride[0] for stride in strides),
-        "spatial_compression_ratio": prod(stride[1] for stride in strides) * config.patch_size,
+        "temporal_compression_ratio": prod(stride[0] for stride in config.decoder_upsample_strides),
+        "spatial_compression_ratio": prod(stride[1] for stride in config.decoder_upsample_strides) * config.patch_size,
     }
     for name, ratio in ratios.items():
         if getattr(config, name) != ratio:
             raise ValueError(
                 f"`{name}` is {getattr(config, name)}, but `decoder_upsample_strides` and `patch_size` make {ratio}; use {ratio}"
             )
+
+
+def _check_lengths(name: str, values: Any, published: Any) -> None:
+    """Lists have to be as long as in the published config."""
+    if isinstance(published, tuple):
+        if len(values) != len(published):
+            raise ValueError(f"`{name}` has to hold {len(published)} numbers but is {values!r}")
+        for i, (value, other) in enumerate(zip(values, published)):
+            _check_lengths(f"{name}[{i}]", value, other)

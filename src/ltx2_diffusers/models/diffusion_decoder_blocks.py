@@ -7,6 +7,7 @@ Shapes: B batch, T, H, W positions in time, height and width, C width.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from math import prod
 
 import torch
 from torch import nn
@@ -14,7 +15,7 @@ from torch import nn
 from ..kernels.steps import Norm
 from .neighbourhood_attention import SLAB_TOKENS, NeighbourhoodAttention, attend_in_place
 from .video_vae_blocks import depth_to_space
-from .video_vae_streaming import may_overwrite
+from .video_vae_streaming import joined_frames, may_overwrite
 
 NORM_EPS = 1e-6
 MLP_TOKENS = 16384
@@ -75,12 +76,7 @@ class NeighbourhoodBlock(nn.Module):
             x = x if context is None else x + context(0, x.shape[1])
             x = x + self.attn(norm1(x))
             return x + self.mlp(norm2(x))
-
-        def arrive(first: int, last: int) -> None:
-            if context is not None:
-                x[:, first:last] += context(first, last)
-
-        attend_in_place(x, self.attn, norm1, arrive)
+        attend_in_place(x, self.attn, norm1, context)
         for part in x.flatten(0, 3).split(MLP_TOKENS):
             part += self.mlp(norm2(part))
         return x
@@ -130,7 +126,7 @@ class ShuffleUpsampler(nn.Module):
     def __init__(self, dim: int, stride: Sequence[int], reduction: int) -> None:
         super().__init__()
         self.stride = tuple(stride)
-        self.proj = nn.Linear(dim, self.stride[0] * self.stride[1] * self.stride[2] * dim // reduction)
+        self.proj = nn.Linear(dim, prod(self.stride) * dim // reduction)
 
     def num_frames(self, frames: int, keep_first: bool = False) -> int:
         """Frames that so many become: the first of them stands for one, unless the video begins in the middle of a clip."""
@@ -152,12 +148,6 @@ class ShuffleUpsampler(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The whole result, `[B, T', H * s_h, W * s_w, C / reduction]`."""
-        count, (rows, columns) = self.num_frames(x.shape[1]), (n * s for n, s in zip(x.shape[2:4], self.stride[1:]))
-        parts = frame_slabs(count, len(x) * rows * columns)
-        if not may_overwrite():
-            return torch.cat([self.frames(x, *part) for part in parts], dim=1)
-        width = self.proj.out_features // (self.stride[0] * self.stride[1] * self.stride[2])
-        made = x.new_empty(len(x), count, rows, columns, width)
-        for first, last in parts:
-            made[:, first:last] = self.frames(x, first, last)
-        return made
+        count = self.num_frames(x.shape[1])
+        slabs = frame_slabs(count, len(x) * prod((*x.shape[2:4], *self.stride[1:])))
+        return joined_frames((self.frames(x, *slab) for slab in slabs), count, dim=1)

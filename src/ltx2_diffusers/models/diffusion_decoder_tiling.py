@@ -3,9 +3,8 @@
 Tiles are cut from the grid of the last stage before the diffusion. A cell of it becomes several frames and pixels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from math import ceil
 
 from .video_vae_tiling import BlendedAxis
 
@@ -34,7 +33,7 @@ class TileSizes:
             for n in ("num_frames", "height", "width")
         )
 
-    def changed(self, safe: bool, **given: int | None) -> "TileSizes":
+    def changed(self, safe: bool, given: Mapping[str, int | None]) -> "TileSizes":
         """The same with what is given, and with the strides that safe overlaps leave unless a stride is given."""
         sizes = replace(self, **{name: value for name, value in given.items() if value})
         for name, size, stride in sizes.axes if safe else ():
@@ -66,14 +65,8 @@ class Grid:
         smallest: Fewest cells of a tile in time, height and width.
     """
 
-    cell: tuple[int, int, int]
-    smallest: tuple[int, int, int]
-
-    @classmethod
-    def of(cls, stride: Sequence[int], patch_size: int, kernel: Sequence[int], last_kernel: Sequence[int]) -> "Grid":
-        """From the stride behind the last stage, the patches of pixels, and the kernels of that stage and of the diffusion."""
-        time, height, width = (max(k, ceil(last / s)) for k, last, s in zip(kernel, last_kernel, stride))
-        return cls((stride[0], stride[1] * patch_size, stride[2] * patch_size), (time, height, width))
+    cell: tuple[int, ...]
+    smallest: tuple[int, ...]
 
     def check(self, sizes: TileSizes) -> None:
         """Raise `ValueError` for tiles that the attention does not fit into, or that do not meet."""
@@ -89,9 +82,9 @@ class Grid:
                     f"use {size if stride > size else cell}"
                 )
 
-    def axes(self, sizes: TileSizes, cells: Sequence[int]) -> tuple[BlendedAxis, BlendedAxis, BlendedAxis]:
+    def axes(self, sizes: TileSizes, cells: Sequence[int]) -> tuple[BlendedAxis, ...]:
         """How so many cells in time, height and width are cut; in time, positions are frames and one more than there are."""
-        time, height, width = (
+        return tuple(
             BlendedAxis(
                 tile_intervals(count, size // cell, stride // cell, least),
                 keep=stride // cell * cell,
@@ -100,7 +93,6 @@ class Grid:
             )
             for count, (_, size, stride), cell, least in zip(cells, sizes.axes, self.cell, self.smallest)
         )
-        return time, height, width
 
 
 def tile_intervals(length: int, tile: int, stride: int, smallest: int) -> tuple[tuple[int, int], ...]:
@@ -108,9 +100,6 @@ def tile_intervals(length: int, tile: int, stride: int, smallest: int) -> tuple[
 
     A last one with fewer cells than `smallest` is part of the one before, which is longer then.
     """
-    if length <= tile:
-        return ((0, length),)
-    starts = list(range(0, length, stride))
-    while len(starts) > 1 and length - starts[-1] < smallest:
-        starts.pop()
-    return (*((start, min(start + tile, length)) for start in starts[:-1]), (starts[-1], length))
+    later = range(stride, length, stride) if length > tile else ()
+    starts = [0, *(start for start in later if length - start >= smallest)]
+    return tuple(zip(starts, [*(min(start + tile, length) for start in starts[:-1]), length]))

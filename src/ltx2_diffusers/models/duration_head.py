@@ -101,18 +101,15 @@ class LTX2DurationHead(CheckpointMixin, AtomicModelSaveMixin, ModelMixin, Config
         Raises:
             ValueError: If both are left out, or one has another width.
         """
-        # Trained with the video first.
-        streams = (
-            ("video_tokens", video_tokens, self.video_input_proj, self.video_modality_emb),
-            ("audio_tokens", audio_tokens, self.audio_input_proj, self.audio_modality_emb),
-        )
         parts = []
-        for name, context, project, mark in streams:
+        # Trained with the video first.
+        for kind, context in (("video", video_tokens), ("audio", audio_tokens)):
             if context is None:
                 continue
+            project, mark = getattr(self, f"{kind}_input_proj"), getattr(self, f"{kind}_modality_emb")
             if context.ndim != 3 or context.shape[2] != project.in_features:
                 raise ValueError(
-                    f"`{name}` has shape {tuple(context.shape)}; this head reads [B, T, {project.in_features}]"
+                    f"`{kind}_tokens` has shape {tuple(context.shape)}; this head reads [B, T, {project.in_features}]"
                 )
             parts.append(project(context.to(self.dtype)) + mark)
         if not parts:
@@ -188,12 +185,10 @@ def frames_within(
     wished = max(lowest, round(min(seconds, max_seconds) * frame_rate))
     below = (wished - 1) // stride * stride + 1
     above = below + stride
-    if below >= lowest:
-        return below
-    if above > highest:
+    if below < lowest and above > highest:
         logger.warning(
             f"{min_seconds:g} to {max_seconds:g} s at {frame_rate:g} frames per second hold no {stride} k + 1 frames; the "
             "nearest number is taken"
         )
         return above if above - wished < wished - below else below
-    return above
+    return below if below >= lowest else above

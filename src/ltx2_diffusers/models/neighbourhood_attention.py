@@ -8,7 +8,7 @@ Shapes: B batch, T, H, W positions in time, height and width, N heads, D width o
 
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, reduce
 from itertools import groupby, product
 from math import prod
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from torch import nn
 
+from ..checks import check_choice
 from ..kernels.steps import RotaryTables, apply_rotary
 from .attention import QK_NORM_EPS
 
@@ -31,7 +32,6 @@ _SIDES = (1, 2, 4, 8, 16)
 _MOST_QUERIES = 256
 # Gathering a key costs about as much as the products with so many queries.
 _KEY_COST = 96
-_KERNELS = (None, "torch", "natten")
 _ROTARY_BASE = 10000.0
 
 
@@ -61,6 +61,10 @@ def window(length: int, kernel: int) -> Window:
     """The windows of an axis: `kernel` keys around the query, shifted inward at the ends so that there are always as many."""
     size = min(kernel, length)
     return Window(tuple(min(max(i - size // 2, 0), length - size) for i in range(length)), size)
+
+
+Windows = tuple[Window, ...]
+"""Those of time, height and width."""
 
 
 class _Row(NamedTuple):
@@ -97,15 +101,14 @@ class _Row(NamedTuple):
 
 
 def _rows(axis: Window, side: int) -> list[_Row]:
-    boxes = [
-        (i, axis.starts[i], axis.between(i, min(i + side, len(axis.starts)))) for i in range(0, len(axis.starts), side)
-    ]
+    count = len(axis.starts)
+    boxes = [(i, axis.starts[i], axis.between(i, min(i + side, count))) for i in range(0, count, side)]
     groups = (list(group) for _, group in groupby(boxes, key=lambda box: (box[1] - box[0], box[2])))
     return [_Row(*group[0][:2], len(group), group[0][2]) for group in groups]
 
 
 @lru_cache(maxsize=64)
-def _layout(windows: tuple[Window, Window, Window]) -> list[list[_Row]]:
+def _layout(windows: Windows) -> list[list[_Row]]:
     """The boxes of all axes, of the size that costs least."""
     options = [
         [(min(side, len(axis.starts)), _rows(axis, side)) for side in _SIDES if side < 2 * len(axis.starts)]
@@ -118,13 +121,6 @@ def _layout(windows: tuple[Window, Window, Window]) -> list[list[_Row]]:
         return keys * (queries + _KEY_COST) if queries <= _MOST_QUERIES else float("inf")
 
     return [rows for _, rows in min(product(*options), key=cost)]
-
-
-def attention_operations(windows: tuple[Window, Window, Window], width: int) -> tuple[int, int]:
-    """Additions and multiplications of one sample that [`neighbourhood_attention`] makes, and those that windows alone need."""
-    made = prod(sum(row.boxes * row.queries * row.keys for row in rows) for rows in _layout(windows))
-    needed = prod(len(axis.starts) * axis.length for axis in windows)
-    return 4 * width * made, 4 * width * needed
 
 
 def _boxes(x: torch.Tensor, rows: Sequence[_Row], of_keys: bool) -> torch.Tensor:
@@ -140,7 +136,7 @@ def _boxes(x: torch.Tensor, rows: Sequence[_Row], of_keys: bool) -> torch.Tensor
 @lru_cache(maxsize=256)
 def _seen(axis: Window, keys: int, device: torch.device) -> torch.Tensor:
     """Which keys of a box its queries see along an axis, `[queries, keys]`."""
-    offset = torch.arange(keys, device=device) - torch.tensor(axis.starts, device=device).unsqueeze(1)
+    offset = torch.arange(keys, device=device) - torch.tensor(axis.starts, device=device)[:, None]
     return (offset >= 0) & (offset < axis.length)
 
 
@@ -148,18 +144,16 @@ def _mask(rows: Sequence[_Row], like: torch.Tensor) -> torch.Tensor | None:
     """What is added to the scores of a box, `[1, 1, queries, keys]`; `None` where every query sees every key."""
     if all(row.window.is_whole for row in rows):
         return None
-    time, height, width = (_seen(row.window, row.keys, like.device) for row in rows)
-    plane = height[:, None, :, None] & width[:, None]
-    seen = time[:, None, None, :, None, None] & plane[:, :, None]
-    mask = torch.zeros(seen.shape, dtype=like.dtype, device=like.device).masked_fill_(~seen, float("-inf"))
-    return mask.flatten(3).flatten(0, 2)[None, None]
+    seen = reduce(torch.kron, (_seen(row.window, row.keys, like.device) for row in rows))
+    mask = torch.zeros(seen.shape, dtype=like.dtype, device=like.device)
+    return mask.masked_fill_(~seen, float("-inf"))[None, None]
 
 
 def neighbourhood_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    windows: tuple[Window, Window, Window],
+    windows: Windows,
     backend: AttentionBackendName | None = None,
 ) -> torch.Tensor:
     """Softmax attention of each query to the keys in its window; queries are scaled already.
@@ -167,7 +161,7 @@ def neighbourhood_attention(
     Args:
         query (`torch.Tensor`): `[B, T, H, W, N, D]`.
         key, value (`torch.Tensor`): `[B, T', H', W', N, D]`.
-        windows (`tuple[Window, Window, Window]`): What the queries of each axis see of its keys.
+        windows (`Windows`): What the queries of each axis see of its keys.
         backend (`AttentionBackendName`, *optional*): Kernel of diffusers' dispatcher for the attention of the boxes.
 
     Returns:
@@ -178,13 +172,8 @@ def neighbourhood_attention(
     for rows in product(*_layout(windows)):
         mask = _mask(rows, query)
         room = STACKED_VALUES // (len(query) * prod(row.keys for row in rows) * prod(heads))
-        time, height, width = rows
-        parts = (
-            time.parts(room // (height.boxes * width.boxes)),
-            height.parts(room // width.boxes),
-            width.parts(room),
-        )
-        for part in product(*map(list, parts)):
+        along = [room // prod(row.boxes for row in rows[i:]) for i in (1, 2, 3)]
+        for part in product(*map(_Row.parts, rows, along)):
             # Axes of boxes are joined, and those of their positions.
             queries, keys, values = (
                 _boxes(x, part, of_keys).flatten(4, 6).flatten(0, 3)
@@ -198,9 +187,7 @@ def neighbourhood_attention(
     return output
 
 
-def natten_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, windows: tuple[Window, Window, Window]
-) -> torch.Tensor:
+def natten_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, windows: Windows) -> torch.Tensor:
     """As [`neighbourhood_attention`] by NATTEN's kernels, for queries whose windows in height and width are those of all keys.
 
     NATTEN takes a query for every key, so that frames without one are filled up.
@@ -235,12 +222,10 @@ class LTX2VideoVaeNeighborhoodAttnProcessor:
     _attention_backend: AttentionBackendName | None = None
 
     def __init__(self, kernel: str | None = None) -> None:
-        if kernel not in _KERNELS:
-            raise ValueError(f'`kernel` has to be "torch", "natten" or None but is {kernel!r}')
+        check_choice("kernel", kernel, ("torch", "natten", None))
         if kernel == "natten" and not _has_natten():
             raise ValueError(
-                '`kernel` is "natten", but the package natten is not installed; install it, or use "torch", which gives the '
-                "same up to rounding"
+                '`kernel` is "natten", but the package natten is not installed; use "torch", which gives the same'
             )
         self.kernel = kernel
 
@@ -254,9 +239,7 @@ class LTX2VideoVaeNeighborhoodAttnProcessor:
         """Positions of `x` whose keys and values are made at a time."""
         return NATTEN_SLAB_TOKENS if self.uses_natten(x) else SLAB_TOKENS
 
-    def attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, windows: tuple[Window, Window, Window]
-    ) -> torch.Tensor:
+    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, windows: Windows) -> torch.Tensor:
         """The arguments and result of [`neighbourhood_attention`]."""
         if self.uses_natten(query):
             return natten_attention(query, key, value, windows)
@@ -274,11 +257,8 @@ def _has_natten() -> bool:
 
 def split_head(width: int) -> tuple[int, int, int]:
     """How many entries of a head are rotated by the position in time, height and width."""
-    time = width // 4 // 2 * 2
+    time = width // 16 * 4
     space = (width - time) // 2
-    if space % 2:
-        time -= 2
-        space = (width - time) // 2
     return time, space, space
 
 
@@ -294,15 +274,13 @@ def grid_rotary_tables(
         device (`torch.device`, *optional*): Where they lie.
     """
     angles = []
-    for axis, (size, width) in enumerate(zip(sizes, split_head(head_dim))):
-        start = 0 if axis else first_frame
+    for axis, (start, size, width) in enumerate(zip((first_frame, 0, 0), sizes, split_head(head_dim))):
         # In double precision on the CPU, since not every device has it.
         exponents = torch.arange(0, width, 2, dtype=torch.float64, device="cpu") / max(width, 1)
         frequencies = (_ROTARY_BASE**-exponents).to(device, torch.float32)
         positions = torch.arange(start, start + size, dtype=torch.float32, device=device)
-        shape = [1, 1, 1, 1, -1]
-        shape[axis] = size
-        angles.append((positions[:, None] * frequencies).view(shape).expand(*sizes, 1, -1))
+        place = (slice(None), *[None] * (4 - axis))
+        angles.append((positions[place] * frequencies).expand(*sizes, 1, -1))
     grid = torch.cat(angles, dim=-1).repeat_interleave(2, dim=-1)
     return grid.cos(), grid.sin()
 
@@ -330,10 +308,9 @@ class NeighbourhoodAttention(nn.Module, AttentionModuleMixin):
         self.norm_q, self.norm_k = (nn.RMSNorm(head_dim, eps=QK_NORM_EPS) for _ in range(2))
         self.set_processor(self._default_processor_cls())
 
-    def windows(self, sizes: Sequence[int]) -> tuple[Window, Window, Window]:
+    def windows(self, sizes: Sequence[int]) -> Windows:
         """What the positions of a grid see."""
-        time, height, width = (window(size, kernel) for size, kernel in zip(sizes, self.kernel_size))
-        return time, height, width
+        return tuple(map(window, sizes, self.kernel_size))
 
     def query(self, hidden_states: torch.Tensor, first_frame: int = 0) -> torch.Tensor:
         """Scaled queries `[B, T, H, W, N, D]` of `[B, T, H, W, C]` whose first frame is number `first_frame` of a clip."""
@@ -366,7 +343,8 @@ class _Frames:
 
     def __init__(self, most: int) -> None:
         self.most, self.first, self.end = most, 0, 0
-        self.memory: torch.Tensor | None = None
+        # Taken with the first frames.
+        self.memory: Any = None
 
     def add(self, frames: torch.Tensor) -> None:
         """Append frames `[B, t, ...]`."""
@@ -378,7 +356,6 @@ class _Frames:
 
     def forget(self, first: int) -> None:
         """Let go of what is before frame number `first`."""
-        assert self.memory is not None
         moved = first - self.first
         # One by one, since the two places overlap.
         for i in range(self.end - first if moved else 0):
@@ -388,7 +365,6 @@ class _Frames:
     @property
     def held(self) -> torch.Tensor:
         """The frames, `[B, t, ...]`."""
-        assert self.memory is not None
         return self.memory[:, : self.end - self.first]
 
 
@@ -396,7 +372,7 @@ def attend_in_place(
     x: torch.Tensor,
     attn: NeighbourhoodAttention,
     normed: Callable[[torch.Tensor], torch.Tensor],
-    arrive: Callable[[int, int], None] | None = None,
+    context: Callable[[int, int], torch.Tensor] | None = None,
 ) -> None:
     """Add to `x` the attention over itself, a few frames at a time: a frame is replaced when its keys and values are made.
 
@@ -404,20 +380,19 @@ def attend_in_place(
         x (`torch.Tensor`): `[B, T, H, W, C]`.
         attn (`NeighbourhoodAttention`): The attention; its processor has `attend` and `slab_tokens`.
         normed: From frames of `x` to the input of the attention.
-        arrive: Called as `arrive(first, last)` before frames are read for the first time; may change them.
+        context: `context(first, last)` is added to frames before they are read for the first time, by default nothing.
     """
     frames, (time, *space) = x.shape[1], attn.windows(x.shape[1:4])
-    step = min(frames, max(1, attn.processor.slab_tokens(x) // (len(x) * x[0, 0, ..., 0].numel())))
+    step = min(frames, max(1, attn.processor.slab_tokens(x) // (x[:, 0, ..., 0].numel())))
     keys, values = (_Frames(min(frames, time.length + step)) for _ in range(2))
     done = 0
     for start in range(0, frames, step):
         end = min(start + step, frames)
-        if arrive is not None:
-            arrive(start, end)
-        key, value = attn.key_value(normed(x[:, start:end]), start)
-        keys.add(key)
-        values.add(value)
-        del key, value
+        if context is not None:
+            x[:, start:end] += context(start, end)
+        for held, made in zip((keys, values), attn.key_value(normed(x[:, start:end]), start)):
+            held.add(made)
+        del made
         ready = frames if end == frames else sum(first + time.length <= end for first in time.starts)
         if ready > done:
             query = attn.query(normed(x[:, done:ready]), done)

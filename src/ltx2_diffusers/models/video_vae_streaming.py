@@ -101,16 +101,22 @@ def stream_stage(
         del chunk, part
 
 
-def joined_frames(chunks: Iterator[torch.Tensor], num_frames: int) -> torch.Tensor:
-    """Chunks `[B, C, f, H, W]` of a clip of `num_frames` as one tensor, each freed as soon as it is copied."""
+def joined_frames(chunks: Iterator[torch.Tensor], num_frames: int, dim: int = TIME) -> torch.Tensor:
+    """Chunks of a clip of `num_frames` as one tensor, each freed as soon as it is copied.
+
+    Args:
+        chunks: `[B, C, f, H, W]`, or frames along `dim`.
+        num_frames: Frames of all chunks.
+        dim: The axis of frames. Default -3.
+    """
     if not may_overwrite():
-        return torch.cat(list(chunks), dim=TIME)
+        return torch.cat(list(chunks), dim=dim)
     video, start = None, 0
     for chunk in chunks:
         if video is None:
-            video = chunk.new_empty(*chunk.shape[:TIME], num_frames, *chunk.shape[TIME + 1 :])
-        video[:, :, start : start + chunk.shape[TIME]] = chunk
-        start += chunk.shape[TIME]
+            video = chunk.new_empty(*chunk.shape[:dim], num_frames, *chunk.shape[dim + 1 :])
+        video.narrow(dim, start, chunk.shape[dim]).copy_(chunk)
+        start += chunk.shape[dim]
         del chunk
     if video is None:
         raise ValueError("there are no frames to join; a clip has at least one")

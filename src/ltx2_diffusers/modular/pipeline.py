@@ -28,6 +28,7 @@ from .text import asked_prompts, check_predictable
 
 # What a call can do without, or is refused for lack of with a message of its own.
 _OPTIONAL = {"prompt_enhancer", "processor", "duration_head"}
+_SIZES = ("height", "width", "num_frames")
 _DECODERS = {"vae", "diffusion_decoder", "vocoder"}
 # Its methods work on any object with components of these names.
 _Shared: Any = LTX2GenerationPipeline
@@ -188,14 +189,14 @@ class LTX2ModularPipeline(LTX2LoraMixin, ModularPipeline):
             if name.endswith("_scale"):
                 hint = "guidance is set by pipe.update_components(guider=pipe.guider.new(...))"
             raise ValueError(f"`{name}` is given, but no block reads it; {hint}")
-        said = {one.name for one in fields(Arguments) if one.init} & values.keys() & {*readable}
+        # But for sizes, whose multiples are those of the networks.
+        said = {one.name for one in fields(Arguments) if one.init} & values.keys() & {*readable} - {*_SIZES}
         given = Arguments(**{name: values[name] for name in said if values[name] is not None})
         declared.settle(given)
         given.check()
-        for name in ("decode_timestep", "decode_noise_scale"):
-            for level in (
-                (listed if isinstance(listed := getattr(given, name), list) else [listed]) if name in said else ()
-            ):
+        for name in said & {"decode_timestep", "decode_noise_scale"}:
+            levels: Any = getattr(given, name)
+            for level in levels if isinstance(levels, list) else [levels]:
                 checks.check_unit(**{name: level})
         if "prompt" in readable and values.get("prompt") is not None:
             asked_prompts(values)

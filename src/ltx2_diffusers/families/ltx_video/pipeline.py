@@ -34,7 +34,7 @@ from .loading import LTXVideoLoading
 from .media import degraded, fitted
 from .networks import LTXVideoCodec
 from .passes import SECOND, UPSAMPLER, Network, Passes, chosen_passes, first_sides, stages, with_arguments
-from .presets import DEFAULT_FRAME_RATE, DEFAULT_SIZE, LTXVideoPreset, PassSettings, ltx_video_preset
+from .presets import DEFAULT_FRAME_RATE, DEFAULT_SIZE, LTXVideoPreset, PassSettings, frozen, ltx_video_preset
 from .steps import TokenSampler
 from .text import DEFAULT_TEXT_POSITIONS
 
@@ -231,7 +231,7 @@ class LTXVideoArguments(SharedArguments, _First):
 
 def pass_arguments(call: Any) -> dict[str, Any]:
     """What a call says of its first pass, lists as tuples."""
-    said = {field.name: _frozen(getattr(call, field.name, None)) for field in fields(PassSettings)}
+    said = {field.name: frozen(getattr(call, field.name, None)) for field in fields(PassSettings)}
     return said | {"timesteps": call.timesteps and tuple(timestep / 1000 for timestep in call.timesteps)}
 
 
@@ -253,11 +253,6 @@ def delivery_of(call: Any, preset: LTXVideoPreset, tone_map: float = 0.0, fit: F
     timestep = preset.decode_timestep if call.decode_timestep is None else call.decode_timestep
     form = (call.output_type, call.return_dict, callback, names or (), timestep, None if alone else share)
     return Delivery(*form, call.generator, call.save_path, tone_map=tone_map, fit=fit)
-
-
-def _frozen(value: Any) -> Any:
-    """Lists as tuples, also inside of others."""
-    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
 
 
 def _as_list(value: Any) -> list[Any]:

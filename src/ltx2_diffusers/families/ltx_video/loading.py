@@ -133,13 +133,8 @@ def load_part(component: str, place: str | os.PathLike, dtype: torch.dtype | Non
     file = local_file(place)
     model = load_component(cls, file, dtype=dtype)
     if component == "transformer":
-        remember_facts(model, OriginalCheckpoint(file), Path(place).name)
+        model.register_to_config(**{FACTS: file_facts(OriginalCheckpoint(file), Path(place).name)})
     return model
-
-
-def remember_facts(transformer: Any, checkpoint: OriginalCheckpoint, name: str) -> None:
-    """Keep what a file says beside its weights."""
-    transformer.register_to_config(**{FACTS: file_facts(checkpoint, name)})
 
 
 class LTXVideoLoading(LTX2GenerationPipeline):
@@ -194,11 +189,12 @@ class LTXVideoLoading(LTX2GenerationPipeline):
             pretrained_model_link_or_path, **{name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
         )
         checkpoint, name = OriginalCheckpoint(file), Path(pretrained_model_link_or_path).name
-        schedule = ScheduleSettings(**file_facts(checkpoint, name).get("schedule", {}))
+        facts = file_facts(checkpoint, name)
+        schedule = ScheduleSettings(**facts.get("schedule", {}))
         options = {"scheduler": new_scheduler(schedule), **cls._opened({"torch_dtype": torch_dtype, **kwargs})}
         pipeline = super().from_single_file(file, text_encoder=text_encoder, tokenizer=tokenizer, **options)
         if "transformer" not in kwargs:
-            remember_facts(pipeline.transformer, checkpoint, name)
+            pipeline.transformer.register_to_config(**{FACTS: facts})
         return pipeline
 
     @classmethod
@@ -239,4 +235,4 @@ class LTXVideoLoading(LTX2GenerationPipeline):
     def _text_encoder(self, device: torch.device | None = None) -> TextEncoder:
         width = self.transformer.config.caption_channels if self.has("transformer") else None
         model: Any = self._language_model
-        return T5TextEncoder(self.tokenizer, model, None, device or self._execution_device, width=width)  # type: ignore[arg-type]
+        return T5TextEncoder(self.tokenizer, model, None, device or self._execution_device, text_width=width)  # type: ignore[arg-type]

@@ -207,10 +207,7 @@ def _of_depth(preset: LTXVideoPreset, num_layers: int) -> LTXVideoPreset:
             return tuple(moved(block) for block in blocks)
         return None if blocks is None else min(num_layers - 1, blocks * num_layers // _DEPTHS[preset.size])
 
-    passes = {name: getattr(preset, name) for name in ("first_pass", "second_pass", "continued_pass")}
-    fitted = {
-        name: replace(settings, skip_block_list=moved(settings.skip_block_list))
-        for name, settings in passes.items()
-        if settings is not None
-    }
-    return replace(preset, **fitted)
+    passes = {name: one for name, one in vars(preset).items() if isinstance(one, PassSettings)}
+    return replace(
+        preset, **{n: replace(one, skip_block_list=moved(one.skip_block_list)) for n, one in passes.items()}
+    )

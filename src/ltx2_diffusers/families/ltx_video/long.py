@@ -16,12 +16,11 @@ from ...media.frames import FilePath, read_frames
 from ...media.pixels import decoded_frames
 from ...media.streaming import ClipWriter
 from ...pipelines.arguments import Delivery, Request, Stage, Start, takes
-from ...pipelines.conditions import Condition, Opened, Studio
-from ...pipelines.conditions.condition import Items
+from ...pipelines.conditions.condition import Condition, ReadyItems
 from ...pipelines.decoding import video_as
 from ...pipelines.engine import check_said, check_save_path, prepare, reads_negative, with_decoder_noise
 from ...pipelines.output import LTX2PipelineOutput, Result
-from ...pipelines.plan import ClipPlan, ModelSizes, Size
+from ...pipelines.plan import ModelSizes, Size
 from ...pipelines.recipes.extension.pipeline import concatenated
 from ...pipelines.recipes.extension.plan import ClipLatents, Timeline
 from ...pipelines.recipes.extension.segments import Carried, Segment, Wanted, generate_segments
@@ -121,25 +120,6 @@ def faded(before: torch.Tensor, after: torch.Tensor, overlap: int) -> torch.Tens
 
 
 @dataclass(frozen=True)
-class Given(Condition, Opened):
-    """Condition items that are there already.
-
-    Args:
-        given: The items.
-    """
-
-    given: Sequence[ConditionItem]
-
-    def opened(self, studio: Studio, plan: ClipPlan) -> "Given":  # noqa: ARG002 (nothing has to be read)
-        """Itself."""
-        return self
-
-    def items(self, plan: ClipPlan) -> Items:  # noqa: ARG002 (all windows have one size)
-        """The items."""
-        return conditioning.Streams(self.given, [])
-
-
-@dataclass(frozen=True)
 class Window(Wanted):
     """A window to make.
 
@@ -165,7 +145,7 @@ class Window(Wanted):
             # Before the window's time, so that it shows what all of them have in common.
             items.append(FramesBeside(self.image, -8, self.strengths[2]))
         # The first latent frame of a later window stands for a single frame, and is left out.
-        return [Given(items)], (int(carried is not None), 0)
+        return [ReadyItems(conditioning.Streams(items, []))], (int(carried is not None), 0)
 
     def carried_on(self, carried: Carried | None, segment: Segment) -> Carried:
         """The end of what there is, and the first window."""

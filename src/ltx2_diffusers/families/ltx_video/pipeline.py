@@ -50,7 +50,7 @@ _HELD_NOISE = "image_cond_noise_scale"
 class _First:
     """What comes first."""
 
-    conditions: Any = None
+    conditions: LTXVideoCondition | list[LTXVideoCondition] | None = None
     image: Any = None
     video: Any = None
     frame_index: int | list[int] = 0
@@ -146,7 +146,7 @@ class LTXVideoArguments(SharedArguments, _First):
     """
 
     media_items: Any = None
-    reference_conditions: Any = None
+    reference_conditions: LTXVideoCondition | list[LTXVideoCondition] | None = None
     multi_scale: bool | None = None
     stg_scale: float | Sequence[float] | None = None
     rescaling_scale: float | Sequence[float] | None = None
@@ -205,11 +205,11 @@ class LTXVideoArguments(SharedArguments, _First):
 
     def listed_conditions(self, preparation: Preparation) -> list[FrameCondition]:
         """References first, as in the sequence that IC-LoRAs were trained with, then pictures and clips."""
-        references = [ReferenceCondition(one, preparation) for one in _as_conditions(self.reference_conditions)]
+        references = [ReferenceCondition(one, preparation) for one in _as_list(self.reference_conditions)]
         for one in references:
             if one.given.frame_index or one.given.position is not None:
                 raise ValueError(f"`reference_conditions` lie at frame 0 of the whole frame, but one is {one.given!r}")
-        given = _as_conditions(self.conditions)
+        given = _as_list(self.conditions)
         if given and (self.image is not None or self.video is not None):
             raise ValueError("`conditions` are given, and `image` or `video` too; put these into the conditions")
         if self.image is None and self.video is None:
@@ -260,16 +260,6 @@ def _as_list(value: Any) -> list[Any]:
     return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
 
 
-def _as_conditions(value: Any) -> list[LTXVideoCondition]:
-    given = _as_list(value)
-    for one in given:
-        if not isinstance(one, LTXVideoCondition):
-            raise ValueError(
-                f"conditions have to be LTXVideoCondition but one is {type(one)}; use LTXVideoCondition(...)"
-            )
-    return given
-
-
 class LTXVideoBase(LTXVideoLoading):
     """The components of a checkpoint of LTX-Video, and what the engine asks of them.
 
@@ -308,15 +298,9 @@ class LTXVideoBase(LTXVideoLoading):
         preset: str | None = None,
     ) -> None:
         super(LTX2GenerationPipeline, self).__init__()
-        self._register(
-            vae=vae,
-            text_encoder=text_encoder,
-            tokenizer=tokenizer,
-            transformer=transformer,
-            scheduler=scheduler,
-            latent_upsampler=latent_upsampler,
-            stage_2_transformer=stage_2_transformer,
-        )
+        text = {"text_encoder": text_encoder, "tokenizer": tokenizer}
+        optional = {UPSAMPLER: latent_upsampler, SECOND: stage_2_transformer}
+        self._register(vae=vae, **text, transformer=transformer, scheduler=scheduler, **optional)
         self.register_to_config(preset=preset)
         if preset is not None:
             ltx_video_preset(preset)
@@ -402,11 +386,7 @@ class LTXVideoPipeline(LTXVideoBase):
 
         networks, levels = self._networks_of_passes(call, preset, passes), self._levels(call, preset, passes)
         made = stages(passes, preset, networks, levels, call.guidance_rescale, new_sampler)
-        order: Any = {
-            "packed_noise": call.packed_noise,
-            "own_shape_renoise": not call.packed_noise,
-            "noise_first": True,
-        }
+        order: Any = {"packed_noise": call.packed_noise, "own_shape_renoise": True, "noise_first": True}
         start = Start(call.generator, call.latents, **order, clip=call.clip(preset, sides, num_frames))
         fit = None if passes.last_sides == sides else partial(shown_at, sides=sides)
         tone_map = passes.settings[-1].tone_map_compression_ratio
@@ -424,7 +404,6 @@ class LTXVideoPipeline(LTXVideoBase):
         said = (call.height, call.width, call.num_frames)
         height, width, num_frames = (side if given is None else given for given, side in zip(said, own))
         checks.check_size(height, width, ratio)
-        checks.check_num_frames(num_frames, self.vae_temporal_compression_ratio)
         return (height, width), num_frames
 
     def _is_multi_scale(self, call: LTXVideoArguments) -> bool:

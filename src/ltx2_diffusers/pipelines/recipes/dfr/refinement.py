@@ -21,8 +21,8 @@ from ....sampling.samplers import EulerAncestralSampler, gaussian_noise
 from ....schedulers.sigmas import DISTILLED_SIGMAS
 from ... import engine
 from ...arguments import Callback, Stage, Start
-from ...conditions import Condition, Conditions, LTX2VideoCondition, Opened, OpenedPictures, as_conditions
-from ...conditions.condition import Items
+from ...conditions import Condition, Conditions, LTX2VideoCondition, OpenedPictures, as_conditions
+from ...conditions.condition import Items, ReadyItems
 from ...plan import plan_clip
 from .. import ClipPlan, LTX2GenerationPipeline, Request, Result, Size, Streams, Upsampler, extends, takes
 from .rendering import NOISE, POSITIONS, PassArguments, check_keyframes, check_latents, check_marks, handed_over
@@ -204,25 +204,6 @@ def as_pictures(given: Any) -> list[Condition]:
         if not isinstance(condition, LTX2VideoCondition):
             raise ValueError(f"`conditions` has to hold LTX2VideoCondition but holds {type(condition).__name__}")
     return conditions
-
-
-@dataclass(frozen=True)
-class ReadyItems(Condition, Opened):
-    """Condition items that are made already, for one stage.
-
-    Args:
-        ready: Those of each stream.
-    """
-
-    ready: Items
-
-    def opened(self, *_: Any) -> "ReadyItems":
-        """The same."""
-        return self
-
-    def items(self, _: ClipPlan) -> Items:
-        """Those that there are."""
-        return self.ready
 
 
 Placed = tuple[torch.Tensor, int, float]

@@ -101,17 +101,14 @@ class FrameCondition(Condition):
             rate = rate_to_read(None, clip, plan.frame_rate)
             pixels = read_frames(clip, plan.num_frames - start, name="video", frame_rate=rate)
             pixels = pixels[: plan.sizes.whole_frames(len(pixels))]
-        self._check_start(start, len(pixels), plan.sizes.temporal_ratio)
+        stride = plan.sizes.temporal_ratio
+        if len(pixels) > 1 and start % stride:
+            near = checks.neighbours(start, stride)
+            raise ValueError(f"`frame_index` of a clip is {start}, no multiple of {stride}; use {near}")
+        if given.position is not None and start:
+            raise ValueError(f"`position` is given at `frame_index` {start}, but belongs to frame 0; leave it out")
         prepared = self.preparation.prepared(pixels, given.position is not None)
         return OpenedFrames(studio, self, prepared)
-
-    def _check_start(self, start: int, num_frames: int, stride: int) -> None:
-        if num_frames > 1 and start % stride:
-            raise ValueError(
-                f"`frame_index` of a clip is {start}, no multiple of {stride}; use {checks.neighbours(start, stride)}"
-            )
-        if self.given.position is not None and start:
-            raise ValueError(f"`position` is given at `frame_index` {start}, but belongs to frame 0; leave it out")
 
 
 class ReferenceCondition(FrameCondition):

@@ -22,7 +22,8 @@ from ...checkpoints.pipeline_file import HUB_OPTIONS
 from ...checkpoints.single_file import load_component
 from ...pipelines.generation import LTX2GenerationPipeline
 from ...prompts import TextEncoder
-from .presets import LTXVideoPreset, ScheduleSettings, choose_preset, ltx_video_preset
+from ...publishing.scripts import fenced
+from .presets import LTXVideoPreset, ScheduleSettings, choose_preset, ltx_video_preset, read_settings
 from .text import T5TextEncoder
 
 # What an original file says beside its weights, kept in the configuration of its transformer: it goes with it from pipeline
@@ -89,24 +90,19 @@ def settled_preset(
         name: Where the checkpoint was loaded from.
     """
     facts = dict(transformer.get(FACTS) or {})
-    allowed, schedule = facts.get("allowed_inference_steps"), facts.get("schedule")
+    name = facts.pop("name", name)
     if preset is None:
         is_stochastic = bool(scheduler and scheduler.get("stochastic_sampling"))
         found = choose_preset(
             vae_layout(vae),
             transformer["num_layers"],
-            is_distilled=True if allowed else None,
+            is_distilled=True if facts.get("allowed_inference_steps") else None,
             is_stochastic=is_stochastic,
-            name=facts.get("name", name),
+            name=name,
         )
     else:
         found = ltx_video_preset(preset)
-    said: dict[str, Any] = {n: facts[n] for n in ("causal_temporal_positioning",) if n in facts}
-    if schedule:
-        said["schedule"] = ScheduleSettings(**schedule)
-    if allowed:
-        said["allowed_inference_steps"] = tuple(allowed)
-    return replace(found, **said)
+    return replace(found, **read_settings(facts))
 
 
 def new_scheduler(schedule: ScheduleSettings) -> FlowMatchEulerDiscreteScheduler:
@@ -217,14 +213,11 @@ class LTXVideoLoading(LTX2GenerationPipeline):
     def _card(self, name: str) -> publishing.Card:
         """The card of a folder or repository that holds this pipeline."""
         preset, made = self.settings, publishing.origin(self.config.get("_name_or_path"))
-        script = [
-            "from ltx2_diffusers import LTXVideoPipeline",
-            "",
-            f'pipe = LTXVideoPipeline.from_pretrained("{name}")',
-            f'pipe("{publishing.PROMPT}", save_path="clip.mp4")',
-        ]
+        loading = f'pipe = LTXVideoPipeline.from_pretrained("{name}")'
+        call = f'pipe("{publishing.PROMPT}", save_path="clip.mp4")'
+        script = fenced(["from ltx2_diffusers import LTXVideoPipeline", "", loading, call])
         said = f"A pipeline of LTX-Video {preset.version}, {preset.size} {preset.kind}; its calls take the settings `{preset.name}`."
-        return publishing.Card(name.split("/")[-1], [said, "\n".join(["```python", *script, "```"])], made)
+        return publishing.Card(name.split("/")[-1], [said, script], made)
 
     def to_json_string(self) -> str:
         """The index of a saved folder, which names the pipeline of diffusers whose positions are those of the checkpoint."""

@@ -15,7 +15,7 @@ from ...conditioning import ConditionItem
 from ...media.frames import FilePath, read_frames
 from ...media.pixels import decoded_frames
 from ...media.streaming import ClipWriter
-from ...pipelines.arguments import Delivery, Request, Stage, Start, takes
+from ...pipelines.arguments import Delivery, Request, Stage, Start, takes, texts_of
 from ...pipelines.conditions.condition import Condition, ReadyItems
 from ...pipelines.decoding import video_as
 from ...pipelines.engine import check_said, check_save_path, prepare, reads_negative, with_decoder_noise
@@ -27,7 +27,7 @@ from ...pipelines.recipes.extension.segments import Carried, Segment, Wanted, ge
 from ...sampling.samplers import gaussian_noise
 from .conditions import FramesBeside, Preparation, resized
 from .passes import Passes, alone, stages, with_arguments
-from .pipeline import LTXVideoBase, SharedArguments, delivery_of, pass_arguments, texts_of
+from .pipeline import LTXVideoBase, SharedArguments, delivery_of, pass_arguments
 from .presets import DEFAULT_FRAME_RATE
 from .steps import WindowSampler
 
@@ -284,8 +284,10 @@ def _stage(pipeline: LTXVideoLongPipeline, call: LongArguments, latent_frames: i
     """The pass of every window."""
     preset, layers = pipeline.settings, pipeline.transformer.config.num_layers
     settings = with_arguments(alone(preset.first_pass, preset), pass_arguments(call))
-    passes = Passes([settings], (call.height, call.width), 1, latent_frames, pipeline.vae_spatial_compression_ratio)
-    made = (passes, preset, [("transformer", layers, None)], [passes.levels(0, preset)], call.guidance_rescale)
+    passes = Passes(
+        preset, [settings], (call.height, call.width), 1, latent_frames, pipeline.vae_spatial_compression_ratio
+    )
+    made = (passes, [("transformer", layers, None)], [passes.levels(0)], call.guidance_rescale)
     (stage,) = stages(*made, lambda generator: WindowSampler(gaussian_noise(generator)))
     return replace(stage, sampler="euler_ancestral")
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLLTXVideo, LTXVideoTransformer3DModel
-from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.pipelines.ltx.modeling_latent_upsampler import LTXLatentUpsamplerModel
 from diffusers.utils import logging
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
@@ -21,12 +20,11 @@ from ...adapters.strengths import StageStrengths
 from ...conditioning import VIDEO_SCALE_FACTORS, Streams
 from ...guidance import NEUTRAL, Preset
 from ...media.frames import FilePath, rate_to_read, read_frames
-from ...pipelines.arguments import Callback, Delivery, Generators, Request, Start, takes
+from ...pipelines.arguments import Callback, Delivery, Generators, Request, Start, form_of, takes, texts_of
 from ...pipelines.engine import check_said, run
 from ...pipelines.generation import LTX2GenerationPipeline, Scheduler
 from ...pipelines.output import Result
 from ...pipelines.plan import ClipPlan, ModelSizes, Size, check_speed
-from ...prompts import Prompts
 from ...sampling import Sampler
 from ...sampling.samplers import gaussian_noise
 from .conditions import FrameCondition, LTXVideoCondition, Preparation, ReferenceCondition, resized
@@ -235,24 +233,14 @@ def pass_arguments(call: Any) -> dict[str, Any]:
     return said | {"timesteps": call.timesteps and tuple(timestep / 1000 for timestep in call.timesteps)}
 
 
-def texts_of(call: Any, prompt: str | list[str] | None) -> Prompts:
-    """A call's text, with this prompt."""
-    embeds = (call.prompt_embeds, call.negative_prompt_embeds)
-    masks = (call.prompt_attention_mask, call.negative_prompt_attention_mask)
-    return Prompts(prompt, call.negative_prompt, embeds, masks, call.num_videos_per_prompt, call.max_sequence_length)
-
-
 def delivery_of(call: Any, preset: LTXVideoPreset, tone_map: float = 0.0, fit: Fit | None = None) -> Delivery:
     """In which form the result of a call is handed over."""
-    callback, names = call.callback_on_step_end, call.callback_on_step_end_tensor_inputs
-    if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):
-        names = callback.tensor_inputs
     # As in diffusers, a level that is given alone is the share of noise, too.
     alone = call.decode_timestep is not None and call.decode_noise_scale is None
     share = preset.decode_noise_scale if call.decode_noise_scale is None else call.decode_noise_scale
     timestep = preset.decode_timestep if call.decode_timestep is None else call.decode_timestep
-    form = (call.output_type, call.return_dict, callback, names or (), timestep, None if alone else share)
-    return Delivery(*form, call.generator, call.save_path, tone_map=tone_map, fit=fit)
+    drawn = (timestep, None if alone else share, call.generator)
+    return Delivery(*form_of(call), *drawn, call.save_path, tone_map=tone_map, fit=fit)
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -384,8 +372,8 @@ class LTXVideoPipeline(LTXVideoBase):
         def new_sampler(generator: Generators) -> Sampler:
             return TokenSampler(gaussian_noise(generator), preset.stochastic_sampling, held_noise)
 
-        networks, levels = self._networks_of_passes(call, preset, passes), self._levels(call, preset, passes)
-        made = stages(passes, preset, networks, levels, call.guidance_rescale, new_sampler)
+        networks, levels = self._networks_of_passes(call, passes), self._levels(call, passes)
+        made = stages(passes, networks, levels, call.guidance_rescale, new_sampler)
         order: Any = {"packed_noise": call.packed_noise, "own_shape_renoise": True, "noise_first": True}
         start = Start(call.generator, call.latents, **order, clip=call.clip(preset, sides, num_frames))
         fit = None if passes.last_sides == sides else partial(shown_at, sides=sides)
@@ -427,15 +415,17 @@ class LTXVideoPipeline(LTXVideoBase):
         if not others:
             check_said("the call has one pass", call, "adain_factor", "stage_2_adapters")
         frames = (num_frames - 1) // self.vae_temporal_compression_ratio + 1
-        return Passes(settings, own, 2 if multi_scale else 1, frames, ratio)
+        return Passes(preset, settings, own, 2 if multi_scale else 1, frames, ratio)
 
-    def _levels(self, call: LTXVideoArguments, preset: LTXVideoPreset, passes: Passes) -> list[list[float]]:
+    def _levels(self, call: LTXVideoArguments, passes: Passes) -> list[list[float]]:
         """Noise levels of the passes, the first of which may begin in the middle if there is something to begin with."""
         checks.check_unit(denoise_strength=call.denoise_strength)
-        levels = [passes.levels(index, preset) for index in range(len(passes.settings))]
-        allowed = preset.allowed_inference_steps
+        levels = [passes.levels(index) for index in range(len(passes.settings))]
+        allowed = passes.preset.allowed_inference_steps
         if allowed and any(all(abs(one - known) > 1e-4 for known in allowed) for one in levels[0]):
-            logger.warning(f"{preset.name} was distilled for the noise levels {allowed}, and sees others in this call")
+            logger.warning(
+                f"{passes.preset.name} was distilled for the noise levels {allowed}, and sees others in this call"
+            )
         count = len(levels[0])
         levels[0] = levels[0][count - int(count * call.denoise_strength) :]
         if not levels[0]:
@@ -455,14 +445,14 @@ class LTXVideoPipeline(LTXVideoBase):
             )
         return levels
 
-    def _networks_of_passes(self, call: LTXVideoArguments, preset: LTXVideoPreset, passes: Passes) -> list[Network]:
+    def _networks_of_passes(self, call: LTXVideoArguments, passes: Passes) -> list[Network]:
         """What each pass runs: the first one the transformer, and the others the second transformer, if there is one."""
         count, second = len(passes.settings), SECOND if self.has(SECOND) else "transformer"
         first_adapters, adapters = call.stage_1_adapters, call.stage_2_adapters
-        if preset.kind == "mix" and not self.has(SECOND) and adapters is None:
+        if passes.preset.kind == "mix" and not self.has(SECOND) and adapters is None:
             if DISTILLED_ADAPTER not in self.lora_metadata:
                 raise ValueError(
-                    f"{preset.name} goes on with a distilled model; give it as `{SECOND}`, or load its LoRA with "
+                    f"{passes.preset.name} goes on with a distilled model; give it as `{SECOND}`, or load its LoRA with "
                     f'load_lora_weights(..., adapter_name="{DISTILLED_ADAPTER}"), or pass stage_2_adapters={{}}'
                 )
             first_adapters = {DISTILLED_ADAPTER: 0.0, **(first_adapters or {})}

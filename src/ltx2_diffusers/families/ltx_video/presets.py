@@ -4,6 +4,7 @@ Values are those of the original configuration files. Noise levels are in [0, 1]
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -149,18 +150,18 @@ def frozen(value: Any) -> Any:
     return tuple(map(frozen, value)) if isinstance(value, list | tuple) else value
 
 
-def _preset(name: str, values: dict[str, Any]) -> LTXVideoPreset:
-    """A preset of the file of settings, whose mappings are passes but for the schedule."""
-    read = {key: frozen(value) for key, value in values.items()}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            kind: Any = ScheduleSettings if key == "schedule" else PassSettings
-            read[key] = kind(**{field: frozen(one) for field, one in value.items()})
-    return LTXVideoPreset(name, **read)
+def read_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a preset as files have them: mappings are passes, or the schedule, and lists are tuples."""
+    read: dict[str, Any] = {}
+    for name, value in values.items():
+        kind: Any = ScheduleSettings if name == "schedule" else PassSettings
+        is_part = isinstance(value, Mapping)
+        read[name] = kind(**{key: frozen(one) for key, one in value.items()}) if is_part else frozen(value)
+    return read
 
 
 _FILE = Path(__file__).parents[2] / "resources" / "configs" / "ltx-video-presets.yaml"
-PRESETS = {name: _preset(name, values) for name, values in read_mapping(_FILE)["presets"].items()}
+PRESETS = {name: LTXVideoPreset(name, **read_settings(said)) for name, said in read_mapping(_FILE)["presets"].items()}
 _DEPTHS = {"2b": 28, "13b": 48}
 
 

@@ -36,18 +36,9 @@ class LTXVideoNetwork(torch.nn.Module):
         self.transformer, self.mode = transformer, SKIP_MODES[stg_mode]
         layers = transformer.config.num_layers
         self.config = SimpleNamespace(num_layers=layers, timestep_scale_multiplier=TIMESTEP_SCALE)
-        self.hf_quantizer = getattr(transformer, "hf_quantizer", None)
+        self.dtype, self.hf_quantizer = transformer.dtype, getattr(transformer, "hf_quantizer", None)
+        self.is_cache_enabled = transformer.is_cache_enabled
         self.cache_context, self._reset_stateful_cache = transformer.cache_context, transformer._reset_stateful_cache
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Data type of the weights."""
-        return self.transformer.dtype
-
-    @property
-    def is_cache_enabled(self) -> bool:
-        """Whether hooks of diffusers cache between steps."""
-        return self.transformer.is_cache_enabled
 
     def new_step_cache(self, num_predictions: int | None) -> None:
         """Nothing: what caches between steps are hooks of diffusers."""

@@ -6,6 +6,7 @@ Shapes: B videos of the batch, C channels, F latent frames, h and w latent rows 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -168,15 +169,17 @@ class LTXVideoArguments(SharedArguments, _First):
 
     def check(self) -> None:
         """Raise `ValueError` for what is wrong whatever the checkpoint, which need not be loaded to find it."""
-        height, width, num_frames = (
-            usual if given is None else given
-            for given, usual in zip((self.height, self.width, self.num_frames), DEFAULT_SIZE)
-        )
-        checks.check_size(height, width, VIDEO_SCALE_FACTORS.height)
-        checks.check_num_frames(num_frames, VIDEO_SCALE_FACTORS.time)
-        check_speed(num_frames, Size(frame_rate=self.frame_rate))
+        check_speed(self.size(DEFAULT_SIZE)[2], Size(frame_rate=self.frame_rate))
         checks.check_unit(denoise_strength=self.denoise_strength)
         checks.check_at_least_one(num_videos_per_prompt=self.num_videos_per_prompt)
+
+    def size(self, usual: Sequence[int]) -> tuple[int, int, int]:
+        """Height, width and frames of the finished clip: what is said, and else the usual ones."""
+        said = (self.height, self.width, self.num_frames)
+        height, width, num_frames = (one if given is None else given for given, one in zip(said, usual))
+        checks.check_size(height, width, VIDEO_SCALE_FACTORS.height)
+        checks.check_num_frames(num_frames, VIDEO_SCALE_FACTORS.time)
+        return height, width, num_frames
 
     def preset(self, settings: LTXVideoPreset) -> LTXVideoPreset:
         """Settings of the checkpoint with what the call says instead."""
@@ -216,15 +219,15 @@ class LTXVideoArguments(SharedArguments, _First):
         return [*references, *(FrameCondition(one, preparation) for one in given)]
 
     def _short_conditions(self) -> list[LTXVideoCondition]:
-        images, videos = (_as_list(value) for value in (self.image, self.video))
-        count = len(images) + len(videos)
-        lists = [_as_list(value) for value in (self.frame_index, self.strength)]
-        for name, values in zip(("frame_index", "strength"), lists):
-            if len(values) not in (1, count) and count:
+        shown: list[dict[str, Any]] = [{"image": one} for one in _as_list(self.image)]
+        shown += [{"video": one} for one in _as_list(self.video)]
+        for name in ("frame_index", "strength"):
+            values, count = _as_list(getattr(self, name)), len(shown)
+            if count and len(values) not in (1, count):
                 raise ValueError(f"`{name}` has {len(values)} values for {count} pictures and clips; give one each")
-        places = [values * count if len(values) == 1 else values for values in lists]
-        frames = [{"image": image} for image in images] + [{"video": video} for video in videos]
-        return [LTXVideoCondition(**one, frame_index=at, strength=by) for one, at, by in zip(frames, *places)]
+            for one, value in zip(shown, cycle(values)):
+                one[name] = value
+        return [LTXVideoCondition(**one) for one in shown]
 
 
 def pass_arguments(call: Any) -> dict[str, Any]:
@@ -235,12 +238,11 @@ def pass_arguments(call: Any) -> dict[str, Any]:
 
 def delivery_of(call: Any, preset: LTXVideoPreset, tone_map: float = 0.0, fit: Fit | None = None) -> Delivery:
     """In which form the result of a call is handed over."""
+    timestep, share = call.decode_timestep, call.decode_noise_scale
     # As in diffusers, a level that is given alone is the share of noise, too.
-    alone = call.decode_timestep is not None and call.decode_noise_scale is None
-    share = preset.decode_noise_scale if call.decode_noise_scale is None else call.decode_noise_scale
-    timestep = preset.decode_timestep if call.decode_timestep is None else call.decode_timestep
-    drawn = (timestep, None if alone else share, call.generator)
-    return Delivery(*form_of(call), *drawn, call.save_path, tone_map=tone_map, fit=fit)
+    if timestep is None:
+        timestep, share = preset.decode_timestep, preset.decode_noise_scale if share is None else share
+    return Delivery(*form_of(call), timestep, share, call.generator, call.save_path, tone_map=tone_map, fit=fit)
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -389,9 +391,7 @@ class LTXVideoPipeline(LTXVideoBase):
         if latents is not None and latents.ndim == 5:
             sides = own[:2] if self._is_multi_scale(call) else [side * ratio for side in latents.shape[3:]]
             own = (*sides, self.sizes.pixel_frames(latents.shape[2]))
-        said = (call.height, call.width, call.num_frames)
-        height, width, num_frames = (side if given is None else given for given, side in zip(said, own))
-        checks.check_size(height, width, ratio)
+        height, width, num_frames = call.size(own)
         return (height, width), num_frames
 
     def _is_multi_scale(self, call: LTXVideoArguments) -> bool:

@@ -253,14 +253,13 @@ def resized(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Pixels `[B, 3, n, H, W]` at another size, whatever their shape; bilinear without antialiasing, as the original."""
     if pixels.shape[3:] == (height, width):
         return pixels
-    size = (height, width)
-    frames = [torch.nn.functional.interpolate(one, size, mode="bilinear") for one in pixels.float().unbind(2)]
+    interpolate = torch.nn.functional.interpolate
+    frames = [interpolate(one, (height, width), mode="bilinear") for one in pixels.float().unbind(2)]
     return torch.stack(frames, dim=2)
 
 
 def encoded(studio: Studio, pixels: torch.Tensor, generator: Generators, batch_size: int) -> torch.Tensor:
     """Normalised latents `[B, C, F, h, w]` of pixels `[1, 3, n, H, W]`, drawn from what the autoencoder says of them."""
     encode: Any = partial(studio.encode_video, pixels)
-    if isinstance(generator, list):
-        return torch.cat([encode(generator=one) for one in generator])
-    return encode(generator=generator).expand(batch_size, -1, -1, -1, -1)
+    generators = generator if isinstance(generator, list) else [generator]
+    return torch.cat([encode(generator=one) for one in generators]).expand(batch_size, -1, -1, -1, -1)

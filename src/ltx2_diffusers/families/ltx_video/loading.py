@@ -91,17 +91,12 @@ def settled_preset(
     """
     facts = dict(transformer.get(FACTS) or {})
     name = facts.pop("name", name)
-    if preset is None:
-        is_stochastic = bool(scheduler and scheduler.get("stochastic_sampling"))
-        found = choose_preset(
-            vae_layout(vae),
-            transformer["num_layers"],
-            is_distilled=True if facts.get("allowed_inference_steps") else None,
-            is_stochastic=is_stochastic,
-            name=name,
-        )
-    else:
+    if preset is not None:
         found = ltx_video_preset(preset)
+    else:
+        told: dict[str, Any] = {"is_distilled": bool(facts.get("allowed_inference_steps")) or None, "name": name}
+        told["is_stochastic"] = bool(scheduler and scheduler.get("stochastic_sampling"))
+        found = choose_preset(vae_layout(vae), transformer["num_layers"], **told)
     return replace(found, **read_settings(facts))
 
 

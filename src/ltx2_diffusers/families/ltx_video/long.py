@@ -253,15 +253,9 @@ def _windows(
     latents, stride = bounds[0][1], pipeline.vae_temporal_compression_ratio
     size = Size(call.height, call.width, (latents - 1) * stride + 1, call.frame_rate)
     stage = _stage(pipeline, call, latents)
-    request = Request(
-        size,
-        [stage],
-        Start(framed_noise=True),
-        # Frames are handed over from outside of the windows.
-        replace(delivery, save_path=None),
-        streams=conditioning.Streams(True, False),
-        attention_kwargs=call.attention_kwargs,
-    )
+    rest: Any = {"streams": conditioning.Streams(True, False), "attention_kwargs": call.attention_kwargs}
+    # Frames are handed over from outside of the windows.
+    request = Request(size, [stage], Start(framed_noise=True), replace(delivery, save_path=None), **rest)
     texts, with_negative = [texts_of(call, text) for text in call.texts], reads_negative(pipeline, request)
     for text in texts:
         if pipeline.prompt_reader.check(text, with_negative, watched=delivery.wanted) != 1:
@@ -284,9 +278,8 @@ def _stage(pipeline: LTXVideoLongPipeline, call: LongArguments, latent_frames: i
     """The pass of every window."""
     preset, layers = pipeline.settings, pipeline.transformer.config.num_layers
     settings = with_arguments(alone(preset.first_pass, preset), pass_arguments(call))
-    passes = Passes(
-        preset, [settings], (call.height, call.width), 1, latent_frames, pipeline.vae_spatial_compression_ratio
-    )
+    sides, ratio = (call.height, call.width), pipeline.vae_spatial_compression_ratio
+    passes = Passes(preset, [settings], sides, 1, latent_frames, ratio)
     made = (passes, [("transformer", layers, None)], [passes.levels(0)], call.guidance_rescale)
     (stage,) = stages(*made, lambda generator: WindowSampler(gaussian_noise(generator)))
     return replace(stage, sampler="euler_ancestral")

@@ -209,6 +209,5 @@ def _of_depth(preset: LTXVideoPreset, num_layers: int) -> LTXVideoPreset:
         return None if blocks is None else min(num_layers - 1, blocks * num_layers // _DEPTHS[preset.size])
 
     passes = {name: one for name, one in vars(preset).items() if isinstance(one, PassSettings)}
-    return replace(
-        preset, **{n: replace(one, skip_block_list=moved(one.skip_block_list)) for n, one in passes.items()}
-    )
+    fitted: Any = {name: replace(one, skip_block_list=moved(one.skip_block_list)) for name, one in passes.items()}
+    return replace(preset, **fitted)

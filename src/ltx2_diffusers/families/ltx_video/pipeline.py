@@ -419,28 +419,23 @@ class LTXVideoPipeline(LTXVideoBase):
 
     def _levels(self, call: LTXVideoArguments, passes: Passes) -> list[list[float]]:
         """Noise levels of the passes, the first of which may begin in the middle if there is something to begin with."""
-        checks.check_unit(denoise_strength=call.denoise_strength)
+        share, name, allowed = call.denoise_strength, passes.preset.name, passes.preset.allowed_inference_steps
+        checks.check_unit(denoise_strength=share)
         levels = [passes.levels(index) for index in range(len(passes.settings))]
-        allowed = passes.preset.allowed_inference_steps
         if allowed and any(all(abs(one - known) > 1e-4 for known in allowed) for one in levels[0]):
-            logger.warning(
-                f"{passes.preset.name} was distilled for the noise levels {allowed}, and sees others in this call"
-            )
+            logger.warning(f"{name} was distilled for the noise levels {allowed}, and sees others in this call")
         count = len(levels[0])
-        levels[0] = levels[0][count - int(count * call.denoise_strength) :]
+        levels[0] = levels[0][count - int(count * share) :]
         if not levels[0]:
-            raise ValueError(
-                f"`denoise_strength` {call.denoise_strength} leaves no step; use at least {1 / count:.2f}"
-            )
+            raise ValueError(f"`denoise_strength` {share} leaves no step; use at least {1 / count:.2f}")
         is_given, shortened = call.media_items is not None or call.latents is not None, levels[0][0] < 1
         if call.media_items is not None and not shortened:
             raise ValueError(
                 "nothing is left of `media_items` at the first noise level of 1; use denoise_strength=0.8"
             )
-        skips = call.denoise_strength < 1 or passes.settings[0].skip_initial_inference_steps
-        if skips and not is_given:
+        if (share < 1 or passes.settings[0].skip_initial_inference_steps) and not is_given:
             raise ValueError(
-                f"`denoise_strength` ({call.denoise_strength}) or skipped steps begin the first pass at the noise level "
+                f"`denoise_strength` ({share}) or skipped steps begin the first pass at the noise level "
                 f"{levels[0][0]:g}, but there is nothing to begin with; give `media_items` or `latents`, or leave them out"
             )
         return levels

@@ -6,6 +6,7 @@ Values are those of the original configuration files. Noise levels are in [0, 1]
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -160,15 +161,20 @@ def read_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     return read
 
 
-_FILE = Path(__file__).parents[2] / "resources" / "configs" / "ltx-video-presets.yaml"
-PRESETS = {name: LTXVideoPreset(name, **read_settings(said)) for name, said in read_mapping(_FILE)["presets"].items()}
+@cache
+def all_presets() -> dict[str, LTXVideoPreset]:
+    """The presets by their names, oldest first; their file is read once."""
+    said = read_mapping(Path(__file__).parents[2] / "resources" / "configs" / "ltx-video-presets.yaml")["presets"]
+    return {name: LTXVideoPreset(name, **read_settings(values)) for name, values in said.items()}
+
+
 _DEPTHS = {"2b": 28, "13b": 48}
 
 
 def ltx_video_preset(name: str) -> LTXVideoPreset:
     """The preset of a name, as `"ltxv-13b-0.9.8-distilled"`; `ValueError` if there is none."""
-    check_choice("preset", name, tuple(PRESETS))
-    return PRESETS[name]
+    check_choice("preset", name, tuple(all_presets()))
+    return all_presets()[name]
 
 
 def choose_preset(
@@ -188,13 +194,13 @@ def choose_preset(
         model of another depth than the published ones lacks are replaced by those at the same relative depth.
     """
     check_choice("layout", layout, LAYOUTS)
-    size, name = "13b" if num_layers >= 40 else "2b", name.lower()
+    size, name, presets = "13b" if num_layers >= 40 else "2b", name.lower(), all_presets()
     if layout != "v095":
-        found = [PRESETS["ltxv-2b-0.9" if layout == "v090" else "ltxv-2b-0.9.1"]]
+        found = [presets["ltxv-2b-0.9" if layout == "v090" else "ltxv-2b-0.9.1"]]
     else:
         distilled = is_stochastic or ("distilled" in name if is_distilled is None else is_distilled)
         kind = "distilled" if distilled else "dev"
-        found = [p for p in PRESETS.values() if p.causal_temporal_positioning and (p.size, p.kind) == (size, kind)]
+        found = [p for p in presets.values() if p.causal_temporal_positioning and (p.size, p.kind) == (size, kind)]
     said = re.search(r"0\.9\.\d", "0.9.6" if is_stochastic else name)
     preset = next((p for p in found if said and p.version == said[0]), found[-1])
     return preset if num_layers == _DEPTHS[size] else _of_depth(preset, num_layers)

@@ -207,19 +207,13 @@ def _of_ltx_video(request: GenerationRequest, defaults: ApplicationDefaults) -> 
     complete, notes = _completed(request, replace(defaults, size_multiple=VIDEO_SCALE_FACTORS.height))
     if request.enhance_prompt:
         notes.append("the prompt stays as it is; the text encoder of LTX-Video writes none")
-    arguments = _shared_arguments(complete, {})
-    for name in ("num_inference_steps", "guidance_scale", "negative_prompt", "enable_prompt_enhancement"):
-        if arguments[name] is None or name == "enable_prompt_enhancement":
-            del arguments[name]
-    arguments["conditions"] = [
-        LTXVideoCondition(
-            image=os.fspath(item.path) if item.type == "image" else None,
-            video=os.fspath(item.path) if item.type == "video" else None,
-            frame_index=item.frame_index,
-            strength=item.strength,
-        )
-        for item in complete.timeline
+    # What a request leaves open is `None`, and the preset says it.
+    arguments = {name: value for name, value in _shared_arguments(complete, {}).items() if value is not None}
+    del arguments["enable_prompt_enhancement"]
+    shown: Any = [
+        {i.type: os.fspath(i.path), "frame_index": i.frame_index, "strength": i.strength} for i in complete.timeline
     ]
+    arguments["conditions"] = [LTXVideoCondition(**one) for one in shown]
     return Selection("ltx_video", "LTXVideoPipeline", arguments, complete, notes=tuple(notes))
 
 

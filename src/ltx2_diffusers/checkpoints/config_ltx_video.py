@@ -1,12 +1,16 @@
 """Configs of LTX-Video's files: the metadata's sections -> the configs of diffusers' classes.
 
-The sections of the published models stand here for files without metadata.
+The sections of the published models stand for files without metadata.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from operator import mul
+from pathlib import Path
 from typing import Any
 
+from ..yaml_files import read_mapping
 from .config_fields import Field, Note, check_choice, check_fields, read_fields, same_names
 from .config_video import KINDS, VAE_FIELDS, upsampler_to_diffusers
 from .safetensors_io import Entry
@@ -25,37 +29,7 @@ _TRANSFORMER = {
     **{"use_linear_projection": False, "num_vector_embeds": None},
 }
 _VAE = VAE_FIELDS | {"timestep_conditioning": Field("timestep_conditioning", False), "spatial_padding_mode": "zeros"}
-_WIDER = [["compress_all", 1], ["res_x_y", 1]]
-_EARLY_BLOCKS = [
-    *(["res_x", 4], *_WIDER, ["res_x", 3], *_WIDER, ["res_x", 3]),
-    *(["compress_all", 1], ["res_x", 3], ["res_x", 4]),
-]
-_UP = ["compress_all", {"residual": True, "multiplier": 2}]
-
-
-def _alternating(groups: Sequence[Any], samplers: Sequence[Any]) -> list[Any]:
-    """Groups of residual blocks with a block that resamples after each but the last."""
-    return [
-        ["res_x", groups[0]],
-        *(block for pair in zip(samplers, groups[1:]) for block in (pair[0], ["res_x", pair[1]])),
-    ]
-
-
-_DOWN = [[f"compress_{kind}_res", {"multiplier": 2}] for kind in ("space", "time", "all", "all")]
-_NOISY = [{"num_layers": count, "inject_noise": count < 8} for count in (5, 6, 7, 8)]
-_PUBLISHED: dict[str, dict[str, Any]] = {
-    "v090": {"blocks": _EARLY_BLOCKS},
-    "v091": {
-        "encoder_blocks": _EARLY_BLOCKS,
-        "decoder_blocks": _alternating(_NOISY, [_UP] * 3),
-        "timestep_conditioning": True,
-    },
-    "v095": {
-        "encoder_blocks": _alternating((4, 6, 6, 2, 2), _DOWN),
-        "decoder_blocks": _alternating((5,) * 4, [_UP] * 3),
-        "timestep_conditioning": True,
-    },
-}
+_PUBLISHED = Path(__file__).parents[1] / "resources" / "configs" / "ltx-video-vae.yaml"
 
 
 def to_diffusers(component: str, metadata: Mapping[str, Any], entries: Mapping[str, Entry]) -> dict[str, Any]:
@@ -78,7 +52,7 @@ def to_diffusers(component: str, metadata: Mapping[str, Any], entries: Mapping[s
         fields = metadata.get("transformer") or _transformer_sizes(entries)
         check_fields("transformer", _TRANSFORMER, fields)
         return {**read_fields(_TRANSFORMER, fields), "attention_out_bias": True, "patch_size": 1, "patch_size_t": 1}
-    return vae_to_diffusers(metadata.get("vae") or _PUBLISHED[_layout_of_names(entries)])
+    return vae_to_diffusers(metadata.get("vae") or read_mapping(_PUBLISHED)[_layout_of_names(entries)])
 
 
 def _transformer_sizes(entries: Mapping[str, Entry]) -> dict[str, Any]:
@@ -158,12 +132,8 @@ def vae_to_diffusers(fields: Mapping[str, Any]) -> dict[str, Any]:
     for name, stages, samplers in (("encoder", encoder, kinds), ("decoder", decoder, ("compress_all",))):
         for stage in stages:
             check_choice(f"vae.{name}_blocks", stage.sampler, (*samplers, ""))
-    widths, decoder_widths = _widths(fields.get("encoder_base_channels", 128), encoder), []
-    width = fields.get("decoder_base_channels", 128)
-    for stage in decoder[:-1]:
-        width *= stage.multiplier
-        decoder_widths.append(width)
-        width *= stage.widening
+    widths = _widths(fields.get("encoder_base_channels", 128), encoder)
+    decoder_widths = _widths(fields.get("decoder_base_channels", 128), decoder)
     halvings = [stage.sampler for stage in encoder if stage.sampler]
     config = read_fields(_VAE, fields)
     return config | {
@@ -172,7 +142,7 @@ def vae_to_diffusers(fields: Mapping[str, Any]) -> dict[str, Any]:
         "layers_per_block": [stage.layers["num_layers"] for stage in encoder],
         "spatio_temporal_scaling": [bool(stage.sampler) for stage in encoder[:-1]],
         "downsample_type": [kinds.get(stage.sampler, "conv") for stage in encoder[:-1]],
-        "decoder_block_out_channels": decoder_widths,
+        "decoder_block_out_channels": [n * stage.multiplier for n, stage in zip(decoder_widths, decoder[:-1])],
         "decoder_layers_per_block": [stage.layers["num_layers"] for stage in decoder],
         "decoder_spatio_temporal_scaling": [bool(stage.sampler) for stage in decoder[:-1]],
         "decoder_inject_noise": [stage.layers.get("inject_noise", False) for stage in decoder],
@@ -187,9 +157,5 @@ def vae_to_diffusers(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _widths(width: int, stages: Sequence[_Stage]) -> list[int]:
-    """Width of every stage of the encoder."""
-    widths = []
-    for stage in stages:
-        widths.append(width)
-        width *= stage.multiplier * stage.widening
-    return widths
+    """Width of every stage."""
+    return list(accumulate((stage.multiplier * stage.widening for stage in stages[:-1]), mul, initial=width))

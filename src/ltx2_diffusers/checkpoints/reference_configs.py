@@ -1,6 +1,6 @@
 """The published models' metadata, for files that carry none.
 
-`resources/configs` holds the `config` metadata of LTX-2.0 (19B) and LTX-2.3 (22B) with their real values.
+`resources/configs/ltx-*.json` hold the `config` metadata of LTX-2.0 (19B) and LTX-2.3 (22B) with their real values.
 """
 
 import json

@@ -41,7 +41,11 @@ def run(options: argparse.Namespace) -> int:
     is_original = path.is_file() or holds_originals(path)
     version, kind, parts = describe_file(path) if is_original else describe_folder(path)
     layout, family = "original" if is_original else "diffusers", checkpoint_family(path)
-    settings = ltx_video_settings(path) if family == "ltx_video" else None
+    settings: Any = None
+    if family == "ltx_video":
+        from ..families.ltx_video.loading import settings_at
+
+        settings = settings_at(path)
     if settings is not None:
         version, kind = settings.version, f"{settings.size} {settings.kind}"
     if options.json:
@@ -79,13 +83,6 @@ def describe_file(path: Path) -> tuple[str, str, dict[str, Any]]:
         return "unknown", "unknown", parts
     version = model_version(main.config("transformer")) if "transformer" in opened else "unknown"
     return (main.metadata.get("model_version", version), "distilled" if is_distilled(main.name) else "dev", parts)
-
-
-def ltx_video_settings(path: Path) -> Any:
-    """The settings of a checkpoint of LTX-Video, `None` for a part of one."""
-    from ..families.ltx_video.loading import settings_at
-
-    return settings_at(path)
 
 
 def describe_folder(path: Path) -> tuple[str, str, dict[str, Any]]:

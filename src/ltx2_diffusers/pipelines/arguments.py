@@ -6,7 +6,7 @@ A recipe's `__call__` works on such an object; [`takes`] makes of it the call th
 import inspect
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import partial, wraps
 from typing import Any, ClassVar, Concatenate, Literal, ParamSpec, TypeVar
@@ -437,22 +437,16 @@ class Arguments(Texts):
         check_seconds(*seconds)
         asked = (self.enable_prompt_enhancement, self.system_prompt, self.prompt_max_new_tokens)
         enhancement = Enhancement(*asked, self.prompt_enhancement_kwargs, self.prompt_enhancement_seed)
-        embeds = (self.prompt_embeds, self.negative_prompt_embeds)
-        masks = (self.prompt_attention_mask, self.negative_prompt_attention_mask)
-        texts = (self.prompt, self.negative_prompt, embeds, masks, self.num_videos_per_prompt)
+        texts = replace(texts_of(self, self.prompt), enhancement=enhancement, contexts=self.contexts)
         if size is None:
             rate = 24.0 if self.frame_rate is None else self.frame_rate
             size = Size(self.height, self.width, self.num_frames, rate, self.motion_speed, seconds)
         start = Start(self.generator, self.latents, self.audio_latents, **noise)
-        callback, names = self.callback_on_step_end, self.callback_on_step_end_tensor_inputs
-        if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):
-            names = callback.tensor_inputs
-        form = (self.output_type, self.return_dict, callback, names or ())
         drawn = (self.decode_timestep, self.decode_noise_scale, self.generator)
-        delivery = Delivery(*form, *drawn, self.save_path, self.decoder)
+        delivery = Delivery(*form_of(self), *drawn, self.save_path, self.decoder)
         rest = (self.audio_stage, self.use_cross_timestep, self.attention_kwargs, idle_audio)
         request = Request(size, stages, start, delivery, conditions, streams, *rest)
-        return Prompts(*texts, self.max_sequence_length, enhancement, self.contexts), request
+        return texts, request
 
     @property
     def contexts(self) -> TextContext | None:
@@ -602,6 +596,21 @@ class GivenArguments(Texts):
     audio_start_s: float = 0.0
     generate_audio: bool = True
     two_stage: bool = True
+
+
+def texts_of(call: Any, prompt: str | list[str] | None) -> Prompts:
+    """A call's texts or their states, with this prompt."""
+    embeds = (call.prompt_embeds, call.negative_prompt_embeds)
+    masks = (call.prompt_attention_mask, call.negative_prompt_attention_mask)
+    return Prompts(prompt, call.negative_prompt, embeds, masks, call.num_videos_per_prompt, call.max_sequence_length)
+
+
+def form_of(call: Any) -> tuple[str, bool, Callback | None, Sequence[str]]:
+    """In which form a call wants its result, and who watches: what [`Delivery`] begins with."""
+    callback, names = call.callback_on_step_end, call.callback_on_step_end_tensor_inputs
+    if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):
+        names = callback.tensor_inputs
+    return call.output_type, call.return_dict, callback, names or ()
 
 
 def takes(arguments: Callable[P, A]) -> Callable[[Callable[[S, A], R]], Callable[Concatenate[S, P], R]]:

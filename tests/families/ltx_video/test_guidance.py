@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from ltx2_diffusers.families.ltx_video.guidance import pass_guiders
-from ltx2_diffusers.families.ltx_video.presets import PRESETS, PassSettings
+from ltx2_diffusers.families.ltx_video.presets import PassSettings, all_presets
 from tests.golden_data import load_json, load_tensors
 
+PRESETS = all_presets()
 GOLDEN = load_tensors("ltx_video/guidance.safetensors")
 SCHEDULES = load_json("ltx_video/guidance_schedules.json")["presets"]
 ROWS = [(name, part) for name, passes in SCHEDULES.items() for part in passes if name.removesuffix("-fp8") in PRESETS]

@@ -12,12 +12,13 @@ from diffusers.utils import logging
 from ltx2_diffusers.families.ltx_video.conditions import LTXVideoCondition
 from ltx2_diffusers.families.ltx_video.passes import first_sides
 from ltx2_diffusers.families.ltx_video.pipeline import LTXVideoPipeline
-from ltx2_diffusers.families.ltx_video.presets import PRESETS, PassSettings
+from ltx2_diffusers.families.ltx_video.presets import PassSettings, all_presets
 from ltx2_diffusers.media.reading import read_video
 from tests.families.ltx_video.runs import tiny_pipeline
 from tests.families.ltx_video.tiny import networks
 from tests.golden_data import load_json, load_tensors
 
+PRESETS = all_presets()
 TEXT = {
     key: value
     for key, value in load_tensors("ltx_video/runs/extend_and_keyframe.safetensors").items()

@@ -5,14 +5,15 @@ from dataclasses import asdict, fields
 import pytest
 
 from ltx2_diffusers.families.ltx_video.presets import (
-    PRESETS,
     LTXVideoPreset,
     PassSettings,
+    all_presets,
     choose_preset,
     ltx_video_preset,
 )
 from tests.golden_data import load_json
 
+PRESETS = all_presets()
 RECORDED = load_json("ltx_video/presets.json")
 PASS = {field.name for field in fields(PassSettings)}
 # What concerns other programs, and what every file says alike.

@@ -101,17 +101,14 @@ class FrameCondition(Condition):
             rate = rate_to_read(None, clip, plan.frame_rate)
             pixels = read_frames(clip, plan.num_frames - start, name="video", frame_rate=rate)
             pixels = pixels[: plan.sizes.whole_frames(len(pixels))]
-        self._check_start(start, len(pixels), plan.sizes.temporal_ratio)
+        stride = plan.sizes.temporal_ratio
+        if len(pixels) > 1 and start % stride:
+            near = checks.neighbours(start, stride)
+            raise ValueError(f"`frame_index` of a clip is {start}, no multiple of {stride}; use {near}")
+        if given.position is not None and start:
+            raise ValueError(f"`position` is given at `frame_index` {start}, but belongs to frame 0; leave it out")
         prepared = self.preparation.prepared(pixels, given.position is not None)
         return OpenedFrames(studio, self, prepared)
-
-    def _check_start(self, start: int, num_frames: int, stride: int) -> None:
-        if num_frames > 1 and start % stride:
-            raise ValueError(
-                f"`frame_index` of a clip is {start}, no multiple of {stride}; use {checks.neighbours(start, stride)}"
-            )
-        if self.given.position is not None and start:
-            raise ValueError(f"`position` is given at `frame_index` {start}, but belongs to frame 0; leave it out")
 
 
 class ReferenceCondition(FrameCondition):
@@ -256,14 +253,13 @@ def resized(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Pixels `[B, 3, n, H, W]` at another size, whatever their shape; bilinear without antialiasing, as the original."""
     if pixels.shape[3:] == (height, width):
         return pixels
-    size = (height, width)
-    frames = [torch.nn.functional.interpolate(one, size, mode="bilinear") for one in pixels.float().unbind(2)]
+    interpolate = torch.nn.functional.interpolate
+    frames = [interpolate(one, (height, width), mode="bilinear") for one in pixels.float().unbind(2)]
     return torch.stack(frames, dim=2)
 
 
 def encoded(studio: Studio, pixels: torch.Tensor, generator: Generators, batch_size: int) -> torch.Tensor:
     """Normalised latents `[B, C, F, h, w]` of pixels `[1, 3, n, H, W]`, drawn from what the autoencoder says of them."""
     encode: Any = partial(studio.encode_video, pixels)
-    if isinstance(generator, list):
-        return torch.cat([encode(generator=one) for one in generator])
-    return encode(generator=generator).expand(batch_size, -1, -1, -1, -1)
+    generators = generator if isinstance(generator, list) else [generator]
+    return torch.cat([encode(generator=one) for one in generators]).expand(batch_size, -1, -1, -1, -1)

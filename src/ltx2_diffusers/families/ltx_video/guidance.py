@@ -13,16 +13,8 @@ from ...guidance.guiders import BinnedGuider, CFGGuider, CFGStarRescalingGuider
 from ...guidance.scales import Guiders
 from .presets import PassSettings
 
-SKIP_MODES = {
-    "attention_values": "attention_values",
-    "stg_av": "attention_values",
-    "attention_skip": "attention_skip",
-    "stg_as": "attention_skip",
-    "residual": "residual",
-    "stg_r": "residual",
-    "transformer_block": "transformer_block",
-    "stg_t": "transformer_block",
-}
+_MODES = ("attention_values", "attention_skip", "residual", "transformer_block")
+SKIP_MODES = dict(zip((*_MODES, "stg_av", "stg_as", "stg_r", "stg_t"), _MODES * 2))
 """What spatio-temporal guidance does to blocks, by all names of it."""
 LOOKUPS = ("floor", "ceil")
 
@@ -67,8 +59,10 @@ def pass_guiders(settings: PassSettings, stg_mode: str, num_layers: int, guidanc
         _guider(cfg, stg, rescale, skipped, settings.cfg_star_rescale, guidance_rescale)
         for cfg, stg, rescale, skipped in zip(*scales, nested)
     ]
-    for guider in guiders:
-        _check_blocks(guider.params, num_layers)
+    used = [block for guider in guiders if guider.params.stg_scale for block in guider.params.stg_blocks or ()]
+    if wrong := [block for block in used if not 0 <= block < num_layers]:
+        last = num_layers - 1
+        raise ValueError(f"`skip_block_list` contains {wrong}, but there are blocks 0 to {last}; use {last}")
     if bounds is None:
         return Streams(guiders[0], None)
     # Noise levels are compared in the precision in which they are used.
@@ -99,11 +93,3 @@ def _guider(
     share = share or (guidance_rescale if cfg > 1 else 0.0)
     params = MultiModalGuiderParams(cfg_scale=cfg, stg_scale=stg, stg_blocks=tuple(blocks), rescale_scale=share)
     return MultiModalGuider(params, CFGStarRescalingGuider(cfg) if star else CFGGuider(cfg), on_velocities=True)
-
-
-def _check_blocks(params: MultiModalGuiderParams, num_layers: int) -> None:
-    wrong = [block for block in params.stg_blocks or () if not 0 <= block < num_layers]
-    if params.stg_scale and wrong:
-        raise ValueError(
-            f"`skip_block_list` contains {wrong}, but there are blocks 0 to {num_layers - 1}; use {num_layers - 1}"
-        )

@@ -22,7 +22,8 @@ from ...checkpoints.pipeline_file import HUB_OPTIONS
 from ...checkpoints.single_file import load_component
 from ...pipelines.generation import LTX2GenerationPipeline
 from ...prompts import TextEncoder
-from .presets import LTXVideoPreset, ScheduleSettings, choose_preset, ltx_video_preset
+from ...publishing.scripts import fenced
+from .presets import LTXVideoPreset, ScheduleSettings, choose_preset, ltx_video_preset, read_settings
 from .text import T5TextEncoder
 
 # What an original file says beside its weights, kept in the configuration of its transformer: it goes with it from pipeline
@@ -89,24 +90,14 @@ def settled_preset(
         name: Where the checkpoint was loaded from.
     """
     facts = dict(transformer.get(FACTS) or {})
-    allowed, schedule = facts.get("allowed_inference_steps"), facts.get("schedule")
-    if preset is None:
-        is_stochastic = bool(scheduler and scheduler.get("stochastic_sampling"))
-        found = choose_preset(
-            vae_layout(vae),
-            transformer["num_layers"],
-            is_distilled=True if allowed else None,
-            is_stochastic=is_stochastic,
-            name=facts.get("name", name),
-        )
-    else:
+    name = facts.pop("name", name)
+    if preset is not None:
         found = ltx_video_preset(preset)
-    said: dict[str, Any] = {n: facts[n] for n in ("causal_temporal_positioning",) if n in facts}
-    if schedule:
-        said["schedule"] = ScheduleSettings(**schedule)
-    if allowed:
-        said["allowed_inference_steps"] = tuple(allowed)
-    return replace(found, **said)
+    else:
+        told: dict[str, Any] = {"is_distilled": bool(facts.get("allowed_inference_steps")) or None, "name": name}
+        told["is_stochastic"] = bool(scheduler and scheduler.get("stochastic_sampling"))
+        found = choose_preset(vae_layout(vae), transformer["num_layers"], **told)
+    return replace(found, **read_settings(facts))
 
 
 def new_scheduler(schedule: ScheduleSettings) -> FlowMatchEulerDiscreteScheduler:
@@ -133,13 +124,8 @@ def load_part(component: str, place: str | os.PathLike, dtype: torch.dtype | Non
     file = local_file(place)
     model = load_component(cls, file, dtype=dtype)
     if component == "transformer":
-        remember_facts(model, OriginalCheckpoint(file), Path(place).name)
+        model.register_to_config(**{FACTS: file_facts(OriginalCheckpoint(file), Path(place).name)})
     return model
-
-
-def remember_facts(transformer: Any, checkpoint: OriginalCheckpoint, name: str) -> None:
-    """Keep what a file says beside its weights."""
-    transformer.register_to_config(**{FACTS: file_facts(checkpoint, name)})
 
 
 class LTXVideoLoading(LTX2GenerationPipeline):
@@ -194,11 +180,12 @@ class LTXVideoLoading(LTX2GenerationPipeline):
             pretrained_model_link_or_path, **{name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
         )
         checkpoint, name = OriginalCheckpoint(file), Path(pretrained_model_link_or_path).name
-        schedule = ScheduleSettings(**file_facts(checkpoint, name).get("schedule", {}))
+        facts = file_facts(checkpoint, name)
+        schedule = ScheduleSettings(**facts.get("schedule", {}))
         options = {"scheduler": new_scheduler(schedule), **cls._opened({"torch_dtype": torch_dtype, **kwargs})}
         pipeline = super().from_single_file(file, text_encoder=text_encoder, tokenizer=tokenizer, **options)
         if "transformer" not in kwargs:
-            remember_facts(pipeline.transformer, checkpoint, name)
+            pipeline.transformer.register_to_config(**{FACTS: facts})
         return pipeline
 
     @classmethod
@@ -221,14 +208,11 @@ class LTXVideoLoading(LTX2GenerationPipeline):
     def _card(self, name: str) -> publishing.Card:
         """The card of a folder or repository that holds this pipeline."""
         preset, made = self.settings, publishing.origin(self.config.get("_name_or_path"))
-        script = [
-            "from ltx2_diffusers import LTXVideoPipeline",
-            "",
-            f'pipe = LTXVideoPipeline.from_pretrained("{name}")',
-            f'pipe("{publishing.PROMPT}", save_path="clip.mp4")',
-        ]
+        loading = f'pipe = LTXVideoPipeline.from_pretrained("{name}")'
+        call = f'pipe("{publishing.PROMPT}", save_path="clip.mp4")'
+        script = fenced(["from ltx2_diffusers import LTXVideoPipeline", "", loading, call])
         said = f"A pipeline of LTX-Video {preset.version}, {preset.size} {preset.kind}; its calls take the settings `{preset.name}`."
-        return publishing.Card(name.split("/")[-1], [said, "\n".join(["```python", *script, "```"])], made)
+        return publishing.Card(name.split("/")[-1], [said, script], made)
 
     def to_json_string(self) -> str:
         """The index of a saved folder, which names the pipeline of diffusers whose positions are those of the checkpoint."""
@@ -239,4 +223,4 @@ class LTXVideoLoading(LTX2GenerationPipeline):
     def _text_encoder(self, device: torch.device | None = None) -> TextEncoder:
         width = self.transformer.config.caption_channels if self.has("transformer") else None
         model: Any = self._language_model
-        return T5TextEncoder(self.tokenizer, model, None, device or self._execution_device, width=width)  # type: ignore[arg-type]
+        return T5TextEncoder(self.tokenizer, model, None, device or self._execution_device, text_width=width)  # type: ignore[arg-type]

@@ -15,9 +15,8 @@ from ...conditioning import ConditionItem
 from ...media.frames import FilePath, read_frames
 from ...media.pixels import decoded_frames
 from ...media.streaming import ClipWriter
-from ...pipelines.arguments import Delivery, Request, Stage, Start, takes
-from ...pipelines.conditions import Condition
-from ...pipelines.conditions.condition import ReadyItems
+from ...pipelines.arguments import Delivery, Request, Stage, Start, takes, texts_of
+from ...pipelines.conditions.condition import Condition, ReadyItems
 from ...pipelines.decoding import video_as
 from ...pipelines.engine import check_said, check_save_path, prepare, reads_negative, with_decoder_noise
 from ...pipelines.output import LTX2PipelineOutput, Result
@@ -28,7 +27,7 @@ from ...pipelines.recipes.extension.segments import Carried, Segment, Wanted, ge
 from ...sampling.samplers import gaussian_noise
 from .conditions import FramesBeside, Preparation, resized
 from .passes import Passes, alone, stages, with_arguments
-from .pipeline import LTXVideoBase, SharedArguments, delivery_of, pass_arguments, texts_of
+from .pipeline import LTXVideoBase, SharedArguments, delivery_of, pass_arguments
 from .presets import DEFAULT_FRAME_RATE
 from .steps import WindowSampler
 
@@ -254,15 +253,9 @@ def _windows(
     latents, stride = bounds[0][1], pipeline.vae_temporal_compression_ratio
     size = Size(call.height, call.width, (latents - 1) * stride + 1, call.frame_rate)
     stage = _stage(pipeline, call, latents)
-    request = Request(
-        size,
-        [stage],
-        Start(framed_noise=True),
-        # Frames are handed over from outside of the windows.
-        replace(delivery, save_path=None),
-        streams=conditioning.Streams(True, False),
-        attention_kwargs=call.attention_kwargs,
-    )
+    rest: Any = {"streams": conditioning.Streams(True, False), "attention_kwargs": call.attention_kwargs}
+    # Frames are handed over from outside of the windows.
+    request = Request(size, [stage], Start(framed_noise=True), replace(delivery, save_path=None), **rest)
     texts, with_negative = [texts_of(call, text) for text in call.texts], reads_negative(pipeline, request)
     for text in texts:
         if pipeline.prompt_reader.check(text, with_negative, watched=delivery.wanted) != 1:
@@ -285,8 +278,9 @@ def _stage(pipeline: LTXVideoLongPipeline, call: LongArguments, latent_frames: i
     """The pass of every window."""
     preset, layers = pipeline.settings, pipeline.transformer.config.num_layers
     settings = with_arguments(alone(preset.first_pass, preset), pass_arguments(call))
-    passes = Passes([settings], (call.height, call.width), 1, latent_frames, pipeline.vae_spatial_compression_ratio)
-    made = (passes, preset, [("transformer", layers, None)], [passes.levels(0, preset)], call.guidance_rescale)
+    sides, ratio = (call.height, call.width), pipeline.vae_spatial_compression_ratio
+    passes = Passes(preset, [settings], sides, 1, latent_frames, ratio)
+    made = (passes, [("transformer", layers, None)], [passes.levels(0)], call.guidance_rescale)
     (stage,) = stages(*made, lambda generator: WindowSampler(gaussian_noise(generator)))
     return replace(stage, sampler="euler_ancestral")
 

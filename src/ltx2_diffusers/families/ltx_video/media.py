@@ -18,11 +18,8 @@ _BLUR /= _BLUR.sum()
 def cropped(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """The centre of frames `[n, H, W, 3]` that has the target's aspect ratio, in the source's own pixels."""
     rows, columns = pixels.shape[1:3]
-    if columns * height > rows * width:
-        size = rows, rows * width // height
-    else:
-        size = columns * height // width, columns
-    taken_rows, taken_columns = (max(1, side) for side in size)
+    taken_rows = max(1, min(rows, columns * height // width))
+    taken_columns = max(1, min(columns, rows * width // height))
     top, left = (rows - taken_rows) // 2, (columns - taken_columns) // 2
     return pixels[:, top : top + taken_rows, left : left + taken_columns]
 

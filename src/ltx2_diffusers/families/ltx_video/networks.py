@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -17,15 +17,10 @@ from .guidance import SKIP_MODES
 TIMESTEP_SCALE = 1000.0
 
 
-class _Skipped(NamedTuple):
-    """What a forward leaves out: a mode of `SKIP_MODES`, and a mask `[L, B]` of the blocks that stay (1)."""
-
-    mode: str
-    keep: torch.Tensor
-
-
-# Of the thread that makes a perturbed pass; others may use the same network meanwhile.
-_SKIPPED: ContextVar[_Skipped | None] = ContextVar("skipped", default=None)
+# What a forward leaves out: a mode of `SKIP_MODES`, and a mask `[L, B]` of the blocks that stay (1). Of the thread that makes a
+# perturbed pass; others may use the same network meanwhile.
+_SKIPPED: ContextVar[tuple[str, torch.Tensor] | None] = ContextVar("skipped", default=None)
+_PASSED_ON = ("hidden_states", "encoder_hidden_states", "encoder_attention_mask", "timestep", "attention_kwargs")
 
 
 class LTXVideoNetwork(torch.nn.Module):
@@ -41,18 +36,9 @@ class LTXVideoNetwork(torch.nn.Module):
         self.transformer, self.mode = transformer, SKIP_MODES[stg_mode]
         layers = transformer.config.num_layers
         self.config = SimpleNamespace(num_layers=layers, timestep_scale_multiplier=TIMESTEP_SCALE)
-        self.hf_quantizer = getattr(transformer, "hf_quantizer", None)
+        self.dtype, self.hf_quantizer = transformer.dtype, getattr(transformer, "hf_quantizer", None)
+        self.is_cache_enabled = transformer.is_cache_enabled
         self.cache_context, self._reset_stateful_cache = transformer.cache_context, transformer._reset_stateful_cache
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Data type of the weights."""
-        return self.transformer.dtype
-
-    @property
-    def is_cache_enabled(self) -> bool:
-        """Whether hooks of diffusers cache between steps."""
-        return self.transformer.is_cache_enabled
 
     def new_step_cache(self, num_predictions: int | None) -> None:
         """Nothing: what caches between steps are hooks of diffusers."""
@@ -60,36 +46,23 @@ class LTXVideoNetwork(torch.nn.Module):
     def forward(
         self,
         *,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor,
-        encoder_attention_mask: torch.Tensor,
-        timestep: torch.Tensor,
         video_coords: torch.Tensor,
         perturbation_keep_masks: torch.Tensor | list[torch.Tensor | None] | None = None,
-        attention_kwargs: dict[str, Any] | None = None,
-        **others: Any,  # noqa: ARG002 (of the other stream, and of versions that modulate by more)
+        **given: Any,
     ) -> Any:
         """Velocities of a pass as `(video, None)`, or a list of them for a list of passes.
 
         Args:
-            hidden_states: Noisy tokens `[B, T, C]`.
-            encoder_hidden_states, encoder_attention_mask: The text `[B, S, W]` and its mask `[B, S]`.
-            timestep: Noise level times 1000, `[B]`, or `[B, T, 1]` with one for each token.
             video_coords: Seconds, pixel rows and columns where tokens begin and end, `[B, 3, T, 2]`.
             perturbation_keep_masks: For each pass what it keeps, `[4, L, B]`; `None` keeps all.
-            attention_kwargs: Passed to the transformer.
+            given: What the transformer takes itself: noisy tokens `hidden_states` `[B, T, C]`, the text
+                `encoder_hidden_states` `[B, S, W]` and its `encoder_attention_mask` `[B, S]`, the noise level times 1000 as
+                `timestep`, `[B]`, or `[B, T, 1]` with one for each token, and `attention_kwargs`. What is of the other
+                stream, and of versions that modulate by more, is left out.
         """
-        call: Any = partial(
-            self.transformer,
-            hidden_states=hidden_states,
-            encoder_hidden_states=encoder_hidden_states,
-            encoder_attention_mask=encoder_attention_mask,
-            timestep=timestep,
-            # The network reads one position per token, its first frame and upper left corner.
-            video_coords=video_coords[..., 0],
-            attention_kwargs=attention_kwargs,
-            return_dict=False,
-        )
+        taken = {name: given.get(name) for name in _PASSED_ON}
+        # The network reads one position per token, its first frame and upper left corner.
+        call = partial(self.transformer, **taken, video_coords=video_coords[..., 0], return_dict=False)
         if not isinstance(perturbation_keep_masks, list):
             return self._passed(call, perturbation_keep_masks)
         return [self._passed(call, mask) for mask in perturbation_keep_masks]
@@ -109,7 +82,7 @@ class LTXVideoNetwork(torch.nn.Module):
             # Once put there, a hook stays: it does nothing unless this thread asks for it.
             if not any(getattr(hook, "func", None) is _left_out for hook in module._forward_hooks.values()):
                 module.register_forward_hook(partial(_left_out, index), with_kwargs=True)
-        token = _SKIPPED.set(_Skipped(self.mode, keep))
+        token = _SKIPPED.set((self.mode, keep))
         try:
             yield
         finally:
@@ -119,12 +92,13 @@ class LTXVideoNetwork(torch.nn.Module):
 def _left_out(index: int, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: torch.Tensor) -> Any:
     """What comes of a block, or of its self-attention, in place of its output `[B, T, D]`."""
     skipped = _SKIPPED.get()
-    if skipped is None or (skipped.mode == "transformer_block") != hasattr(module, "attn1"):
+    if skipped is None or (skipped[0] == "transformer_block") != hasattr(module, "attn1"):
         return None
-    kept = skipped.keep[index].to(output.device, torch.bool)[:, None, None]
+    mode, keep = skipped
+    kept = keep[index].to(output.device, torch.bool)[:, None, None]
     states = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-    if skipped.mode != "transformer_block":
-        states = module.to_v(states) if skipped.mode == "attention_values" else states
+    if mode != "transformer_block":
+        states = module.to_v(states) if mode == "attention_values" else states
         for layer in module.to_out:
             states = layer(states)
     return torch.where(kept, output, states)

@@ -17,6 +17,7 @@ from .schedules import pass_levels
 
 UPSAMPLER = "latent_upsampler"
 SECOND = "stage_2_transformer"
+NewSampler = Callable[[Generators], Sampler]
 Network = tuple[str, int, StageStrengths | None]
 """What a pass runs: a transformer by its component's name, its blocks, and the LoRA strengths that the pass adds."""
 
@@ -26,6 +27,7 @@ class Passes:
     """The passes of a call.
 
     Args:
+        preset: Settings of the checkpoint and the call.
         settings: Each pass's settings, in their order.
         sides: Height and width of the first pass.
         scale: Size of the last pass over that of the first, 1 or 2.
@@ -33,6 +35,7 @@ class Passes:
         ratio: Pixels a side of a latent.
     """
 
+    preset: LTXVideoPreset
     settings: Sequence[PassSettings]
     sides: tuple[int, int]
     scale: int
@@ -48,11 +51,11 @@ class Passes:
         """Whether a pass is at the second scale."""
         return self.scale == 2 and index == len(self.settings) - 1
 
-    def levels(self, index: int, preset: LTXVideoPreset) -> list[float]:
+    def levels(self, index: int) -> list[float]:
         """Noise levels of a pass."""
         scale = self.scale if self.enlarges(index) else 1
         tokens = self.latent_frames * self.sides[0] * self.sides[1] * scale**2 // self.ratio**2
-        return pass_levels(self.settings[index], preset.schedule, tokens).tolist()
+        return pass_levels(self.settings[index], self.preset.schedule, tokens).tolist()
 
 
 def first_sides(height: int, width: int, factor: float, ratio: int) -> tuple[int, int]:
@@ -108,27 +111,21 @@ def with_arguments(settings: PassSettings, said: dict[str, Any]) -> PassSettings
 
 
 def stages(
-    passes: Passes,
-    preset: LTXVideoPreset,
-    networks: Sequence[Network],
-    levels: Sequence[list[float]],
-    guidance_rescale: float,
-    new_sampler: Callable[[Generators], Sampler],
+    passes: Passes, networks: Sequence[Network], levels: Sequence[list[float]], rescale: float, new_sampler: NewSampler
 ) -> list[Stage]:
     """The stages of the passes.
 
     Args:
         passes: The passes.
-        preset: Settings of the checkpoint and the call.
         networks: What each pass runs.
         levels: Noise levels of each pass.
-        guidance_rescale: Of the first pass.
-        new_sampler: Makes the sampler of a pass.
+        rescale: `guidance_rescale` of the first pass.
+        new_sampler: Makes the sampler of a pass, see [`Stage`].
     """
-    made, before = [], 0.0
+    preset, made, before = passes.preset, list[Stage](), 0.0
     for index, (settings, (transformer, num_layers, adapters)) in enumerate(zip(passes.settings, networks)):
-        enlarges, rescale = passes.enlarges(index), 0.0 if index else guidance_rescale
-        guiders = partial(pass_guiders, settings, preset.stg_mode, num_layers, rescale)
+        enlarges = passes.enlarges(index)
+        guiders = partial(pass_guiders, settings, preset.stg_mode, num_layers, 0.0 if index else rescale)
         video: Any = guiders().video
         stage = Stage(
             spatial_scale=1.0 if passes.scale == 1 or enlarges else 0.5,

@@ -6,11 +6,11 @@ Shapes: B videos of the batch, C channels, F latent frames, h and w latent rows 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from itertools import cycle
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKLLTXVideo, LTXVideoTransformer3DModel
-from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.pipelines.ltx.modeling_latent_upsampler import LTXLatentUpsamplerModel
 from diffusers.utils import logging
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
@@ -21,12 +21,11 @@ from ...adapters.strengths import StageStrengths
 from ...conditioning import VIDEO_SCALE_FACTORS, Streams
 from ...guidance import NEUTRAL, Preset
 from ...media.frames import FilePath, rate_to_read, read_frames
-from ...pipelines.arguments import Callback, Delivery, Generators, Request, Start, takes
+from ...pipelines.arguments import Callback, Delivery, Generators, Request, Start, form_of, takes, texts_of
 from ...pipelines.engine import check_said, run
 from ...pipelines.generation import LTX2GenerationPipeline, Scheduler
 from ...pipelines.output import Result
 from ...pipelines.plan import ClipPlan, ModelSizes, Size, check_speed
-from ...prompts import Prompts
 from ...sampling import Sampler
 from ...sampling.samplers import gaussian_noise
 from .conditions import FrameCondition, LTXVideoCondition, Preparation, ReferenceCondition, resized
@@ -34,7 +33,7 @@ from .loading import LTXVideoLoading
 from .media import degraded, fitted
 from .networks import LTXVideoCodec
 from .passes import SECOND, UPSAMPLER, Network, Passes, chosen_passes, first_sides, stages, with_arguments
-from .presets import DEFAULT_FRAME_RATE, DEFAULT_SIZE, LTXVideoPreset, PassSettings, ltx_video_preset
+from .presets import DEFAULT_FRAME_RATE, DEFAULT_SIZE, LTXVideoPreset, PassSettings, frozen, ltx_video_preset
 from .steps import TokenSampler
 from .text import DEFAULT_TEXT_POSITIONS
 
@@ -50,7 +49,7 @@ _HELD_NOISE = "image_cond_noise_scale"
 class _First:
     """What comes first."""
 
-    conditions: Any = None
+    conditions: LTXVideoCondition | list[LTXVideoCondition] | None = None
     image: Any = None
     video: Any = None
     frame_index: int | list[int] = 0
@@ -146,7 +145,7 @@ class LTXVideoArguments(SharedArguments, _First):
     """
 
     media_items: Any = None
-    reference_conditions: Any = None
+    reference_conditions: LTXVideoCondition | list[LTXVideoCondition] | None = None
     multi_scale: bool | None = None
     stg_scale: float | Sequence[float] | None = None
     rescaling_scale: float | Sequence[float] | None = None
@@ -170,15 +169,17 @@ class LTXVideoArguments(SharedArguments, _First):
 
     def check(self) -> None:
         """Raise `ValueError` for what is wrong whatever the checkpoint, which need not be loaded to find it."""
-        height, width, num_frames = (
-            usual if given is None else given
-            for given, usual in zip((self.height, self.width, self.num_frames), DEFAULT_SIZE)
-        )
-        checks.check_size(height, width, VIDEO_SCALE_FACTORS.height)
-        checks.check_num_frames(num_frames, VIDEO_SCALE_FACTORS.time)
-        check_speed(num_frames, Size(frame_rate=self.frame_rate))
+        check_speed(self.size(DEFAULT_SIZE)[2], Size(frame_rate=self.frame_rate))
         checks.check_unit(denoise_strength=self.denoise_strength)
         checks.check_at_least_one(num_videos_per_prompt=self.num_videos_per_prompt)
+
+    def size(self, usual: Sequence[int]) -> tuple[int, int, int]:
+        """Height, width and frames of the finished clip: what is said, and else the usual ones."""
+        said = (self.height, self.width, self.num_frames)
+        height, width, num_frames = (one if given is None else given for given, one in zip(said, usual))
+        checks.check_size(height, width, VIDEO_SCALE_FACTORS.height)
+        checks.check_num_frames(num_frames, VIDEO_SCALE_FACTORS.time)
+        return height, width, num_frames
 
     def preset(self, settings: LTXVideoPreset) -> LTXVideoPreset:
         """Settings of the checkpoint with what the call says instead."""
@@ -205,11 +206,11 @@ class LTXVideoArguments(SharedArguments, _First):
 
     def listed_conditions(self, preparation: Preparation) -> list[FrameCondition]:
         """References first, as in the sequence that IC-LoRAs were trained with, then pictures and clips."""
-        references = [ReferenceCondition(one, preparation) for one in _as_conditions(self.reference_conditions)]
+        references = [ReferenceCondition(one, preparation) for one in _as_list(self.reference_conditions)]
         for one in references:
             if one.given.frame_index or one.given.position is not None:
                 raise ValueError(f"`reference_conditions` lie at frame 0 of the whole frame, but one is {one.given!r}")
-        given = _as_conditions(self.conditions)
+        given = _as_list(self.conditions)
         if given and (self.image is not None or self.video is not None):
             raise ValueError("`conditions` are given, and `image` or `video` too; put these into the conditions")
         if self.image is None and self.video is None:
@@ -218,61 +219,35 @@ class LTXVideoArguments(SharedArguments, _First):
         return [*references, *(FrameCondition(one, preparation) for one in given)]
 
     def _short_conditions(self) -> list[LTXVideoCondition]:
-        images, videos = (_as_list(value) for value in (self.image, self.video))
-        count = len(images) + len(videos)
-        lists = [_as_list(value) for value in (self.frame_index, self.strength)]
-        for name, values in zip(("frame_index", "strength"), lists):
-            if len(values) not in (1, count) and count:
+        shown: list[dict[str, Any]] = [{"image": one} for one in _as_list(self.image)]
+        shown += [{"video": one} for one in _as_list(self.video)]
+        for name in ("frame_index", "strength"):
+            values, count = _as_list(getattr(self, name)), len(shown)
+            if count and len(values) not in (1, count):
                 raise ValueError(f"`{name}` has {len(values)} values for {count} pictures and clips; give one each")
-        places = [values * count if len(values) == 1 else values for values in lists]
-        frames = [{"image": image} for image in images] + [{"video": video} for video in videos]
-        return [LTXVideoCondition(**one, frame_index=at, strength=by) for one, at, by in zip(frames, *places)]
+            for one, value in zip(shown, cycle(values)):
+                one[name] = value
+        return [LTXVideoCondition(**one) for one in shown]
 
 
 def pass_arguments(call: Any) -> dict[str, Any]:
     """What a call says of its first pass, lists as tuples."""
-    said = {field.name: _frozen(getattr(call, field.name, None)) for field in fields(PassSettings)}
+    said = {field.name: frozen(getattr(call, field.name, None)) for field in fields(PassSettings)}
     return said | {"timesteps": call.timesteps and tuple(timestep / 1000 for timestep in call.timesteps)}
-
-
-def texts_of(call: Any, prompt: str | list[str] | None) -> Prompts:
-    """A call's text, with this prompt."""
-    embeds = (call.prompt_embeds, call.negative_prompt_embeds)
-    masks = (call.prompt_attention_mask, call.negative_prompt_attention_mask)
-    return Prompts(prompt, call.negative_prompt, embeds, masks, call.num_videos_per_prompt, call.max_sequence_length)
 
 
 def delivery_of(call: Any, preset: LTXVideoPreset, tone_map: float = 0.0, fit: Fit | None = None) -> Delivery:
     """In which form the result of a call is handed over."""
-    callback, names = call.callback_on_step_end, call.callback_on_step_end_tensor_inputs
-    if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):
-        names = callback.tensor_inputs
+    timestep, share = call.decode_timestep, call.decode_noise_scale
     # As in diffusers, a level that is given alone is the share of noise, too.
-    alone = call.decode_timestep is not None and call.decode_noise_scale is None
-    share = preset.decode_noise_scale if call.decode_noise_scale is None else call.decode_noise_scale
-    timestep = preset.decode_timestep if call.decode_timestep is None else call.decode_timestep
-    form = (call.output_type, call.return_dict, callback, names or (), timestep, None if alone else share)
-    return Delivery(*form, call.generator, call.save_path, tone_map=tone_map, fit=fit)
-
-
-def _frozen(value: Any) -> Any:
-    """Lists as tuples, also inside of others."""
-    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
+    if timestep is None:
+        timestep, share = preset.decode_timestep, preset.decode_noise_scale if share is None else share
+    return Delivery(*form_of(call), timestep, share, call.generator, call.save_path, tone_map=tone_map, fit=fit)
 
 
 def _as_list(value: Any) -> list[Any]:
     """What a call gives as one or several."""
     return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
-
-
-def _as_conditions(value: Any) -> list[LTXVideoCondition]:
-    given = _as_list(value)
-    for one in given:
-        if not isinstance(one, LTXVideoCondition):
-            raise ValueError(
-                f"conditions have to be LTXVideoCondition but one is {type(one)}; use LTXVideoCondition(...)"
-            )
-    return given
 
 
 class LTXVideoBase(LTXVideoLoading):
@@ -313,15 +288,9 @@ class LTXVideoBase(LTXVideoLoading):
         preset: str | None = None,
     ) -> None:
         super(LTX2GenerationPipeline, self).__init__()
-        self._register(
-            vae=vae,
-            text_encoder=text_encoder,
-            tokenizer=tokenizer,
-            transformer=transformer,
-            scheduler=scheduler,
-            latent_upsampler=latent_upsampler,
-            stage_2_transformer=stage_2_transformer,
-        )
+        text = {"text_encoder": text_encoder, "tokenizer": tokenizer}
+        optional = {UPSAMPLER: latent_upsampler, SECOND: stage_2_transformer}
+        self._register(vae=vae, **text, transformer=transformer, scheduler=scheduler, **optional)
         self.register_to_config(preset=preset)
         if preset is not None:
             ltx_video_preset(preset)
@@ -405,13 +374,9 @@ class LTXVideoPipeline(LTXVideoBase):
         def new_sampler(generator: Generators) -> Sampler:
             return TokenSampler(gaussian_noise(generator), preset.stochastic_sampling, held_noise)
 
-        networks, levels = self._networks_of_passes(call, preset, passes), self._levels(call, preset, passes)
-        made = stages(passes, preset, networks, levels, call.guidance_rescale, new_sampler)
-        order: Any = {
-            "packed_noise": call.packed_noise,
-            "own_shape_renoise": not call.packed_noise,
-            "noise_first": True,
-        }
+        networks, levels = self._networks_of_passes(call, passes), self._levels(call, passes)
+        made = stages(passes, networks, levels, call.guidance_rescale, new_sampler)
+        order: Any = {"packed_noise": call.packed_noise, "own_shape_renoise": True, "noise_first": True}
         start = Start(call.generator, call.latents, **order, clip=call.clip(preset, sides, num_frames))
         fit = None if passes.last_sides == sides else partial(shown_at, sides=sides)
         tone_map = passes.settings[-1].tone_map_compression_ratio
@@ -426,10 +391,7 @@ class LTXVideoPipeline(LTXVideoBase):
         if latents is not None and latents.ndim == 5:
             sides = own[:2] if self._is_multi_scale(call) else [side * ratio for side in latents.shape[3:]]
             own = (*sides, self.sizes.pixel_frames(latents.shape[2]))
-        said = (call.height, call.width, call.num_frames)
-        height, width, num_frames = (side if given is None else given for given, side in zip(said, own))
-        checks.check_size(height, width, ratio)
-        checks.check_num_frames(num_frames, self.vae_temporal_compression_ratio)
+        height, width, num_frames = call.size(own)
         return (height, width), num_frames
 
     def _is_multi_scale(self, call: LTXVideoArguments) -> bool:
@@ -453,42 +415,39 @@ class LTXVideoPipeline(LTXVideoBase):
         if not others:
             check_said("the call has one pass", call, "adain_factor", "stage_2_adapters")
         frames = (num_frames - 1) // self.vae_temporal_compression_ratio + 1
-        return Passes(settings, own, 2 if multi_scale else 1, frames, ratio)
+        return Passes(preset, settings, own, 2 if multi_scale else 1, frames, ratio)
 
-    def _levels(self, call: LTXVideoArguments, preset: LTXVideoPreset, passes: Passes) -> list[list[float]]:
+    def _levels(self, call: LTXVideoArguments, passes: Passes) -> list[list[float]]:
         """Noise levels of the passes, the first of which may begin in the middle if there is something to begin with."""
-        checks.check_unit(denoise_strength=call.denoise_strength)
-        levels = [passes.levels(index, preset) for index in range(len(passes.settings))]
-        allowed = preset.allowed_inference_steps
+        share, name, allowed = call.denoise_strength, passes.preset.name, passes.preset.allowed_inference_steps
+        checks.check_unit(denoise_strength=share)
+        levels = [passes.levels(index) for index in range(len(passes.settings))]
         if allowed and any(all(abs(one - known) > 1e-4 for known in allowed) for one in levels[0]):
-            logger.warning(f"{preset.name} was distilled for the noise levels {allowed}, and sees others in this call")
+            logger.warning(f"{name} was distilled for the noise levels {allowed}, and sees others in this call")
         count = len(levels[0])
-        levels[0] = levels[0][count - int(count * call.denoise_strength) :]
+        levels[0] = levels[0][count - int(count * share) :]
         if not levels[0]:
-            raise ValueError(
-                f"`denoise_strength` {call.denoise_strength} leaves no step; use at least {1 / count:.2f}"
-            )
+            raise ValueError(f"`denoise_strength` {share} leaves no step; use at least {1 / count:.2f}")
         is_given, shortened = call.media_items is not None or call.latents is not None, levels[0][0] < 1
         if call.media_items is not None and not shortened:
             raise ValueError(
                 "nothing is left of `media_items` at the first noise level of 1; use denoise_strength=0.8"
             )
-        skips = call.denoise_strength < 1 or passes.settings[0].skip_initial_inference_steps
-        if skips and not is_given:
+        if (share < 1 or passes.settings[0].skip_initial_inference_steps) and not is_given:
             raise ValueError(
-                f"`denoise_strength` ({call.denoise_strength}) or skipped steps begin the first pass at the noise level "
+                f"`denoise_strength` ({share}) or skipped steps begin the first pass at the noise level "
                 f"{levels[0][0]:g}, but there is nothing to begin with; give `media_items` or `latents`, or leave them out"
             )
         return levels
 
-    def _networks_of_passes(self, call: LTXVideoArguments, preset: LTXVideoPreset, passes: Passes) -> list[Network]:
+    def _networks_of_passes(self, call: LTXVideoArguments, passes: Passes) -> list[Network]:
         """What each pass runs: the first one the transformer, and the others the second transformer, if there is one."""
         count, second = len(passes.settings), SECOND if self.has(SECOND) else "transformer"
         first_adapters, adapters = call.stage_1_adapters, call.stage_2_adapters
-        if preset.kind == "mix" and not self.has(SECOND) and adapters is None:
+        if passes.preset.kind == "mix" and not self.has(SECOND) and adapters is None:
             if DISTILLED_ADAPTER not in self.lora_metadata:
                 raise ValueError(
-                    f"{preset.name} goes on with a distilled model; give it as `{SECOND}`, or load its LoRA with "
+                    f"{passes.preset.name} goes on with a distilled model; give it as `{SECOND}`, or load its LoRA with "
                     f'load_lora_weights(..., adapter_name="{DISTILLED_ADAPTER}"), or pass stage_2_adapters={{}}'
                 )
             first_adapters = {DISTILLED_ADAPTER: 0.0, **(first_adapters or {})}

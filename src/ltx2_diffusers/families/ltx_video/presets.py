@@ -4,10 +4,14 @@ Values are those of the original configuration files. Noise levels are in [0, 1]
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from ...checks import check_choice
+from ...yaml_files import read_mapping
 
 Scale = float | tuple[float, ...]
 SkipBlocks = tuple[int, ...] | tuple[tuple[int, ...], ...]
@@ -142,83 +146,35 @@ class LTXVideoPreset:
         return self.name.split("-")[2]
 
 
-_ALLOWED = (1.0, 0.9937, 0.9875, 0.9812, 0.975, 0.9094, 0.725, 0.4219)
-_SHIFTED = ScheduleSettings("Uniform", "SD3", target_shift_terminal=0.1)
-_BASE = PassSettings(40, None, 3, 1, 0.7, (19,))
-# Its blocks are named and, without spatio-temporal guidance, never perturbed.
-_DISTILLED = PassSettings(timesteps=_ALLOWED[:-1], skip_block_list=(42,))
-_DISTILLED_SECOND = replace(_DISTILLED, timesteps=_ALLOWED[-3:])
-_DEV = PassSettings(
-    num_inference_steps=30,
-    guidance_scale=(1, 1, 6, 8, 6, 1, 1),
-    stg_scale=(0, 0, 4, 4, 4, 2, 1),
-    rescaling_scale=(1, 1, 0.5, 0.5, 1, 1, 1),
-    skip_block_list=((), (11, 25, 35, 39), (22, 35, 39), (28,), (28,), (28,), (28,)),
-    guidance_timesteps=(1.0, 0.996, 0.9933, 0.985, 0.9767, 0.9008, 0.618),
-    skip_final_inference_steps=3,
-    cfg_star_rescale=True,
-)
-_DEV_SECOND = PassSettings(
-    30, None, (1,), (1,), (1,), (27,), (1.0,), skip_initial_inference_steps=17, cfg_star_rescale=True
-)
-# The hosted service's: dev at high noise, guided by six values that are looked up from above, then distilled.
-_MIX = PassSettings(
-    timesteps=(1.0, 0.9984, 0.9955, 0.9918, 0.9873, 0.982, 0.9758, 0.9687, 0.9606),
-    guidance_scale=(1, 6, 8, 6, 1, 1),
-    stg_scale=(0, 4, 4, 4, 2, 1),
-    rescaling_scale=(1, 0.5, 0.5, 1, 1, 1),
-    skip_block_list=((11, 25, 35, 39), (22, 35, 39), (28,), (28,), (28,), (28,)),
-    guidance_timesteps=(1.0, 0.9933, 0.985, 0.9767, 0.9008, 0.618),
-    guidance_lookup="ceil",
-    cfg_star_rescale=True,
-    end_timestep=0.9513,
-)
+def frozen(value: Any) -> Any:
+    """Lists as tuples, also inside of others."""
+    return tuple(map(frozen, value)) if isinstance(value, list | tuple) else value
 
 
-def _multi_scale(name: str, first: PassSettings, second: PassSettings, **values: Any) -> LTXVideoPreset:
-    upscaler = f"ltxv-spatial-upscaler-{name.split('-')[2]}.safetensors"
-    shared: dict[str, Any] = {"checkpoint": f"{name}.safetensors", "downscale_factor": 0.6666666}
-    return LTXVideoPreset(name, first_pass=first, second_pass=second, spatial_upscaler=upscaler, **(shared | values))
+def read_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a preset as files have them: mappings are passes, or the schedule, and lists are tuples."""
+    read: dict[str, Any] = {}
+    for name, value in values.items():
+        kind: Any = ScheduleSettings if name == "schedule" else PassSettings
+        is_part = isinstance(value, Mapping)
+        read[name] = kind(**{key: frozen(one) for key, one in value.items()}) if is_part else frozen(value)
+    return read
 
 
-_FIXED: dict[str, Any] = {"transformers": ("distilled",), "allowed_inference_steps": _ALLOWED}
-_EARLY: dict[str, Any] = {"causal_temporal_positioning": False, "schedule": _SHIFTED}
-_TONED = replace(_DISTILLED_SECOND, tone_map_compression_ratio=0.6)
-_ALL = (
-    LTXVideoPreset("ltxv-2b-0.9", "ltx-video-2b-v0.9.safetensors", _BASE, **_EARLY),
-    LTXVideoPreset("ltxv-2b-0.9.1", "ltx-video-2b-v0.9.1.safetensors", _BASE, **_EARLY),
-    LTXVideoPreset("ltxv-2b-0.9.5", "ltx-video-2b-v0.9.5.safetensors", _BASE),
-    LTXVideoPreset("ltxv-2b-0.9.6-dev", "ltxv-2b-0.9.6-dev-04-25.safetensors", _BASE),
-    LTXVideoPreset(
-        "ltxv-2b-0.9.6-distilled",
-        "ltxv-2b-0.9.6-distilled-04-25.safetensors",
-        PassSettings(num_inference_steps=8),
-        stochastic_sampling=True,
-        **_FIXED,
-    ),
-    _multi_scale("ltxv-13b-0.9.7-dev", _DEV, _DEV_SECOND),
-    _multi_scale("ltxv-13b-0.9.7-distilled", _DISTILLED, _DISTILLED_SECOND, **_FIXED),
-    _multi_scale("ltxv-13b-0.9.8-dev", _DEV, _DEV_SECOND),
-    _multi_scale("ltxv-13b-0.9.8-distilled", _DISTILLED, _TONED, **_FIXED),
-    _multi_scale(
-        "ltxv-13b-0.9.8-mix",
-        _MIX,
-        replace(_DISTILLED_SECOND, timesteps=(0.85, 0.725, 0.6, 0.4219)),
-        checkpoint="ltxv-13b-0.9.8-dev.safetensors",
-        continued_pass=replace(_DISTILLED, timesteps=(0.95, 0.9094, 0.725, 0.4219)),
-        transformers=("dev", "distilled", "distilled"),
-        adain_factor=0.25,
-    ),
-    _multi_scale("ltxv-2b-0.9.8-distilled", _DISTILLED, _DISTILLED_SECOND, **_FIXED),
-)
-PRESETS = {preset.name: preset for preset in _ALL}
+@cache
+def all_presets() -> dict[str, LTXVideoPreset]:
+    """The presets by their names, oldest first; their file is read once."""
+    said = read_mapping(Path(__file__).parents[2] / "resources" / "configs" / "ltx-video-presets.yaml")["presets"]
+    return {name: LTXVideoPreset(name, **read_settings(values)) for name, values in said.items()}
+
+
 _DEPTHS = {"2b": 28, "13b": 48}
 
 
 def ltx_video_preset(name: str) -> LTXVideoPreset:
     """The preset of a name, as `"ltxv-13b-0.9.8-distilled"`; `ValueError` if there is none."""
-    check_choice("preset", name, tuple(PRESETS))
-    return PRESETS[name]
+    check_choice("preset", name, tuple(all_presets()))
+    return all_presets()[name]
 
 
 def choose_preset(
@@ -238,13 +194,13 @@ def choose_preset(
         model of another depth than the published ones lacks are replaced by those at the same relative depth.
     """
     check_choice("layout", layout, LAYOUTS)
-    size, name = "13b" if num_layers >= 40 else "2b", name.lower()
+    size, name, presets = "13b" if num_layers >= 40 else "2b", name.lower(), all_presets()
     if layout != "v095":
-        found = [PRESETS["ltxv-2b-0.9" if layout == "v090" else "ltxv-2b-0.9.1"]]
+        found = [presets["ltxv-2b-0.9" if layout == "v090" else "ltxv-2b-0.9.1"]]
     else:
         distilled = is_stochastic or ("distilled" in name if is_distilled is None else is_distilled)
         kind = "distilled" if distilled else "dev"
-        found = [p for p in _ALL if p.causal_temporal_positioning and (p.size, p.kind) == (size, kind)]
+        found = [p for p in presets.values() if p.causal_temporal_positioning and (p.size, p.kind) == (size, kind)]
     said = re.search(r"0\.9\.\d", "0.9.6" if is_stochastic else name)
     preset = next((p for p in found if said and p.version == said[0]), found[-1])
     return preset if num_layers == _DEPTHS[size] else _of_depth(preset, num_layers)
@@ -258,10 +214,6 @@ def _of_depth(preset: LTXVideoPreset, num_layers: int) -> LTXVideoPreset:
             return tuple(moved(block) for block in blocks)
         return None if blocks is None else min(num_layers - 1, blocks * num_layers // _DEPTHS[preset.size])
 
-    passes = {name: getattr(preset, name) for name in ("first_pass", "second_pass", "continued_pass")}
-    fitted = {
-        name: replace(settings, skip_block_list=moved(settings.skip_block_list))
-        for name, settings in passes.items()
-        if settings is not None
-    }
+    passes = {name: one for name, one in vars(preset).items() if isinstance(one, PassSettings)}
+    fitted: Any = {name: replace(one, skip_block_list=moved(one.skip_block_list)) for name, one in passes.items()}
     return replace(preset, **fitted)

@@ -3,7 +3,7 @@
 Shapes: B batch, T tokens, D features of a token, N steps.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -39,6 +39,7 @@ def token_step(
     return (1 - below) * denoised + below * noise
 
 
+@dataclass
 class TokenSampler:
     """Euler steps, or steps that renew all noise, for tokens that wait; one prediction per step.
 
@@ -49,14 +50,11 @@ class TokenSampler:
             the level. Default 0.0.
     """
 
-    predictions_per_step = 1
+    noise_sampler: NoiseSampler
+    is_stochastic: bool = False
+    held_noise_scale: float = 0.0
 
-    def __init__(
-        self, noise_sampler: NoiseSampler, is_stochastic: bool = False, held_noise_scale: float = 0.0
-    ) -> None:
-        self.noise_sampler = noise_sampler
-        self.is_stochastic = is_stochastic
-        self.held_noise_scale = held_noise_scale
+    predictions_per_step = 1
 
     def step(self, predict: Predict, states: States, sigmas: torch.Tensor, step: int) -> tuple[States, Tensors]:
         """See [`~ltx2_diffusers.sampling.contract.Sampler`]."""

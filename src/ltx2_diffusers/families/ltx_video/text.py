@@ -27,19 +27,14 @@ class T5TextEncoder(TextEncoder):
     """A T5 encoder and its tokenizer, without connectors.
 
     Args:
-        width: Values of a token that the transformer takes, `None` if that is not known.
+        text_width: Values of a token that the transformer takes, `None` if that is not known.
     """
 
-    width: int | None = None
+    text_width: int | None = None
 
     num_states = 1
     # Nothing comes between the encoder and the transformer.
     projection = ("none", None)
-
-    @property
-    def text_width(self) -> int | None:
-        """Values of a token that the transformer takes."""
-        return self.width
 
     @property
     def absent(self) -> list[str]:

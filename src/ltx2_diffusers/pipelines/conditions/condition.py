@@ -160,6 +160,25 @@ Conditions = Annotated[Condition | Sequence[Condition] | None, "read by as_condi
 """What arguments take that hold one condition or several."""
 
 
+@dataclass(frozen=True)
+class ReadyItems(Condition, Opened):
+    """Condition items that are made already, for one stage.
+
+    Args:
+        ready: Those of each stream.
+    """
+
+    ready: Items
+
+    def opened(self, _studio: Studio, _plan: ClipPlan) -> "ReadyItems":
+        """The same."""
+        return self
+
+    def items(self, _plan: ClipPlan) -> Items:
+        """Those that there are."""
+        return self.ready
+
+
 def as_conditions(name: str, given: object) -> list[Condition]:
     """The conditions of an argument that takes one, a list, or `None`."""
     conditions = []

@@ -292,7 +292,7 @@ def test_a_step_callback_sees_and_changes_the_guidance(pipeline):
 def test_what_only_ltx2_can_do_is_refused(pipeline):
     with pytest.raises(ValueError, match="one process"):
         pipeline.enable_parallelism()
-    with pytest.raises(ValueError, match="nothing to compile"):
+    with pytest.raises(ValueError, match="compile_repeated_blocks"):
         pipeline.compile()
     with pytest.raises(ValueError, match="audio_vae"):
         pipeline.encode_audio(torch.zeros(1, 2, 16000), 16000)

@@ -224,22 +224,3 @@ def video_item(item: ConditionItem) -> Items:
 def audio_item(item: ConditionItem) -> Items:
     """One condition item of the sound."""
     return Streams([], [item])
-
-
-@dataclass(frozen=True)
-class ReadyItems(Condition, Opened):
-    """Condition items that are made already, for one stage.
-
-    Args:
-        ready: Those of each stream.
-    """
-
-    ready: Items
-
-    def opened(self, studio: Studio, plan: ClipPlan) -> "ReadyItems":
-        """The same."""
-        return self
-
-    def items(self, plan: ClipPlan) -> Items:
-        """Those that there are."""
-        return self.ready

@@ -200,3 +200,8 @@ def test_the_shortest_shot_that_is_named_is_long_enough():
         plan_storyboard(board(1.0, 0.1))
     least = float(re.search(r"use ([\d.]+)", str(error.value))[1])
     assert plan_storyboard(board(1.0, least))[-1].num_frames == 17
+
+
+def test_a_setting_that_is_a_field_of_the_storyboard_is_sent_there():
+    with pytest.raises(ValueError, match="`num_frames` belongs to the storyboard itself"):
+        Storyboard([Shot("a", 1.0)], settings={"num_frames": 9}).check()

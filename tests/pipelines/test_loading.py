@@ -91,7 +91,12 @@ def test_saved_names_are_diffusers_names(tmp_path):
 
 @pytest.mark.quick_cases(3)
 @pytest.mark.parametrize(
-    "name", [name for name in ltx2_diffusers.__all__ if re.fullmatch(r"LTX2(?!5?Modular)\w*Pipeline", name)]
+    "name",
+    [
+        name
+        for name in ltx2_diffusers.__all__
+        if re.fullmatch(r"LTX2(?!5?Modular|DFRTemporal|VideoDiffusion)\w*Pipeline", name)
+    ],
 )
 def test_a_saved_folder_names_a_pipeline_that_diffusers_has(name, tmp_path):
     """And everything comes back here under the class that was saved."""

@@ -159,7 +159,10 @@ class Storyboard:
             ValueError: If a setting is unknown or of another type.
         """
         if unknown := [name for name in self.settings if name not in SETTINGS]:
-            raise ValueError(_unknown(unknown[0], [*SETTINGS, *(one.name for one in fields(self))]))
+            own = [one.name for one in fields(self)]
+            if unknown[0] in own:
+                raise ValueError(f"`{unknown[0]}` belongs to the storyboard itself; move it there from its `settings`")
+            raise ValueError(_unknown(unknown[0], [*SETTINGS, *own]))
         given = {name: getattr(self, name) for name in ("height", "width", "num_frames", "frame_rate")}
         given |= self.settings
         if isinstance(options := given.get("guidance_options"), Mapping):

@@ -75,7 +75,9 @@ def test_the_bare_import_loads_nothing_heavy():
 
 @pytest.mark.parametrize("kind", ["cuda", "network", "files"])
 def test_resolving_every_name_touches_nothing_outside(report, kind):
-    assert report[kind] == []
+    """Files but those of the package, which holds tables of its own."""
+    own = str(Path(ltx2_diffusers.__file__).parent)
+    assert [one for one in report[kind] if not str(one).startswith(own)] == []
 
 
 def test_resolving_every_name_leaves_torch_as_it_was(report):

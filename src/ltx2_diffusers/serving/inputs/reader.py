@@ -72,7 +72,10 @@ class MediaReader:
 
     def warm_up(self) -> None:
         """Start the template, so that the first request need not wait for it."""
-        process = self._context.Process(target=_nothing, daemon=True)  # type: ignore[attr-defined]
+        # Of the template's own module: any other would be imported anew by each process.
+        from .process import be_there
+
+        process = self._context.Process(target=be_there, daemon=True)  # type: ignore[attr-defined]
         process.start()
         process.join()
 
@@ -156,7 +159,3 @@ class Inputs:
         path = self.reader.read(name, kind, content, self.folder)
         self.hashes[path.name] = hashlib.sha256(content).hexdigest()
         return path
-
-
-def _nothing() -> None:
-    """What a process does that only warms up the template."""

@@ -129,6 +129,7 @@ def test_adapters_of_compiled_models_are_saved_under_plain_names(way, layout, tm
 
 
 @pytest.mark.parametrize("way", WAYS)
+@pytest.mark.quick_cases(2)
 def test_a_misfit_names_the_plain_module(way):
     pipe = build()
     way(pipe)

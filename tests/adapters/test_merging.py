@@ -96,6 +96,7 @@ def test_the_exact_sum_is_rounded_once(dtype):
 
 @pytest.mark.parametrize("kind", ["fp8_cast", "layerwise"])
 @pytest.mark.parametrize("rounding, seed", [("nearest", 0), ("stochastic", 0), ("stochastic", 7)])
+@pytest.mark.quick_cases(2)
 def test_float8_without_scales_is_added_to_and_rounded(kind, rounding, seed):
     pipe = in_fp8(kind)
     pipe.load_lora_weights(lora(), adapter_name="style", dtype=torch.float32)

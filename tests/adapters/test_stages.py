@@ -79,6 +79,7 @@ def test_adapters_do_not_go_to_another_transformer(pipe):
 @pytest.mark.parametrize(
     "strength", [{}, {"video": 0.0}, {"transformer": {"transformer_blocks.0": 0.0}}, 1.0], ids=str
 )
+@pytest.mark.quick_cases(2)
 def test_adapters_that_fused_ones_would_swallow_are_refused(strength):
     pipe = build(torch.float32)
     for name in ("fused", "style"):

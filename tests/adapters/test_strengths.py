@@ -71,6 +71,7 @@ def test_all_finite_numbers_are_strengths(adapted, number):
         {"transformer": {"transformer_blocks": 0.5}},
     ],
 )
+@pytest.mark.quick_cases(2)
 def test_strengths_by_component_and_block_are_those_of_diffusers(weight):
     pipe = build()
     reference = in_diffusers(pipe)

@@ -104,6 +104,7 @@ def reread(pipe: LTX2Pipeline) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.quick_cases(2)
 def test_weights_that_are_not_kept_are_read_from_the_file(kind):
     pipe = loaded(kind)
     reread(pipe)
@@ -386,6 +387,7 @@ def test_groups_that_come_by_a_stream_are_fused_in_host_memory():
         (SCALED_FILE, None, torch.bfloat16),
     ],
 )
+@pytest.mark.quick_cases(2)
 def test_models_that_were_loaded_on_their_own_know_their_file(file, config, dtype):
     load = LTX2AVTransformer3DModel.from_single_file
     pipe = build(dtype, transformer=load(file, torch_dtype=dtype, quantization_config=config))

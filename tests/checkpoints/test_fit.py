@@ -82,6 +82,7 @@ def test_conversion_checks_the_model(tmp_path, change, message):
     + [("num_attention_heads", value) for value in (10**9, 0, None, 3)]
     + [("attention_head_dim", 7), ("norm_eps", float("nan")), ("norm_eps", "small"), ("in_channels", 10**30)],
 )
+@pytest.mark.quick_cases(6)
 def test_fields_that_contradict_the_tensors_are_refused_at_once(tmp_path, field, value):
     path = original_with(tmp_path / "x.safetensors", **{field: value})
     # A model of 10**9 layers would never be built, so that the test would not end.

@@ -69,6 +69,7 @@ def test_packed_weights_compute_as_in_diffusers(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", ["block", "half", "bf16", "float"])
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+@pytest.mark.quick_cases(3)
 def test_without_a_quantization_config_the_weights_are_real(tmp_path, kind, prefix):
     path = write(tmp_path / "x.gguf", kind, prefix)
     model = LTX2AVTransformer3DModel.from_single_file(path, **WITH_CONFIG)

@@ -146,6 +146,7 @@ MATRICES = {
 
 
 @pytest.mark.parametrize("check", GOLDEN_CHECKS, ids=lambda check: check.name)
+@pytest.mark.quick_cases(5)
 def test_an_error_in_one_matrix_is_noticed(check):
     check.check(check.model())
     for name in MATRICES[check.name]:

@@ -66,6 +66,7 @@ def test_every_component_is_checked():
 
 
 @pytest.mark.parametrize("check", self_check.CHECKS, ids=lambda check: check.name)
+@pytest.mark.quick_cases(4)
 def test_a_wrong_number_is_noticed(check, damaged, capsys):
     file = damaged / f"{check.case}.safetensors"
     case = load_file(file)

@@ -273,6 +273,7 @@ def test_values_of_another_form(capsys, tmp_path, option, why):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else value,
 )
+@pytest.mark.quick_cases(3)
 def test_what_the_file_cannot_hold_is_said_before_anything_is_loaded(
     tmp_path, capsys, monkeypatch, options, name, notice
 ):

@@ -171,6 +171,7 @@ ARGUMENTS = {name for option in OPTIONS.values() for name in option.names if "_"
 
 
 @pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.quick_cases(29)
 def test_a_wrong_value_is_reported_under_the_name_that_was_typed(tmp_path, media, capsys, name):
     options, message = WRONG[name]
     device = [] if name == "device" else ["--device", "cpu"]

@@ -42,6 +42,7 @@ OTHERS = {
 
 
 @each
+@pytest.mark.quick_cases(3)
 def test_the_same_numbers_as_diffusers(name):
     for changes in ({}, CFG if name in GENERATING else OTHERS[name]):
         actual, expected = (run(library, name, **changes, return_dict=False) for library in ("ours", "diffusers"))
@@ -78,6 +79,7 @@ def test_what_diffusers_can_do_without_is_optional_here(name):
 
 @each
 @both
+@pytest.mark.quick_cases(6)
 def test_a_tuple_holds_what_the_output_holds(library, name):
     output, values = run(library, name), run(library, name, return_dict=False)
     assert isinstance(values, tuple)
@@ -87,6 +89,7 @@ def test_a_tuple_holds_what_the_output_holds(library, name):
 
 @each
 @both
+@pytest.mark.quick_cases(6)
 def test_the_generator_decides(library, name):
     pipe = pipeline(library, name)
     first, again, other = (run(library, name, pipe, generator=seeded(seed)) for seed in (1, 1, 2))
@@ -98,6 +101,7 @@ def test_the_generator_decides(library, name):
 @generating
 @both
 @pytest.mark.parametrize("kind", ["np", "pt", "pil", "latent"])
+@pytest.mark.quick_cases(11)
 def test_forms_of_frames(library, name, kind):
     frames = run(library, name, output_type=kind).frames
     shapes = {"np": (1, 5, 32, 32, 3), "pt": (1, 5, 3, 32, 32), "latent": (1, 4, 3, 16, 16)}
@@ -110,6 +114,7 @@ def test_forms_of_frames(library, name, kind):
 
 @generating
 @both
+@pytest.mark.quick_cases(3)
 def test_several_prompts_and_videos_per_prompt(library, name):
     pipe = pipeline(library, name)
     for prompt, videos, count in (("one", 2, 2), (["one", "two"], 1, 2), (["one", "two"], 2, 4)):
@@ -182,6 +187,7 @@ def test_states_have_rows_for_every_video_and_none_without_guidance(library, nam
 
 @generating
 @both
+@pytest.mark.quick_cases(3)
 def test_a_callback_sees_what_it_asks_for(library, name):
     pipe, seen = pipeline(library, name), []
 
@@ -214,6 +220,7 @@ def test_a_callback_replaces_the_latents(library, name):
 @generating
 @both
 @pytest.mark.parametrize("prefix", ["_", "_audio_"])
+@pytest.mark.quick_cases(6)
 def test_a_callback_turns_guidance_up(library, name, prefix):
     def increase(pipe: Any, _step: int, _timestep: torch.Tensor, tensors: dict[str, Any]) -> dict[str, Any]:
         setattr(pipe, f"{prefix}guidance_scale", getattr(pipe, f"{prefix}guidance_scale") + 1.0)
@@ -232,6 +239,7 @@ SCALES = {"guidance_scale": 4.0, "stg_scale": 0.8, "modality_scale": 2.0, "guida
 
 
 @pytest.mark.parametrize("argument", [prefix + scale for prefix in ("", "audio_") for scale in SCALES])
+@pytest.mark.quick_cases(3)
 def test_every_scale_that_a_callback_sets_counts_as_in_diffusers(argument):
     value, outputs = SCALES[argument.removeprefix("audio_")], []
 
@@ -352,6 +360,7 @@ def test_the_shortest_clips_have_sound(name, frames_and_rate):
 
 
 @each
+@pytest.mark.quick_cases(3)
 def test_a_pipeline_can_be_sent_to_another_process(name):
     pipe = pipeline("ours", name)
     expected = run("ours", name, pipe)

@@ -75,6 +75,7 @@ def test_optional_components_stay_away(library, name, tmp_path):
 
 @cases
 @pytest.mark.parametrize("away", ["text", "decoders"])
+@pytest.mark.quick_cases(4)
 def test_needed_components_can_stay_away_too(library, name, away, tmp_path):
     pipeline(library, name).save_pretrained(tmp_path)
     parts = {"text": ("text_encoder", "tokenizer"), "decoders": ("vocoder",)}[away]
@@ -162,6 +163,7 @@ def test_guidance_can_be_left_out_by_a_list_of_steps(library, name):
 
 @each
 @both
+@pytest.mark.quick_cases(6)
 def test_offloading_leaves_the_result_alone(library, name):
     pipe = pipeline(library, name, new_model, **(text_encoder_copy() if name in WITH_TEXT else {}))
     pipe.enable_model_cpu_offload(device="cpu")

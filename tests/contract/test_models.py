@@ -129,6 +129,7 @@ def test_a_model_repeats_itself(library, part):
 @both
 @pytest.mark.parametrize("variant", [None, "fp16"])
 @pytest.mark.parametrize("safe", [True, False], ids=["safetensors", "pickled"])
+@pytest.mark.quick_cases(22)
 def test_a_saved_model_is_the_same(library, part, variant, safe, tmp_path):
     network = model(library, part)
     network.save_pretrained(tmp_path, variant=variant, safe_serialization=safe)

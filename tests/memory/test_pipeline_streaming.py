@@ -49,6 +49,7 @@ def lazy(model):
 
 @pytest.mark.parametrize("offload_others", [False, True])
 @pytest.mark.parametrize("source", ["ram", "disk"])
+@pytest.mark.quick_cases(2)
 def test_streaming_changes_no_bit(expected, source, offload_others):
     pipe = load()
     pipe.enable_block_streaming(source=source, offload_others=offload_others)

@@ -65,6 +65,7 @@ def both(model, **arguments) -> float:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("call", CALLS)
+@pytest.mark.quick_cases(12)
 def test_steps_meet_the_same_numbers(layout, call, compilations):
     model = tiny_transformer(layout)
     # Rows of modulation are evaluated for other numbers of levels, which rounds products differently.

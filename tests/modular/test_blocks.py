@@ -36,6 +36,7 @@ def enhancer():
     ],
     ids=["text", "image", "condition", "no condition"],
 )
+@pytest.mark.quick_cases(2)
 def test_prompts_are_rewritten_as_by_the_pipelines(given, picture):
     state = enhancer()(prompt=[tiny.PROMPT, "rain"], **WISH, **given, output="prompt")
     pipe = LTX2Pipeline(**{**tiny.ours().components, "prompt_enhancer": tiny.ours().text_encoder})

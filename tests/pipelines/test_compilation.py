@@ -160,6 +160,7 @@ def test_hot_swapped_adapters_keep_their_strength_in_a_tensor():
 @pytest.mark.usefixtures("untraced")
 @pytest.mark.parametrize("order", ["compiled first", "offloaded first"])
 @pytest.mark.parametrize("how", ["model", "blocks", "group"])
+@pytest.mark.quick_cases(2)
 def test_offloaded_components(how, order):
     def offload(pipe):
         if how == "model":

@@ -225,6 +225,7 @@ def assert_equally_long(output: Any, has_video: bool, has_sound: bool) -> None:
 @pytest.mark.parametrize("sound", [True, False], ids=["with sound", "without sound"])
 @pytest.mark.parametrize("stages", [1, 2], ids=["one stage", "two stages"])
 @pytest.mark.parametrize("name", MODES)
+@pytest.mark.quick_cases(16)
 def test_mode(name, stages, sound):
     mode = MODES[name]
     pipe = recipe(mode.pipeline)

@@ -67,6 +67,7 @@ def check(output: Any, num_frames: int, frame_rate: float) -> None:
 
 @pytest.mark.parametrize(("num_frames", "frame_rate"), LENGTHS)
 @pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.quick_cases(17)
 def test_every_recipe_makes_the_shortest_clips(name, num_frames, frame_rate):
     pipeline_class, call = RECIPES[name]
     output = recipes.recipe(pipeline_class)(**call, num_frames=num_frames, frame_rate=frame_rate)

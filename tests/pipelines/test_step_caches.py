@@ -102,6 +102,7 @@ def test_every_pass_is_skipped_by_itself_and_it_is_said(pipe, runs):
     ],
     ids=["table", "first block", "extrapolation", "broadcast"],
 )
+@pytest.mark.quick_cases(3)
 def test_nothing_is_left_over_between_calls(pipe, config):
     expected = run(pipe, **ALL_GUIDANCE)
     pipe.transformer.enable_cache(config())

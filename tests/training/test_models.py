@@ -282,6 +282,7 @@ def saved(tmp_path, **lora):
         ({"lora_bias": True}, {}, "use `lora.lora_bias: true`"),
     ],
 )
+@pytest.mark.quick_cases(2)
 def test_a_lora_of_another_form_is_refused_as_a_whole(written, lora, message, tmp_path):
     saved(tmp_path, **written)
     models = loaded(config(lora))

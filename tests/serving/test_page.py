@@ -198,9 +198,9 @@ def frames(server: Server, job: dict) -> np.ndarray:
 def test_from_a_prompt_to_a_playing_clip(server, opened):
     page = opened(server)
     assert page.locator("#model").inner_text() == "ltx2-mini, version 2.0 (dev) on cpu"
-    job = ask(page, steps=12, Seed=7)
+    job = ask(page, steps=30, Seed=7)
     page.get_by_role("progressbar").wait_for()
-    page.get_by_text(re.compile(r"step \d+ of 12, about \d+ s left")).wait_for()
+    page.get_by_text(re.compile(r"step \d+ of 30, about \d+ s left")).wait_for()
     page.get_by_alt_text("what the clip looks like so far").wait_for()
     player = result(page, job)
     plays(page, player)

@@ -6,7 +6,7 @@ A recipe's `__call__` works on such an object; [`takes`] makes of it the call th
 import inspect
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import partial, wraps
 from typing import Any, ClassVar, Concatenate, Literal, ParamSpec, TypeVar
@@ -437,13 +437,17 @@ class Arguments(Texts):
         check_seconds(*seconds)
         asked = (self.enable_prompt_enhancement, self.system_prompt, self.prompt_max_new_tokens)
         enhancement = Enhancement(*asked, self.prompt_enhancement_kwargs, self.prompt_enhancement_seed)
-        texts = replace(texts_of(self, self.prompt), enhancement=enhancement, contexts=self.contexts)
+        embeds = (self.prompt_embeds, self.negative_prompt_embeds)
+        masks = (self.prompt_attention_mask, self.negative_prompt_attention_mask)
+        count, length = self.num_videos_per_prompt, self.max_sequence_length
+        texts = Prompts(self.prompt, self.negative_prompt, embeds, masks, count, length, enhancement, self.contexts)
         if size is None:
             rate = 24.0 if self.frame_rate is None else self.frame_rate
             size = Size(self.height, self.width, self.num_frames, rate, self.motion_speed, seconds)
         start = Start(self.generator, self.latents, self.audio_latents, **noise)
         drawn = (self.decode_timestep, self.decode_noise_scale, self.generator)
-        delivery = Delivery(*form_of(self), *drawn, self.save_path, self.decoder)
+        watch = watched_by(self.callback_on_step_end, self.callback_on_step_end_tensor_inputs)
+        delivery = Delivery(self.output_type, self.return_dict, *watch, *drawn, self.save_path, self.decoder)
         rest = (self.audio_stage, self.use_cross_timestep, self.attention_kwargs, idle_audio)
         request = Request(size, stages, start, delivery, conditions, streams, *rest)
         return texts, request
@@ -605,12 +609,11 @@ def texts_of(call: Any, prompt: str | list[str] | None) -> Prompts:
     return Prompts(prompt, call.negative_prompt, embeds, masks, call.num_videos_per_prompt, call.max_sequence_length)
 
 
-def form_of(call: Any) -> tuple[str, bool, Callback | None, Sequence[str]]:
-    """In which form a call wants its result, and who watches: what [`Delivery`] begins with."""
-    callback, names = call.callback_on_step_end, call.callback_on_step_end_tensor_inputs
+def watched_by(callback: Callback | None, names: Sequence[str] | None) -> tuple[Callback | None, Sequence[str]]:
+    """A callback and the tensors that it wants to see."""
     if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):
         names = callback.tensor_inputs
-    return call.output_type, call.return_dict, callback, names or ()
+    return callback, names or ()
 
 
 def takes(arguments: Callable[P, A]) -> Callable[[Callable[[S, A], R]], Callable[Concatenate[S, P], R]]:

@@ -280,22 +280,20 @@ def _checked(stages: Sequence[Stage]) -> list[Stage]:
 
 
 @torch.no_grad()
-def run(pipeline: LTX2GenerationPipeline, prompts: Prompts, request: Request) -> Result:
-    """Check everything, generate and hand over."""
-    made, originals = generated(pipeline, prompts, request)
-    return deliver(pipeline, made, request.delivery, originals)
-
-
-@torch.no_grad()
-def generated(
-    pipeline: LTX2GenerationPipeline, prompts: Prompts, request: Request, make: Maker | None = None
-) -> tuple[Generated, Originals]:
-    """Check everything and generate; the result, and what is handed over as it was given.
+def run(
+    pipeline: LTX2GenerationPipeline,
+    prompts: Prompts,
+    request: Request,
+    make: Maker | None = None,
+    hand_over: Callable[..., Result] | None = None,
+) -> Result:
+    """Check everything, generate and hand over.
 
     Args:
         pipeline: The pipeline.
         prompts, request: The call.
         make: Takes the place of [`generate`] for what is more than stages in a row.
+        hand_over: Takes the place of [`deliver`].
     """
     reader, watched = pipeline.prompt_reader, request.delivery.wanted
     with_negative = reads_negative(pipeline, request)
@@ -317,7 +315,7 @@ def generated(
         made = (make or generate)(pipeline, request, prepared.runs, texts)
     if is_predicted:
         made.info["num_frames"] = request.size.num_frames
-    return made, prepared.originals
+    return (hand_over or deliver)(pipeline, made, request.delivery, prepared.originals)
 
 
 def awaits_length(pipeline: LTX2GenerationPipeline, request: Request, num_prompts: int) -> bool:

@@ -21,7 +21,7 @@ from ...adapters.strengths import StageStrengths
 from ...conditioning import VIDEO_SCALE_FACTORS, Streams
 from ...guidance import NEUTRAL, Preset
 from ...media.frames import FilePath, rate_to_read, read_frames
-from ...pipelines.arguments import Callback, Delivery, Generators, Request, Start, form_of, takes, texts_of
+from ...pipelines.arguments import Callback, Delivery, Generators, Request, Start, takes, texts_of, watched_by
 from ...pipelines.engine import check_said, run
 from ...pipelines.generation import LTX2GenerationPipeline, Scheduler
 from ...pipelines.output import Result
@@ -242,7 +242,10 @@ def delivery_of(call: Any, preset: LTXVideoPreset, tone_map: float = 0.0, fit: F
     # As in diffusers, a level that is given alone is the share of noise, too.
     if timestep is None:
         timestep, share = preset.decode_timestep, preset.decode_noise_scale if share is None else share
-    return Delivery(*form_of(call), timestep, share, call.generator, call.save_path, tone_map=tone_map, fit=fit)
+    form = (call.output_type, call.return_dict)
+    watch = watched_by(call.callback_on_step_end, call.callback_on_step_end_tensor_inputs)
+    drawn = (timestep, share, call.generator)
+    return Delivery(*form, *watch, *drawn, call.save_path, tone_map=tone_map, fit=fit)
 
 
 def _as_list(value: Any) -> list[Any]:

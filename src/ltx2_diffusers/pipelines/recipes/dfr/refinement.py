@@ -164,8 +164,11 @@ class LTX2DFRTemporalRefinePipeline(LTX2GenerationPipeline):
         batch_size = self.prompt_reader.check(prompts, False, watched=request.delivery.wanted)
         temporal_round = TemporalRound(self, call, batch_size)
         temporal_round.check()
-        made, originals = engine.generated(self, prompts, request, temporal_round.make)
-        return handed_over(self, made, request.delivery, originals, made.info[POSITIONS])
+
+        def hand_over(_: Any, made: engine.Generated, *delivered: Any) -> Result:
+            return handed_over(self, made, *delivered, made.info[POSITIONS])
+
+        return engine.run(self, prompts, request, temporal_round.make, hand_over)
 
 
 def _with_fresh_noise(pipeline: Any) -> Any:

@@ -247,9 +247,12 @@ class LTX2DFRPipeline(LTX2GenerationPipeline):
         conditions = [*as_conditions("conditions", call.conditions), KeyframeCarrier(call, self)]
         stage = Stage(sigmas=call.sigmas, noise_scale=call.noise_scale, sampler="euler", tiles=call.video_tiles)
         prompts, request = call.request([stage], conditions, call.size, **NOISE)
-        made, originals = engine.generated(self, prompts, request)
-        made, positions = _passed_on(self, call, made)
-        return handed_over(self, made, request.delivery, originals, positions)
+
+        def hand_over(_: Any, made: engine.Generated, *delivered: Any) -> Result:
+            made, positions = _passed_on(self, call, made)
+            return handed_over(self, made, *delivered, positions)
+
+        return engine.run(self, prompts, request, hand_over=hand_over)
 
     @takes_declared
     @torch.no_grad()

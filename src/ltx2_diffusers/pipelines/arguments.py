@@ -446,8 +446,9 @@ class Arguments(Texts):
             size = Size(self.height, self.width, self.num_frames, rate, self.motion_speed, seconds)
         start = Start(self.generator, self.latents, self.audio_latents, **noise)
         drawn = (self.decode_timestep, self.decode_noise_scale, self.generator)
-        watch = watched_by(self.callback_on_step_end, self.callback_on_step_end_tensor_inputs)
-        delivery = Delivery(self.output_type, self.return_dict, *watch, *drawn, self.save_path, self.decoder)
+        callback, names = watched_by(self.callback_on_step_end, self.callback_on_step_end_tensor_inputs)
+        form = (self.output_type, self.return_dict, callback, names)
+        delivery = Delivery(*form, *drawn, self.save_path, self.decoder)
         rest = (self.audio_stage, self.use_cross_timestep, self.attention_kwargs, idle_audio)
         request = Request(size, stages, start, delivery, conditions, streams, *rest)
         return texts, request

@@ -24,7 +24,7 @@ from ...arguments import Stage, Start
 from ...conditions import Condition, Conditions, LTX2VideoCondition, OpenedPictures, as_conditions
 from ...conditions.condition import Items, ReadyItems
 from ...plan import plan_clip
-from .. import ClipPlan, LTX2GenerationPipeline, Request, Result, Size, Streams, Upsampler, extends, takes
+from .. import ClipPlan, Delivery, LTX2GenerationPipeline, Request, Result, Size, Streams, Upsampler, extends, takes
 from .rendering import NOISE, POSITIONS, PassArguments, check_keyframes, check_latents, check_marks, handed_over
 
 UPSAMPLER = "temporal_latent_upsampler"
@@ -165,8 +165,8 @@ class LTX2DFRTemporalRefinePipeline(LTX2GenerationPipeline):
         temporal_round = TemporalRound(self, call, batch_size)
         temporal_round.check()
 
-        def hand_over(_: Any, made: engine.Generated, *delivered: Any) -> Result:
-            return handed_over(self, made, *delivered, made.info[POSITIONS])
+        def hand_over(_: Any, made: engine.Generated, delivery: Delivery, originals: engine.Originals) -> Result:
+            return handed_over(self, made, delivery, originals, made.info[POSITIONS])
 
         return engine.run(self, prompts, request, temporal_round.make, hand_over)
 

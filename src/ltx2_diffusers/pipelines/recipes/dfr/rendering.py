@@ -248,9 +248,9 @@ class LTX2DFRPipeline(LTX2GenerationPipeline):
         stage = Stage(sigmas=call.sigmas, noise_scale=call.noise_scale, sampler="euler", tiles=call.video_tiles)
         prompts, request = call.request([stage], conditions, call.size, **NOISE)
 
-        def hand_over(_: Any, made: engine.Generated, *delivered: Any) -> Result:
+        def hand_over(_: Any, made: engine.Generated, delivery: Delivery, originals: engine.Originals) -> Result:
             made, positions = _passed_on(self, call, made)
-            return handed_over(self, made, *delivered, positions)
+            return handed_over(self, made, delivery, originals, positions)
 
         return engine.run(self, prompts, request, hand_over=hand_over)
 

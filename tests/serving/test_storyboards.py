@@ -113,7 +113,7 @@ def test_a_running_storyboard_is_cancelled_within_a_step_and_its_shots_stay(clie
 
 
 def test_a_storyboard_that_is_handed_back_goes_on_where_it_was(serve):
-    steps = {"num_inference_steps": 12}
+    steps = {"num_inference_steps": 24}
     with serve() as client:
         whole = content(client, finished(client, submitted(client, **steps)["id"])["id"])
     with serve(limits=Limits(grace=0.05)) as client:

@@ -516,11 +516,8 @@ def run_stage(
     Latents are normalised and unpacked, `None` for an absent stream.
     """
     stage, device = run.stage, contexts[0].video.device
-    # The plan's tools know whether the stage goes on with noise, which conditions leave as it is.
-    filled: list[Any] = [
-        replace(tool, fill_latent=tool.fill_latent and start.blend == "latent") for tool in run.plan.tools
-    ]
-    tools = Streams(*filled)
+    how: dict[str, Any] = {"fill_latent": start.blend == "latent" and not stage.goes_on}
+    tools = Streams(*(replace(tool, **how) for tool in run.plan.tools))
     given = Streams(*(latent is not None for latent in latents))
     states: States = on_streams(
         lambda _, tool, latent: tool.create_initial_state(device, initial_latent=latent), run.guiders, tools, latents

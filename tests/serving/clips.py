@@ -51,6 +51,14 @@ def finished(client, job: str, seconds: float = 60) -> dict:
     return video
 
 
+def left(folder: Path, pattern: str, seconds: float = 20) -> list[Path]:
+    """Files of an ended job that are still there after a while: they are removed behind the note that it has ended."""
+    ends = time.monotonic() + seconds
+    while (found := list(folder.glob(pattern))) and time.monotonic() < ends:
+        time.sleep(0.02)
+    return found
+
+
 def content(client, job: str) -> bytes:
     """The file of a job that is finished."""
     answer = client.get(f"/v1/videos/{job}/content")

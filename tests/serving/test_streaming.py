@@ -16,7 +16,7 @@ import uvicorn
 from ltx2_diffusers.serving import running
 from ltx2_diffusers.serving.app import create_app
 from ltx2_diffusers.serving.settings import Settings
-from tests.serving.clips import content, create, decoded, finished
+from tests.serving.clips import content, create, decoded, finished, left
 from tests.serving.conftest import JOB, engine_options
 from tests.serving.test_videos import REQUESTS, filled
 
@@ -117,7 +117,7 @@ def test_a_job_is_cancelled_between_chunks_of_its_decoding(serve, runner, gate):
         assert finished(client, create(client, **JOB))["status"] == "completed"
         own_chunks = 2
         assert gate.chunks - own_chunks <= BEFORE + 2 < CHUNKS
-        assert not list(client.app.state.server.settings.results.glob(f"{job}*"))
+        assert not left(client.app.state.server.settings.results, f"{job}*")
 
 
 def test_a_job_ends_when_its_time_is_up_while_it_decodes(serve, runner, gate, monkeypatch):
@@ -129,7 +129,7 @@ def test_a_job_ends_when_its_time_is_up_while_it_decodes(serve, runner, gate, mo
         video = finished(client, job)
         assert (video["status"], video["error"]["code"]) == ("failed", "time_limit")
         assert gate.chunks <= BEFORE + 2 < CHUNKS
-        assert not list(client.app.state.server.settings.results.glob(f"{job}*"))
+        assert not left(client.app.state.server.settings.results, f"{job}*")
 
 
 STREAMED = {

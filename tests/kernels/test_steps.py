@@ -67,6 +67,18 @@ def _moved(value, device):
     return value.to(device) if isinstance(value, torch.Tensor) else value
 
 
+def test_gelu_takes_the_place_of_its_product_where_no_gradient_needs_it():
+    layer, x, products = torch.nn.Linear(8, 32), torch.randn(2, 3, 8), []
+    layer.register_forward_hook(lambda *called: products.append(called[-1]))
+    kept = linear_gelu(x, layer, "tanh")
+    assert torch.equal(kept, torch.nn.functional.gelu(products[0], approximate="tanh"))
+    with torch.no_grad():
+        given = linear_gelu(x, layer, "tanh")
+    assert given.data_ptr() == products[1].data_ptr() and torch.equal(given, kept)
+    (slope,) = torch.autograd.grad(linear_gelu(x.requires_grad_(), layer, "none").sum(), x)
+    assert slope.abs().sum() > 0
+
+
 @pytest.mark.gpu
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

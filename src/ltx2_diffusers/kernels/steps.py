@@ -129,20 +129,16 @@ def apply_rotary(x: torch.Tensor, tables: RotaryTables, rope_type: str) -> torch
     """
     cos, sin = tables
     if rope_type == "interleaved":
-        cos, sin = cos[..., ::2], sin[..., ::2]
-        first, second = x.unflatten(-1, (-1, 2)).float().unbind(-1)
-        rotated = torch.stack(_rotate(first, second, cos, sin), dim=-1)
+        axis, cos, sin = -1, cos[..., ::2], sin[..., ::2]
+        pairs = x.unflatten(-1, (-1, 2)).float()
     else:
-        cos, sin = cos.transpose(1, 2), sin.transpose(1, 2)
-        first, second = x.unflatten(-1, (cos.shape[2], 2, -1)).float().unbind(-2)
-        rotated = torch.cat(_rotate(first, second, cos, sin), dim=-1)
+        axis, cos, sin = -2, cos.transpose(1, 2), sin.transpose(1, 2)
+        pairs = x.unflatten(-1, (cos.shape[2], 2, -1)).float()
+    first, second = pairs.unbind(axis)
+    rotated = pairs * cos.unsqueeze(axis)
+    rotated.select(axis, 0).addcmul_(second, sin, value=-1)
+    rotated.select(axis, 1).addcmul_(first, sin)
     return rotated.to(x.dtype).view_as(x)
-
-
-def _rotate(
-    first: torch.Tensor, second: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(second * cos, first, sin)
 
 
 @fused
@@ -161,7 +157,9 @@ def linear_gelu(x: torch.Tensor, layer: nn.Linear, approximate: str) -> torch.Te
     in_product = fuses(x) and (x.is_cuda or x.is_meta) and approximate == "tanh" and is_bare(layer, nn.Linear)
     # In float32 the product's own GELU is not known to be as exact.
     if not in_product or bias is None or not x.dtype == weight.dtype == bias.dtype or x.dtype.itemsize != 2:
-        return nn.functional.gelu(layer(x), approximate=approximate)
+        # Of the widest tensors of a network there is one at a time, not two.
+        gelu = nn.functional.gelu if torch.is_grad_enabled() else torch.ops.aten.gelu_
+        return gelu(layer(x), approximate=approximate)
     return torch._addmm_activation(bias, x.flatten(0, -2), weight.t(), use_gelu=True).unflatten(0, x.shape[:-1])
 
 

@@ -6,6 +6,12 @@ import inspect
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, LTXConditionPipeline
+from diffusers.hooks import (
+    FirstBlockCacheConfig,
+    MagCacheConfig,
+    PyramidAttentionBroadcastConfig,
+    TaylorSeerCacheConfig,
+)
 from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition as DiffusersCondition
 from diffusers.utils import logging
 
@@ -320,3 +326,39 @@ def test_a_call_on_a_gpu_is_that_on_a_cpu(pipeline):
     wish |= {"guidance_scale": 3.0, "output_type": "pt"}
     made = tiny_pipeline(**parts)(**wish, generator=seeded()).frames
     torch.testing.assert_close(made.cpu(), pipeline(**wish, generator=seeded()).frames, rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [FirstBlockCacheConfig(1e9), MagCacheConfig(num_inference_steps=8, mag_ratios=[1.0] * 8, max_skip_steps=1)],
+    ids=lambda one: type(one).__name__,
+)
+def test_what_a_cache_leaves_out_is_counted(config):
+    network, made = copy.deepcopy(networks()["transformer"]), []
+    network.enable_cache(config)
+    network.transformer_blocks[-1].ff.register_forward_hook(lambda *_: made.append(1))
+    wish = {"guidance_scale": 3.0, "stg_scale": 1.0, "skip_block_list": [1], "generator": seeded()}
+    passes = tiny_pipeline(transformer=network)(**ONE_PASS, **wish).info["passes"]
+    assert sum(one["forwards"] for one in passes.values()) == len(made) < 24
+    assert {one["skip_ratio"] for one in passes.values()} == {1 - len(made) / 24}
+    assert len(passes) == 3
+
+
+@pytest.mark.parametrize(
+    ("config", "mode"),
+    [
+        (TaylorSeerCacheConfig(), "attention_values"),
+        (
+            PyramidAttentionBroadcastConfig(
+                spatial_attention_block_skip_range=2, current_timestep_callback=lambda: 500
+            ),
+            "attention_values",
+        ),
+        (FirstBlockCacheConfig(), "stg_t"),
+    ],
+)
+def test_a_cache_that_mixes_passes_up_is_refused(config, mode):
+    network = copy.deepcopy(networks()["transformer"])
+    network.enable_cache(config)
+    with pytest.raises(ValueError, match=f"{type(config).__name__}, with stg_mode='{mode}'; use FirstBlockCacheConfig"):
+        tiny_pipeline(transformer=network)(**ONE_PASS, stg_mode=mode, stg_scale=1.0, skip_block_list=[1])

@@ -360,5 +360,7 @@ def test_what_a_cache_leaves_out_is_counted(config):
 def test_a_cache_that_mixes_passes_up_is_refused(config, mode):
     network = copy.deepcopy(networks()["transformer"])
     network.enable_cache(config)
-    with pytest.raises(ValueError, match=f"{type(config).__name__}, with stg_mode='{mode}'; use FirstBlockCacheConfig"):
+    with pytest.raises(
+        ValueError, match=f"{type(config).__name__}, with stg_mode='{mode}'; use FirstBlockCacheConfig"
+    ):
         tiny_pipeline(transformer=network)(**ONE_PASS, stg_mode=mode, stg_scale=1.0, skip_block_list=[1])

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ...checks import check_choice, check_scales, check_unit
+from ...checks import MAX_SCALE, check_choice, check_unit
 from ...conditioning import Streams
 from ...guidance import MultiModalGuider, MultiModalGuiderParams
 from ...guidance.guiders import BinnedGuider, CFGGuider, CFGStarRescalingGuider
@@ -83,10 +83,15 @@ def _listed(name: str, values: Any, bounds: Sequence[float] | None, count: int) 
 def _guider(
     cfg: float, stg: float, rescale: float, blocks: Sequence[int], star: bool, guidance_rescale: float
 ) -> MultiModalGuider:
-    check_scales(guidance_scale=cfg, stg_scale=stg)
+    for name, value, least in (("guidance_scale", cfg, 1), ("stg_scale", stg, 0)):
+        if not least <= value <= MAX_SCALE:
+            nearest = MAX_SCALE if value > MAX_SCALE else least
+            raise ValueError(
+                f"`{name}` has to be from {least} (none) to {MAX_SCALE:g} but is {value}; use {nearest:g}"
+            )
     check_unit(rescaling_scale=rescale)
     # Without blocks the perturbed pass would equal the other one; a rescale of 1 is none here, and 0 changes nothing.
-    stg, cfg = (stg if blocks and stg > 0 else 0.0), max(cfg, 1.0)
+    stg = stg if blocks else 0.0
     share = rescale if stg and rescale != 1 else 0.0
     if share and guidance_rescale:
         raise ValueError(f"`guidance_rescale` {guidance_rescale} and `rescaling_scale` {rescale} both act; use one")

@@ -25,8 +25,12 @@ def canvas_of(height: int, width: int, num_frames: int) -> tuple[int, int, int]:
 
 
 def margins(sides: Sequence[int], canvas: Sequence[int]) -> list[int]:
-    """Pixels left, right, above and below of a frame `(height, width)` in the middle of a canvas; right and below have more."""
-    height, width = (whole - side for side, whole in zip(sides, canvas))
+    """Columns left and right, rows above and below of a frame in the middle of a larger one; an odd one is right or below.
+
+    Args:
+        sides, canvas: Height and width of both.
+    """
+    height, width = (whole - side for side, whole in zip(sides[:2], canvas))
     return [width // 2, width - width // 2, height // 2, height - height // 2]
 
 

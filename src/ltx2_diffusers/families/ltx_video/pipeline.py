@@ -414,6 +414,7 @@ class LTXVideoPipeline(LTXVideoBase):
     def request(self, call: LTXVideoArguments) -> Request:
         """The call but for its text."""
         self.require("transformer", "vae")
+        call.check()
         preset = call.preset(self.settings)
         size = self._size(call)
         canvas = canvas_of(*size)
@@ -469,7 +470,6 @@ class LTXVideoPipeline(LTXVideoBase):
     def _levels(self, call: LTXVideoArguments, passes: Passes) -> list[list[float]]:
         """Noise levels of the passes, the first of which may begin in the middle if there is something to begin with."""
         share, name, allowed = call.denoise_strength, passes.preset.name, passes.preset.allowed_inference_steps
-        checks.check_unit(denoise_strength=share)
         levels = [passes.levels(index) for index in range(len(passes.settings))]
         if allowed and any(all(abs(one - known) > 1e-4 for known in allowed) for one in levels[0]):
             logger.warning(f"{name} was distilled for the noise levels {allowed}, and sees others in this call")

@@ -1,13 +1,13 @@
 """Guidance of a pass, whose terms are those of velocities and may change with the noise level."""
 
 from collections.abc import Sequence
-from numbers import Integral
 from typing import Any
 
 import numpy as np
 
 from ...checks import MAX_SCALE, check_choice, check_unit
 from ...conditioning import Streams
+from ...declared import settled
 from ...guidance import MultiModalGuider, MultiModalGuiderParams
 from ...guidance.guiders import BinnedGuider, CFGGuider, CFGStarRescalingGuider
 from ...guidance.scales import Guiders
@@ -32,6 +32,7 @@ def pass_guiders(settings: PassSettings, stg_mode: str, num_layers: int, guidanc
     Raises:
         ValueError: If lists have no `guidance_timesteps`, or not their length, or a value is out of range.
     """
+    settings = settled(settings)
     check_choice("stg_mode", stg_mode, tuple(SKIP_MODES))
     check_choice("guidance_lookup", settings.guidance_lookup, LOOKUPS)
     check_unit(guidance_rescale=guidance_rescale)
@@ -41,13 +42,7 @@ def pass_guiders(settings: PassSettings, stg_mode: str, num_layers: int, guidanc
         raise ValueError(f"`guidance_timesteps` have to fall but are {list(bounds)}; sort them, and name each once")
     names = ("guidance_scale", "stg_scale", "rescaling_scale")
     scales = [_listed(name, getattr(settings, name), bounds, count) for name in names]
-    blocks = () if settings.skip_block_list is None else settings.skip_block_list
-    listed = isinstance(blocks, Sequence) and not isinstance(blocks, str)
-    flat = [n for one in blocks for n in (one if isinstance(one, list | tuple) else [one])] if listed else [blocks]
-    if not all(isinstance(n, Integral) and not isinstance(n, bool) for n in flat) or not listed:
-        raise ValueError(
-            f"`skip_block_list` has to be a list of whole numbers, or of such lists, but is {blocks!r}; use [0]"
-        )
+    blocks = settings.skip_block_list or ()
     is_nested = any(isinstance(one, Sequence) for one in blocks)
     nested: list[Any] = _listed("skip_block_list", blocks, bounds, count) if is_nested else [blocks] * count
     if not blocks and max(scales[1]) > 0:

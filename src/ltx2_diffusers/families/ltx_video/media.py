@@ -18,7 +18,11 @@ _BLUR = torch.tensor([-1.0, 0.0, 1.0]).square().mul(-0.5).exp()
 _BLUR /= _BLUR.sum()
 
 
-def canvas_of(height: int, width: int, num_frames: int) -> tuple[int, int, int]:
+Extent = tuple[int, int, int]
+"""Height and width in pixels, and frames."""
+
+
+def canvas_of(height: int, width: int, num_frames: int) -> Extent:
     """The least height, width and number of frames from these on that are whole latents."""
     time, rows, columns = VIDEO_SCALE_FACTORS
     return -(-height // rows) * rows, -(-width // columns) * columns, -((1 - num_frames) // time) * time + 1

@@ -6,7 +6,6 @@ Shapes: B batch, T tokens, S text tokens, C channels, F latent frames, h and w l
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -23,19 +22,6 @@ _WHOLE_BLOCKS = "transformer_block"
 # perturbed pass; others may use the same network meanwhile.
 _SKIPPED: ContextVar[tuple[str, torch.Tensor] | None] = ContextVar("skipped", default=None)
 _PASSED_ON = ("hidden_states", "encoder_hidden_states", "encoder_attention_mask", "timestep", "attention_kwargs")
-
-
-@dataclass
-class HookedPasses:
-    """The passes of a run that read one prompt, whose blocks hooks of diffusers may leave out.
-
-    Attributes:
-        skipped: Of each pass of the last step, whether its blocks were left out.
-    """
-
-    index: int | None = None
-    skipped: list[bool] = field(default_factory=list)
-    measured: tuple[float, ...] = ()
 
 
 class LTXVideoNetwork(torch.nn.Module):
@@ -65,16 +51,19 @@ class LTXVideoNetwork(torch.nn.Module):
         self.is_cache_enabled = transformer.is_cache_enabled
         self.cache_context, self._reset_stateful_cache = transformer.cache_context, transformer._reset_stateful_cache
 
-    def new_step_cache(self, num_predictions: int | None) -> HookedPasses:  # noqa: ARG002
-        """What is known of the passes of a run that read one prompt; what they cache is in hooks of diffusers."""
-        return HookedPasses()
+    def new_step_cache(self, num_predictions: int | None) -> SimpleNamespace:  # noqa: ARG002
+        """What is told of the passes of a run that read one prompt: which of them did without the blocks in the last step.
+
+        What they cache is in hooks of diffusers, for any number of predictions.
+        """
+        return SimpleNamespace(index=None, skipped=[], measured=[])
 
     def forward(
         self,
         *,
         video_coords: torch.Tensor,
         perturbation_keep_masks: list[torch.Tensor | None],
-        step_cache: HookedPasses | None = None,
+        step_cache: SimpleNamespace | None = None,
         **given: Any,
     ) -> list[tuple[torch.Tensor, None]]:
         """Velocities of passes, `(video, None)` of each.
@@ -153,12 +142,7 @@ class LTXVideoCodec:
     min_latent_side = 1
 
     def __init__(self, vae: Any) -> None:
-        self.vae = vae
-
-    @property
-    def use_slicing(self) -> bool:
-        """Whether a batch is decoded clip by clip."""
-        return self.vae.use_slicing
+        self.vae, self.use_slicing = vae, vae.use_slicing
 
     def check_decoding(self) -> None:
         """Nothing can contradict: what splits a clip is the network's own."""
@@ -169,15 +153,12 @@ class LTXVideoCodec:
 
     def decode(self, latents: torch.Tensor, timestep: torch.Tensor | None, return_dict: bool = False) -> Any:
         """See `AutoencoderKLLTXVideo`; where its decoder draws noise (0.9.1), the same for all clips of a shape."""
-        with torch.random.fork_rng([latents.device] if latents.is_cuda else [], self._draws):
-            if self._draws:
+        # No caller can give its decoder a source of noise.
+        draws = any(self.vae.config.decoder_inject_noise)
+        with torch.random.fork_rng([latents.device] if latents.is_cuda else [], draws):
+            if draws:
                 torch.manual_seed(0)
             return self.vae.decode(latents, timestep, return_dict=return_dict)
-
-    @property
-    def _draws(self) -> bool:
-        """Whether the decoder draws noise, which no caller can give it a source for."""
-        return any(self.vae.config.decoder_inject_noise)
 
     def normalize_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents `[B, C, F, h, w]` with the mean and spread that the transformer was trained with."""

@@ -31,7 +31,7 @@ from ...sampling import Sampler
 from ...sampling.samplers import gaussian_noise
 from .conditions import FrameCondition, LTXVideoCondition, Preparation, ReferenceCondition, resized
 from .loading import LTXVideoLoading
-from .media import canvas_of, degraded, fitted, margins
+from .media import Extent, canvas_of, degraded, fitted, margins
 from .networks import LTXVideoCodec
 from .passes import SECOND, UPSAMPLER, Network, Passes, chosen_passes, first_sides, stages, with_arguments
 from .presets import DEFAULT_FRAME_RATE, DEFAULT_SIZE, LTXVideoPreset, PassSettings, frozen, ltx_video_preset
@@ -153,7 +153,7 @@ class LTXVideoArguments(SharedArguments, _First):
     multi_scale: bool | None = None
     stg_scale: float | Sequence[float] | None = None
     rescaling_scale: float | Sequence[float] | None = None
-    skip_block_list: Any = None
+    skip_block_list: Sequence[int] | Sequence[Sequence[int]] | None = None
     guidance_timesteps: Sequence[float] | None = None
     guidance_lookup: str | None = None
     cfg_star_rescale: bool | None = None
@@ -182,7 +182,7 @@ class LTXVideoArguments(SharedArguments, _First):
             if isinstance(given := getattr(self, name), list | tuple) and not given:
                 raise ValueError(f"`{name}` is an empty list; give at least one, or leave it out")
 
-    def size(self, usual: Sequence[int]) -> tuple[int, int, int]:
+    def size(self, usual: Sequence[int]) -> Extent:
         """Height, width and frames of the finished clip: what is said, and else the usual ones."""
         said = (self.height, self.width, self.num_frames)
         height, width, num_frames = (one if given is None else given for given, one in zip(said, usual))
@@ -200,15 +200,10 @@ class LTXVideoArguments(SharedArguments, _First):
             passes: Of the call.
             is_enlarged: Whether the last one has twice the size of those before.
         """
-        first, is_held = (
-            passes[0],
-            any(map(_as_list, (self.conditions, self.reference_conditions, self.image, self.video))),
-        )
-        perturbs, no_stg = (
-            [one.most("stg_scale") > 0 for one in passes],
-            "there is no spatio-temporal guidance (`stg_scale` 0)",
-        )
+        shown = (self.conditions, self.reference_conditions, self.image, self.video)
+        is_held, first, perturbs = any(map(_as_list, shown)), passes[0], [one.most("stg_scale") > 0 for one in passes]
         no_cfg = "there is no classifier-free guidance (`guidance_scale` 1)"
+        no_stg = "there is no spatio-temporal guidance (`stg_scale` 0)"
         read = (
             (is_held, "there is no condition", _HELD_NOISE),
             (is_held or self.media_items is not None, "there is neither picture nor clip", "image_crf", "image_blur"),
@@ -235,9 +230,7 @@ class LTXVideoArguments(SharedArguments, _First):
         checks.check_unit(**{name: getattr(self, name) for name in (_HELD_NOISE, "tone_map_compression_ratio")})
         return replace(settings, **said)
 
-    def clip(
-        self, preset: LTXVideoPreset, size: tuple[int, int, int], canvas: tuple[int, int, int]
-    ) -> torch.Tensor | None:
+    def clip(self, preset: LTXVideoPreset, size: Extent, canvas: Extent) -> torch.Tensor | None:
         """Pixels `[1, 3, frames, H, W]` of `media_items`, of this height, width and number of frames, on a larger canvas."""
         if self.media_items is None:
             return None
@@ -418,7 +411,7 @@ class LTXVideoPipeline(LTXVideoBase):
         preset = call.preset(self.settings)
         size = self._size(call)
         canvas = canvas_of(*size)
-        passes = self._passes(call, preset, canvas[:2], canvas[2])
+        passes = self._passes(call, preset, canvas)
         preparation = Preparation(size[:2], preset.image_crf, preset.image_blur, call.generator, canvas[:2], size[2])
         conditions = call.listed_conditions(preparation)
         held_noise = preset.image_cond_noise_scale if conditions else 0.0
@@ -438,7 +431,7 @@ class LTXVideoPipeline(LTXVideoBase):
         delivery = delivery_of(call, preset, tone_map, fit)
         return Request(made_size, made, start, delivery, conditions, streams, attention_kwargs=call.attention_kwargs)
 
-    def _size(self, call: LTXVideoArguments) -> tuple[int, int, int]:
+    def _size(self, call: LTXVideoArguments) -> Extent:
         """Height and width of the finished clip, and its frames: what is said, what latents of it have, or the defaults."""
         ratio, latents, own = self.vae_spatial_compression_ratio, call.latents, DEFAULT_SIZE
         if latents is not None and latents.ndim == 5:
@@ -447,13 +440,10 @@ class LTXVideoPipeline(LTXVideoBase):
         return call.size(own)
 
     def _is_multi_scale(self, call: LTXVideoArguments) -> bool:
-        if call.multi_scale is None:
-            return self.settings.second_pass is not None or call.second_pass is not None
-        return call.multi_scale
+        has_second = self.settings.second_pass is not None or call.second_pass is not None
+        return has_second if call.multi_scale is None else call.multi_scale
 
-    def _passes(
-        self, call: LTXVideoArguments, preset: LTXVideoPreset, sides: tuple[int, int], num_frames: int
-    ) -> Passes:
+    def _passes(self, call: LTXVideoArguments, preset: LTXVideoPreset, canvas: Extent) -> Passes:
         multi_scale, ratio = self._is_multi_scale(call), self.vae_spatial_compression_ratio
         if multi_scale and not self.has(UPSAMPLER):
             raise ValueError(
@@ -463,8 +453,8 @@ class LTXVideoPipeline(LTXVideoBase):
         first, *others = chosen_passes(preset, (call.first_pass, call.continued_pass, call.second_pass), multi_scale)
         settings = [with_arguments(first, pass_arguments(call)), *others]
         factor = preset.downscale_factor or DOWNSCALE_FACTOR
-        own = first_sides(*sides, factor, ratio) if multi_scale else sides
-        frames = (num_frames - 1) // self.vae_temporal_compression_ratio + 1
+        own = first_sides(*canvas[:2], factor, ratio) if multi_scale else canvas[:2]
+        frames = (canvas[2] - 1) // self.vae_temporal_compression_ratio + 1
         return Passes(preset, settings, own, 2 if multi_scale else 1, frames, ratio)
 
     def _levels(self, call: LTXVideoArguments, passes: Passes) -> list[list[float]]:
@@ -505,7 +495,7 @@ class LTXVideoPipeline(LTXVideoBase):
         return [(name, getattr(self, name).config.num_layers, given) for name, given in names]
 
 
-def shown_at(pixels: torch.Tensor, canvas: tuple[int, int, int], size: tuple[int, int, int]) -> torch.Tensor:
+def shown_at(pixels: torch.Tensor, canvas: Extent, size: Extent) -> torch.Tensor:
     """Decoded pixels `[B, 3, n, H, W]` at the size of the canvas, and of them the middle, height and width, and first frames.
 
     What is too bright or dark is cut off before.

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...checks import is_whole
+from ...checks import check_from_zero
+from ...declared import settled
 from ...schedulers.sigmas import (
     BASE_TOKENS,
     check_sigmas,
@@ -54,15 +55,14 @@ def pass_levels(settings: PassSettings, schedule: ScheduleSettings, num_tokens: 
     Raises:
         ValueError: If it has both or neither, or no step would be left.
     """
+    settings = settled(settings)
     steps, listed = settings.num_inference_steps, settings.timesteps
     if (steps is None) == (listed is None):
         raise ValueError(
             f"a pass takes `num_inference_steps` ({steps}) or `timesteps` ({listed}), one of them; leave one out"
         )
     first, last = settings.skip_initial_inference_steps, settings.skip_final_inference_steps
-    for name, count in (("skip_initial_inference_steps", first), ("skip_final_inference_steps", last)):
-        if not is_whole(count) or count < 0:
-            raise ValueError(f"`{name}` has to be a whole number of at least 0 but is {count!r}; use 0")
+    check_from_zero(skip_initial_inference_steps=first, skip_final_inference_steps=last)
     if listed is not None:
         if first or last:
             raise ValueError("steps are skipped of a number of them, but `timesteps` are given; shorten the list")

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ...checks import MAX_SCALE, check_choice, check_unit
+from ...checks import MAX_SCALE, check_choice, check_from_zero, check_most, check_unit
 from ...conditioning import Streams
 from ...declared import settled
 from ...guidance import MultiModalGuider, MultiModalGuiderParams
@@ -50,10 +50,8 @@ def pass_guiders(settings: PassSettings, stg_mode: str, num_layers: int, guidanc
     if SKIP_MODES[stg_mode] == "residual":
         # It drops a connection that these models do not have, so that the perturbed pass would equal the other one.
         nested = [()] * count
-    guiders = [
-        _guider(cfg, stg, rescale, skipped, settings.cfg_star_rescale, guidance_rescale)
-        for cfg, stg, rescale, skipped in zip(*scales, nested)
-    ]
+    shared = (settings.cfg_star_rescale, guidance_rescale)
+    guiders = [_guider(*values, *shared) for values in zip(*scales, nested)]
     used = [block for guider in guiders if guider.params.stg_scale for block in guider.params.stg_blocks or ()]
     if wrong := [block for block in used if not 0 <= block < num_layers]:
         last = num_layers - 1
@@ -78,12 +76,10 @@ def _listed(name: str, values: Any, bounds: Sequence[float] | None, count: int) 
 def _guider(
     cfg: float, stg: float, rescale: float, blocks: Sequence[int], star: bool, guidance_rescale: float
 ) -> MultiModalGuider:
-    for name, value, least in (("guidance_scale", cfg, 1), ("stg_scale", stg, 0)):
-        if not least <= value <= MAX_SCALE:
-            nearest = MAX_SCALE if value > MAX_SCALE else least
-            raise ValueError(
-                f"`{name}` has to be from {least} (none) to {MAX_SCALE:g} but is {value}; use {nearest:g}"
-            )
+    check_most(MAX_SCALE, guidance_scale=cfg, stg_scale=stg)
+    check_from_zero(stg_scale=stg)
+    if cfg < 1:
+        raise ValueError(f"`guidance_scale` has to be at least 1, which is none, but is {cfg}; use 1")
     check_unit(rescaling_scale=rescale)
     # Without blocks the perturbed pass would equal the other one; a rescale of 1 is none here, and 0 changes nothing.
     stg = stg if blocks else 0.0

@@ -50,8 +50,8 @@ def pass_guiders(settings: PassSettings, stg_mode: str, num_layers: int, guidanc
     if SKIP_MODES[stg_mode] == "residual":
         # It drops a connection that these models do not have, so that the perturbed pass would equal the other one.
         nested = [()] * count
-    shared = (settings.cfg_star_rescale, guidance_rescale)
-    guiders = [_guider(*values, *shared) for values in zip(*scales, nested)]
+    shared: Any = {"star": settings.cfg_star_rescale, "guidance_rescale": guidance_rescale}
+    guiders = [_guider(*values, **shared) for values in zip(*scales, nested)]
     used = [block for guider in guiders if guider.params.stg_scale for block in guider.params.stg_blocks or ()]
     if wrong := [block for block in used if not 0 <= block < num_layers]:
         last = num_layers - 1

@@ -102,7 +102,10 @@ def test_an_original_file_takes_its_text_encoder_from_elsewhere(tmp_path, capsys
         (["--vram", "4"], "--offload model"),
         (["--offload", "blocks"], "--offload model"),
         (["--height", "0"], "use 1"),
-        (["--height", "65", "--width", "64"], "crop to 64x64"),
+        (
+            ["--height", "65", "--width", "64"],
+            "--height and --width have to be even in a file but are 65 and 64; use (66, 64)",
+        ),
         (["--image-at", "0", "clip.mp4", "--frame-by-frame"], "by their times"),
         (["--auto-length"], "--auto-length means nothing for video of LTX-Video"),
         (["--image-at", "-10", "clip.mp4", *SMALL], "--image-at has to be from 0 to 8 but is -10"),

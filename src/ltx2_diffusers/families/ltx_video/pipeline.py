@@ -21,13 +21,11 @@ from ...adapters.strengths import StageStrengths
 from ...conditioning import Streams
 from ...guidance import NEUTRAL, Preset
 from ...media.frames import FilePath, check_crf, rate_to_read, read_frames
-from ...media.writing import check_frame_size
 from ...pipelines.arguments import Callback, Delivery, Generators, Request, Start, takes, texts_of, watched_by
 from ...pipelines.engine import check_said, check_unread, run
 from ...pipelines.generation import LTX2GenerationPipeline, Scheduler
 from ...pipelines.output import Result
 from ...pipelines.plan import ClipPlan, ModelSizes, Size, check_speed
-from ...sampling import Sampler
 from ...sampling.samplers import gaussian_noise
 from .conditions import FrameCondition, LTXVideoCondition, Preparation, ReferenceCondition, resized
 from .loading import LTXVideoLoading
@@ -188,8 +186,11 @@ class LTXVideoArguments(SharedArguments, _First):
         height, width, num_frames = (one if given is None else given for given, one in zip(said, usual))
         checks.check_at_least_one(height=height, width=width, num_frames=num_frames)
         checks.check_most(checks.MAX_SIDE, height=height, width=width)
-        if self.save_path is not None:
-            check_frame_size(height, width)
+        if self.save_path is not None and (height % 2 or width % 2):
+            even = (height + height % 2, width + width % 2)
+            raise ValueError(
+                f"`height` and `width` have to be even in a file but are {height} and {width}; use {even}"
+            )
         return height, width, num_frames
 
     def check_read(self, settings: LTXVideoPreset, passes: Sequence[PassSettings], is_enlarged: bool) -> None:
@@ -414,13 +415,10 @@ class LTXVideoPipeline(LTXVideoBase):
         passes = self._passes(call, preset, canvas)
         preparation = Preparation(size[:2], preset.image_crf, preset.image_blur, call.generator, canvas[:2], size[2])
         conditions = call.listed_conditions(preparation)
-        held_noise = preset.image_cond_noise_scale if conditions else 0.0
-
-        def new_sampler(generator: Generators) -> Sampler:
-            return TokenSampler(gaussian_noise(generator), preset.stochastic_sampling, held_noise)
-
+        steps = (preset.stochastic_sampling, preset.image_cond_noise_scale if conditions else 0.0)
         networks, levels = self._networks_of_passes(call, passes), self._levels(call, passes)
-        made = stages(passes, networks, levels, call.guidance_rescale, new_sampler)
+        how = (call.guidance_rescale, lambda generator: TokenSampler(gaussian_noise(generator), *steps))
+        made = stages(passes, networks, levels, *how)
         call.check_read(self.settings, passes.settings, passes.scale == 2)
         order: Any = {"packed_noise": call.packed_noise, "own_shape_renoise": True, "noise_first": True}
         start = Start(call.generator, call.latents, **order, clip=call.clip(preset, size, canvas))

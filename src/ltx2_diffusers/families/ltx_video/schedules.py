@@ -11,15 +11,7 @@ import torch
 
 from ...checks import check_from_zero
 from ...declared import settled
-from ...schedulers.sigmas import (
-    BASE_TOKENS,
-    check_sigmas,
-    linear_grid,
-    linear_quadratic_sigmas,
-    shift_for_tokens,
-    stretch_to_terminal,
-    time_shift,
-)
+from ...schedulers import sigmas
 from .presets import PassSettings, ScheduleSettings
 
 
@@ -32,20 +24,20 @@ def spread_levels(schedule: ScheduleSettings, num_inference_steps: int, num_toke
         num_tokens: Tokens of the pass, latent frames times rows times columns, by which some schedules shift.
     """
     if schedule.sampler == "LinearQuadratic":
-        levels = linear_quadratic_sigmas(num_inference_steps)[:-1].double().numpy()
+        levels = sigmas.linear_quadratic_sigmas(num_inference_steps)[:-1].double().numpy()
     else:
-        levels = linear_grid(num_inference_steps)
+        levels = sigmas.linear_grid(num_inference_steps)
     if schedule.sampler == "Constant":
-        return time_shift(levels, schedule.shift or 0.0)
+        return sigmas.time_shift(levels, schedule.shift or 0.0)
     if schedule.shifting == "SD3":
         # With PyTorch's float32 division, as the original: the stretch magnifies what is rounded off just below 1.
         tensor: Any = torch.from_numpy(levels).float()
-        shifted: Any = time_shift(tensor, shift_for_tokens(num_tokens))
+        shifted: Any = sigmas.time_shift(tensor, sigmas.shift_for_tokens(num_tokens))
         terminal = schedule.target_shift_terminal
-        stretched: Any = shifted if terminal is None else stretch_to_terminal(shifted, terminal)
+        stretched: Any = shifted if terminal is None else sigmas.stretch_to_terminal(shifted, terminal)
         return stretched.double().numpy()
     if schedule.shifting == "SimpleDiffusion":
-        return time_shift(levels, math.log(num_tokens / (schedule.base_resolution or BASE_TOKENS)))
+        return sigmas.time_shift(levels, math.log(num_tokens / (schedule.base_resolution or sigmas.BASE_TOKENS)))
     return levels
 
 
@@ -66,7 +58,7 @@ def pass_levels(settings: PassSettings, schedule: ScheduleSettings, num_tokens: 
     if listed is not None:
         if first or last:
             raise ValueError("steps are skipped of a number of them, but `timesteps` are given; shorten the list")
-        return check_sigmas(listed, "timesteps")
+        return sigmas.check_sigmas(listed, "timesteps")
     levels = spread_levels(schedule, steps or 0, num_tokens)
     if first + last >= len(levels):
         raise ValueError(

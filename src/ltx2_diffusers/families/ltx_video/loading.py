@@ -29,6 +29,7 @@ from .text import T5TextEncoder
 # What an original file says beside its weights, kept in the configuration of its transformer: it goes with it from pipeline
 # to pipeline and into saved folders. diffusers leaves names with an underscore alone.
 FACTS = "_ltx_video"
+Config = Mapping[str, Any]
 _SCHEDULE = {field.name for field in fields(ScheduleSettings)}
 # Components that may be given by the name of a file or folder.
 _PARTS = {"latent_upsampler": "latent_upsampler", "stage_2_transformer": "transformer"}
@@ -76,11 +77,7 @@ def settings_at(path: Path) -> LTXVideoPreset | None:
 
 
 def settled_preset(
-    transformer: Mapping[str, Any],
-    vae: Mapping[str, Any],
-    scheduler: Mapping[str, Any] | None = None,
-    preset: str | None = None,
-    name: str = "",
+    transformer: Config, vae: Config, scheduler: Config | None = None, preset: str | None = None, name: str = ""
 ) -> LTXVideoPreset:
     """The settings of a checkpoint: those of a preset, with what its file says of itself.
 

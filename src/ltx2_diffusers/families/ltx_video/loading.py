@@ -29,6 +29,7 @@ from .text import T5TextEncoder
 # What an original file says beside its weights, kept in the configuration of its transformer: it goes with it from pipeline
 # to pipeline and into saved folders. diffusers leaves names with an underscore alone.
 FACTS = "_ltx_video"
+Config = Mapping[str, Any]
 _SCHEDULE = {field.name for field in fields(ScheduleSettings)}
 # Components that may be given by the name of a file or folder.
 _PARTS = {"latent_upsampler": "latent_upsampler", "stage_2_transformer": "transformer"}
@@ -76,11 +77,7 @@ def settings_at(path: Path) -> LTXVideoPreset | None:
 
 
 def settled_preset(
-    transformer: Mapping[str, Any],
-    vae: Mapping[str, Any],
-    scheduler: Mapping[str, Any] | None = None,
-    preset: str | None = None,
-    name: str = "",
+    transformer: Config, vae: Config, scheduler: Config | None = None, preset: str | None = None, name: str = ""
 ) -> LTXVideoPreset:
     """The settings of a checkpoint: those of a preset, with what its file says of itself.
 
@@ -176,11 +173,9 @@ class LTXVideoLoading(LTX2GenerationPipeline):
             raise ValueError(
                 "`block_streaming` is for transformers of LTX-2; leave it out, and use enable_group_offload() of the transformer"
             )
-        file = local_file(
-            pretrained_model_link_or_path, **{name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
-        )
-        checkpoint, name = OriginalCheckpoint(file), Path(pretrained_model_link_or_path).name
-        facts = file_facts(checkpoint, name)
+        path, of_hub = pretrained_model_link_or_path, {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
+        file = local_file(path, **of_hub)
+        facts = file_facts(OriginalCheckpoint(file), Path(path).name)
         schedule = ScheduleSettings(**facts.get("schedule", {}))
         options = {"scheduler": new_scheduler(schedule), **cls._opened({"torch_dtype": torch_dtype, **kwargs})}
         pipeline = super().from_single_file(file, text_encoder=text_encoder, tokenizer=tokenizer, **options)

@@ -307,7 +307,6 @@ def test_frames_have_the_asked_size_at_two_scales(pipeline, tmp_path):
         ({"media_items": CLIP, "denoise_strength": 0.5, "image_cond_noise_scale": 0.1}, "there is no condition"),
         ({"stg_scale": -1.0, "skip_block_list": [1]}, "`stg_scale` has to be at least 0.*use 0"),
         ({"guidance_scale": 0.5}, "`guidance_scale` has to be at least 1.*use 1"),
-        ({"guidance_rescale": 0.5}, "`guidance_rescale` is given .0.5., but there is no classifier-free"),
         ({"cfg_star_rescale": True}, "no classifier-free guidance"),
         ({"rescaling_scale": 0.5}, "no spatio-temporal guidance"),
         ({"skip_block_list": [1]}, "no spatio-temporal guidance"),

@@ -211,7 +211,8 @@ class LTXVideoArguments(SharedArguments, _First):
             (is_enlarged, "the call has one scale", "adain_factor"),
             (len(passes) > 1, "the call has one pass", "stage_2_adapters"),
             (self.output_type != "latent", "latents are not decoded", "tone_map_compression_ratio"),
-            (first.most("guidance_scale") > 1, no_cfg, "guidance_rescale", "cfg_star_rescale"),
+            # `guidance_rescale` stays beside scale 1 in calls that go from dev checkpoints to distilled ones.
+            (first.most("guidance_scale") > 1, no_cfg, "cfg_star_rescale"),
             (perturbs[0], no_stg, "rescaling_scale", "skip_block_list"),
             (any(perturbs), no_stg, "stg_mode"),
             (first.changes, "no scale of the first pass is a list", "guidance_timesteps", "guidance_lookup"),

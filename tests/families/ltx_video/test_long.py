@@ -13,6 +13,7 @@ from ltx2_diffusers.families.ltx_video.long import (
     DECODE_TILE,
     LTXVideoLongPipeline,
     Window,
+    beside,
     faded,
     streamed_pixels,
     window_bounds,
@@ -49,6 +50,8 @@ CALL = {
     **{name: RUN[name] for name in ("temporal_tile_size", "temporal_overlap", "temporal_overlap_cond_strength")},
     "timesteps": [1000 * sigma for sigma in RUN["sigmas"] if sigma],
     "output_type": "latent",
+    # diffusers shows pictures as they are.
+    **{"image_crf": 0, "image_blur": False},
 }
 
 
@@ -79,10 +82,10 @@ def test_what_a_window_is_shown_has_the_times_of_the_original(key, pipeline):
     own = 8 - overlap - negative
     plan = plan_clip(pipeline.sizes, 1, Size(64, 96, 8 * (own - 1) + 1, 25.0), [(1.0, 1.0)])
     latents = torch.zeros(1, 8, max(overlap, 1), 2, 3)
-    window = Window(None, None, Timeline(0, overlap, int), image=latents[:, :, :1] if negative else None)
+    window, shown = Window(None, None, Timeline(0, overlap, int)), [beside(latents[:, :, :1], -8, 1.0)] * negative
     carried = Carried(ClipLatents(latents, None), 0, latents) if overlap else None
     state = plan.tools.video.create_initial_state()
-    for condition in window.taken_over(carried)[0]:
+    for condition in [*window.taken_over(carried)[0], *shown]:
         for item in condition.items(plan).video:
             state = item.apply_to(state, plan.tools.video)
     torch.testing.assert_close(state.positions[..., 0], GOLDEN[key], rtol=0, atol=1e-6)

@@ -15,7 +15,9 @@ from ...conditioning import ConditionItem, LatentState, VideoLatentTools
 from ...conditioning.items.base import append_latent
 from ...conditioning.items.regions import hold_tokens
 from ...conditioning.tools import in_seconds
-from ...media.frames import Frames, rate_to_read, read_frames
+from ...media.files import exact_frame_rate
+from ...media.frames import Frames, is_video_file, rate_to_read, read_frames
+from ...media.reading import probe, read_video
 from ...pipelines.arguments import Generators
 from ...pipelines.conditions import Condition, Opened, Studio
 from ...pipelines.conditions.condition import Items, video_item
@@ -84,12 +86,14 @@ class FrameCondition(Condition):
     given: LTXVideoCondition
     preparation: Preparation
 
+    def __post_init__(self) -> None:
+        checks.check_unit(strength=self.given.strength)
+        if (self.given.image is None) == (self.given.video is None):
+            raise ValueError("a condition needs either `image` or `video`, and not both")
+
     def opened(self, studio: Studio, plan: ClipPlan) -> "OpenedFrames":
         """Check the place and read the frames that the video can show."""
         given, last = self.given, plan.num_frames - 1
-        checks.check_unit(strength=given.strength)
-        if (given.image is None) == (given.video is None):
-            raise ValueError("a condition needs either `image` or `video`, and not both")
         start = given.frame_index
         if not checks.is_whole(start) or not 0 <= start <= last:
             nearest = min(max(start, 0), last) if checks.is_whole(start) else 0
@@ -115,6 +119,32 @@ class ReferenceCondition(FrameCondition):
     """A clip that an IC-LoRA follows, all of it beside the video and in the first pass alone."""
 
     is_reference = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.given.frame_index or self.given.position is not None:
+            raise ValueError(f"`reference_conditions` lie at frame 0 of the whole frame, but one is {self.given!r}")
+
+    def check_length(self, num_frames: int, frame_rate: float) -> None:
+        """Raise `ValueError` if it is shorter than a video of so many frames; of a file nothing is decoded."""
+        clip: Any = self.given.video
+        if clip is None:
+            raise ValueError(
+                "a reference of a long video has to be a clip as long as that; give `video` in place of `image`"
+            )
+        count = round(probe(clip).duration_s * frame_rate) if is_video_file(clip) else len(clip)
+        if count < num_frames:
+            raise ValueError(
+                f"`reference_conditions` hold a clip of {count} frames, fewer than the video; use num_frames={(count - 1) // 8 * 8 + 1}"
+            )
+
+    def part(self, first: int, count: int, frame_rate: float) -> torch.Tensor:
+        """Prepared pixels `[1, 3, count, H, W]` of `count` frames from `first` on, no others of which are kept."""
+        clip: Any = self.given.video
+        if is_video_file(clip):
+            start_s: Any = first / exact_frame_rate(frame_rate)
+            return self.preparation.prepared(read_video(clip, count, start_s, frame_rate=frame_rate))
+        return self.preparation.prepared(read_frames(clip[first : first + count], name="reference_conditions"))
 
 
 @dataclass(frozen=True)
@@ -156,33 +186,50 @@ class OpenedFrames(Opened):
 
     def items(self, plan: ClipPlan) -> Items:
         """Encode the frames at the stage's size; noise is drawn as the conditions come."""
+        return self.held(self.latents(plan), plan, self.condition.given.frame_index)
+
+    def latents(self, plan: ClipPlan) -> torch.Tensor:
+        """Normalised latents `[B, C, F, h, w]` of the frames at the stage's size."""
+        placed, generator = self.condition.given.position is not None, self.condition.preparation.generator
+        pixels = self.pixels if placed else resized(self.pixels, plan.height, plan.width)
+        return encoded(self.studio, pixels, generator, plan.batch_size)
+
+    def held(self, latent: torch.Tensor, plan: ClipPlan, start: int) -> Items:
+        """What holds the video to encoded frames.
+
+        Args:
+            latent: The latents.
+            plan: Sizes of the video, which may be shorter than the frames.
+            start: Pixel frame of the video where they begin, below 0 for a clip that began before it.
+        """
         given, generator = self.condition.given, self.condition.preparation.generator
-        start, strength, batch_size = given.frame_index, given.strength, plan.batch_size
-        pixels = self.pixels if given.position is not None else resized(self.pixels, plan.height, plan.width)
-        latent = encoded(self.studio, pixels, generator, batch_size)
+        strength, first = given.strength, start // plan.sizes.temporal_ratio
         if self.condition.is_reference:
             return video_item(conditioning.VideoConditionByReferenceLatent(latent, strength=strength))
         if given.position is not None:
             corner = tuple(side // plan.sizes.spatial_ratio for side in self._corner(plan))
             inner, (column, row) = without_free_edges(latent, corner, plan.video)
             return video_item(LatentsInPlace(inner, strength, (0, row, column)))
-        if start == 0:
-            return video_item(LatentsInPlace(latent, strength))
+        if start <= 0:
+            # The first latent frame of a video stands for one frame, and of a clip that began before for eight: it is left out.
+            skipped = 1 - first if first else 0
+            return video_item(LatentsInPlace(latent[:, :, skipped:], strength, (first + skipped, 0, 0)))
         prefix, rest = latent[:, :, :PREFIX_FRAMES], latent[:, :, PREFIX_FRAMES:]
-        noise = conditioning.GaussianNoiser(generator).draw(prefix.shape, latent.device)
-        beside: list[ConditionItem] = [FramesBeside(torch.lerp(noise, prefix, strength), start, strength)]
+        if plan.sizes.tokens_wait:
+            noise = conditioning.GaussianNoiser(generator).draw(prefix.shape, latent.device)
+            prefix = torch.lerp(noise, prefix, strength)
+        beside: list[ConditionItem] = [FramesBeside(prefix, start, strength)]
         if not rest.shape[2]:
             return conditioning.Streams(beside, [])
-        first = start // plan.sizes.temporal_ratio + PREFIX_FRAMES
-        return conditioning.Streams([LatentsInPlace(rest, strength, (first, 0, 0)), *beside], [])
+        return conditioning.Streams([LatentsInPlace(rest, strength, (first + PREFIX_FRAMES, 0, 0)), *beside], [])
 
 
 @dataclass(frozen=True)
 class LatentsInPlace(ConditionItem[VideoLatentTools]):
-    """Latents that are mixed into the video's own, which hold noise already.
+    """Latents in the place of the video's own; where tokens wait, these hold noise already, and are mixed with them.
 
     Args:
-        latent: Encoded frames `[B, C, F, h, w]`.
+        latent: Encoded frames `[B, C, F, h, w]`; those behind the video's end are left out.
         strength: 1 keeps them exactly (default), 0 ignores them.
         corner: Latent frame, row and column where they go. Default the first ones.
     """
@@ -194,11 +241,12 @@ class LatentsInPlace(ConditionItem[VideoLatentTools]):
     def apply_to(self, state: LatentState, tools: VideoLatentTools) -> LatentState:
         """The state with the latents in the place of the target's."""
         canvas = torch.zeros(tuple(tools.target_shape)).to(state.latent)
-        place = tuple(slice(first, first + n) for first, n in zip(self.corner, self.latent.shape[2:]))
+        latent = self.latent[:, :, : max(canvas.shape[2] - self.corner[0], 0)]
+        place = tuple(slice(first, first + n) for first, n in zip(self.corner, latent.shape[2:]))
         here = canvas[:, :1].clone()
-        canvas[:, :, *place], here[:, :, *place] = self.latent.to(canvas), 1.0
+        canvas[:, :, *place], here[:, :, *place] = latent.to(canvas), 1.0
         region = tools.patchifier.patchify(here)
-        held = hold_tokens(state, tools, canvas, region * self.strength)
+        held = hold_tokens(state, tools, canvas, region * (self.strength if state.waits else 1.0))
         # Of two conditions on a token the later one counts.
         mask = torch.where(region > 0, 1.0 - self.strength, state.denoise_mask[:, : tools.num_tokens])
         return replace(held, denoise_mask=torch.cat([mask, state.denoise_mask[:, tools.num_tokens :]], dim=1))
@@ -209,22 +257,25 @@ class FramesBeside(ConditionItem[VideoLatentTools]):
     """Latents that are shown beside the video's own, with the times of a clip that begins at a frame.
 
     Args:
-        latent: Encoded frames `[B, C, F, h, w]`, mixed with noise as far as `strength` asks.
+        latent: Encoded frames `[B, C, F, h, w]`; where tokens wait, mixed with noise as far as `strength` asks.
         frame_index: Pixel frame where they begin.
         strength: 1 keeps them exactly, 0 lets them be denoised fully.
+        skipped: Latent frames at their start that are not shown. Default 0.
     """
 
     latent: torch.Tensor
     frame_index: int
     strength: float
+    skipped: int = 0
 
     def apply_to(self, state: LatentState, tools: VideoLatentTools) -> LatentState:
         """The state with the tokens appended."""
         shape = conditioning.VideoLatentShape.from_torch_shape(self.latent.shape)
         pixels = tools.pixel_bounds(shape, tools.causal_fix, state.positions.device)
         pixels[:, 0] += self.frame_index
+        times = in_seconds(pixels[:, :, self.skipped * tools.tokens_per_frame :], tools.fps)
         filled = replace(tools, fill_latent=True)
-        return append_latent(state, filled, self.latent, in_seconds(pixels, tools.fps), self.strength)
+        return append_latent(state, filled, self.latent[:, :, self.skipped :], times, self.strength)
 
 
 def without_free_edges(

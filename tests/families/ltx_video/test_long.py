@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from ltx2_diffusers.conditioning import TextContext
+from ltx2_diffusers.families.ltx_video.conditions import beside
 from ltx2_diffusers.families.ltx_video.long import (
     DECODE_OVERLAP,
     DECODE_TILE,
     LTXVideoLongPipeline,
     Window,
-    beside,
     faded,
     streamed_pixels,
     window_bounds,

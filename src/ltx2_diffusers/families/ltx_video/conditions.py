@@ -20,7 +20,7 @@ from ...media.frames import Frames, is_video_file, rate_to_read, read_frames
 from ...media.reading import probe, read_video
 from ...pipelines.arguments import Generators
 from ...pipelines.conditions import Condition, Opened, Studio
-from ...pipelines.conditions.condition import Items, video_item
+from ...pipelines.conditions.condition import Items, ReadyItems, video_item
 from ...pipelines.plan import ClipPlan
 from .media import cropped, degraded
 
@@ -125,26 +125,28 @@ class ReferenceCondition(FrameCondition):
         if self.given.frame_index or self.given.position is not None:
             raise ValueError(f"`reference_conditions` lie at frame 0 of the whole frame, but one is {self.given!r}")
 
-    def check_length(self, num_frames: int, frame_rate: float) -> None:
-        """Raise `ValueError` if it is shorter than a video of so many frames; of a file nothing is decoded."""
+    def check_length(self, plan: ClipPlan) -> None:
+        """Raise `ValueError` if it is no clip that is as long as a video; of a file nothing is decoded."""
         clip: Any = self.given.video
         if clip is None:
             raise ValueError(
-                "a reference of a long video has to be a clip as long as that; give `video` in place of `image`"
+                "a long video follows clips as long as itself, no pictures; give the reference as `video`"
             )
-        count = round(probe(clip).duration_s * frame_rate) if is_video_file(clip) else len(clip)
-        if count < num_frames:
-            raise ValueError(
-                f"`reference_conditions` hold a clip of {count} frames, fewer than the video; use num_frames={(count - 1) // 8 * 8 + 1}"
-            )
+        count = round(probe(clip).duration_s * plan.frame_rate) if is_video_file(clip) else len(clip)
+        if count < plan.num_frames:
+            fewer = plan.sizes.whole_frames(count)
+            raise ValueError(f"a reference has {count} frames, fewer than the video; use num_frames={fewer}")
 
-    def part(self, first: int, count: int, frame_rate: float) -> torch.Tensor:
-        """Prepared pixels `[1, 3, count, H, W]` of `count` frames from `first` on, no others of which are kept."""
+    def part(self, plan: ClipPlan, start: int, end: int) -> torch.Tensor:
+        """Prepared pixels `[1, 3, n, h, w]` at a size for the latent frames from `start` to `end`; no others are kept."""
         clip: Any = self.given.video
+        first, count = start * plan.sizes.temporal_ratio, plan.sizes.pixel_frames(end - start)
         if is_video_file(clip):
-            start_s: Any = first / exact_frame_rate(frame_rate)
-            return self.preparation.prepared(read_video(clip, count, start_s, frame_rate=frame_rate))
-        return self.preparation.prepared(read_frames(clip[first : first + count], name="reference_conditions"))
+            start_s: Any = first / exact_frame_rate(plan.frame_rate)
+            pixels = read_video(clip, count, start_s, frame_rate=plan.frame_rate)
+        else:
+            pixels = read_frames(clip[first : first + count], name="reference_conditions")
+        return resized(self.preparation.prepared(pixels), plan.height, plan.width)
 
 
 @dataclass(frozen=True)
@@ -276,6 +278,11 @@ class FramesBeside(ConditionItem[VideoLatentTools]):
         times = in_seconds(pixels[:, :, self.skipped * tools.tokens_per_frame :], tools.fps)
         filled = replace(tools, fill_latent=True)
         return append_latent(state, filled, self.latent[:, :, self.skipped :], times, self.strength)
+
+
+def beside(latent: torch.Tensor, frame_index: int, strength: float, skipped: int = 0) -> ReadyItems:
+    """What shows latents beside the video's own, see [`FramesBeside`]."""
+    return ReadyItems(video_item(FramesBeside(latent, frame_index, strength, skipped)))
 
 
 def without_free_edges(

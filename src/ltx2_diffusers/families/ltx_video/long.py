@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -21,7 +21,7 @@ from ...media.pixels import decoded_frames
 from ...media.streaming import ClipWriter
 from ...models.latent_filters import adain_filter_latent, tone_map_latents
 from ...pipelines.arguments import Delivery, Request, Stage, Start, takes, texts_of
-from ...pipelines.conditions.condition import Condition, ReadyItems, video_item
+from ...pipelines.conditions.condition import Condition, ReadyItems
 from ...pipelines.decoding import video_as
 from ...pipelines.engine import check_said, check_save_path, enlarged, prepare, reads_negative, with_decoder_noise
 from ...pipelines.output import LTX2PipelineOutput, Result
@@ -31,31 +31,16 @@ from ...pipelines.recipes.extension.plan import ClipLatents, Timeline
 from ...pipelines.recipes.extension.segments import Carried, Segment, Wanted, generate_segments
 from ...prompts import Prompts
 from ...sampling.samplers import gaussian_noise
-from .conditions import (
-    FrameCondition,
-    FramesBeside,
-    LTXVideoCondition,
-    OpenedFrames,
-    Preparation,
-    ReferenceCondition,
-    resized,
-)
+from .conditions import FrameCondition, LTXVideoCondition, OpenedFrames, Preparation, ReferenceCondition, beside
 from .passes import SECOND, UPSAMPLER, Network, Passes, chosen_passes, first_sides, stages, with_arguments
 from .pipeline import DOWNSCALE_FACTOR, LTXVideoBase, SharedArguments, as_list, delivery_of, pass_arguments, shown_at
-from .presets import DEFAULT_FRAME_RATE, LTXVideoPreset, PassSettings
+from .presets import DEFAULT_FRAME_RATE, PassSettings
 from .steps import WindowSampler
 
 # Latent frames that are decoded at a time, and those in which two such pieces fade into each other.
 DECODE_TILE, DECODE_OVERLAP = 16, 4
 # Noise levels at which a detailer IC-LoRA refines.
 DETAILER_LEVELS = (0.99, 0.9094)
-_OF_SECOND_SCALE = (
-    "second_pass",
-    "stage_2_adapters",
-    "detailer",
-    "stage_2_temporal_tile_size",
-    "stage_2_temporal_overlap",
-)
 Bounds = Sequence[tuple[int, int]]
 """First latent frame of each window, and the one after its last."""
 
@@ -162,28 +147,12 @@ class LongArguments(SharedArguments, _First):
             listed.append(replace(one, frame_index=one.frame_index + count) if from_end else one)
         return [FrameCondition(one, preparation) for one in listed]
 
-    def references(self, preparation: Preparation) -> list[ReferenceCondition]:
-        """What an IC-LoRA follows."""
-        references = [ReferenceCondition(one, preparation) for one in as_list(self.reference_conditions)]
-        for one in references:
-            one.check_length(self.num_frames, self.frame_rate)
-        return references
-
 
 def window_bounds(num_latents: int, tile: int, overlap: int) -> list[tuple[int, int]]:
     """The [`Bounds`] of a clip's windows, all in latent frames."""
     starts = range(0, num_latents, max(tile - overlap, 1))
     count = next(k for k, start in enumerate(starts, start=1) if start + tile >= num_latents)
     return [(start, min(start + tile, num_latents)) for start in starts[:count]]
-
-
-def window_of(frame: int, tile: int, overlap: int) -> tuple[int, int]:
-    """The window that a pixel frame is shown to, and its number there, all in pixel frames."""
-    stride = tile - overlap
-    window = max(0, -((tile - 8 - frame) // stride))
-    # What two windows share, the earlier one makes.
-    window -= window > 0 and frame - window * stride < overlap
-    return window, frame - window * stride
 
 
 def windows_of(frame: int, count: int, bounds: Bounds, overlap: int) -> Iterator[tuple[int, int]]:
@@ -193,16 +162,12 @@ def windows_of(frame: int, count: int, bounds: Bounds, overlap: int) -> Iterator
         frame, count: Where they begin in the whole, and how many there are.
         bounds, overlap: The windows, and what two of them share, in latent frames.
     """
-    first, _ = window_of(frame, 8 * bounds[0][1], 8 * overlap)
+    # What two windows share, the earlier one makes.
+    first = max(frame // 8 - overlap, 0) // (bounds[0][1] - overlap)
     for window, (start, _) in enumerate(bounds[first:], start=first):
         # Later ones are shown what lies behind the end of the one before.
         if window == first or frame + count > 8 * bounds[window - 1][1] - 7:
             yield window, frame - 8 * start
-
-
-def beside(latent: torch.Tensor, frame_index: int, strength: float, skipped: int = 0) -> ReadyItems:
-    """What shows latents beside a window, see [`FramesBeside`]."""
-    return ReadyItems(video_item(FramesBeside(latent, frame_index, strength, skipped)))
 
 
 def faded(before: torch.Tensor, after: torch.Tensor, overlap: int) -> torch.Tensor:
@@ -286,20 +251,19 @@ class LTXVideoLongPipeline(LTXVideoBase):
 def long_video(pipeline: LTXVideoLongPipeline, call: LongArguments) -> Result:
     """Generate the windows and put the clip together, in memory or in a file."""
     video = planned(pipeline, call)
-    delivery, counts = video.request.delivery, [len(scale.bounds) for scale in video.scales]
     writer = None if call.save_path is None else ClipWriter(call.save_path, call.frame_rate)
-    pieces = video.pieces()
-    windows = counts if call.multi_scale else counts[0]
-    info = {"preset": pipeline.settings.name, "windows": windows, "output_type": call.output_type}
+    pieces, windows = video.pieces(), [len(scale.bounds) for scale in video.scales]
+    pixels = streamed_pixels(pipeline, pieces, video.request.delivery)
+    info: dict[str, Any] = {"preset": pipeline.settings.name, "output_type": call.output_type}
+    info["windows"] = windows if call.multi_scale else windows[0]
     frames: Any = None
     if call.output_type == "latent":
         frames = torch.cat(list(pieces), dim=2)
     elif writer is None:
-        pixels = streamed_pixels(pipeline, pieces, delivery)
         frames = concatenated([video_as(pipeline, piece, call.output_type) for piece in pixels])
     else:
         with writer:
-            for piece in streamed_pixels(pipeline, pieces, delivery):
+            for piece in pixels:
                 writer.write(torch.cat(list(decoded_frames(piece[0]))))
         info["path"] = str(writer.path)
     pipeline.maybe_free_model_hooks()
@@ -337,7 +301,6 @@ class LongVideo:
         scales: How it is made at each size.
         shown: Pictures and clips.
         references: What an IC-LoRA follows at the first scale.
-        seed: Seed of the first window.
     """
 
     pipeline: LTXVideoLongPipeline
@@ -347,7 +310,6 @@ class LongVideo:
     scales: Sequence[Scale]
     shown: Sequence[OpenedFrames]
     references: Sequence[ReferenceCondition]
-    seed: int
 
     def pieces(self) -> Iterator[torch.Tensor]:
         """Latents of the clip one piece after the other; those of the first scale if that is interrupted."""
@@ -366,36 +328,29 @@ class LongVideo:
 
     def windows(self, scale: Scale, latents: torch.Tensor | None = None) -> list[Window]:
         """The windows of a scale; those of the second one begin with latents of the enlarged whole."""
-        call, made = self.call, list[Window]()
+        call, plan, made = self.call, scale.plan, list[Window]()
+        seed = torch.seed() if call.generator is None else call.generator.initial_seed()
         # Each scale has noise of its own.
-        seed = self.seed if latents is None else self.seed + scale.plan.video.frames
+        seed += 0 if latents is None else plan.video.frames
         device = "cpu" if call.generator is None else call.generator.device
-        timeline = Timeline(0, scale.overlap, lambda _: 0)
         for (start, end), held in zip(scale.bounds, self._held(scale, latents)):
             given = None if latents is None else latents[:, :, start:end]
             own = Start(torch.Generator(device).manual_seed((seed + start) % 2**63), given, framed_noise=True)
-            sides, frames = (scale.plan.height, scale.plan.width), scale.plan.sizes.pixel_frames(end - start)
-            parts: Any = {"size": Size(*sides, frames, call.frame_rate), "stages": [scale.stage], "start": own}
+            size = Size(plan.height, plan.width, plan.sizes.pixel_frames(end - start), plan.frame_rate)
+            request = replace(self.request, size=size, stages=[scale.stage], start=own, conditions=held)
             # Windows of the second scale read what those of the first did at their time.
-            text = sum(first <= start for first, _ in self.scales[0].bounds) - 1
-            prompts, request = (
-                self.texts[min(text, len(self.texts) - 1)],
-                replace(self.request, **parts, conditions=held),
-            )
-            made.append(Window(prompts, request, timeline, strength=call.temporal_overlap_cond_strength))
+            text = sum(first <= start for first, _ in self.scales[0].bounds[: len(self.texts)]) - 1
+            timeline = Timeline(0, scale.overlap, lambda _: 0)
+            made.append(Window(self.texts[text], request, timeline, strength=call.temporal_overlap_cond_strength))
         return made
 
     def _held(self, scale: Scale, latents: torch.Tensor | None) -> list[list[Condition]]:
         """What each window is shown but for the end of the one before, encoded at the size of a scale."""
         held, call, plan = list[list[Condition]](), self.call, scale.plan
         for start, end in scale.bounds:
-            guides = [] if latents is None or not call.detailer else [(latents[:, :, start:end], 1.0)]
+            guides = [(latents[:, :, start:end], 1.0)] if latents is not None and call.detailer else []
             for one in self.references if latents is None else ():
-                frames = one.part(
-                    start * plan.sizes.temporal_ratio, plan.sizes.pixel_frames(end - start), call.frame_rate
-                )
-                encoded = self.pipeline.encode_video(resized(frames, plan.height, plan.width))
-                guides.append((encoded, one.given.strength))
+                guides.append((self.pipeline.encode_video(one.part(plan, start, end)), one.given.strength))
             held.append([beside(guide, 0, strength, scale.overlap if start else 0) for guide, strength in guides])
         for index, picture in enumerate(self.shown):
             latent = picture.latents(plan)
@@ -403,45 +358,40 @@ class LongVideo:
                 for window in held:
                     # Before the window's time, so that it shows what all of them have in common.
                     window.append(beside(latent, -8, call.negative_index_strength))
-            start, count = picture.condition.given.frame_index, picture.pixels.shape[2]
-            for number, frame in windows_of(start, count, scale.bounds, scale.overlap):
+            frames = (picture.condition.given.frame_index, picture.pixels.shape[2])
+            for number, frame in windows_of(*frames, scale.bounds, scale.overlap):
                 held[number].append(ReadyItems(picture.held(latent, plan, frame)))
         return held
 
 
 def planned(pipeline: LTXVideoLongPipeline, call: LongArguments) -> LongVideo:
     """Check a call and work out its windows."""
-    bounds, names = _bounds(pipeline, call), ("image_crf", "image_blur")
-    said = {name: getattr(call, name) for name in names if getattr(call, name) is not None}
-    preset = replace(pipeline.settings, **said)
-    passes = _passes(pipeline, call, preset)
-    made = _stages(pipeline, call, passes, [one for one, _ in bounds])
-    sides, tone_map = (call.height, call.width), passes.settings[-1].tone_map_compression_ratio
-    delivery = delivery_of(
-        call, preset, tone_map, None if passes.last_sides == sides else partial(shown_at, sides=sides)
-    )
+    bounds, sides = _bounds(pipeline, call), (call.height, call.width)
+    passes, made = _passes(pipeline, call, [one for one, _ in bounds])
+    preset, tone_map = passes.preset, passes.settings[-1].tone_map_compression_ratio
+    fit = None if passes.last_sides == sides else partial(shown_at, sides=sides)
     check_save_path(call.save_path, call.output_type)
+    # Frames are handed over from outside of the windows.
+    delivery = replace(delivery_of(call, preset, tone_map, fit), save_path=None)
     preparation = Preparation(sides, preset.image_crf, preset.image_blur)
     size, conditions = Size(*passes.last_sides, call.num_frames, call.frame_rate), call.listed_conditions(preparation)
     rest: Any = {"streams": Streams(True, False), "attention_kwargs": call.attention_kwargs}
-    # Frames are handed over from outside of the windows.
-    delivery = replace(delivery, save_path=None)
     request = Request(size, made, Start(framed_noise=True), delivery, conditions, **rest)
     texts, with_negative = [texts_of(call, text) for text in call.texts], reads_negative(pipeline, request)
     for text in texts:
         if pipeline.prompt_reader.check(text, with_negative, watched=delivery.wanted) != 1:
             raise ValueError("a long video is made one at a time; give states [1, S, W], and one text for each window")
-    prepared, references = prepare(pipeline, request, batch_size=1), call.references(preparation)
+    runs, shown = prepare(pipeline, request, batch_size=1)
+    references = [ReferenceCondition(one, preparation) for one in as_list(call.reference_conditions)]
+    for one in references:
+        one.check_length(runs[0].plan)
     checks.check_generator(call.generator, 1, torch.device(pipeline._execution_device))
-    factors = (call.adain_factor, call.stage_2_adain_factor)
-    # The whole is enlarged between the windows of two scales, and not by their stages.
-    alone: Any = {"spatial_scale": 1.0, "upsampler": None, "adain_factor": 0.0}
     scales = [
-        Scale(replace(run.stage, **alone), run.plan, *one, by) for run, one, by in zip(prepared.runs, bounds, factors)
+        # The whole is enlarged between the windows of two scales, and not by their stages.
+        Scale(replace(run.stage, spatial_scale=1.0, upsampler=None, adain_factor=0.0), run.plan, *one, factor)
+        for run, one, factor in zip(runs, bounds, (call.adain_factor, call.stage_2_adain_factor))
     ]
-    shown: Any = prepared.conditions
-    seed = torch.seed() if call.generator is None else call.generator.initial_seed()
-    return LongVideo(pipeline, call, texts, request, scales, shown, references, seed)
+    return LongVideo(pipeline, call, texts, request, scales, cast(list[OpenedFrames], shown), references)
 
 
 def _bounds(pipeline: LTXVideoLongPipeline, call: LongArguments) -> list[tuple[Bounds, int]]:
@@ -449,68 +399,57 @@ def _bounds(pipeline: LTXVideoLongPipeline, call: LongArguments) -> list[tuple[B
     stride, made = pipeline.vae_temporal_compression_ratio, list[tuple[Bounds, int]]()
     checks.check_size(call.height, call.width, pipeline.vae_spatial_compression_ratio)
     checks.check_num_frames(call.num_frames, stride)
-    names = (
-        "cond_strength",
-        "negative_index_strength",
-        "temporal_overlap_cond_strength",
-        "adain_factor",
-        "stage_2_adain_factor",
-    )
-    checks.check_unit(**{name: getattr(call, name) for name in names})
+    shares = ("_strength", "adain_factor")
+    checks.check_unit(**{name: value for name, value in vars(call).items() if name.endswith(shares)})
     if not call.temporal_overlap_cond_strength:
         raise ValueError("`temporal_overlap_cond_strength` is 0, so that windows know nothing of each other; use 0.5")
     for prefix in ("", "stage_2_")[: 1 + call.multi_scale]:
-        tile_name, name = f"{prefix}temporal_tile_size", f"{prefix}temporal_overlap"
-        tile, overlap = getattr(call, tile_name) // stride, getattr(call, name) // stride
+        names = (f"{prefix}temporal_tile_size", f"{prefix}temporal_overlap")
+        frames = [getattr(call, name) for name in names]
+        tile, overlap = (count // stride for count in frames)
         if not 1 <= overlap < tile:
             raise ValueError(
-                f"`{name}` has to be from {stride} and less than `{tile_name}` ({getattr(call, tile_name)}) by {stride} but is "
-                f"{getattr(call, name)}; use {stride * max(1, tile // 3)} and {stride * max(2, tile)}"
+                f"`{names[1]}` has to be from {stride} and less than `{names[0]}` ({frames[0]}) by {stride} but is {frames[1]}; use "
+                f"{stride * max(1, tile // 3)} and {stride * max(2, tile)}"
             )
         made.append((window_bounds((call.num_frames - 1) // stride + 1, tile, overlap), overlap))
     if call.cond_image is None:
         check_said("there is no `cond_image`", call, "cond_strength", "negative_index_strength")
     if not call.multi_scale:
-        check_said("the video has one scale (multi_scale=False)", call, *_OF_SECOND_SCALE, "stage_2_adain_factor")
-    if not 1 <= len(call.texts) <= len(made[0][0]):
-        count = len(made[0][0])
+        names = ("second_pass", "detailer", *(name for name in vars(call) if name.startswith("stage_2_")))
+        check_said("the video has one scale (multi_scale=False)", call, *names)
+    count = len(made[0][0])
+    if not 1 <= len(call.texts) <= count:
         raise ValueError(f"`prompt` holds {len(call.texts)} texts for {count} windows; give 1 to {count}")
     return made
 
 
-def _passes(pipeline: LTXVideoLongPipeline, call: LongArguments, preset: LTXVideoPreset) -> Passes:
+def _passes(
+    pipeline: LTXVideoLongPipeline, call: LongArguments, bounds: Sequence[Bounds]
+) -> tuple[Passes, list[Stage]]:
     """The passes of the windows, one at each scale."""
     ratio, sides = pipeline.vae_spatial_compression_ratio, (call.height, call.width)
+    preset = with_arguments(pipeline.settings, {"image_crf": call.image_crf, "image_blur": call.image_blur})
     first, *others = chosen_passes(preset, (None, None, call.second_pass), call.multi_scale)
     if len(others) > call.multi_scale:
         raise ValueError(
             f"windows are made in one pass at each scale, but {preset.name} has two at the first; load the checkpoint with "
             f'preset="{preset.name.replace("mix", "dev")}"'
         )
-    if call.detailer and call.second_pass is None:
-        others = [with_arguments(others[0], {"timesteps": DETAILER_LEVELS})]
-    own = first_sides(*sides, preset.downscale_factor or DOWNSCALE_FACTOR, ratio) if call.multi_scale else sides
+    if call.detailer:
+        if not (call.stage_2_adapters or pipeline.get_active_adapters()):
+            raise ValueError("`detailer` is True, but no LoRA is active; load a detailer IC-LoRA, or leave it out")
+        others = [call.second_pass or with_arguments(others[0], {"timesteps": DETAILER_LEVELS})]
     settings = [with_arguments(first, pass_arguments(call)), *others]
-    return Passes(preset, settings, own, 1 + call.multi_scale, 1, ratio)
-
-
-def _stages(
-    pipeline: LTXVideoLongPipeline, call: LongArguments, passes: Passes, bounds: Sequence[Bounds]
-) -> list[Stage]:
-    """The pass of every window, of each scale."""
-    second = SECOND if pipeline.has(SECOND) else "transformer"
-    if call.detailer and not (call.stage_2_adapters or pipeline.get_active_adapters()):
-        raise ValueError(
-            "`detailer` is True, but no LoRA is active that follows the enlarged latents; load its LoRA, or leave it out"
-        )
-    names = [("transformer", None), (second, call.stage_2_adapters)][: passes.scale]
-    networks: list[Network] = [(name, getattr(pipeline, name).config.num_layers, given) for name, given in names]
+    own = first_sides(*sides, preset.downscale_factor or DOWNSCALE_FACTOR, ratio) if others else sides
     # Some schedules shift by the tokens of a window.
-    levels = [replace(passes, latent_frames=one[0][1]).levels(index) for index, one in enumerate(bounds)]
-    made = stages(
-        passes, networks, levels, call.guidance_rescale, lambda generator: WindowSampler(gaussian_noise(generator))
-    )
-    return [replace(one, sampler="euler_ancestral") for one in made]
+    passes = [Passes(preset, settings, own, len(settings), one[0][1], ratio) for one in bounds]
+    second = SECOND if pipeline.has(SECOND) else "transformer"
+    names = [("transformer", None), (second, call.stage_2_adapters)][: len(settings)]
+    networks: list[Network] = [(name, getattr(pipeline, name).config.num_layers, given) for name, given in names]
+    parts = (networks, [one.levels(index) for index, one in enumerate(passes)], call.guidance_rescale)
+    made = stages(passes[0], *parts, lambda generator: WindowSampler(gaussian_noise(generator)))
+    return passes[0], [replace(one, sampler="euler_ancestral") for one in made]
 
 
 def streamed_pixels(

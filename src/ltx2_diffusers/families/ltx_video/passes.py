@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from ...adapters.strengths import StageStrengths
 from ...conditioning import Streams
@@ -18,6 +18,7 @@ from .schedules import pass_levels
 UPSAMPLER = "latent_upsampler"
 SECOND = "stage_2_transformer"
 NewSampler = Callable[[Generators], Sampler]
+Settings = TypeVar("Settings", PassSettings, LTXVideoPreset)
 Network = tuple[str, int, StageStrengths | None]
 """What a pass runs: a transformer by its component's name, its blocks, and the LoRA strengths that the pass adds."""
 
@@ -101,8 +102,8 @@ def alone(settings: PassSettings, preset: LTXVideoPreset) -> PassSettings:
     return replace(settings, skip_final_inference_steps=0)
 
 
-def with_arguments(settings: PassSettings, said: dict[str, Any]) -> PassSettings:
-    """Settings with what a call says instead; a list of levels and a number of steps take each other's place."""
+def with_arguments(settings: Settings, said: dict[str, Any]) -> Settings:
+    """Settings, of a pass or a checkpoint, with what a call says instead; a list of levels and a number of steps take each other's place."""
     said = {name: value for name, value in said.items() if value is not None}
     if "timesteps" in said or "num_inference_steps" in said:
         free = {"timesteps": None, "num_inference_steps": None}

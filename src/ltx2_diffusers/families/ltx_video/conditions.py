@@ -3,6 +3,7 @@
 Shapes: B videos of the batch, C channels, F latent frames, h and w latent rows and columns, T tokens, n frames of a clip.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,7 +17,7 @@ from ...conditioning.items.base import append_latent
 from ...conditioning.items.regions import hold_tokens
 from ...conditioning.tools import in_seconds
 from ...media.files import exact_frame_rate
-from ...media.frames import Frames, is_video_file, rate_to_read, read_frames
+from ...media.frames import Frames, rate_to_read, read_frames
 from ...media.reading import probe, read_video
 from ...pipelines.arguments import Generators
 from ...pipelines.conditions import Condition, Opened, Studio
@@ -130,9 +131,10 @@ class ReferenceCondition(FrameCondition):
         clip: Any = self.given.video
         if clip is None:
             raise ValueError(
-                "a long video follows clips as long as itself, no pictures; give the reference as `video`"
+                "a long video follows clips as long as itself; give the reference as `video`, not `image`"
             )
-        count = round(probe(clip).duration_s * plan.frame_rate) if is_video_file(clip) else len(clip)
+        is_file = isinstance(clip, str | os.PathLike)
+        count = round(probe(clip).duration_s * plan.frame_rate) if is_file else len(clip)
         if count < plan.num_frames:
             fewer = plan.sizes.whole_frames(count)
             raise ValueError(f"a reference has {count} frames, fewer than the video; use num_frames={fewer}")
@@ -141,7 +143,7 @@ class ReferenceCondition(FrameCondition):
         """Prepared pixels `[1, 3, n, h, w]` at a size for the latent frames from `start` to `end`; no others are kept."""
         clip: Any = self.given.video
         first, count = start * plan.sizes.temporal_ratio, plan.sizes.pixel_frames(end - start)
-        if is_video_file(clip):
+        if isinstance(clip, str | os.PathLike):
             start_s: Any = first / exact_frame_rate(plan.frame_rate)
             pixels = read_video(clip, count, start_s, frame_rate=plan.frame_rate)
         else:
@@ -208,14 +210,14 @@ class OpenedFrames(Opened):
         strength, first = given.strength, start // plan.sizes.temporal_ratio
         if self.condition.is_reference:
             return video_item(conditioning.VideoConditionByReferenceLatent(latent, strength=strength))
+        column, row = 0, 0
         if given.position is not None:
             corner = tuple(side // plan.sizes.spatial_ratio for side in self._corner(plan))
-            inner, (column, row) = without_free_edges(latent, corner, plan.video)
-            return video_item(LatentsInPlace(inner, strength, (0, row, column)))
+            latent, (column, row) = without_free_edges(latent, corner, plan.video)
         if start <= 0:
             # The first latent frame of a video stands for one frame, and of a clip that began before for eight: it is left out.
             skipped = 1 - first if first else 0
-            return video_item(LatentsInPlace(latent[:, :, skipped:], strength, (first + skipped, 0, 0)))
+            return video_item(LatentsInPlace(latent[:, :, skipped:], strength, (first + skipped, row, column)))
         prefix, rest = latent[:, :, :PREFIX_FRAMES], latent[:, :, PREFIX_FRAMES:]
         if plan.sizes.tokens_wait:
             noise = conditioning.GaussianNoiser(generator).draw(prefix.shape, latent.device)

@@ -374,19 +374,53 @@ def test_two_scales_are_handed_over_in_the_asked_size(pipeline, tmp_path):
     assert made.info["windows"] == [2, 1]
 
 
-def test_a_detailer_is_shown_the_enlarged_latents(pipeline, monkeypatch):
+@pytest.fixture
+def with_lora(pipeline):
+    """The pipeline with a LoRA that is out of action until a stage takes it in."""
+    generator = torch.Generator().manual_seed(7)
+    layer = pipeline.transformer.proj_in
+    sides = {"A": (2, layer.in_features), "B": (layer.out_features, 2)}
+    file = {
+        f"diffusion_model.patchify_proj.lora_{k}.weight": torch.randn(s, generator=generator) for k, s in sides.items()
+    }
+    pipeline.load_lora_weights(file, adapter_name="detailer")
+    pipeline.set_adapters("detailer", 0.0)
+    yield pipeline
+    pipeline.unload_lora_weights()
+
+
+def test_a_detailer_is_shown_the_enlarged_latents(with_lora):
     """Beside every window of the second scale, the overlap left out in later ones, from 0.99 on."""
-    monkeypatch.setattr(LTXVideoLongPipeline, "get_active_adapters", lambda _: ["detailer"])
-    video, latents = planned(pipeline, LongArguments(**MULTI, detailer=True)), torch.randn(1, 8, 11, 4, 6)
+    call = {**MULTI, "detailer": True, "stage_2_adapters": {"detailer": 1.0}}
+    video, latents = planned(with_lora, LongArguments(**call)), torch.randn(1, 8, 11, 4, 6)
     assert video.scales[1].stage.timesteps == [990.0, 909.4]
-    assert video.scales[0].stage.timesteps == [1000 * t for t in pipeline.settings.first_pass.timesteps]
+    assert video.scales[0].stage.timesteps == [1000 * t for t in with_lora.settings.first_pass.timesteps]
     first, second = video.windows(video.scales[1], latents)
     items = [window.request.conditions[0].ready.video[0] for window in (first, second)]
     assert [item.skipped for item in items] == [0, 1]
     assert torch.equal(torch.cat([items[0].latent, items[1].latent[:, :, 1:]], dim=2), latents)
-    assert not [
-        w for w in planned(pipeline, LongArguments(**MULTI)).windows(video.scales[1], latents) if w.request.conditions
-    ]
+    plain = planned(with_lora, LongArguments(**MULTI))
+    assert not any(window.request.conditions for window in plain.windows(plain.scales[1], latents))
+
+
+def test_adapters_of_the_second_scale_leave_the_first_alone(with_lora):
+    calls = [{}, {"stage_2_adapters": {"detailer": 1.0}}, {"stage_2_adapters": {"detailer": 1.0}, "detailer": True}]
+    seen = []
+
+    def note(*given):
+        seen[-1].append(given[3]["latents"].clone())
+
+    for one in calls:
+        seen.append([])
+        with_lora(**MULTI, **one, generator=torch.Generator().manual_seed(1), callback_on_step_end=note)
+    # Three windows of seven steps, and then two of three, or two.
+    assert [len(steps) for steps in seen] == [27, 27, 25]
+    for steps in seen[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(steps[:21], seen[0][:21]))
+    assert not torch.allclose(seen[0][21], seen[1][21], atol=1e-3)
+    assert not torch.allclose(
+        seen[1][21][:, : seen[1][21].shape[1]], seen[2][21][:, : seen[1][21].shape[1]], atol=1e-3
+    )
 
 
 def test_the_second_scale_reads_the_texts_of_its_time(with_texts):

@@ -1,5 +1,6 @@
 """Long videos: windows against the golden vectors, streamed decoding, and what is refused."""
 
+import copy
 import gc
 import json
 from dataclasses import replace
@@ -25,7 +26,7 @@ from ltx2_diffusers.families.ltx_video.long import (
 from ltx2_diffusers.families.ltx_video.presets import PassSettings
 from ltx2_diffusers.media.reading import probe, read_video
 from ltx2_diffusers.media.streaming import ClipWriter
-from ltx2_diffusers.models.latent_filters import adain_filter_latent
+from ltx2_diffusers.models.latent_filters import adain_filter_latent, tone_map_latents
 from ltx2_diffusers.pipelines.arguments import Delivery, Start, texts_of
 from ltx2_diffusers.pipelines.engine import generate, noised, prepare
 from ltx2_diffusers.pipelines.plan import Size, plan_clip
@@ -34,6 +35,7 @@ from ltx2_diffusers.pipelines.recipes.extension.segments import Carried
 from ltx2_diffusers.prompts.cache import EncodedBy, PromptCache, PromptKey
 from ltx2_diffusers.sampling.steppers import euler_ancestral_step
 from tests.families.ltx_video.runs import tiny_pipeline
+from tests.families.ltx_video.tiny import networks
 from tests.golden_data import load_json, load_metadata, load_tensors
 
 GOLDEN, FACTS = load_tensors("ltx_video/long.safetensors"), load_metadata("ltx_video/long.safetensors")
@@ -163,20 +165,21 @@ def test_a_run_has_the_windows_of_diffusers(name, with_texts):
     torch.testing.assert_close(made, expected, rtol=0, atol=1e-4)
 
 
-def test_a_clip_is_decoded_while_it_is_made(pipeline):
+@pytest.mark.parametrize("tone_map", [0.0, 0.6])
+def test_a_clip_is_decoded_while_it_is_made(pipeline, tone_map):
     """In the order of its frames, of which there are as many as in one piece, and the same before the first seam."""
     latents = torch.randn(1, 8, 40, 1, 2, generator=torch.Generator().manual_seed(0))
-    delivery = Delivery("pt", decode_timestep=0.05, decode_noise_scale=0.0)
+    delivery = Delivery("pt", decode_timestep=0.05, decode_noise_scale=0.0, tone_map=tone_map)
     with torch.no_grad():
         pieces = list(streamed_pixels(pipeline, latents.split(7, dim=2), delivery))
-        denormalized = pipeline.codec.denormalize_latents(latents)
+        denormalized = pipeline.codec.denormalize_latents(tone_map_latents(latents, tone_map))
         whole = pipeline.vae.decode(denormalized, torch.tensor([0.05]), return_dict=False)[0]
     joined = torch.cat(pieces, dim=2)
     assert joined.shape == whole.shape
     assert max(piece.shape[2] for piece in pieces) <= 8 * DECODE_TILE
     first = 1 + 8 * (DECODE_TILE - 3 * DECODE_OVERLAP)
     torch.testing.assert_close(joined[:, :, :first], whole[:, :, :first], rtol=0, atol=1e-3)
-    assert (joined - whole).abs().mean() < 0.05 * whole.abs().mean()
+    assert (joined - whole).abs().mean() < 0.06 * whole.abs().mean()
 
 
 def test_a_file_has_all_frames(pipeline, tmp_path):
@@ -221,7 +224,7 @@ def test_a_picture_is_shown_beside_its_window(pipeline):
     )
     with torch.no_grad():
         video = planned(pipeline, call)
-        windows = video.windows(video.scales[0])
+        windows = video.windows(0)
     # Windows of 33 frames begin at 0, 24, 48.
     for window, frames in zip(windows, [[33], [9, 26], [32]]):
         items = [item for condition in window.request.conditions for item in condition.ready.video]
@@ -247,8 +250,8 @@ def test_what_holds_a_part_mixes_with_noise_once(pipeline):
     call = LongArguments(**EXACT, conditions=LTXVideoCondition(video=CLIP[:9], strength=0.25))
     with torch.no_grad():
         video = planned(pipeline, call)
-        (condition,) = video.windows(video.scales[0])[0].request.conditions
-    tools = video.scales[0].plan.tools.video
+        (condition,) = video.windows(0)[0].request.conditions
+    tools = video.runs[0].plan.tools.video
     state = condition.ready.video[0].apply_to(tools.create_initial_state(), tools)
     start = Start(torch.Generator().manual_seed(0), framed_noise=True)
     state = noised(start, Streams(state, None), Streams(tools, None), Streams(False, False), 1.0).video
@@ -269,7 +272,7 @@ def test_references_go_on_where_a_window_is_new(pipeline, tmp_path):
     call = {**EXACT, "reference_conditions": LTXVideoCondition(video=file, strength=0.5)}
     with torch.no_grad():
         video = planned(pipeline, LongArguments(**call))
-        windows = video.windows(video.scales[0])
+        windows = video.windows(0)
     frames = read_video(file).movedim(-1, 1)
     plan = plan_clip(pipeline.sizes, 1, Size(64, 96, 33, rate), [(1.0, 1.0)])
     tools = plan.tools.video
@@ -333,14 +336,14 @@ def test_the_second_scale_refines_the_enlarged_whole(pipeline):
         larger = codec.normalize_latents(pipeline.latent_upsampler(codec.denormalize_latents(whole)))
         larger = adain_filter_latent(larger, whole, 1.0)
         video, done = planned(pipeline, LongArguments(**call)), None
-        scale, arguments = video.scales[1], LongArguments(**call)
+        stage, arguments = video.windows(1, larger)[0].request.stages[0], LongArguments(**call)
         texts = pipeline.prompt_reader.read(texts_of(arguments, None), False, None)
-        assert scale.stage.timesteps == [909.4, 725.0, 421.9]
+        assert stage.timesteps == [909.4, 725.0, 421.9]
         for start, end in ((0, 6), (5, 11)):
             generator = torch.Generator().manual_seed(4 + 11 + start)
             begin = Start(generator, larger[:, :, start:end], framed_noise=True)
             held = [] if done is None else [beside(done[:, :, -1:], 0, 0.75)]
-            parts = {"size": Size(128, 192, 41, 25.0), "stages": [scale.stage], "start": begin, "conditions": held}
+            parts = {"size": Size(128, 192, 41, 25.0), "stages": [stage], "start": begin, "conditions": held}
             request = replace(video.request, **parts)
             new = generate(pipeline, request, prepare(pipeline, request, 1).runs, texts).latents.video
             done = new if done is None else torch.cat([done, new[:, :, 1:]], dim=2)
@@ -393,14 +396,14 @@ def test_a_detailer_is_shown_the_enlarged_latents(with_lora):
     """Beside every window of the second scale, the overlap left out in later ones, from 0.99 on."""
     call = {**MULTI, "detailer": True, "stage_2_adapters": {"detailer": 1.0}}
     video, latents = planned(with_lora, LongArguments(**call)), torch.randn(1, 8, 11, 4, 6)
-    assert video.scales[1].stage.timesteps == [990.0, 909.4]
-    assert video.scales[0].stage.timesteps == [1000 * t for t in with_lora.settings.first_pass.timesteps]
-    first, second = video.windows(video.scales[1], latents)
+    assert video.runs[1].stage.timesteps == [990.0, 909.4]
+    assert video.runs[0].stage.timesteps == [1000 * t for t in with_lora.settings.first_pass.timesteps]
+    first, second = video.windows(1, latents)
     items = [window.request.conditions[0].ready.video[0] for window in (first, second)]
     assert [item.skipped for item in items] == [0, 1]
     assert torch.equal(torch.cat([items[0].latent, items[1].latent[:, :, 1:]], dim=2), latents)
     plain = planned(with_lora, LongArguments(**MULTI))
-    assert not any(window.request.conditions for window in plain.windows(plain.scales[1], latents))
+    assert not any(window.request.conditions for window in plain.windows(1, latents))
 
 
 def test_adapters_of_the_second_scale_leave_the_first_alone(with_lora):
@@ -423,14 +426,21 @@ def test_adapters_of_the_second_scale_leave_the_first_alone(with_lora):
     )
 
 
+def test_the_second_scale_runs_the_second_transformer():
+    second, runs = copy.deepcopy(networks()["transformer"]), []
+    pipe = tiny_pipeline(kind=LTXVideoLongPipeline, stage_2_transformer=second)
+    second.register_forward_pre_hook(lambda *_: runs.append(len(runs)))
+    pipe(**MULTI)
+    # Two windows of three steps.
+    assert len(runs) == 6
+
+
 def test_the_second_scale_reads_the_texts_of_its_time(with_texts):
     """Windows of the first begin at latent frames 0, 3 and 6, those of the second at 0 and 5."""
     call = {name: value for name, value in MULTI.items() if name not in TEXT}
     video = planned(with_texts, LongArguments(**call, prompt=["a", "b", "c"]))
     windows = [
-        window
-        for k, given in enumerate((None, torch.zeros(1, 8, 11, 4, 6)))
-        for window in video.windows(video.scales[k], given)
+        window for k, given in enumerate((None, torch.zeros(1, 8, 11, 4, 6))) for window in video.windows(k, given)
     ]
     assert [window.prompts.prompt for window in windows] == ["a", "b", "c", "a", "b"]
 

@@ -71,8 +71,7 @@ class Preparation:
 
     def prepared(self, pixels: torch.Tensor, is_placed: bool = False) -> torch.Tensor:
         """Pixels `[n, H, W, 3]` in [0, 255] as `[1, 3, n, H', W']` in [-1, 1], in the shape of the clip but for placed ones."""
-        frames = pixels if is_placed else cropped(pixels, *self.size)
-        return degraded(frames, self.crf, self.blur)
+        return degraded(pixels if is_placed else cropped(pixels, *self.size), self.crf, self.blur)
 
 
 @dataclass(frozen=True)
@@ -94,8 +93,7 @@ class FrameCondition(Condition):
 
     def opened(self, studio: Studio, plan: ClipPlan) -> "OpenedFrames":
         """Check the place and read the frames that the video can show."""
-        given, last = self.given, plan.num_frames - 1
-        start = given.frame_index
+        given, start, last = self.given, self.given.frame_index, plan.num_frames - 1
         if not checks.is_whole(start) or not 0 <= start <= last:
             nearest = min(max(start, 0), last) if checks.is_whole(start) else 0
             raise ValueError(f"`frame_index` has to be from 0 to {last} but is {start!r}; use {nearest}")
@@ -173,8 +171,7 @@ class OpenedFrames(Opened):
         asked, sides = self.condition.preparation.size, self.pixels.shape[3:]
         if (plan.height, plan.width) != asked:
             raise ValueError("`position` is in pixels of a video that is made at once; pass multi_scale=False")
-        left, top = self._corner(plan)
-        ratio = plan.sizes.spatial_ratio
+        (left, top), ratio = self._corner(plan), plan.sizes.spatial_ratio
         fits = left >= 0 and top >= 0 and top + sides[0] <= asked[0] and left + sides[1] <= asked[1]
         if not fits or any(side % ratio for side in (left, top, *sides)):
             raise ValueError(
@@ -193,10 +190,12 @@ class OpenedFrames(Opened):
         return self.held(self.latents(plan), plan, self.condition.given.frame_index)
 
     def latents(self, plan: ClipPlan) -> torch.Tensor:
-        """Normalised latents `[B, C, F, h, w]` of the frames at the stage's size."""
+        """Normalised latents `[B, C, F, h, w]` of the frames at the stage's size, drawn from what the autoencoder says of them."""
         placed, generator = self.condition.given.position is not None, self.condition.preparation.generator
         pixels = self.pixels if placed else resized(self.pixels, plan.height, plan.width)
-        return encoded(self.studio, pixels, generator, plan.batch_size)
+        encode: Any = partial(self.studio.encode_video, pixels)
+        drawn = [encode(generator=one) for one in (generator if isinstance(generator, list) else [generator])]
+        return torch.cat(drawn).expand(plan.batch_size, -1, -1, -1, -1)
 
     def held(self, latent: torch.Tensor, plan: ClipPlan, start: int) -> Items:
         """What holds the video to encoded frames.
@@ -222,10 +221,8 @@ class OpenedFrames(Opened):
         if plan.sizes.tokens_wait:
             noise = conditioning.GaussianNoiser(generator).draw(prefix.shape, latent.device)
             prefix = torch.lerp(noise, prefix, strength)
-        beside: list[ConditionItem] = [FramesBeside(prefix, start, strength)]
-        if not rest.shape[2]:
-            return conditioning.Streams(beside, [])
-        return conditioning.Streams([LatentsInPlace(rest, strength, (first + PREFIX_FRAMES, 0, 0)), *beside], [])
+        inside = [LatentsInPlace(rest, strength, (first + PREFIX_FRAMES, 0, 0))] if rest.shape[2] else []
+        return conditioning.Streams([*inside, FramesBeside(prefix, start, strength)], [])
 
 
 @dataclass(frozen=True)
@@ -278,8 +275,9 @@ class FramesBeside(ConditionItem[VideoLatentTools]):
         pixels = tools.pixel_bounds(shape, tools.causal_fix, state.positions.device)
         pixels[:, 0] += self.frame_index
         times = in_seconds(pixels[:, :, self.skipped * tools.tokens_per_frame :], tools.fps)
-        filled = replace(tools, fill_latent=True)
-        return append_latent(state, filled, self.latent[:, :, self.skipped :], times, self.strength)
+        return append_latent(
+            state, replace(tools, fill_latent=True), self.latent[:, :, self.skipped :], times, self.strength
+        )
 
 
 def beside(latent: torch.Tensor, frame_index: int, strength: float, skipped: int = 0) -> ReadyItems:
@@ -316,10 +314,3 @@ def resized(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
     interpolate = torch.nn.functional.interpolate
     frames = [interpolate(one, (height, width), mode="bilinear") for one in pixels.float().unbind(2)]
     return torch.stack(frames, dim=2)
-
-
-def encoded(studio: Studio, pixels: torch.Tensor, generator: Generators, batch_size: int) -> torch.Tensor:
-    """Normalised latents `[B, C, F, h, w]` of pixels `[1, 3, n, H, W]`, drawn from what the autoencoder says of them."""
-    encode: Any = partial(studio.encode_video, pixels)
-    generators = generator if isinstance(generator, list) else [generator]
-    return torch.cat([encode(generator=one) for one in generators]).expand(batch_size, -1, -1, -1, -1)

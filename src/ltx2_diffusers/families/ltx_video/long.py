@@ -20,12 +20,12 @@ from ...media.frames import FilePath
 from ...media.pixels import decoded_frames
 from ...media.streaming import ClipWriter
 from ...models.latent_filters import adain_filter_latent, tone_map_latents
+from ...pipelines import engine
 from ...pipelines.arguments import Delivery, Request, Stage, Start, takes, texts_of
 from ...pipelines.conditions.condition import Condition, ReadyItems
 from ...pipelines.decoding import video_as
-from ...pipelines.engine import check_said, check_save_path, enlarged, prepare, reads_negative, with_decoder_noise
 from ...pipelines.output import LTX2PipelineOutput, Result
-from ...pipelines.plan import ClipPlan, ModelSizes, Size
+from ...pipelines.plan import ModelSizes, Size
 from ...pipelines.recipes.extension.pipeline import concatenated
 from ...pipelines.recipes.extension.plan import ClipLatents, Timeline
 from ...pipelines.recipes.extension.segments import Carried, Segment, Wanted, generate_segments
@@ -39,6 +39,8 @@ from .steps import WindowSampler
 
 # Latent frames that are decoded at a time, and those in which two such pieces fade into each other.
 DECODE_TILE, DECODE_OVERLAP = 16, 4
+# What the names of a scale's arguments begin with.
+SCALES = ("", "stage_2_")
 # Noise levels at which a detailer IC-LoRA refines.
 DETAILER_LEVELS = (0.99, 0.9094)
 Bounds = Sequence[tuple[int, int]]
@@ -222,7 +224,8 @@ class LTXVideoLongPipeline(LTXVideoBase):
     """Generates videos of any length with a checkpoint of LTX-Video, in windows that overlap.
 
     Takes the components of [`LTXVideoPipeline`]. Each window is shown the end of what there is; where two windows overlap, one
-    fades into the other.
+    fades into the other. With two scales, the whole of what the windows make is enlarged and refined by windows again, those of
+    `stage_2_transformer`, if there is one.
     """
 
     @property
@@ -235,7 +238,8 @@ class LTXVideoLongPipeline(LTXVideoBase):
         """Generate a long video.
 
         Decoding goes piece by piece: where two pieces meet, frames of both fade into each other, which differs a little from
-        decoding the whole clip at once. Setting `pipeline._interrupt = True` in a callback ends the clip with the window before.
+        decoding the whole clip at once. Setting `pipeline._interrupt = True` in a callback ends the clip with the window before;
+        at the first of two scales, the windows of that one are handed over in the asked size.
 
         Returns:
             [`LTX2PipelineOutput`] without sound, or the tuple `(frames,)`.
@@ -252,7 +256,7 @@ def long_video(pipeline: LTXVideoLongPipeline, call: LongArguments) -> Result:
     """Generate the windows and put the clip together, in memory or in a file."""
     video = planned(pipeline, call)
     writer = None if call.save_path is None else ClipWriter(call.save_path, call.frame_rate)
-    pieces, windows = video.pieces(), [len(scale.bounds) for scale in video.scales]
+    pieces, windows = video.pieces(), [len(bounds) for bounds, _ in video.bounds]
     pixels = streamed_pixels(pipeline, pieces, video.request.delivery)
     info: dict[str, Any] = {"preset": pipeline.settings.name, "output_type": call.output_type}
     info["windows"] = windows if call.multi_scale else windows[0]
@@ -272,33 +276,15 @@ def long_video(pipeline: LTXVideoLongPipeline, call: LongArguments) -> Result:
 
 
 @dataclass(frozen=True)
-class Scale:
-    """How the whole is made at one size.
-
-    Args:
-        stage: The pass of every window.
-        plan: Sizes of the whole.
-        bounds: Where the windows lie.
-        overlap: Latent frames that a window shares with the one before.
-        drift_control: How far the statistics of windows are moved to those of the first, 0 to 1.
-    """
-
-    stage: Stage
-    plan: ClipPlan
-    bounds: Bounds
-    overlap: int
-    drift_control: float
-
-
-@dataclass(frozen=True)
 class LongVideo:
-    """A long video in which everything is checked.
+    """A long video in which everything is checked; lists have an entry for each scale.
 
     Args:
         pipeline, call: The pipeline and its call.
         texts: What windows of the first scale read, the last one all that are left.
         request: All else for the whole.
-        scales: How it is made at each size.
+        runs: The pass of every window, and the sizes of the whole.
+        bounds: Where windows lie, and the latent frames that a window shares with the one before.
         shown: Pictures and clips.
         references: What an IC-LoRA follows at the first scale.
     """
@@ -307,51 +293,55 @@ class LongVideo:
     call: LongArguments
     texts: Sequence[Prompts]
     request: Request
-    scales: Sequence[Scale]
+    runs: Sequence[engine.StageRun]
+    bounds: Sequence[tuple[Bounds, int]]
     shown: Sequence[OpenedFrames]
     references: Sequence[ReferenceCondition]
 
     def pieces(self) -> Iterator[torch.Tensor]:
         """Latents of the clip one piece after the other; those of the first scale if that is interrupted."""
-        pieces = self._made(self.scales[0])
-        if len(self.scales) == 1:
+        pieces = self._made(0)
+        if not self.call.multi_scale:
             return pieces
         whole = torch.cat(list(pieces), dim=2)
         if self.pipeline._interrupt:
             return iter([whole])
-        larger = enlarged(self.pipeline, whole, UPSAMPLER)
-        return self._made(self.scales[1], adain_filter_latent(larger, whole, self.request.stages[1].adain_factor))
+        larger = engine.enlarged(self.pipeline, whole, UPSAMPLER)
+        return self._made(1, adain_filter_latent(larger, whole, self.request.stages[1].adain_factor))
 
-    def _made(self, scale: Scale, latents: torch.Tensor | None = None) -> Iterator[torch.Tensor]:
-        windows = self.windows(scale, latents)
-        return finished(generate_segments(self.pipeline, windows, None, scale.drift_control), scale.overlap)
+    def _made(self, scale: int, latents: torch.Tensor | None = None) -> Iterator[torch.Tensor]:
+        factor = getattr(self.call, f"{SCALES[scale]}adain_factor")
+        segments = generate_segments(self.pipeline, self.windows(scale, latents), None, factor)
+        return finished(segments, self.bounds[scale][1])
 
-    def windows(self, scale: Scale, latents: torch.Tensor | None = None) -> list[Window]:
+    def windows(self, scale: int, latents: torch.Tensor | None = None) -> list[Window]:
         """The windows of a scale; those of the second one begin with latents of the enlarged whole."""
-        call, plan, made = self.call, scale.plan, list[Window]()
+        call, run, (bounds, overlap), made = self.call, self.runs[scale], self.bounds[scale], list[Window]()
+        # The whole is enlarged between the windows of two scales, and not by their stages.
+        stage, plan = replace(run.stage, spatial_scale=1.0, upsampler=None, adain_factor=0.0), run.plan
         seed = torch.seed() if call.generator is None else call.generator.initial_seed()
-        # Each scale has noise of its own.
-        seed += 0 if latents is None else plan.video.frames
         device = "cpu" if call.generator is None else call.generator.device
-        for (start, end), held in zip(scale.bounds, self._held(scale, latents)):
-            given = None if latents is None else latents[:, :, start:end]
-            own = Start(torch.Generator(device).manual_seed((seed + start) % 2**63), given, framed_noise=True)
+        for (start, end), held in zip(bounds, self._held(scale, latents)):
+            # Each scale has noise of its own.
+            generator = torch.Generator(device).manual_seed((seed + start + scale * plan.video.frames) % 2**63)
+            own = Start(generator, None if latents is None else latents[:, :, start:end], framed_noise=True)
             size = Size(plan.height, plan.width, plan.sizes.pixel_frames(end - start), plan.frame_rate)
-            request = replace(self.request, size=size, stages=[scale.stage], start=own, conditions=held)
+            request = replace(self.request, size=size, stages=[stage], start=own, conditions=held)
             # Windows of the second scale read what those of the first did at their time.
-            text = sum(first <= start for first, _ in self.scales[0].bounds[: len(self.texts)]) - 1
-            timeline = Timeline(0, scale.overlap, lambda _: 0)
-            made.append(Window(self.texts[text], request, timeline, strength=call.temporal_overlap_cond_strength))
+            text = self.texts[sum(first <= start for first, _ in self.bounds[0][0][: len(self.texts)]) - 1]
+            timeline, strength = Timeline(0, overlap, lambda _: 0), call.temporal_overlap_cond_strength
+            made.append(Window(text, request, timeline, strength=strength))
         return made
 
-    def _held(self, scale: Scale, latents: torch.Tensor | None) -> list[list[Condition]]:
+    def _held(self, scale: int, latents: torch.Tensor | None) -> list[list[Condition]]:
         """What each window is shown but for the end of the one before, encoded at the size of a scale."""
-        held, call, plan = list[list[Condition]](), self.call, scale.plan
-        for start, end in scale.bounds:
+        held, call, plan = list[list[Condition]](), self.call, self.runs[scale].plan
+        bounds, overlap = self.bounds[scale]
+        for start, end in bounds:
             guides = [(latents[:, :, start:end], 1.0)] if latents is not None and call.detailer else []
-            for one in self.references if latents is None else ():
+            for one in () if scale else self.references:
                 guides.append((self.pipeline.encode_video(one.part(plan, start, end)), one.given.strength))
-            held.append([beside(guide, 0, strength, scale.overlap if start else 0) for guide, strength in guides])
+            held.append([beside(guide, 0, strength, overlap if start else 0) for guide, strength in guides])
         for index, picture in enumerate(self.shown):
             latent = picture.latents(plan)
             if index == 0 and call.cond_image is not None and call.negative_index_strength:
@@ -359,7 +349,7 @@ class LongVideo:
                     # Before the window's time, so that it shows what all of them have in common.
                     window.append(beside(latent, -8, call.negative_index_strength))
             frames = (picture.condition.given.frame_index, picture.pixels.shape[2])
-            for number, frame in windows_of(*frames, scale.bounds, scale.overlap):
+            for number, frame in windows_of(*frames, bounds, overlap):
                 held[number].append(ReadyItems(picture.held(latent, plan, frame)))
         return held
 
@@ -367,31 +357,25 @@ class LongVideo:
 def planned(pipeline: LTXVideoLongPipeline, call: LongArguments) -> LongVideo:
     """Check a call and work out its windows."""
     bounds, sides = _bounds(pipeline, call), (call.height, call.width)
-    passes, made = _passes(pipeline, call, [one for one, _ in bounds])
+    passes, made = _passes(pipeline, call, [one[0][1] for one, _ in bounds])
     preset, tone_map = passes.preset, passes.settings[-1].tone_map_compression_ratio
-    fit = None if passes.last_sides == sides else partial(shown_at, sides=sides)
-    check_save_path(call.save_path, call.output_type)
+    engine.check_save_path(call.save_path, call.output_type)
     # Frames are handed over from outside of the windows.
-    delivery = replace(delivery_of(call, preset, tone_map, fit), save_path=None)
+    delivery = replace(delivery_of(call, preset, tone_map, partial(shown_at, sides=sides)), save_path=None)
     preparation = Preparation(sides, preset.image_crf, preset.image_blur)
     size, conditions = Size(*passes.last_sides, call.num_frames, call.frame_rate), call.listed_conditions(preparation)
     rest: Any = {"streams": Streams(True, False), "attention_kwargs": call.attention_kwargs}
     request = Request(size, made, Start(framed_noise=True), delivery, conditions, **rest)
-    texts, with_negative = [texts_of(call, text) for text in call.texts], reads_negative(pipeline, request)
+    texts, with_negative = [texts_of(call, text) for text in call.texts], engine.reads_negative(pipeline, request)
     for text in texts:
         if pipeline.prompt_reader.check(text, with_negative, watched=delivery.wanted) != 1:
             raise ValueError("a long video is made one at a time; give states [1, S, W], and one text for each window")
-    runs, shown = prepare(pipeline, request, batch_size=1)
+    runs, shown = engine.prepare(pipeline, request, batch_size=1)
     references = [ReferenceCondition(one, preparation) for one in as_list(call.reference_conditions)]
     for one in references:
         one.check_length(runs[0].plan)
     checks.check_generator(call.generator, 1, torch.device(pipeline._execution_device))
-    scales = [
-        # The whole is enlarged between the windows of two scales, and not by their stages.
-        Scale(replace(run.stage, spatial_scale=1.0, upsampler=None, adain_factor=0.0), run.plan, *one, factor)
-        for run, one, factor in zip(runs, bounds, (call.adain_factor, call.stage_2_adain_factor))
-    ]
-    return LongVideo(pipeline, call, texts, request, scales, cast(list[OpenedFrames], shown), references)
+    return LongVideo(pipeline, call, texts, request, runs, bounds, cast(list[OpenedFrames], shown), references)
 
 
 def _bounds(pipeline: LTXVideoLongPipeline, call: LongArguments) -> list[tuple[Bounds, int]]:
@@ -403,7 +387,7 @@ def _bounds(pipeline: LTXVideoLongPipeline, call: LongArguments) -> list[tuple[B
     checks.check_unit(**{name: value for name, value in vars(call).items() if name.endswith(shares)})
     if not call.temporal_overlap_cond_strength:
         raise ValueError("`temporal_overlap_cond_strength` is 0, so that windows know nothing of each other; use 0.5")
-    for prefix in ("", "stage_2_")[: 1 + call.multi_scale]:
+    for prefix in SCALES[: 1 + call.multi_scale]:
         names = (f"{prefix}temporal_tile_size", f"{prefix}temporal_overlap")
         frames = [getattr(call, name) for name in names]
         tile, overlap = (count // stride for count in frames)
@@ -414,20 +398,18 @@ def _bounds(pipeline: LTXVideoLongPipeline, call: LongArguments) -> list[tuple[B
             )
         made.append((window_bounds((call.num_frames - 1) // stride + 1, tile, overlap), overlap))
     if call.cond_image is None:
-        check_said("there is no `cond_image`", call, "cond_strength", "negative_index_strength")
+        engine.check_said("there is no `cond_image`", call, "cond_strength", "negative_index_strength")
     if not call.multi_scale:
-        names = ("second_pass", "detailer", *(name for name in vars(call) if name.startswith("stage_2_")))
-        check_said("the video has one scale (multi_scale=False)", call, *names)
+        own = [name for name in vars(call) if name.startswith(SCALES[1])]
+        engine.check_said("the video has one scale (multi_scale=False)", call, "second_pass", "detailer", *own)
     count = len(made[0][0])
     if not 1 <= len(call.texts) <= count:
         raise ValueError(f"`prompt` holds {len(call.texts)} texts for {count} windows; give 1 to {count}")
     return made
 
 
-def _passes(
-    pipeline: LTXVideoLongPipeline, call: LongArguments, bounds: Sequence[Bounds]
-) -> tuple[Passes, list[Stage]]:
-    """The passes of the windows, one at each scale."""
+def _passes(pipeline: LTXVideoLongPipeline, call: LongArguments, tiles: list[int]) -> tuple[Passes, list[Stage]]:
+    """The passes of windows of so many latent frames, one at each scale."""
     ratio, sides = pipeline.vae_spatial_compression_ratio, (call.height, call.width)
     preset = with_arguments(pipeline.settings, {"image_crf": call.image_crf, "image_blur": call.image_blur})
     first, *others = chosen_passes(preset, (None, None, call.second_pass), call.multi_scale)
@@ -443,7 +425,7 @@ def _passes(
     settings = [with_arguments(first, pass_arguments(call)), *others]
     own = first_sides(*sides, preset.downscale_factor or DOWNSCALE_FACTOR, ratio) if others else sides
     # Some schedules shift by the tokens of a window.
-    passes = [Passes(preset, settings, own, len(settings), one[0][1], ratio) for one in bounds]
+    passes = [Passes(preset, settings, own, len(settings), tile, ratio) for tile in tiles]
     second = SECOND if pipeline.has(SECOND) else "transformer"
     names = [("transformer", None), (second, call.stage_2_adapters)][: len(settings)]
     networks: list[Network] = [(name, getattr(pipeline, name).config.num_layers, given) for name, given in names]
@@ -460,7 +442,7 @@ def streamed_pixels(
     held, waiting, before = DECODE_OVERLAP * pipeline.vae_temporal_compression_ratio, None, None
     for piece in chain(pieces, [None]):
         if piece is not None:
-            noised, timestep = with_decoder_noise(pipeline, piece, delivery)
+            noised, timestep = engine.with_decoder_noise(pipeline, piece, delivery)
             noised = tone_map_latents(noised, delivery.tone_map)
             waiting = noised if waiting is None else torch.cat([waiting, noised], dim=2)
         while waiting is not None and (waiting.shape[2] > DECODE_TILE or piece is None):

@@ -123,7 +123,7 @@ def stages(
         rescale: `guidance_rescale` of the first pass.
         new_sampler: Makes the sampler of a pass, see [`Stage`].
     """
-    preset, made, before = passes.preset, list[Stage](), 0.0
+    preset, made = passes.preset, list[Stage]()
     for index, (settings, (transformer, num_layers, adapters)) in enumerate(zip(passes.settings, networks)):
         enlarges = passes.enlarges(index)
         guiders = partial(pass_guiders, settings, preset.stg_mode, num_layers, 0.0 if index else rescale)
@@ -133,7 +133,7 @@ def stages(
             # As timesteps, which no scheduler shifts once more.
             timesteps=[level * 1000 for level in levels[index]],
             end_sigma=settings.end_timestep,
-            goes_on=before > 0,
+            goes_on=index > 0 and passes.settings[index - 1].end_timestep > 0,
             scales=Streams(video.at_sigma(levels[index][0]).params, NEUTRAL),
             guiders=guiders,
             network=partial(LTXVideoNetwork, stg_mode=preset.stg_mode),
@@ -146,5 +146,4 @@ def stages(
             references=not enlarges,
         )
         made.append(stage)
-        before = settings.end_timestep
     return made

@@ -17,7 +17,7 @@ from ...conditioning.items.base import append_latent
 from ...conditioning.items.regions import hold_tokens
 from ...conditioning.tools import in_seconds
 from ...media.files import exact_frame_rate
-from ...media.frames import Frames, rate_to_read, read_frames
+from ...media.frames import Frames, read_frames
 from ...media.reading import probe, read_video
 from ...pipelines.arguments import Generators
 from ...pipelines.conditions import Condition, Opened, Studio
@@ -101,8 +101,7 @@ class FrameCondition(Condition):
             pixels = read_frames(given.image, 1, name="image")
         else:
             clip: Any = given.video
-            rate = rate_to_read(None, clip, plan.frame_rate)
-            pixels = read_frames(clip, plan.num_frames - start, name="video", frame_rate=rate)
+            pixels = read_frames(clip, plan.num_frames - start, name="video", frame_rate=plan.frame_rate)
             pixels = pixels[: plan.sizes.whole_frames(len(pixels))]
         stride = plan.sizes.temporal_ratio
         if len(pixels) > 1 and start % stride:
@@ -110,8 +109,7 @@ class FrameCondition(Condition):
             raise ValueError(f"`frame_index` of a clip is {start}, no multiple of {stride}; use {near}")
         if given.position is not None and start:
             raise ValueError(f"`position` is given at `frame_index` {start}, but belongs to frame 0; leave it out")
-        prepared = self.preparation.prepared(pixels, given.position is not None)
-        return OpenedFrames(studio, self, prepared)
+        return OpenedFrames(studio, self, self.preparation.prepared(pixels, given.position is not None))
 
 
 class ReferenceCondition(FrameCondition):
@@ -181,9 +179,8 @@ class OpenedFrames(Opened):
 
     def _corner(self, plan: ClipPlan) -> tuple[int, int]:
         position, (height, width) = self.condition.given.position, self.pixels.shape[3:]
-        if isinstance(position, tuple):
-            return position
-        return (plan.width - width) // 2, (plan.height - height) // 2
+        centre = (plan.width - width) // 2, (plan.height - height) // 2
+        return position if isinstance(position, tuple) else centre
 
     def items(self, plan: ClipPlan) -> Items:
         """Encode the frames at the stage's size; noise is drawn as the conditions come."""
@@ -302,8 +299,7 @@ def without_free_edges(
     """
     (left, top), (rows, columns) = corner, latent.shape[3:]
     x, y = int(left > 0), int(top > 0)
-    right = columns - int(left + columns < target.width)
-    bottom = rows - int(top + rows < target.height)
+    right, bottom = columns - int(left + columns < target.width), rows - int(top + rows < target.height)
     return latent[..., y:bottom, x:right], (left + x, top + y)
 
 

@@ -305,6 +305,7 @@ def test_a_lora_is_asked_for_by_name(client):
     ("wrong", "field", "reason"),
     [
         ({"auto_length": True, "num_frames": None}, "auto_length", "needs a duration head"),
+        ({"auto_length": True, "num_frames": None, "seconds": 5}, "seconds", "`seconds` and `auto_length` contradict"),
         ({"adapters": {"weak": 1}}, "adapters", "there are reference, strong"),
         ({"adapters": {"../strong.safetensors": 1}}, "adapters", "not loaded"),
         ({"model": "sora-2"}, "model", "this server has 'tiny'"),
@@ -338,6 +339,11 @@ def test_a_wrong_job_is_refused_by_name(client, wrong, field, reason):
     answer = client.post("/v1/videos", json={name: v for name, v in {**JOB, **wrong}.items() if v is not None})
     place, message = refusal(answer)
     assert (place, reason in message) == (field, True), message
+
+
+def test_what_a_job_needs_is_something_that_it_can_say(client):
+    answer = client.post("/v1/videos", json=JOB | {"one_stage": True})
+    assert refusal(answer) == ("one_stage", "`one_stage` needs `distilled`")
 
 
 def test_clips_as_long_as_their_texts(serve, served):

@@ -204,7 +204,7 @@ def _of_ltx_video(request: GenerationRequest, defaults: ApplicationDefaults) -> 
     """The selection for a checkpoint of LTX-Video, whose preset says what the request leaves open of sampling."""
     from ..families.ltx_video.conditions import LTXVideoCondition
 
-    complete, notes = _completed(request, replace(defaults, size_multiple=VIDEO_SCALE_FACTORS.height))
+    complete, notes = _completed(request, replace(defaults, size_multiple=1), frame_stride=1)
     if request.enhance_prompt:
         notes.append("the prompt stays as it is; the text encoder of LTX-Video writes none")
     # What a request leaves open is `None`, and the preset says it.
@@ -250,7 +250,9 @@ def _rule(request: CompleteRequest, defaults: ApplicationDefaults) -> tuple[str,
     return "two_stage", "LTX2TwoStagePipeline"
 
 
-def _completed(request: GenerationRequest, defaults: ApplicationDefaults) -> tuple[CompleteRequest, list[str]]:
+def _completed(
+    request: GenerationRequest, defaults: ApplicationDefaults, frame_stride: int = VIDEO_SCALE_FACTORS.time
+) -> tuple[CompleteRequest, list[str]]:
     """The request with every value set and checked, and notes on what was changed."""
     if not isinstance(request.prompt, str):
         raise ValueError(f"`prompt` has to be a text but is {request.prompt!r}")
@@ -260,7 +262,7 @@ def _completed(request: GenerationRequest, defaults: ApplicationDefaults) -> tup
     filled = {name: getattr(defaults, name) for name in names if getattr(request, name) is None}
     complete = CompleteRequest(**{**vars(request), **filled})
     check_at_least_one(width=complete.width, height=complete.height)
-    check_num_frames(complete.num_frames, VIDEO_SCALE_FACTORS.time)
+    check_num_frames(complete.num_frames, frame_stride)
     check_positive(frame_rate=complete.frame_rate)
     if complete.num_inference_steps is not None:
         check_at_least_one(num_inference_steps=complete.num_inference_steps)

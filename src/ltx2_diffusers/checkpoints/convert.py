@@ -72,7 +72,7 @@ def convert_to_diffusers(
         on_tensor: Called with the name of every tensor written.
     """
     check_folder_writable(output)
-    check_ltx2(source, "load it with LTXVideoPipeline.from_single_file, and save that")
+    check_ltx2(source, "load it with LTXVideoPipeline.from_single_file(), and save that with save_pretrained()")
     method = _float8(quantization_config)
     parts = original_components(source, dtype, quantization_config=method)
     if latent_upsampler is not None:
@@ -150,7 +150,9 @@ def convert_to_original(
         on_tensor: Called with the name of every tensor written.
     """
     (check_folder_writable if per_component else check_writable)(output)
-    check_ltx2(source, "files of that layout are not written")
+    check_ltx2(
+        source, "files of that layout are not written; save a folder, with save_pretrained() of an LTXVideoPipeline"
+    )
     parts = folder_components(source, dtype, _float8(quantization_config))
     for name, part in parts.items():
         check_part(name, part, repr(str(source)))

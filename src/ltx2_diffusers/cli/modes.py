@@ -1,7 +1,7 @@
 """What the options of `ltx2 generate` ask for: a table of modes, which options belong together, and the call they make."""
 
 import inspect
-from collections.abc import KeysView
+from collections.abc import Collection, KeysView
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,15 +66,19 @@ MODES = (
 LTX_VIDEO = Mode("video of LTX-Video", "LTXVideoPipeline", size=(704, 1216, 121, 30.0))
 
 
-def choose_mode(options: Options) -> Mode:
+def choose_mode(options: Options, offered: Collection[str] = OPTIONS) -> Mode:
     """The mode of the given options.
+
+    Args:
+        options: The options.
+        offered: Names of those that can be given. Default all.
 
     Raises:
         ValueError: If options are missing, or contradict each other whatever the pipeline.
     """
     from ..checkpoints.versions import checkpoint_family
 
-    check_together(options)
+    check_together(options, offered)
     if checkpoint_family(options.get("checkpoint", CHECKPOINT)) != FAMILIES[0]:
         return LTX_VIDEO
     mode = next(mode for mode in MODES if not mode.chosen_by or not options.keys().isdisjoint(mode.chosen_by))
@@ -83,12 +87,15 @@ def choose_mode(options: Options) -> Mode:
     return mode
 
 
-def check_together(options: Options) -> None:
-    """Raise `ValueError` for an option without another that it needs, and for two that contradict each other."""
+def check_together(options: Options, offered: Collection[str] = OPTIONS) -> None:
+    """Raise `ValueError` for an option without another that it needs, and for two that contradict each other.
+
+    Takes the arguments of [`choose_mode`].
+    """
     given = [option for name, option in OPTIONS.items() if name in options]
     for option in given:
         if option.needs and options.keys().isdisjoint(option.needs):
-            raise ValueError(f"{flag(option.name)} needs {flags(option.needs)}")
+            raise ValueError(f"{flag(option.name)} needs {flags([n for n in option.needs if n in offered])}")
     if pairs := [(option.name, other) for option in given for other in option.excludes if other in options]:
         raise ValueError(f"{flags(pairs[0], 'and')} contradict each other; leave one of them out")
 

@@ -185,9 +185,9 @@ _GROUPS: dict[str, tuple[Option, ...]] = {
         Option("audio_only", help="make sound alone, a .wav file"),
     ),
     "size (default with --video: the clip's)": (
-        _same("width", "PIXELS", help="a multiple of 32; 64 in two stages; default 768"),
+        _same("width", "PIXELS", help="a multiple of 32, of 64 in two stages; any with LTX-Video; default 768"),
         _same("height", "PIXELS", help="the same; default 512"),
-        _same("num_frames", "N", help="8 k + 1; of --extend: those of a part; default 121"),
+        _same("num_frames", "N", help="8 k + 1, any with LTX-Video; of --extend: those of a part; default 121"),
         Option("auto_length", becomes=calls.predicted_length, excludes=("num_frames", "audio", "extend"),
             help="as long as the checkpoint predicts for the prompt, which those of LTX-2.5 do"),
         Option("min_seconds", "SECONDS", becomes=calls.predicted_length, needs=("auto_length",), help="of --auto-length: shortest clip; default 1"),

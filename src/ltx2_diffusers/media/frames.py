@@ -161,11 +161,11 @@ def one_picture(image: Frames) -> Frames:
     return as_image(clip[0])
 
 
-def check_crf(name: str, crf: int, pixels: torch.Tensor) -> None:
+def check_crf(name: str, crf: int, pixels: torch.Tensor | None = None) -> None:
     """Check the H.264 quality of a condition, whose frames are given it only if there is a single one."""
     if not isinstance(crf, int) or not 0 <= crf <= 51:
         raise ValueError(f"`{name}` has to be between 0 (no compression) and 51 but is {crf}; use 33")
-    if crf and len(pixels) == 1 and pixels.dtype != torch.uint8:
+    if crf and pixels is not None and len(pixels) == 1 and pixels.dtype != torch.uint8:
         raise ValueError(
             f"the H.264 round trip of a picture needs bytes but got floats; give an image or a uint8 array, or set "
             f"`{name}=0`"

@@ -27,8 +27,8 @@ from diffusers.hooks.pyramid_attention_broadcast import PyramidAttentionBroadcas
 from diffusers.models.cache_utils import CacheMixin
 
 Tokens = tuple[torch.Tensor, torch.Tensor]
-# These decide for all blocks at once, without hooks.
-_BLOCK_CACHES = (FirstBlockCacheConfig, MagCacheConfig)
+BLOCK_CACHES = (FirstBlockCacheConfig, MagCacheConfig)
+"""Caches that decide for all blocks at once; on networks of LTX-2 they do without hooks."""
 # diffusers' patterns of these miss the attentions of most models with two streams, and the audio's projection.
 _ATTENTIONS = [r"transformer_blocks\.\d+\.\w*attn\d?"]
 _HEADS, _BLOCKS = ["proj_out", "audio_proj_out"], [r"transformer_blocks\.\d+"]
@@ -204,7 +204,7 @@ class StepCacheMixin(CacheMixin):
         network: Any = self
         _check_config(config, len(network.transformer_blocks))
         self._step_caches, self._pass_states = {}, {}
-        if isinstance(config, _BLOCK_CACHES):
+        if isinstance(config, BLOCK_CACHES):
             self._cache_config: Any = config
             return
         taken = _all_layers(config) if isinstance(config, TaylorSeerCacheConfig) else config
@@ -218,7 +218,7 @@ class StepCacheMixin(CacheMixin):
     @property
     def caches_blocks(self) -> bool:
         """Whether a cache is enabled that decides for all blocks at once."""
-        return isinstance(self._cache_config, _BLOCK_CACHES)
+        return isinstance(self._cache_config, BLOCK_CACHES)
 
     def new_step_cache(self, num_predictions: int | None = None) -> StepCache | None:
         """A fresh memory for one run and one prompt; `None` where no cache is enabled that decides for all blocks.
@@ -287,7 +287,7 @@ class StepCacheMixin(CacheMixin):
 
 def _check_config(config: Any, num_blocks: int) -> None:
     name = type(config).__name__
-    known = (*_BLOCK_CACHES, TaylorSeerCacheConfig, PyramidAttentionBroadcastConfig)
+    known = (*BLOCK_CACHES, TaylorSeerCacheConfig, PyramidAttentionBroadcastConfig)
     if not isinstance(config, known):
         raise ValueError(
             f"`config` is {name}, which does not fit a network with video and audio and one pass after another; use "

@@ -609,6 +609,9 @@ def _prepared_stage(
         )
     plan = replace(plan.at_scale(stage.spatial_scale, stage.temporal_scale), stage=index, goes_on=stage.goes_on)
     _check_upsampler(pipeline, request, index)
+    if stage.network is not None:
+        # What wraps a network says what it cannot do.
+        stage.network(getattr(pipeline, stage.transformer))
     if stage.tiles is not None:
         check_tiles(stage.tiles, plan.video[2:])
         check_uncached(getattr(pipeline, stage.transformer))

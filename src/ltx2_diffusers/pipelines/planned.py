@@ -100,7 +100,10 @@ def plan_memory(
     """
     asked = _checked(vram_gb, ram_gb, quantize, allow_lossy, device)
     checks.check_choice("dtype", str(dtype).removeprefix("torch."), planning.DTYPES)
-    check_ltx2(checkpoint, "only LTX-2 is planned; use enable_model_cpu_offload() of the pipeline")
+    check_ltx2(
+        checkpoint,
+        "only LTX-2 is planned; use --offload model of `ltx2 generate`, or enable_model_cpu_offload() of an LTXVideoPipeline",
+    )
     parts = planning.parts_of(checkpoint, text_encoder, upsampler, dtype)
     _check_storage(parts, asked)
     size = [default if given is None else given for given, default in zip((height, width, num_frames), DEFAULT_SIZE)]

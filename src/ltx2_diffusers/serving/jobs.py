@@ -214,8 +214,12 @@ class Planner(JobMaker):
                 raise Refusal(f"`seconds` is {request.seconds:g}, which is too long; use 5", "seconds")
             found["num_frames"] = snap_frames(round(request.seconds * rate) + 4)
         names = {"image": "input_reference", "width": "size", "height": "size", "num_frames": "seconds"}
-        for name in found.keys() & values.keys():
-            raise Refusal(f"`{names[name]}` and `{name}` say the same; leave one of them out", names[name])
+        for name in found:
+            said = f"`{names[name]}` and `{name}` say the same" if name in values else None
+            for other in (other for other, option in SERVED.items() if other in values and name in option.excludes):
+                said = f"`{names[name]}` and `{other}` contradict each other"
+            if said is not None:
+                raise Refusal(f"{said}; leave one of them out", names[name])
         return found
 
     def _read(
@@ -254,7 +258,7 @@ class Planner(JobMaker):
                 raise ValueError(
                     "`auto_length` needs a duration head, which this server's checkpoint has not; use `seconds`"
                 )
-            mode = choose_mode(given)
+            mode = choose_mode(given, SERVED)
             options = with_defaults({**given, **self._loaded(given)}, mode)
             call = call_arguments(mode, options)
             check_call(mode, call, options)

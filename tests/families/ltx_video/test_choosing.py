@@ -101,8 +101,11 @@ def test_an_original_file_takes_its_text_encoder_from_elsewhere(tmp_path, capsys
         (["--no-audio"], "means nothing for video of LTX-Video"),
         (["--vram", "4"], "--offload model"),
         (["--offload", "blocks"], "--offload model"),
-        (["--height", "100"], "use 96 or 128"),
-        (["--num-frames", "10"], "use 9 or 17"),
+        (["--height", "0"], "use 1"),
+        (
+            ["--height", "65", "--width", "64"],
+            "--height and --width have to be even in a file but are 65 and 64; use (66, 64)",
+        ),
         (["--image-at", "0", "clip.mp4", "--frame-by-frame"], "by their times"),
         (["--auto-length"], "--auto-length means nothing for video of LTX-Video"),
         (["--image-at", "-10", "clip.mp4", *SMALL], "--image-at has to be from 0 to 8 but is -10"),
@@ -151,18 +154,18 @@ def test_info_tells_the_family_and_its_settings(capsys):
 
 
 def test_what_runs_ltx_2_alone_says_so(tmp_path):
-    with pytest.raises(ValueError, match="not LTX-2"):
+    with pytest.raises(ValueError, match=r"not LTX-2; .*use --offload model .*or enable_model_cpu_offload"):
         plan_memory(TINY, 8)
-    with pytest.raises(ValueError, match=r"LTXVideoPipeline\.from_single_file"):
+    with pytest.raises(ValueError, match=r"LTXVideoPipeline\.from_single_file.*save_pretrained"):
         convert_to_diffusers(golden_file(FILE), tmp_path / "folder")
-    with pytest.raises(ValueError, match="not written"):
+    with pytest.raises(ValueError, match="not written; save a folder"):
         convert_to_original(TINY, tmp_path / "file.safetensors")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_request_shows_pictures_and_clips_at_their_frames():
     timeline = (TimelineItem("image", "first.png"), TimelineItem("video", "clip.mp4", 16, 0.5))
-    request = GenerationRequest("a dog", timeline=timeline, width=700, num_frames=33, enhance_prompt=True)
+    request = GenerationRequest("a dog", timeline=timeline, width=700, num_frames=30, enhance_prompt=True)
     selection = select_pipeline(request, family="ltx_video")
     assert (selection.rule, selection.pipeline_name, selection.pipeline_class) == (
         "ltx_video",
@@ -174,7 +177,8 @@ def test_a_request_shows_pictures_and_clips_at_their_frames():
         ("first.png", None, 0, 1.0),
         (None, "clip.mp4", 16, 0.5),
     ]
-    assert selection.arguments["width"] == 704
+    # The pipeline cuts any size out of a larger one.
+    assert (selection.arguments["width"], selection.arguments["num_frames"]) == (700, 30)
     assert any("stays as it is" in note for note in selection.notes)
     # The preset says these.
     assert not {"num_inference_steps", "guidance_scale"} & selection.arguments.keys()
@@ -186,10 +190,10 @@ def test_generate_serves_a_request_with_a_pipeline_of_the_family(media):
     pipe = LTXVideoPipeline.from_pretrained(TINY, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     timeline, steps = (TimelineItem("image", str(media / "a.png")),), []
-    request = GenerationRequest("a dog", timeline=timeline, width=64, height=64, num_frames=9, seed=1)
+    request = GenerationRequest("a dog", timeline=timeline, width=60, height=64, num_frames=8, seed=1)
     output = generate(
         request, pipe, on_progress=lambda step, total: steps.append((step, total)), output_type="pt", multi_scale=False
     )
-    assert output.frames.shape == (1, 9, 3, 64, 64)
+    assert output.frames.shape == (1, 8, 3, 64, 60)
     assert output.info["rule"] == "ltx_video"
     assert steps[-1] == (8, 8)

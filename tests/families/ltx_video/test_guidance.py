@@ -68,6 +68,7 @@ def test_a_rescale_of_diffusers_acts_on_classifier_free_guidance():
         (PassSettings(8, guidance_lookup="round"), "stg_av", "guidance_lookup"),
         (PassSettings(8, None, 1, 1, 1.5, (0,)), "stg_av", "rescaling_scale"),
         (PassSettings(8, stg_scale=1), "stg_av", "names no blocks"),
+        (PassSettings(8, guidance_scale="3"), "stg_av", "`guidance_scale` has to be a finite number"),
     ],
 )
 def test_settings_that_say_nothing_are_refused(settings, mode, message):

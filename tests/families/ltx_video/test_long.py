@@ -509,6 +509,7 @@ def test_a_minute_is_made_in_flat_memory(pipeline, tmp_path, scales):
         ({"reference_conditions": LTXVideoCondition(video=CLIP[:80])}, "80 frames, .*use num_frames=73"),
         ({"reference_conditions": LTXVideoCondition(CLIP[0])}, "as `video`"),
         ({"reference_conditions": LTXVideoCondition(video=CLIP, frame_index=8)}, "lie at frame 0"),
+        ({"image_crf": 52}, "`image_crf`"),
         ({"detailer": True}, "multi_scale=False"),
         ({"second_pass": PassSettings(timesteps=(0.9,))}, "multi_scale=False"),
         ({"stage_2_adain_factor": 0.5}, "`stage_2_adain_factor`.*multi_scale=False"),

@@ -29,8 +29,8 @@ def forward(timestep, causal=True, rows=slice(1, 2), mode="attention_values", ke
             encoder_attention_mask=mask,
             timestep=timestep.expand(len(text), *timestep.shape[1:]),
             video_coords=coords(causal, 30.0).expand(len(text), -1, -1, -1),
-            perturbation_keep_masks=keep,
-        )[0]
+            perturbation_keep_masks=[keep],
+        )[0][0]
 
 
 @pytest.mark.parametrize("causal", [False, True])

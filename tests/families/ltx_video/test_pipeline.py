@@ -6,10 +6,17 @@ import inspect
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, LTXConditionPipeline
+from diffusers.hooks import (
+    FirstBlockCacheConfig,
+    MagCacheConfig,
+    PyramidAttentionBroadcastConfig,
+    TaylorSeerCacheConfig,
+)
 from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition as DiffusersCondition
 from diffusers.utils import logging
 
 from ltx2_diffusers.families.ltx_video.conditions import LTXVideoCondition
+from ltx2_diffusers.families.ltx_video.media import canvas_of, margins
 from ltx2_diffusers.families.ltx_video.passes import first_sides
 from ltx2_diffusers.families.ltx_video.pipeline import LTXVideoPipeline
 from ltx2_diffusers.families.ltx_video.presets import PassSettings, all_presets
@@ -190,6 +197,35 @@ def test_a_clip_is_made_anew_at_both_scales(pipeline):
     assert not torch.allclose(made.frames, other.frames, atol=1e-3)
 
 
+def test_a_size_that_is_no_multiple_is_cut_out_of_a_larger_one(pipeline):
+    """Of what a whole size gives for pictures with a grey border."""
+    for name, rule in (("padded__[h,w,frames,H,W,F]", canvas_of), ("padding__[h,w,H,W,left,right,top,bottom]", None)):
+        for row in load_json("ltx_video/scalars.json")[name]:
+            if rule is not None:
+                assert [*rule(*row[:3])] == row[3:]
+            else:
+                assert margins(row[:2], row[2:4]) == row[4:]
+    border = torch.full((3, 64, 96), 127.5)
+    border[:, 4:60, 3:92] = picture = PICTURE[:, :56, :89].float()
+    whole = {**CALL, "output_type": "pt"}
+    odd = {**whole, "height": 56, "width": 89, "num_frames": 14}
+    made = pipeline(**odd, image=picture, generator=seeded()).frames
+    expected = pipeline(**whole, image=border, generator=seeded()).frames
+    torch.testing.assert_close(made, expected[:, :14, :, 4:60, 3:92], rtol=0, atol=1e-5)
+    assert pipeline(**{**odd, "output_type": "latent"}, image=picture).frames.shape == (1, 8, 3, 2, 2)
+
+
+def test_a_clip_to_start_from_has_the_border_too(pipeline):
+    border = torch.full((17, 3, 64, 96), 127.5)
+    clip = CLIP[:15, :, :56, :92]
+    border[:, :, 4:60, 2:94] = clip[[*range(15), 14, 14]].float()
+    wish = {**CALL, "output_type": "pt", "denoise_strength": 0.3}
+    call = {**wish, "height": 56, "width": 92, "num_frames": 15, "media_items": clip}
+    made = pipeline(**call, generator=seeded()).frames
+    expected = pipeline(**wish, media_items=border, generator=seeded()).frames
+    assert (made - expected[:, :15, :, 4:60, 2:94]).abs().max() < 2e-2
+
+
 def test_a_batch_gives_what_its_videos_give_alone(pipeline):
     wish = {**ONE_PASS, "image": PICTURE, "num_inference_steps": 2}
     both = pipeline(**wish, num_videos_per_prompt=2, generator=[seeded(1), seeded(2)]).frames
@@ -223,14 +259,22 @@ def test_frames_have_the_asked_size_at_two_scales(pipeline, tmp_path):
 @pytest.mark.parametrize(
     ("wish", "message"),
     [
-        ({"height": 65}, "`height`.*64"),
-        ({"num_frames": 16}, "`num_frames`"),
+        ({"height": 0}, "`height`.*use 1"),
+        ({"width": 20000}, "`width`.*use 16384"),
+        ({"num_frames": 0}, "`num_frames`.*use 1"),
+        (
+            {"height": 65, "output_type": "pt", "save_path": "clip.mp4"},
+            r"`height` and `width` have to be even.*use .66, 96",
+        ),
+        ({"height": 65, "conditions": LTXVideoCondition(PICTURE, position="centre")}, r"use \(96, 96\)"),
+        ({"num_frames": 16, "image": PICTURE, "frame_index": 16}, "use 15"),
         ({"height": 32}, "use at least 64, or multi_scale=False"),
         ({"num_inference_steps": 4, "timesteps": [1000.0]}, "leave one out"),
         ({"denoise_strength": 0.0, "media_items": CLIP}, "`denoise_strength` 0.0 leaves no step"),
         ({"denoise_strength": 0.5}, "nothing to begin with"),
         ({"media_items": CLIP}, "denoise_strength=0.8"),
         ({"media_items": CLIP[:9], "denoise_strength": 0.5}, "use num_frames=9"),
+        ({"media_items": CLIP[:11], "num_frames": 12, "denoise_strength": 0.5}, "use num_frames=11"),
         (
             {"media_items": CLIP, "latents": torch.zeros(1, 8, 3, 1, 2), "denoise_strength": 0.5},
             "leave one of them out",
@@ -252,7 +296,25 @@ def test_frames_have_the_asked_size_at_two_scales(pipeline, tmp_path):
         ({"stg_mode": "values"}, "stg_mode"),
         ({"stg_scale": 1.0, "skip_block_list": []}, "names no blocks"),
         ({"strength": 0.5}, "neither `image` nor `video`"),
-        ({"multi_scale": False, "adain_factor": 0.5}, "the call has one pass"),
+        ({"multi_scale": False, "adain_factor": 0.5}, "the call has one scale"),
+        ({"multi_scale": False, "stage_2_adapters": {"style": 1.0}}, "the call has one pass"),
+        ({"image": []}, "`image` is an empty list"),
+        ({"video": []}, "`video` is an empty list"),
+        ({"image_crf": 99}, "`image_crf` has to be between 0"),
+        ({"image_crf": 30}, "`image_crf` is given .30., but there is neither picture nor clip"),
+        ({"image_blur": False, "image_crf": 12}, "neither picture nor clip"),
+        ({"image_cond_noise_scale": 0.1}, "there is no condition"),
+        ({"media_items": CLIP, "denoise_strength": 0.5, "image_cond_noise_scale": 0.1}, "there is no condition"),
+        ({"stg_scale": -1.0, "skip_block_list": [1]}, "`stg_scale` has to be at least 0.*use 0"),
+        ({"guidance_scale": 0.5}, "`guidance_scale` has to be at least 1.*use 1"),
+        ({"guidance_rescale": 0.5}, "`guidance_rescale` is given .0.5., but there is no classifier-free"),
+        ({"cfg_star_rescale": True}, "no classifier-free guidance"),
+        ({"rescaling_scale": 0.5}, "no spatio-temporal guidance"),
+        ({"skip_block_list": [1]}, "no spatio-temporal guidance"),
+        ({"stg_mode": "stg_t"}, "no spatio-temporal guidance"),
+        ({"guidance_timesteps": [1.0, 0.9]}, "`guidance_timesteps` is given"),
+        ({"guidance_lookup": "ceil"}, "`guidance_lookup` is given"),
+        ({"tone_map_compression_ratio": 0.5}, "latents are not decoded"),
         ({"stage_1_adapters": {"style": 1.0}}, "no LoRA adapter 'style'"),
     ],
 )
@@ -320,3 +382,41 @@ def test_a_call_on_a_gpu_is_that_on_a_cpu(pipeline):
     wish |= {"guidance_scale": 3.0, "output_type": "pt"}
     made = tiny_pipeline(**parts)(**wish, generator=seeded()).frames
     torch.testing.assert_close(made.cpu(), pipeline(**wish, generator=seeded()).frames, rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [FirstBlockCacheConfig(1e9), MagCacheConfig(num_inference_steps=8, mag_ratios=[1.0] * 8, max_skip_steps=1)],
+    ids=lambda one: type(one).__name__,
+)
+def test_what_a_cache_leaves_out_is_counted(config):
+    network, made = copy.deepcopy(networks()["transformer"]), []
+    network.enable_cache(config)
+    network.transformer_blocks[-1].ff.register_forward_hook(lambda *_: made.append(1))
+    wish = {"guidance_scale": 3.0, "stg_scale": 1.0, "skip_block_list": [1], "generator": seeded()}
+    passes = tiny_pipeline(transformer=network)(**ONE_PASS, **wish).info["passes"]
+    assert sum(one["forwards"] for one in passes.values()) == len(made) < 24
+    assert {one["skip_ratio"] for one in passes.values()} == {1 - len(made) / 24}
+    assert len(passes) == 3
+
+
+@pytest.mark.parametrize(
+    ("config", "mode"),
+    [
+        (TaylorSeerCacheConfig(), "attention_values"),
+        (
+            PyramidAttentionBroadcastConfig(
+                spatial_attention_block_skip_range=2, current_timestep_callback=lambda: 500
+            ),
+            "attention_values",
+        ),
+        (FirstBlockCacheConfig(), "stg_t"),
+    ],
+)
+def test_a_cache_that_mixes_passes_up_is_refused(config, mode):
+    network = copy.deepcopy(networks()["transformer"])
+    network.enable_cache(config)
+    with pytest.raises(
+        ValueError, match=f"{type(config).__name__}, with stg_mode='{mode}'; use FirstBlockCacheConfig"
+    ):
+        tiny_pipeline(transformer=network)(**ONE_PASS, stg_mode=mode, stg_scale=1.0, skip_block_list=[1])

@@ -23,7 +23,7 @@ from ...pipelines.arguments import Generators
 from ...pipelines.conditions import Condition, Opened, Studio
 from ...pipelines.conditions.condition import Items, ReadyItems, video_item
 from ...pipelines.plan import ClipPlan
-from .media import cropped, degraded
+from .media import cropped, degraded, margins
 
 # Latent frames of a clip inside the video that are shown beside it: they hold one frame and eight, as at the start of a clip.
 PREFIX_FRAMES = 2
@@ -62,16 +62,28 @@ class Preparation:
         size: Height and width of the finished clip, to whose shape frames are cropped.
         crf, blur: H.264 quality of a round trip, 0 for none, and whether frames are blurred before.
         generator: Source of noise.
+        canvas: Height and width of what is generated, in the middle of which the finished clip lies. Default `None`, those
+            of the clip.
+        num_frames: Frames of the finished clip. Default `None`, those that are generated.
     """
 
     size: tuple[int, int]
     crf: int = 0
     blur: bool = False
     generator: Generators = None
+    canvas: tuple[int, int] | None = None
+    num_frames: int | None = None
 
     def prepared(self, pixels: torch.Tensor, is_placed: bool = False) -> torch.Tensor:
         """Pixels `[n, H, W, 3]` in [0, 255] as `[1, 3, n, H', W']` in [-1, 1], in the shape of the clip but for placed ones."""
-        return degraded(pixels if is_placed else cropped(pixels, *self.size), self.crf, self.blur)
+        frames = degraded(pixels if is_placed else cropped(pixels, *self.size), self.crf, self.blur)
+        if self.canvas is None or self.canvas == self.size:
+            return frames
+        if is_placed:
+            raise ValueError(
+                f"`position` is given, but the sides {self.size} are no multiples of 32; use {self.canvas}"
+            )
+        return torch.nn.functional.pad(resized(frames, *self.size), margins(self.size, self.canvas))
 
 
 @dataclass(frozen=True)
@@ -93,7 +105,7 @@ class FrameCondition(Condition):
 
     def opened(self, studio: Studio, plan: ClipPlan) -> "OpenedFrames":
         """Check the place and read the frames that the video can show."""
-        given, start, last = self.given, self.given.frame_index, plan.num_frames - 1
+        given, start, last = self.given, self.given.frame_index, (self.preparation.num_frames or plan.num_frames) - 1
         if not checks.is_whole(start) or not 0 <= start <= last:
             nearest = min(max(start, 0), last) if checks.is_whole(start) else 0
             raise ValueError(f"`frame_index` has to be from 0 to {last} but is {start!r}; use {nearest}")

@@ -1,13 +1,13 @@
 """Guidance of a pass, whose terms are those of velocities and may change with the noise level."""
 
 from collections.abc import Sequence
-from numbers import Integral
 from typing import Any
 
 import numpy as np
 
-from ...checks import check_choice, check_scales, check_unit
+from ...checks import MAX_SCALE, check_choice, check_from_zero, check_most, check_unit
 from ...conditioning import Streams
+from ...declared import settled
 from ...guidance import MultiModalGuider, MultiModalGuiderParams
 from ...guidance.guiders import BinnedGuider, CFGGuider, CFGStarRescalingGuider
 from ...guidance.scales import Guiders
@@ -32,6 +32,7 @@ def pass_guiders(settings: PassSettings, stg_mode: str, num_layers: int, guidanc
     Raises:
         ValueError: If lists have no `guidance_timesteps`, or not their length, or a value is out of range.
     """
+    settings = settled(settings)
     check_choice("stg_mode", stg_mode, tuple(SKIP_MODES))
     check_choice("guidance_lookup", settings.guidance_lookup, LOOKUPS)
     check_unit(guidance_rescale=guidance_rescale)
@@ -41,13 +42,7 @@ def pass_guiders(settings: PassSettings, stg_mode: str, num_layers: int, guidanc
         raise ValueError(f"`guidance_timesteps` have to fall but are {list(bounds)}; sort them, and name each once")
     names = ("guidance_scale", "stg_scale", "rescaling_scale")
     scales = [_listed(name, getattr(settings, name), bounds, count) for name in names]
-    blocks = () if settings.skip_block_list is None else settings.skip_block_list
-    listed = isinstance(blocks, Sequence) and not isinstance(blocks, str)
-    flat = [n for one in blocks for n in (one if isinstance(one, list | tuple) else [one])] if listed else [blocks]
-    if not all(isinstance(n, Integral) and not isinstance(n, bool) for n in flat) or not listed:
-        raise ValueError(
-            f"`skip_block_list` has to be a list of whole numbers, or of such lists, but is {blocks!r}; use [0]"
-        )
+    blocks = settings.skip_block_list or ()
     is_nested = any(isinstance(one, Sequence) for one in blocks)
     nested: list[Any] = _listed("skip_block_list", blocks, bounds, count) if is_nested else [blocks] * count
     if not blocks and max(scales[1]) > 0:
@@ -55,10 +50,8 @@ def pass_guiders(settings: PassSettings, stg_mode: str, num_layers: int, guidanc
     if SKIP_MODES[stg_mode] == "residual":
         # It drops a connection that these models do not have, so that the perturbed pass would equal the other one.
         nested = [()] * count
-    guiders = [
-        _guider(cfg, stg, rescale, skipped, settings.cfg_star_rescale, guidance_rescale)
-        for cfg, stg, rescale, skipped in zip(*scales, nested)
-    ]
+    shared: Any = {"star": settings.cfg_star_rescale, "guidance_rescale": guidance_rescale}
+    guiders = [_guider(*values, **shared) for values in zip(*scales, nested)]
     used = [block for guider in guiders if guider.params.stg_scale for block in guider.params.stg_blocks or ()]
     if wrong := [block for block in used if not 0 <= block < num_layers]:
         last = num_layers - 1
@@ -83,10 +76,13 @@ def _listed(name: str, values: Any, bounds: Sequence[float] | None, count: int) 
 def _guider(
     cfg: float, stg: float, rescale: float, blocks: Sequence[int], star: bool, guidance_rescale: float
 ) -> MultiModalGuider:
-    check_scales(guidance_scale=cfg, stg_scale=stg)
+    check_most(MAX_SCALE, guidance_scale=cfg, stg_scale=stg)
+    check_from_zero(stg_scale=stg)
+    if cfg < 1:
+        raise ValueError(f"`guidance_scale` has to be at least 1, which is none, but is {cfg}; use 1")
     check_unit(rescaling_scale=rescale)
     # Without blocks the perturbed pass would equal the other one; a rescale of 1 is none here, and 0 changes nothing.
-    stg, cfg = (stg if blocks and stg > 0 else 0.0), max(cfg, 1.0)
+    stg = stg if blocks else 0.0
     share = rescale if stg and rescale != 1 else 0.0
     if share and guidance_rescale:
         raise ValueError(f"`guidance_rescale` {guidance_rescale} and `rescaling_scale` {rescale} both act; use one")

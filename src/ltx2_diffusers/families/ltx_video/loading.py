@@ -176,11 +176,9 @@ class LTXVideoLoading(LTX2GenerationPipeline):
             raise ValueError(
                 "`block_streaming` is for transformers of LTX-2; leave it out, and use enable_group_offload() of the transformer"
             )
-        file = local_file(
-            pretrained_model_link_or_path, **{name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
-        )
-        checkpoint, name = OriginalCheckpoint(file), Path(pretrained_model_link_or_path).name
-        facts = file_facts(checkpoint, name)
+        path, of_hub = pretrained_model_link_or_path, {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
+        file = local_file(path, **of_hub)
+        facts = file_facts(OriginalCheckpoint(file), Path(path).name)
         schedule = ScheduleSettings(**facts.get("schedule", {}))
         options = {"scheduler": new_scheduler(schedule), **cls._opened({"torch_dtype": torch_dtype, **kwargs})}
         pipeline = super().from_single_file(file, text_encoder=text_encoder, tokenizer=tokenizer, **options)

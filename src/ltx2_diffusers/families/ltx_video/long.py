@@ -16,7 +16,7 @@ import torch
 from ... import checks
 from ...adapters.strengths import StageStrengths
 from ...conditioning import Streams
-from ...media.frames import FilePath
+from ...media.frames import FilePath, check_crf
 from ...media.pixels import decoded_frames
 from ...media.streaming import ClipWriter
 from ...models.latent_filters import adain_filter_latent, tone_map_latents
@@ -359,9 +359,11 @@ def planned(pipeline: LTXVideoLongPipeline, call: LongArguments) -> LongVideo:
     bounds, sides = _bounds(pipeline, call), (call.height, call.width)
     passes, made = _passes(pipeline, call, [one[0][1] for one, _ in bounds])
     preset, tone_map = passes.preset, passes.settings[-1].tone_map_compression_ratio
+    check_crf("image_crf", preset.image_crf)
     engine.check_save_path(call.save_path, call.output_type)
     # Frames are handed over from outside of the windows.
-    delivery = replace(delivery_of(call, preset, tone_map, partial(shown_at, sides=sides)), save_path=None)
+    fit = partial(shown_at, canvas=(*sides, call.num_frames), size=(*sides, call.num_frames))
+    delivery = replace(delivery_of(call, preset, tone_map, fit), save_path=None)
     preparation = Preparation(sides, preset.image_crf, preset.image_blur)
     size, conditions = Size(*passes.last_sides, call.num_frames, call.frame_rate), call.listed_conditions(preparation)
     rest: Any = {"streams": Streams(True, False), "attention_kwargs": call.attention_kwargs}

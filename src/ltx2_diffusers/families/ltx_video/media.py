@@ -3,16 +3,39 @@
 Shapes: n frames, H and W rows and columns of the source, h and w those of the target.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import PIL.Image
 import torch
 from torch.nn import functional
 
+from ...conditioning import VIDEO_SCALE_FACTORS
 from ...media.preprocess import h264_round_trip, normalize_pixels
 
 # A Gaussian of deviation 1 over three pixels.
 _BLUR = torch.tensor([-1.0, 0.0, 1.0]).square().mul(-0.5).exp()
 _BLUR /= _BLUR.sum()
+
+
+Extent = tuple[int, int, int]
+"""Height and width in pixels, and frames."""
+
+
+def canvas_of(height: int, width: int, num_frames: int) -> Extent:
+    """The least height, width and number of frames from these on that are whole latents."""
+    time, rows, columns = VIDEO_SCALE_FACTORS
+    return -(-height // rows) * rows, -(-width // columns) * columns, -((1 - num_frames) // time) * time + 1
+
+
+def margins(sides: Sequence[int], canvas: Sequence[int]) -> list[int]:
+    """Columns left and right, rows above and below of a frame in the middle of a larger one; an odd one is right or below.
+
+    Args:
+        sides, canvas: Height and width of both.
+    """
+    height, width = (whole - side for side, whole in zip(sides[:2], canvas))
+    return [width // 2, width - width // 2, height // 2, height - height // 2]
 
 
 def cropped(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:

@@ -18,19 +18,18 @@ from transformers import PreTrainedTokenizerBase, T5EncoderModel
 from ... import checks
 from ...adapters.active import DISTILLED_ADAPTER
 from ...adapters.strengths import StageStrengths
-from ...conditioning import VIDEO_SCALE_FACTORS, Streams
+from ...conditioning import Streams
 from ...guidance import NEUTRAL, Preset
-from ...media.frames import FilePath, rate_to_read, read_frames
+from ...media.frames import FilePath, check_crf, rate_to_read, read_frames
 from ...pipelines.arguments import Callback, Delivery, Generators, Request, Start, takes, texts_of, watched_by
-from ...pipelines.engine import check_said, run
+from ...pipelines.engine import check_said, check_unread, run
 from ...pipelines.generation import LTX2GenerationPipeline, Scheduler
 from ...pipelines.output import Result
 from ...pipelines.plan import ClipPlan, ModelSizes, Size, check_speed
-from ...sampling import Sampler
 from ...sampling.samplers import gaussian_noise
 from .conditions import FrameCondition, LTXVideoCondition, Preparation, ReferenceCondition, resized
 from .loading import LTXVideoLoading
-from .media import degraded, fitted
+from .media import Extent, canvas_of, degraded, fitted, margins
 from .networks import LTXVideoCodec
 from .passes import SECOND, UPSAMPLER, Network, Passes, chosen_passes, first_sides, stages, with_arguments
 from .presets import DEFAULT_FRAME_RATE, DEFAULT_SIZE, LTXVideoPreset, PassSettings, frozen, ltx_video_preset
@@ -100,12 +99,14 @@ class LTXVideoArguments(SharedArguments, _First):
         denoise_strength: Share of the first pass's steps that are made, from the end, 0 to 1: with `media_items` or
             `latents`, how far the result may go from them. Default 1.0.
         prompt, negative_prompt: Texts; the negative one is read with classifier-free guidance. Default the empty text.
-        height, width: Size in pixels, multiples of 32. Default that of `latents`, else 704 x 1216.
-        num_frames: Frames, 8 k + 1. Default that of `latents`, else 121.
+        height, width: Size in pixels. Default that of `latents`, else 704 x 1216. What is generated has multiples of 32,
+            8 k + 1 frames, and the clip of another size in its middle: conditions get a grey border, and decoded frames are cut
+            to the size and number that was asked for. Latents stay as large as they are.
+        num_frames: Frames. Default those of `latents`, else 121.
         frame_rate: Frames per second, above 0 and up to 1000. Default 30.0.
         num_inference_steps: Steps of the first pass. Default the preset's.
         timesteps: Noise levels of the first pass times 1000, falling, without a final 0; not beside `num_inference_steps`.
-        guidance_scale: Classifier-free guidance of the first pass, on above 1; a number, or one for each of
+        guidance_scale: Classifier-free guidance of the first pass, from 1 (none); a number, or one for each of
             `guidance_timesteps`.
         guidance_rescale: Share in which predictions with classifier-free guidance take the deviation of those without, 0
             (default, none) to 1. It excludes a `rescaling_scale` that acts.
@@ -130,7 +131,8 @@ class LTXVideoArguments(SharedArguments, _First):
             second one and brought to the asked size. Default as the preset has it.
         stg_scale, rescaling_scale, skip_block_list, guidance_timesteps, guidance_lookup, cfg_star_rescale: Of the first pass,
             see [`PassSettings`].
-        stg_mode: What spatio-temporal guidance does to blocks.
+        stg_mode: What spatio-temporal guidance does to blocks. `"residual"` changes nothing on these networks, as in the
+            original.
         stochastic_sampling: Whether a step replaces what is left of the noise by fresh noise.
         first_pass, continued_pass, second_pass: Whole settings of passes, in place of the preset's.
         adain_factor: How far enlarged latents take mean and spread of those before, 0 to 1.
@@ -149,7 +151,7 @@ class LTXVideoArguments(SharedArguments, _First):
     multi_scale: bool | None = None
     stg_scale: float | Sequence[float] | None = None
     rescaling_scale: float | Sequence[float] | None = None
-    skip_block_list: Any = None
+    skip_block_list: Sequence[int] | Sequence[Sequence[int]] | None = None
     guidance_timesteps: Sequence[float] | None = None
     guidance_lookup: str | None = None
     cfg_star_rescale: bool | None = None
@@ -172,37 +174,76 @@ class LTXVideoArguments(SharedArguments, _First):
         check_speed(self.size(DEFAULT_SIZE)[2], Size(frame_rate=self.frame_rate))
         checks.check_unit(denoise_strength=self.denoise_strength)
         checks.check_at_least_one(num_videos_per_prompt=self.num_videos_per_prompt)
+        if self.image_crf is not None:
+            check_crf("image_crf", self.image_crf)
+        for name in ("image", "video"):
+            if isinstance(given := getattr(self, name), list | tuple) and not given:
+                raise ValueError(f"`{name}` is an empty list; give at least one, or leave it out")
 
-    def size(self, usual: Sequence[int]) -> tuple[int, int, int]:
+    def size(self, usual: Sequence[int]) -> Extent:
         """Height, width and frames of the finished clip: what is said, and else the usual ones."""
         said = (self.height, self.width, self.num_frames)
         height, width, num_frames = (one if given is None else given for given, one in zip(said, usual))
-        checks.check_size(height, width, VIDEO_SCALE_FACTORS.height)
-        checks.check_num_frames(num_frames, VIDEO_SCALE_FACTORS.time)
+        checks.check_at_least_one(height=height, width=width, num_frames=num_frames)
+        checks.check_most(checks.MAX_SIDE, height=height, width=width)
+        if self.save_path is not None and (height % 2 or width % 2):
+            even = (height + height % 2, width + width % 2)
+            raise ValueError(
+                f"`height` and `width` have to be even in a file but are {height} and {width}; use {even}"
+            )
         return height, width, num_frames
+
+    def check_read(self, settings: LTXVideoPreset, passes: Sequence[PassSettings], is_enlarged: bool) -> None:
+        """Raise `ValueError` for what is said and would change nothing.
+
+        Args:
+            settings: Of the checkpoint; saying the same asks for nothing.
+            passes: Of the call.
+            is_enlarged: Whether the last one has twice the size of those before.
+        """
+        shown = (self.conditions, self.reference_conditions, self.image, self.video)
+        is_held, first, perturbs = any(map(as_list, shown)), passes[0], [one.most("stg_scale") > 0 for one in passes]
+        no_cfg = "there is no classifier-free guidance (`guidance_scale` 1)"
+        no_stg = "there is no spatio-temporal guidance (`stg_scale` 0)"
+        read = (
+            (is_held, "there is no condition", _HELD_NOISE),
+            (is_held or self.media_items is not None, "there is neither picture nor clip", "image_crf", "image_blur"),
+            (is_enlarged, "the call has one scale", "adain_factor"),
+            (len(passes) > 1, "the call has one pass", "stage_2_adapters"),
+            (self.output_type != "latent", "latents are not decoded", "tone_map_compression_ratio"),
+            (first.most("guidance_scale") > 1, no_cfg, "guidance_rescale", "cfg_star_rescale"),
+            (perturbs[0], no_stg, "rescaling_scale", "skip_block_list"),
+            (any(perturbs), no_stg, "stg_mode"),
+            (first.changes, "no scale of the first pass is a list", "guidance_timesteps", "guidance_lookup"),
+        )
+        usual = vars(PassSettings()) | vars(settings)
+        for is_read, why, *names in read:
+            said = {} if is_read else {name: getattr(self, name) for name in names}
+            check_unread(why, {name: one for name, one in said.items() if one not in (None, 0, usual.get(name))})
 
     def preset(self, settings: LTXVideoPreset) -> LTXVideoPreset:
         """Settings of the checkpoint with what the call says instead."""
         names = ("stg_mode", "stochastic_sampling", "adain_factor", "image_crf", "image_blur", _HELD_NOISE)
         said = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        if self.reference_conditions is not None:
+        if self.reference_conditions:
             # What an IC-LoRA follows is shown as it is.
             said.setdefault(_HELD_NOISE, 0.0)
         checks.check_unit(**{name: getattr(self, name) for name in (_HELD_NOISE, "tone_map_compression_ratio")})
         return replace(settings, **said)
 
-    def clip(self, preset: LTXVideoPreset, sides: tuple[int, int], num_frames: int) -> torch.Tensor | None:
-        """Pixels `[1, 3, num_frames, H, W]` of `media_items`."""
+    def clip(self, preset: LTXVideoPreset, size: Extent, canvas: Extent) -> torch.Tensor | None:
+        """Pixels `[1, 3, frames, H, W]` of `media_items`, of this height, width and number of frames, on a larger canvas."""
         if self.media_items is None:
             return None
         if self.latents is not None:
             raise ValueError("`media_items` and `latents` are both given to start from; leave one of them out")
         rate = rate_to_read(None, self.media_items, self.frame_rate)
-        pixels = read_frames(self.media_items, num_frames, name="media_items", frame_rate=rate)
-        if len(pixels) < num_frames:
-            fewer = (len(pixels) - 1) // 8 * 8 + 1
-            raise ValueError(f"`media_items` have {len(pixels)} frames, fewer than the video; use num_frames={fewer}")
-        return degraded(fitted(pixels, *sides), preset.image_crf, preset.image_blur)
+        pixels = read_frames(self.media_items, canvas[2], name="media_items", frame_rate=rate)
+        if (count := len(pixels)) < size[2]:
+            raise ValueError(f"`media_items` have {count} frames, fewer than the video; use num_frames={count}")
+        pixels = torch.cat([pixels, pixels[-1:].expand(canvas[2] - count, -1, -1, -1)])
+        frames = degraded(fitted(pixels, *size[:2]), preset.image_crf, preset.image_blur)
+        return torch.nn.functional.pad(frames, margins(size, canvas))
 
     def listed_conditions(self, preparation: Preparation) -> list[FrameCondition]:
         """References first, as in the sequence that IC-LoRAs were trained with, then pictures and clips."""
@@ -364,44 +405,40 @@ class LTXVideoPipeline(LTXVideoBase):
     def request(self, call: LTXVideoArguments) -> Request:
         """The call but for its text."""
         self.require("transformer", "vae")
+        call.check()
         preset = call.preset(self.settings)
-        sides, num_frames = self._size(call)
-        passes = self._passes(call, preset, sides, num_frames)
-        preparation = Preparation(sides, preset.image_crf, preset.image_blur, call.generator)
+        size = self._size(call)
+        canvas = canvas_of(*size)
+        passes = self._passes(call, preset, canvas)
+        preparation = Preparation(size[:2], preset.image_crf, preset.image_blur, call.generator, canvas[:2], size[2])
         conditions = call.listed_conditions(preparation)
-        held_noise = preset.image_cond_noise_scale if conditions else 0.0
-
-        def new_sampler(generator: Generators) -> Sampler:
-            return TokenSampler(gaussian_noise(generator), preset.stochastic_sampling, held_noise)
-
+        steps = (preset.stochastic_sampling, preset.image_cond_noise_scale if conditions else 0.0)
         networks, levels = self._networks_of_passes(call, passes), self._levels(call, passes)
-        made = stages(passes, networks, levels, call.guidance_rescale, new_sampler)
+        how = (call.guidance_rescale, lambda generator: TokenSampler(gaussian_noise(generator), *steps))
+        made = stages(passes, networks, levels, *how)
+        call.check_read(self.settings, passes.settings, passes.scale == 2)
         order: Any = {"packed_noise": call.packed_noise, "own_shape_renoise": True, "noise_first": True}
-        start = Start(call.generator, call.latents, **order, clip=call.clip(preset, sides, num_frames))
-        fit = None if passes.last_sides == sides else partial(shown_at, sides=sides)
+        start = Start(call.generator, call.latents, **order, clip=call.clip(preset, size, canvas))
+        fit = None if (*passes.last_sides, canvas[2]) == size else partial(shown_at, canvas=canvas, size=size)
         tone_map = passes.settings[-1].tone_map_compression_ratio
         tone_map = tone_map if call.tone_map_compression_ratio is None else call.tone_map_compression_ratio
-        size, streams = Size(*passes.last_sides, num_frames, call.frame_rate), Streams(True, False)
+        made_size, streams = Size(*passes.last_sides, canvas[2], call.frame_rate), Streams(True, False)
         delivery = delivery_of(call, preset, tone_map, fit)
-        return Request(size, made, start, delivery, conditions, streams, attention_kwargs=call.attention_kwargs)
+        return Request(made_size, made, start, delivery, conditions, streams, attention_kwargs=call.attention_kwargs)
 
-    def _size(self, call: LTXVideoArguments) -> tuple[tuple[int, int], int]:
+    def _size(self, call: LTXVideoArguments) -> Extent:
         """Height and width of the finished clip, and its frames: what is said, what latents of it have, or the defaults."""
         ratio, latents, own = self.vae_spatial_compression_ratio, call.latents, DEFAULT_SIZE
         if latents is not None and latents.ndim == 5:
             sides = own[:2] if self._is_multi_scale(call) else [side * ratio for side in latents.shape[3:]]
             own = (*sides, self.sizes.pixel_frames(latents.shape[2]))
-        height, width, num_frames = call.size(own)
-        return (height, width), num_frames
+        return call.size(own)
 
     def _is_multi_scale(self, call: LTXVideoArguments) -> bool:
-        if call.multi_scale is None:
-            return self.settings.second_pass is not None or call.second_pass is not None
-        return call.multi_scale
+        has_second = self.settings.second_pass is not None or call.second_pass is not None
+        return has_second if call.multi_scale is None else call.multi_scale
 
-    def _passes(
-        self, call: LTXVideoArguments, preset: LTXVideoPreset, sides: tuple[int, int], num_frames: int
-    ) -> Passes:
+    def _passes(self, call: LTXVideoArguments, preset: LTXVideoPreset, canvas: Extent) -> Passes:
         multi_scale, ratio = self._is_multi_scale(call), self.vae_spatial_compression_ratio
         if multi_scale and not self.has(UPSAMPLER):
             raise ValueError(
@@ -411,16 +448,13 @@ class LTXVideoPipeline(LTXVideoBase):
         first, *others = chosen_passes(preset, (call.first_pass, call.continued_pass, call.second_pass), multi_scale)
         settings = [with_arguments(first, pass_arguments(call)), *others]
         factor = preset.downscale_factor or DOWNSCALE_FACTOR
-        own = first_sides(*sides, factor, ratio) if multi_scale else sides
-        if not others:
-            check_said("the call has one pass", call, "adain_factor", "stage_2_adapters")
-        frames = (num_frames - 1) // self.vae_temporal_compression_ratio + 1
+        own = first_sides(*canvas[:2], factor, ratio) if multi_scale else canvas[:2]
+        frames = (canvas[2] - 1) // self.vae_temporal_compression_ratio + 1
         return Passes(preset, settings, own, 2 if multi_scale else 1, frames, ratio)
 
     def _levels(self, call: LTXVideoArguments, passes: Passes) -> list[list[float]]:
         """Noise levels of the passes, the first of which may begin in the middle if there is something to begin with."""
         share, name, allowed = call.denoise_strength, passes.preset.name, passes.preset.allowed_inference_steps
-        checks.check_unit(denoise_strength=share)
         levels = [passes.levels(index) for index in range(len(passes.settings))]
         if allowed and any(all(abs(one - known) > 1e-4 for known in allowed) for one in levels[0]):
             logger.warning(f"{name} was distilled for the noise levels {allowed}, and sees others in this call")
@@ -456,6 +490,10 @@ class LTXVideoPipeline(LTXVideoBase):
         return [(name, getattr(self, name).config.num_layers, given) for name, given in names]
 
 
-def shown_at(pixels: torch.Tensor, sides: tuple[int, int]) -> torch.Tensor:
-    """Decoded pixels `[B, 3, n, H, W]` at the asked size; what is too bright or dark is cut off before."""
-    return resized(pixels.clamp(-1, 1), *sides)
+def shown_at(pixels: torch.Tensor, canvas: Extent, size: Extent) -> torch.Tensor:
+    """Decoded pixels `[B, 3, n, H, W]` at the size of the canvas, and of them the middle, height and width, and first frames.
+
+    What is too bright or dark is cut off before.
+    """
+    frames = resized(pixels[:, :, : size[2]].clamp(-1, 1), *canvas[:2])
+    return torch.nn.functional.pad(frames, [-side for side in margins(size, canvas)])

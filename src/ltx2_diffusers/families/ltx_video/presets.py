@@ -4,7 +4,7 @@ Values are those of the original configuration files. Noise levels are in [0, 1]
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -61,6 +61,17 @@ class PassSettings:
     cfg_star_rescale: bool = False
     tone_map_compression_ratio: float = 0.0
     end_timestep: float = 0.0
+
+    def most(self, name: str) -> float:
+        """The largest value of a scale."""
+        value = getattr(self, name)
+        return max(value) if isinstance(value, Sequence) else value
+
+    @property
+    def changes(self) -> bool:
+        """Whether any value changes with the noise level."""
+        values = (self.guidance_scale, self.stg_scale, self.rescaling_scale, *(self.skip_block_list or ()))
+        return any(isinstance(value, Sequence) for value in values)
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...checks import is_whole
-from ...schedulers.sigmas import (
-    BASE_TOKENS,
-    check_sigmas,
-    linear_grid,
-    linear_quadratic_sigmas,
-    shift_for_tokens,
-    stretch_to_terminal,
-    time_shift,
-)
+from ...checks import check_from_zero
+from ...declared import settled
+from ...schedulers import sigmas
 from .presets import PassSettings, ScheduleSettings
 
 
@@ -31,20 +24,20 @@ def spread_levels(schedule: ScheduleSettings, num_inference_steps: int, num_toke
         num_tokens: Tokens of the pass, latent frames times rows times columns, by which some schedules shift.
     """
     if schedule.sampler == "LinearQuadratic":
-        levels = linear_quadratic_sigmas(num_inference_steps)[:-1].double().numpy()
+        levels = sigmas.linear_quadratic_sigmas(num_inference_steps)[:-1].double().numpy()
     else:
-        levels = linear_grid(num_inference_steps)
+        levels = sigmas.linear_grid(num_inference_steps)
     if schedule.sampler == "Constant":
-        return time_shift(levels, schedule.shift or 0.0)
+        return sigmas.time_shift(levels, schedule.shift or 0.0)
     if schedule.shifting == "SD3":
         # With PyTorch's float32 division, as the original: the stretch magnifies what is rounded off just below 1.
         tensor: Any = torch.from_numpy(levels).float()
-        shifted: Any = time_shift(tensor, shift_for_tokens(num_tokens))
+        shifted: Any = sigmas.time_shift(tensor, sigmas.shift_for_tokens(num_tokens))
         terminal = schedule.target_shift_terminal
-        stretched: Any = shifted if terminal is None else stretch_to_terminal(shifted, terminal)
+        stretched: Any = shifted if terminal is None else sigmas.stretch_to_terminal(shifted, terminal)
         return stretched.double().numpy()
     if schedule.shifting == "SimpleDiffusion":
-        return time_shift(levels, math.log(num_tokens / (schedule.base_resolution or BASE_TOKENS)))
+        return sigmas.time_shift(levels, math.log(num_tokens / (schedule.base_resolution or sigmas.BASE_TOKENS)))
     return levels
 
 
@@ -54,19 +47,18 @@ def pass_levels(settings: PassSettings, schedule: ScheduleSettings, num_tokens: 
     Raises:
         ValueError: If it has both or neither, or no step would be left.
     """
+    settings = settled(settings)
     steps, listed = settings.num_inference_steps, settings.timesteps
     if (steps is None) == (listed is None):
         raise ValueError(
             f"a pass takes `num_inference_steps` ({steps}) or `timesteps` ({listed}), one of them; leave one out"
         )
     first, last = settings.skip_initial_inference_steps, settings.skip_final_inference_steps
-    for name, count in (("skip_initial_inference_steps", first), ("skip_final_inference_steps", last)):
-        if not is_whole(count) or count < 0:
-            raise ValueError(f"`{name}` has to be a whole number of at least 0 but is {count!r}; use 0")
+    check_from_zero(skip_initial_inference_steps=first, skip_final_inference_steps=last)
     if listed is not None:
         if first or last:
             raise ValueError("steps are skipped of a number of them, but `timesteps` are given; shorten the list")
-        return check_sigmas(listed, "timesteps")
+        return sigmas.check_sigmas(listed, "timesteps")
     levels = spread_levels(schedule, steps or 0, num_tokens)
     if first + last >= len(levels):
         raise ValueError(

@@ -813,7 +813,8 @@ def noised(
         is_video = tool is tools.video
         if start.framed_noise:
             shape = tool.target_shape._replace(frames=state.num_tokens // tool.tokens_per_frame)
-            return noiser(state, noise=tool.patchifier.patchify(noiser.draw(shape, state.latent.device)))
+            noise = tool.patchifier.patchify(noiser.draw(shape, state.latent.device))
+            return noiser(state, noise_scale if is_given else 1.0, noise)
         if not start.packed_noise and (not is_given or (is_video and start.own_shape_renoise)):
             # diffusers draws a fresh target in its own shape; appended tokens come after it.
             noise = tool.patchifier.patchify(noiser.draw(tool.target_shape, state.latent.device))

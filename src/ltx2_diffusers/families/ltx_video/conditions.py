@@ -3,6 +3,7 @@
 Shapes: B videos of the batch, C channels, F latent frames, h and w latent rows and columns, T tokens, n frames of a clip.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,10 +16,12 @@ from ...conditioning import ConditionItem, LatentState, VideoLatentTools
 from ...conditioning.items.base import append_latent
 from ...conditioning.items.regions import hold_tokens
 from ...conditioning.tools import in_seconds
-from ...media.frames import Frames, rate_to_read, read_frames
+from ...media.files import exact_frame_rate
+from ...media.frames import Frames, read_frames
+from ...media.reading import probe, read_video
 from ...pipelines.arguments import Generators
 from ...pipelines.conditions import Condition, Opened, Studio
-from ...pipelines.conditions.condition import Items, video_item
+from ...pipelines.conditions.condition import Items, ReadyItems, video_item
 from ...pipelines.plan import ClipPlan
 from .media import cropped, degraded, margins
 
@@ -95,13 +98,14 @@ class FrameCondition(Condition):
     given: LTXVideoCondition
     preparation: Preparation
 
+    def __post_init__(self) -> None:
+        checks.check_unit(strength=self.given.strength)
+        if (self.given.image is None) == (self.given.video is None):
+            raise ValueError("a condition needs either `image` or `video`, and not both")
+
     def opened(self, studio: Studio, plan: ClipPlan) -> "OpenedFrames":
         """Check the place and read the frames that the video can show."""
-        given, last = self.given, (self.preparation.num_frames or plan.num_frames) - 1
-        checks.check_unit(strength=given.strength)
-        if (given.image is None) == (given.video is None):
-            raise ValueError("a condition needs either `image` or `video`, and not both")
-        start = given.frame_index
+        given, start, last = self.given, self.given.frame_index, (self.preparation.num_frames or plan.num_frames) - 1
         if not checks.is_whole(start) or not 0 <= start <= last:
             nearest = min(max(start, 0), last) if checks.is_whole(start) else 0
             raise ValueError(f"`frame_index` has to be from 0 to {last} but is {start!r}; use {nearest}")
@@ -109,8 +113,7 @@ class FrameCondition(Condition):
             pixels = read_frames(given.image, 1, name="image")
         else:
             clip: Any = given.video
-            rate = rate_to_read(None, clip, plan.frame_rate)
-            pixels = read_frames(clip, plan.num_frames - start, name="video", frame_rate=rate)
+            pixels = read_frames(clip, plan.num_frames - start, name="video", frame_rate=plan.frame_rate)
             pixels = pixels[: plan.sizes.whole_frames(len(pixels))]
         stride = plan.sizes.temporal_ratio
         if len(pixels) > 1 and start % stride:
@@ -118,14 +121,42 @@ class FrameCondition(Condition):
             raise ValueError(f"`frame_index` of a clip is {start}, no multiple of {stride}; use {near}")
         if given.position is not None and start:
             raise ValueError(f"`position` is given at `frame_index` {start}, but belongs to frame 0; leave it out")
-        prepared = self.preparation.prepared(pixels, given.position is not None)
-        return OpenedFrames(studio, self, prepared)
+        return OpenedFrames(studio, self, self.preparation.prepared(pixels, given.position is not None))
 
 
 class ReferenceCondition(FrameCondition):
     """A clip that an IC-LoRA follows, all of it beside the video and in the first pass alone."""
 
     is_reference = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.given.frame_index or self.given.position is not None:
+            raise ValueError(f"`reference_conditions` lie at frame 0 of the whole frame, but one is {self.given!r}")
+
+    def check_length(self, plan: ClipPlan) -> None:
+        """Raise `ValueError` if it is no clip that is as long as a video; of a file nothing is decoded."""
+        clip: Any = self.given.video
+        if clip is None:
+            raise ValueError(
+                "a long video follows clips as long as itself; give the reference as `video`, not `image`"
+            )
+        is_file = isinstance(clip, str | os.PathLike)
+        count = round(probe(clip).duration_s * plan.frame_rate) if is_file else len(clip)
+        if count < plan.num_frames:
+            fewer = plan.sizes.whole_frames(count)
+            raise ValueError(f"a reference has {count} frames, fewer than the video; use num_frames={fewer}")
+
+    def part(self, plan: ClipPlan, start: int, end: int) -> torch.Tensor:
+        """Prepared pixels `[1, 3, n, h, w]` at a size for the latent frames from `start` to `end`; no others are kept."""
+        clip: Any = self.given.video
+        first, count = start * plan.sizes.temporal_ratio, plan.sizes.pixel_frames(end - start)
+        if isinstance(clip, str | os.PathLike):
+            start_s: Any = first / exact_frame_rate(plan.frame_rate)
+            pixels = read_video(clip, count, start_s, frame_rate=plan.frame_rate)
+        else:
+            pixels = read_frames(clip[first : first + count], name="reference_conditions")
+        return resized(self.preparation.prepared(pixels), plan.height, plan.width)
 
 
 @dataclass(frozen=True)
@@ -150,8 +181,7 @@ class OpenedFrames(Opened):
         asked, sides = self.condition.preparation.size, self.pixels.shape[3:]
         if (plan.height, plan.width) != asked:
             raise ValueError("`position` is in pixels of a video that is made at once; pass multi_scale=False")
-        left, top = self._corner(plan)
-        ratio = plan.sizes.spatial_ratio
+        (left, top), ratio = self._corner(plan), plan.sizes.spatial_ratio
         fits = left >= 0 and top >= 0 and top + sides[0] <= asked[0] and left + sides[1] <= asked[1]
         if not fits or any(side % ratio for side in (left, top, *sides)):
             raise ValueError(
@@ -161,39 +191,55 @@ class OpenedFrames(Opened):
 
     def _corner(self, plan: ClipPlan) -> tuple[int, int]:
         position, (height, width) = self.condition.given.position, self.pixels.shape[3:]
-        if isinstance(position, tuple):
-            return position
-        return (plan.width - width) // 2, (plan.height - height) // 2
+        centre = (plan.width - width) // 2, (plan.height - height) // 2
+        return position if isinstance(position, tuple) else centre
 
     def items(self, plan: ClipPlan) -> Items:
         """Encode the frames at the stage's size; noise is drawn as the conditions come."""
+        return self.held(self.latents(plan), plan, self.condition.given.frame_index)
+
+    def latents(self, plan: ClipPlan) -> torch.Tensor:
+        """Normalised latents `[B, C, F, h, w]` of the frames at the stage's size, drawn from what the autoencoder says of them."""
+        placed, generator = self.condition.given.position is not None, self.condition.preparation.generator
+        pixels = self.pixels if placed else resized(self.pixels, plan.height, plan.width)
+        encode: Any = partial(self.studio.encode_video, pixels)
+        drawn = [encode(generator=one) for one in (generator if isinstance(generator, list) else [generator])]
+        return torch.cat(drawn).expand(plan.batch_size, -1, -1, -1, -1)
+
+    def held(self, latent: torch.Tensor, plan: ClipPlan, start: int) -> Items:
+        """What holds the video to encoded frames.
+
+        Args:
+            latent: The latents.
+            plan: Sizes of the video, which may be shorter than the frames.
+            start: Pixel frame of the video where they begin, below 0 for a clip that began before it.
+        """
         given, generator = self.condition.given, self.condition.preparation.generator
-        start, strength, batch_size = given.frame_index, given.strength, plan.batch_size
-        pixels = self.pixels if given.position is not None else resized(self.pixels, plan.height, plan.width)
-        latent = encoded(self.studio, pixels, generator, batch_size)
+        strength, first = given.strength, start // plan.sizes.temporal_ratio
         if self.condition.is_reference:
             return video_item(conditioning.VideoConditionByReferenceLatent(latent, strength=strength))
+        column, row = 0, 0
         if given.position is not None:
             corner = tuple(side // plan.sizes.spatial_ratio for side in self._corner(plan))
-            inner, (column, row) = without_free_edges(latent, corner, plan.video)
-            return video_item(LatentsInPlace(inner, strength, (0, row, column)))
-        if start == 0:
-            return video_item(LatentsInPlace(latent, strength))
+            latent, (column, row) = without_free_edges(latent, corner, plan.video)
+        if start <= 0:
+            # The first latent frame of a video stands for one frame, and of a clip that began before for eight: it is left out.
+            skipped = 1 - first if first else 0
+            return video_item(LatentsInPlace(latent[:, :, skipped:], strength, (first + skipped, row, column)))
         prefix, rest = latent[:, :, :PREFIX_FRAMES], latent[:, :, PREFIX_FRAMES:]
-        noise = conditioning.GaussianNoiser(generator).draw(prefix.shape, latent.device)
-        beside: list[ConditionItem] = [FramesBeside(torch.lerp(noise, prefix, strength), start, strength)]
-        if not rest.shape[2]:
-            return conditioning.Streams(beside, [])
-        first = start // plan.sizes.temporal_ratio + PREFIX_FRAMES
-        return conditioning.Streams([LatentsInPlace(rest, strength, (first, 0, 0)), *beside], [])
+        if plan.sizes.tokens_wait:
+            noise = conditioning.GaussianNoiser(generator).draw(prefix.shape, latent.device)
+            prefix = torch.lerp(noise, prefix, strength)
+        inside = [LatentsInPlace(rest, strength, (first + PREFIX_FRAMES, 0, 0))] if rest.shape[2] else []
+        return conditioning.Streams([*inside, FramesBeside(prefix, start, strength)], [])
 
 
 @dataclass(frozen=True)
 class LatentsInPlace(ConditionItem[VideoLatentTools]):
-    """Latents that are mixed into the video's own, which hold noise already.
+    """Latents in the place of the video's own; where tokens wait, these hold noise already, and are mixed with them.
 
     Args:
-        latent: Encoded frames `[B, C, F, h, w]`.
+        latent: Encoded frames `[B, C, F, h, w]`; those behind the video's end are left out.
         strength: 1 keeps them exactly (default), 0 ignores them.
         corner: Latent frame, row and column where they go. Default the first ones.
     """
@@ -205,11 +251,12 @@ class LatentsInPlace(ConditionItem[VideoLatentTools]):
     def apply_to(self, state: LatentState, tools: VideoLatentTools) -> LatentState:
         """The state with the latents in the place of the target's."""
         canvas = torch.zeros(tuple(tools.target_shape)).to(state.latent)
-        place = tuple(slice(first, first + n) for first, n in zip(self.corner, self.latent.shape[2:]))
+        latent = self.latent[:, :, : max(canvas.shape[2] - self.corner[0], 0)]
+        place = tuple(slice(first, first + n) for first, n in zip(self.corner, latent.shape[2:]))
         here = canvas[:, :1].clone()
-        canvas[:, :, *place], here[:, :, *place] = self.latent.to(canvas), 1.0
+        canvas[:, :, *place], here[:, :, *place] = latent.to(canvas), 1.0
         region = tools.patchifier.patchify(here)
-        held = hold_tokens(state, tools, canvas, region * self.strength)
+        held = hold_tokens(state, tools, canvas, region * (self.strength if state.waits else 1.0))
         # Of two conditions on a token the later one counts.
         mask = torch.where(region > 0, 1.0 - self.strength, state.denoise_mask[:, : tools.num_tokens])
         return replace(held, denoise_mask=torch.cat([mask, state.denoise_mask[:, tools.num_tokens :]], dim=1))
@@ -220,22 +267,31 @@ class FramesBeside(ConditionItem[VideoLatentTools]):
     """Latents that are shown beside the video's own, with the times of a clip that begins at a frame.
 
     Args:
-        latent: Encoded frames `[B, C, F, h, w]`, mixed with noise as far as `strength` asks.
+        latent: Encoded frames `[B, C, F, h, w]`; where tokens wait, mixed with noise as far as `strength` asks.
         frame_index: Pixel frame where they begin.
         strength: 1 keeps them exactly, 0 lets them be denoised fully.
+        skipped: Latent frames at their start that are not shown. Default 0.
     """
 
     latent: torch.Tensor
     frame_index: int
     strength: float
+    skipped: int = 0
 
     def apply_to(self, state: LatentState, tools: VideoLatentTools) -> LatentState:
         """The state with the tokens appended."""
         shape = conditioning.VideoLatentShape.from_torch_shape(self.latent.shape)
         pixels = tools.pixel_bounds(shape, tools.causal_fix, state.positions.device)
         pixels[:, 0] += self.frame_index
-        filled = replace(tools, fill_latent=True)
-        return append_latent(state, filled, self.latent, in_seconds(pixels, tools.fps), self.strength)
+        times = in_seconds(pixels[:, :, self.skipped * tools.tokens_per_frame :], tools.fps)
+        return append_latent(
+            state, replace(tools, fill_latent=True), self.latent[:, :, self.skipped :], times, self.strength
+        )
+
+
+def beside(latent: torch.Tensor, frame_index: int, strength: float, skipped: int = 0) -> ReadyItems:
+    """What shows latents beside the video's own, see [`FramesBeside`]."""
+    return ReadyItems(video_item(FramesBeside(latent, frame_index, strength, skipped)))
 
 
 def without_free_edges(
@@ -255,8 +311,7 @@ def without_free_edges(
     """
     (left, top), (rows, columns) = corner, latent.shape[3:]
     x, y = int(left > 0), int(top > 0)
-    right = columns - int(left + columns < target.width)
-    bottom = rows - int(top + rows < target.height)
+    right, bottom = columns - int(left + columns < target.width), rows - int(top + rows < target.height)
     return latent[..., y:bottom, x:right], (left + x, top + y)
 
 
@@ -267,10 +322,3 @@ def resized(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
     interpolate = torch.nn.functional.interpolate
     frames = [interpolate(one, (height, width), mode="bilinear") for one in pixels.float().unbind(2)]
     return torch.stack(frames, dim=2)
-
-
-def encoded(studio: Studio, pixels: torch.Tensor, generator: Generators, batch_size: int) -> torch.Tensor:
-    """Normalised latents `[B, C, F, h, w]` of pixels `[1, 3, n, H, W]`, drawn from what the autoencoder says of them."""
-    encode: Any = partial(studio.encode_video, pixels)
-    generators = generator if isinstance(generator, list) else [generator]
-    return torch.cat([encode(generator=one) for one in generators]).expand(batch_size, -1, -1, -1, -1)

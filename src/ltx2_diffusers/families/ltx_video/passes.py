@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from ...adapters.strengths import StageStrengths
 from ...conditioning import Streams
@@ -18,6 +18,7 @@ from .schedules import pass_levels
 UPSAMPLER = "latent_upsampler"
 SECOND = "stage_2_transformer"
 NewSampler = Callable[[Generators], Sampler]
+Settings = TypeVar("Settings", PassSettings, LTXVideoPreset)
 Network = tuple[str, int, StageStrengths | None]
 """What a pass runs: a transformer by its component's name, its blocks, and the LoRA strengths that the pass adds."""
 
@@ -101,8 +102,8 @@ def alone(settings: PassSettings, preset: LTXVideoPreset) -> PassSettings:
     return replace(settings, skip_final_inference_steps=0)
 
 
-def with_arguments(settings: PassSettings, said: dict[str, Any]) -> PassSettings:
-    """Settings with what a call says instead; a list of levels and a number of steps take each other's place."""
+def with_arguments(settings: Settings, said: dict[str, Any]) -> Settings:
+    """Settings, of a pass or a checkpoint, with what a call says instead; a list of levels and a number of steps take each other's place."""
     said = {name: value for name, value in said.items() if value is not None}
     if "timesteps" in said or "num_inference_steps" in said:
         free = {"timesteps": None, "num_inference_steps": None}
@@ -122,7 +123,7 @@ def stages(
         rescale: `guidance_rescale` of the first pass.
         new_sampler: Makes the sampler of a pass, see [`Stage`].
     """
-    preset, made, before = passes.preset, list[Stage](), 0.0
+    preset, made = passes.preset, list[Stage]()
     for index, (settings, (transformer, num_layers, adapters)) in enumerate(zip(passes.settings, networks)):
         enlarges = passes.enlarges(index)
         guiders = partial(pass_guiders, settings, preset.stg_mode, num_layers, 0.0 if index else rescale)
@@ -132,7 +133,7 @@ def stages(
             # As timesteps, which no scheduler shifts once more.
             timesteps=[level * 1000 for level in levels[index]],
             end_sigma=settings.end_timestep,
-            goes_on=before > 0,
+            goes_on=index > 0 and passes.settings[index - 1].end_timestep > 0,
             scales=Streams(video.at_sigma(levels[index][0]).params, NEUTRAL),
             guiders=guiders,
             network=partial(LTXVideoNetwork, stg_mode=preset.stg_mode),
@@ -145,5 +146,4 @@ def stages(
             references=not enlarges,
         )
         made.append(stage)
-        before = settings.end_timestep
     return made

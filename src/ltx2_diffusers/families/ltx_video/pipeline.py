@@ -202,7 +202,7 @@ class LTXVideoArguments(SharedArguments, _First):
             is_enlarged: Whether the last one has twice the size of those before.
         """
         shown = (self.conditions, self.reference_conditions, self.image, self.video)
-        is_held, first, perturbs = any(map(_as_list, shown)), passes[0], [one.most("stg_scale") > 0 for one in passes]
+        is_held, first, perturbs = any(map(as_list, shown)), passes[0], [one.most("stg_scale") > 0 for one in passes]
         no_cfg = "there is no classifier-free guidance (`guidance_scale` 1)"
         no_stg = "there is no spatio-temporal guidance (`stg_scale` 0)"
         read = (
@@ -248,11 +248,8 @@ class LTXVideoArguments(SharedArguments, _First):
 
     def listed_conditions(self, preparation: Preparation) -> list[FrameCondition]:
         """References first, as in the sequence that IC-LoRAs were trained with, then pictures and clips."""
-        references = [ReferenceCondition(one, preparation) for one in _as_list(self.reference_conditions)]
-        for one in references:
-            if one.given.frame_index or one.given.position is not None:
-                raise ValueError(f"`reference_conditions` lie at frame 0 of the whole frame, but one is {one.given!r}")
-        given = _as_list(self.conditions)
+        references = [ReferenceCondition(one, preparation) for one in as_list(self.reference_conditions)]
+        given = as_list(self.conditions)
         if given and (self.image is not None or self.video is not None):
             raise ValueError("`conditions` are given, and `image` or `video` too; put these into the conditions")
         if self.image is None and self.video is None:
@@ -261,10 +258,10 @@ class LTXVideoArguments(SharedArguments, _First):
         return [*references, *(FrameCondition(one, preparation) for one in given)]
 
     def _short_conditions(self) -> list[LTXVideoCondition]:
-        shown: list[dict[str, Any]] = [{"image": one} for one in _as_list(self.image)]
-        shown += [{"video": one} for one in _as_list(self.video)]
+        shown: list[dict[str, Any]] = [{"image": one} for one in as_list(self.image)]
+        shown += [{"video": one} for one in as_list(self.video)]
         for name in ("frame_index", "strength"):
-            values, count = _as_list(getattr(self, name)), len(shown)
+            values, count = as_list(getattr(self, name)), len(shown)
             if count and len(values) not in (1, count):
                 raise ValueError(f"`{name}` has {len(values)} values for {count} pictures and clips; give one each")
             for one, value in zip(shown, cycle(values)):
@@ -290,7 +287,7 @@ def delivery_of(call: Any, preset: LTXVideoPreset, tone_map: float = 0.0, fit: F
     return Delivery(*form, *watch, *drawn, call.save_path, tone_map=tone_map, fit=fit)
 
 
-def _as_list(value: Any) -> list[Any]:
+def as_list(value: Any) -> list[Any]:
     """What a call gives as one or several."""
     return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
 

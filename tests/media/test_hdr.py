@@ -307,3 +307,18 @@ def test_what_cannot_be_written(tmp_path, name, frames, options, message):
     with pytest.raises(ValueError, match=message):
         write_hdr(tmp_path / name, frames, 24, **options)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("frames", "message"),
+    [
+        (torch.ones(1, 3, 32, 32), "frames must be floats"),
+        (np.ones((1, 32, 32, 3), np.uint8), "frames must be floats"),
+        (torch.full((1, 32, 32, 3), torch.nan), "holds values that are not finite"),
+        (torch.ones(0, 32, 32, 3), "frames is empty"),
+    ],
+)
+def test_what_cannot_be_looked_at(tmp_path, frames, message):
+    with pytest.raises(ValueError, match=message):
+        encode_hdr_tensor_to_mp4(frames, tmp_path / "look.mp4", 24.0)
+    assert list(tmp_path.iterdir()) == []

@@ -20,12 +20,13 @@ from ....prompts import ReadPrompts
 from ....sampling.samplers import EulerAncestralSampler, gaussian_noise
 from ....schedulers.sigmas import DISTILLED_SIGMAS
 from ... import engine
-from ...arguments import Stage, Start
-from ...conditions import Condition, Conditions, LTX2VideoCondition, OpenedPictures, as_conditions
+from ...arguments import Start
+from ...conditions import Condition, Conditions, LTX2VideoCondition, as_conditions
 from ...conditions.condition import Items, ReadyItems
+from ...output import LTX2DFRPipelineOutput
 from ...plan import plan_clip
-from .. import ClipPlan, Delivery, LTX2GenerationPipeline, Request, Result, Size, Streams, Upsampler, extends, takes
-from .rendering import NOISE, POSITIONS, PassArguments, check_keyframes, check_latents, check_marks, handed_over
+from .. import ClipPlan, LTX2GenerationPipeline, Request, Result, Size, Streams, Upsampler, extends, takes
+from .rendering import GIVEN_LATENTS, NOISE, POSITIONS, PassArguments, check_marks, pinned
 
 UPSAMPLER = "temporal_latent_upsampler"
 # What diffusers' pipeline of this name does not take.
@@ -115,6 +116,7 @@ class LTX2DFRTemporalRefinePipeline(LTX2GenerationPipeline):
     """
 
     kind = "distilled"
+    output_class = LTX2DFRPipelineOutput
     model_cpu_offload_seq: Any = LTX2GenerationPipeline.model_cpu_offload_seq.replace("->vae", f"->{UPSAMPLER}->vae")
     temporal_latent_upsampler: Upsampler
 
@@ -130,21 +132,18 @@ class LTX2DFRTemporalRefinePipeline(LTX2GenerationPipeline):
         Takes the arguments of diffusers' method. A scheduler that takes no fresh noise is replaced; one that is given by name
         stays.
         """
-        unread = dict.fromkeys(_UNTAKEN)
-        pipeline = super().from_pretrained(pretrained_model_name_or_path, **{**unread, **kwargs})
-        return pipeline if "scheduler" in kwargs else _with_fresh_noise(pipeline)
+        kwargs = {**dict.fromkeys(_UNTAKEN), **kwargs}
+        return _with_fresh_noise(super().from_pretrained(pretrained_model_name_or_path, **kwargs), kwargs)
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Self:
         """Build this pipeline on the components of another one, with a scheduler of its own unless one is given by name."""
-        new = super().from_pipe(pipeline, **kwargs)
-        return new if "scheduler" in kwargs else _with_fresh_noise(new)
+        return _with_fresh_noise(super().from_pipe(pipeline, **kwargs), kwargs)
 
     @classmethod
     def from_single_file(cls, pretrained_model_link_or_path: str | os.PathLike, **kwargs: Any) -> Self:  # type: ignore[override]
         """Load a pipeline from an original checkpoint, as the others do; `temporal_latent_upsampler` has to be given."""
-        pipeline = super().from_single_file(pretrained_model_link_or_path, **kwargs)
-        return pipeline if "scheduler" in kwargs else _with_fresh_noise(pipeline)
+        return _with_fresh_noise(super().from_single_file(pretrained_model_link_or_path, **kwargs), kwargs)
 
     @takes(RefineArguments)
     def __call__(self, call: RefineArguments) -> Result:
@@ -157,23 +156,18 @@ class LTX2DFRTemporalRefinePipeline(LTX2GenerationPipeline):
             ValueError: Before any computation, if an argument is out of range or contradicts another.
         """
         check_components(self)
-        stage = Stage(sigmas=call.sigmas, noise_scale=call.noise_scale, sampler="euler_ancestral")
-        prompts, request = call.request([stage], as_pictures(call.conditions), call.first_size, **NOISE)
         # What the round starts from belongs to another canvas than the conditions.
-        request = replace(request, start=replace(request.start, latents=None, audio_latents=None))
+        first = replace(call, latents=None, audio_latents=None)
+        prompts, request = first.request([call.sampling.first], as_pictures(call.conditions), call.first_size, **NOISE)
         batch_size = self.prompt_reader.check(prompts, False, watched=request.delivery.wanted)
         temporal_round = TemporalRound(self, call, batch_size)
         temporal_round.check()
-
-        def hand_over(_: Any, made: engine.Generated, delivery: Delivery, originals: engine.Originals) -> Result:
-            return handed_over(self, made, delivery, originals, made.info[POSITIONS])
-
-        return engine.run(self, prompts, request, temporal_round.make, hand_over)
+        return engine.run(self, prompts, request, temporal_round.make)
 
 
-def _with_fresh_noise(pipeline: Any) -> Any:
-    """The pipeline with a scheduler that takes fresh noise, if it has none."""
-    if not isinstance(pipeline.scheduler, LTXEulerAncestralRFScheduler):
+def _with_fresh_noise(pipeline: Any, given: Mapping[str, Any]) -> Any:
+    """The pipeline with a scheduler that takes fresh noise, unless it has one or was given another by name."""
+    if "scheduler" not in given and not isinstance(pipeline.scheduler, LTXEulerAncestralRFScheduler):
         pipeline.register_modules(scheduler=LTXEulerAncestralRFScheduler(eta=dfr_layout.TEMPORAL_ANCESTRAL_ETA))
     return pipeline
 
@@ -233,15 +227,11 @@ class TemporalRound:
         return replace(plan, audio=audio, kept_frames=min(asked, plan.num_frames))
 
     @cached_property
-    def seams(self) -> list[int]:
-        """Pixel frames of the given keyframes on this canvas."""
-        return [2 * position for position in self.call.keyframe_positions]
-
-    @cached_property
     def tiles(self) -> list[dfr_layout.LTX2DFRTemporalTile]:
         """The stretches."""
         ratio, count = self.plan.sizes.temporal_ratio, 2**self.call.round_index
-        return dfr_layout.temporal_tile_plan(self.seams, self.plan.num_frames, count, ratio)
+        seams = [2 * position for position in self.call.keyframe_positions]
+        return dfr_layout.temporal_tile_plan(seams, self.plan.num_frames, count, ratio)
 
     @property
     def rate(self) -> float:
@@ -250,20 +240,24 @@ class TemporalRound:
 
     def check(self) -> None:
         """Raise `ValueError` for what is out of range, or does not fit together."""
-        call, positions = self.call, list(self.call.keyframe_positions)
+        call, ratio, positions = self.call, self.pipeline.sizes.temporal_ratio, list(self.call.keyframe_positions)
         checks.check_positive(source_seconds=call.source_seconds)
-        checks.check_num_frames(call.num_frames, self.pipeline.sizes.temporal_ratio)
+        checks.check_most(checks.MAX_FRAME_RATE / 2, frame_rate=call.frame_rate)
+        checks.check_num_frames(call.num_frames, ratio)
+        checks.check_num_frames(call.asked_frames, ratio, "condition_num_frames")
         if call.asked_frames > call.num_frames:
             raise ValueError(
                 f"`condition_num_frames` is {call.asked_frames}, more than the canvas of the pass before, {call.num_frames}; give what "
                 "the first pass was asked for"
             )
-        check_latents("audio_latents", call.audio_latents, (None, None, None, None))
-        before = replace(self.plan, num_frames=call.num_frames)
-        frames = (call.num_frames - 1) // before.sizes.temporal_ratio + 1
-        check_latents("latents", call.latents, self.plan.video._replace(frames=frames))
-        check_latents("audio_latents", call.audio_latents, self.plan.audio)
-        check_keyframes(POSITIONS, positions, "keyframes_latents", call.keyframes_latents, before)
+        checks.check_shape("audio_latents", call.audio_latents, (None,) * 4, GIVEN_LATENTS)
+        shapes = {
+            "latents": self.plan.video._replace(frames=(call.num_frames - 1) // ratio + 1),
+            "audio_latents": self.plan.audio,
+            "keyframes_latents": self.plan.video._replace(frames=len(positions)),
+        }
+        for name, shape in shapes.items():
+            checks.check_shape(name, getattr(call, name), shape, GIVEN_LATENTS)
         if positions != sorted({*positions}) or positions[0] < 1 or positions[-1] != call.num_frames - 1:
             raise ValueError(
                 f"`{POSITIONS}` has to rise from above 0 to the last frame of the canvas, {call.num_frames - 1}, but is {positions}; give "
@@ -276,51 +270,51 @@ class TemporalRound:
         self, pipeline: LTX2GenerationPipeline, request: Request, runs: Sequence[engine.StageRun], texts: ReadPrompts
     ) -> engine.Generated:
         """The stretches as one clip, and all its keyframes; after an interrupt the rest is as the upsampler made it."""
-        asked, scale = runs[0].plan, 2**self.call.round_index
-        pictures = [one for one in runs[0].conditions if isinstance(one, OpenedPictures)]
+        call, asked, scale = self.call, runs[0].plan, 2**self.call.round_index
+        pictures: Any = runs[0].conditions
         placed: list[Placed] = [(one.encoded(asked), one.start * scale, one.given.strength) for one in pictures]
         pipeline.release("vae")
-        keyframes = pipeline.normalized_video(self.call.keyframes_latents, self.plan).split(1, dim=2)
-        anchors = dict(zip(self.seams, keyframes))
-        video = engine.enlarged(pipeline, pipeline.normalized_video(self.call.latents, self.plan), UPSAMPLER)
-        sound: Any = engine.first_latents(pipeline, Start(audio_latents=self.call.audio_latents), self.plan).audio
+        stills = pipeline.normalized_video(call.keyframes_latents, self.plan).split(1, dim=2)
+        anchors = {2 * position: still for position, still in zip(call.keyframe_positions, stills)}
+        video = engine.enlarged(pipeline, pipeline.normalized_video(call.latents, self.plan), UPSAMPLER)
+        sound: Any = engine.first_latents(pipeline, Start(audio_latents=call.audio_latents), self.plan).audio
         known, pieces = dict(anchors), list[torch.Tensor]()
         for index, tile in enumerate(self.tiles):
-            held = [ReadyItems(self.held(tile, video, placed, anchors, sound))]
-            made: Any = self.stretch(replace(request, conditions=held), texts, index, video[:, :, tile.interval.cells])
+            own = video[:, :, tile.interval.cells]
+            held = ReadyItems(self.held(tile, own, placed, anchors, sound))
+            made: Any = self.stretch(replace(request, conditions=[held]), texts, index, own)
             pieces.append(made.latents.video[:, :, tile.interval.left_ramp :])
-            for position, frame in zip(tile.slots, made.keyframes.split(1, dim=2)):
-                known.setdefault(position, frame)
+            known = dict(zip(tile.slots, made.keyframes.split(1, dim=2))) | known
             if pipeline._interrupt:
                 break
         pieces.append(video[:, :, sum(piece.shape[2] for piece in pieces) :])
-        info = {**made.info, "tiles": len(self.tiles), POSITIONS: sorted(known)}
-        bag = torch.cat([known[position] for position in sorted(known)], dim=2)
-        return engine.Generated(Streams(torch.cat(pieces, dim=2), sound), self.plan, info, bag)
+        positions = sorted(known)
+        bag = torch.cat([known[position] for position in positions], dim=2)
+        info = {**made.info, "tiles": len(self.tiles), POSITIONS: positions}
+        return engine.Generated(Streams(torch.cat(pieces, dim=2), sound), self.plan, info, bag, positions)
 
     def held(
         self,
         tile: dfr_layout.LTX2DFRTemporalTile,
-        video: torch.Tensor,
+        own: torch.Tensor,
         placed: Sequence[Placed],
         anchors: Mapping[int, torch.Tensor],
         sound: torch.Tensor,
     ) -> Items:
         """What a stretch is held to: pictures, keyframes of the pass before, slots between them, and its part of the sound."""
-        start, own, sizes = tile.pixel_start, video[:, :, tile.interval.cells], self.plan.sizes
+        start, call, sizes, packer = tile.pixel_start, self.call, self.plan.sizes, self.plan.tools.audio.patchifier
         items: list[conditioning.ConditionItem] = []
         for latents, position, strength in placed:
             if position == start:
                 items.append(conditioning.VideoConditionByLatentIndex(latents[:, :, : own.shape[2]], strength))
             elif start < position <= tile.pixel_end:
-                items.append(conditioning.VideoConditionByKeyframeIndex(latents, position - start, strength))
-        strength = dfr_layout.ANCHOR_KEYFRAME_STRENGTH
-        for position in tile.anchors:
-            items.append(conditioning.VideoConditionByKeyframeIndex(anchors[position], position - start, strength))
+                items += pinned([(latents, position - start)], strength)
+        local = [(anchors[position], position - start) for position in tile.anchors]
+        items += pinned(local, dfr_layout.ANCHOR_KEYFRAME_STRENGTH)
         slots = [position - start for position in tile.slots]
         seeds = own[:, :, [min(round(slot / sizes.temporal_ratio), own.shape[2] - 1) for slot in slots]]
         items.append(conditioning.VideoKeyframeSlots(slots, seeds))
-        call, frames, packer = self.call, sizes.pixel_frames(own.shape[2]), self.plan.tools.audio.patchifier
+        frames = sizes.pixel_frames(own.shape[2])
         shape = sizes.audio_shape(self.batch_size, frames / self.rate)
         seconds = call.num_frames / call.frame_rate if call.source_seconds is None else call.source_seconds
         span = (start, frames, self.plan.frame_rate, seconds, shape.frames)

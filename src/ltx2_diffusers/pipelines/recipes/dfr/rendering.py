@@ -4,8 +4,8 @@ Shapes: B videos of the batch, C channels, K keyframes, F latent frames, h and w
 latent mel bins.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,18 +16,21 @@ from .... import checks, conditioning
 from ....conditioning.dfr_layout import LTX2DFREpilogueTile, conditioning_frame_rate
 from ....declared import takes_declared
 from ....media import pixels, preprocess
-from ....schedulers.levels import FlowMatchEulerDiscreteScheduler, LTX2Scheduler
+from ....prompts import ReadPrompts
+from ....schedulers.levels import unshifted
 from ....schedulers.sigmas import DISTILLED_SIGMAS
 from ... import engine
-from ...arguments import Stage, Unguided
+from ...arguments import Unguided
 from ...conditions import Condition, Conditions, Opened, Studio, as_conditions
 from ...conditions.condition import Items
 from ...output import LTX2DFRPipelineOutput
-from .. import Arguments, ClipPlan, Delivery, LTX2GenerationPipeline, Result, Size, Streams, check_said, extends, takes
+from .. import Arguments, ClipPlan, Delivery, LTX2GenerationPipeline, Request, Result, Scheduler, Size, extends, takes
 
 POSITIONS = "keyframe_positions"
 NOISE: dict[str, Any] = {"packed_noise": True, "blend": "clean"}
 """How passes mix noise into what they start from, and give it what they are held to."""
+GIVEN_LATENTS = "this call needs {}, un-normalised"
+"""What is said of latents of another shape."""
 # Seeds of the noise with which keyframes are decoded lie apart from those of the passes.
 _REBUILDING_SEED = 4000
 
@@ -56,7 +59,7 @@ class PassArguments(Unguided, Arguments):
     negative_prompt_attention_mask: None = field(init=False, default=None)
     motion_speed: float = field(init=False, default=1.0)
     timesteps: None = field(init=False, default=None)
-    sampler: None = field(init=False, default=None)
+    sampler: str = field(init=False, default="euler")
     guidance_options: None = field(init=False, default=None)
 
 
@@ -118,7 +121,8 @@ class DFRArguments(PassArguments, _Carried):
     @property
     def size(self) -> Size:
         """Size of the clip, which is padded to whole segments."""
-        speed = self.frame_rate / conditioning_frame_rate(self.frame_rate)
+        # Where the rate is none, which the plan refuses, there is nothing to divide by.
+        speed = self.frame_rate / (conditioning_frame_rate(self.frame_rate) or 1.0)
         seconds = (self.min_seconds, self.max_seconds)
         return Size(self.height, self.width, self.num_frames, self.frame_rate, speed, seconds, in_segments=True)
 
@@ -143,21 +147,27 @@ class KeyframeCarrier(Condition, Opened):
         check_keyframes(POSITIONS, self.positions(plan), "keyframes_latents", call.keyframes_latents, plan)
         pinned = ("guidance_keyframe_positions", call.guidance_keyframe_positions or ())
         check_keyframes(*pinned, "guidance_keyframe_latents", call.guidance_keyframe_latents, plan)
-        if call.reference_latents is not None:
-            check_latents("reference_latents", call.reference_latents, (*plan.video[:2], None, None, None))
         return self
 
     def refitted(self, plan: ClipPlan) -> "KeyframeCarrier":
         """The same, if it fits a shorter clip, too."""
         return self.opened(self.studio, plan)
 
-    def check(self, _: ClipPlan) -> None:
-        """Raise `ValueError` if the active LoRAs were trained with references of another size."""
-        asked, given = self.studio.reference_factors().downscale, self.call.reference_downscale_factor
-        if self.call.reference_latents is not None and asked not in (1, given):
+    def check(self, plan: ClipPlan) -> None:
+        """Raise `ValueError` if the reference is not of the size that the call says, or the active LoRAs expect."""
+        asked, given, reference = (
+            self.studio.reference_factors().downscale,
+            self.call.reference_downscale_factor,
+            self.call.reference_latents,
+        )
+        if reference is None:
+            return
+        if asked not in (1, given):
             raise ValueError(
                 f"`reference_downscale_factor` is {given}, but the active LoRA was trained with {asked}; use {asked}"
             )
+        shape = (*plan.video[:2], None, plan.video.height // given, plan.video.width // given)
+        checks.check_shape("reference_latents", reference, shape, GIVEN_LATENTS)
 
     def positions(self, plan: ClipPlan) -> list[int]:
         """Pixel frames of the slots."""
@@ -168,29 +178,39 @@ class KeyframeCarrier(Condition, Opened):
 
     def items(self, plan: ClipPlan) -> Items:
         """Pinned keyframes, slots and the reference, in the order in which the model was trained; the finished sound."""
-        call, video = self.call, list[conditioning.ConditionItem]()
-        names = ("guidance_keyframe_latents", "keyframes_latents", "reference_latents")
-        given = (getattr(call, name) for name in names)
-        pinned, seeds, reference = (None if one is None else self.studio.normalized_video(one, plan) for one in given)
-        if pinned is not None:
-            for frame, position in zip(pinned.split(1, dim=2), call.guidance_keyframe_positions or ()):
-                strength = call.guidance_keyframe_strength
-                video.append(conditioning.VideoConditionByKeyframeIndex(frame, position, strength))
+        call, normalized = self.call, self.studio.normalized_video
+        video: list[conditioning.ConditionItem] = []
+        if call.guidance_keyframe_latents is not None:
+            stills = normalized(call.guidance_keyframe_latents, plan).split(1, dim=2)
+            placed = zip(stills, call.guidance_keyframe_positions or ())
+            video += pinned(placed, call.guidance_keyframe_strength)
         if positions := self.positions(plan):
-            video.append(conditioning.VideoKeyframeSlots(positions, seeds))
-        if reference is not None:
-            factor = call.reference_downscale_factor
-            video.append(conditioning.VideoConditionByReferenceLatent(reference, factor))
-        return Streams(video, [conditioning.ConditionByInitialLatent()] if call.freeze_audio else [])
+            seeds = call.keyframes_latents
+            video.append(
+                conditioning.VideoKeyframeSlots(positions, None if seeds is None else normalized(seeds, plan))
+            )
+        if call.reference_latents is not None:
+            reference = normalized(call.reference_latents, plan)
+            video.append(conditioning.VideoConditionByReferenceLatent(reference, call.reference_downscale_factor))
+        return conditioning.Streams(video, [conditioning.ConditionByInitialLatent()] if call.freeze_audio else [])
+
+    def make(
+        self, pipeline: LTX2GenerationPipeline, request: Request, runs: Sequence[engine.StageRun], texts: ReadPrompts
+    ) -> engine.Generated:
+        """The pass with its keyframes; without slots, with those that it was given."""
+        made, call = engine.generate(pipeline, request, runs, texts), self.call
+        if call.freeze_audio:
+            # diffusers draws noise for a sound that takes none, after which its decoder draws.
+            conditioning.GaussianNoiser(call.generator).draw(made.plan.audio, pipeline._execution_device)
+        if made.keyframes is not None or call.guidance_keyframe_latents is None:
+            return made._replace(keyframe_positions=self.positions(made.plan))
+        given = pipeline.normalized_video(call.guidance_keyframe_latents, made.plan)
+        return made._replace(keyframes=given, keyframe_positions=call.guidance_keyframe_positions or ())
 
 
-def check_latents(name: str, latents: torch.Tensor, shape: Sequence[int | None]) -> None:
-    """Raise `ValueError` unless latents are finite and of a shape, in which `None` stands for any size."""
-    got = tuple(latents.shape)
-    if len(got) != len(shape) or any(size not in (None, have) for size, have in zip(shape, got)):
-        wanted = ", ".join("any" if size is None else str(size) for size in shape)
-        raise ValueError(f"`{name}` has shape {got}, but this call needs ({wanted}), un-normalised")
-    checks.check_float_tensors(**{name: latents})
+def pinned(stills: Iterable[tuple[torch.Tensor, int]], strength: float) -> list[conditioning.ConditionItem]:
+    """Hold a video to finished keyframes `[B or 1, C, 1, h, w]` at their pixel frames."""
+    return [conditioning.VideoConditionByKeyframeIndex(still, position, strength) for still, position in stills]
 
 
 def check_keyframes(
@@ -205,14 +225,12 @@ def check_keyframes(
         plan: Sizes of the canvas.
     """
     last = plan.num_frames - 1
-    for position in positions:
-        if not 0 <= position <= last:
-            nearest = min(max(position, 0), last)
-            raise ValueError(
-                f"`{places}` holds {position}, but the canvas has the pixel frames 0 to {last}; use {nearest}"
-            )
+    if outside := [position for position in positions if not 0 <= position <= last]:
+        raise ValueError(
+            f"`{places}` holds {outside[0]}, but the canvas has the pixel frames 0 to {last}; use {0 if outside[0] < 0 else last}"
+        )
     if latents is not None:
-        check_latents(name, latents, plan.video._replace(frames=len(positions)))
+        checks.check_shape(name, latents, plan.video._replace(frames=len(positions)), GIVEN_LATENTS)
 
 
 class LTX2DFRPipeline(LTX2GenerationPipeline):
@@ -225,13 +243,11 @@ class LTX2DFRPipeline(LTX2GenerationPipeline):
     """
 
     kind = "distilled"
+    output_class = LTX2DFRPipelineOutput
 
     @extends(LTX2GenerationPipeline)
     def __init__(self, **components: Any) -> None:
-        scheduler = components["scheduler"]
-        if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
-            components["scheduler"] = LTX2Scheduler.from_config(dict(scheduler.config))
-        super().__init__(**components)
+        super().__init__(**{**components, "scheduler": unshifted(components["scheduler"])})
 
     @takes(DFRArguments)
     def __call__(self, call: DFRArguments) -> Result:
@@ -244,15 +260,10 @@ class LTX2DFRPipeline(LTX2GenerationPipeline):
             ValueError: Before any computation, if an argument is out of range or contradicts another.
         """
         check_pass(self, call)
-        conditions = [*as_conditions("conditions", call.conditions), KeyframeCarrier(call, self)]
-        stage = Stage(sigmas=call.sigmas, noise_scale=call.noise_scale, sampler="euler", tiles=call.video_tiles)
-        prompts, request = call.request([stage], conditions, call.size, **NOISE)
-
-        def hand_over(_: Any, made: engine.Generated, delivery: Delivery, originals: engine.Originals) -> Result:
-            made, positions = _passed_on(self, call, made)
-            return handed_over(self, made, delivery, originals, positions)
-
-        return engine.run(self, prompts, request, hand_over=hand_over)
+        carrier = KeyframeCarrier(call, self)
+        conditions = [*as_conditions("conditions", call.conditions), carrier]
+        stage = replace(call.sampling.first, tiles=call.video_tiles)
+        return engine.run(self, *call.request([stage], conditions, call.size, **NOISE), carrier.make)
 
     @takes_declared
     @torch.no_grad()
@@ -280,15 +291,14 @@ class LTX2DFRPipeline(LTX2GenerationPipeline):
             Un-normalised latents `[B, C, K, 2 h, 2 w]`.
         """
         self.require("vae")
-        if keyframe_latents.ndim != 5:
-            raise ValueError(
-                f"`keyframe_latents` has to be [B, C, K, h, w] but has shape {tuple(keyframe_latents.shape)}; add the axis of keyframes"
-            )
+        checks.check_shape("keyframe_latents", keyframe_latents, (None,) * 5, GIVEN_LATENTS)
         encoded = []
-        for index, frame in enumerate(keyframe_latents.to(self._execution_device, torch.float32).split(1, dim=2)):
+        for index, still in enumerate(keyframe_latents.to(self._execution_device, torch.float32).split(1, dim=2)):
             generator = torch.Generator(device).manual_seed(seed + _REBUILDING_SEED + index)
-            wish = Delivery("latent", True, None, (), decode_timestep, decode_noise_scale, generator)
-            latent, timestep = engine.with_decoder_noise(self, frame, wish)
+            wish = Delivery(
+                decode_timestep=decode_timestep, decode_noise_scale=decode_noise_scale, generator=generator
+            )
+            latent, timestep = engine.with_decoder_noise(self, still, wish)
             clips = self.vae.decode(latent.to(self.vae.dtype), timestep, return_dict=False)[0]
             large = torch.stack([_enlarged(clip) for clip in clips])
             encoded.append(self.vae.encode(large.to(clips)).latent_dist.mode())
@@ -298,7 +308,7 @@ class LTX2DFRPipeline(LTX2GenerationPipeline):
 
 def check_pass(pipeline: LTX2DFRPipeline, call: DFRArguments) -> None:
     """Raise `ValueError` for what a pass is given and does not read, or reads and is not given."""
-    if not isinstance(pipeline.scheduler, LTX2Scheduler | FlowMatchEulerDiscreteScheduler):
+    if not isinstance(pipeline.scheduler, Scheduler):
         raise ValueError(
             f"a pass takes no fresh noise in its steps, as {type(pipeline.scheduler).__name__} would; set pipe.scheduler = "
             "LTX2Scheduler(), or make a temporal round with LTX2DFRTemporalRefinePipeline"
@@ -306,16 +316,16 @@ def check_pass(pipeline: LTX2DFRPipeline, call: DFRArguments) -> None:
     if call.generate_slots:
         check_marks(pipeline)
     else:
-        check_said("generate_slots=False makes no keyframes", call, "keyframes_latents", POSITIONS)
+        engine.check_said("generate_slots=False makes no keyframes", call, "keyframes_latents", POSITIONS)
     if call.guidance_keyframe_latents is None:
         names = ("guidance_keyframe_positions", "guidance_keyframe_strength")
-        check_said("there are no `guidance_keyframe_latents`", call, *names)
+        engine.check_said("there are no `guidance_keyframe_latents`", call, *names)
     elif call.guidance_keyframe_positions is None:
         raise ValueError(
             "`guidance_keyframe_latents` need their `guidance_keyframe_positions`; give a pixel frame for each"
         )
     if call.reference_latents is None:
-        check_said("there are no `reference_latents`", call, "reference_downscale_factor")
+        engine.check_said("there are no `reference_latents`", call, "reference_downscale_factor")
     if call.freeze_audio and call.audio_latents is None:
         raise ValueError(
             "`freeze_audio` is True, but there are no `audio_latents` to keep; give those of the first pass"
@@ -325,19 +335,6 @@ def check_pass(pipeline: LTX2DFRPipeline, call: DFRArguments) -> None:
             "`num_frames` is not given, nor `latents` from which it would follow, and there is no `duration_head` to predict it; use "
             "for example 121"
         )
-
-
-def _passed_on(
-    pipeline: LTX2DFRPipeline, call: DFRArguments, made: engine.Generated
-) -> tuple[engine.Generated, list[int]]:
-    """The pass with its keyframes, and their pixel frames; without slots, with those that it was given."""
-    if call.freeze_audio:
-        # diffusers draws noise for a sound that takes none, after which its decoder draws.
-        conditioning.GaussianNoiser(call.generator).draw(made.plan.audio, pipeline._execution_device)
-    if made.keyframes is not None or call.guidance_keyframe_latents is None:
-        return made, KeyframeCarrier(call, pipeline).positions(made.plan)
-    given = pipeline.normalized_video(call.guidance_keyframe_latents, made.plan)
-    return made._replace(keyframes=given), list(call.guidance_keyframe_positions or ())
 
 
 def _enlarged(clip: torch.Tensor) -> torch.Tensor:
@@ -355,31 +352,3 @@ def check_marks(pipeline: LTX2GenerationPipeline) -> None:
             "DFR makes keyframes, which a transformer only knows with `use_keyframes_abs_pos_embedding`, as in LTX-2.5; load one, "
             "or pass generate_slots=False to LTX2DFRPipeline"
         )
-
-
-@torch.no_grad()
-def handed_over(
-    pipeline: LTX2GenerationPipeline,
-    made: engine.Generated,
-    delivery: Delivery,
-    originals: engine.Originals,
-    given: Sequence[int],
-) -> Result:
-    """Decode and wrap up a pass; its keyframes are handed over beside latents alone, as nothing goes on from frames.
-
-    Args:
-        pipeline: The pipeline.
-        made: The pass, with its keyframes.
-        delivery: How it is handed over.
-        originals: What is handed over as it was given.
-        given: Pixel frames of the keyframes.
-    """
-    frames: torch.Tensor | None = None
-    if delivery.output_type == "latent" and made.keyframes is not None:
-        frames = pipeline.vae.denormalize_latents(made.keyframes)
-    output = engine.deliver(pipeline, made, replace(delivery, return_dict=True), originals)
-    shared = {one.name: getattr(output, one.name) for one in fields(output)}
-    output = LTX2DFRPipelineOutput(**shared, keyframes=frames, keyframe_positions=None if frames is None else [*given])
-    if delivery.return_dict:
-        return output
-    return output.frames, output.audio, output.keyframes, output.keyframe_positions

@@ -282,9 +282,7 @@ def _checked(stages: Sequence[Stage]) -> list[Stage]:
 
 
 @torch.no_grad()
-def run(
-    pipeline: LTX2GenerationPipeline, prompts: Prompts, request: Request, make: Maker | None = None
-) -> Result:
+def run(pipeline: LTX2GenerationPipeline, prompts: Prompts, request: Request, make: Maker | None = None) -> Result:
     """Check everything, generate and hand over.
 
     Args:
@@ -535,7 +533,7 @@ def run_stage(
     network, texts = getattr(pipeline, stage.transformer), _read_by(states, contexts)
     network = network if stage.network is None else stage.network(network)
     if stage.tiles is not None and states.video is not None:
-        network = TiledTransformer(network, video_tile_plan(stage.tiles, states.video.positions, *run.plan.video[2:]))
+        network = TiledTransformer(network, video_tile_plan(stage.tiles, states.video.positions, run.plan.video[2:]))
     settings, layout = pipeline.attention_kwargs, pipeline.pass_layout
     denoiser = GuidedDenoiser(network, *texts, run.guiders, run.cross_timestep, settings, nag, layout)
     timesteps = sigmas[:-1] * 1000

@@ -66,8 +66,7 @@ _MODULES = {
     ".pipelines.recipes.in_context": ("LTX2InContextPipeline",),
     ".pipelines.recipes.hdr.to_hdr": ("LTX2HDRPipeline",),
     ".media.hdr.processor": ("LTX2VideoHDRProcessor",),
-    ".media.hdr.writing": ("HDRFile", "write_hdr"),
-    ".media.hdr.preview": ("encode_hdr_tensor_to_mp4",),
+    ".media.hdr.writing": ("HDRFile", "encode_hdr_tensor_to_mp4", "write_hdr"),
     ".pipelines.recipes.latent_upsample": ("LTX2LatentUpsamplePipeline",),
     ".pipelines.recipes.diffusion_decode": ("LTX2VideoDiffusionDecodePipeline", "LTX2VideoDecodeOutput"),
     ".pipelines.conditions": (

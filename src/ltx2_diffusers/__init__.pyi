@@ -34,9 +34,9 @@ from .guidance.presets import LTX2_5_IMAGE_CRF as LTX2_5_IMAGE_CRF
 from .guidance.presets import RECOMMENDED_NEGATIVE_PROMPT as RECOMMENDED_NEGATIVE_PROMPT
 from .kernels.fusing import fusion as fusion
 from .kernels.fusing import set_fusion as set_fusion
-from .media.hdr.preview import encode_hdr_tensor_to_mp4 as encode_hdr_tensor_to_mp4
 from .media.hdr.processor import LTX2VideoHDRProcessor as LTX2VideoHDRProcessor
 from .media.hdr.writing import HDRFile as HDRFile
+from .media.hdr.writing import encode_hdr_tensor_to_mp4 as encode_hdr_tensor_to_mp4
 from .media.hdr.writing import write_hdr as write_hdr
 from .media.writing import ClipFile as ClipFile
 from .memory.loading import load_streamed as load_streamed

@@ -12,7 +12,6 @@ import torch
 from ltx2_diffusers import HDRFile, encode_hdr_tensor_to_mp4, write_hdr
 from ltx2_diffusers.media import colours
 from ltx2_diffusers.media.hdr import curves, writing
-from ltx2_diffusers.media.hdr.preview import tone_mapped
 from ltx2_diffusers.media.reading import read_video
 from tests.golden_data import load_tensors
 
@@ -56,8 +55,8 @@ def test_recorded_curve_and_bytes():
     recorded = load_tensors("dfr_hdr/hdr.safetensors")
     signal = recorded["curve.vae_range"] / 2 + 0.5
     torch.testing.assert_close(curves.from_logc3(signal), recorded["curve.linear"], rtol=1e-6, atol=1e-6)
-    for light, expected in zip(recorded["mp4.linear"].numpy(), recorded["mp4.rgb8"].numpy()):
-        assert np.array_equal(tone_mapped(light), expected)
+    for light, expected in zip(recorded["mp4.linear"], recorded["mp4.rgb8"].numpy()):
+        assert np.array_equal(writing.tone_mapped(light), expected)
 
 
 def acescct(light: torch.Tensor) -> torch.Tensor:
@@ -297,6 +296,7 @@ def test_what_a_file_cannot_be(name, settings, message):
         ("clip.mp4", torch.ones(1, 3, 32, 32), {}, "frames must be floats"),
         ("clip.mp4", torch.ones(1, 32, 32, 3, dtype=torch.uint8), {}, "frames must be floats"),
         ("clip.mp4", [], {}, "frames is empty"),
+        ("clip.png", torch.ones(0, 32, 32, 3), {}, "frames is empty"),
         ("clip.mp4", torch.ones(1, 32, 32, 3), {"crf": 52}, "crf must be between 0 and 51"),
         ("clip.mp4", torch.ones(1, 32, 32, 3), {"preset": "quick"}, "preset must be one of"),
         ("clip.png", torch.ones(1, 32, 32, 3), {"crf": 20}, "`crf` and `preset` belong to videos"),

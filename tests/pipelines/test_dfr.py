@@ -290,7 +290,10 @@ REFUSED = {
         ({"guidance_keyframe_latents": torch.zeros(1, 4, 1, 2, 2)}, "need their `guidance_keyframe_positions`"),
         ({"guidance_keyframe_positions": [24]}, "there are no `guidance_keyframe_latents`"),
         ({"reference_downscale_factor": 3}, "there are no `reference_latents`"),
-        ({"reference_latents": CARRIED["latents"]}, "`reference_latents` has shape \\(1, 4, 4, 2, 2\\), but this call needs"),
+        (
+            {"reference_latents": CARRIED["latents"]},
+            "`reference_latents` has shape \\(1, 4, 4, 2, 2\\), but this call needs",
+        ),
         ({"frame_rate": 0.0}, "`frame_rate` has to be greater than 0 but is 0.0"),
         ({"freeze_audio": True}, "no `audio_latents` to keep"),
         ({"latents": torch.zeros(1, 4, 3, 2, 2)}, "this call needs \\(1, 4, 4, 2, 2\\)"),

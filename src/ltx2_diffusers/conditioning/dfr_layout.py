@@ -43,6 +43,11 @@ class DimensionInterval(NamedTuple):
         """The cells."""
         return slice(self.start, self.end)
 
+    def weights(self) -> torch.Tensor:
+        """Weights of the cells that rise along the left ramp and fall along the right one, so that neighbours sum to 1."""
+        cells = torch.arange(1, self.end - self.start + 1)
+        return (cells / (self.left_ramp + 1)).clamp(max=1) * (cells.flip(0) / (self.right_ramp + 1)).clamp(max=1)
+
 
 class LTX2DFRTemporalTile(NamedTuple):
     """A stretch of a temporal round, all pixel frames counted from the start of the canvas.
@@ -188,12 +193,6 @@ def split_by_count(dim_size: int, num_tiles: int, overlap: int) -> list[Dimensio
     ]
 
 
-def trapezoidal_mask_1d(length: int, left_ramp: int, right_ramp: int) -> torch.Tensor:
-    """Weights `[length]` that rise along the left ramp and fall along the right one, so that neighbours sum to 1."""
-    cells = torch.arange(1, length + 1)
-    return (cells / (left_ramp + 1)).clamp(max=1) * (cells.flip(0) / (right_ramp + 1)).clamp(max=1)
-
-
 def epilogue_tiles(
     latent_shape: tuple[int, int, int], frame_tiles: int, frame_seams: Sequence[int]
 ) -> list[LTX2DFREpilogueTile]:
@@ -239,8 +238,7 @@ def _fitting(name: str, size: int, num_tiles: int, overlap: int) -> tuple[int, i
 
 
 def _blended(size: int, num_tiles: int, overlap: int) -> list[tuple[DimensionInterval, torch.Tensor]]:
-    intervals = split_by_count(size, num_tiles, overlap)
-    return [(one, trapezoidal_mask_1d(one.end - one.start, one.left_ramp, one.right_ramp)) for one in intervals]
+    return [(one, one.weights()) for one in split_by_count(size, num_tiles, overlap)]
 
 
 def check_tiles(tiles: Sequence[LTX2DFREpilogueTile], grid: tuple[int, int, int]) -> None:

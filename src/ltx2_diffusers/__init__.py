@@ -28,7 +28,7 @@ _MODULES = {
     ".models.video_vae_tiling_config": ("TilingConfig", "SpatialTilingConfig", "TemporalTilingConfig"),
     ".checkpoints.packaged": ("packaged_checkpoint",),
     ".pipelines.output": ("LTX2PipelineOutput", "LTX2DFRPipelineOutput", "LTX2HDRPipelineOutput", "encode_video"),
-    ".pipelines.recipes.dfr.rendering": ("LTX2DFRPipeline",),
+    ".pipelines.recipes.dfr": ("LTX2DFRPipeline", "LTX2DFRTemporalRefinePipeline"),
     ".conditioning.dfr_layout": (
         "LTX2DFREpilogueTile",
         "LTX2DFRTemporalTile",
@@ -36,7 +36,6 @@ _MODULES = {
         "epilogue_tiles",
         "trim_canvas",
     ),
-    ".pipelines.recipes.dfr.refinement": ("LTX2DFRTemporalRefinePipeline",),
     ".guidance.component": ("LTX2Guidance",),
     ".modular.pipeline": ("LTX2ModularPipeline", "LTX25ModularPipeline"),
     ".modular.blocks": (

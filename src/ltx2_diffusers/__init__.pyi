@@ -83,8 +83,8 @@ from .pipelines.output import encode_video as encode_video
 from .pipelines.planned import plan_memory as plan_memory
 from .pipelines.recipes.audio_to_video import LTX2AudioToVideoPipeline as LTX2AudioToVideoPipeline
 from .pipelines.recipes.condition import LTX2ConditionPipeline as LTX2ConditionPipeline
-from .pipelines.recipes.dfr.refinement import LTX2DFRTemporalRefinePipeline as LTX2DFRTemporalRefinePipeline
-from .pipelines.recipes.dfr.rendering import LTX2DFRPipeline as LTX2DFRPipeline
+from .pipelines.recipes.dfr import LTX2DFRPipeline as LTX2DFRPipeline
+from .pipelines.recipes.dfr import LTX2DFRTemporalRefinePipeline as LTX2DFRTemporalRefinePipeline
 from .pipelines.recipes.diffusion_decode import LTX2VideoDecodeOutput as LTX2VideoDecodeOutput
 from .pipelines.recipes.diffusion_decode import LTX2VideoDiffusionDecodePipeline as LTX2VideoDiffusionDecodePipeline
 from .pipelines.recipes.distilled import LTX2DistilledPipeline as LTX2DistilledPipeline

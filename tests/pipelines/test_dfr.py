@@ -315,7 +315,7 @@ REFUSED = {
         ({"condition_num_frames": 18}, "`condition_num_frames` has to be 8 \\* k \\+ 1 but is 18; use 17 or 25"),
         ({"frame_rate": 600.0}, "`frame_rate` has to be at most 500 but is 600.0; use 500"),
         ({"condition_num_frames": 33}, "more than the canvas of the pass before, 25"),
-        ({"audio_latents": torch.zeros(1, 26, 4)}, "needs \\(any, any, any, any\\)"),
+        ({"audio_latents": torch.zeros(1, 26, 4)}, "needs \\(1, 2, any, 2\\)"),
         ({"source_seconds": 0.0}, "`source_seconds` has to be greater than 0"),
         ({"places": ((PICTURE, 3, 1.0),)}, "use -3 to 2"),
         ({"prompt": ["one", "two"]}, "`latents` has shape"),

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from diffusers.utils import logging
 
-from ..checks import check_at_least_one, check_from_zero, check_num_frames
+from ..checks import check_at_least_one, check_from_zero, check_num_frames, neighbours
 
 logger = logging.get_logger(__name__)
 
@@ -114,7 +114,7 @@ def pixel_to_latent_index(pixel_frame: int, temporal_compression_ratio: int = 8)
     if rest or pixel_frame < 0:
         raise ValueError(
             f"pixel frame {pixel_frame} ends no latent frame of {temporal_compression_ratio} frames; use "
-            f"{max(0, round(pixel_frame / temporal_compression_ratio)) * temporal_compression_ratio}"
+            + neighbours(pixel_frame, temporal_compression_ratio)
         )
     return index
 
@@ -207,38 +207,32 @@ def epilogue_tiles(
     """
     check_at_least_one(frame_tiles=frame_tiles)
     run_up = frame_seams[0] + 1 if frame_tiles > 1 and frame_seams else 0
-    size, *sides = latent_shape
-    count, overlap = _fitting("frames", size, frame_tiles, run_up)
-    inner = sorted({seam for seam in frame_seams if 0 < seam < size - 1})
-    if count > 1 and inner:
-        intervals = split_canvas_at_seams([0, *inner, size - 1], count, overlap, size)
-        # What the neighbour has made counts nothing here.
-        stretches = [(one, (torch.arange(one.end - one.start) >= one.left_ramp).float()) for one in intervals]
-    else:
-        if count > 1 and frame_seams:
-            logger.warning(f"`frame_seams` {list(frame_seams)} lie outside of {size} latent frames; tiles are blended")
-        stretches = _blended(size, count, overlap)
-    overlaps = [_fitting(*one, 2, EPILOGUE_SPATIAL_OVERLAP) for one in zip(("rows", "columns"), sides)]
-    across = [_blended(side, *fitted) for side, fitted in zip(sides, overlaps)]
+    overlaps = (run_up, EPILOGUE_SPATIAL_OVERLAP, EPILOGUE_SPATIAL_OVERLAP)
+    names, counts, seams = ("frames", "rows", "columns"), (frame_tiles, 2, 2), (frame_seams, (), ())
+    axes = [_weighted(*axis) for axis in zip(names, latent_shape, counts, overlaps, seams)]
     return [
-        LTX2DFREpilogueTile(frames.cells, rows.cells, columns.cells, long[:, None, None] * high[:, None] * wide)
-        for (frames, long), (rows, high), (columns, wide) in product(stretches, *across)
+        LTX2DFREpilogueTile(frames, rows, columns, long[:, None, None] * high[:, None] * wide)
+        for (frames, long), (rows, high), (columns, wide) in product(*axes)
     ]
 
 
-def _fitting(name: str, size: int, num_tiles: int, overlap: int) -> tuple[int, int]:
-    """Number and overlap of the tiles of an axis, as far as it is long enough."""
+def _weighted(
+    name: str, size: int, num_tiles: int, overlap: int, seams: Sequence[int]
+) -> list[tuple[slice, torch.Tensor]]:
+    """Cells and weights of the tiles of an axis, as far as it is long enough for them; blended without seams inside."""
     if size < num_tiles:
         logger.warning(f"{size} latent {name} are too few for {num_tiles} tiles and become one")
-        return 1, 0
+        num_tiles, overlap = 1, 0
     if num_tiles > 1 and overlap > size - num_tiles:
         logger.warning(f"{size} latent {name} leave {num_tiles} tiles an overlap of {size - num_tiles}, not {overlap}")
         overlap = size - num_tiles
-    return num_tiles, overlap
-
-
-def _blended(size: int, num_tiles: int, overlap: int) -> list[tuple[DimensionInterval, torch.Tensor]]:
-    return [(one, one.weights()) for one in split_by_count(size, num_tiles, overlap)]
+    if num_tiles > 1 and (inner := sorted({seam for seam in seams if 0 < seam < size - 1})):
+        tiles = split_canvas_at_seams([0, *inner, size - 1], num_tiles, overlap, size)
+        # What the neighbour has made counts nothing here.
+        return [(one.cells, (torch.arange(one.end - one.start) >= one.left_ramp).float()) for one in tiles]
+    if num_tiles > 1 and seams:
+        logger.warning(f"`frame_seams` {list(seams)} lie outside of {size} latent frames; tiles are blended")
+    return [(one.cells, one.weights()) for one in split_by_count(size, num_tiles, overlap)]
 
 
 def check_tiles(tiles: Sequence[LTX2DFREpilogueTile], grid: tuple[int, int, int]) -> None:

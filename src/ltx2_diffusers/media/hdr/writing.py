@@ -23,19 +23,23 @@ from ...declared import settle, takes_declared
 from ...extras import library
 from ..colours import BT709, BT2020, HLG, LINEAR, PQ, PQ_PEAK_NITS, WHITE_NITS
 from ..files import check_suffix, exact_frame_rate
-from ..writing import ClipFile, VideoTrack, check_encoder_options, check_frame_size, encode_in_background, write_video
+from ..frames import FilePath
+from ..writing import (
+    VIDEO_SUFFIXES,
+    ClipFile,
+    VideoTrack,
+    check_encoder_options,
+    check_frame_size,
+    encode_in_background,
+    write_video,
+)
 from . import curves
 
 Light = torch.Tensor | np.ndarray | Iterable[torch.Tensor | np.ndarray]
 
 # Signals that a kind of file can hold, the default one first.
-_SIGNALS = {
-    ".mp4": ("pq", "hlg"),
-    ".mov": ("pq", "hlg"),
-    ".exr": ("linear", "logc3"),
-    ".png": ("logc3", "linear", "pq", "hlg"),
-}
-_SEQUENCES = (".exr", ".png")
+_SIGNALS = dict.fromkeys(VIDEO_SUFFIXES, ("pq", "hlg"))
+_SIGNALS |= {".exr": ("linear", "logc3"), ".png": ("logc3", "linear", "pq", "hlg")}
 # Codes of primaries and transfer curve (ITU-T H.273); LogC3 has none.
 _CODES = {"pq": (BT2020, PQ), "hlg": (BT2020, HLG), "linear": (BT709, LINEAR)}
 # Red, green, blue and white of Rec.709 as x and y, and names of colour spaces, as files of EXR hold them.
@@ -109,7 +113,7 @@ class HDRFile(ClipFile):
     @property
     def is_sequence(self) -> bool:
         """Whether each frame is a file."""
-        return self.suffix in _SEQUENCES
+        return self.suffix not in VIDEO_SUFFIXES
 
     @property
     def curve(self) -> str:
@@ -152,11 +156,7 @@ class HDRFile(ClipFile):
 
 @takes_declared
 def write_hdr(
-    path: str | os.PathLike,
-    frames: Light,
-    frame_rate: float | Fraction,
-    crf: int | None = None,
-    preset: str | None = None,
+    path: FilePath, frames: Light, frame_rate: float | Fraction, crf: int | None = None, preset: str | None = None
 ) -> None:
     """Write a clip of light as HEVC in PQ or HLG, or as a sequence of EXR or 16-bit PNG.
 
@@ -276,13 +276,8 @@ def _openexr() -> Any:
 
 def _write_exr(path: Path, signal: np.ndarray, curve: str, rate: Fraction) -> None:
     openexr, half = _openexr(), signal.clip(max=_LARGEST_HALF).astype(np.float16)
-    header = {
-        "compression": openexr.ZIP_COMPRESSION,
-        "type": openexr.scanlineimage,
-        "chromaticities": _CHROMATICITIES,
-        "colorSpace": _COLOUR_SPACES[curve],
-        "framesPerSecond": rate,
-    }
+    header = {"compression": openexr.ZIP_COMPRESSION, "type": openexr.scanlineimage, "framesPerSecond": rate}
+    header |= {"chromaticities": _CHROMATICITIES, "colorSpace": _COLOUR_SPACES[curve]}
     with openexr.File(header, {"RGB": half}) as file:
         file.write(os.fspath(path))
 

@@ -110,13 +110,12 @@ def resolve_canvas(num_frames: int, temporal_compression_ratio: int = 8) -> tupl
 
 def pixel_to_latent_index(pixel_frame: int, temporal_compression_ratio: int = 8) -> int:
     """The latent frame whose last pixel frame this is."""
-    index, rest = divmod(pixel_frame, temporal_compression_ratio)
-    if rest or pixel_frame < 0:
+    ratio = temporal_compression_ratio
+    if pixel_frame < 0 or pixel_frame % ratio:
         raise ValueError(
-            f"pixel frame {pixel_frame} ends no latent frame of {temporal_compression_ratio} frames; use "
-            + neighbours(pixel_frame, temporal_compression_ratio)
+            f"pixel frame {pixel_frame} ends no latent frame of {ratio} frames; use {neighbours(pixel_frame, ratio)}"
         )
-    return index
+    return pixel_frame // ratio
 
 
 def conditioning_frame_rate(frame_rate: float) -> float:

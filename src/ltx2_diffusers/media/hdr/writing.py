@@ -21,24 +21,16 @@ from ... import checks
 from ...atomic import check_writable, temporary_folder
 from ...declared import settle, takes_declared
 from ...extras import library
+from .. import writing as video
 from ..colours import BT709, BT2020, HLG, LINEAR, PQ, PQ_PEAK_NITS, WHITE_NITS
 from ..files import check_suffix, exact_frame_rate
 from ..frames import FilePath
-from ..writing import (
-    VIDEO_SUFFIXES,
-    ClipFile,
-    VideoTrack,
-    check_encoder_options,
-    check_frame_size,
-    encode_in_background,
-    write_video,
-)
 from . import curves
 
 Light = torch.Tensor | np.ndarray | Iterable[torch.Tensor | np.ndarray]
 
 # Signals that a kind of file can hold, the default one first.
-_SIGNALS = dict.fromkeys(VIDEO_SUFFIXES, ("pq", "hlg"))
+_SIGNALS = dict.fromkeys(video.VIDEO_SUFFIXES, ("pq", "hlg"))
 _SIGNALS |= {".exr": ("linear", "logc3"), ".png": ("logc3", "linear", "pq", "hlg")}
 # Codes of primaries and transfer curve (ITU-T H.273); LogC3 has none.
 _CODES = {"pq": (BT2020, PQ), "hlg": (BT2020, HLG), "linear": (BT709, LINEAR)}
@@ -58,7 +50,7 @@ _PQ_SAID, _HLG_SAID = f"transfer=smpte2084:hdr10=1:master-display={_DISPLAY}", "
 
 
 @dataclass(frozen=True)
-class HDRFile(ClipFile):
+class HDRFile(video.ClipFile):
     """A file of high dynamic range that is to be written, and how; it stands in the place of its name.
 
     Args:
@@ -101,7 +93,7 @@ class HDRFile(ClipFile):
     @classmethod
     def of(cls, path: str | os.PathLike) -> Self:
         """The file of a name, or of a [`ClipFile`] that says nothing of light."""
-        if isinstance(path, cls) or not isinstance(path, ClipFile):
+        if isinstance(path, cls) or not isinstance(path, video.ClipFile):
             return super().of(path)
         return cls(path.path, path.growing, path.on_frames)
 
@@ -113,7 +105,7 @@ class HDRFile(ClipFile):
     @property
     def is_sequence(self) -> bool:
         """Whether each frame is a file."""
-        return self.suffix not in VIDEO_SUFFIXES
+        return self.suffix not in video.VIDEO_SUFFIXES
 
     @property
     def curve(self) -> str:
@@ -178,14 +170,14 @@ def write_hdr(
     if file.is_sequence and (crf, preset) != (None, None):
         raise ValueError(f"`crf` and `preset` belong to videos, but {file.suffix} frames are lossless; leave them out")
     crf, preset = 18 if crf is None else crf, "medium" if preset is None else preset
-    check_encoder_options(crf, preset)
+    video.check_encoder_options(crf, preset)
     file.check()
     pieces = _light(frames)
     first = next(pieces, None)
     if first is None:
         raise ValueError("frames is empty; a clip needs at least one frame")
     if not file.is_sequence:
-        check_frame_size(first.shape[1], first.shape[2])
+        video.check_frame_size(first.shape[1], first.shape[2])
     signals = map(file.encoded, chain([first], pieces))
     file.report(0)
     if file.is_sequence:
@@ -193,7 +185,7 @@ def write_hdr(
         return
     with file.opened() as container:
         track = _HDRTrack(file, container, tuple(first.shape[1:3]), rate, {"crf": str(crf), "preset": preset})
-        for _ in encode_in_background(track, signals):
+        for _ in video.encode_in_background(track, signals):
             file.report(track.num_frames)
         track.flush()
 
@@ -212,7 +204,7 @@ def _light(frames: Light) -> Iterator[torch.Tensor]:
     yield from light.reshape(-1, 1, *light.shape[-3:])
 
 
-class _HDRTrack(VideoTrack):
+class _HDRTrack(video.VideoTrack):
     """The HEVC stream of an open container, which is given signals `[f, H, W, 3]`."""
 
     encoder, pixel_format = "libx265", "yuv420p10le"
@@ -319,7 +311,7 @@ def encode_hdr_tensor_to_mp4(
         ValueError: If an argument is not valid, there are no frames, or they hold values that are not finite.
     """
     pieces = (tone_mapped(light[0], tone_mapping_fn, tone_map_in_rgb)[None] for light in _light(frames))
-    write_video(output_mp4, pieces, frame_rate, crf=crf)
+    video.write_video(output_mp4, pieces, frame_rate, crf=crf)
 
 
 def tone_mapped(

@@ -214,10 +214,9 @@ class KeyframeCarrier(Condition, Opened):
             placed = zip(stills, call.guidance_keyframe_positions or ())
             video += pinned(placed, call.guidance_keyframe_strength)
         if positions := self.positions(plan):
-            seeds = call.keyframes_latents
-            video.append(
-                conditioning.VideoKeyframeSlots(positions, None if seeds is None else normalized(seeds, plan))
-            )
+            given = call.keyframes_latents
+            seeds = None if given is None else normalized(given, plan)
+            video.append(conditioning.VideoKeyframeSlots(positions, seeds))
         if call.reference_latents is not None:
             reference = normalized(call.reference_latents, plan)
             video.append(conditioning.VideoConditionByReferenceLatent(reference, call.reference_downscale_factor))
@@ -306,13 +305,10 @@ class LTX2DFRPipeline(LTX2GenerationPipeline):
         """
         self.require("vae")
         check_latents("keyframe_latents", keyframe_latents, (None,) * 5)
-        encoded = []
+        encoded, wish = [], Delivery(decode_timestep=decode_timestep, decode_noise_scale=decode_noise_scale)
         for index, still in enumerate(keyframe_latents.to(self._execution_device, torch.float32).split(1, dim=2)):
             generator = torch.Generator(device).manual_seed(seed + _REBUILDING_SEED + index)
-            wish = Delivery(
-                decode_timestep=decode_timestep, decode_noise_scale=decode_noise_scale, generator=generator
-            )
-            latent, timestep = engine.with_decoder_noise(self, still, wish)
+            latent, timestep = engine.with_decoder_noise(self, still, replace(wish, generator=generator))
             clips = self.vae.decode(latent.to(self.vae.dtype), timestep, return_dict=False)[0]
             large = torch.stack([_enlarged(clip) for clip in clips])
             encoded.append(self.vae.encode(large.to(clips)).latent_dist.mode())
@@ -335,19 +331,14 @@ def check_pass(pipeline: LTX2DFRPipeline, call: DFRArguments) -> None:
         names = ("guidance_keyframe_positions", "guidance_keyframe_strength")
         engine.check_said("there are no `guidance_keyframe_latents`", call, *names)
     elif call.guidance_keyframe_positions is None:
-        raise ValueError(
-            "`guidance_keyframe_latents` need their `guidance_keyframe_positions`; give a pixel frame for each"
-        )
+        raise ValueError("`guidance_keyframe_latents` need their `guidance_keyframe_positions`; give one each")
     if call.reference_latents is None:
         engine.check_said("there are no `reference_latents`", call, "reference_downscale_factor")
     if call.freeze_audio and call.audio_latents is None:
-        raise ValueError(
-            "`freeze_audio` is True, but there are no `audio_latents` to keep; give those of the first pass"
-        )
+        raise ValueError("`freeze_audio` is True, but there are no `audio_latents` to keep; give the first pass's")
     if call.num_frames is None and call.latents is None and not pipeline.has("duration_head"):
         raise ValueError(
-            "`num_frames` is not given, nor `latents` from which it would follow, and there is no `duration_head` to predict it; use "
-            "for example 121"
+            "`num_frames` is not given, and follows from no `latents` and no `duration_head`; use for example 121"
         )
 
 
@@ -516,7 +507,7 @@ def check_components(pipeline: LTX2DFRTemporalRefinePipeline) -> None:
     config = pipeline.temporal_latent_upsampler.config
     if not config["temporal_upsample"] or config["spatial_upsample"]:
         raise ValueError(
-            f"`{UPSAMPLER}` has to double the frame rate alone, but its config says otherwise; load another"
+            f"`{UPSAMPLER}` has to double the frame rate alone, which its config does not say; load another"
         )
 
 
@@ -583,17 +574,16 @@ class TemporalRound:
         checks.check_num_frames(call.asked_frames, ratio, "condition_num_frames")
         if call.asked_frames > call.num_frames:
             raise ValueError(
-                f"`condition_num_frames` is {call.asked_frames}, more than the canvas of the pass before, {call.num_frames}; give what "
-                "the first pass was asked for"
+                f"`condition_num_frames` is {call.asked_frames}, more than the canvas of the pass before, {call.num_frames}; give that of the first pass"
             )
         plan = self.plan
         check_latents("latents", call.latents, plan.video._replace(frames=(call.num_frames - 1) // ratio + 1))
         check_latents("audio_latents", call.audio_latents, (*plan.audio[:2], None, *plan.audio[3:]))
         check_latents("keyframes_latents", call.keyframes_latents, plan.video._replace(frames=len(positions)))
-        if positions != sorted({*positions}) or positions[0] < 1 or positions[-1] != call.num_frames - 1:
+        last = call.num_frames - 1
+        if positions != sorted({*positions}) or positions[0] < 1 or positions[-1] != last:
             raise ValueError(
-                f"`{POSITIONS}` has to rise from above 0 to the last frame of the canvas, {call.num_frames - 1}, but is {positions}; give "
-                "those that the pass before returned"
+                f"`{POSITIONS}` has to rise from above 0 to the last frame of the canvas, {last}, but is {positions}; give those of the pass before"
             )
         # Stretches end at keyframes, which have to end latent frames.
         self.tiles  # noqa: B018
@@ -634,9 +624,8 @@ class TemporalRound:
         request = replace(request, size=size, start=start, conditions=())
         run = engine.prepare(self.pipeline, request, self.batch_size).runs[0]
         generator = start.generator[0] if isinstance(start.generator, list) else start.generator
-        seed = (
-            (0 if generator is None else generator.initial_seed()) + _SEEDS_PER_ROUND * self.call.round_index + index
-        )
+        offset = _SEEDS_PER_ROUND * self.call.round_index + index
+        seed = (0 if generator is None else generator.initial_seed()) + offset
         noise = gaussian_noise(torch.Generator(self.pipeline._execution_device).manual_seed(seed % 2**64))
         config, held = self.pipeline.scheduler.config, [ReadyItems(self.held(tile, run.plan, video, material))]
         sampler = EulerAncestralSampler(noise, config["eta"], config["s_noise"], hold_given=True)

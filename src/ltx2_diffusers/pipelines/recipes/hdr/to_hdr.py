@@ -130,8 +130,7 @@ class LTX2HDRPipeline(LTX2ConditionPipeline):
         told = self.lora_hdr_transform()
         if None not in (told, self._hdr_transform) and told != self._hdr_transform:
             raise ValueError(
-                f"`hdr_transform` of the pipeline is {self._hdr_transform!r}, but the active LoRA was trained with {told!r}; leave that "
-                "of the pipeline out"
+                f"`hdr_transform` of the pipeline is {self._hdr_transform!r}, but the active LoRA was trained with {told!r}; leave it out"
             )
         return self._hdr_transform or told or "logc3"
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, LTXEulerAncestralRFScheduler
 
-from ltx2_diffusers import LTX2Scheduler, LTX2VideoDiffusionDecoderModel, epilogue_tiles
+from ltx2_diffusers import LTX2Scheduler, LTX2VideoCondition, LTX2VideoDiffusionDecoderModel, epilogue_tiles
 from ltx2_diffusers.adapters.mixin import ReferenceFactors
 from ltx2_diffusers.media.reading import read_video
 from tests.contract import both
@@ -181,6 +181,19 @@ def test_rebuilt_keyframes_are_diffusers(conditioned):
         pipeline(library, FIRST, conditioned).rebuild_epilogue_keyframes(*arguments) for library in both.LIBRARIES
     )
     assert other.shape == (2, 4, 2, 4, 6) and (one - other).abs().max() < 1e-4
+
+
+def test_noise_levels_of_rebuilt_keyframes_are_those_of_calls():
+    with pytest.raises(ValueError, match=r"`decode_noise_scale` has to be between 0 and 1 but is 2\.0"):
+        pipeline("ours", FIRST).rebuild_epilogue_keyframes(
+            torch.zeros(1, 4, 1, 2, 2), 0.5, 2.0, 3, "cpu", torch.float32
+        )
+
+
+def test_a_picture_that_stands_beside_the_video_does_so_in_a_round():
+    given = [LTX2VideoCondition(PICTURE, crf=0, mode=mode) for mode in ("auto", "replace", "append")]
+    written, replaced, appended = (run("ours", REFINE, conditions=one).frames for one in given)
+    assert torch.equal(written, replaced) and not torch.equal(written, appended)
 
 
 def test_the_canvas_of_a_pass_after_a_round_is_that_of_its_latents():

@@ -305,6 +305,7 @@ class LTX2DFRPipeline(LTX2GenerationPipeline):
         """
         self.require("vae")
         check_latents("keyframe_latents", keyframe_latents, (None,) * 5)
+        checks.check_unit(decode_timestep=decode_timestep, decode_noise_scale=decode_noise_scale)
         encoded, wish = [], Delivery(decode_timestep=decode_timestep, decode_noise_scale=decode_noise_scale)
         for index, still in enumerate(keyframe_latents.to(self._execution_device, torch.float32).split(1, dim=2)):
             generator = torch.Generator(device).manual_seed(seed + _REBUILDING_SEED + index)
@@ -526,13 +527,14 @@ class Material(NamedTuple):
         video: Enlarged video of the pass before, normalised latents `[B, C, F, h, w]`.
         sound: The sound, normalised latents `[B, C, L, M]`.
         anchors: Its keyframes, normalised latents `[B, C, 1, h, w]` by pixel frame.
-        pictures: Normalised latents `[B or 1, C, F, h, w]` of conditions, the pixel frames where they begin, and strengths.
+        pictures: Of each condition, normalised latents `[B or 1, C, F, h, w]`, the pixel frame where it begins, its strength, and
+            whether it is to stand beside the video also at the start of a stretch.
     """
 
     video: torch.Tensor
     sound: torch.Tensor
     anchors: dict[int, torch.Tensor]
-    pictures: list[tuple[torch.Tensor, int, float]]
+    pictures: list[tuple[torch.Tensor, int, float, bool]]
 
 
 @dataclass(frozen=True)
@@ -594,7 +596,9 @@ class TemporalRound:
         """The stretches as one clip, and all its keyframes; after an interrupt the rest is as the upsampler made it."""
         call, asked, scale = self.call, runs[0].plan, 2**self.call.round_index
         given: Any = runs[0].conditions
-        pictures = [(one.encoded(asked), one.start * scale, one.given.strength) for one in given]
+        pictures = [
+            (one.encoded(asked), one.start * scale, one.given.strength, one.given.mode == "append") for one in given
+        ]
         pipeline.release("vae")
         stills = pipeline.normalized_video(call.keyframes_latents, self.plan).split(1, dim=2)
         anchors = {2 * position: still for position, still in zip(call.keyframe_positions, stills)}
@@ -647,10 +651,10 @@ class TemporalRound:
         """
         start, count, call, packer = tile.pixel_start, video.shape[2], self.call, plan.tools.audio.patchifier
         items: list[conditioning.ConditionItem] = []
-        for latents, position, strength in material.pictures:
-            if position == start:
+        for latents, position, strength, appends in material.pictures:
+            if position == start and not appends:
                 items.append(conditioning.VideoConditionByLatentIndex(latents[:, :, :count], strength))
-            elif start < position <= tile.pixel_end:
+            elif start <= position <= tile.pixel_end:
                 items += pinned([(latents, position - start)], strength)
         anchors = [(material.anchors[position], position - start) for position in tile.anchors]
         items += pinned(anchors, dfr_layout.ANCHOR_KEYFRAME_STRENGTH)

@@ -44,8 +44,6 @@ _REBUILDING_SEED = 4000
 # Seeds of the rounds' noise lie this far apart, so that stretches of one round do not reach those of the next.
 _SEEDS_PER_ROUND = 1000
 _MOST_ROUNDS = 8
-# What diffusers' pipeline of temporal rounds does not take.
-_UNTAKEN = ("processor", "prompt_enhancer", "duration_head")
 # As in diffusers' call, the first arguments of a round may be given by name.
 _NEEDED: Any = None
 
@@ -222,18 +220,16 @@ class KeyframeCarrier(Condition, Opened):
             video.append(conditioning.VideoConditionByReferenceLatent(reference, call.reference_downscale_factor))
         return Streams(video, [conditioning.ConditionByInitialLatent()] if call.freeze_audio else [])
 
-    def make(
-        self, pipeline: LTX2GenerationPipeline, request: Request, runs: Sequence[engine.StageRun], texts: ReadPrompts
-    ) -> engine.Generated:
+    def make(self, pipeline: LTX2GenerationPipeline, *given: Any) -> engine.Generated:
         """The pass with its keyframes; without slots, with those that it was given."""
-        made, call = engine.generate(pipeline, request, runs, texts), self.call
+        made, call = engine.generate(pipeline, *given), self.call
         if call.freeze_audio:
             # diffusers draws noise for a sound that takes none, after which its decoder draws.
             conditioning.GaussianNoiser(call.generator).draw(made.plan.audio, pipeline._execution_device)
         if made.keyframes is not None or call.guidance_keyframe_latents is None:
             return made._replace(keyframe_positions=self.positions(made.plan))
-        given = pipeline.normalized_video(call.guidance_keyframe_latents, made.plan)
-        return made._replace(keyframes=given, keyframe_positions=call.guidance_keyframe_positions or ())
+        finished = pipeline.normalized_video(call.guidance_keyframe_latents, made.plan)
+        return made._replace(keyframes=finished, keyframe_positions=call.guidance_keyframe_positions or ())
 
 
 def pinned(stills: Iterable[tuple[torch.Tensor, int]], strength: float) -> list[conditioning.ConditionItem]:
@@ -454,7 +450,7 @@ class LTX2DFRTemporalRefinePipeline(LTX2GenerationPipeline):
         Takes the arguments of diffusers' method. A scheduler that takes no fresh noise is replaced; one that is given by name
         stays.
         """
-        kwargs = {**dict.fromkeys(_UNTAKEN), **kwargs}
+        kwargs = {"processor": None, "prompt_enhancer": None, "duration_head": None, **kwargs}
         return _with_fresh_noise(super().from_pretrained(pretrained_model_name_or_path, **kwargs), kwargs)
 
     @classmethod
@@ -527,14 +523,13 @@ class Material(NamedTuple):
         video: Enlarged video of the pass before, normalised latents `[B, C, F, h, w]`.
         sound: The sound, normalised latents `[B, C, L, M]`.
         anchors: Its keyframes, normalised latents `[B, C, 1, h, w]` by pixel frame.
-        pictures: Of each condition, normalised latents `[B or 1, C, F, h, w]`, the pixel frame where it begins, its strength, and
-            whether it is to stand beside the video also at the start of a stretch.
+        pictures: Normalised latents `[B or 1, C, F, h, w]` of conditions, the pixel frames where they begin, and the conditions.
     """
 
     video: torch.Tensor
     sound: torch.Tensor
     anchors: dict[int, torch.Tensor]
-    pictures: list[tuple[torch.Tensor, int, float, bool]]
+    pictures: list[tuple[torch.Tensor, int, LTX2VideoCondition]]
 
 
 @dataclass(frozen=True)
@@ -596,9 +591,7 @@ class TemporalRound:
         """The stretches as one clip, and all its keyframes; after an interrupt the rest is as the upsampler made it."""
         call, asked, scale = self.call, runs[0].plan, 2**self.call.round_index
         given: Any = runs[0].conditions
-        pictures = [
-            (one.encoded(asked), one.start * scale, one.given.strength, one.given.mode == "append") for one in given
-        ]
+        pictures = [(one.encoded(asked), one.start * scale, one.given) for one in given]
         pipeline.release("vae")
         stills = pipeline.normalized_video(call.keyframes_latents, self.plan).split(1, dim=2)
         anchors = {2 * position: still for position, still in zip(call.keyframe_positions, stills)}
@@ -651,11 +644,11 @@ class TemporalRound:
         """
         start, count, call, packer = tile.pixel_start, video.shape[2], self.call, plan.tools.audio.patchifier
         items: list[conditioning.ConditionItem] = []
-        for latents, position, strength, appends in material.pictures:
-            if position == start and not appends:
-                items.append(conditioning.VideoConditionByLatentIndex(latents[:, :, :count], strength))
+        for latents, position, picture in material.pictures:
+            if position == start and picture.mode != "append":
+                items.append(conditioning.VideoConditionByLatentIndex(latents[:, :, :count], picture.strength))
             elif start <= position <= tile.pixel_end:
-                items += pinned([(latents, position - start)], strength)
+                items += pinned([(latents, position - start)], picture.strength)
         anchors = [(material.anchors[position], position - start) for position in tile.anchors]
         items += pinned(anchors, dfr_layout.ANCHOR_KEYFRAME_STRENGTH)
         slots = [position - start for position in tile.slots]

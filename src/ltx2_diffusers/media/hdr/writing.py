@@ -30,7 +30,7 @@ from . import curves
 Light = torch.Tensor | np.ndarray | Iterable[torch.Tensor | np.ndarray]
 
 # Signals that a kind of file can hold, the default one first.
-_SIGNALS = dict.fromkeys(video.VIDEO_SUFFIXES, ("pq", "hlg"))
+_SIGNALS: dict[str, tuple[str, ...]] = dict.fromkeys(video.VIDEO_SUFFIXES, ("pq", "hlg"))
 _SIGNALS |= {".exr": ("linear", "logc3"), ".png": ("logc3", "linear", "pq", "hlg")}
 # Codes of primaries and transfer curve (ITU-T H.273); LogC3 has none.
 _CODES = {"pq": (BT2020, PQ), "hlg": (BT2020, HLG), "linear": (BT709, LINEAR)}

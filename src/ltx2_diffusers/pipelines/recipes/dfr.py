@@ -44,8 +44,8 @@ _REBUILDING_SEED = 4000
 # Seeds of the rounds' noise lie this far apart, so that stretches of one round do not reach those of the next.
 _SEEDS_PER_ROUND = 1000
 _MOST_ROUNDS = 8
-# As in diffusers' call, the first arguments of a round may be given by name.
-_NEEDED: Any = None
+# A round needs them, but as in diffusers' call they may be given by name.
+_ABSENT: Any = None
 
 
 @dataclass(frozen=True)
@@ -361,10 +361,10 @@ class _Before:
     """What comes first, in diffusers' order."""
 
     prompt: str | list[str] | None = None
-    latents: torch.Tensor = _NEEDED
-    keyframes_latents: torch.Tensor = _NEEDED
-    keyframe_positions: Sequence[int] = _NEEDED
-    audio_latents: torch.Tensor = _NEEDED
+    latents: torch.Tensor = _ABSENT
+    keyframes_latents: torch.Tensor = _ABSENT
+    keyframe_positions: Sequence[int] = _ABSENT
+    audio_latents: torch.Tensor = _ABSENT
     conditions: Conditions = None
     height: int = 704
     width: int = 1216
@@ -395,8 +395,8 @@ class RefineArguments(PassArguments, _Before):
         sigmas: Noise levels of the round, in (0, 1] and falling. Default the last 4 of distilled models.
     """
 
-    latents: torch.Tensor = _NEEDED
-    audio_latents: torch.Tensor = _NEEDED
+    latents: torch.Tensor = _ABSENT
+    audio_latents: torch.Tensor = _ABSENT
     num_frames: int = 121
     sigmas: Sequence[float] = DISTILLED_SIGMAS[4:-1]
     min_seconds: float = field(init=False, default=1.0)
@@ -475,7 +475,7 @@ class LTX2DFRTemporalRefinePipeline(LTX2GenerationPipeline):
         """
         check_components(self)
         # What the round starts from belongs to another canvas than the conditions.
-        first = replace(call, latents=None, audio_latents=None)
+        first = replace(call, latents=_ABSENT, audio_latents=_ABSENT)
         prompts, request = first.request([call.sampling.first], as_pictures(call.conditions), call.first_size, **NOISE)
         batch_size = self.prompt_reader.check(prompts, False, watched=request.delivery.wanted)
         temporal_round = TemporalRound(self, call, batch_size)

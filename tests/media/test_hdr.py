@@ -171,6 +171,16 @@ def test_a_video_says_what_it_is(tmp_path, signal, transfer):
     assert [entry.name for entry in tmp_path.iterdir()] == ["clip.mp4"]
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_clip_of_one_or_two_frames_has_its_times(tmp_path, count):
+    """Which x265 takes from memory that it never wrote: most of several files failed."""
+    for index in range(6):
+        write_hdr(tmp_path / f"{index}.mp4", ramp()[:count], 24, preset="ultrafast")
+        with av.open(str(tmp_path / f"{index}.mp4")) as container:
+            times = [(packet.pts, packet.dts) for packet in container.demux(video=0) if packet.size]
+        assert times == [(512 * frame, 512 * frame) for frame in range(count)]
+
+
 def test_a_video_of_standard_range_to_look_at(tmp_path):
     light = torch.full((2, 32, 48, 3), 0.5)
     light[..., 2] = 3.0

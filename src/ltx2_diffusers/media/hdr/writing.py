@@ -222,6 +222,14 @@ class _HDRTrack(video.VideoTrack):
         """The signal of a frame as samples of 10 bits."""
         return av.VideoFrame.from_ndarray(_samples(pixels), format=self.pixel_format)
 
+    def flush(self) -> float:
+        """As of other videos; of one or two frames, x265 leaves the times unset at which they are decoded."""
+        packets = self.stream.encode()
+        for packet in packets if self.num_frames < 3 else ():
+            packet.dts = packet.pts
+        self.container.mux(packets)
+        return float(self.num_frames / self.rate)
+
 
 def _samples(signal: np.ndarray) -> np.ndarray:
     """A signal `[H, W, 3]` as samples `[1.5 H, W]` of BT.2020, 10 bits of limited range in 4:2:0.

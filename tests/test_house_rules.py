@@ -95,7 +95,7 @@ def test_functions_can_be_read_at_a_glance(path):
 
 def test_recipes_are_recipes():
     """A call says in a few lines, each a call with a name, what is made of its arguments; it loops over nothing."""
-    calls = {str(p): f for p in RECIPES for f in functions(p) if f.name == "__call__"}
+    calls = {f"{p}:{f.lineno}": f for p in RECIPES for f in functions(p) if f.name == "__call__"}
     assert len(calls) == len(CALLS)
     loops = (ast.For, ast.While, ast.Try, ast.With)
     assert {name: body_lines(call) for name, call in calls.items() if body_lines(call) > 25} == {}

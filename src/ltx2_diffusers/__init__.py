@@ -28,7 +28,7 @@ _MODULES = {
     ".models.video_vae_tiling_config": ("TilingConfig", "SpatialTilingConfig", "TemporalTilingConfig"),
     ".checkpoints.packaged": ("packaged_checkpoint",),
     ".pipelines.output": ("LTX2PipelineOutput", "LTX2DFRPipelineOutput", "LTX2HDRPipelineOutput", "encode_video"),
-    ".pipelines.recipes.dfr.rendering": ("LTX2DFRPipeline",),
+    ".pipelines.recipes.dfr": ("LTX2DFRPipeline", "LTX2DFRTemporalRefinePipeline"),
     ".conditioning.dfr_layout": (
         "LTX2DFREpilogueTile",
         "LTX2DFRTemporalTile",
@@ -36,7 +36,6 @@ _MODULES = {
         "epilogue_tiles",
         "trim_canvas",
     ),
-    ".pipelines.recipes.dfr.refinement": ("LTX2DFRTemporalRefinePipeline",),
     ".guidance.component": ("LTX2Guidance",),
     ".modular.pipeline": ("LTX2ModularPipeline", "LTX25ModularPipeline"),
     ".modular.blocks": (
@@ -66,8 +65,7 @@ _MODULES = {
     ".pipelines.recipes.in_context": ("LTX2InContextPipeline",),
     ".pipelines.recipes.hdr.to_hdr": ("LTX2HDRPipeline",),
     ".media.hdr.processor": ("LTX2VideoHDRProcessor",),
-    ".media.hdr.writing": ("HDRFile", "write_hdr"),
-    ".media.hdr.preview": ("encode_hdr_tensor_to_mp4",),
+    ".media.hdr.writing": ("HDRFile", "encode_hdr_tensor_to_mp4", "write_hdr"),
     ".pipelines.recipes.latent_upsample": ("LTX2LatentUpsamplePipeline",),
     ".pipelines.recipes.diffusion_decode": ("LTX2VideoDiffusionDecodePipeline", "LTX2VideoDecodeOutput"),
     ".pipelines.conditions": (

@@ -34,9 +34,9 @@ from .guidance.presets import LTX2_5_IMAGE_CRF as LTX2_5_IMAGE_CRF
 from .guidance.presets import RECOMMENDED_NEGATIVE_PROMPT as RECOMMENDED_NEGATIVE_PROMPT
 from .kernels.fusing import fusion as fusion
 from .kernels.fusing import set_fusion as set_fusion
-from .media.hdr.preview import encode_hdr_tensor_to_mp4 as encode_hdr_tensor_to_mp4
 from .media.hdr.processor import LTX2VideoHDRProcessor as LTX2VideoHDRProcessor
 from .media.hdr.writing import HDRFile as HDRFile
+from .media.hdr.writing import encode_hdr_tensor_to_mp4 as encode_hdr_tensor_to_mp4
 from .media.hdr.writing import write_hdr as write_hdr
 from .media.writing import ClipFile as ClipFile
 from .memory.loading import load_streamed as load_streamed
@@ -83,8 +83,8 @@ from .pipelines.output import encode_video as encode_video
 from .pipelines.planned import plan_memory as plan_memory
 from .pipelines.recipes.audio_to_video import LTX2AudioToVideoPipeline as LTX2AudioToVideoPipeline
 from .pipelines.recipes.condition import LTX2ConditionPipeline as LTX2ConditionPipeline
-from .pipelines.recipes.dfr.refinement import LTX2DFRTemporalRefinePipeline as LTX2DFRTemporalRefinePipeline
-from .pipelines.recipes.dfr.rendering import LTX2DFRPipeline as LTX2DFRPipeline
+from .pipelines.recipes.dfr import LTX2DFRPipeline as LTX2DFRPipeline
+from .pipelines.recipes.dfr import LTX2DFRTemporalRefinePipeline as LTX2DFRTemporalRefinePipeline
 from .pipelines.recipes.diffusion_decode import LTX2VideoDecodeOutput as LTX2VideoDecodeOutput
 from .pipelines.recipes.diffusion_decode import LTX2VideoDiffusionDecodePipeline as LTX2VideoDiffusionDecodePipeline
 from .pipelines.recipes.distilled import LTX2DistilledPipeline as LTX2DistilledPipeline

@@ -103,6 +103,22 @@ def check_float_tensors(**tensors: Any) -> None:
         check_finite(f"`{name}`", tensor, "give finite values")
 
 
+def check_shape(name: str, tensor: torch.Tensor, shape: Sequence[int | None], rule: str) -> None:
+    """A floating-point tensor of finite values must have a shape.
+
+    Args:
+        name: What messages call it.
+        tensor: The tensor.
+        shape: Its sizes; `None` stands for any.
+        rule: Who needs it, with `{}` in the place of the shape, for the message.
+    """
+    got = tuple(tensor.shape)
+    if len(got) != len(shape) or any(size not in (None, have) for size, have in zip(shape, got)):
+        wanted = ", ".join("any" if size is None else str(size) for size in shape)
+        raise ValueError(f"`{name}` has shape {got}, but {rule.format(f'({wanted})')}")
+    check_float_tensors(**{name: tensor})
+
+
 def check_finite(what: str, tensor: torch.Tensor, remedy: str) -> None:
     """A floating-point tensor must hold neither NaN nor infinity.
 

@@ -65,7 +65,7 @@ def test_what_is_refused(name, arguments, error):
 def test_token_plans():
     tensors = load_tensors("dfr_hdr/token_plan.safetensors")
     grid = tuple(json.loads(load_metadata("dfr_hdr/token_plan.safetensors")["latent_shape"]))
-    plans = dfr_layout.video_tile_plan(dfr_layout.epilogue_tiles(grid, 2, [3]), tensors["video_coords"], *grid)
+    plans = dfr_layout.video_tile_plan(dfr_layout.epilogue_tiles(grid, 2, [3]), tensors["video_coords"], grid)
     total = torch.zeros(tensors["video_coords"].shape[2])
     for index, plan in enumerate(plans):
         assert torch.equal(plan.keep, tensors[f"{index}.keep"])
@@ -79,7 +79,7 @@ def test_a_token_outside_of_every_tile_is_refused():
     coords = load_tensors("dfr_hdr/token_plan.safetensors")["video_coords"].clone()
     coords[:, 0, -1] += 100
     with pytest.raises(ValueError, match=f"1 appended tokens \\(the first is {coords.shape[2] - 1}\\)"):
-        dfr_layout.video_tile_plan(dfr_layout.epilogue_tiles((7, 4, 6), 2, [3]), coords, 7, 4, 6)
+        dfr_layout.video_tile_plan(dfr_layout.epilogue_tiles((7, 4, 6), 2, [3]), coords, (7, 4, 6))
 
 
 def test_tiles_of_another_grid_are_refused():

@@ -12,7 +12,6 @@ import torch
 from ltx2_diffusers import HDRFile, encode_hdr_tensor_to_mp4, write_hdr
 from ltx2_diffusers.media import colours
 from ltx2_diffusers.media.hdr import curves, writing
-from ltx2_diffusers.media.hdr.preview import tone_mapped
 from ltx2_diffusers.media.reading import read_video
 from tests.golden_data import load_tensors
 
@@ -56,8 +55,8 @@ def test_recorded_curve_and_bytes():
     recorded = load_tensors("dfr_hdr/hdr.safetensors")
     signal = recorded["curve.vae_range"] / 2 + 0.5
     torch.testing.assert_close(curves.from_logc3(signal), recorded["curve.linear"], rtol=1e-6, atol=1e-6)
-    for light, expected in zip(recorded["mp4.linear"].numpy(), recorded["mp4.rgb8"].numpy()):
-        assert np.array_equal(tone_mapped(light), expected)
+    for light, expected in zip(recorded["mp4.linear"], recorded["mp4.rgb8"].numpy()):
+        assert np.array_equal(writing.tone_mapped(light), expected)
 
 
 def acescct(light: torch.Tensor) -> torch.Tensor:
@@ -170,6 +169,16 @@ def test_a_video_says_what_it_is(tmp_path, signal, transfer):
     with pytest.warns(UserWarning, match="is HDR"):
         assert read_video(tmp_path / "clip.mp4").shape == (2, 48, 64, 3)
     assert [entry.name for entry in tmp_path.iterdir()] == ["clip.mp4"]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_clip_of_one_or_two_frames_has_its_times(tmp_path, count):
+    """Which x265 takes from memory that it never wrote: most of several files failed."""
+    for index in range(6):
+        write_hdr(tmp_path / f"{index}.mp4", ramp()[:count], 24, preset="ultrafast")
+        with av.open(str(tmp_path / f"{index}.mp4")) as container:
+            times = [(packet.pts, packet.dts) for packet in container.demux(video=0) if packet.size]
+        assert times == [(512 * frame, 512 * frame) for frame in range(count)]
 
 
 def test_a_video_of_standard_range_to_look_at(tmp_path):
@@ -297,6 +306,7 @@ def test_what_a_file_cannot_be(name, settings, message):
         ("clip.mp4", torch.ones(1, 3, 32, 32), {}, "frames must be floats"),
         ("clip.mp4", torch.ones(1, 32, 32, 3, dtype=torch.uint8), {}, "frames must be floats"),
         ("clip.mp4", [], {}, "frames is empty"),
+        ("clip.png", torch.ones(0, 32, 32, 3), {}, "frames is empty"),
         ("clip.mp4", torch.ones(1, 32, 32, 3), {"crf": 52}, "crf must be between 0 and 51"),
         ("clip.mp4", torch.ones(1, 32, 32, 3), {"preset": "quick"}, "preset must be one of"),
         ("clip.png", torch.ones(1, 32, 32, 3), {"crf": 20}, "`crf` and `preset` belong to videos"),
@@ -306,4 +316,19 @@ def test_what_a_file_cannot_be(name, settings, message):
 def test_what_cannot_be_written(tmp_path, name, frames, options, message):
     with pytest.raises(ValueError, match=message):
         write_hdr(tmp_path / name, frames, 24, **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("frames", "message"),
+    [
+        (torch.ones(1, 3, 32, 32), "frames must be floats"),
+        (np.ones((1, 32, 32, 3), np.uint8), "frames must be floats"),
+        (torch.full((1, 32, 32, 3), torch.nan), "holds values that are not finite"),
+        (torch.ones(0, 32, 32, 3), "frames is empty"),
+    ],
+)
+def test_what_cannot_be_looked_at(tmp_path, frames, message):
+    with pytest.raises(ValueError, match=message):
+        encode_hdr_tensor_to_mp4(frames, tmp_path / "look.mp4", 24.0)
     assert list(tmp_path.iterdir()) == []

@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, LTXEulerAncestralRFScheduler
 
-from ltx2_diffusers import LTX2Scheduler, LTX2VideoDiffusionDecoderModel, epilogue_tiles
+from ltx2_diffusers import LTX2Scheduler, LTX2VideoCondition, LTX2VideoDiffusionDecoderModel, epilogue_tiles
 from ltx2_diffusers.adapters.mixin import ReferenceFactors
 from ltx2_diffusers.media.reading import read_video
 from tests.contract import both
@@ -183,6 +183,19 @@ def test_rebuilt_keyframes_are_diffusers(conditioned):
     assert other.shape == (2, 4, 2, 4, 6) and (one - other).abs().max() < 1e-4
 
 
+def test_noise_levels_of_rebuilt_keyframes_are_those_of_calls():
+    with pytest.raises(ValueError, match=r"`decode_noise_scale` has to be between 0 and 1 but is 2\.0"):
+        pipeline("ours", FIRST).rebuild_epilogue_keyframes(
+            torch.zeros(1, 4, 1, 2, 2), 0.5, 2.0, 3, "cpu", torch.float32
+        )
+
+
+def test_a_picture_that_stands_beside_the_video_does_so_in_a_round():
+    given = [LTX2VideoCondition(PICTURE, crf=0, mode=mode) for mode in ("auto", "replace", "append")]
+    written, replaced, appended = (run("ours", REFINE, conditions=one).frames for one in given)
+    assert torch.equal(written, replaced) and not torch.equal(written, appended)
+
+
 def test_the_canvas_of_a_pass_after_a_round_is_that_of_its_latents():
     """33 frames alone have a canvas of 33; those of 17 that a round has doubled have one of 49."""
     latents = torch.randn(1, 4, 7, 2, 2, generator=both.seeded(1))
@@ -290,6 +303,11 @@ REFUSED = {
         ({"guidance_keyframe_latents": torch.zeros(1, 4, 1, 2, 2)}, "need their `guidance_keyframe_positions`"),
         ({"guidance_keyframe_positions": [24]}, "there are no `guidance_keyframe_latents`"),
         ({"reference_downscale_factor": 3}, "there are no `reference_latents`"),
+        (
+            {"reference_latents": CARRIED["latents"]},
+            "`reference_latents` has shape \\(1, 4, 4, 2, 2\\), but this call needs",
+        ),
+        ({"frame_rate": 0.0}, "`frame_rate` has to be greater than 0 but is 0.0"),
         ({"freeze_audio": True}, "no `audio_latents` to keep"),
         ({"latents": torch.zeros(1, 4, 3, 2, 2)}, "this call needs \\(1, 4, 4, 2, 2\\)"),
         ({"video_tiles": epilogue_tiles((4, 4, 4), 1, [])}, "reaches out of the latent grid \\(4, 2, 2\\)"),
@@ -307,8 +325,10 @@ REFUSED = {
         ),
         ({"keyframe_positions": []}, "needs \\(1, 4, 0, 2, 2\\)"),
         ({"keyframe_positions": [], "keyframes_latents": torch.zeros(1, 4, 0, 2, 2)}, "is empty"),
+        ({"condition_num_frames": 18}, "`condition_num_frames` has to be 8 \\* k \\+ 1 but is 18; use 17 or 25"),
+        ({"frame_rate": 600.0}, "`frame_rate` has to be at most 500 but is 600.0; use 500"),
         ({"condition_num_frames": 33}, "more than the canvas of the pass before, 25"),
-        ({"audio_latents": torch.zeros(1, 26, 4)}, "needs \\(any, any, any, any\\)"),
+        ({"audio_latents": torch.zeros(1, 26, 4)}, "needs \\(1, 2, any, 2\\)"),
         ({"source_seconds": 0.0}, "`source_seconds` has to be greater than 0"),
         ({"places": ((PICTURE, 3, 1.0),)}, "use -3 to 2"),
         ({"prompt": ["one", "two"]}, "`latents` has shape"),

@@ -29,7 +29,7 @@ def inputs(model):
 
 @torch.no_grad()
 def test_one_tile_of_everything_is_the_transformer(model, inputs):
-    tiled = TiledTransformer(model, video_tile_plan(WHOLE, inputs["video_coords"], *GRID))
+    tiled = TiledTransformer(model, video_tile_plan(WHOLE, inputs["video_coords"], GRID))
     for one, other in zip(tiled(**inputs)[0], model(**inputs)[0]):
         torch.testing.assert_close(one, other)
     assert tiled.config is model.config
@@ -38,7 +38,7 @@ def test_one_tile_of_everything_is_the_transformer(model, inputs):
 @torch.no_grad()
 def test_tiles_see_their_own_window_and_blend(model, inputs):
     """Four tiles, each the transformer on its tokens alone; the audio is their mean."""
-    plan = video_tile_plan(epilogue_tiles(GRID, 1, []), inputs["video_coords"], *GRID)
+    plan = video_tile_plan(epilogue_tiles(GRID, 1, []), inputs["video_coords"], GRID)
     video, audio = TiledTransformer(model, plan)(**inputs)[0]
     expected, sounds = torch.zeros_like(video), []
     for tile in plan:

@@ -7,17 +7,18 @@ audio latents, T tokens of a sequence (appended ones included), K tokens that a 
 
 from collections.abc import Sequence
 from itertools import pairwise, product
+from math import prod
 from typing import NamedTuple
 
 import torch
 from diffusers.utils import logging
 
-from ..checks import check_at_least_one, check_from_zero, check_num_frames
+from ..checks import check_at_least_one, check_from_zero, check_num_frames, neighbours
 
 logger = logging.get_logger(__name__)
 
-SEGMENT_LATENT_CANDIDATES = (3, 4)
-"""Latent frames that a segment may have."""
+SEGMENT_LATENT_CANDIDATES = (4, 3)
+"""Latent frames that a segment may have, the better ones first."""
 EPILOGUE_SPATIAL_OVERLAP = 12
 """Latent rows or columns that tiles of the epilogue share."""
 MAX_CONDITIONING_FPS = 60.0
@@ -25,8 +26,6 @@ MAX_CONDITIONING_FPS = 60.0
 SNAP_CONDITIONING_FPS_ABOVE = 30.0
 ANCHOR_KEYFRAME_STRENGTH = 0.95
 """How strongly a temporal round holds the keyframes of the round before."""
-EPILOGUE_KEYFRAME_STRENGTH = 1.0
-"""How strongly the epilogue holds the finished keyframes."""
 TEMPORAL_ANCESTRAL_ETA = 0.5
 """Share of fresh noise in the steps of a temporal round."""
 
@@ -43,6 +42,11 @@ class DimensionInterval(NamedTuple):
     def cells(self) -> slice:
         """The cells."""
         return slice(self.start, self.end)
+
+    def weights(self) -> torch.Tensor:
+        """Weights of the cells that rise along the left ramp and fall along the right one, so that neighbours sum to 1."""
+        cells = torch.arange(1, self.end - self.start + 1)
+        return (cells / (self.left_ramp + 1)).clamp(max=1) * (cells.flip(0) / (self.right_ramp + 1)).clamp(max=1)
 
 
 class LTX2DFRTemporalTile(NamedTuple):
@@ -85,19 +89,10 @@ class LTX2DFRTokenPlan(NamedTuple):
     coords: torch.Tensor
 
 
-def choose_segment_length(content_frames: int, temporal_compression_ratio: int = 8) -> int:
-    """Pixel frames of a segment, such that as few as possible are padded; of equally good lengths the longer one.
-
-    Args:
-        content_frames: Pixel frames behind the first one.
-        temporal_compression_ratio: Pixel frames of a latent frame. Default 8.
-    """
-    lengths = sorted((count * temporal_compression_ratio for count in SEGMENT_LATENT_CANDIDATES), reverse=True)
-    return min(lengths, key=lambda length: -content_frames % length)
-
-
 def resolve_canvas(num_frames: int, temporal_compression_ratio: int = 8) -> tuple[int, int, list[int]]:
     """Frames of the canvas, length of its segments, and the pixel frames of its keyframes: the last one of each segment.
+
+    Segments are as long as leaves the fewest frames to be padded; of equally good lengths the longer one is taken.
 
     Args:
         num_frames: Pixel frames of the clip, 8 k + 1 and at least 9. That of a canvas gives the same canvas.
@@ -107,20 +102,20 @@ def resolve_canvas(num_frames: int, temporal_compression_ratio: int = 8) -> tupl
     check_num_frames(num_frames, ratio)
     if num_frames <= ratio:
         raise ValueError(f"`num_frames` is {num_frames}, but DFR needs a segment; use at least {ratio + 1}")
-    segment = choose_segment_length(num_frames - 1, ratio)
+    lengths = [count * ratio for count in SEGMENT_LATENT_CANDIDATES]
+    segment = min(lengths, key=lambda length: (1 - num_frames) % length)
     positions = list(range(segment, num_frames - 1 + segment, segment))
     return positions[-1] + 1, segment, positions
 
 
 def pixel_to_latent_index(pixel_frame: int, temporal_compression_ratio: int = 8) -> int:
     """The latent frame whose last pixel frame this is."""
-    index, rest = divmod(pixel_frame, temporal_compression_ratio)
-    if rest or pixel_frame < 0:
-        nearest = max(0, round(pixel_frame / temporal_compression_ratio)) * temporal_compression_ratio
+    ratio = temporal_compression_ratio
+    if pixel_frame < 0 or pixel_frame % ratio:
         raise ValueError(
-            f"pixel frame {pixel_frame} ends no latent frame of {temporal_compression_ratio} frames; use {nearest}"
+            f"pixel frame {pixel_frame} ends no latent frame of {ratio} frames; use {neighbours(pixel_frame, ratio)}"
         )
-    return index
+    return pixel_frame // ratio
 
 
 def conditioning_frame_rate(frame_rate: float) -> float:
@@ -197,17 +192,6 @@ def split_by_count(dim_size: int, num_tiles: int, overlap: int) -> list[Dimensio
     ]
 
 
-def trapezoidal_mask_1d(length: int, left_ramp: int, right_ramp: int) -> torch.Tensor:
-    """Weights `[length]` that rise along the left ramp and fall along the right one, so that neighbours sum to 1."""
-    cells = torch.arange(1, length + 1)
-    return (cells / (left_ramp + 1)).clamp(max=1) * (cells.flip(0) / (right_ramp + 1)).clamp(max=1)
-
-
-def rectangular_mask_1d(length: int, left_ramp: int) -> torch.Tensor:
-    """Weights `[length]` that are 0 along the left ramp, which the neighbour has made, and 1 behind it."""
-    return (torch.arange(length) >= left_ramp).float()
-
-
 def epilogue_tiles(
     latent_shape: tuple[int, int, int], frame_tiles: int, frame_seams: Sequence[int]
 ) -> list[LTX2DFREpilogueTile]:
@@ -222,78 +206,66 @@ def epilogue_tiles(
     """
     check_at_least_one(frame_tiles=frame_tiles)
     run_up = frame_seams[0] + 1 if frame_tiles > 1 and frame_seams else 0
-    size, *sides = latent_shape
-    count, overlap = _fitting("frames", size, frame_tiles, run_up)
-    inner = sorted({seam for seam in frame_seams if 0 < seam < size - 1})
-    if count > 1 and inner:
-        intervals = split_canvas_at_seams([0, *inner, size - 1], count, overlap, size)
-        stretches = [(one, rectangular_mask_1d(one.end - one.start, one.left_ramp)) for one in intervals]
-    else:
-        if count > 1 and frame_seams:
-            logger.warning(f"`frame_seams` {list(frame_seams)} lie outside of {size} latent frames; tiles are blended")
-        stretches = _blended(size, count, overlap)
-    fitting = (_fitting(name, side, 2, EPILOGUE_SPATIAL_OVERLAP) for name, side in zip(("rows", "columns"), sides))
-    across = [_blended(side, *fit) for side, fit in zip(sides, fitting)]
+    overlaps = (run_up, EPILOGUE_SPATIAL_OVERLAP, EPILOGUE_SPATIAL_OVERLAP)
+    names, counts, seams = ("frames", "rows", "columns"), (frame_tiles, 2, 2), (frame_seams, (), ())
+    axes = [_weighted(*axis) for axis in zip(names, latent_shape, counts, overlaps, seams)]
     return [
-        LTX2DFREpilogueTile(frames.cells, rows.cells, columns.cells, long[:, None, None] * high[:, None] * wide)
-        for (frames, long), (rows, high), (columns, wide) in product(stretches, *across)
+        LTX2DFREpilogueTile(frames, rows, columns, long[:, None, None] * high[:, None] * wide)
+        for (frames, long), (rows, high), (columns, wide) in product(*axes)
     ]
 
 
-def _fitting(name: str, size: int, num_tiles: int, overlap: int) -> tuple[int, int]:
-    """Number and overlap of the tiles of an axis, as far as it is long enough."""
+def _weighted(
+    name: str, size: int, num_tiles: int, overlap: int, seams: Sequence[int]
+) -> list[tuple[slice, torch.Tensor]]:
+    """Cells and weights of the tiles of an axis, as far as it is long enough for them; blended without seams inside."""
     if size < num_tiles:
         logger.warning(f"{size} latent {name} are too few for {num_tiles} tiles and become one")
-        return 1, 0
+        num_tiles, overlap = 1, 0
     if num_tiles > 1 and overlap > size - num_tiles:
         logger.warning(f"{size} latent {name} leave {num_tiles} tiles an overlap of {size - num_tiles}, not {overlap}")
         overlap = size - num_tiles
-    return num_tiles, overlap
-
-
-def _blended(size: int, num_tiles: int, overlap: int) -> list[tuple[DimensionInterval, torch.Tensor]]:
-    intervals = split_by_count(size, num_tiles, overlap)
-    return [(one, trapezoidal_mask_1d(one.end - one.start, one.left_ramp, one.right_ramp)) for one in intervals]
+    if num_tiles > 1 and (inner := sorted({seam for seam in seams if 0 < seam < size - 1})):
+        tiles = split_canvas_at_seams([0, *inner, size - 1], num_tiles, overlap, size)
+        # What the neighbour has made counts nothing here.
+        return [(one.cells, (torch.arange(one.end - one.start) >= one.left_ramp).float()) for one in tiles]
+    if num_tiles > 1 and seams:
+        logger.warning(f"`frame_seams` {list(seams)} lie outside of {size} latent frames; tiles are blended")
+    return [(one.cells, one.weights()) for one in split_by_count(size, num_tiles, overlap)]
 
 
 def check_tiles(tiles: Sequence[LTX2DFREpilogueTile], grid: tuple[int, int, int]) -> None:
     """Raises `ValueError` unless the weights of the tiles sum to 1 everywhere on a grid of latent frames, rows and columns."""
-    total = torch.zeros(grid)
+    total, remedy = torch.zeros(grid), f"make them with epilogue_tiles({grid}, ...)"
     for frames, rows, columns, weight in tiles:
         window = total[frames, rows, columns]
         if window.shape != weight.shape:
             raise ValueError(
-                f"`video_tiles` holds a window {tuple(weight.shape)} that reaches out of the latent grid {grid}; make them with "
-                f"epilogue_tiles({grid}, ...)"
+                f"`video_tiles` holds a window {tuple(weight.shape)} that reaches out of the latent grid {grid}; {remedy}"
             )
         window += weight.to(window)
     if not torch.allclose(total, torch.ones(()), atol=1e-4):
+        sums = f"{total.min():g} up to {total.max():g}"
         raise ValueError(
-            f"the weights of `video_tiles` sum to {total.min():g} up to {total.max():g} on the latent grid {grid} and not to 1; "
-            f"make them with epilogue_tiles({grid}, ...)"
+            f"the weights of `video_tiles` sum to {sums} on the latent grid {grid} and not to 1; {remedy}"
         )
 
 
 def video_tile_plan(
-    tiles: Sequence[LTX2DFREpilogueTile],
-    video_coords: torch.Tensor,
-    latent_num_frames: int,
-    latent_height: int,
-    latent_width: int,
+    tiles: Sequence[LTX2DFREpilogueTile], video_coords: torch.Tensor, latent_shape: tuple[int, int, int]
 ) -> list[LTX2DFRTokenPlan]:
     """Which tokens of a sequence each tile keeps: those of its window, and appended ones that overlap it on every axis.
 
     Args:
         tiles: Windows whose weights sum to 1 on the grid.
         video_coords: Start and end of every token `[B, 3, T, 2]`, the grid's first.
-        latent_num_frames, latent_height, latent_width: The grid.
+        latent_shape: Latent frames, rows and columns of the grid.
 
     Raises:
         ValueError: If an appended token lies outside of every tile.
     """
-    grid = torch.arange(latent_num_frames * latent_height * latent_width, device=video_coords.device)
-    appended = video_coords[:, :, len(grid) :]
-    grid = grid.view(latent_num_frames, latent_height, latent_width)
+    grid = torch.arange(prod(latent_shape), device=video_coords.device).view(latent_shape)
+    appended = video_coords[:, :, grid.numel() :]
     windows = [grid[tile.frames, tile.heights, tile.widths].flatten() for tile in tiles]
     starts = [video_coords[:, :, window, 0].amin(2, keepdim=True) for window in windows]
     ends = [video_coords[:, :, window, 1].amax(2, keepdim=True) for window in windows]

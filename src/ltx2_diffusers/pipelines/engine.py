@@ -152,12 +152,14 @@ class Generated(NamedTuple):
         plan: Their sizes, after an interrupt those of the stage that was running.
         info: How they were made.
         keyframes: Normalised latents `[B, C, K, h, w]` of frames made beside the video, `None` without any.
+        keyframe_positions: Pixel frame of each.
     """
 
     latents: Tensors
     plan: ClipPlan
     info: Info
     keyframes: torch.Tensor | None = None
+    keyframe_positions: Sequence[int] = ()
 
 
 Maker = Callable[[LTX2GenerationPipeline, Request, Sequence[StageRun], ReadPrompts], Generated]
@@ -280,20 +282,13 @@ def _checked(stages: Sequence[Stage]) -> list[Stage]:
 
 
 @torch.no_grad()
-def run(
-    pipeline: LTX2GenerationPipeline,
-    prompts: Prompts,
-    request: Request,
-    make: Maker | None = None,
-    hand_over: Callable[..., Result] | None = None,
-) -> Result:
+def run(pipeline: LTX2GenerationPipeline, prompts: Prompts, request: Request, make: Maker | None = None) -> Result:
     """Check everything, generate and hand over.
 
     Args:
         pipeline: The pipeline.
         prompts, request: The call.
         make: Takes the place of [`generate`] for what is more than stages in a row.
-        hand_over: Takes the place of [`deliver`].
     """
     reader, watched = pipeline.prompt_reader, request.delivery.wanted
     with_negative = reads_negative(pipeline, request)
@@ -315,7 +310,7 @@ def run(
         made = (make or generate)(pipeline, request, prepared.runs, texts)
     if is_predicted:
         made.info["num_frames"] = request.size.num_frames
-    return (hand_over or deliver)(pipeline, made, request.delivery, prepared.originals)
+    return deliver(pipeline, made, request.delivery, prepared.originals)
 
 
 def awaits_length(pipeline: LTX2GenerationPipeline, request: Request, num_prompts: int) -> bool:
@@ -538,7 +533,7 @@ def run_stage(
     network, texts = getattr(pipeline, stage.transformer), _read_by(states, contexts)
     network = network if stage.network is None else stage.network(network)
     if stage.tiles is not None and states.video is not None:
-        network = TiledTransformer(network, video_tile_plan(stage.tiles, states.video.positions, *run.plan.video[2:]))
+        network = TiledTransformer(network, video_tile_plan(stage.tiles, states.video.positions, run.plan.video[2:]))
     settings, layout = pipeline.attention_kwargs, pipeline.pass_layout
     denoiser = GuidedDenoiser(network, *texts, run.guiders, run.cross_timestep, settings, nag, layout)
     timesteps = sigmas[:-1] * 1000
@@ -862,11 +857,16 @@ def deliver(pipeline: LTX2GenerationPipeline, made: Generated, delivery: Deliver
         delivery = replace(delivery, output_type=pipeline.output_class.written_form)
     frames = _delivered_video(pipeline, made, delivery, kept.video)
     frame_rate = None if frames is None else made.plan.frame_rate
-    output = pipeline.output_class(frames, audio, frame_rate, rate, info, *originals.paths)
+    beside: dict[str, Any] = {}
+    if made.keyframes is not None and delivery.output_type == "latent":
+        # Beside latents alone, as nothing goes on from frames.
+        stills, positions = pipeline.returned_latents(made.keyframes), [*made.keyframe_positions]
+        beside = {"keyframes": stills, "keyframe_positions": positions}
+    output = pipeline.output_class(frames, audio, frame_rate, rate, info, *originals.paths, **beside)
     if delivery.save_path is not None:
         output = output.moved_to(delivery.save_path)
     pipeline.maybe_free_model_hooks()
-    return output if delivery.return_dict else (output.frames, output.audio)
+    return output if delivery.return_dict else tuple(getattr(output, name) for name in output.returned)
 
 
 def _delivered_video(

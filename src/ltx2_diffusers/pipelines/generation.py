@@ -25,7 +25,7 @@ from ..models.context_parallel import token_parallel_config
 from ..models.diffusion_decoder import LTX2VideoDiffusionDecoderModel as DiffusionDecoder
 from ..planning.plan import MemoryPlan
 from ..sampling import PassLayout
-from ..schedulers.levels import FlowMatchEulerDiscreteScheduler, LTX2Scheduler, Scheduler
+from ..schedulers.levels import Scheduler, unshifted
 from .arguments import Generators, Scales
 from .base import LTX2PipelineBase, PipelineFacts, extends
 from .plan import ClipPlan, ModelSizes
@@ -588,9 +588,7 @@ class LTX2StagedPipeline(LTX2GenerationPipeline):
         stage_2_transformer: Transformer | None = None,
         **components: Any,
     ) -> None:
-        if isinstance(components["scheduler"], FlowMatchEulerDiscreteScheduler):
-            components["scheduler"] = LTX2Scheduler.from_config(dict(components["scheduler"].config))
-        super().__init__(**components)
+        super().__init__(**{**components, "scheduler": unshifted(components["scheduler"])})
         self.register_modules(
             latent_upsampler=latent_upsampler,
             temporal_upsampler=temporal_upsampler,

@@ -55,6 +55,8 @@ class LTX2PipelineOutput(BaseOutput):
     """The form that frames have on their way into a file."""
     file_type: ClassVar[type[writing.ClipFile]] = writing.ClipFile
     """What says how a video is written."""
+    returned: ClassVar[tuple[str, ...]] = ("frames", "audio")
+    """What calls with `return_dict=False` return of it."""
 
     def save(
         self,
@@ -171,6 +173,7 @@ class LTX2DFRPipelineOutput(LTX2PipelineOutput):
 
     keyframes: torch.Tensor | None = None
     keyframe_positions: list[int] | None = None
+    returned: ClassVar[tuple[str, ...]] = ("frames", "audio", "keyframes", "keyframe_positions")
 
 
 @dataclass

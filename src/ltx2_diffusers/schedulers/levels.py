@@ -75,6 +75,12 @@ def _flow_match_levels(scheduler: Scheduler, num_tokens: int, sigmas: Sequence[f
     return own.sigmas.float().cpu()
 
 
+def unshifted(scheduler: Any) -> Any:
+    """A FlowMatchEuler scheduler as the `LTX2Scheduler` of its config, which takes listed levels as they are; others stay."""
+    is_shifting = isinstance(scheduler, FlowMatchEulerDiscreteScheduler)
+    return LTX2Scheduler.from_config(dict(scheduler.config)) if is_shifting else scheduler
+
+
 def follow_levels(scheduler: Scheduler, levels: torch.Tensor, device: torch.device | str | None = None) -> None:
     """Have the `step` of a scheduler walk down the noise levels of a run.
 

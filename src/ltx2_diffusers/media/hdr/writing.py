@@ -4,10 +4,10 @@ Shapes: F frames, H and W rows and columns of pixels. Light is linear Rec.709, i
 """
 
 import os
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
+from glob import escape
 from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -21,21 +21,17 @@ from ... import checks
 from ...atomic import check_writable, temporary_folder
 from ...declared import settle, takes_declared
 from ...extras import library
+from .. import writing as video
 from ..colours import BT709, BT2020, HLG, LINEAR, PQ, PQ_PEAK_NITS, WHITE_NITS
 from ..files import check_suffix, exact_frame_rate
-from ..writing import ClipFile, VideoTrack, check_encoder_options, check_frame_size, encode_in_background
+from ..frames import FilePath
 from . import curves
 
 Light = torch.Tensor | np.ndarray | Iterable[torch.Tensor | np.ndarray]
 
 # Signals that a kind of file can hold, the default one first.
-_SIGNALS = {
-    ".mp4": ("pq", "hlg"),
-    ".mov": ("pq", "hlg"),
-    ".exr": ("linear", "logc3"),
-    ".png": ("logc3", "linear", "pq", "hlg"),
-}
-_SEQUENCES = (".exr", ".png")
+_SIGNALS: dict[str, tuple[str, ...]] = dict.fromkeys(video.VIDEO_SUFFIXES, ("pq", "hlg"))
+_SIGNALS |= {".exr": ("linear", "logc3"), ".png": ("logc3", "linear", "pq", "hlg")}
 # Codes of primaries and transfer curve (ITU-T H.273); LogC3 has none.
 _CODES = {"pq": (BT2020, PQ), "hlg": (BT2020, HLG), "linear": (BT709, LINEAR)}
 # Red, green, blue and white of Rec.709 as x and y, and names of colour spaces, as files of EXR hold them.
@@ -49,11 +45,12 @@ _BLUE_RANGE, _RED_RANGE = 1.8814, 1.4746
 # primaries and the white of BT.2020, in units of 0.00002; its luminances are in units of 0.0001 cd/m2.
 _SAID = "log-level=error:repeat-headers=1:range=limited:colorprim=bt2020:colormatrix=bt2020nc:chromaloc=2"
 _DISPLAY = "G(8500,39850)B(6550,2300)R(35400,14600)WP(15635,16450)L({peak:.0f},1)"
+_REMEDY = "decode in float32: pipe.vae.to(torch.float32)"
 _PQ_SAID, _HLG_SAID = f"transfer=smpte2084:hdr10=1:master-display={_DISPLAY}", "transfer=arib-std-b67"
 
 
 @dataclass(frozen=True)
-class HDRFile(ClipFile):
+class HDRFile(video.ClipFile):
     """A file of high dynamic range that is to be written, and how; it stands in the place of its name.
 
     Args:
@@ -96,7 +93,7 @@ class HDRFile(ClipFile):
     @classmethod
     def of(cls, path: str | os.PathLike) -> Self:
         """The file of a name, or of a [`ClipFile`] that says nothing of light."""
-        if isinstance(path, cls) or not isinstance(path, ClipFile):
+        if isinstance(path, cls) or not isinstance(path, video.ClipFile):
             return super().of(path)
         return cls(path.path, path.growing, path.on_frames)
 
@@ -108,7 +105,7 @@ class HDRFile(ClipFile):
     @property
     def is_sequence(self) -> bool:
         """Whether each frame is a file."""
-        return self.suffix in _SEQUENCES
+        return self.suffix not in video.VIDEO_SUFFIXES
 
     @property
     def curve(self) -> str:
@@ -137,24 +134,21 @@ class HDRFile(ClipFile):
 
     def encoded(self, light: torch.Tensor) -> np.ndarray:
         """The signal of light `[F, H, W, 3]`, float32 on the host."""
-        checks.check_finite("the light", light, "decode in float32: pipe.vae.to(torch.float32)")
+        checks.check_finite("the light", light, _REMEDY)
         light = light.detach().float()
         # Colours outside of Rec.709 are below 0 there, and may lie inside of Rec.2020.
         if self.curve == "pq":
-            return curves.pq(light, self.white_nits, self.peak_nits).cpu().numpy()
-        if self.curve != "hlg":
-            light = light.clamp(min=0)
-        to_signal = {"hlg": curves.hlg, "logc3": curves.logc3}
-        return (to_signal[self.curve](light) if self.curve in to_signal else light).cpu().numpy()
+            signal = curves.pq(light, self.white_nits, self.peak_nits)
+        elif self.curve == "hlg":
+            signal = curves.hlg(light)
+        else:
+            signal = curves.logc3(light.clamp(min=0)) if self.curve == "logc3" else light.clamp(min=0)
+        return signal.cpu().numpy()
 
 
 @takes_declared
 def write_hdr(
-    path: str | os.PathLike,
-    frames: Light,
-    frame_rate: float | Fraction,
-    crf: int | None = None,
-    preset: str | None = None,
+    path: FilePath, frames: Light, frame_rate: float | Fraction, crf: int | None = None, preset: str | None = None
 ) -> None:
     """Write a clip of light as HEVC in PQ or HLG, or as a sequence of EXR or 16-bit PNG.
 
@@ -176,22 +170,22 @@ def write_hdr(
     if file.is_sequence and (crf, preset) != (None, None):
         raise ValueError(f"`crf` and `preset` belong to videos, but {file.suffix} frames are lossless; leave them out")
     crf, preset = 18 if crf is None else crf, "medium" if preset is None else preset
-    check_encoder_options(crf, preset)
+    video.check_encoder_options(crf, preset)
     file.check()
     pieces = _light(frames)
     first = next(pieces, None)
     if first is None:
         raise ValueError("frames is empty; a clip needs at least one frame")
     if not file.is_sequence:
-        check_frame_size(first.shape[1], first.shape[2])
+        video.check_frame_size(first.shape[1], first.shape[2])
     signals = map(file.encoded, chain([first], pieces))
     file.report(0)
     if file.is_sequence:
         _write_sequence(file, (signal for piece in signals for signal in piece), rate)
         return
     with file.opened() as container:
-        track = _HDRTrack(container, tuple(first.shape[1:3]), rate, {"crf": str(crf), "preset": preset}, file)
-        for _ in encode_in_background(track, signals):
+        track = _HDRTrack(file, container, tuple(first.shape[1:3]), rate, {"crf": str(crf), "preset": preset})
+        for _ in video.encode_in_background(track, signals):
             file.report(track.num_frames)
         track.flush()
 
@@ -203,24 +197,21 @@ def _light(frames: Light) -> Iterator[torch.Tensor]:
             yield from _light(part)
         return
     light = torch.as_tensor(frames)
-    light = light[None] if light.ndim == 3 else light
-    if light.ndim != 4 or light.shape[-1] != 3 or not light.is_floating_point():
+    if light.ndim not in (3, 4) or light.shape[-1] != 3 or not light.is_floating_point():
         raise ValueError(
             f"frames must be floats [F, H, W, 3] of linear light, got {light.dtype} {list(light.shape)}; pass one clip of a batch"
         )
-    yield from light.split(1)
+    yield from light.reshape(-1, 1, *light.shape[-3:])
 
 
-class _HDRTrack(VideoTrack):
+class _HDRTrack(video.VideoTrack):
     """The HEVC stream of an open container, which is given signals `[f, H, W, 3]`."""
 
     encoder, pixel_format = "libx265", "yuv420p10le"
     primaries = BT2020
     matrix = BT2020
 
-    def __init__(
-        self, container: OutputContainer, shape: Any, rate: Fraction, options: dict[str, str], file: HDRFile
-    ) -> None:
+    def __init__(self, file: HDRFile, container: OutputContainer, shape: Any, rate: Fraction, options: dict[str, str]):
         self.transfer, said = (PQ, _PQ_SAID) if file.curve == "pq" else (HLG, _HLG_SAID)
         said = f"{_SAID}:{said.format(peak=file.peak_nits * 10000)}"
         super().__init__(container, shape, rate, {**options, "x265-params": said})
@@ -230,6 +221,14 @@ class _HDRTrack(VideoTrack):
     def frame(self, pixels: np.ndarray) -> av.VideoFrame:
         """The signal of a frame as samples of 10 bits."""
         return av.VideoFrame.from_ndarray(_samples(pixels), format=self.pixel_format)
+
+    def flush(self) -> float:
+        """As of other videos; of one or two frames, x265 leaves the times unset at which they are decoded."""
+        packets = self.stream.encode()
+        for packet in packets if self.num_frames < 3 else ():
+            packet.dts = packet.pts
+        self.container.mux(packets)
+        return float(self.num_frames / self.rate)
 
 
 def _samples(signal: np.ndarray) -> np.ndarray:
@@ -254,23 +253,21 @@ def _halved(plane: np.ndarray) -> np.ndarray:
 
 def _write_sequence(file: HDRFile, signals: Iterable[np.ndarray], rate: Fraction) -> None:
     """Write signals `[H, W, 3]` into a folder beside the sequence, and move them to their names when all are there."""
-    place, count = Path(file.path).parent, 0
+    place, names = Path(file.path).parent, list[str]()
     with temporary_folder(place) as folder:
         for signal in signals:
-            path = folder / file.frame_path(count).name
+            names.append(file.frame_path(len(names)).name)
             if file.suffix == ".exr":
-                _write_exr(path, signal, file.curve, rate)
+                _write_exr(folder / names[-1], signal, file.curve, rate)
             else:
-                path.write_bytes(_png(signal, file.curve))
-            count += 1
-            file.report(count)
-        for index in range(count):
-            os.replace(folder / file.frame_path(index).name, file.frame_path(index))
+                (folder / names[-1]).write_bytes(_png(signal, file.curve))
+            file.report(len(names))
+        for name in names:
+            os.replace(folder / name, place / name)
     # What a longer sequence of this name has left would be taken for the end of this one.
-    name = re.compile(rf"{re.escape(Path(file.path).stem)}_(\d{{5}}){re.escape(Path(file.path).suffix)}")
-    for entry in place.iterdir():
-        if (found := name.fullmatch(entry.name)) and int(found[1]) >= count:
-            entry.unlink()
+    pattern = f"{escape(Path(file.path).stem)}_{'[0-9]' * 5}{Path(file.path).suffix}"
+    for left in {*place.glob(pattern)} - {place / name for name in names}:
+        left.unlink()
 
 
 def _openexr() -> Any:
@@ -279,15 +276,9 @@ def _openexr() -> Any:
 
 def _write_exr(path: Path, signal: np.ndarray, curve: str, rate: Fraction) -> None:
     openexr, half = _openexr(), signal.clip(max=_LARGEST_HALF).astype(np.float16)
-    header = {
-        "compression": openexr.ZIP_COMPRESSION,
-        "type": openexr.scanlineimage,
-        "chromaticities": _CHROMATICITIES,
-        "colorSpace": _COLOUR_SPACES[curve],
-        "framesPerSecond": rate,
-    }
-    channels = {name: np.ascontiguousarray(half[..., index]) for index, name in enumerate("RGB")}
-    with openexr.File(header, channels) as file:
+    header = {"compression": openexr.ZIP_COMPRESSION, "type": openexr.scanlineimage, "framesPerSecond": rate}
+    header |= {"chromaticities": _CHROMATICITIES, "colorSpace": _COLOUR_SPACES[curve]}
+    with openexr.File(header, {"RGB": half}) as file:
         file.write(os.fspath(path))
 
 
@@ -302,3 +293,41 @@ def _png(signal: np.ndarray, curve: str) -> bytes:
         frame.color_primaries, frame.color_trc = _CODES[curve]
         frame.colorspace, frame.color_range = 0, 2
     return b"".join(bytes(packet) for packet in [*encoder.encode(frame), *encoder.encode(None)])
+
+
+@takes_declared
+def encode_hdr_tensor_to_mp4(
+    frames: torch.Tensor | np.ndarray,
+    output_mp4: str | os.PathLike,
+    frame_rate: float,
+    tone_mapping_fn: Callable[[np.ndarray], np.ndarray] | None = None,
+    tone_map_in_rgb: bool = True,
+    crf: int = 18,
+) -> None:
+    """Write linear light as an H.264 video of standard range (sRGB curve, BT.709); [`write_hdr`] keeps the range.
+
+    Args:
+        frames: Linear light `[F, H, W, 3]`, in which 1.0 is white.
+        output_mp4: File name ending in `.mp4` or `.mov`.
+        frame_rate: Frames per second.
+        tone_mapping_fn: From the light of a frame, float32 `[H, W, 3]`, to light in [0, 1]; what lies outside is clipped. Default:
+            all is clipped that is brighter than white.
+        tone_map_in_rgb: Whether it is given red first, and blue first otherwise, as OpenCV's tone mappers expect. Default `True`.
+        crf: Constant rate factor of x264, 0 to 51; default 18.
+
+    Raises:
+        ValueError: If an argument is not valid, there are no frames, or they hold values that are not finite.
+    """
+    pieces = (tone_mapped(light[0], tone_mapping_fn, tone_map_in_rgb)[None] for light in _light(frames))
+    video.write_video(output_mp4, pieces, frame_rate, crf=crf)
+
+
+def tone_mapped(
+    light: torch.Tensor, function: Callable[[np.ndarray], np.ndarray] | None = None, in_rgb: bool = True
+) -> np.ndarray:
+    """Bytes `[H, W, 3]` of a frame of light, red first."""
+    checks.check_finite("the light", light, _REMEDY)
+    order = slice(None) if in_rgb else slice(None, None, -1)
+    ordered = light.detach().float().cpu().numpy()[..., order]
+    mapped = np.clip(ordered if function is None else function(ordered), 0.0, 1.0)
+    return np.ascontiguousarray((curves.srgb(mapped) * 255.0 + 0.5).astype(np.uint8)[..., order])

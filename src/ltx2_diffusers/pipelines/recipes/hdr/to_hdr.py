@@ -130,8 +130,7 @@ class LTX2HDRPipeline(LTX2ConditionPipeline):
         told = self.lora_hdr_transform()
         if None not in (told, self._hdr_transform) and told != self._hdr_transform:
             raise ValueError(
-                f"`hdr_transform` of the pipeline is {self._hdr_transform!r}, but the active LoRA was trained with {told!r}; leave that "
-                "of the pipeline out"
+                f"`hdr_transform` of the pipeline is {self._hdr_transform!r}, but the active LoRA was trained with {told!r}; leave it out"
             )
         return self._hdr_transform or told or "logc3"
 
@@ -158,38 +157,30 @@ class LTX2HDRPipeline(LTX2ConditionPipeline):
         Raises:
             ValueError: Before any computation, if an argument is out of range or contradicts another.
         """
-        given = as_conditions("reference_conditions", call.reference_conditions)
-        if not given:
+        references = as_conditions("reference_conditions", call.reference_conditions)
+        if not references:
             check_said("there are no `reference_conditions`", call, "reference_downscale_factor")
-        if not call.use_audio_stream:
-            check_said(
-                "there is no audio stream (use_audio_stream=False)", call, "modality_scale", "use_cross_timestep"
-            )
-        _check_contexts(self, call)
+        _check_streams(self, call)
         # Refuses a curve that it does not know.
         self.hdr_video_processor  # noqa: B018
-        references = with_defaults(given, call.reference_downscale_factor, 1.0, None)
-        streams = {"streams": Streams(True, False), "idle_audio": call.use_audio_stream}
-        return run_conditioned(self, call, references, **streams)
+        references = with_defaults(references, call.reference_downscale_factor, 1.0, None)
+        return run_conditioned(self, call, references, streams=Streams(True, False), idle_audio=call.use_audio_stream)
 
 
-def _check_contexts(pipeline: LTX2HDRPipeline, call: HDRArguments) -> None:
-    """What stands in place of prompts must be whole, stand alone and have the widths that the transformer reads."""
-    given = {name: getattr(call, name) for name in _CONTEXTS if getattr(call, name) is not None}
+def _check_streams(pipeline: LTX2HDRPipeline, call: HDRArguments) -> None:
+    """What stands in place of prompts must be whole, stand alone and have the widths that the streams of the network read."""
+    needed = _CONTEXTS if call.use_audio_stream else _CONTEXTS[:1]
+    if not call.use_audio_stream:
+        check_said("there is no audio stream (use_audio_stream=False)", call, "modality_scale", "use_cross_timestep")
+    given = [name for name in _CONTEXTS if getattr(call, name) is not None]
     if not given:
         return
-    needed = _CONTEXTS if call.use_audio_stream else _CONTEXTS[:1]
     if missing := [name for name in needed if name not in given]:
-        raise ValueError(f"`{next(iter(given))}` is given without `{missing[0]}`; give both")
+        raise ValueError(f"`{given[0]}` is given without `{missing[0]}`; give both")
     check_said(f"`{_CONTEXTS[0]}` takes its place", call, *_REPLACED)
     pipeline.require("transformer")
-    checks.check_float_tensors(**given)
     config = pipeline.transformer.config
     own = ("cross_attention_dim", "audio_cross_attention_dim")
+    rule = "this transformer reads {}; give results of the connectors of this checkpoint"
     for name, width in zip(needed, ("caption_channels",) * 2 if config.use_prompt_embeddings else own):
-        shape = tuple(given[name].shape)
-        if len(shape) != 3 or shape[2] != config[width]:
-            raise ValueError(
-                f"`{name}` has shape {shape}, but this transformer reads [B, T, {config[width]}]; give results of the "
-                "connectors of this checkpoint"
-            )
+        checks.check_shape(name, getattr(call, name), (None, None, config[width]), rule)

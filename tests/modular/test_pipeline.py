@@ -11,7 +11,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from diffusers import ClassifierFreeGuidance
+from diffusers import ClassifierFreeGuidance, SkipLayerGuidance
 from diffusers.pipelines import ltx2 as theirs
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
@@ -257,6 +257,34 @@ def test_saved_and_loaded_in_both_libraries(tmp_path):
     assert (type(again.vae), type(again.vocoder)) == (ours.AutoencoderKLLTX2Video, ours.LTX2VocoderWithBWE)
     assert (type(again.scheduler), again.scheduler.config.shift_tokens) == (LTX2Scheduler, "actual")
     assert all(a.equal(b) for a, b in zip(again.vae.parameters(), pipe.vae.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("guider", "audio_guider"),
+    [
+        (ours.LTX2Guidance(2.5, 0.5, stop=0.5, spatio_temporal_guidance_blocks=[1]), ClassifierFreeGuidance(6.0)),
+        (SkipLayerGuidance(skip_layer_guidance_layers=[1], skip_layer_guidance_start=0.05), ours.LTX2Guidance(enabled=False)),
+    ],
+    ids=["ours and another", "another and ours"],
+)
+def test_guiders_come_back_as_they_were_saved(guider, audio_guider, tmp_path):
+    """Also after the folder was moved, in both libraries, and after they were exchanged again."""
+    pipe = LTX2AutoBlocks().init_pipeline()
+    pipe.update_components(guider=guider, audio_guider=audio_guider)
+    pipe.save_pretrained(tmp_path / "saved")
+    (tmp_path / "saved").rename(tmp_path / "moved")
+    again = LTX2ModularPipeline.from_pretrained(tmp_path / "moved")
+    for made, saved in ((again.guider, guider), (again.audio_guider, audio_guider)):
+        assert (type(made), dict(made.config)) == (type(saved), dict(saved.config))
+    other = diffusers.ModularPipeline.from_pretrained(str(tmp_path / "moved"))
+    other.load_components()
+    assert type(other.guider).__name__ == type(guider).__name__
+    assert other.audio_guider.config.guidance_scale == audio_guider.config.guidance_scale
+    again.update_components(guider=ours.LTX2Guidance(1.5))
+    again.save_pretrained(tmp_path / "again")
+    third = LTX2AutoBlocks().init_pipeline(str(tmp_path / "again"))
+    assert third.guider.config.guidance_scale == 1.5
+    assert type(third.audio_guider) is type(audio_guider)
 
 
 def test_what_diffusers_saved_is_loaded_in_our_classes(tmp_path):

@@ -7,8 +7,10 @@ from operator import attrgetter
 from typing import Any
 
 import torch
+from diffusers.guiders.guider_utils import BaseGuidance
 from diffusers.modular_pipelines.ltx2 import utils as constants
 from diffusers.modular_pipelines.modular_pipeline import ModularPipeline
+from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec
 
 from .. import checks, declared, prompts
 from ..adapters.mixin import LTX2LoraMixin
@@ -99,6 +101,8 @@ class LTX2ModularPipeline(LTX2LoraMixin, ModularPipeline):
             blocks = (named if getattr(named, "block_classes", None) else getattr(known, self.default_blocks_name))()
         where = (pretrained_model_name_or_path, components_manager, collection, workflow)
         super().__init__(blocks, *where, modular_config_dict, config_dict, **kwargs)
+        # What has no weights is there from the start, whether the repository has it or the blocks say it.
+        self.load_components([name for name in self.pretrained_component_names if self._is_guider(name)])
 
     @classmethod
     def _load_pipeline_config(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> tuple[Any, None]:
@@ -146,13 +150,21 @@ class LTX2ModularPipeline(LTX2LoraMixin, ModularPipeline):
             self.register_components(scheduler=own)
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
-        """Save the loaded components and the index, for this class and for diffusers'.
+        """Save the loaded components, guiders among them, and the index, for this class and for diffusers'.
 
         Args:
             save_directory: The folder.
             args, kwargs: Those of diffusers' method.
         """
+        for name in filter(self._is_guider, self.config_component_names):
+            # The index has no settings: each guider gets a folder, as what is loaded.
+            self._component_specs[name] = spec = ComponentSpec(name, type(getattr(self, name)))
+            self.register_to_config(**{name: (None, None, self._component_spec_to_dict(spec))})
         super().save_pretrained(os.fspath(save_directory), *args, **{"overwrite_modular_index": True, **kwargs})
+
+    def _is_guider(self, name: str) -> bool:
+        kind = self._component_specs[name].type_hint
+        return isinstance(kind, type) and issubclass(kind, BaseGuidance)
 
     def set_progress_bar_config(self, **kwargs: Any) -> None:
         """Options of the progress bars of all loops, such as `disable=True`."""

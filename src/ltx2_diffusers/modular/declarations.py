@@ -6,6 +6,7 @@
 import inspect
 from collections.abc import Mapping
 from copy import deepcopy
+from functools import wraps
 from importlib import import_module, resources
 from typing import Any, ClassVar
 
@@ -84,24 +85,18 @@ class _Ours:
         """What the block does."""
         return inspect.getdoc(type(self)) or ""
 
-    def init_pipeline(
-        self,
-        pretrained_model_name_or_path: str | None = None,
-        components_manager: Any = None,
-        collection: str | None = None,
-        workflow: str | None = None,
-    ) -> Any:
-        """A pipeline that runs these blocks.
-
-        Args:
-            pretrained_model_name_or_path: Folder or Hub id that components are loaded from. Default none.
-            components_manager, collection: As in diffusers.
-            workflow: Name of a workflow, whose blocks alone are kept. Default all.
-        """
+    @wraps(machinery.ModularPipelineBlocks.init_pipeline)
+    def init_pipeline(self, *args: Any, **kwargs: Any) -> Any:
         from .pipeline import PIPELINES
 
-        blocks, place = deepcopy(self), (components_manager, collection)
-        return PIPELINES[self.model_name](blocks, pretrained_model_name_or_path, *place, workflow=workflow)
+        return PIPELINES[self.model_name](deepcopy(self), *args, **kwargs)
+
+
+class Foreseen(machinery.BlockState):
+    """What is known before anything is computed, as attributes; what is not, or is not given, is `None`."""
+
+    def __getattr__(self, name: str) -> None:
+        return None
 
 
 class Leaf(_Ours, machinery.ModularPipelineBlocks):
@@ -132,12 +127,34 @@ class Leaf(_Ours, machinery.ModularPipelineBlocks):
         """What it computes with."""
         return [_needs(name) for name in self.needs.split()]
 
+    def check(self, components: Any, b: Any) -> dict[str, Any] | None:  # noqa: ARG002 (most blocks find nothing)
+        """Find what is wrong with a call before anything is computed.
+
+        Args:
+            components: The pipeline.
+            b: What is known of all values, as attributes, `None` for others.
+
+        Returns:
+            What is known of what the block will write, by name.
+        """
+        return None
+
     @torch.no_grad()
     def __call__(self, components: Any, state: machinery.PipelineState) -> tuple[Any, machinery.PipelineState]:
+        if not hasattr(components, "sizes"):
+            raise ValueError(
+                f"{type(self).__name__} runs in a LTX2ModularPipeline but is run by {type(components)}; make the pipeline of "
+                "these blocks with LTX2ModularPipeline(blocks, repository)"
+            )
         b: Any = self.get_block_state(state)
         self.run(components, b)
         self.set_block_state(state, b)
         return components, state
+
+
+def parts_of(block: Any) -> list[Any]:
+    """A block and all those in it, in the order in which they run."""
+    return [block, *(part for inner in (block.sub_blocks or {}).values() for part in parts_of(inner))]
 
 
 class LoopLeaf(Leaf):

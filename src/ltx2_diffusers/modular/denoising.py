@@ -74,6 +74,18 @@ class LTX2LoopDenoiser(LoopLeaf):
         names = dict.fromkeys(name for field in fields for name in (field if isinstance(field, tuple) else (field,)))
         return [*super().inputs, *(reads(f"{name}!") for name in names)]
 
+    def check(self, components: Any, b: Any) -> None:  # noqa: ARG002 (it reads no values)
+        guiders = (components.guider, components.audio_guider)
+        asks = any(getattr(one, "stg_scale", 0.0) for one in guiders if one._enabled)
+        blocks = getattr(components.guider, "spatio_temporal_guidance_blocks", None)
+        layers = components.transformer.config.num_layers
+        if asks and not (blocks and all(0 <= block < layers for block in blocks)):
+            raise ValueError(
+                f"`spatio_temporal_guidance_blocks` of `guider` is {blocks}, but the transformer has the blocks 0 to {layers - 1}; "
+                "use pipe.update_components(guider=pipe.guider.new(spatio_temporal_guidance_blocks="
+                f"{components.preset.stg_blocks(layers)}))"
+            )
+
     def run(self, components: Any, b: Any, step: int, timestep: Any) -> None:
         guiders, passes, asked = (components.guider, components.audio_guider), dict[str, machinery.BlockState](), []
         for guider in guiders:

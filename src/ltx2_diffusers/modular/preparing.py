@@ -8,6 +8,7 @@ Shapes: see `resources/modular/blocks.yaml`.
 
 import copy
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,12 +23,12 @@ from ..pipelines.engine import first_latents, noised
 from ..pipelines.plan import ClipPlan
 from ..schedulers.levels import follow_levels, noise_levels
 from .declarations import Conditional, Leaf
-from .encoding import clip_of, given_as
+from .encoding import clip_of, given_as, videos_of
 
 
 def _plan(components: Any, b: Any, **latents: Any) -> ClipPlan:
     """Sizes of all videos."""
-    batch, device = b.batch_size * b.num_videos_per_prompt, components._execution_device
+    batch, device = videos_of(b), components._execution_device
     checks.check_generator(getattr(b, "generator", None), batch, torch.device(device))
     checks.check_float_tensors(**latents)
     return clip_of(components, b, batch, **latents)
@@ -50,30 +51,64 @@ class LTX2ConditionSetTimestepsStep(LTX2SetTimestepsStep):
     """Chooses the noise levels, for all tokens that there are."""
 
 
+def _first_tokens(components: Any, plan: ClipPlan, start: Start, stream: str, scale: float, hold: Any) -> LatentState:
+    """The tokens of a stream that the denoising begins with.
+
+    Args:
+        components, plan: The pipeline, and sizes of all videos.
+        start: Given latents of this stream alone.
+        stream: Its name.
+        scale: Noise laid over what is given.
+        hold: Makes of the state without noise one that is held to something.
+    """
+    nothing = Streams(None, None)
+    given, tools = getattr(first_latents(components, start, plan), stream), getattr(plan.tools, stream)
+    state = hold(tools.create_initial_state(components._execution_device, initial_latent=given))
+    is_given = Streams(False, False)._replace(**{stream: given is not None})
+    states: Any = noised(start, nothing._replace(**{stream: state}), plan.tools, is_given, scale)
+    made: LatentState = getattr(states, stream)
+    return made
+
+
 class LTX2PrepareLatentsStep(Leaf):
     """Draws the noise that the video begins with, or lays it over given latents."""
 
+    packed_noise = False
+
+    def check(self, components: Any, b: Any) -> None:
+        _plan(components, b, latents=b.latents)
+
+    def noise_scale(self, b: Any) -> float:  # noqa: ARG002 (other blocks read the noise levels)
+        """What is laid over latents where a call does not say."""
+        return 0.0
+
+    def held(self, b: Any, state: LatentState, plan: ClipPlan) -> LatentState:  # noqa: ARG002 (there is nothing)
+        """The tokens, held to what is given."""
+        return state
+
     def run(self, components: Any, b: Any) -> None:
-        plan, start = _plan(components, b, latents=b.latents), Start(b.generator, b.latents)
-        b.noise_scale = 0.0 if b.noise_scale is None else b.noise_scale
-        checks.check_unit(noise_scale=b.noise_scale)
-        given = first_latents(components, start, plan)
-        state = plan.tools.video.create_initial_state(components._execution_device, initial_latent=given.video)
-        is_given = Streams(given.video is not None, False)
-        made: Any = noised(start, Streams(state, None), plan.tools, is_given, b.noise_scale).video
-        b.latents = made.latent
+        plan, start = _plan(components, b, latents=b.latents), Start(b.generator, b.latents, None, self.packed_noise)
+        b.noise_scale = self.noise_scale(b) if b.noise_scale is None else b.noise_scale
+        hold = partial(self.held, b, plan=plan)
+        state = _first_tokens(components, plan, start, "video", b.noise_scale, hold)
+        count = b.base_token_count = plan.tools.video.num_tokens
+        b.latents, b.clean_latents = state.latent, state.clean_latent
+        b.conditioning_mask, b.appended_coords = 1 - state.denoise_mask, state.positions[:, :, count:]
 
 
 class LTX2Image2VideoPrepareLatentsStep(Leaf):
     """Puts the pictures in the place of the first frame."""
 
+    def check(self, components: Any, b: Any) -> None:  # noqa: ARG002 (sizes are checked before)
+        given, count = b.image_latents, videos_of(b)
+        if given is not None and (not len(given) or count % len(given)):
+            raise ValueError(
+                f"`image` holds {len(given)} pictures, but there are {count} videos; give one, or one each"
+            )
+
     def run(self, components: Any, b: Any) -> None:
         plan, image = _plan(components, b), b.image_latents.to(b.latents)
         tools, count = plan.tools.video, plan.batch_size
-        if count % len(image):
-            raise ValueError(
-                f"`image` holds {len(image)} pictures, but there are {count} videos; give one, or one each"
-            )
         noise = tools.patchifier.unpatchify(b.latents, plan.video)
         state = tools.create_initial_state(b.latents.device, initial_latent=noise)
         item = conditioning.VideoConditionByLatentIndex(image.repeat_interleave(count // len(image), 0))
@@ -81,39 +116,30 @@ class LTX2Image2VideoPrepareLatentsStep(Leaf):
         b.latents, b.conditioning_mask = state.latent, 1 - state.denoise_mask.squeeze(-1)
 
 
-class LTX2ConditionPrepareLatentsStep(Leaf):
+class LTX2ConditionPrepareLatentsStep(LTX2PrepareLatentsStep):
     """Lays noise over the video and over the pictures and clips that it shows, as far as they are not kept."""
 
-    def with_references(self, b: Any, state: LatentState, plan: ClipPlan) -> LatentState:  # noqa: ARG002 (there are none)
-        """The tokens with those of references behind them."""
-        return state
+    packed_noise = True
 
-    def run(self, components: Any, b: Any) -> None:
-        plan, start = _plan(components, b, latents=b.latents), Start(b.generator, b.latents, packed_noise=True)
-        if b.noise_scale is None:
-            b.noise_scale = 1.0 if b.sigmas is None else float(b.sigmas[0])
-        checks.check_unit(noise_scale=b.noise_scale)
-        given, tools = first_latents(components, start, plan), plan.tools.video
-        state = tools.create_initial_state(components._execution_device, initial_latent=given.video)
+    def noise_scale(self, b: Any) -> float:
+        return 1.0 if b.sigmas is None else float(b.sigmas[0])
+
+    def held(self, b: Any, state: LatentState, plan: ClipPlan) -> LatentState:
         for latent, strength, index in zip(b.condition_latents, b.condition_strengths, b.condition_indices):
             if index == 0:
                 item: Any = conditioning.VideoConditionByLatentIndex(latent, strength)
             else:
                 frame = (index - 1) * plan.sizes.temporal_ratio + 1
                 item = conditioning.VideoConditionByKeyframeIndex(latent, frame, strength)
-            state = item.apply_to(state, tools)
-        state = self.with_references(b, state, plan)
-        is_given = Streams(given.video is not None, False)
-        state = noised(start, Streams(state, None), plan.tools, is_given, b.noise_scale).video
-        b.base_token_count = tools.num_tokens
-        b.latents, b.clean_latents = state.latent, state.clean_latent
-        b.conditioning_mask, b.appended_coords = 1 - state.denoise_mask, state.positions[:, :, tools.num_tokens :]
+            state = item.apply_to(state, plan.tools.video)
+        return state
 
 
 class LTX2InContextPrepareLatentsStep(LTX2ConditionPrepareLatentsStep):
     """The same with reference videos behind them."""
 
-    def with_references(self, b: Any, state: LatentState, plan: ClipPlan) -> LatentState:
+    def held(self, b: Any, state: LatentState, plan: ClipPlan) -> LatentState:
+        state = super().held(b, state, plan)
         before = state.num_tokens
         if b.reference_latents is not None:
             counts = b.reference_token_counts
@@ -164,14 +190,17 @@ class LTX2PrepareAudioLatentsStep(Leaf):
 
     packed_noise = False
 
-    def run(self, components: Any, b: Any) -> None:
+    def _sized(self, components: Any, b: Any) -> ClipPlan:
         b.height = b.width = components.sizes.spatial_ratio
-        plan = _plan(components, b, audio_latents=b.audio_latents)
-        start = Start(b.generator, None, b.audio_latents, self.packed_noise)
-        given, scale = first_latents(components, start, plan).audio, b.noise_scale or 0.0
-        state = plan.tools.audio.create_initial_state(components._execution_device, initial_latent=given)
-        made: Any = noised(start, Streams(None, state), plan.tools, Streams(False, given is not None), scale).audio
-        b.audio_latents, b.audio_num_frames = made.latent, plan.audio.frames
+        return _plan(components, b, audio_latents=b.audio_latents)
+
+    def check(self, components: Any, b: Any) -> None:
+        self._sized(components, b)
+
+    def run(self, components: Any, b: Any) -> None:
+        plan, start = self._sized(components, b), Start(b.generator, None, b.audio_latents, self.packed_noise)
+        state = _first_tokens(components, plan, start, "audio", b.noise_scale or 0.0, lambda state: state)
+        b.audio_latents, b.audio_num_frames = state.latent, plan.audio.frames
 
 
 class LTX2ConditionPrepareAudioLatentsStep(LTX2PrepareAudioLatentsStep):

@@ -12,7 +12,12 @@ import torch
 from .. import prompts as texts
 from ..checks import check_at_least_one
 from ..media.frames import Frames, as_image, one_picture, read_frames
+from ..models.duration_head import frames_within
+from ..pipelines.arguments import Request, Start
 from ..pipelines.conditions import as_conditions
+from ..pipelines.engine import awaits_length
+from ..pipelines.plan import Size
+from ..prompts.encoding import check_text_width
 from .declarations import DECLARED, Conditional, Leaf, Sequential, reads
 
 
@@ -41,6 +46,11 @@ class LTX2PromptEnhancerStep(Leaf):
     def picture(self, b: Any) -> PIL.Image.Image | None:  # noqa: ARG002 (blocks made from this one have pictures)
         """What the language model is shown."""
         return None
+
+    def check(self, components: Any, b: Any) -> dict[str, Any]:
+        if b.enable_prompt_enhancement:
+            components.chat_model.check(self.picture(b) is not None)
+        return {"prompt": b.prompt}
 
     def run(self, components: Any, b: Any) -> None:
         if not b.enable_prompt_enhancement:
@@ -76,10 +86,14 @@ class LTX2AutoPromptEnhancerStep(Conditional):
 class LTX2TextEncoderStep(Leaf):
     """Has the language model read the prompts and the negative ones."""
 
+    def check(self, components: Any, b: Any) -> dict[str, Any]:
+        encoder = components._text_encoder()
+        encoder.check_length(encoder.fitting_length(b.max_sequence_length))
+        return {"batch_size": 1 if isinstance(b.prompt, str) else len(b.prompt)}
+
     def run(self, components: Any, b: Any) -> None:
         encoder = components._text_encoder()
         prompts = texts.Prompts(b.prompt, b.negative_prompt, max_sequence_length=b.max_sequence_length)
-        encoder.check_length(encoder.fitting_length(b.max_sequence_length))
         encoded = texts.encode_prompt(encoder, prompts, True, None)
         b.prompt_embeds, b.prompt_attention_mask, b.negative_prompt_embeds, b.negative_prompt_attention_mask = encoded
         b.batch_size, b.dtype = len(b.prompt_embeds), b.prompt_embeds.dtype
@@ -87,6 +101,13 @@ class LTX2TextEncoderStep(Leaf):
 
 class LTX2TextConnectorStep(Leaf):
     """Makes of what the language model read the contexts of both streams."""
+
+    def check(self, components: Any, b: Any) -> None:
+        embeds = (b.prompt_embeds, b.negative_prompt_embeds)
+        masks = (b.prompt_attention_mask, b.negative_prompt_attention_mask)
+        if embeds[0] is not None:
+            texts.check_prompts(texts.Prompts(None, None, embeds, masks))
+            check_text_width(components._text_encoder().text_width, embeds)
 
     def run(self, components: Any, b: Any) -> None:
         embeds = torch.cat([b.negative_prompt_embeds, b.prompt_embeds]).to(components.connectors.dtype)
@@ -111,21 +132,19 @@ class LTX2TextInputStep(Leaf):
             setattr(b, name, getattr(b, name).repeat_interleave(b.num_videos_per_prompt, 0))
 
 
-def check_predictable(components: Any, num_prompts: int) -> None:
-    """The length of a clip that is not given has to be that of one prompt, and there has to be a network that predicts it."""
-    if not components.has("duration_head"):
-        raise ValueError("`num_frames` is None, but there is no `duration_head` to predict it; give `num_frames`")
-    if num_prompts > 1:
-        raise ValueError(
-            f"`num_frames` is None, but there are {num_prompts} prompts, whose lengths would differ; give `num_frames`"
-        )
-
-
 class LTX2DurationStep(Leaf):
     """Predicts how many frames the clip of a prompt should have."""
 
+    def check(self, components: Any, b: Any) -> dict[str, Any]:
+        bounds = (b.min_seconds, b.max_seconds)
+        size, start = Size(frame_rate=b.frame_rate, seconds=bounds), Start(audio_latents=b.audio_latents)
+        if b.latents is not None:
+            raise ValueError("`num_frames` is None, but `latents` are given, which have a length; give `num_frames`")
+        if not awaits_length(components, Request(size, (), start), b.batch_size):
+            raise ValueError("`num_frames` is None, but there is no `duration_head` to predict it; give `num_frames`")
+        return {"num_frames": frames_within(b.max_seconds, b.frame_rate, components.sizes.temporal_ratio, *bounds)}
+
     def run(self, components: Any, b: Any) -> None:
-        check_predictable(components, b.batch_size)
         b.num_frames = components.duration_head.predict_num_frames(
             b.connector_prompt_embeds[:1],
             b.connector_audio_prompt_embeds[:1],

@@ -127,24 +127,25 @@ class Leaf(_Ours, machinery.ModularPipelineBlocks):
         """What it computes with."""
         return [_needs(name) for name in self.needs.split()]
 
-    def check(self, components: Any, b: Any) -> dict[str, Any] | None:  # noqa: ARG002 (most blocks find nothing)
-        """Find what is wrong with a call before anything is computed.
+    def opened(self, components: Any, b: Any) -> Any:  # noqa: ARG002 (most blocks find nothing)
+        """What it works on, of what it reads, checked.
 
         Args:
             components: The pipeline.
-            b: What is known of all values, as attributes, `None` for others.
-
-        Returns:
-            What is known of what the block will write, by name.
+            b: What it reads, as attributes; before anything is computed what is known of all values, `None` for others.
         """
+        return None
+
+    def check(self, components: Any, b: Any) -> dict[str, Any] | None:
+        """Find what is wrong with a call before anything is computed; what is known of what will be written, by name."""
+        self.opened(components, b)
         return None
 
     @torch.no_grad()
     def __call__(self, components: Any, state: machinery.PipelineState) -> tuple[Any, machinery.PipelineState]:
         if not hasattr(components, "sizes"):
             raise ValueError(
-                f"{type(self).__name__} runs in a LTX2ModularPipeline but is run by {type(components)}; make the pipeline of "
-                "these blocks with LTX2ModularPipeline(blocks, repository)"
+                f"{type(self).__name__} does not run in {type(components)}; use LTX2ModularPipeline(blocks, repository)"
             )
         b: Any = self.get_block_state(state)
         self.run(components, b)

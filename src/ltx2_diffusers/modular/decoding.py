@@ -26,17 +26,19 @@ class LTX2TrimConditionTokensStep(Leaf):
 class LTX2VaeDecoderStep(Leaf):
     """Decodes the videos, or hands over their un-normalised latents."""
 
-    def check(self, components: Any, b: Any) -> None:
+    def opened(self, components: Any, b: Any) -> ClipPlan:
         plan = clip_of(components, b, videos_of(b) if b.latents is None else len(b.latents))
-        if b.latents is not None and b.latents.shape[1] != plan.tools.video.num_tokens:
+        count = plan.tools.video.num_tokens
+        if b.latents is not None and b.latents.shape[1] != count:
             raise ValueError(
                 f"`latents` has shape {tuple(b.latents.shape)}, but a video of {plan.num_frames} frames of {plan.height} x "
-                f"{plan.width} pixels has {plan.tools.video.num_tokens} tokens [B, tokens, D]; give its `height`, `width` and `num_frames`"
+                f"{plan.width} pixels has {count} tokens [B, tokens, D]; give its `height`, `width` and `num_frames`"
             )
         for name in ("decode_timestep", "decode_noise_scale"):
-            check_noise_levels(name, getattr(b, name), plan.batch_size)
+            check_noise_levels(name, getattr(b, name, None), plan.batch_size)
         if b.output_type != "latent":
             self.check_network(components, plan)
+        return plan
 
     def check_network(self, components: Any, plan: ClipPlan) -> None:
         """Find whether the decoder takes latents of these sizes."""
@@ -44,7 +46,7 @@ class LTX2VaeDecoderStep(Leaf):
         components.vae.check_decoding()
 
     def run(self, components: Any, b: Any) -> None:
-        plan, patch = clip_of(components, b, len(b.latents)), components.sizes.patch_size
+        plan, patch = self.opened(components, b), components.sizes.patch_size
         # The number of channels is the transformer's, which need not be loaded.
         shape = plan.video._replace(channels=b.latents.shape[-1] // patch**2)
         latents = plan.tools.video.patchifier.unpatchify(b.latents, shape)

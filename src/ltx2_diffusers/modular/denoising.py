@@ -74,7 +74,7 @@ class LTX2LoopDenoiser(LoopLeaf):
         names = dict.fromkeys(name for field in fields for name in (field if isinstance(field, tuple) else (field,)))
         return [*super().inputs, *(reads(f"{name}!") for name in names)]
 
-    def check(self, components: Any, b: Any) -> None:  # noqa: ARG002 (it reads no values)
+    def check(self, components: Any, b: Any) -> None:  # noqa: ARG002 (no values are read)
         guiders = (components.guider, components.audio_guider)
         asks = any(getattr(one, "stg_scale", 0.0) for one in guiders if one._enabled)
         blocks = getattr(components.guider, "spatio_temporal_guidance_blocks", None)
@@ -112,7 +112,10 @@ class LTX2LoopDenoiser(LoopLeaf):
 
     def _shared(self, components: Any, b: Any) -> dict[str, Any]:
         """Arguments of the transformer that are the same in all passes."""
-        plan = clip_of(components, b, len(b.latents))
+        mask = clip_of(components, b, len(b.latents)).tools.video.keyframes_mask(b.latents.device)
+        if mask is not None:
+            # Tokens behind the video's own do not stand for a single frame.
+            mask = torch.nn.functional.pad(mask, (0, 0, 0, b.latents.shape[1] - mask.shape[1]))
         dtype = input_dtype(components.transformer, b.latent_model_input.dtype)
         return {
             **b.denoiser_input_fields,
@@ -121,18 +124,10 @@ class LTX2LoopDenoiser(LoopLeaf):
             "timestep": b.video_timestep,
             "audio_timestep": b.audio_timestep,
             "sigma": b.audio_timestep,
-            "video_keyframes_mask": _keyframes_mask(plan, b),
+            "video_keyframes_mask": mask,
             "use_cross_timestep": b.use_cross_timestep,
             "attention_kwargs": b.attention_kwargs,
         }
-
-
-def _keyframes_mask(plan: Any, b: Any) -> torch.Tensor | None:
-    """1 for tokens that stand for a single frame, where the transformer asks for it; appended ones do not."""
-    mask = plan.tools.video.keyframes_mask(b.latents.device)
-    if mask is None:
-        return None
-    return torch.cat([mask, mask.new_zeros(len(mask), b.latents.shape[1] - mask.shape[1], 1)], dim=1)
 
 
 def _marks(components: Any, name: str) -> dict[str, Any]:

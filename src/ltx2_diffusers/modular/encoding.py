@@ -52,18 +52,17 @@ def given_as(kind: type, name: str, given: Any) -> list[Any]:
 class LTX2VaeEncoderStep(Leaf):
     """Encodes the pictures that the videos begin with."""
 
-    def _opened(self, components: Any, b: Any) -> tuple[Any, ClipPlan]:
+    def opened(self, components: Any, b: Any) -> tuple[Any, ClipPlan]:
         several = isinstance(b.image, (list, tuple)) or getattr(b.image, "ndim", 3) > 3
         b.num_frames = 1
         plan = clip_of(components, b, len(b.image) if several else 1)
         return held.FirstFrameCondition(b.image, b.image_crf).opened(components, plan), plan
 
     def check(self, components: Any, b: Any) -> dict[str, Any]:
-        opened, _ = self._opened(components, b)
-        return {"image_latents": torch.empty(len(opened.pictures), device="meta")}
+        return {"image_latents": torch.empty(len(self.opened(components, b)[0].pictures), device="meta")}
 
     def run(self, components: Any, b: Any) -> None:
-        opened, plan = self._opened(components, b)
+        opened, plan = self.opened(components, b)
         item: Any = opened.items(plan).video[0]
         b.image_latents = item.latent
 
@@ -86,21 +85,17 @@ def _place(opened: held.OpenedPictures, stride: int) -> int:
 class LTX2ConditionEncoderStep(Leaf):
     """Encodes the pictures and clips that the videos show at some place."""
 
-    def _opened(self, components: Any, b: Any) -> tuple[list[held.OpenedPictures], ClipPlan]:
+    def opened(self, components: Any, b: Any) -> tuple[list[held.OpenedPictures], list[int], ClipPlan]:
         plan = clip_of(components, b)
         given = given_as(held.LTX2VideoCondition, "conditions", b.conditions)
-        return [one.opened(components, plan) for one in given], plan
-
-    def check(self, components: Any, b: Any) -> None:
-        for one in self._opened(components, b)[0]:
-            _place(one, components.sizes.temporal_ratio)
+        opened = [one.opened(components, plan) for one in given]
+        return opened, [_place(one, plan.sizes.temporal_ratio) for one in opened], plan
 
     def run(self, components: Any, b: Any) -> None:
-        (opened, plan), sizes = self._opened(components, b), components.sizes
+        opened, b.condition_indices, plan = self.opened(components, b)
         b.condition_latents = [one.encoded(plan) for one in opened]
         b.condition_strengths = [one.given.strength for one in opened]
-        b.condition_indices = [_place(one, sizes.temporal_ratio) for one in opened]
-        b.condition_pixel_frames = [sizes.pixel_frames(latent.shape[2]) for latent in b.condition_latents]
+        b.condition_pixel_frames = [plan.sizes.pixel_frames(latent.shape[2]) for latent in b.condition_latents]
 
 
 class LTX2AutoConditionEncoderStep(Conditional):
@@ -113,7 +108,7 @@ class LTX2AutoConditionEncoderStep(Conditional):
 class LTX2ReferenceEncoderStep(Leaf):
     """Encodes the reference videos that an IC-LoRA follows."""
 
-    def _opened(self, components: Any, b: Any) -> tuple[list[held.Opened], ClipPlan]:
+    def opened(self, components: Any, b: Any) -> tuple[list[held.Opened], ClipPlan]:
         plan = clip_of(components, b)
         given = given_as(held.LTX2ReferenceCondition, "reference_conditions", b.reference_conditions)
         if not given:
@@ -125,11 +120,8 @@ class LTX2ReferenceEncoderStep(Leaf):
             one.check(plan)
         return opened, plan
 
-    def check(self, components: Any, b: Any) -> None:
-        self._opened(components, b)
-
     def run(self, components: Any, b: Any) -> None:
-        opened, plan = self._opened(components, b)
+        opened, plan = self.opened(components, b)
         state = plan.tools.video.create_initial_state(components._execution_device)
         count, b.reference_token_counts = state.num_tokens, []
         for one in opened:

@@ -1,7 +1,6 @@
 """Modular pipelines: components from every LTX-2 repository, for blocks to compute with."""
 
 import os
-from dataclasses import fields
 from difflib import get_close_matches
 from operator import attrgetter
 from typing import Any
@@ -19,19 +18,17 @@ from ..checkpoints.versions import check_ltx2
 from ..guidance.presets import DEFAULT_IMAGE_CRF, LTX2_5_IMAGE_CRF
 from ..models.duration_head import frames_within
 from ..models.latent_statistics import denormalized, normalized
-from ..pipelines.arguments import Arguments
 from ..pipelines.engine import OUTPUT_TYPES, check_unread, shortened
 from ..pipelines.generation import LTX2GenerationPipeline
 from ..schedulers.scheduling_ltx2 import LTX2Scheduler
 from . import blocks as known
 from .declarations import DECLARED, Foreseen, Leaf, machinery, parts_of
-from .text import asked_prompts
+from .text import arguments_of
 
 # What a call can do without, or is refused for lack of with a message of its own.
 _OPTIONAL = {"prompt_enhancer", "processor", "duration_head"}
-_SIZES = ("height", "width", "num_frames")
 # What users give to several blocks; those of an input that a block of somebody else makes find it wrong when they run.
-_GIVEN = {*_SIZES, "prompt", "image", "conditions", "reference_conditions", "batch_size"}
+_GIVEN = {"height", "width", "num_frames", "prompt", "image", "conditions", "reference_conditions", "batch_size"}
 _DECODERS = {"vae", "diffusion_decoder", "vocoder"}
 # Its methods work on any object with components of these names.
 _Shared: Any = LTX2GenerationPipeline
@@ -103,7 +100,8 @@ class LTX2ModularPipeline(LTX2LoraMixin, ModularPipeline):
         where = (pretrained_model_name_or_path, components_manager, collection, workflow)
         super().__init__(blocks, *where, modular_config_dict, config_dict, **kwargs)
         # What has no weights is there from the start, whether the repository has it or the blocks say it.
-        self.load_components([name for name in self.pretrained_component_names if self._is_guider(name)])
+        kinds = {name: self._component_specs[name].type_hint for name in self.pretrained_component_names}
+        self.load_components([name for name, kind in kinds.items() if issubclass(kind or object, BaseGuidance)])
 
     @classmethod
     def _load_pipeline_config(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> tuple[Any, None]:
@@ -132,13 +130,11 @@ class LTX2ModularPipeline(LTX2LoraMixin, ModularPipeline):
         """Record components under the names that diffusers knows."""
         super().register_to_config(**{name: _portable(value) for name, value in kwargs.items()})
 
-    def load_components(
-        self, names: list[str] | str | None = None, workflow: str | None = None, **kwargs: Any
-    ) -> None:
+    def load_components(self, names: Any = None, workflow: str | None = None, **kwargs: Any) -> None:
         """Load components, default all that the repository has.
 
         Args:
-            names: Names of components.
+            names: Name of a component, or a list of names.
             workflow: Name of a workflow whose components are loaded instead.
             kwargs: Arguments of their `from_pretrained`, such as `dtype`, each for all components or by their name.
         """
@@ -157,15 +153,12 @@ class LTX2ModularPipeline(LTX2LoraMixin, ModularPipeline):
             save_directory: The folder.
             args, kwargs: Those of diffusers' method.
         """
-        for name in filter(self._is_guider, self.config_component_names):
-            # The index has no settings: each guider gets a folder, as what is loaded.
-            self._component_specs[name] = spec = ComponentSpec(name, type(getattr(self, name)))
-            self.register_to_config(**{name: (None, None, self._component_spec_to_dict(spec))})
+        for name in self.config_component_names:
+            if isinstance(guider := getattr(self, name), BaseGuidance):
+                # The index has no settings: each guider gets a folder, as what is loaded.
+                self._component_specs[name] = spec = ComponentSpec(name, type(guider))
+                self.register_to_config(**{name: (None, None, self._component_spec_to_dict(spec))})
         super().save_pretrained(os.fspath(save_directory), *args, **{"overwrite_modular_index": True, **kwargs})
-
-    def _is_guider(self, name: str) -> bool:
-        kind = self._component_specs[name].type_hint
-        return isinstance(kind, type) and issubclass(kind, BaseGuidance)
 
     def set_progress_bar_config(self, **kwargs: Any) -> None:
         """Options of the progress bars of all loops, such as `disable=True`."""
@@ -201,13 +194,11 @@ class LTX2ModularPipeline(LTX2LoraMixin, ModularPipeline):
             if name.endswith("_scale"):
                 hint = "guidance is set by pipe.update_components(guider=pipe.guider.new(...))"
             raise ValueError(f"`{name}` is given, but no block reads it; {hint}")
-        # But for sizes, whose multiples are those of the networks.
-        said = {one.name for one in fields(Arguments) if one.init} & values.keys() & {*readable} - {*_SIZES}
-        given = Arguments(**{name: values[name] for name in said if values[name] is not None})
+        given = arguments_of({name: values[name] for name in values.keys() & readable})
         declared.settle(given)
         given.check()
-        if "prompt" in readable and values.get("prompt") is not None:
-            asked_prompts(values)
+        if given.prompt is not None:
+            prompts.check_prompts(given.request(())[0])
         if "output_type" in readable:
             checks.check_choice("output_type", values["output_type"], OUTPUT_TYPES)
         foreseen = self._foreseen(values)

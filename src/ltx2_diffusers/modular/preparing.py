@@ -8,7 +8,6 @@ Shapes: see `resources/modular/blocks.yaml`.
 
 import copy
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -51,32 +50,13 @@ class LTX2ConditionSetTimestepsStep(LTX2SetTimestepsStep):
     """Chooses the noise levels, for all tokens that there are."""
 
 
-def _first_tokens(components: Any, plan: ClipPlan, start: Start, stream: str, scale: float, hold: Any) -> LatentState:
-    """The tokens of a stream that the denoising begins with.
-
-    Args:
-        components, plan: The pipeline, and sizes of all videos.
-        start: Given latents of this stream alone.
-        stream: Its name.
-        scale: Noise laid over what is given.
-        hold: Makes of the state without noise one that is held to something.
-    """
-    nothing = Streams(None, None)
-    given, tools = getattr(first_latents(components, start, plan), stream), getattr(plan.tools, stream)
-    state = hold(tools.create_initial_state(components._execution_device, initial_latent=given))
-    is_given = Streams(False, False)._replace(**{stream: given is not None})
-    states: Any = noised(start, nothing._replace(**{stream: state}), plan.tools, is_given, scale)
-    made: LatentState = getattr(states, stream)
-    return made
-
-
 class LTX2PrepareLatentsStep(Leaf):
     """Draws the noise that the video begins with, or lays it over given latents."""
 
     packed_noise = False
 
-    def check(self, components: Any, b: Any) -> None:
-        _plan(components, b, latents=b.latents)
+    def opened(self, components: Any, b: Any) -> ClipPlan:
+        return _plan(components, b, latents=b.latents)
 
     def noise_scale(self, b: Any) -> float:  # noqa: ARG002 (other blocks read the noise levels)
         """What is laid over latents where a call does not say."""
@@ -87,10 +67,12 @@ class LTX2PrepareLatentsStep(Leaf):
         return state
 
     def run(self, components: Any, b: Any) -> None:
-        plan, start = _plan(components, b, latents=b.latents), Start(b.generator, b.latents, None, self.packed_noise)
+        plan, start = self.opened(components, b), Start(b.generator, b.latents, packed_noise=self.packed_noise)
         b.noise_scale = self.noise_scale(b) if b.noise_scale is None else b.noise_scale
-        hold = partial(self.held, b, plan=plan)
-        state = _first_tokens(components, plan, start, "video", b.noise_scale, hold)
+        given = first_latents(components, start, plan).video
+        state = plan.tools.video.create_initial_state(components._execution_device, initial_latent=given)
+        states, is_given = Streams(self.held(b, state, plan), None), Streams(given is not None, False)
+        state = noised(start, states, plan.tools, is_given, b.noise_scale).video
         count = b.base_token_count = plan.tools.video.num_tokens
         b.latents, b.clean_latents = state.latent, state.clean_latent
         b.conditioning_mask, b.appended_coords = 1 - state.denoise_mask, state.positions[:, :, count:]
@@ -99,19 +81,20 @@ class LTX2PrepareLatentsStep(Leaf):
 class LTX2Image2VideoPrepareLatentsStep(Leaf):
     """Puts the pictures in the place of the first frame."""
 
-    def check(self, components: Any, b: Any) -> None:  # noqa: ARG002 (sizes are checked before)
-        given, count = b.image_latents, videos_of(b)
-        if given is not None and (not len(given) or count % len(given)):
+    def opened(self, components: Any, b: Any) -> ClipPlan:
+        plan, given = _plan(components, b), b.image_latents
+        if given is not None and (not len(given) or plan.batch_size % len(given)):
             raise ValueError(
-                f"`image` holds {len(given)} pictures, but there are {count} videos; give one, or one each"
+                f"`image` holds {len(given)} pictures, but there are {plan.batch_size} videos; give one, or one each"
             )
+        return plan
 
     def run(self, components: Any, b: Any) -> None:
-        plan, image = _plan(components, b), b.image_latents.to(b.latents)
-        tools, count = plan.tools.video, plan.batch_size
+        plan, image = self.opened(components, b), b.image_latents.to(b.latents)
+        tools = plan.tools.video
         noise = tools.patchifier.unpatchify(b.latents, plan.video)
         state = tools.create_initial_state(b.latents.device, initial_latent=noise)
-        item = conditioning.VideoConditionByLatentIndex(image.repeat_interleave(count // len(image), 0))
+        item = conditioning.VideoConditionByLatentIndex(image.repeat_interleave(plan.batch_size // len(image), 0))
         state = item.apply_to(state, tools)
         b.latents, b.conditioning_mask = state.latent, 1 - state.denoise_mask.squeeze(-1)
 
@@ -190,17 +173,17 @@ class LTX2PrepareAudioLatentsStep(Leaf):
 
     packed_noise = False
 
-    def _sized(self, components: Any, b: Any) -> ClipPlan:
+    def opened(self, components: Any, b: Any) -> ClipPlan:
         b.height = b.width = components.sizes.spatial_ratio
         return _plan(components, b, audio_latents=b.audio_latents)
 
-    def check(self, components: Any, b: Any) -> None:
-        self._sized(components, b)
-
     def run(self, components: Any, b: Any) -> None:
-        plan, start = self._sized(components, b), Start(b.generator, None, b.audio_latents, self.packed_noise)
-        state = _first_tokens(components, plan, start, "audio", b.noise_scale or 0.0, lambda state: state)
-        b.audio_latents, b.audio_num_frames = state.latent, plan.audio.frames
+        plan, start = self.opened(components, b), Start(b.generator, None, b.audio_latents, self.packed_noise)
+        given = first_latents(components, start, plan).audio
+        state = plan.tools.audio.create_initial_state(components._execution_device, initial_latent=given)
+        states, is_given = Streams(None, state), Streams(False, given is not None)
+        made: Any = noised(start, states, plan.tools, is_given, b.noise_scale or 0.0).audio
+        b.audio_latents, b.audio_num_frames = made.latent, plan.audio.frames
 
 
 class LTX2ConditionPrepareAudioLatentsStep(LTX2PrepareAudioLatentsStep):

@@ -4,6 +4,7 @@
 # mypy: disable-error-code="assignment, misc, override"
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import PIL.Image
@@ -13,27 +14,18 @@ from .. import prompts as texts
 from ..checks import check_at_least_one
 from ..media.frames import Frames, as_image, one_picture, read_frames
 from ..models.duration_head import frames_within
-from ..pipelines.arguments import Request, Start
+from ..pipelines.arguments import Arguments, Request, Start
 from ..pipelines.conditions import as_conditions
 from ..pipelines.engine import awaits_length
 from ..pipelines.plan import Size
 from ..prompts.encoding import check_text_width
-from .declarations import DECLARED, Conditional, Leaf, Sequential, reads
+from .declarations import DECLARED, Conditional, Leaf, Sequential
 
 
-def asked_prompts(values: Mapping[str, Any]) -> texts.Prompts:
-    """The prompts of a call, checked, and how they are to be rewritten.
-
-    Args:
-        values: What is read, by name.
-    """
-    asked = [reads(name) for name in DECLARED["enhancement"].split()]
-    wish = texts.Enhancement(*(one.default if values.get(one.name) is None else values[one.name] for one in asked))
-    count = values.get("num_videos_per_prompt") or 1
-    given = (values["prompt"], values.get("negative_prompt"))
-    prompts = texts.Prompts(*given, num_videos_per_prompt=count, enhancement=wish)
-    texts.check_prompts(prompts)
-    return prompts
+def arguments_of(values: Mapping[str, Any]) -> Arguments:
+    """What of the arguments of a call is among values, but for sizes, whose multiples are those of the networks."""
+    said = {one.name for one in fields(Arguments) if one.init} & values.keys() - {"height", "width", "num_frames"}
+    return Arguments(**{name: values[name] for name in said if values[name] is not None})
 
 
 def _first_picture(frames: Frames) -> PIL.Image.Image:
@@ -55,7 +47,8 @@ class LTX2PromptEnhancerStep(Leaf):
     def run(self, components: Any, b: Any) -> None:
         if not b.enable_prompt_enhancement:
             return
-        prompts, how = asked_prompts(b.as_dict()), (components._execution_device, b.generator, self.picture(b))
+        prompts, _ = arguments_of(b.as_dict()).request(())
+        how = (components._execution_device, b.generator, self.picture(b))
         b.prompt = texts.enhance(components.chat_model, prompts.texts, prompts.enhancement, *how)
 
 

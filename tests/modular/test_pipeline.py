@@ -420,7 +420,7 @@ def test_what_no_block_makes_is_missed_before_the_first_one_runs(monkeypatch):
     blocks.update_components(**{name: pipe.components[name] for name in blocks.null_component_names})
     guide(blocks)
     monkeypatch.setattr(pipe.text_encoder, "forward", lambda *_, **__: pytest.fail("the prompt was encoded"))
-    with pytest.raises(ValueError, match="needs `image_latents`, which is not given and no earlier block makes"):
+    with pytest.raises(ValueError, match="`image_latents` is not given, but LTX2Image2Video"):
         blocks(**CALL)
 
 

@@ -4,7 +4,6 @@
 # mypy: disable-error-code="arg-type, assignment, misc, override"
 
 import inspect
-from collections.abc import Mapping
 from copy import deepcopy
 from functools import wraps
 from importlib import import_module, resources
@@ -64,10 +63,6 @@ class _Ours:
     """What blocks of every kind share: they make this package's pipelines."""
 
     model_name: Any = "ltx2"
-    block_names: Any
-    block_classes: Any
-    parts: ClassVar[Mapping[str, Any]] = {}
-    """The blocks in it by their names."""
     known: ClassVar[dict[str, Any]] = {}
     """This package's blocks by the names of their classes."""
 
@@ -75,10 +70,11 @@ class _Ours:
         super().__init_subclass__(**kwargs)
         if cls.__module__.startswith(__package__):
             _Ours.known[cls.__name__] = cls
-            for name, value in DECLARED["blocks"].get(cls.__name__, {}).items():
-                setattr(cls, name, {k: cls.known[v] for k, v in value.items()} if name == "parts" else value)
-        if cls.parts:
-            cls.block_names, cls.block_classes = [*cls.parts], [*cls.parts.values()]
+            said = dict(DECLARED["blocks"].get(cls.__name__, {}))
+            if parts := said.pop("parts", None):
+                said |= {"block_names": [*parts], "block_classes": [cls.known[name] for name in parts.values()]}
+            for name, value in said.items():
+                setattr(cls, name, value)
 
     @property
     def description(self) -> str:

@@ -6,6 +6,7 @@ Shapes: see `resources/modular/blocks.yaml`.
 # diffusers declares what blocks have more narrowly than it reads it.
 # mypy: disable-error-code="assignment, misc, override"
 
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -94,19 +95,17 @@ class LTX2LoopDenoiser(LoopLeaf):
             asked.append([getattr(batch, guider._identifier_key) for batch in batches])
             passes = dict(zip(asked[-1], batches)) | passes
         sigma, states, shared = components.scheduler.sigmas[step], states_of(b), self._shared(components, b)
-        made = {}
+        made, network = {}, components.transformer
         for name, batch in passes.items():
-            # Guiders that change blocks of the transformer do so for their own passes only.
-            own = [guider for guider, names in zip(guiders, asked) if name in names]
-            for guider in own:
-                guider.prepare_models(components.transformer)
             arguments = {argument: getattr(batch, argument) for argument in self._guider_input_fields}
             arguments = _in_type(arguments, shared["hidden_states"].dtype) | _marks(components, name)
-            with components.transformer.cache_context(name):
-                velocities = components.transformer(**shared, **arguments, return_dict=False)
-            made[name] = to_clean(states, Streams(*velocities), sigma)
-            for guider in own:
-                guider.cleanup_models(components.transformer)
+            with ExitStack() as changed:
+                # Guiders that change blocks of the transformer do so for their own passes only.
+                for guider in (guider for guider, names in zip(guiders, asked) if name in names):
+                    guider.prepare_models(network)
+                    changed.callback(guider.cleanup_models, network)
+                changed.enter_context(network.cache_context(name))
+                made[name] = to_clean(states, Streams(*network(**shared, **arguments, return_dict=False)), sigma)
         streams = zip(guiders, asked, Streams._fields)
         b.noise_pred_video, b.noise_pred_audio = (_combined(*stream, made) for stream in streams)
 

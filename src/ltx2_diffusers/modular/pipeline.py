@@ -70,14 +70,11 @@ class LTX2ModularPipeline(LTX2LoraMixin, ModularPipeline):
 
     default_blocks_name: Any = "LTX2AutoBlocks"
     kind: str | None = None
-    has = _Shared.has
-    require = _Shared.require
-    preset = _Shared.preset
-    encode_video = _Shared.encode_video
-    encode_audio = _Shared.encode_audio
+    has, require = _Shared.has, _Shared.require
+    preset, sizes = _Shared.preset, _Shared.sizes
+    encode_video, encode_audio = _Shared.encode_video, _Shared.encode_audio
     codec, shown = _Shared.codec, _Shared.shown
     __getstate__, __setstate__ = _Shared.__getstate__, _Shared.__setstate__
-    sizes = _Shared.sizes
     marks_keyframes = True
 
     def __init__(
@@ -226,9 +223,8 @@ class LTX2ModularPipeline(LTX2LoraMixin, ModularPipeline):
             read = {one.name: one for one in block.inputs if one.name is not None}
             for name, one in read.items():
                 if one.required and one.default is None and name not in hidden and known.get(name) is None:
-                    raise ValueError(
-                        f"{type(block).__name__} needs `{name}`, which is not given and no earlier block makes"
-                    )
+                    reader = type(block).__name__
+                    raise ValueError(f"`{name}` is not given, but {reader} reads it, and no earlier block makes it")
             made: dict[str, Any] = dict.fromkeys(block.intermediate_output_names)
             if isinstance(block, Leaf) and not hidden & read.keys() & _GIVEN:
                 made |= block.check(self, Foreseen(**known)) or {}

@@ -162,10 +162,10 @@ class LTX2AutoBuildVideoSelfAttentionMaskStep(Conditional):
         # To choose the blocks of a workflow, inputs that are given are only known to be there.
         references = None if reference_conditions is True else reference_conditions
         given = given_as(LTX2ReferenceCondition, "reference_conditions", references)
-        strengths = [conditioning_attention_strength, *(one.attention_strength for one in given)]
-        masks = [conditioning_attention_mask, *(one.attention_mask for one in given)]
-        is_partial = any(strength is not None and strength < 1 for strength in strengths)
-        return "attention_mask" if is_partial or any(mask is not None for mask in masks) else None
+        strengths = (conditioning_attention_strength, *(one.attention_strength for one in given))
+        masks = (conditioning_attention_mask, *(one.attention_mask for one in given))
+        is_full = all(strength in (None, 1) for strength in strengths) and all(mask is None for mask in masks)
+        return None if is_full else "attention_mask"
 
 
 class LTX2PrepareAudioLatentsStep(Leaf):

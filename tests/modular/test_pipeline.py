@@ -377,12 +377,15 @@ def test_a_length_that_is_predicted_has_to_fit_what_is_given():
     guide(pipe)
     pipe.text_encoder.forward = lambda *_, **__: pytest.fail("the prompt was encoded")
     call = CALL | {"num_frames": None, "min_seconds": 0.2, "max_seconds": 1.0}
+    usual = {"min_seconds": 1.0, "max_seconds": 20.0}
     for changes, message in (
         (
             {"conditions": ours.LTX2VideoCondition(PICTURES[0], index=2)},
             "as short as 9 frames, so raise `min_seconds`",
         ),
-        ({"latents": torch.zeros(1, 4, 2, 2, 2)}, "`num_frames` is None, but `latents` are given"),
+        ({"latents": torch.zeros(1, 4, 2, 2, 2)}, "but the length of this call is given"),
+        ({**usual, "latents": torch.zeros(1, 4, 2, 2, 2)}, "`num_frames` is None, but `latents` are given"),
+        ({**usual, "audio_latents": torch.zeros(1, 4, 9, 2)}, "`num_frames` is None, but `audio_latents` are given"),
         ({"prompt": ["a", "b"]}, "cannot be predicted for 2 prompts"),
         ({"min_seconds": 2.0}, "`min_seconds` has to be less than"),
     ):

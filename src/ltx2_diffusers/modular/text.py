@@ -14,10 +14,9 @@ from .. import prompts as texts
 from ..checks import check_at_least_one
 from ..media.frames import Frames, as_image, one_picture, read_frames
 from ..models.duration_head import frames_within
-from ..pipelines.arguments import Arguments, Request, Start
+from ..pipelines.arguments import Arguments
 from ..pipelines.conditions import as_conditions
 from ..pipelines.engine import awaits_length
-from ..pipelines.plan import Size
 from ..prompts.encoding import check_text_width
 from .declarations import DECLARED, Conditional, Leaf, Sequential
 
@@ -129,13 +128,16 @@ class LTX2DurationStep(Leaf):
     """Predicts how many frames the clip of a prompt should have."""
 
     def check(self, components: Any, b: Any) -> dict[str, Any]:
-        bounds = (b.min_seconds, b.max_seconds)
-        size, start = Size(frame_rate=b.frame_rate, seconds=bounds), Start(audio_latents=b.audio_latents)
-        if b.latents is not None:
-            raise ValueError("`num_frames` is None, but `latents` are given, which have a length; give `num_frames`")
-        if not awaits_length(components, Request(size, (), start), b.batch_size):
-            raise ValueError("`num_frames` is None, but there is no `duration_head` to predict it; give `num_frames`")
-        return {"num_frames": frames_within(b.max_seconds, b.frame_rate, components.sizes.temporal_ratio, *bounds)}
+        _, request = arguments_of(b.as_dict()).request(())
+        if not awaits_length(components, request, b.batch_size):
+            why = (
+                "there is no `duration_head` to predict it"
+                if b.latents is None
+                else "`latents` are given, which have one"
+            )
+            raise ValueError(f"`num_frames` is None, but {why}; give `num_frames`")
+        bounds, stride = (b.min_seconds, b.max_seconds), components.sizes.temporal_ratio
+        return {"num_frames": frames_within(b.max_seconds, b.frame_rate, stride, *bounds)}
 
     def run(self, components: Any, b: Any) -> None:
         b.num_frames = components.duration_head.predict_num_frames(

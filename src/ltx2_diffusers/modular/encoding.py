@@ -63,8 +63,7 @@ class LTX2VaeEncoderStep(Leaf):
 
     def run(self, components: Any, b: Any) -> None:
         opened, plan = self.opened(components, b)
-        item: Any = opened.items(plan).video[0]
-        b.image_latents = item.latent
+        b.image_latents = opened.items(plan).video[0].latent
 
 
 class LTX2AutoVaeEncoderStep(Auto):

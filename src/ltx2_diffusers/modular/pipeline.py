@@ -18,7 +18,7 @@ from ..checkpoints.versions import check_ltx2
 from ..guidance.presets import DEFAULT_IMAGE_CRF, LTX2_5_IMAGE_CRF
 from ..models.duration_head import frames_within
 from ..models.latent_statistics import denormalized, normalized
-from ..pipelines.engine import OUTPUT_TYPES, check_unread, shortened
+from ..pipelines.engine import OUTPUT_TYPES, check_said, shortened
 from ..pipelines.generation import LTX2GenerationPipeline
 from ..schedulers.scheduling_ltx2 import LTX2Scheduler
 from . import blocks as known
@@ -200,9 +200,7 @@ class LTX2ModularPipeline(LTX2LoraMixin, ModularPipeline):
             checks.check_choice("output_type", values["output_type"], OUTPUT_TYPES)
         foreseen = self._foreseen(values)
         if values.get("num_frames") is not None:
-            usual, bounds = self.default_call_parameters, ("min_seconds", "max_seconds")
-            unread = {name: named[name] for name in bounds if name in named and named[name] != usual.get(name)}
-            check_unread("`num_frames` too", unread)
+            check_said("`num_frames` too", arguments_of(named), "min_seconds", "max_seconds")
         elif foreseen.get("num_frames") is not None:
             bounds = (values["min_seconds"], values["max_seconds"])
             shortest = frames_within(bounds[0], values["frame_rate"], self.sizes.temporal_ratio, *bounds)
@@ -254,17 +252,17 @@ class LTX2ModularPipeline(LTX2LoraMixin, ModularPipeline):
     @property
     def chat_model(self) -> prompts.ChatModel:
         """The language model that writes prompts: the dedicated enhancer if there is one, else the text encoder."""
-        dedicated = self.has("prompt_enhancer")
-        names = ("prompt_enhancer" if dedicated else "text_encoder", "tokenizer", "processor")
-        return prompts.ChatModel(
-            *self._loaded(*names), prompts.DEDICATED_ENHANCER if dedicated else prompts.OWN_ENCODER
-        )
+        if self.has("prompt_enhancer"):
+            return prompts.ChatModel(*self._loaded("prompt_enhancer"), prompts.DEDICATED_ENHANCER)
+        return prompts.ChatModel(*self._loaded("text_encoder"), prompts.OWN_ENCODER)
 
     def _text_encoder(self) -> prompts.TextEncoder:
-        return prompts.TextEncoder(*self._loaded("tokenizer", "text_encoder", "connectors"), self._execution_device)
+        text_encoder, tokenizer, _ = self._loaded("text_encoder")
+        return prompts.TextEncoder(tokenizer, text_encoder, getattr(self, "connectors", None), self._execution_device)
 
-    def _loaded(self, *names: str) -> Any:
-        return (getattr(self, name, None) for name in names)
+    def _loaded(self, language_model: str) -> tuple[Any, Any, Any]:
+        """A language model, the tokenizer and the processor, `None` for what there is not."""
+        return getattr(self, language_model, None), getattr(self, "tokenizer", None), getattr(self, "processor", None)
 
 
 for _name, _said in DECLARED["published"].items():

@@ -258,7 +258,8 @@ class LTX2ModularPipeline(LTX2LoraMixin, ModularPipeline):
 
     def _text_encoder(self) -> prompts.TextEncoder:
         text_encoder, tokenizer, _ = self._loaded("text_encoder")
-        return prompts.TextEncoder(tokenizer, text_encoder, getattr(self, "connectors", None), self._execution_device)
+        connectors: Any = getattr(self, "connectors", None)
+        return prompts.TextEncoder(tokenizer, text_encoder, connectors, self._execution_device)
 
     def _loaded(self, language_model: str) -> tuple[Any, Any, Any]:
         """A language model, the tokenizer and the processor, `None` for what there is not."""

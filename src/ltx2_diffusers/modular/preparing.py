@@ -151,19 +151,14 @@ class LTX2BuildVideoSelfAttentionMaskStep(Leaf):
 class LTX2AutoBuildVideoSelfAttentionMaskStep(Conditional):
     """Says how far the video and its references see each other, if they do not do so fully."""
 
-    def select_block(
-        self,
-        reference_conditions: Any = None,
-        conditioning_attention_strength: Any = None,
-        conditioning_attention_mask: Any = None,
-    ) -> Any:
+    def select_block(self, reference_conditions: Any = None, **seen: Any) -> Any:
         if not reference_conditions:
             return None
         # To choose the blocks of a workflow, inputs that are given are only known to be there.
         references = None if reference_conditions is True else reference_conditions
         given = given_as(LTX2ReferenceCondition, "reference_conditions", references)
-        strengths = (conditioning_attention_strength, *(one.attention_strength for one in given))
-        masks = (conditioning_attention_mask, *(one.attention_mask for one in given))
+        strengths = (seen.get("conditioning_attention_strength"), *(one.attention_strength for one in given))
+        masks = (seen.get("conditioning_attention_mask"), *(one.attention_mask for one in given))
         is_full = all(strength in (None, 1) for strength in strengths) and all(mask is None for mask in masks)
         return None if is_full else "attention_mask"
 

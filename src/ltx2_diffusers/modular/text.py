@@ -140,14 +140,10 @@ class LTX2DurationStep(Leaf):
         return {"num_frames": frames_within(b.max_seconds, b.frame_rate, stride, *bounds)}
 
     def run(self, components: Any, b: Any) -> None:
-        b.num_frames = components.duration_head.predict_num_frames(
-            b.connector_prompt_embeds[:1],
-            b.connector_audio_prompt_embeds[:1],
-            frame_rate=b.frame_rate,
-            temporal_compression_ratio=components.vae_temporal_compression_ratio,
-            min_seconds=b.min_seconds,
-            max_seconds=b.max_seconds,
-        )
+        contexts = (b.connector_prompt_embeds[:1], b.connector_audio_prompt_embeds[:1])
+        clip = {"frame_rate": b.frame_rate, "temporal_compression_ratio": components.sizes.temporal_ratio}
+        bounds = {"min_seconds": b.min_seconds, "max_seconds": b.max_seconds}
+        b.num_frames = components.duration_head.predict_num_frames(*contexts, **clip, **bounds)
 
 
 class LTX2AutoDurationStep(Conditional):

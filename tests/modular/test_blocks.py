@@ -84,7 +84,8 @@ def test_conditions_that_are_refused(block, given, message):
 )
 def test_a_mask_is_built_where_attention_is_not_full(own, strength, expected):
     reference = ours.LTX2ReferenceCondition(np.zeros((1, 64, 64, 3), np.uint8), **own)
-    chosen = LTX2AutoBuildVideoSelfAttentionMaskStep().select_block([reference], strength, None)
+    given = {"conditioning_attention_strength": strength, "conditioning_attention_mask": None}
+    chosen = LTX2AutoBuildVideoSelfAttentionMaskStep().select_block(reference_conditions=[reference], **given)
     assert chosen == expected
 
 

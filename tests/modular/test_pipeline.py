@@ -11,7 +11,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from diffusers import ClassifierFreeGuidance
+from diffusers import ClassifierFreeGuidance, SequentialPipelineBlocks, SkipLayerGuidance
 from diffusers.pipelines import ltx2 as theirs
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
@@ -19,6 +19,7 @@ from peft.utils import get_peft_model_state_dict
 import ltx2_diffusers as ours
 from ltx2_diffusers import LTX2AutoBlocks, LTX2ModularPipeline, LTX2Scheduler, LTX25ModularPipeline
 from ltx2_diffusers.modular.declarations import Leaf
+from ltx2_diffusers.modular.text import LTX2TextEncoderStep
 from tests.golden_data import EQUAL_PIPELINES
 from tests.pipelines import tiny
 from tests.tiny_checkpoints import tiny_checkpoint
@@ -54,7 +55,7 @@ def loaded(pipe):
 def guide(pipe, **changes):
     """The default guiders, but for a block that the tiny transformer has."""
     pipe.update_components(
-        guider=pipe.guider.new(**{"spatio_temporal_guidance_blocks": [1], **SCALES, **changes}),
+        guider=pipe.guider.new(**{"spatio_temporal_guidance_blocks": [1], "stop": 1.0, **SCALES, **changes}),
         audio_guider=pipe.audio_guider.new(**{**SCALES, "guidance_scale": 7.0, **changes}),
     )
 
@@ -259,6 +260,41 @@ def test_saved_and_loaded_in_both_libraries(tmp_path):
     assert all(a.equal(b) for a, b in zip(again.vae.parameters(), pipe.vae.parameters()))
 
 
+def settings(guider):
+    return {name: value for name, value in guider.config.items() if not name.startswith("_")}
+
+
+@pytest.mark.parametrize(
+    ("guider", "audio_guider"),
+    [
+        (ours.LTX2Guidance(2.5, 0.5, stop=0.5, spatio_temporal_guidance_blocks=[1]), ClassifierFreeGuidance(6.0)),
+        (
+            SkipLayerGuidance(skip_layer_guidance_layers=[1], skip_layer_guidance_start=0.05),
+            ours.LTX2Guidance(enabled=False),
+        ),
+    ],
+    ids=["ours and another", "another and ours"],
+)
+def test_guiders_come_back_as_they_were_saved(guider, audio_guider, tmp_path):
+    """Also after the folder was moved, in both libraries, and after they were exchanged again."""
+    pipe = LTX2AutoBlocks().init_pipeline()
+    pipe.update_components(guider=guider, audio_guider=audio_guider)
+    pipe.save_pretrained(tmp_path / "saved")
+    (tmp_path / "saved").rename(tmp_path / "moved")
+    again = LTX2ModularPipeline.from_pretrained(tmp_path / "moved")
+    for made, saved in ((again.guider, guider), (again.audio_guider, audio_guider)):
+        assert (type(made), settings(made)) == (type(saved), settings(saved))
+    other = diffusers.ModularPipeline.from_pretrained(str(tmp_path / "moved"))
+    other.load_components()
+    assert type(other.guider).__name__ == type(guider).__name__
+    assert other.audio_guider.config.guidance_scale == audio_guider.config.guidance_scale
+    again.update_components(guider=ours.LTX2Guidance(1.5))
+    again.save_pretrained(tmp_path / "again")
+    third = LTX2AutoBlocks().init_pipeline(str(tmp_path / "again"))
+    assert third.guider.config.guidance_scale == 1.5
+    assert type(third.audio_guider) is type(audio_guider)
+
+
 def test_what_diffusers_saved_is_loaded_in_our_classes(tmp_path):
     pipe = diffusers.LTX2AutoBlocks().init_pipeline(str(tiny_checkpoint(VERSION)))
     pipe.load_components(names=["vocoder"])
@@ -315,6 +351,15 @@ def test_errors(case):
         ({"sigmas": [0.5, 1.0]}, "sigmas must fall"),
         ({"min_seconds": 2.0}, "`min_seconds` is given (2.0), but `num_frames` too"),
         ({"output": "video"}, "`output` names 'video', which no block makes; use 'videos'"),
+        ({"image": 3}, "`image` has to be an image"),
+        ({"image": PICTURES * 2}, "`image` holds 4 pictures, but there are 1 videos"),
+        ({"image": PICTURES[0], "image_crf": 99}, "`image_crf` has to be between 0"),
+        ({"conditions": [1]}, "`conditions` has to hold conditions"),
+        ({"conditions": ours.LTX2VideoCondition(PICTURES[0], index=7)}, "`index` 7 lies outside the clip"),
+        ({"conditions": ours.LTX2VideoCondition(PICTURES[0], frame=4)}, "leave its `mode` and `frame` out"),
+        ({"reference_conditions": ours.LTX2ReferenceCondition(3)}, "`frames` has to be an image"),
+        ({"latents": torch.zeros(1, 2, 3)}, "`latents` has shape (1, 2, 3)"),
+        ({"audio_latents": torch.zeros(1, 2, 3)}, "`audio_latents` has shape (1, 2, 3)"),
     ],
     ids=lambda value: str(value)[:40],
 )
@@ -323,6 +368,90 @@ def test_what_later_blocks_read_is_checked_before_the_first_one_runs(changes, me
     monkeypatch.setattr(pipe.text_encoder, "forward", lambda *_, **__: pytest.fail("the prompt was encoded"))
     with pytest.raises(ValueError, match=re.escape(message)):
         pipe(**{**CALL, **changes})
+
+
+def test_a_length_that_is_predicted_has_to_fit_what_is_given():
+    """Also where it is as short as it may be."""
+    pipe = LTX25ModularPipeline.from_pretrained(tiny_checkpoint("2.5"))
+    pipe.load_components(dtype=torch.float32)
+    guide(pipe)
+    pipe.text_encoder.forward = lambda *_, **__: pytest.fail("the prompt was encoded")
+    call = CALL | {"num_frames": None, "min_seconds": 0.2, "max_seconds": 1.0}
+    usual = {"min_seconds": 1.0, "max_seconds": 20.0}
+    for changes, message in (
+        (
+            {"conditions": ours.LTX2VideoCondition(PICTURES[0], index=2)},
+            "as short as 9 frames, so raise `min_seconds`",
+        ),
+        ({"latents": torch.zeros(1, 4, 2, 2, 2)}, "but the length of this call is given"),
+        ({**usual, "latents": torch.zeros(1, 4, 2, 2, 2)}, "`num_frames` is None, but `latents` are given"),
+        ({**usual, "audio_latents": torch.zeros(1, 4, 9, 2)}, "`num_frames` is None, but `audio_latents` are given"),
+        ({"prompt": ["a", "b"]}, "cannot be predicted for 2 prompts"),
+        ({"min_seconds": 2.0}, "`min_seconds` has to be less than"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            pipe(**call | changes)
+
+
+def part(*names):
+    """A pipeline of blocks in others, with the components of the whole one."""
+    pipe = modular()
+    blocks = pipe.blocks
+    for name in names:
+        blocks = blocks.sub_blocks[name]
+    made = blocks.init_pipeline()
+    made.update_components(**{name: pipe.components[name] for name in made.null_component_names})
+    return made
+
+
+def test_parts_of_a_pipeline_that_are_given_what_does_not_fit():
+    latents, sound = torch.zeros(1, 8, 4), torch.zeros(1, 9, 64)
+    tokens = {"audio_latents": sound, "audio_num_frames": 9, "height": 96, "width": 64, "num_frames": 9}
+    with pytest.raises(
+        ValueError, match=re.escape("`latents` has shape (1, 8, 4), but a video of 9 frames of 96 x 64")
+    ):
+        part("decode", "default")(**tokens, latents=latents)
+    embeds = {f"{name}_embeds": torch.zeros(1, 64, 5) for name in ("prompt", "negative_prompt")}
+    masks = {f"{name}_attention_mask": torch.ones(1, 64) for name in ("prompt", "negative_prompt")}
+    with pytest.raises(ValueError, match="`prompt_embeds` has 5 values per token"):
+        part("text_encoder", "connectors")(**embeds, **masks)
+
+
+def test_what_no_block_makes_is_missed_before_the_first_one_runs(monkeypatch):
+    pipe = modular()
+    blocks = ours.LTX2ImageToVideoBlocks().init_pipeline()
+    blocks.update_components(**{name: pipe.components[name] for name in blocks.null_component_names})
+    guide(blocks)
+    monkeypatch.setattr(pipe.text_encoder, "forward", lambda *_, **__: pytest.fail("the prompt was encoded"))
+    with pytest.raises(ValueError, match="`image_latents` is not given, but LTX2Image2Video"):
+        blocks(**CALL)
+
+
+class Length(Leaf):
+    """Says how long a clip is."""
+
+    writes = "num_frames"
+
+    def run(self, components, b):  # noqa: ARG002 (blocks are called alike)
+        b.num_frames = 9
+
+
+def test_a_block_of_ones_own_says_the_length():
+    pipe = modular()
+    blocks = pipe.blocks.get_workflow("text2video")
+    blocks.sub_blocks["duration"] = Length()
+    other = LTX2ModularPipeline(SequentialPipelineBlocks.from_blocks_dict(dict(blocks.sub_blocks)))
+    other.update_components(**{name: pipe.components[name] for name in other.null_component_names})
+    guide(other)
+    other.set_progress_bar_config(disable=True)
+    call = {name: value for name, value in CALL.items() if name != "num_frames"}
+    assert other(**call, generator=tiny.seeded(0), output="videos").equal(result(pipe)["videos"])
+
+
+def test_blocks_in_a_pipeline_of_diffusers_say_which_one_runs_them():
+    pipe = SequentialPipelineBlocks.from_blocks_dict({"text": LTX2TextEncoderStep()}).init_pipeline()
+    with pytest.raises(ValueError, match=re.escape("LTX2ModularPipeline(blocks, repository)")):
+        pipe(prompt="a")
 
 
 def test_an_argument_of_a_guider_that_is_misspelt_is_named():

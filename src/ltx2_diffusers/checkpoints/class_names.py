@@ -20,10 +20,12 @@ _PORTABLE_COMPONENTS = {
     "LTX2DurationHead": ("ltx2", "LTX2DurationHead"),
     "LTX2VideoDiffusionDecoderModel": ("diffusers", "LTX2VideoDiffusionDecoderModel"),
 }
-_OURS = {pair: name for name, pair in _PORTABLE_COMPONENTS.items()}
+# Guiders have no weights; they lie in the folders of modular pipelines.
+_PORTABLE_BOTH_WAYS = _PORTABLE_COMPONENTS | {"LTX2Guidance": ("diffusers", "LTX2Guidance")}
+_OURS = {pair: name for name, pair in _PORTABLE_BOTH_WAYS.items()}
 # Its configuration is a superset of the portable class's, so that it is translated only on the way out: a plain
 # FlowMatchEuler folder keeps FlowMatchEuler's schedule.
-_PORTABLE = _PORTABLE_COMPONENTS | {"LTX2Scheduler": ("diffusers", "FlowMatchEulerDiscreteScheduler")}
+_PORTABLE = _PORTABLE_BOTH_WAYS | {"LTX2Scheduler": ("diffusers", "FlowMatchEulerDiscreteScheduler")}
 
 # Pipelines that diffusers has under the same name; it can run every other one's folder as text to video.
 _PORTABLE_PIPELINES = (

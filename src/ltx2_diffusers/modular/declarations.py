@@ -4,8 +4,8 @@
 # mypy: disable-error-code="arg-type, assignment, misc, override"
 
 import inspect
-from collections.abc import Mapping
 from copy import deepcopy
+from functools import wraps
 from importlib import import_module, resources
 from typing import Any, ClassVar
 
@@ -63,10 +63,6 @@ class _Ours:
     """What blocks of every kind share: they make this package's pipelines."""
 
     model_name: Any = "ltx2"
-    block_names: Any
-    block_classes: Any
-    parts: ClassVar[Mapping[str, Any]] = {}
-    """The blocks in it by their names."""
     known: ClassVar[dict[str, Any]] = {}
     """This package's blocks by the names of their classes."""
 
@@ -74,34 +70,29 @@ class _Ours:
         super().__init_subclass__(**kwargs)
         if cls.__module__.startswith(__package__):
             _Ours.known[cls.__name__] = cls
-            for name, value in DECLARED["blocks"].get(cls.__name__, {}).items():
-                setattr(cls, name, {k: cls.known[v] for k, v in value.items()} if name == "parts" else value)
-        if cls.parts:
-            cls.block_names, cls.block_classes = [*cls.parts], [*cls.parts.values()]
+            said = dict(DECLARED["blocks"].get(cls.__name__, {}))
+            if parts := said.pop("parts", None):
+                said |= {"block_names": [*parts], "block_classes": [cls.known[name] for name in parts.values()]}
+            for name, value in said.items():
+                setattr(cls, name, value)
 
     @property
     def description(self) -> str:
         """What the block does."""
         return inspect.getdoc(type(self)) or ""
 
-    def init_pipeline(
-        self,
-        pretrained_model_name_or_path: str | None = None,
-        components_manager: Any = None,
-        collection: str | None = None,
-        workflow: str | None = None,
-    ) -> Any:
-        """A pipeline that runs these blocks.
-
-        Args:
-            pretrained_model_name_or_path: Folder or Hub id that components are loaded from. Default none.
-            components_manager, collection: As in diffusers.
-            workflow: Name of a workflow, whose blocks alone are kept. Default all.
-        """
+    @wraps(machinery.ModularPipelineBlocks.init_pipeline)
+    def init_pipeline(self, *args: Any, **kwargs: Any) -> Any:
         from .pipeline import PIPELINES
 
-        blocks, place = deepcopy(self), (components_manager, collection)
-        return PIPELINES[self.model_name](blocks, pretrained_model_name_or_path, *place, workflow=workflow)
+        return PIPELINES[self.model_name](deepcopy(self), *args, **kwargs)
+
+
+class Foreseen(machinery.BlockState):
+    """What is known before anything is computed, as attributes; what is not, or is not given, is `None`."""
+
+    def __getattr__(self, name: str) -> None:
+        return None
 
 
 class Leaf(_Ours, machinery.ModularPipelineBlocks):
@@ -132,12 +123,35 @@ class Leaf(_Ours, machinery.ModularPipelineBlocks):
         """What it computes with."""
         return [_needs(name) for name in self.needs.split()]
 
+    def opened(self, components: Any, b: Any) -> Any:  # noqa: ARG002 (most blocks find nothing)
+        """What it works on, of what it reads, checked.
+
+        Args:
+            components: The pipeline.
+            b: What it reads, as attributes; before anything is computed what is known of all values, `None` for others.
+        """
+        return None
+
+    def check(self, components: Any, b: Any) -> dict[str, Any] | None:
+        """Find what is wrong with a call before anything is computed; what is known of what will be written, by name."""
+        self.opened(components, b)
+        return None
+
     @torch.no_grad()
     def __call__(self, components: Any, state: machinery.PipelineState) -> tuple[Any, machinery.PipelineState]:
+        if not hasattr(components, "sizes"):
+            raise ValueError(
+                f"{type(self).__name__} does not run in {type(components)}; use LTX2ModularPipeline(blocks, repository)"
+            )
         b: Any = self.get_block_state(state)
         self.run(components, b)
         self.set_block_state(state, b)
         return components, state
+
+
+def parts_of(block: Any) -> list[Any]:
+    """A block and all those in it, in the order in which they run."""
+    return [block, *(part for inner in (block.sub_blocks or {}).values() for part in parts_of(inner))]
 
 
 class LoopLeaf(Leaf):

@@ -6,6 +6,7 @@ Shapes: see `resources/modular/blocks.yaml`.
 # diffusers declares what blocks have more narrowly than it reads it.
 # mypy: disable-error-code="assignment, misc, override"
 
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -74,6 +75,18 @@ class LTX2LoopDenoiser(LoopLeaf):
         names = dict.fromkeys(name for field in fields for name in (field if isinstance(field, tuple) else (field,)))
         return [*super().inputs, *(reads(f"{name}!") for name in names)]
 
+    def check(self, components: Any, b: Any) -> None:  # noqa: ARG002 (no values are read)
+        guiders = (components.guider, components.audio_guider)
+        asks = any(getattr(one, "stg_scale", 0.0) for one in guiders if one._enabled)
+        blocks = getattr(components.guider, "spatio_temporal_guidance_blocks", None)
+        layers = components.transformer.config.num_layers
+        if asks and not (blocks and all(0 <= block < layers for block in blocks)):
+            raise ValueError(
+                f"`spatio_temporal_guidance_blocks` of `guider` is {blocks}, but the transformer has the blocks 0 to {layers - 1}; "
+                "use pipe.update_components(guider=pipe.guider.new(spatio_temporal_guidance_blocks="
+                f"{components.preset.stg_blocks(layers)}))"
+            )
+
     def run(self, components: Any, b: Any, step: int, timestep: Any) -> None:
         guiders, passes, asked = (components.guider, components.audio_guider), dict[str, machinery.BlockState](), []
         for guider in guiders:
@@ -82,25 +95,26 @@ class LTX2LoopDenoiser(LoopLeaf):
             asked.append([getattr(batch, guider._identifier_key) for batch in batches])
             passes = dict(zip(asked[-1], batches)) | passes
         sigma, states, shared = components.scheduler.sigmas[step], states_of(b), self._shared(components, b)
-        made = {}
+        made, network = {}, components.transformer
         for name, batch in passes.items():
-            # Guiders that change blocks of the transformer do so for their own passes only.
-            own = [guider for guider, names in zip(guiders, asked) if name in names]
-            for guider in own:
-                guider.prepare_models(components.transformer)
             arguments = {argument: getattr(batch, argument) for argument in self._guider_input_fields}
             arguments = _in_type(arguments, shared["hidden_states"].dtype) | _marks(components, name)
-            with components.transformer.cache_context(name):
-                velocities = components.transformer(**shared, **arguments, return_dict=False)
-            made[name] = to_clean(states, Streams(*velocities), sigma)
-            for guider in own:
-                guider.cleanup_models(components.transformer)
+            with ExitStack() as changed:
+                # Guiders that change blocks of the transformer do so for their own passes only.
+                for guider in (guider for guider, names in zip(guiders, asked) if name in names):
+                    guider.prepare_models(network)
+                    changed.callback(guider.cleanup_models, network)
+                changed.enter_context(network.cache_context(name))
+                made[name] = to_clean(states, Streams(*network(**shared, **arguments, return_dict=False)), sigma)
         streams = zip(guiders, asked, Streams._fields)
         b.noise_pred_video, b.noise_pred_audio = (_combined(*stream, made) for stream in streams)
 
     def _shared(self, components: Any, b: Any) -> dict[str, Any]:
         """Arguments of the transformer that are the same in all passes."""
-        plan = clip_of(components, b, len(b.latents))
+        mask = clip_of(components, b, len(b.latents)).tools.video.keyframes_mask(b.latents.device)
+        if mask is not None:
+            # Tokens behind the video's own do not stand for a single frame.
+            mask = torch.nn.functional.pad(mask, (0, 0, 0, b.latents.shape[1] - mask.shape[1]))
         dtype = input_dtype(components.transformer, b.latent_model_input.dtype)
         return {
             **b.denoiser_input_fields,
@@ -109,18 +123,10 @@ class LTX2LoopDenoiser(LoopLeaf):
             "timestep": b.video_timestep,
             "audio_timestep": b.audio_timestep,
             "sigma": b.audio_timestep,
-            "video_keyframes_mask": _keyframes_mask(plan, b),
+            "video_keyframes_mask": mask,
             "use_cross_timestep": b.use_cross_timestep,
             "attention_kwargs": b.attention_kwargs,
         }
-
-
-def _keyframes_mask(plan: Any, b: Any) -> torch.Tensor | None:
-    """1 for tokens that stand for a single frame, where the transformer asks for it; appended ones do not."""
-    mask = plan.tools.video.keyframes_mask(b.latents.device)
-    if mask is None:
-        return None
-    return torch.cat([mask, mask.new_zeros(len(mask), b.latents.shape[1] - mask.shape[1], 1)], dim=1)
 
 
 def _marks(components: Any, name: str) -> dict[str, Any]:

@@ -8,7 +8,8 @@ Shapes: see `resources/modular/blocks.yaml`.
 
 from typing import Any
 
-from .. import conditioning
+import torch
+
 from ..pipelines import conditions as held
 from ..pipelines.plan import ClipPlan, Size, plan_clip
 from .declarations import Auto, Conditional, Leaf
@@ -27,8 +28,13 @@ def clip_of(components: Any, b: Any, batch: int = 1, **latents: Any) -> ClipPlan
     """
     if b.num_frames is None:
         raise ValueError("`num_frames` is None here; give it, or have a block with a `duration_head` predict it")
-    rates = (getattr(b, "frame_rate", 24.0), getattr(b, "motion_speed", 1.0))
+    rates = (getattr(b, "frame_rate", None) or 24.0, getattr(b, "motion_speed", None) or 1.0)
     return plan_clip(components.sizes, batch, Size(b.height, b.width, b.num_frames, *rates), _ALL, **latents)
+
+
+def videos_of(b: Any) -> int:
+    """How many videos are made of the prompts."""
+    return b.batch_size * (getattr(b, "num_videos_per_prompt", None) or 1)
 
 
 def given_as(kind: type, name: str, given: Any) -> list[Any]:
@@ -46,45 +52,49 @@ def given_as(kind: type, name: str, given: Any) -> list[Any]:
 class LTX2VaeEncoderStep(Leaf):
     """Encodes the pictures that the videos begin with."""
 
-    def run(self, components: Any, b: Any) -> None:
+    def opened(self, components: Any, b: Any) -> tuple[Any, ClipPlan]:
         several = isinstance(b.image, (list, tuple)) or getattr(b.image, "ndim", 3) > 3
         b.num_frames = 1
         plan = clip_of(components, b, len(b.image) if several else 1)
-        item: Any = held.FirstFrameCondition(b.image, b.image_crf).opened(components, plan).items(plan).video[0]
-        b.image_latents = item.latent
+        return held.FirstFrameCondition(b.image, b.image_crf).opened(components, plan), plan
+
+    def check(self, components: Any, b: Any) -> dict[str, Any]:
+        return {"image_latents": torch.empty(len(self.opened(components, b)[0].pictures), device="meta")}
+
+    def run(self, components: Any, b: Any) -> None:
+        opened, plan = self.opened(components, b)
+        b.image_latents = opened.items(plan).video[0].latent
 
 
 class LTX2AutoVaeEncoderStep(Auto):
     """Encodes pictures if there is an `image`."""
 
 
-def _place(item: Any, condition: held.Condition, stride: int) -> int:
+def _place(opened: held.OpenedPictures, stride: int) -> int:
     """The latent frame where a condition goes."""
-    if isinstance(item, conditioning.VideoConditionByKeyframeIndex):
-        if item.frame_idx and not (item.frame_idx - 1) % stride:
-            return (item.frame_idx - 1) // stride + 1
-    elif item.latent_idx == 0:
-        return 0
-    raise ValueError(
-        f"a condition of these blocks is replaced at the start and appended at a later latent frame, but {condition!r} is not; "
-        "leave its `mode` and `frame` out, or use LTX2ConditionPipeline"
-    )
+    start = opened.start
+    if opened.replaces != (start == 0) or (start and (start - 1) % stride):
+        raise ValueError(
+            f"a condition of these blocks is replaced at the start and appended at a later latent frame, but {opened.given!r} "
+            "is not; leave its `mode` and `frame` out, or use LTX2ConditionPipeline"
+        )
+    return (start + stride - 1) // stride
 
 
 class LTX2ConditionEncoderStep(Leaf):
     """Encodes the pictures and clips that the videos show at some place."""
 
+    def opened(self, components: Any, b: Any) -> tuple[list[held.OpenedPictures], list[int], ClipPlan]:
+        plan = clip_of(components, b)
+        given = given_as(held.LTX2VideoCondition, "conditions", b.conditions)
+        opened = [one.opened(components, plan) for one in given]
+        return opened, [_place(one, plan.sizes.temporal_ratio) for one in opened], plan
+
     def run(self, components: Any, b: Any) -> None:
-        plan, stride = clip_of(components, b), components.sizes.temporal_ratio
-        for name in self.writes.split():
-            setattr(b, name, [])
-        for condition in given_as(held.LTX2VideoCondition, "conditions", b.conditions):
-            item: Any = condition.opened(components, plan).items(plan).video[0]
-            latent = item.latent if hasattr(item, "latent") else item.keyframes
-            b.condition_indices.append(_place(item, condition, stride))
-            b.condition_latents.append(latent)
-            b.condition_strengths.append(item.strength)
-            b.condition_pixel_frames.append(components.sizes.pixel_frames(latent.shape[2]))
+        opened, b.condition_indices, plan = self.opened(components, b)
+        b.condition_latents = [one.encoded(plan) for one in opened]
+        b.condition_strengths = [one.given.strength for one in opened]
+        b.condition_pixel_frames = [plan.sizes.pixel_frames(latent.shape[2]) for latent in b.condition_latents]
 
 
 class LTX2AutoConditionEncoderStep(Conditional):
@@ -97,7 +107,7 @@ class LTX2AutoConditionEncoderStep(Conditional):
 class LTX2ReferenceEncoderStep(Leaf):
     """Encodes the reference videos that an IC-LoRA follows."""
 
-    def run(self, components: Any, b: Any) -> None:
+    def opened(self, components: Any, b: Any) -> tuple[list[held.Opened], ClipPlan]:
         plan = clip_of(components, b)
         given = given_as(held.LTX2ReferenceCondition, "reference_conditions", b.reference_conditions)
         if not given:
@@ -107,6 +117,10 @@ class LTX2ReferenceEncoderStep(Leaf):
         opened = [one.opened(components, plan) for one in held.with_defaults(given, *asked)]
         for one in opened:
             one.check(plan)
+        return opened, plan
+
+    def run(self, components: Any, b: Any) -> None:
+        opened, plan = self.opened(components, b)
         state = plan.tools.video.create_initial_state(components._execution_device)
         count, b.reference_token_counts = state.num_tokens, []
         for one in opened:

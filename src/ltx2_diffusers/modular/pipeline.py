@@ -1,34 +1,34 @@
 """Modular pipelines: components from every LTX-2 repository, for blocks to compute with."""
 
 import os
-from dataclasses import fields
 from difflib import get_close_matches
 from operator import attrgetter
 from typing import Any
 
 import torch
+from diffusers.guiders.guider_utils import BaseGuidance
 from diffusers.modular_pipelines.ltx2 import utils as constants
 from diffusers.modular_pipelines.modular_pipeline import ModularPipeline
+from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec
 
 from .. import checks, declared, prompts
 from ..adapters.mixin import LTX2LoraMixin
 from ..checkpoints.class_names import to_ours, to_portable
 from ..checkpoints.versions import check_ltx2
 from ..guidance.presets import DEFAULT_IMAGE_CRF, LTX2_5_IMAGE_CRF
-from ..models.duration_head import check_seconds
+from ..models.duration_head import frames_within
 from ..models.latent_statistics import denormalized, normalized
-from ..pipelines.arguments import Arguments
-from ..pipelines.engine import OUTPUT_TYPES
+from ..pipelines.engine import OUTPUT_TYPES, check_said, shortened
 from ..pipelines.generation import LTX2GenerationPipeline
-from ..pipelines.plan import Size, plan_clip
 from ..schedulers.scheduling_ltx2 import LTX2Scheduler
 from . import blocks as known
-from .declarations import DECLARED, machinery
-from .text import asked_prompts, check_predictable
+from .declarations import DECLARED, Foreseen, Leaf, machinery, parts_of
+from .text import arguments_of
 
 # What a call can do without, or is refused for lack of with a message of its own.
 _OPTIONAL = {"prompt_enhancer", "processor", "duration_head"}
-_SIZES = ("height", "width", "num_frames")
+# What users give to several blocks; those of an input that a block of somebody else makes find it wrong when they run.
+_GIVEN = {"height", "width", "num_frames", "prompt", "image", "conditions", "reference_conditions", "batch_size"}
 _DECODERS = {"vae", "diffusion_decoder", "vocoder"}
 # Its methods work on any object with components of these names.
 _Shared: Any = LTX2GenerationPipeline
@@ -70,14 +70,11 @@ class LTX2ModularPipeline(LTX2LoraMixin, ModularPipeline):
 
     default_blocks_name: Any = "LTX2AutoBlocks"
     kind: str | None = None
-    has = _Shared.has
-    require = _Shared.require
-    preset = _Shared.preset
-    encode_video = _Shared.encode_video
-    encode_audio = _Shared.encode_audio
+    has, require = _Shared.has, _Shared.require
+    preset, sizes = _Shared.preset, _Shared.sizes
+    encode_video, encode_audio = _Shared.encode_video, _Shared.encode_audio
     codec, shown = _Shared.codec, _Shared.shown
     __getstate__, __setstate__ = _Shared.__getstate__, _Shared.__setstate__
-    sizes = _Shared.sizes
     marks_keyframes = True
 
     def __init__(
@@ -99,6 +96,9 @@ class LTX2ModularPipeline(LTX2LoraMixin, ModularPipeline):
             blocks = (named if getattr(named, "block_classes", None) else getattr(known, self.default_blocks_name))()
         where = (pretrained_model_name_or_path, components_manager, collection, workflow)
         super().__init__(blocks, *where, modular_config_dict, config_dict, **kwargs)
+        # What has no weights is there from the start, whether the repository has it or the blocks say it.
+        kinds = {name: self._component_specs[name].type_hint for name in self.pretrained_component_names}
+        self.load_components([name for name, kind in kinds.items() if issubclass(kind or object, BaseGuidance)])
 
     @classmethod
     def _load_pipeline_config(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> tuple[Any, None]:
@@ -127,13 +127,11 @@ class LTX2ModularPipeline(LTX2LoraMixin, ModularPipeline):
         """Record components under the names that diffusers knows."""
         super().register_to_config(**{name: _portable(value) for name, value in kwargs.items()})
 
-    def load_components(
-        self, names: list[str] | str | None = None, workflow: str | None = None, **kwargs: Any
-    ) -> None:
+    def load_components(self, names: Any = None, workflow: str | None = None, **kwargs: Any) -> None:
         """Load components, default all that the repository has.
 
         Args:
-            names: Names of components.
+            names: Name of a component, or a list of names.
             workflow: Name of a workflow whose components are loaded instead.
             kwargs: Arguments of their `from_pretrained`, such as `dtype`, each for all components or by their name.
         """
@@ -146,20 +144,22 @@ class LTX2ModularPipeline(LTX2LoraMixin, ModularPipeline):
             self.register_components(scheduler=own)
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
-        """Save the loaded components and the index, for this class and for diffusers'.
+        """Save the loaded components, guiders among them, and the index, for this class and for diffusers'.
 
         Args:
             save_directory: The folder.
             args, kwargs: Those of diffusers' method.
         """
+        for name in self.config_component_names:
+            if isinstance(guider := getattr(self, name), BaseGuidance):
+                # The index has no settings: each guider gets a folder, as what is loaded.
+                self._component_specs[name] = spec = ComponentSpec(name, type(guider))
+                self.register_to_config(**{name: (None, None, self._component_spec_to_dict(spec))})
         super().save_pretrained(os.fspath(save_directory), *args, **{"overwrite_modular_index": True, **kwargs})
 
     def set_progress_bar_config(self, **kwargs: Any) -> None:
         """Options of the progress bars of all loops, such as `disable=True`."""
-        blocks = [self._blocks]
-        # It grows by the blocks in each.
-        for block in blocks:
-            blocks += (block.sub_blocks or {}).values()
+        for block in parts_of(self._blocks):
             if isinstance(block, machinery.LoopSequentialPipelineBlocks):
                 block.set_progress_bar_config(**kwargs)
 
@@ -172,6 +172,8 @@ class LTX2ModularPipeline(LTX2LoraMixin, ModularPipeline):
             kwargs: What the blocks read.
         """
         values = {**self.default_call_parameters, **({} if state is None else state.values), **kwargs}
+        # What is read by its type has no name.
+        values.pop(None, None)
         self._check(values, kwargs)
         made = {*values, *(one.name for one in (*self._blocks.outputs, *self._blocks.inputs))} - {None}
         for name in [output] if isinstance(output, str) else output or ():
@@ -189,50 +191,44 @@ class LTX2ModularPipeline(LTX2LoraMixin, ModularPipeline):
             if name.endswith("_scale"):
                 hint = "guidance is set by pipe.update_components(guider=pipe.guider.new(...))"
             raise ValueError(f"`{name}` is given, but no block reads it; {hint}")
-        # But for sizes, whose multiples are those of the networks.
-        said = {one.name for one in fields(Arguments) if one.init} & values.keys() & {*readable} - {*_SIZES}
-        given = Arguments(**{name: values[name] for name in said if values[name] is not None})
+        given = arguments_of({name: values[name] for name in values.keys() & readable})
         declared.settle(given)
         given.check()
-        for name in said & {"decode_timestep", "decode_noise_scale"}:
-            levels: Any = getattr(given, name)
-            for level in levels if isinstance(levels, list) else [levels]:
-                checks.check_unit(**{name: level})
-        if "prompt" in readable and values.get("prompt") is not None:
-            asked_prompts(values)
+        if given.prompt is not None:
+            prompts.check_prompts(given.request(())[0])
         if "output_type" in readable:
             checks.check_choice("output_type", values["output_type"], OUTPUT_TYPES)
-        if {"height", "width"} <= values.keys():
-            frames = 1 if values.get("num_frames") is None else values["num_frames"]
-            rates = (values.get("frame_rate") or 24.0, values.get("motion_speed") or 1.0)
-            plan_clip(self.sizes, 1, Size(values["height"], values["width"], frames, *rates), [(1.0, 1.0)])
-        if "min_seconds" in readable:
-            check_seconds(values["min_seconds"], values["max_seconds"])
-        for name in {"min_seconds", "max_seconds"} & named.keys():
-            if values.get("num_frames") is not None and named[name] != self.default_call_parameters.get(name):
-                raise ValueError(f"`{name}` is given ({named[name]}), but `num_frames` too; leave one of them out")
-        if "num_frames" in values and values["num_frames"] is None:
-            check_predictable(self, len(values["prompt"]) if isinstance(values.get("prompt"), list) else 1)
-        self._check_components(values)
+        foreseen = self._foreseen(values)
+        if values.get("num_frames") is not None:
+            check_said("`num_frames` too", arguments_of(named), "min_seconds", "max_seconds")
+        elif foreseen.get("num_frames") is not None:
+            bounds = (values["min_seconds"], values["max_seconds"])
+            shortest = frames_within(bounds[0], values["frame_rate"], self.sizes.temporal_ratio, *bounds)
+            with shortened(shortest):
+                self._foreseen(values | {"num_frames": shortest})
 
-    def _check_components(self, values: dict[str, Any]) -> None:
-        """The blocks that will run need their components."""
-        blocks = self._blocks
-        if isinstance(blocks, machinery.SequentialPipelineBlocks):
-            blocks = blocks.get_execution_blocks(**{name: value for name, value in values.items() if name is not None})
+    def _foreseen(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Have the blocks that will run look for what is wrong; what is known of all values after them."""
+        running: Any = self._blocks
+        if isinstance(running, (machinery.SequentialPipelineBlocks, machinery.ConditionalPipelineBlocks)):
+            running = running.get_execution_blocks(**{name: one for name, one in values.items() if one is not None})
+        if running is None:
+            return values
         spared = _OPTIONAL | (_DECODERS if values.get("output_type") == "latent" else set())
-        self.require(*(spec.name for spec in blocks.expected_components if spec.name not in spared))
-        stg_blocks = getattr(getattr(self, "guider", None), "spatio_temporal_guidance_blocks", None)
-        guiders = [getattr(self, name, None) for name in ("guider", "audio_guider")]
-        asks = [getattr(one, "stg_scale", 0.0) for one in guiders if getattr(one, "_enabled", False)]
-        if self.has("transformer") and any(asks):
-            layers = self.transformer.config.num_layers
-            if not stg_blocks or any(not 0 <= block < layers for block in stg_blocks):
-                raise ValueError(
-                    f"`spatio_temporal_guidance_blocks` of `guider` is {stg_blocks}, but the transformer has the blocks 0 to "
-                    f"{layers - 1}; use pipe.update_components(guider=pipe.guider.new(spatio_temporal_guidance_blocks="
-                    f"{self.preset.stg_blocks(layers)}))"
-                )
+        self.require(*(spec.name for spec in running.expected_components if spec.name not in spared))
+        known, hidden = dict(values), set[str]()
+        for block in (one for one in parts_of(running) if not one.sub_blocks):
+            read = {one.name: one for one in block.inputs if one.name is not None}
+            for name, one in read.items():
+                if one.required and one.default is None and name not in hidden and known.get(name) is None:
+                    reader = type(block).__name__
+                    raise ValueError(f"`{name}` is not given, but {reader} reads it, and no earlier block makes it")
+            made: dict[str, Any] = dict.fromkeys(block.intermediate_output_names)
+            if isinstance(block, Leaf) and not hidden & read.keys() & _GIVEN:
+                made |= block.check(self, Foreseen(**known)) or {}
+            hidden = (hidden - made.keys()) | {name for name, value in made.items() if value is None}
+            known |= made
+        return known
 
     @property
     def image_crf(self) -> int:
@@ -256,16 +252,18 @@ class LTX2ModularPipeline(LTX2LoraMixin, ModularPipeline):
     @property
     def chat_model(self) -> prompts.ChatModel:
         """The language model that writes prompts: the dedicated enhancer if there is one, else the text encoder."""
-        dedicated = self.has("prompt_enhancer")
-        names = ("prompt_enhancer" if dedicated else "text_encoder", "tokenizer", "processor")
-        defaults = prompts.DEDICATED_ENHANCER if dedicated else prompts.OWN_ENCODER
-        parts: Any = [*(getattr(self, name, None) for name in names), defaults]
-        return prompts.ChatModel(*parts)
+        if self.has("prompt_enhancer"):
+            return prompts.ChatModel(*self._loaded("prompt_enhancer"), prompts.DEDICATED_ENHANCER)
+        return prompts.ChatModel(*self._loaded("text_encoder"), prompts.OWN_ENCODER)
 
     def _text_encoder(self) -> prompts.TextEncoder:
-        names = ("tokenizer", "text_encoder", "connectors")
-        parts: Any = [*(getattr(self, name, None) for name in names), self._execution_device]
-        return prompts.TextEncoder(*parts)
+        text_encoder, tokenizer, _ = self._loaded("text_encoder")
+        connectors: Any = getattr(self, "connectors", None)
+        return prompts.TextEncoder(tokenizer, text_encoder, connectors, self._execution_device)
+
+    def _loaded(self, language_model: str) -> tuple[Any, Any, Any]:
+        """A language model, the tokenizer and the processor, `None` for what there is not."""
+        return getattr(self, language_model, None), getattr(self, "tokenizer", None), getattr(self, "processor", None)
 
 
 for _name, _said in DECLARED["published"].items():

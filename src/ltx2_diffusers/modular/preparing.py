@@ -22,12 +22,12 @@ from ..pipelines.engine import first_latents, noised
 from ..pipelines.plan import ClipPlan
 from ..schedulers.levels import follow_levels, noise_levels
 from .declarations import Conditional, Leaf
-from .encoding import clip_of, given_as
+from .encoding import clip_of, given_as, videos_of
 
 
 def _plan(components: Any, b: Any, **latents: Any) -> ClipPlan:
     """Sizes of all videos."""
-    batch, device = b.batch_size * b.num_videos_per_prompt, components._execution_device
+    batch, device = videos_of(b), components._execution_device
     checks.check_generator(getattr(b, "generator", None), batch, torch.device(device))
     checks.check_float_tensors(**latents)
     return clip_of(components, b, batch, **latents)
@@ -53,67 +53,76 @@ class LTX2ConditionSetTimestepsStep(LTX2SetTimestepsStep):
 class LTX2PrepareLatentsStep(Leaf):
     """Draws the noise that the video begins with, or lays it over given latents."""
 
+    packed_noise = False
+
+    def opened(self, components: Any, b: Any) -> ClipPlan:
+        return _plan(components, b, latents=b.latents)
+
+    def noise_scale(self, b: Any) -> float:  # noqa: ARG002 (other blocks read the noise levels)
+        """What is laid over latents where a call does not say."""
+        return 0.0
+
+    def held(self, b: Any, state: LatentState, plan: ClipPlan) -> LatentState:  # noqa: ARG002 (there is nothing)
+        """The tokens, held to what is given."""
+        return state
+
     def run(self, components: Any, b: Any) -> None:
-        plan, start = _plan(components, b, latents=b.latents), Start(b.generator, b.latents)
-        b.noise_scale = 0.0 if b.noise_scale is None else b.noise_scale
-        checks.check_unit(noise_scale=b.noise_scale)
-        given = first_latents(components, start, plan)
-        state = plan.tools.video.create_initial_state(components._execution_device, initial_latent=given.video)
-        is_given = Streams(given.video is not None, False)
-        made: Any = noised(start, Streams(state, None), plan.tools, is_given, b.noise_scale).video
-        b.latents = made.latent
+        plan, start = self.opened(components, b), Start(b.generator, b.latents, packed_noise=self.packed_noise)
+        b.noise_scale = self.noise_scale(b) if b.noise_scale is None else b.noise_scale
+        given = first_latents(components, start, plan).video
+        state = plan.tools.video.create_initial_state(components._execution_device, initial_latent=given)
+        states, is_given = Streams(self.held(b, state, plan), None), Streams(given is not None, False)
+        state = noised(start, states, plan.tools, is_given, b.noise_scale).video
+        count = b.base_token_count = plan.tools.video.num_tokens
+        b.latents, b.clean_latents = state.latent, state.clean_latent
+        b.conditioning_mask, b.appended_coords = 1 - state.denoise_mask, state.positions[:, :, count:]
 
 
 class LTX2Image2VideoPrepareLatentsStep(Leaf):
     """Puts the pictures in the place of the first frame."""
 
-    def run(self, components: Any, b: Any) -> None:
-        plan, image = _plan(components, b), b.image_latents.to(b.latents)
-        tools, count = plan.tools.video, plan.batch_size
-        if count % len(image):
+    def opened(self, components: Any, b: Any) -> ClipPlan:
+        plan, given = _plan(components, b), b.image_latents
+        if given is not None and (not len(given) or plan.batch_size % len(given)):
             raise ValueError(
-                f"`image` holds {len(image)} pictures, but there are {count} videos; give one, or one each"
+                f"`image` holds {len(given)} pictures, but there are {plan.batch_size} videos; give one, or one each"
             )
+        return plan
+
+    def run(self, components: Any, b: Any) -> None:
+        plan, image = self.opened(components, b), b.image_latents.to(b.latents)
+        tools = plan.tools.video
         noise = tools.patchifier.unpatchify(b.latents, plan.video)
         state = tools.create_initial_state(b.latents.device, initial_latent=noise)
-        item = conditioning.VideoConditionByLatentIndex(image.repeat_interleave(count // len(image), 0))
+        item = conditioning.VideoConditionByLatentIndex(image.repeat_interleave(plan.batch_size // len(image), 0))
         state = item.apply_to(state, tools)
         b.latents, b.conditioning_mask = state.latent, 1 - state.denoise_mask.squeeze(-1)
 
 
-class LTX2ConditionPrepareLatentsStep(Leaf):
+class LTX2ConditionPrepareLatentsStep(LTX2PrepareLatentsStep):
     """Lays noise over the video and over the pictures and clips that it shows, as far as they are not kept."""
 
-    def with_references(self, b: Any, state: LatentState, plan: ClipPlan) -> LatentState:  # noqa: ARG002 (there are none)
-        """The tokens with those of references behind them."""
-        return state
+    packed_noise = True
 
-    def run(self, components: Any, b: Any) -> None:
-        plan, start = _plan(components, b, latents=b.latents), Start(b.generator, b.latents, packed_noise=True)
-        if b.noise_scale is None:
-            b.noise_scale = 1.0 if b.sigmas is None else float(b.sigmas[0])
-        checks.check_unit(noise_scale=b.noise_scale)
-        given, tools = first_latents(components, start, plan), plan.tools.video
-        state = tools.create_initial_state(components._execution_device, initial_latent=given.video)
+    def noise_scale(self, b: Any) -> float:
+        return 1.0 if b.sigmas is None else float(b.sigmas[0])
+
+    def held(self, b: Any, state: LatentState, plan: ClipPlan) -> LatentState:
         for latent, strength, index in zip(b.condition_latents, b.condition_strengths, b.condition_indices):
             if index == 0:
                 item: Any = conditioning.VideoConditionByLatentIndex(latent, strength)
             else:
                 frame = (index - 1) * plan.sizes.temporal_ratio + 1
                 item = conditioning.VideoConditionByKeyframeIndex(latent, frame, strength)
-            state = item.apply_to(state, tools)
-        state = self.with_references(b, state, plan)
-        is_given = Streams(given.video is not None, False)
-        state = noised(start, Streams(state, None), plan.tools, is_given, b.noise_scale).video
-        b.base_token_count = tools.num_tokens
-        b.latents, b.clean_latents = state.latent, state.clean_latent
-        b.conditioning_mask, b.appended_coords = 1 - state.denoise_mask, state.positions[:, :, tools.num_tokens :]
+            state = item.apply_to(state, plan.tools.video)
+        return state
 
 
 class LTX2InContextPrepareLatentsStep(LTX2ConditionPrepareLatentsStep):
     """The same with reference videos behind them."""
 
-    def with_references(self, b: Any, state: LatentState, plan: ClipPlan) -> LatentState:
+    def held(self, b: Any, state: LatentState, plan: ClipPlan) -> LatentState:
+        state = super().held(b, state, plan)
         before = state.num_tokens
         if b.reference_latents is not None:
             counts = b.reference_token_counts
@@ -142,21 +151,16 @@ class LTX2BuildVideoSelfAttentionMaskStep(Leaf):
 class LTX2AutoBuildVideoSelfAttentionMaskStep(Conditional):
     """Says how far the video and its references see each other, if they do not do so fully."""
 
-    def select_block(
-        self,
-        reference_conditions: Any = None,
-        conditioning_attention_strength: Any = None,
-        conditioning_attention_mask: Any = None,
-    ) -> Any:
+    def select_block(self, reference_conditions: Any = None, **seen: Any) -> Any:
         if not reference_conditions:
             return None
         # To choose the blocks of a workflow, inputs that are given are only known to be there.
         references = None if reference_conditions is True else reference_conditions
         given = given_as(LTX2ReferenceCondition, "reference_conditions", references)
-        strengths = [conditioning_attention_strength, *(one.attention_strength for one in given)]
-        masks = [conditioning_attention_mask, *(one.attention_mask for one in given)]
-        is_partial = any(strength is not None and strength < 1 for strength in strengths)
-        return "attention_mask" if is_partial or any(mask is not None for mask in masks) else None
+        strengths = (seen.get("conditioning_attention_strength"), *(one.attention_strength for one in given))
+        masks = (seen.get("conditioning_attention_mask"), *(one.attention_mask for one in given))
+        is_full = all(strength in (None, 1) for strength in strengths) and all(mask is None for mask in masks)
+        return None if is_full else "attention_mask"
 
 
 class LTX2PrepareAudioLatentsStep(Leaf):
@@ -164,13 +168,16 @@ class LTX2PrepareAudioLatentsStep(Leaf):
 
     packed_noise = False
 
-    def run(self, components: Any, b: Any) -> None:
+    def opened(self, components: Any, b: Any) -> ClipPlan:
         b.height = b.width = components.sizes.spatial_ratio
-        plan = _plan(components, b, audio_latents=b.audio_latents)
-        start = Start(b.generator, None, b.audio_latents, self.packed_noise)
-        given, scale = first_latents(components, start, plan).audio, b.noise_scale or 0.0
+        return _plan(components, b, audio_latents=b.audio_latents)
+
+    def run(self, components: Any, b: Any) -> None:
+        plan, start = self.opened(components, b), Start(b.generator, None, b.audio_latents, self.packed_noise)
+        given = first_latents(components, start, plan).audio
         state = plan.tools.audio.create_initial_state(components._execution_device, initial_latent=given)
-        made: Any = noised(start, Streams(None, state), plan.tools, Streams(False, given is not None), scale).audio
+        states, is_given = Streams(None, state), Streams(False, given is not None)
+        made: Any = noised(start, states, plan.tools, is_given, b.noise_scale or 0.0).audio
         b.audio_latents, b.audio_num_frames = made.latent, plan.audio.frames
 
 

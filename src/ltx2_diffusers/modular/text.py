@@ -4,6 +4,7 @@
 # mypy: disable-error-code="assignment, misc, override"
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import PIL.Image
@@ -12,23 +13,18 @@ import torch
 from .. import prompts as texts
 from ..checks import check_at_least_one
 from ..media.frames import Frames, as_image, one_picture, read_frames
+from ..models.duration_head import frames_within
+from ..pipelines.arguments import Arguments
 from ..pipelines.conditions import as_conditions
-from .declarations import DECLARED, Conditional, Leaf, Sequential, reads
+from ..pipelines.engine import awaits_length
+from ..prompts.encoding import check_text_width
+from .declarations import DECLARED, Conditional, Leaf, Sequential
 
 
-def asked_prompts(values: Mapping[str, Any]) -> texts.Prompts:
-    """The prompts of a call, checked, and how they are to be rewritten.
-
-    Args:
-        values: What is read, by name.
-    """
-    asked = [reads(name) for name in DECLARED["enhancement"].split()]
-    wish = texts.Enhancement(*(one.default if values.get(one.name) is None else values[one.name] for one in asked))
-    count = values.get("num_videos_per_prompt") or 1
-    given = (values["prompt"], values.get("negative_prompt"))
-    prompts = texts.Prompts(*given, num_videos_per_prompt=count, enhancement=wish)
-    texts.check_prompts(prompts)
-    return prompts
+def arguments_of(values: Mapping[str, Any]) -> Arguments:
+    """What of the arguments of a call is among values, but for sizes, whose multiples are those of the networks."""
+    said = {one.name for one in fields(Arguments) if one.init} & values.keys() - {"height", "width", "num_frames"}
+    return Arguments(**{name: values[name] for name in said if values[name] is not None})
 
 
 def _first_picture(frames: Frames) -> PIL.Image.Image:
@@ -42,10 +38,16 @@ class LTX2PromptEnhancerStep(Leaf):
         """What the language model is shown."""
         return None
 
+    def check(self, components: Any, b: Any) -> dict[str, Any]:
+        if b.enable_prompt_enhancement:
+            components.chat_model.check(self.picture(b) is not None)
+        return {"prompt": b.prompt}
+
     def run(self, components: Any, b: Any) -> None:
         if not b.enable_prompt_enhancement:
             return
-        prompts, how = asked_prompts(b.as_dict()), (components._execution_device, b.generator, self.picture(b))
+        prompts, _ = arguments_of(b.as_dict()).request(())
+        how = (components._execution_device, b.generator, self.picture(b))
         b.prompt = texts.enhance(components.chat_model, prompts.texts, prompts.enhancement, *how)
 
 
@@ -76,10 +78,14 @@ class LTX2AutoPromptEnhancerStep(Conditional):
 class LTX2TextEncoderStep(Leaf):
     """Has the language model read the prompts and the negative ones."""
 
+    def check(self, components: Any, b: Any) -> dict[str, Any]:
+        encoder = components._text_encoder()
+        encoder.check_length(encoder.fitting_length(b.max_sequence_length))
+        return {"batch_size": 1 if isinstance(b.prompt, str) else len(b.prompt)}
+
     def run(self, components: Any, b: Any) -> None:
         encoder = components._text_encoder()
         prompts = texts.Prompts(b.prompt, b.negative_prompt, max_sequence_length=b.max_sequence_length)
-        encoder.check_length(encoder.fitting_length(b.max_sequence_length))
         encoded = texts.encode_prompt(encoder, prompts, True, None)
         b.prompt_embeds, b.prompt_attention_mask, b.negative_prompt_embeds, b.negative_prompt_attention_mask = encoded
         b.batch_size, b.dtype = len(b.prompt_embeds), b.prompt_embeds.dtype
@@ -87,6 +93,13 @@ class LTX2TextEncoderStep(Leaf):
 
 class LTX2TextConnectorStep(Leaf):
     """Makes of what the language model read the contexts of both streams."""
+
+    def check(self, components: Any, b: Any) -> None:
+        embeds = (b.prompt_embeds, b.negative_prompt_embeds)
+        masks = (b.prompt_attention_mask, b.negative_prompt_attention_mask)
+        if embeds[0] is not None:
+            texts.check_prompts(texts.Prompts(None, None, embeds, masks))
+            check_text_width(components._text_encoder().text_width, embeds)
 
     def run(self, components: Any, b: Any) -> None:
         embeds = torch.cat([b.negative_prompt_embeds, b.prompt_embeds]).to(components.connectors.dtype)
@@ -111,29 +124,26 @@ class LTX2TextInputStep(Leaf):
             setattr(b, name, getattr(b, name).repeat_interleave(b.num_videos_per_prompt, 0))
 
 
-def check_predictable(components: Any, num_prompts: int) -> None:
-    """The length of a clip that is not given has to be that of one prompt, and there has to be a network that predicts it."""
-    if not components.has("duration_head"):
-        raise ValueError("`num_frames` is None, but there is no `duration_head` to predict it; give `num_frames`")
-    if num_prompts > 1:
-        raise ValueError(
-            f"`num_frames` is None, but there are {num_prompts} prompts, whose lengths would differ; give `num_frames`"
-        )
-
-
 class LTX2DurationStep(Leaf):
     """Predicts how many frames the clip of a prompt should have."""
 
+    def check(self, components: Any, b: Any) -> dict[str, Any]:
+        _, request = arguments_of(b.as_dict()).request(())
+        if not awaits_length(components, request, b.batch_size):
+            why = (
+                "there is no `duration_head` to predict it"
+                if b.latents is None
+                else "`latents` are given, which have one"
+            )
+            raise ValueError(f"`num_frames` is None, but {why}; give `num_frames`")
+        bounds, stride = (b.min_seconds, b.max_seconds), components.sizes.temporal_ratio
+        return {"num_frames": frames_within(b.max_seconds, b.frame_rate, stride, *bounds)}
+
     def run(self, components: Any, b: Any) -> None:
-        check_predictable(components, b.batch_size)
-        b.num_frames = components.duration_head.predict_num_frames(
-            b.connector_prompt_embeds[:1],
-            b.connector_audio_prompt_embeds[:1],
-            frame_rate=b.frame_rate,
-            temporal_compression_ratio=components.vae_temporal_compression_ratio,
-            min_seconds=b.min_seconds,
-            max_seconds=b.max_seconds,
-        )
+        contexts = (b.connector_prompt_embeds[:1], b.connector_audio_prompt_embeds[:1])
+        clip = {"frame_rate": b.frame_rate, "temporal_compression_ratio": components.sizes.temporal_ratio}
+        bounds = {"min_seconds": b.min_seconds, "max_seconds": b.max_seconds}
+        b.num_frames = components.duration_head.predict_num_frames(*contexts, **clip, **bounds)
 
 
 class LTX2AutoDurationStep(Conditional):

@@ -3,7 +3,8 @@
 A recipe says what it wants in a [`~ltx2_diffusers.pipelines.arguments.Request`] and never writes a loop of its own.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
@@ -348,13 +349,20 @@ def prepare_any_length(pipeline: LTX2GenerationPipeline, request: Request, batch
     rate, stride, bounds = request.size.frame_rate, _frame_stride(pipeline, request), request.size.seconds or SECONDS
     shortest, longest = (frames_within(seconds, rate, stride, *bounds) for seconds in bounds)
     prepared = prepare(pipeline, of_length(request, longest), batch_size)
-    try:
+    with shortened(shortest):
         prepare(pipeline, of_length(request, shortest), batch_size, prepared.conditions)
+    return prepared
+
+
+@contextmanager
+def shortened(num_frames: int) -> Iterator[None]:
+    """Say of what is wrong with a clip that only the shortest one that may be predicted is."""
+    try:
+        yield
     except ValueError as error:
         raise ValueError(
-            f"{error}; the predicted length may be as short as {shortest} frames, so raise `min_seconds`, or give `num_frames`"
+            f"{error}; the predicted length may be as short as {num_frames} frames, so raise `min_seconds`, or give `num_frames`"
         ) from None
-    return prepared
 
 
 def predicted_frames(pipeline: LTX2GenerationPipeline, request: Request, contexts: Contexts) -> int:

@@ -27,7 +27,9 @@ HEADS, WIDTH = 4, 64
 
 def attention_operations(windows: Windows, width: int) -> tuple[int, int]:
     """Additions and multiplications of one sample that [`neighbourhood_attention`] makes on a CPU, and those that windows alone need."""
-    made = prod(sum(row.boxes * row.queries * row.keys for row in rows) for rows in _layout(windows, GATHERING["cpu"].key_cost))
+    made = prod(
+        sum(row.boxes * row.queries * row.keys for row in rows) for rows in _layout(windows, GATHERING["cpu"].key_cost)
+    )
     needed = prod(len(axis.starts) * axis.length for axis in windows)
     return 4 * width * made, 4 * width * needed
 

@@ -10,10 +10,12 @@ import torch
 
 from ltx2_diffusers import planning
 from ltx2_diffusers.pipelines.planned import clip_sizes, model_sizes
+from ltx2_diffusers.planning.counting import counted as needed
 from ltx2_diffusers.planning.policy import LANGUAGE_MODEL
 from ltx2_diffusers.sampling import PassLayout
 from ltx2_diffusers.serving.memory.forecast import MARGIN
 from ltx2_diffusers.serving.settings import Limits
+from tests.pipelines.test_diffusion_decode import small_decoder
 from tests.serving.clips import create, finished, generate, refusal
 from tests.serving.conftest import JOB, QUICK
 
@@ -126,3 +128,29 @@ def test_lines_agree_with_what_is_counted(served, size, two_stage):
     said = max(peak.activations for peak in needs._lines.peaks(wish, clips, streamed))
     # Kernels of a CPU that small clips take need less room for themselves.
     assert most / (1 + MARGIN) <= said <= most * (1 + MARGIN) + 32 * MIB
+
+
+@pytest.mark.parametrize("tiling", [False, True])
+def test_the_diffusion_decoder_is_counted(served, tiling):
+    """Whole and in tiles, of sizes that nothing was counted at; where it is not asked for, it takes nothing."""
+    model = served[1].model
+    config = {**small_decoder().config, "_class_name": type(small_decoder()).__name__}
+    memory = {
+        **model.memory,
+        "tiling": tiling,
+        "configs": {**model.memory["configs"], planning.DIFFUSION: config},
+        "weights": {**model.memory["weights"], planning.DIFFUSION: (0, 0)},
+    }
+    needs = replace(model, memory=json.loads(json.dumps(memory))).forecast(None)._needs
+    for height, width, num_frames in ((512, 512, 121), (256, 384, 241), (1024, 1024, 33)):
+        wish = planning.ClipWish(height, width, num_frames, decoder="diffusion")
+        clip, first = clip_sizes(needs._parts, wish, model_sizes(needs._parts))
+        run = planning.stages.decoding_by_diffusion(
+            {planning.DIFFUSION: needs._parts.model(planning.DIFFUSION)}, clip, "tiled" if tiling else "whole"
+        )
+        said = {peak.uses: peak.activations for peak in needs._lines.peaks(wish, planning.Clips(clip, first), False)}
+        assert 0.9 < said[planning.DIFFUSION,] / needed(run, "cpu").peak < 1.4
+        assert (
+            planning.DIFFUSION
+            not in needs._lines.peaks(replace(wish, decoder="vae"), planning.Clips(clip, first), False)[-1].uses
+        )

@@ -5,11 +5,15 @@ What a stage holds grows with the latents of the video, or of a frame of it, and
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import prod
 from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
 
 from ..sampling.denoiser import NeededPasses, PassLayout
 from . import stages
-from .needs import Clips, Counts, Needs
+from .needs import TILE_FRAMES, Clips, Counts, Needs, finished_bytes, of_frames
+from .parts import DIFFUSION
 from .plan import ClipWish
 from .policy import DENOISER
 from .stages import Reading
@@ -21,6 +25,8 @@ SIZES = ((256, 384, 25), (1024, 1536, 25), (256, 384, 481))
 """Height, width and frames of what is counted: of the second one the pictures are larger, the third one is longer."""
 # Latent frames beyond which the memory of a decoder that streams does not grow.
 _STREAMED = 6
+# Rows and columns of latents of a tile of the diffusion decoder.
+_TILE_SIDE = 24
 _ALONE = NeededPasses(False, False, False)
 
 
@@ -48,6 +54,11 @@ class Line(NamedTuple):
 
 def _latents(clip: "ClipPlan", of_frame: bool) -> int:
     return clip.video.height * clip.video.width * (1 if of_frame else clip.video.frames)
+
+
+def _measures(clip: "ClipPlan") -> list[int]:
+    """What the memory of the diffusion decoder grows with: nothing, latents of the clip, and of a frame."""
+    return [1, _latents(clip, False), _latents(clip, True)]
 
 
 @dataclass(frozen=True)
@@ -90,6 +101,8 @@ class Lines:
         self._upsampling: Line | None = None
         if "latent_upsampler" in counts.parts.configs:
             self._upsampling = self._line(lambda clip: self._count(stages.upsampling, "latent_upsampler", clip))
+        self._with_tiles = with_tiles
+        self._diffused = self._of_diffusion() if DIFFUSION in counts.parts.configs else np.zeros(3)
         counts.forget()
 
     def peaks(self, wish: ClipWish, clips: Clips, streamed: bool) -> list[Peak]:
@@ -113,8 +126,32 @@ class Lines:
         found.append((("audio_vae", "vocoder"), self._sound.at(clip)))
         # Of few frames a decoder that streams never holds as many as it can.
         decoding = min(self._whole.at(clip), self._streamed.at(clip)) if streamed else self._whole.at(clip)
-        found.append((("vae",), decoding))
+        found.append(((DIFFUSION,), self._diffusing(clip)) if wish.decoder == "diffusion" else (("vae",), decoding))
         return [Peak(uses, wish.num_videos * size) for uses, size in found]
+
+    def _diffusing(self, clip: "ClipPlan") -> int:
+        """Bytes of the diffusion decoder; in tiles, what the first stages make of the whole clip waits beside one of them."""
+        whole = self._diffused @ _measures(clip)
+        if not self._with_tiles:
+            return int(whole)
+        sizes, parts = clip.video, self._counts.parts
+        frames, *sides = map(min, (sizes.frames, sizes.height, sizes.width), (TILE_FRAMES, _TILE_SIDE, _TILE_SIDE))
+        tile = replace(clip, video=sizes._replace(frames=frames, height=sides[0], width=sides[1]))
+        config = parts.configs[DIFFUSION]
+        width = prod(map(prod, config["decoder_upsample_strides"][:3])) * config["decoder_stage_channels"][3]
+        waiting = _latents(clip, False) * width * parts.dtype.itemsize + finished_bytes(clip, parts.dtype)
+        return int(min(whole, self._diffused @ _measures(tile) + waiting))
+
+    def _of_diffusion(self) -> np.ndarray:
+        """Bytes of the diffusion decoder for each of the measures of a clip."""
+        small, large, long = self._clips
+        # Of fewer frames the attention would not hold as many as it does of most clips.
+        clips = of_frames(small, _STREAMED), of_frames(large, _STREAMED // 2), of_frames(long, TILE_FRAMES)
+        # Blocks run one after another in the same memory.
+        models = {DIFFUSION: self._counts.model(DIFFUSION, 1)}
+        runs = (stages.decoding_by_diffusion(models, clip, "whole") for clip in clips)
+        peaks = [self._counts.count(run, DIFFUSION, clip).peak for run, clip in zip(runs, clips)]
+        return np.linalg.solve([_measures(clip) for clip in clips], peaks)
 
     def _line(self, count: Callable[["ClipPlan"], int], of_frame: bool = False) -> Line:
         """The line through what is counted at the three sizes, of which the first two sound alike."""

@@ -264,11 +264,11 @@ def test_its_layers_are_compiled():
     assert pipe.compiled == {}
 
 
-@pytest.mark.parametrize("latent_frames", [8, 20])
+@pytest.mark.parametrize("latent_frames", [8, 14])
 def test_what_a_plan_says_of_decoding_is_what_is_counted(folder, latent_frames):
     """From short clips to a longer one, whole and in tiles."""
     parts = parts_of(folder, dtype=torch.float32)
-    wish = ClipWish(128, 128, latent_frames * 8 - 7, decoder="diffusion")
+    wish = ClipWish(384, 384, latent_frames * 8 - 7, decoder="diffusion")
     clip, first = clip_sizes(parts, wish)
     counts = Counts(parts, "cpu", lambda model, _: model)
     for how in ("whole", "tiled"):

@@ -1,5 +1,6 @@
 """Clips that do not fit into memory are refused before they are queued."""
 
+import inspect
 import json
 import re
 import time
@@ -8,14 +9,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ltx2_diffusers import planning
+from ltx2_diffusers import LTX2VideoDiffusionDecoderModel, planning
 from ltx2_diffusers.pipelines.planned import clip_sizes, model_sizes
 from ltx2_diffusers.planning.counting import counted as needed
 from ltx2_diffusers.planning.policy import LANGUAGE_MODEL
 from ltx2_diffusers.sampling import PassLayout
 from ltx2_diffusers.serving.memory.forecast import MARGIN
 from ltx2_diffusers.serving.settings import Limits
-from tests.pipelines.test_diffusion_decode import small_decoder
 from tests.serving.clips import create, finished, generate, refusal
 from tests.serving.conftest import JOB, QUICK
 
@@ -132,25 +132,22 @@ def test_lines_agree_with_what_is_counted(served, size, two_stage):
 
 @pytest.mark.parametrize("tiling", [False, True])
 def test_the_diffusion_decoder_is_counted(served, tiling):
-    """Whole and in tiles, of sizes that nothing was counted at; where it is not asked for, it takes nothing."""
-    model = served[1].model
-    config = {**small_decoder().config, "_class_name": type(small_decoder()).__name__}
-    memory = {
-        **model.memory,
-        "tiling": tiling,
-        "configs": {**model.memory["configs"], planning.DIFFUSION: config},
-        "weights": {**model.memory["weights"], planning.DIFFUSION: (0, 0)},
-    }
-    needs = replace(model, memory=json.loads(json.dumps(memory))).forecast(None)._needs
-    for height, width, num_frames in ((512, 512, 121), (256, 384, 241), (1024, 1024, 33)):
-        wish = planning.ClipWish(height, width, num_frames, decoder="diffusion")
-        clip, first = clip_sizes(needs._parts, wish, model_sizes(needs._parts))
-        run = planning.stages.decoding_by_diffusion(
-            {planning.DIFFUSION: needs._parts.model(planning.DIFFUSION)}, clip, "tiled" if tiling else "whole"
-        )
-        said = {peak.uses: peak.activations for peak in needs._lines.peaks(wish, planning.Clips(clip, first), False)}
-        assert 0.9 < said[planning.DIFFUSION,] / needed(run, "cpu").peak < 1.4
-        assert (
-            planning.DIFFUSION
-            not in needs._lines.peaks(replace(wish, decoder="vae"), planning.Clips(clip, first), False)[-1].uses
-        )
+    """Whole and in tiles, of a size that nothing was counted at; a clip that is not decoded by it takes nothing."""
+    model, name = served[1].model, planning.DIFFUSION
+    parameters = inspect.signature(LTX2VideoDiffusionDecoderModel).parameters
+    config = {key: parameter.default for key, parameter in parameters.items()}
+    config |= {"_class_name": "LTX2VideoDiffusionDecoderModel", "decoder_stage_depths": [1] * 5}
+    config["latent_channels"] = model.memory["configs"]["vae"]["latent_channels"]
+    configs, weights = model.memory["configs"] | {name: config}, model.memory["weights"] | {name: (0, 0)}
+    memory = json.loads(json.dumps({**model.memory, "tiling": tiling, "configs": configs, "weights": weights}))
+    needs = replace(model, memory=memory).forecast(None)._needs
+    wish = planning.ClipWish(512, 512, 89, decoder="diffusion")
+    clips = planning.Clips(*clip_sizes(needs._parts, wish, model_sizes(needs._parts)))
+    run = planning.stages.decoding_by_diffusion(
+        {name: needs._parts.model(name)}, clips.clip, "tiled" if tiling else "whole"
+    )
+    *_, peak = needs._lines.peaks(wish, clips, False)
+    assert peak.uses == (name,)
+    assert 1 / (1 + MARGIN) < peak.activations / needed(run, "cpu").peak < 1.3
+    *_, other = needs._lines.peaks(replace(wish, decoder="vae"), clips, False)
+    assert other.uses == ("vae",)

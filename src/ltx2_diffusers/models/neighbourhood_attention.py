@@ -46,7 +46,7 @@ class Gathering(NamedTuple):
     key_cost: int = 96
 
 
-GATHERING = {"cpu": Gathering(2**19, 16)}
+GATHERING = {"cpu": Gathering(2**19, 48)}
 """On a CPU, what is gathered should stay in its cache. Elsewhere it is that of a card, which has to be kept busy."""
 
 

@@ -54,9 +54,10 @@ class CompilationMixin(BlockStreamingMixin):
         """Have the networks computed by compiled code, in every pass of every call; results differ by rounding.
 
         Compiled are the blocks of the transformers, one graph for all of them, the elementwise steps of the video autoencoder,
-        the MLPs of the diffusion decoder, and the vocoder. The first call that needs a graph waits for it, and a message says how many there were and how long
-        they took. A graph is made for each plan of branches that a pass runs, for calls with one clip and with several, and
-        anew when layers change, as they do with an adapter; not for another size of clips or length of prompts.
+        the MLPs of the diffusion decoder, and the vocoder. The first call that needs a graph waits for it, and a message says
+        how many there were and how long they took. A graph is made for each plan of branches that a pass runs, for calls with
+        one clip and with several, and anew when layers change, as they do with an adapter; not for another size of clips or
+        length of prompts.
 
         It is the same for all pipelines that share the components. Offloading by components, block streaming and caches go
         with it; adapters may be loaded, switched and fused at any time. Weights of compiled components take no gradients.

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..sampling.denoiser import NeededPasses, PassLayout
 from . import stages
-from .needs import TILE_FRAMES, Clips, Counts, Needs, finished_bytes, of_frames
+from .needs import Clips, Counts, Needs, finished_bytes, of_frames
 from .parts import DIFFUSION
 from .plan import ClipWish
 from .policy import DENOISER
@@ -25,8 +25,10 @@ SIZES = ((256, 384, 25), (1024, 1536, 25), (256, 384, 481))
 """Height, width and frames of what is counted: of the second one the pictures are larger, the third one is longer."""
 # Latent frames beyond which the memory of a decoder that streams does not grow.
 _STREAMED = 6
-# Rows and columns of latents of a tile of the diffusion decoder.
-_TILE_SIDE = 24
+# Frames, rows and columns of latents: of a tile of the diffusion decoder, and of clips that it is counted with. Of fewer
+# frames, attention would not hold as many as it does of most clips.
+_TILE = (10, 24, 24)
+_DIFFUSED = ((6, 8, 12), (3, 16, 24), (12, 8, 12))
 _ALONE = NeededPasses(False, False, False)
 
 
@@ -54,6 +56,10 @@ class Line(NamedTuple):
 
 def _latents(clip: "ClipPlan", of_frame: bool) -> int:
     return clip.video.height * clip.video.width * (1 if of_frame else clip.video.frames)
+
+
+def _of_latents(clip: "ClipPlan", frames: int, height: int, width: int) -> "ClipPlan":
+    return replace(clip, video=clip.video._replace(frames=frames, height=height, width=width))
 
 
 def _measures(clip: "ClipPlan") -> list[int]:
@@ -131,22 +137,18 @@ class Lines:
 
     def _diffusing(self, clip: "ClipPlan") -> int:
         """Bytes of the diffusion decoder; in tiles, what the first stages make of the whole clip waits beside one of them."""
-        whole = self._diffused @ _measures(clip)
-        if not self._with_tiles:
-            return int(whole)
-        sizes, parts = clip.video, self._counts.parts
-        frames, *sides = map(min, (sizes.frames, sizes.height, sizes.width), (TILE_FRAMES, _TILE_SIDE, _TILE_SIDE))
-        tile = replace(clip, video=sizes._replace(frames=frames, height=sides[0], width=sides[1]))
-        config = parts.configs[DIFFUSION]
-        width = prod(map(prod, config["decoder_upsample_strides"][:3])) * config["decoder_stage_channels"][3]
-        waiting = _latents(clip, False) * width * parts.dtype.itemsize + finished_bytes(clip, parts.dtype)
-        return int(min(whole, self._diffused @ _measures(tile) + waiting))
+        sizes = clip.video.frames, clip.video.height, clip.video.width
+        tile = _of_latents(clip, *map(min, sizes, _TILE))
+        if not self._with_tiles or tile == clip:
+            return int(self._diffused @ _measures(clip))
+        config, dtype = self._counts.parts.configs[DIFFUSION], self._counts.parts.dtype
+        spread = prod(map(prod, config["decoder_upsample_strides"][:3])) * config["decoder_stage_channels"][3]
+        waiting = _latents(clip, False) * spread * dtype.itemsize
+        return int(self._diffused @ _measures(tile) + waiting + finished_bytes(clip, dtype))
 
     def _of_diffusion(self) -> np.ndarray:
         """Bytes of the diffusion decoder for each of the measures of a clip."""
-        small, large, long = self._clips
-        # Of fewer frames the attention would not hold as many as it does of most clips.
-        clips = of_frames(small, _STREAMED), of_frames(large, _STREAMED // 2), of_frames(long, TILE_FRAMES)
+        clips = [_of_latents(self._clips[0], *sizes) for sizes in _DIFFUSED]
         # Blocks run one after another in the same memory.
         models = {DIFFUSION: self._counts.model(DIFFUSION, 1)}
         runs = (stages.decoding_by_diffusion(models, clip, "whole") for clip in clips)
@@ -179,5 +181,4 @@ class Lines:
 
 def _shortened(clip: "ClipPlan") -> "ClipPlan":
     """A part of a clip for which a decoder that streams takes as much as for all of it."""
-    frames = min(_STREAMED, clip.video.frames)
-    return replace(clip, video=clip.video._replace(frames=frames), num_frames=clip.sizes.pixel_frames(frames))
+    return of_frames(clip, min(_STREAMED, clip.video.frames))

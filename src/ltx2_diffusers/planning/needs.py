@@ -188,12 +188,10 @@ class Needs:
         more = (parts.operations - part.operations) / (_PARTS - _PART)
         # Tiles are joined on the device; of diffusion, all frames of a tile, or without tiles of the clip, lie there.
         growth = max(parts.peak - part.peak, 0) / (_PARTS - _PART) if how == "tiled" or is_diffusion else 0
-        rest = frames - _PARTS
+        rest = growing = frames - _PARTS
         beside = 0
         if is_diffusion and how == "tiled" and frames > TILE_FRAMES:
             growing, beside = TILE_FRAMES - _PARTS, finished_bytes(clip, self.parts.dtype)
-        else:
-            growing = rest
         return Counted(int(parts.peak + growth * growing + beside), int(parts.operations + more * rest))
 
     def denoising(

@@ -175,14 +175,11 @@ def parts_of(
 
 def _published(name: str, dtype: torch.dtype) -> ModelParts:
     metadata = reference_config(PUBLISHED[name])
-    names = PIPELINE_COMPONENTS
-    configs = {component: _named(component, to_diffusers(component, metadata)) for component in names}
-    configs |= {"text_encoder": {"_class_name": _TEXT_CLASS, **GEMMA_3_12B}, "latent_upsampler": _UPSAMPLER}
+    configs = {name: _named(name, to_diffusers(name, metadata)) for name in PIPELINE_COMPONENTS}
+    # The defaults of an upsampler's constructor are the published sizes.
+    configs["latent_upsampler"] = _named("latent_upsampler", {})
+    configs["text_encoder"] = {"_class_name": _TEXT_CLASS, **GEMMA_3_12B}
     return ModelParts(name, configs, preset(PUBLISHED[name]), dtype)
-
-
-# Its constructor's defaults are the published sizes.
-_UPSAMPLER = {"_class_name": "LTX2LatentUpsamplerModel"}
 
 
 def _named(component: str, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -130,8 +130,15 @@ def test_lines_agree_with_what_is_counted(served, size, two_stage):
     assert most / (1 + MARGIN) <= said <= most * (1 + MARGIN) + 32 * MIB
 
 
-@pytest.mark.parametrize("tiling", [False, True])
-def test_the_diffusion_decoder_is_counted(served, tiling):
+@pytest.mark.parametrize(
+    ("tiling", "size"),
+    [
+        (False, (128, 128, 25)),
+        pytest.param(False, (512, 512, 89), marks=pytest.mark.slow),
+        pytest.param(True, (512, 512, 89), marks=pytest.mark.slow),
+    ],
+)
+def test_the_diffusion_decoder_is_counted(served, tiling, size):
     """Whole and in tiles, of a size that nothing was counted at; a clip that is not decoded by it takes nothing."""
     model, name = served[1].model, planning.DIFFUSION
     parameters = inspect.signature(LTX2VideoDiffusionDecoderModel).parameters
@@ -141,7 +148,7 @@ def test_the_diffusion_decoder_is_counted(served, tiling):
     configs, weights = model.memory["configs"] | {name: config}, model.memory["weights"] | {name: (0, 0)}
     memory = json.loads(json.dumps({**model.memory, "tiling": tiling, "configs": configs, "weights": weights}))
     needs = replace(model, memory=memory).forecast(None)._needs
-    wish = planning.ClipWish(512, 512, 89, decoder="diffusion")
+    wish = planning.ClipWish(*size, decoder="diffusion")
     clips = planning.Clips(*clip_sizes(needs._parts, wish, model_sizes(needs._parts)))
     run = planning.stages.decoding_by_diffusion(
         {name: needs._parts.model(name)}, clips.clip, "tiled" if tiling else "whole"

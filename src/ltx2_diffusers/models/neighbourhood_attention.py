@@ -8,7 +8,7 @@ Shapes: B batch, T, H, W positions in time, height and width, N heads, D width o
 
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache, reduce
+from functools import lru_cache
 from itertools import groupby, product
 from math import prod
 from typing import Any, NamedTuple
@@ -155,19 +155,20 @@ def _boxes(x: torch.Tensor, rows: Sequence[_Row], of_keys: bool) -> torch.Tensor
 
 
 @lru_cache(maxsize=256)
-def _seen(axis: Window, keys: int, device: torch.device) -> torch.Tensor:
-    """Which keys of a box its queries see along an axis, `[queries, keys]`."""
+def _unseen(axis: Window, keys: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """What is added to scores along an axis, `[queries, keys]`: minus infinity for keys of a box that a query does not see."""
     offset = torch.arange(keys, device=device) - torch.tensor(axis.starts, device=device)[:, None]
-    return (offset >= 0) & (offset < axis.length)
+    scores = torch.zeros(offset.shape, dtype=dtype, device=device)
+    return scores.masked_fill_((offset < 0) | (offset >= axis.length), float("-inf"))
 
 
 def _mask(rows: Sequence[_Row], like: torch.Tensor) -> torch.Tensor | None:
     """What is added to the scores of a box, `[1, 1, queries, keys]`; `None` where every query sees every key."""
     if all(row.window.is_whole for row in rows):
         return None
-    seen = reduce(torch.kron, (_seen(row.window, row.keys, like.device) for row in rows))
-    mask = torch.zeros(seen.shape, dtype=like.dtype, device=like.device)
-    return mask.masked_fill_(~seen, float("-inf"))[None, None]
+    time, height, width = (_unseen(row.window, row.keys, like.dtype, like.device) for row in rows)
+    mask = time[:, None, None, :, None, None] + height[:, None, None, :, None] + width[:, None, None, :]
+    return mask.flatten(3).flatten(0, 2)[None, None]
 
 
 def neighbourhood_attention(

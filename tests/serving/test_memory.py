@@ -131,19 +131,21 @@ def test_lines_agree_with_what_is_counted(served, size, two_stage):
 
 
 @pytest.mark.parametrize(
-    ("tiling", "size"),
+    ("tiling", "size", "most"),
     [
-        (False, (128, 128, 25)),
-        pytest.param(False, (512, 512, 89), marks=pytest.mark.slow),
-        pytest.param(True, (512, 512, 89), marks=pytest.mark.slow),
+        (False, (128, 128, 25), 2.0),
+        pytest.param(False, (512, 512, 89), 1.3, marks=pytest.mark.slow),
+        pytest.param(True, (512, 512, 89), 1.3, marks=pytest.mark.slow),
     ],
 )
-def test_the_diffusion_decoder_is_counted(served, tiling, size):
-    """Whole and in tiles, of a size that nothing was counted at; a clip that is not decoded by it takes nothing."""
+def test_the_diffusion_decoder_is_counted(served, tiling, size, most):
+    """Whole and in tiles, of sizes that nothing was counted at; of tiny clips it is more. The VAE's clips have none of it."""
     model, name = served[1].model, planning.DIFFUSION
     parameters = inspect.signature(LTX2VideoDiffusionDecoderModel).parameters
     config = {key: parameter.default for key, parameter in parameters.items()}
     config |= {"_class_name": "LTX2VideoDiffusionDecoderModel", "decoder_stage_depths": [1] * 5}
+    if most > 1.5:
+        config |= {"decoder_stage_kernels": [(3, 3, 3)] * 4, "decoder_stage5_kernel": (3, 5, 5)}
     config["latent_channels"] = model.memory["configs"]["vae"]["latent_channels"]
     configs, weights = model.memory["configs"] | {name: config}, model.memory["weights"] | {name: (0, 0)}
     memory = json.loads(json.dumps({**model.memory, "tiling": tiling, "configs": configs, "weights": weights}))
@@ -155,6 +157,6 @@ def test_the_diffusion_decoder_is_counted(served, tiling, size):
     )
     *_, peak = needs._lines.peaks(wish, clips, False)
     assert peak.uses == (name,)
-    assert 1 / (1 + MARGIN) < peak.activations / needed(run, "cpu").peak < 1.3
+    assert 1 / (1 + MARGIN) < peak.activations / needed(run, "cpu").peak < most
     *_, other = needs._lines.peaks(replace(wish, decoder="vae"), clips, False)
     assert other.uses == ("vae",)

@@ -115,7 +115,7 @@ def plan_memory(
     budget = planning.Budget(vram_gb * 2**30, asked.ram_gb * 2**30, card, device == "cuda")
     planner = Planner(parts, asked, budget, _counts(parts, budget))
     given = {"text_encoder": text_encoder, "upsampler": upsampler, "diffusion_decoder": diffusion_decoder}
-    places = {name: None if place is None else os.fspath(place) for name, place in given.items()}
+    places: dict[str, Any] = {name: None if place is None else os.fspath(place) for name, place in given.items()}
     plan = planner.plan(wish)
     shown = "a CPU" if card is devices.CPU else (name or devices.USUAL)
     return replace(plan, gpu=shown, **places)
@@ -358,12 +358,13 @@ def clip_wish(
     all_steps = (count, len(preset.stage_2_sigmas)) if two_stage else (count,)
     positions = _positions(parts)
     guided = is_dev if guided is None else guided
+    height, width, num_frames = size
     image, given_frames = given
     if given_frames:
         checks.check_num_frames(given_frames, VIDEO_SCALE_FACTORS.time, "given_frames")
     tokens = min(prompt_tokens, positions)
-    shape = (*size, frame_rate, two_stage, image, guided, all_steps)
-    wish = planning.ClipWish(*shape, num_videos, tokens, positions, given_frames)
+    clip = (height, width, num_frames, frame_rate)
+    wish = planning.ClipWish(*clip, two_stage, image, guided, all_steps, num_videos, tokens, positions, given_frames)
     clip_sizes(parts, wish)
     return wish
 

@@ -130,33 +130,25 @@ def test_lines_agree_with_what_is_counted(served, size, two_stage):
     assert most / (1 + MARGIN) <= said <= most * (1 + MARGIN) + 32 * MIB
 
 
-@pytest.mark.parametrize(
-    ("tiling", "size", "most"),
-    [
-        (False, (128, 128, 25), 2.0),
-        pytest.param(False, (512, 512, 89), 1.3, marks=pytest.mark.slow),
-        pytest.param(True, (512, 512, 89), 1.3, marks=pytest.mark.slow),
-    ],
-)
-def test_the_diffusion_decoder_is_counted(served, tiling, size, most):
-    """Whole and in tiles, of sizes that nothing was counted at; of tiny clips it is more. The VAE's clips have none of it."""
+@pytest.mark.slow
+@pytest.mark.parametrize("tiling", [False, True])
+def test_the_diffusion_decoder_is_counted(served, tiling):
+    """Whole and in tiles, of a size that nothing was counted at; clips that the VAE decodes have none of it."""
     model, name = served[1].model, planning.DIFFUSION
     parameters = inspect.signature(LTX2VideoDiffusionDecoderModel).parameters
     config = {key: parameter.default for key, parameter in parameters.items()}
     config |= {"_class_name": "LTX2VideoDiffusionDecoderModel", "decoder_stage_depths": [1] * 5}
-    if most > 1.5:
-        config |= {"decoder_stage_kernels": [(3, 3, 3)] * 4, "decoder_stage5_kernel": (3, 5, 5)}
     config["latent_channels"] = model.memory["configs"]["vae"]["latent_channels"]
     configs, weights = model.memory["configs"] | {name: config}, model.memory["weights"] | {name: (0, 0)}
     memory = json.loads(json.dumps({**model.memory, "tiling": tiling, "configs": configs, "weights": weights}))
     needs = replace(model, memory=memory).forecast(None)._needs
-    wish = planning.ClipWish(*size, decoder="diffusion")
+    wish = planning.ClipWish(512, 512, 89, decoder="diffusion")
     clips = planning.Clips(*clip_sizes(needs._parts, wish, model_sizes(needs._parts)))
     run = planning.stages.decoding_by_diffusion(
         {name: needs._parts.model(name)}, clips.clip, "tiled" if tiling else "whole"
     )
     *_, peak = needs._lines.peaks(wish, clips, False)
     assert peak.uses == (name,)
-    assert 1 / (1 + MARGIN) < peak.activations / needed(run, "cpu").peak < most
+    assert 1 / (1 + MARGIN) < peak.activations / needed(run, "cpu").peak < 1.3
     *_, other = needs._lines.peaks(replace(wish, decoder="vae"), clips, False)
     assert other.uses == ("vae",)

@@ -16,7 +16,7 @@ import torch
 from benchmarks.common import interleaved, print_table, write_results
 from benchmarks.vae import CONFIGS, GIBIBYTE, MEMORY_SHAPES
 from ltx2_diffusers import AutoencoderKLLTX2Video, LTX2VideoDiffusionDecoderModel
-from ltx2_diffusers.models.neighbourhood_attention import Windows, _layout, neighbourhood_attention, window
+from ltx2_diffusers.models.neighbourhood_attention import GATHERING, Windows, _layout, neighbourhood_attention, window
 from ltx2_diffusers.planning.counting import counted
 from ltx2_diffusers.planning.stages import decoding_by_diffusion, decoding_video
 
@@ -26,8 +26,10 @@ HEADS, WIDTH = 4, 64
 
 
 def attention_operations(windows: Windows, width: int) -> tuple[int, int]:
-    """Additions and multiplications of one sample that [`neighbourhood_attention`] makes, and those that windows alone need."""
-    made = prod(sum(row.boxes * row.queries * row.keys for row in rows) for rows in _layout(windows))
+    """Additions and multiplications of one sample that [`neighbourhood_attention`] makes on a CPU, and those that windows alone need."""
+    made = prod(
+        sum(row.boxes * row.queries * row.keys for row in rows) for rows in _layout(windows, GATHERING["cpu"].key_cost)
+    )
     needed = prod(len(axis.starts) * axis.length for axis in windows)
     return 4 * width * made, 4 * width * needed
 

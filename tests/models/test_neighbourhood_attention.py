@@ -74,7 +74,7 @@ def test_boxes_give_what_a_mask_of_all_pairs_gives(grid, kernel):
 def test_boxes_give_the_same_few_at_a_time(monkeypatch, grid, kernel, values):
     arguments = (*states(grid), windows(grid, kernel))
     whole = neighbourhood_attention(*arguments)
-    monkeypatch.setattr(room, "STACKED_VALUES", values)
+    monkeypatch.setitem(room.GATHERING, "cpu", room.Gathering(values))
     assert_within(neighbourhood_attention(*arguments), whole, "equal layers")
 
 
@@ -125,10 +125,10 @@ def test_golden_rotation(golden, width):
     assert_within(rotated, golden[f"rope.{width}.out"], "neighbourhood attention")
 
 
-@pytest.mark.parametrize("slab", [1, 2, 3])
+@pytest.mark.parametrize(("slab", "made"), [(1, 1), (2, 1), (3, 2), (2, 4), (100, 3)])
 @pytest.mark.parametrize("frames", [3, 4, 13])
 @torch.no_grad()
-def test_attention_in_place_is_attention(monkeypatch, slab, frames):
+def test_attention_in_place_is_attention(monkeypatch, slab, made, frames):
     """Also where frames wait for keys that come later, and where all see the same."""
     torch.manual_seed(0)
     attn = NeighbourhoodAttention(16, 8, (5, 3, 4))
@@ -136,6 +136,7 @@ def test_attention_in_place_is_attention(monkeypatch, slab, frames):
     context = torch.randn(x.shape)
     expected = x + context + attn(2 * (x + context))
     monkeypatch.setattr(room, "SLAB_TOKENS", slab * 2 * 4 * 5)
+    monkeypatch.setattr(room, "PROJECTED_TOKENS", made * 2 * 4 * 5)
     arrived: list[int] = []
 
     def arriving(first: int, last: int) -> torch.Tensor:

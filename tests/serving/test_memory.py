@@ -1,5 +1,6 @@
 """Clips that do not fit into memory are refused before they are queued."""
 
+import inspect
 import json
 import re
 import time
@@ -8,8 +9,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ltx2_diffusers import planning
+from ltx2_diffusers import LTX2VideoDiffusionDecoderModel, planning
 from ltx2_diffusers.pipelines.planned import clip_sizes, model_sizes
+from ltx2_diffusers.planning.counting import counted as needed
 from ltx2_diffusers.planning.policy import LANGUAGE_MODEL
 from ltx2_diffusers.sampling import PassLayout
 from ltx2_diffusers.serving.memory.forecast import MARGIN
@@ -126,3 +128,27 @@ def test_lines_agree_with_what_is_counted(served, size, two_stage):
     said = max(peak.activations for peak in needs._lines.peaks(wish, clips, streamed))
     # Kernels of a CPU that small clips take need less room for themselves.
     assert most / (1 + MARGIN) <= said <= most * (1 + MARGIN) + 32 * MIB
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tiling", [False, True])
+def test_the_diffusion_decoder_is_counted(served, tiling):
+    """Whole and in tiles, of a size that nothing was counted at; clips that the VAE decodes have none of it."""
+    model, name = served[1].model, planning.DIFFUSION
+    parameters = inspect.signature(LTX2VideoDiffusionDecoderModel).parameters
+    config = {key: parameter.default for key, parameter in parameters.items()}
+    config |= {"_class_name": "LTX2VideoDiffusionDecoderModel", "decoder_stage_depths": [1] * 5}
+    config["latent_channels"] = model.memory["configs"]["vae"]["latent_channels"]
+    configs, weights = model.memory["configs"] | {name: config}, model.memory["weights"] | {name: (0, 0)}
+    memory = json.loads(json.dumps({**model.memory, "tiling": tiling, "configs": configs, "weights": weights}))
+    needs = replace(model, memory=memory).forecast(None)._needs
+    wish = planning.ClipWish(512, 512, 89, decoder="diffusion")
+    clips = planning.Clips(*clip_sizes(needs._parts, wish, model_sizes(needs._parts)))
+    run = planning.stages.decoding_by_diffusion(
+        {name: needs._parts.model(name)}, clips.clip, "tiled" if tiling else "whole"
+    )
+    *_, peak = needs._lines.peaks(wish, clips, False)
+    assert peak.uses == (name,)
+    assert 1 / (1 + MARGIN) < peak.activations / needed(run, "cpu").peak < 1.3
+    *_, other = needs._lines.peaks(replace(wish, decoder="vae"), clips, False)
+    assert other.uses == ("vae",)

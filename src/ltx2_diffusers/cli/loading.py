@@ -13,11 +13,6 @@ DTYPES = ("bfloat16", "float16", "float32")
 QUANTIZATIONS = ("fp8-cast", "fp8-scaled-mm")
 CHECKPOINT = "ltx2-mini"
 _SINGLE_FILES = (".safetensors", ".sft")
-# Options that name the file or folder of a component, which it is, and its class.
-_GIVEN_MODELS = {
-    "upsampler": ("latent_upsampler", "LTX2LatentUpsamplerModel"),
-    "diffusion_decoder": ("diffusion_decoder", "LTX2VideoDiffusionDecoderModel"),
-}
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
@@ -190,11 +185,7 @@ def _from_checkpoint(options: Options, pipeline_class: Any) -> Any:
 
     checkpoint, dtype = options["checkpoint"], getattr(torch, options["dtype"])
     check_checkpoint(checkpoint)
-    components: dict[str, Any] = {
-        component: _given_model(class_name, options[name], dtype, pipeline_class)
-        for name, (component, class_name) in _GIVEN_MODELS.items()
-        if name in options
-    }
+    components: dict[str, Any] = {}
     if options.get("offload") == "disk":
         components["block_streaming"] = "disk"
     if options.get("release_text_encoder"):
@@ -203,6 +194,7 @@ def _from_checkpoint(options: Options, pipeline_class: Any) -> Any:
         components["quantization_config"] = config
     if "vram" in options:
         return _as_planned(options, pipeline_class, components)
+    components |= _given_models(options, dtype, pipeline_class)
     if Path(checkpoint).suffix in _SINGLE_FILES:
         if "text_encoder" not in options:
             raise ValueError(
@@ -243,18 +235,25 @@ def _as_planned(options: Options, pipeline_class: Any, components: dict[str, Any
         dtype=getattr(torch, options["dtype"]),
         text_encoder=options.get("text_encoder"),
         upsampler=options.get("upsampler"),
+        diffusion_decoder=options.get("diffusion_decoder"),
     )
     print(plan, file=sys.stderr)
     return pipeline_class.from_plan(plan, device, **components)
 
 
-def _given_model(class_name: str, path: Path, dtype: Any, pipeline_class: Any) -> Any:
-    import ltx2_diffusers
+def _given_models(options: Options, dtype: Any, pipeline_class: Any) -> dict[str, Any]:
+    """The components whose file or folder an option names."""
+    from ..checkpoints.class_names import class_name_for
+    from ..planning.parts import ELSEWHERE, component_folder, own_class
 
+    given = {component: name for name, component in ELSEWHERE.items() if name in options}
     if _is_ltx_video(pipeline_class):
-        return path
-    cls = getattr(ltx2_diffusers, class_name)
-    return (cls.from_pretrained if path.is_dir() else cls.from_single_file)(path, dtype=dtype)
+        return {component: options[name] for component, name in given.items()}
+    models = {}
+    for component, name in given.items():
+        cls, place = own_class(class_name_for(component, {})), component_folder(options[name], name)
+        models[component] = (cls.from_pretrained if place.is_dir() else cls.from_single_file)(place, dtype=dtype)
+    return models
 
 
 def _check_kind(pipeline: Any, options: Options) -> None:

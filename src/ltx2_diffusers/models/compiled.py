@@ -20,6 +20,8 @@ import torch
 from torch import nn
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
+from .diffusion_decoder import LTX2VideoDiffusionDecoderModel
+from .diffusion_decoder_blocks import SwiGLU
 from .modulation import Modulation
 from .transformer import LTX2AVTransformer3DModel
 from .transformer_block import LTX2AVTransformerBlock, StreamInputs
@@ -100,6 +102,10 @@ def _mark_clip(arguments: Arguments) -> None:
     _mark(arguments["x"], 2, 3, 4)
 
 
+def _mark_rows(arguments: Arguments) -> None:
+    _mark(arguments["x"], 0)
+
+
 def _mark_spectrogram(arguments: Arguments) -> None:
     name = "hidden_states" if "hidden_states" in arguments else "mel_spec"
     spectrogram = arguments[name] = _own(arguments[name])
@@ -110,6 +116,7 @@ _VOCODERS = (LTX2Vocoder, LTX2VocoderWithBWE)
 KINDS = (
     Kind((LTX2AVTransformer3DModel,), (LTX2AVTransformerBlock,), "forward", _mark_block, "block"),
     Kind((AutoencoderKLLTX2Video,), (CausalConv3d,), "activated", _mark_clip, "no layers"),
+    Kind((LTX2VideoDiffusionDecoderModel,), (SwiGLU,), "forward", _mark_rows, "block"),
     Kind(_VOCODERS, _VOCODERS, "forward", _mark_spectrogram, "layers"),
 )
 
@@ -244,7 +251,7 @@ def compile_model(model: nn.Module, dynamic: bool | None = True, **settings: Any
     """Compile the parts of a model that are worth it; its results differ by rounding, and its weights take no gradients.
 
     Args:
-        model: A transformer, a video autoencoder or a vocoder.
+        model: A transformer, a video autoencoder, a diffusion decoder or a vocoder.
         dynamic: See [`CompiledRegion`].
         settings: Further arguments of `torch.compile`.
 

@@ -34,12 +34,12 @@ from .diffusion_decoder_blocks import (
     Frames,
     NeighbourhoodBlock,
     ShuffleUpsampler,
-    frame_slabs,
 )
 from .diffusion_decoder_tiling import SIZE_NAMES, Grid, TileSizes
 from .latent_statistics import denormalized
 from .loading import CheckpointMixin
 from .modulation import SINUSOID_DIM, timestep_sinusoid
+from .neighbourhood_attention import frame_slabs
 from .saving import AtomicModelSaveMixin
 from .video_vae_blocks import patchify, unpatchify
 from .video_vae_streaming import joined_frames

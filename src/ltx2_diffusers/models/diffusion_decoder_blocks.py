@@ -6,14 +6,14 @@ what these need is held.
 Shapes: B batch, T, H, W positions in time, height and width, C width.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 
 import torch
 from torch import nn
 
 from ..kernels.steps import Norm
-from .neighbourhood_attention import SLAB_TOKENS, NeighbourhoodAttention, attend_in_place
+from .neighbourhood_attention import NeighbourhoodAttention, attend_in_place, frame_slabs
 from .video_vae_blocks import depth_to_space
 from .video_vae_streaming import joined_frames, may_overwrite
 
@@ -24,12 +24,6 @@ NUM_MODULATIONS = 7
 
 Frames = Callable[[int, int], torch.Tensor]
 """Some frames of a video that is never whole: from a first frame to before a last one, `[B, t, H, W, C]`."""
-
-
-def frame_slabs(frames: int, positions: int) -> Iterator[tuple[int, int]]:
-    """First and last frames of parts with about as many positions as are computed at a time, of frames with `positions`."""
-    step = max(1, SLAB_TOKENS // positions)
-    return ((start, min(start + step, frames)) for start in range(0, frames, step))
 
 
 class SwiGLU(nn.Module):

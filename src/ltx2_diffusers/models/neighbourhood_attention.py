@@ -8,7 +8,7 @@ Shapes: B batch, T, H, W positions in time, height and width, N heads, D width o
 
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache, reduce
+from functools import lru_cache
 from itertools import groupby, product
 from math import prod
 from typing import Any, NamedTuple
@@ -21,18 +21,39 @@ from torch import nn
 from ..checks import check_choice
 from ..kernels.steps import RotaryTables, apply_rotary
 from .attention import QK_NORM_EPS
+from .video_vae_streaming import joined_frames
 
-STACKED_VALUES = 2**25
-"""Most numbers of the keys, and of the values, of boxes that run together: 64 MiB each in 16 bits."""
+PROJECTED_TOKENS = 2**15
+"""Positions that linear layers, norms and rotations, in float32, work on at a time where results go into the place of the input."""
 SLAB_TOKENS = 2**17
-"""Positions whose keys and values are made at a time where results go into the place of the input."""
+"""Positions whose queries attend at a time there."""
 NATTEN_SLAB_TOKENS = 2**19
 """The same for NATTEN, which computes queries for every key it is given."""
 _SIDES = (1, 2, 4, 8, 16)
 _MOST_QUERIES = 256
-# Gathering a key costs about as much as the products with so many queries.
-_KEY_COST = 96
 _ROTARY_BASE = 10000.0
+
+
+class Gathering(NamedTuple):
+    """How boxes are gathered on a kind of device.
+
+    Args:
+        values (`int`): Most numbers of the keys, and of the values, of boxes that run together: 64 MiB each in 16 bits.
+        key_cost (`int`): Gathering a key costs about as much as the products with so many queries.
+    """
+
+    values: int = 2**25
+    key_cost: int = 96
+
+
+GATHERING = {"cpu": Gathering(2**19, 48)}
+"""On a CPU, what is gathered should stay in its cache. Elsewhere it is that of a card, which has to be kept busy."""
+
+
+def frame_slabs(frames: int, positions: int) -> Iterator[tuple[int, int]]:
+    """First and last frames of parts with as many positions as are projected at a time, of frames with `positions`."""
+    step = max(1, PROJECTED_TOKENS // positions)
+    return ((start, min(start + step, frames)) for start in range(0, frames, step))
 
 
 class Window(NamedTuple):
@@ -108,7 +129,7 @@ def _rows(axis: Window, side: int) -> list[_Row]:
 
 
 @lru_cache(maxsize=64)
-def _layout(windows: Windows) -> list[list[_Row]]:
+def _layout(windows: Windows, key_cost: int) -> list[list[_Row]]:
     """The boxes of all axes, of the size that costs least."""
     options = [
         [(min(side, len(axis.starts)), _rows(axis, side)) for side in _SIDES if side < 2 * len(axis.starts)]
@@ -118,7 +139,7 @@ def _layout(windows: Windows) -> list[list[_Row]]:
     def cost(choice: tuple[tuple[int, list[_Row]], ...]) -> float:
         queries = prod(side for side, _ in choice)
         keys = prod(sum(row.boxes * row.keys for row in rows) for _, rows in choice)
-        return keys * (queries + _KEY_COST) if queries <= _MOST_QUERIES else float("inf")
+        return keys * (queries + key_cost) if queries <= _MOST_QUERIES else float("inf")
 
     return [rows for _, rows in min(product(*options), key=cost)]
 
@@ -134,19 +155,20 @@ def _boxes(x: torch.Tensor, rows: Sequence[_Row], of_keys: bool) -> torch.Tensor
 
 
 @lru_cache(maxsize=256)
-def _seen(axis: Window, keys: int, device: torch.device) -> torch.Tensor:
-    """Which keys of a box its queries see along an axis, `[queries, keys]`."""
+def _unseen(axis: Window, keys: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """What is added to scores along an axis, `[queries, keys]`: minus infinity for keys of a box that a query does not see."""
     offset = torch.arange(keys, device=device) - torch.tensor(axis.starts, device=device)[:, None]
-    return (offset >= 0) & (offset < axis.length)
+    scores = torch.zeros(offset.shape, dtype=dtype, device=device)
+    return scores.masked_fill_((offset < 0) | (offset >= axis.length), float("-inf"))
 
 
 def _mask(rows: Sequence[_Row], like: torch.Tensor) -> torch.Tensor | None:
     """What is added to the scores of a box, `[1, 1, queries, keys]`; `None` where every query sees every key."""
     if all(row.window.is_whole for row in rows):
         return None
-    seen = reduce(torch.kron, (_seen(row.window, row.keys, like.device) for row in rows))
-    mask = torch.zeros(seen.shape, dtype=like.dtype, device=like.device)
-    return mask.masked_fill_(~seen, float("-inf"))[None, None]
+    time, height, width = (_unseen(row.window, row.keys, like.dtype, like.device) for row in rows)
+    mask = time[:, None, None, :, None, None] + height[:, None, None, :, None] + width[:, None, None, :]
+    return mask.flatten(3).flatten(0, 2)[None, None]
 
 
 def neighbourhood_attention(
@@ -168,10 +190,10 @@ def neighbourhood_attention(
         `torch.Tensor`: `[B, T, H, W, N, D]`.
     """
     output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-    heads = query.shape[-2:]
-    for rows in product(*_layout(windows)):
+    most, key_cost = GATHERING.get(query.device.type, Gathering())
+    for rows in product(*_layout(windows, key_cost)):
         mask = _mask(rows, query)
-        room = STACKED_VALUES // (len(query) * prod(row.keys for row in rows) * prod(heads))
+        room = most // (len(query) * prod(row.keys for row in rows) * prod(query.shape[-2:]))
         along = [room // prod(row.boxes for row in rows[i:]) for i in (1, 2, 3)]
         for part in product(*map(_Row.parts, rows, along)):
             # Axes of boxes are joined, and those of their positions.
@@ -338,36 +360,6 @@ class NeighbourhoodAttention(nn.Module, AttentionModuleMixin):
         return self.processor(self, hidden_states)
 
 
-class _Frames:
-    """Frames of a clip that are still needed, in memory that is taken once."""
-
-    def __init__(self, most: int) -> None:
-        self.most, self.first, self.end = most, 0, 0
-        # Taken with the first frames.
-        self.memory: Any = None
-
-    def add(self, frames: torch.Tensor) -> None:
-        """Append frames `[B, t, ...]`."""
-        if self.memory is None:
-            self.memory = frames.new_empty(len(frames), self.most, *frames.shape[2:])
-        place = self.end - self.first
-        self.memory[:, place : place + frames.shape[1]] = frames
-        self.end += frames.shape[1]
-
-    def forget(self, first: int) -> None:
-        """Let go of what is before frame number `first`."""
-        moved = first - self.first
-        # One by one, since the two places overlap.
-        for i in range(self.end - first if moved else 0):
-            self.memory[:, i] = self.memory[:, i + moved]
-        self.first = first
-
-    @property
-    def held(self) -> torch.Tensor:
-        """The frames, `[B, t, ...]`."""
-        return self.memory[:, : self.end - self.first]
-
-
 def attend_in_place(
     x: torch.Tensor,
     attn: NeighbourhoodAttention,
@@ -383,23 +375,34 @@ def attend_in_place(
         context: `context(first, last)` is added to frames before they are read for the first time, by default nothing.
     """
     frames, (time, *space) = x.shape[1], attn.windows(x.shape[1:4])
-    step = min(frames, max(1, attn.processor.slab_tokens(x) // (x[:, 0, ..., 0].numel())))
-    keys, values = (_Frames(min(frames, time.length + step)) for _ in range(2))
-    done = 0
-    for start in range(0, frames, step):
-        end = min(start + step, frames)
+    positions = x[:, 0, ..., 0].numel()
+    step = min(frames, max(1, attn.processor.slab_tokens(x) // positions))
+    slabs = list(frame_slabs(frames, positions))
+    most = min(frames, time.length + step + slabs[0][1] - 1)
+    # Keys and values from frame `origin` on, in memory that is taken once, with the first of them.
+    held: list[torch.Tensor] = []
+    done = origin = 0
+    for start, end in slabs:
         if context is not None:
             x[:, start:end] += context(start, end)
-        for held, made in zip((keys, values), attn.key_value(normed(x[:, start:end]), start)):
-            held.add(made)
-        del made
+        made = attn.key_value(normed(x[:, start:end]), start)
+        held = held or [one.new_empty(len(x), most, *one.shape[2:]) for one in made]
+        for memory, one in zip(held, made):
+            memory[:, start - origin : end - origin] = one
+        del made, one
         ready = frames if end == frames else sum(first + time.length <= end for first in time.starts)
-        if ready > done:
-            query = attn.query(normed(x[:, done:ready]), done)
-            part = (time.between(done, ready), *space)
-            mixed = attn.processor.attend(query, keys.held, values.held, part)
-            x[:, done:ready] += attn.to_out[0](mixed.flatten(-2))
-            done = ready
-            if done < frames:
-                keys.forget(time.starts[done])
-                values.forget(time.starts[done])
+        while done < ready and (ready == frames or done + step <= ready):
+            last = min(done + step, ready)
+            places = frame_slabs(last - done, positions)
+            parts = (attn.query(normed(x[:, done + i : done + j]), done + i) for i, j in places)
+            query, window = joined_frames(parts, last - done, dim=1), (time.between(done, last), *space)
+            mixed = attn.processor.attend(query, *(memory[:, : end - origin] for memory in held), window)
+            x[:, done:last] += attn.to_out[0](mixed.flatten(-2))
+            # They would live on while the next keys are made.
+            del query, mixed
+            done = last
+            moved = time.starts[min(done, frames - 1)] - origin
+            # One by one, since the two places overlap.
+            for memory, i in product(held, range(end - origin - moved if moved else 0)):
+                memory[:, i] = memory[:, i + moved]
+            origin += moved

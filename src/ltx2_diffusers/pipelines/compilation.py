@@ -18,7 +18,7 @@ from ..models.compiled import CompiledRegion, check_compilable, compile_model, k
 logger = logging.get_logger(__name__)
 
 TRANSFORMERS = ("transformer", "stage_2_transformer")
-COMPONENTS = (*TRANSFORMERS, "vae", "vocoder")
+COMPONENTS = (*TRANSFORMERS, "vae", "diffusion_decoder", "vocoder")
 _CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 # Graphs of the first step fill what the text is kept in, those of the second one read it.
 _WARM_UP_STEPS = 2
@@ -54,15 +54,17 @@ class CompilationMixin(BlockStreamingMixin):
         """Have the networks computed by compiled code, in every pass of every call; results differ by rounding.
 
         Compiled are the blocks of the transformers, one graph for all of them, the elementwise steps of the video autoencoder,
-        and the vocoder. The first call that needs a graph waits for it, and a message says how many there were and how long
-        they took. A graph is made for each plan of branches that a pass runs, for calls with one clip and with several, and
-        anew when layers change, as they do with an adapter; not for another size of clips or length of prompts.
+        the MLPs of the diffusion decoder, and the vocoder. The first call that needs a graph waits for it, and a message says
+        how many there were and how long they took. A graph is made for each plan of branches that a pass runs, for calls with
+        one clip and with several, and anew when layers change, as they do with an adapter; not for another size of clips or
+        length of prompts.
 
         It is the same for all pipelines that share the components. Offloading by components, block streaming and caches go
         with it; adapters may be loaded, switched and fused at any time. Weights of compiled components take no gradients.
 
         Args:
-            components: Names out of `transformer`, `stage_2_transformer`, `vae` and `vocoder`. Default all that are loaded.
+            components: Names out of `transformer`, `stage_2_transformer`, `vae`, `diffusion_decoder` and `vocoder`. Default all
+                that are loaded.
             mode: Of `torch.compile`: `"default"`, `"max-autotune-no-cudagraphs"`, and others that record no CUDA graphs.
             dynamic: Whether graphs take all sizes. Default `True`. `False` makes graphs for each size, which may be a little
                 faster and is recommended for one size only; `None` leaves it to torch: for the first size, then for all.

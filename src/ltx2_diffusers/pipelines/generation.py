@@ -221,7 +221,8 @@ class LTX2GenerationPipeline(LTX2LoraMixin, LTX2PipelineBase):
         """Share the work of every call among the processes that torchrun has started, each with a device of its own.
 
         `torch.distributed.init_process_group()` has to have been called, and every process has to make the same calls, with
-        generators of the same seeds; all of them return the same result. The tiles of a video VAE with tiling are shared, too.
+        generators of the same seeds; all of them return the same result. The tiles of a video VAE with tiling are shared, too;
+        those of a diffusion decoder, which draw noise, are not.
 
         Args:
             what: `"tokens"` (default) splits the video's tokens in every pass, which needs a fast connection; `"passes"` gives

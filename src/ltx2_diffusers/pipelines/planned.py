@@ -58,6 +58,7 @@ def plan_memory(
     dtype: torch.dtype = torch.bfloat16,
     text_encoder: str | os.PathLike | None = None,
     upsampler: str | os.PathLike | None = None,
+    diffusion_decoder: str | os.PathLike | None = None,
 ) -> planning.MemoryPlan:
     """The fastest way to run a generation within a device's memory and host memory. Nothing is loaded.
 
@@ -77,8 +78,7 @@ def plan_memory(
         image: Whether the first frame is given. Default `False`.
         given_frames: Frames of the longest clip that is given, to work on or to follow; it is encoded whole. What a reference
             adds to every step is not counted. Default 0, none.
-        decoder: What makes frames: `"vae"` (default), or `"diffusion"`, the checkpoint's `diffusion_decoder`, which other plans
-            leave out.
+        decoder: What makes frames: `"vae"` (default), or `"diffusion"`, the `diffusion_decoder`, which other plans leave out.
         guided: Whether the first stage is guided. Default as the checkpoint's reference settings say.
         num_inference_steps: Steps of the first stage, default the reference's.
         num_videos: Videos of the batch. Default 1.
@@ -94,6 +94,7 @@ def plan_memory(
         text_encoder: Folder of the language model of an original file, which other checkpoints bring. Default: for a plan, the
             sizes of Gemma 3 12B.
         upsampler: File or folder of the upsampler, if the checkpoint has none.
+        diffusion_decoder: File or folder of the decoder of `decoder="diffusion"`, the same.
 
     Raises:
         ValueError: If no plan fits, with the nearest that do; or if an argument is out of range or contradicts another.
@@ -104,21 +105,23 @@ def plan_memory(
         checkpoint,
         "only LTX-2 is planned; use --offload model of `ltx2 generate`, or enable_model_cpu_offload() of an LTXVideoPipeline",
     )
-    parts = planning.parts_of(checkpoint, text_encoder, upsampler, dtype)
+    parts = planning.parts_of(checkpoint, text_encoder, upsampler, dtype, diffusion_decoder)
     _check_storage(parts, asked)
     size = [default if given is None else given for given, default in zip((height, width, num_frames), DEFAULT_SIZE)]
     steps = (num_inference_steps, num_videos, prompt_tokens)
     _check_decoder(parts, decoder)
-    wish = clip_wish(parts, size, frame_rate, two_stage, (image, given_frames), guided, *steps)
-    wish = replace(wish, decoder=decoder)
+    wish = replace(
+        clip_wish(parts, size, frame_rate, two_stage, (image, given_frames), guided, *steps), decoder=decoder
+    )
     name = gpu or (devices.present_gpu() if device == "cuda" else None)
     card = devices.CPU if device == "cpu" and gpu is None else devices.device_named(name)
     budget = planning.Budget(vram_gb * 2**30, asked.ram_gb * 2**30, card, device == "cuda")
     planner = Planner(parts, asked, budget, _counts(parts, budget))
-    text, upscaler = (None if place is None else os.fspath(place) for place in (text_encoder, upsampler))
+    given = {"text_encoder": text_encoder, "upsampler": upsampler, "diffusion_decoder": diffusion_decoder}
+    places: dict[str, Any] = {name: None if place is None else os.fspath(place) for name, place in given.items()}
     plan = planner.plan(wish)
     shown = "a CPU" if card is devices.CPU else (name or devices.USUAL)
-    return replace(plan, gpu=shown, text_encoder=text, upsampler=upscaler)
+    return replace(plan, gpu=shown, **places)
 
 
 _LATEST = threading.local()
@@ -322,8 +325,8 @@ def _check_decoder(parts: planning.ModelParts, decoder: str) -> None:
     checks.check_choice("decoder", decoder, tuple(DECODERS))
     if decoder == "diffusion" and planning.DIFFUSION not in parts.configs:
         raise ValueError(
-            f'`decoder` is "diffusion", but {parts.name} has no {planning.DIFFUSION}; plan with a folder that has one, or leave '
-            "it out"
+            f'`decoder` is "diffusion", but {parts.name} has no {planning.DIFFUSION}; name one with `diffusion_decoder`, or '
+            "leave it out"
         )
 
 
@@ -363,20 +366,8 @@ def clip_wish(
     if given_frames:
         checks.check_num_frames(given_frames, VIDEO_SCALE_FACTORS.time, "given_frames")
     tokens = min(prompt_tokens, positions)
-    wish = planning.ClipWish(
-        height,
-        width,
-        num_frames,
-        frame_rate,
-        two_stage,
-        image,
-        guided,
-        all_steps,
-        num_videos,
-        tokens,
-        positions,
-        given_frames,
-    )
+    clip = (height, width, num_frames, frame_rate)
+    wish = planning.ClipWish(*clip, two_stage, image, guided, all_steps, num_videos, tokens, positions, given_frames)
     clip_sizes(parts, wish)
     return wish
 

@@ -5,11 +5,15 @@ What a stage holds grows with the latents of the video, or of a frame of it, and
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import prod
 from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
 
 from ..sampling.denoiser import NeededPasses, PassLayout
 from . import stages
-from .needs import Clips, Counts, Needs
+from .needs import Clips, Counts, Needs, finished_bytes, of_frames
+from .parts import DIFFUSION
 from .plan import ClipWish
 from .policy import DENOISER
 from .stages import Reading
@@ -21,6 +25,10 @@ SIZES = ((256, 384, 25), (1024, 1536, 25), (256, 384, 481))
 """Height, width and frames of what is counted: of the second one the pictures are larger, the third one is longer."""
 # Latent frames beyond which the memory of a decoder that streams does not grow.
 _STREAMED = 6
+# Frames, rows and columns of latents: of a tile of the diffusion decoder, and of clips that it is counted with. Of fewer
+# frames, attention would not hold as many as it does of most clips.
+_TILE = (10, 24, 24)
+_DIFFUSED = ((6, 8, 12), (3, 16, 24), (12, 8, 12))
 _ALONE = NeededPasses(False, False, False)
 
 
@@ -48,6 +56,15 @@ class Line(NamedTuple):
 
 def _latents(clip: "ClipPlan", of_frame: bool) -> int:
     return clip.video.height * clip.video.width * (1 if of_frame else clip.video.frames)
+
+
+def _of_latents(clip: "ClipPlan", frames: int, height: int, width: int) -> "ClipPlan":
+    return replace(clip, video=clip.video._replace(frames=frames, height=height, width=width))
+
+
+def _measures(clip: "ClipPlan") -> list[int]:
+    """What the memory of the diffusion decoder grows with: nothing, latents of the clip, and of a frame."""
+    return [1, _latents(clip, False), _latents(clip, True)]
 
 
 @dataclass(frozen=True)
@@ -90,6 +107,8 @@ class Lines:
         self._upsampling: Line | None = None
         if "latent_upsampler" in counts.parts.configs:
             self._upsampling = self._line(lambda clip: self._count(stages.upsampling, "latent_upsampler", clip))
+        self._with_tiles = with_tiles
+        self._diffused = self._of_diffusion() if DIFFUSION in counts.parts.configs else np.zeros(3)
         counts.forget()
 
     def peaks(self, wish: ClipWish, clips: Clips, streamed: bool) -> list[Peak]:
@@ -113,8 +132,28 @@ class Lines:
         found.append((("audio_vae", "vocoder"), self._sound.at(clip)))
         # Of few frames a decoder that streams never holds as many as it can.
         decoding = min(self._whole.at(clip), self._streamed.at(clip)) if streamed else self._whole.at(clip)
-        found.append((("vae",), decoding))
+        found.append(((DIFFUSION,), self._diffusing(clip)) if wish.decoder == "diffusion" else (("vae",), decoding))
         return [Peak(uses, wish.num_videos * size) for uses, size in found]
+
+    def _diffusing(self, clip: "ClipPlan") -> int:
+        """Bytes of the diffusion decoder; in tiles, what the first stages make of the whole clip waits beside one of them."""
+        sizes = clip.video.frames, clip.video.height, clip.video.width
+        tile = _of_latents(clip, *map(min, sizes, _TILE))
+        if not self._with_tiles or tile == clip:
+            return int(self._diffused @ _measures(clip))
+        config, dtype = self._counts.parts.configs[DIFFUSION], self._counts.parts.dtype
+        spread = prod(map(prod, config["decoder_upsample_strides"][:3])) * config["decoder_stage_channels"][3]
+        waiting = _latents(clip, False) * spread * dtype.itemsize
+        return int(self._diffused @ _measures(tile) + waiting + finished_bytes(clip, dtype))
+
+    def _of_diffusion(self) -> np.ndarray:
+        """Bytes of the diffusion decoder for each of the measures of a clip."""
+        clips = [_of_latents(self._clips[0], *sizes) for sizes in _DIFFUSED]
+        # Blocks run one after another in the same memory.
+        models = {DIFFUSION: self._counts.model(DIFFUSION, 1)}
+        runs = (stages.decoding_by_diffusion(models, clip, "whole") for clip in clips)
+        peaks = [self._counts.count(run, DIFFUSION, clip).peak for run, clip in zip(runs, clips)]
+        return np.linalg.solve([_measures(clip) for clip in clips], peaks)
 
     def _line(self, count: Callable[["ClipPlan"], int], of_frame: bool = False) -> Line:
         """The line through what is counted at the three sizes, of which the first two sound alike."""
@@ -142,5 +181,4 @@ class Lines:
 
 def _shortened(clip: "ClipPlan") -> "ClipPlan":
     """A part of a clip for which a decoder that streams takes as much as for all of it."""
-    frames = min(_STREAMED, clip.video.frames)
-    return replace(clip, video=clip.video._replace(frames=frames), num_frames=clip.sizes.pixel_frames(frames))
+    return of_frames(clip, min(_STREAMED, clip.video.frames))

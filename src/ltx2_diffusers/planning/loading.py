@@ -20,12 +20,10 @@ from ..memory.loading import load_streamed, load_streamed_language_model
 from ..memory.streaming import present_device, stream_blocks, streamer_of
 from ..quantization.configs import as_config
 from ..sampling.denoiser import PassLayout
-from .parts import DIFFUSION, own_class
+from .parts import DIFFUSION, ELSEWHERE, component_folder, own_class
 from .plan import MemoryPlan
 from .policy import DENOISER
 from .stages import set_decoding, set_diffusion_decoding
-
-_UPSAMPLER = "latent_upsampler"
 
 
 def load_planned(cls: Any, plan: MemoryPlan, device: torch.device | str | None = None, **given: Any) -> Any:
@@ -94,7 +92,7 @@ def _checked_source(cls: Any, plan: MemoryPlan) -> Path:
             f"the plan is for {plan.checkpoint!r}, where there are no weights to load; plan with the folder or the file of a "
             "checkpoint"
         )
-    for kind in ("text_encoder", "upsampler"):
+    for kind in ("text_encoder", *ELSEWHERE):
         place = getattr(plan, kind)
         if place is not None and not checkpoint_path(place).exists():
             raise ValueError(f"the plan takes the {kind} from {place!r}, where nothing is any more; plan anew")
@@ -118,7 +116,10 @@ def _loaded(plan: MemoryPlan, source: Path, name: str, device: torch.device, dty
         model = load_language_model(folder, dtype)
         remember(model, origin_at(folder))
         return model.eval()
-    place, inside = (Path(plan.upsampler), "") if name == _UPSAMPLER and plan.upsampler else (source, name)
+    place, inside = source, name
+    for argument, component in ELSEWHERE.items():
+        if component == name and (given := getattr(plan, argument)) is not None:
+            place, inside = component_folder(Path(given), argument), ""
     is_folder = place.is_dir()
     if is_folder and not (place / inside / "config.json").is_file():
         raise ValueError(f"{str(place)!r} has no {inside}; it has changed since the plan was made")

@@ -27,8 +27,8 @@ _GUIDED = 3
 _TEXT_SHORT, _TEXT_LONGER = 6, 7
 # The peak of parts does not grow with the clip; it is counted at these lengths, in latent frames.
 _PART, _PARTS = 3, 6
-# Latent frames of the longest tile of the diffusion decoder, with copies of the last one.
-_TILE_FRAMES = 12
+TILE_FRAMES = 12
+"""Latent frames of the longest tile of the diffusion decoder, with copies of the last one."""
 _ALONE = NeededPasses(False, False, False)
 
 
@@ -166,15 +166,9 @@ class Needs:
         """Of the language model, from shorter ones."""
         depth = self.parts.depth(LANGUAGE_MODEL)
         depths = (_TEXT_SHORT, _TEXT_LONGER) if depth > _TEXT_LONGER else (depth, depth)
-        short, longer = (
-            self.counts.count(
-                stages.reading_text({LANGUAGE_MODEL: self.counts.model(LANGUAGE_MODEL, one)}, reading),
-                "text",
-                one,
-                reading,
-            )
-            for one in depths
-        )
+        models = ({LANGUAGE_MODEL: self.counts.model(LANGUAGE_MODEL, one)} for one in depths)
+        runs = (stages.reading_text(model, reading) for model in models)
+        short, longer = (self.counts.count(run, "text", one, reading) for run, one in zip(runs, depths))
         return Counted(*(int(a + (depth - depths[0]) * (b - a)) for a, b in zip(short, longer)))
 
     def _decoding(self, decoder: str, how: str) -> Counted:
@@ -186,7 +180,7 @@ class Needs:
             how = "whole"
 
         def count(length: int) -> Counted:
-            return self.counts.count(stage(models, _of_frames(clip, length), how), decoder, how, clip, length)
+            return self.counts.count(stage(models, of_frames(clip, length), how), decoder, how, clip, length)
 
         if frames <= _PARTS or (how == "whole" and not is_diffusion):
             return count(frames)
@@ -194,14 +188,10 @@ class Needs:
         more = (parts.operations - part.operations) / (_PARTS - _PART)
         # Tiles are joined on the device; of diffusion, all frames of a tile, or without tiles of the clip, lie there.
         growth = max(parts.peak - part.peak, 0) / (_PARTS - _PART) if how == "tiled" or is_diffusion else 0
-        rest = frames - _PARTS
+        rest = growing = frames - _PARTS
         beside = 0
-        if is_diffusion and how == "tiled" and frames > _TILE_FRAMES:
-            # Finished pixels of a tile, and of half of the one before.
-            growing, tile = _TILE_FRAMES - _PARTS, _of_frames(clip, _TILE_FRAMES)
-            beside = _pixel_bytes(tile, self.parts.dtype) * 3 // 2
-        else:
-            growing = rest
+        if is_diffusion and how == "tiled" and frames > TILE_FRAMES:
+            growing, beside = TILE_FRAMES - _PARTS, finished_bytes(clip, self.parts.dtype)
         return Counted(int(parts.peak + growth * growing + beside), int(parts.operations + more * rest))
 
     def denoising(
@@ -241,9 +231,14 @@ def _need(name: str, uses: tuple[str, ...], count: Counted) -> StageNeed:
     return StageNeed(name, uses, count.peak, count.operations)
 
 
-def _of_frames(clip: "ClipPlan", frames: int) -> "ClipPlan":
+def of_frames(clip: "ClipPlan", frames: int) -> "ClipPlan":
     """The same clip with so many latent frames."""
     return replace(clip, video=clip.video._replace(frames=frames), num_frames=clip.sizes.pixel_frames(frames))
+
+
+def finished_bytes(clip: "ClipPlan", dtype: torch.dtype) -> int:
+    """What lies beside a tile of the diffusion decoder: finished pixels of its frames, and of half of those before."""
+    return _pixel_bytes(of_frames(clip, min(clip.video.frames, TILE_FRAMES)), dtype) * 3 // 2
 
 
 def _pixel_bytes(clip: "ClipPlan", dtype: torch.dtype) -> int:

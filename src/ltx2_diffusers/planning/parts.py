@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ DIFFUSION = "diffusion_decoder"
 _READING, _DECODING = ("text_encoder", "connectors", "duration_head"), ("vae", "audio_vae", "vocoder")
 COMPONENTS = (*_READING, "transformer", "latent_upsampler", *_DECODING, DIFFUSION)
 """Components that hold weights, in the order of a call."""
+ELSEWHERE = {"upsampler": "latent_upsampler", DIFFUSION: DIFFUSION}
+"""Arguments that name a file or folder beside the checkpoint, and the component in it."""
 GEMMA_3_12B = {
     "text_config": {
         "hidden_size": 3840,
@@ -94,13 +96,16 @@ class ModelParts:
 
         Args:
             component: Its name.
-            num_blocks: Blocks of a transformer or language model that is made shorter; default all.
+            num_blocks: Blocks of a transformer or language model, or of each stage of a diffusion decoder, that is made shorter;
+                default all.
         """
         config = dict(self.configs[component])
         name = config.pop("_class_name")
         if num_blocks is not None and component == "text_encoder":
             of_text = {key: value for key, value in config["text_config"].items() if key != "layer_types"}
             config["text_config"] = {**of_text, "num_hidden_layers": num_blocks}
+        elif num_blocks is not None and component == DIFFUSION:
+            config["decoder_stage_depths"] = [num_blocks] * len(config["decoder_stage_depths"])
         elif num_blocks is not None:
             config["num_layers"] = num_blocks
         with torch.device("meta"):
@@ -128,6 +133,7 @@ def parts_of(
     text_encoder: str | os.PathLike | None = None,
     upsampler: str | os.PathLike | None = None,
     dtype: torch.dtype = torch.bfloat16,
+    diffusion_decoder: str | os.PathLike | None = None,
 ) -> ModelParts:
     """What a checkpoint is made of, from configurations and headers of files alone.
 
@@ -136,12 +142,14 @@ def parts_of(
         text_encoder: Folder of the language model of an original file; default the sizes of Gemma 3 12B.
         upsampler: File or folder of the upsampler, if the checkpoint has none; default that of a published model.
         dtype: Type that floating-point weights are loaded as.
+        diffusion_decoder: File or folder of the decoder of LTX-2.5, if the checkpoint has none.
 
     Raises:
         ValueError: If there is no such checkpoint, or it holds no whole model.
     """
+    others = {"upsampler": upsampler, DIFFUSION: diffusion_decoder}
     if str(checkpoint) in PUBLISHED:
-        for argument, given in (("text_encoder", text_encoder), ("upsampler", upsampler)):
+        for argument, given in {"text_encoder": text_encoder, **others}.items():
             if given is not None:
                 raise ValueError(
                     f"`{argument}` is {str(given)!r}, but {checkpoint} is a name that stands for published files alone; plan "
@@ -159,21 +167,19 @@ def parts_of(
             f"`text_encoder` is {str(text_encoder)!r}, but belongs to original files; {checkpoint} brings its own, so leave it out"
         )
     parts = _of_folder(path, str(checkpoint), dtype) if path.is_dir() else _of_file(path, text_encoder, dtype)
-    if upsampler is not None:
-        parts = _with_upsampler(parts, Path(upsampler))
+    for argument, place in others.items():
+        if place is not None:
+            parts = _with_another(parts, argument, Path(place))
     return parts
 
 
 def _published(name: str, dtype: torch.dtype) -> ModelParts:
     metadata = reference_config(PUBLISHED[name])
-    names = PIPELINE_COMPONENTS
-    configs = {component: _named(component, to_diffusers(component, metadata)) for component in names}
-    configs |= {"text_encoder": {"_class_name": _TEXT_CLASS, **GEMMA_3_12B}, "latent_upsampler": _UPSAMPLER}
+    configs = {name: _named(name, to_diffusers(name, metadata)) for name in PIPELINE_COMPONENTS}
+    # The defaults of an upsampler's constructor are the published sizes.
+    configs["latent_upsampler"] = _named("latent_upsampler", {})
+    configs["text_encoder"] = {"_class_name": _TEXT_CLASS, **GEMMA_3_12B}
     return ModelParts(name, configs, preset(PUBLISHED[name]), dtype)
-
-
-# Its constructor's defaults are the published sizes.
-_UPSAMPLER = {"_class_name": "LTX2LatentUpsamplerModel"}
 
 
 def _named(component: str, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -263,16 +269,35 @@ def _float8_layers(entries: Mapping[str, Any]) -> frozenset[str]:
     return frozenset(name.removesuffix(".weight") for name, entry in weights.items() if entry.dtype.itemsize == 1)
 
 
-def _with_upsampler(parts: ModelParts, path: Path) -> ModelParts:
-    from dataclasses import replace
-
+def _with_another(parts: ModelParts, argument: str, path: Path) -> ModelParts:
+    """The parts with the component of an argument, from a file or folder of its own."""
+    component, path = ELSEWHERE[argument], component_folder(path, argument)
     if path.is_dir():
         config, size = read_config(path / "config.json"), _num_bytes(read_folder(path))
     else:
         file = OriginalCheckpoint(path)
-        config, size = file.config("latent_upsampler"), _num_bytes(file.component("latent_upsampler"))
-    configs = {**parts.configs, "latent_upsampler": _named("latent_upsampler", config)}
-    return replace(parts, configs=configs, stored={**parts.stored, "latent_upsampler": size})
+        config, size = file.config(component), _num_bytes(file.component(component))
+    configs = {**parts.configs, component: _named(component, config)}
+    return replace(parts, configs=configs, stored={**parts.stored, component: size})
+
+
+def component_folder(path: Path, argument: str) -> Path:
+    """Where the component is that one of `ELSEWHERE` names: a file, its folder, or that of a pipeline.
+
+    Raises:
+        ValueError: If a folder holds none.
+    """
+    component = ELSEWHERE[argument]
+    if path.is_file():
+        return path
+    for place in (path, path / component):
+        config = place / "config.json"
+        if config.is_file() and COMPONENT_OF.get(read_config(config).get("_class_name", ""), component) == component:
+            return place
+    raise ValueError(
+        f"`{argument}` is {str(path)!r}, which is no folder of a {component}, nor that of a pipeline with one; give its file or "
+        "folder"
+    )
 
 
 def _check_whole(configs: Mapping[str, Any], name: str) -> None:

@@ -94,7 +94,7 @@ class MemoryPlan:
 
     Args:
         checkpoint: What is loaded: a folder, a file, or a packaged name.
-        text_encoder, upsampler: Where these are loaded from, if not from the checkpoint.
+        text_encoder, upsampler, diffusion_decoder: Where these are loaded from, if not from the checkpoint.
         clip: The generation.
         vram_gb, ram_gb: Memory of the device and host memory that it keeps within, in GiB.
         device: Kind of the device, `"cuda"` or `"cpu"`.
@@ -129,6 +129,7 @@ class MemoryPlan:
     is_lossy: bool = False
     text_encoder: str | None = None
     upsampler: str | None = None
+    diffusion_decoder: str | None = None
 
     @property
     def peak(self) -> int:

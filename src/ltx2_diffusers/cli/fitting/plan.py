@@ -15,6 +15,11 @@ Only configurations and headers of files are read. ltx-2-19b and ltx-2.3-22b nee
 are sold. Results are those of all weights on the card, up to rounding, unless --allow-lossy or --quantize is given.
 """
 AUTO = "auto"
+# Options that are arguments of `plan_memory` by the same names.
+_PASSED_ON = (
+    *("height", "width", "num_frames", "two_stage", "image", "quantize", "allow_lossy", "gpu", "device"),
+    *("text_encoder", "upsampler", "decoder", "diffusion_decoder"),
+)
 
 
 def add_parser(commands: Any) -> None:
@@ -59,6 +64,12 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--text-encoder", metavar="DIR", type=Path, help="Gemma folder, of an original file")
     parser.add_argument("--upsampler", metavar="PATH", type=Path, help="of two stages, if the checkpoint has none")
+    parser.add_argument(
+        "--decoder", choices=("vae", "diffusion"), default="vae", help="what makes frames; default vae"
+    )
+    parser.add_argument(
+        "--diffusion-decoder", metavar="PATH", type=Path, help="of --decoder diffusion, if the checkpoint has none"
+    )
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the plan, for LTX2Pipeline.from_plan, too")
     parser.set_defaults(run=run)
 
@@ -122,18 +133,8 @@ def _plan(options: argparse.Namespace) -> Any:
         options.checkpoint,
         device_gib(options.vram, options.device),
         host_gib(options.ram),
-        height=options.height,
-        width=options.width,
-        num_frames=options.num_frames,
-        two_stage=options.two_stage,
-        image=options.image,
         guided=False if options.no_guidance else None,
         num_inference_steps=options.steps,
-        quantize=options.quantize,
-        allow_lossy=options.allow_lossy,
-        gpu=options.gpu,
-        device=options.device,
         dtype=getattr(torch, options.dtype),
-        text_encoder=options.text_encoder,
-        upsampler=options.upsampler,
+        **{name: getattr(options, name) for name in _PASSED_ON},
     )

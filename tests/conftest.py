@@ -1,3 +1,4 @@
+import atexit
 import gc
 import os
 import sys
@@ -17,6 +18,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # What is imported and collected is a million objects that stay to the end. To look through them for garbage again and
 # again was a quarter of the time that the tests took.
 gc.disable()
+# Libraries complain of what is still there when the interpreter has ended.
+atexit.register(gc.unfreeze)
 # Since those do not count, all others would be looked through the more often.
 gc.set_threshold(700, 10, 40)
 _looked_through = set()
@@ -39,12 +42,6 @@ def pytest_runtest_teardown():
     if len(sys.modules) > len(_looked_through) + 200:
         gc.collect()
         _set_aside()
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_sessionfinish():
-    # Libraries complain of objects that are still there when the interpreter ends.
-    gc.unfreeze()
 
 
 @pytest.fixture

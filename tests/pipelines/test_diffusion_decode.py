@@ -229,6 +229,7 @@ def test_plans_of_memory_hold_it_where_it_decodes(folder):
         plan_memory("ltx2-mini", 8, 64, decoder="diffusion", **size)
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("latent_frames", [8, 20])
 def test_what_a_plan_says_of_decoding_is_what_is_counted(folder, latent_frames):
     """From short clips to a longer one, whole and in tiles."""

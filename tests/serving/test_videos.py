@@ -285,6 +285,7 @@ def filled(value, media, name: str = ""):
     return data_uri(media / value) if name in {*MEDIA_KINDS, "media"} and isinstance(value, str) else value
 
 
+@pytest.mark.quick_cases(4)
 @pytest.mark.parametrize("mode", [mode.name for mode in MODES if SERVED.keys() >= {*mode.chosen_by}])
 def test_every_mode_is_served(client, media, mode):
     wanted = {name: value for name, value in filled({**JOB, **REQUESTS[mode]}, media).items() if value is not None}

@@ -29,6 +29,7 @@ from .streaming import (
     streamer_of,
 )
 
+
 class BlockStreamingMixin(DiffusionPipeline):
     """Streaming of the blocks of a pipeline's networks."""
 

@@ -1,4 +1,7 @@
+import atexit
+import gc
 import os
+import sys
 from collections import defaultdict
 from contextlib import contextmanager
 
@@ -11,6 +14,34 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Workers that run side by side would fight over the cores.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# What is imported and collected is a million objects that stay to the end. To look through them for garbage again and
+# again was a quarter of the time that the tests took.
+gc.disable()
+# Libraries complain of what is still there when the interpreter has ended.
+atexit.register(gc.unfreeze)
+# Since those do not count, all others would be looked through the more often.
+gc.set_threshold(700, 10, 40)
+_looked_through = set()
+
+
+def _set_aside():
+    """What there is by now is not looked through again."""
+    _looked_through.update(sys.modules)
+    gc.freeze()
+    gc.enable()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish():
+    _set_aside()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown():
+    if len(sys.modules) > len(_looked_through) + 200:
+        gc.collect()
+        _set_aside()
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ What follows from a part, or stands in another file, is put back. `python -m tes
 import hashlib
 import json
 import lzma
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -151,12 +152,42 @@ def _of_tiny(*components: str) -> Callable[[Tensors, Path], Tensors]:
     return whole
 
 
+def _drawn(seed: int) -> Callable[[Tensors, Path], Tensors]:
+    """Convolutions as torch begins them, of which the part has their places in the order of drawing, and their shapes."""
+
+    def whole(tensors: Tensors, _: Path) -> Tensors:
+        generator, expected = torch.Generator().manual_seed(seed), tensors.pop("sha256").tolist()
+        places = {name: tensor.tolist() for name, tensor in tensors.items() if tensor.dtype == torch.int16}
+        for name, (_place, *shape) in sorted(places.items(), key=lambda item: item[1]):
+            bias, inputs = name.removesuffix("weight") + "bias", math.prod(shape[1:])
+            # The bounds of a weight and of its bias are the same but for how they are rounded.
+            tensors[name] = _between(math.sqrt(3) * (math.sqrt(1 / 3) / math.sqrt(inputs)), shape, generator)
+            tensors[bias] = _between(1 / math.sqrt(inputs), shape[:1], generator)
+        state = hashlib.sha256(b"".join(tensors[name].numpy().tobytes() for name in sorted(tensors)))
+        if list(state.digest()) != expected:
+            raise RuntimeError(
+                f"torch {torch.__version__} draws other numbers from the seed {seed} than were recorded"
+            )
+        return tensors
+
+    return whole
+
+
+def _between(bound: float, shape: list[int], generator: torch.Generator) -> torch.Tensor:
+    """What `uniform_(-bound, bound)` gives, rounded once as by fused multiplication and addition, which not all processors have."""
+    high = torch.tensor(bound)
+    return (torch.rand(shape, generator=generator).double() * (2 * high).double() - high.double()).float()
+
+
 _MADE_WHOLE: dict[str, Callable[[Tensors, Path], Tensors]] = {
     "audio_vae/cases/mel_filterbank.safetensors": _with_zeros,
     "checkpoint/fp8/ltx-2-tiny-dev-fp8.safetensors": _with_shared_weights,
+    "latent_upsampler/x2_rational/original.safetensors": _drawn(40),
     "ltx_video/checkpoints/upscaler/model.safetensors": _of_tiny("latent_upsampler"),
     "ltx_video/checkpoints/v095/model.safetensors": _of_tiny("transformer", "vae"),
     "ltx25/diffusion_decoder/x0/diffusers.safetensors": _of_original,
+    "video_vae/ltx23/original.safetensors": _drawn(2323),
+    "video_vae/original.safetensors": _drawn(1234),
     "vocoder/bwe/original.safetensors": _with_transforms,
 }
 _NAMED = os.environ.get("LTX2_GOLDEN_DIR")

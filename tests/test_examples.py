@@ -62,7 +62,7 @@ def checkpoint(request, monkeypatch):
         monkeypatch.setitem(packaged._FOLDERS, "ltx2-mini", str(folder))
 
 
-@pytest.mark.quick_cases(4)
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("script", RUN, ids=lambda script: script.stem)
 @pytest.mark.usefixtures("checkpoint")
 def test_a_script_writes_what_it_says(script, in_empty_folder, capsys):

@@ -211,7 +211,7 @@ def kills_at_times(write: Writer, folder: Path, count: int) -> Iterator[Callable
 
 
 @pytest.mark.parametrize("write", QUICK_WRITERS, ids=lambda write: write.__name__)
-@pytest.mark.quick_cases(2)
+@pytest.mark.quick_cases(1)
 def test_a_killed_writer_leaves_the_old_or_the_new(write, folder):
     assert check(write, folder, True, kills_at_steps(write, folder, FEW)) >= 4
 

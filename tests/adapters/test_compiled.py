@@ -86,7 +86,7 @@ def life(pipe: LTX2Pipeline, compiled: Callable[[], None], before_loading: bool)
     return [*results, outputs(pipe)]
 
 
-@pytest.mark.quick_cases(3)
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("before_loading", [True, False])
 @pytest.mark.parametrize("way", WAYS)
 def test_compiled_models_take_adapters_as_plain_ones_do(way, before_loading):

@@ -31,6 +31,7 @@ def fused_weights(pipe: LTX2Pipeline, path: str) -> list[tuple[str, torch.Tensor
     return [(key, own[renamed[key]], tensor) for key, tensor in recorded.items()]
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("name, strengths", FUSED.items(), ids=FUSED)
 @pytest.mark.parametrize("reference", [True, False])
 def test_recorded_weights(name, strengths, reference):
@@ -108,6 +109,7 @@ def test_float8_without_scales_is_added_to_and_rounded(kind, rounding, seed):
     assert torch.equal(weight.float(), expected.float())
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("kind", ["fp8_cast", "fp8_scaled_mm", "layerwise"])
 def test_fused_is_beside_within_the_rounding_of_float8(kind):
     pipe = in_fp8(kind)
@@ -204,6 +206,7 @@ def peak_of_fusing(kind, num_layers: int, keep: bool) -> int:
     return seen.peak
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("kind", [torch.bfloat16, "fp8_cast", "fp8_scaled_mm"], ids=str)
 def test_memory_beside_the_weights_is_that_of_one_layer(kind):
     elements, samples = 32 * 128, 1024

@@ -153,6 +153,7 @@ def test_a_later_call_may_free_the_copy():
     assert changed(bits(pipe), before) == []
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("lost", ["nowhere", "gone", "other weights"])
 def test_weights_that_cannot_be_read_again_stay_fused(lost, tmp_path):
     pipe = loaded(torch.bfloat16)

@@ -81,6 +81,7 @@ def test_variants_are_saved_in_every_layout(tensors, layout, tmp_path):
         assert largest(outputs(reference), expected) < ROUNDING
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("low_cpu_mem_usage", [True, False])
 @pytest.mark.parametrize("kind", ["dora", "bias"])
 def test_a_file_may_hold_both_kinds(kind, low_cpu_mem_usage):

@@ -181,6 +181,7 @@ def test_a_picture_at_the_start_is_the_first_latent_frame(pipe, pictures, tmp_pa
     assert torch.equal(finished.latents(0).video[:, :, :1], shown)
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(("at_s", "segment", "latent"), [(0.0, 1, 2), (0.3, 1, 2), (0.5, 2, 2)])
 def test_a_picture_that_replaces_is_the_latent_frame_of_its_time(pipe, pictures, tmp_path, at_s, segment, latent):
     shots = [SHOTS[0], replace(SHOTS[1], keyframes=[Keyframe(pictures["blue"], at_s, crf=0, mode="replace")])]
@@ -218,6 +219,7 @@ def test_the_miniature_shows_pictures_at_their_times(tmp_path):
     assert distance(24, "last") < 12 < 40 < distance(24, "first")
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(("at_s", "first_changed"), [(0.0, 17), (0.2, 17), (0.5, 25)])
 def test_a_later_picture_changes_its_segment_and_nothing_before_it(
     pipe, whole, pictures, tmp_path, at_s, first_changed
@@ -283,6 +285,7 @@ def test_a_short_sound_is_refused_or_filled_with_silence(pipe, tmp_path):
 # --- going on ---
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(("segment", "step"), [(1, 2), (2, 1), (3, 2)])
 def test_a_run_that_failed_is_gone_on_with(pipe, whole, tmp_path, segment, step):
     path, seen = tmp_path / "film.mp4", []
@@ -306,6 +309,7 @@ def test_a_run_that_failed_on_a_gpu_is_gone_on_with(tmp_path):
     assert equal(tmp_path / "film.mp4", tmp_path / "at_once.mp4")
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("fields", [{}, {"drift_control": 0.5}], ids=["plain", "drift"])
 def test_after_a_kill_frames_and_samples_are_those_of_a_run_without(pipe, tmp_path, fields):
     path, other = tmp_path / "film.mp4", tmp_path / "other" / "film.mp4"

@@ -123,7 +123,7 @@ RUNS = {
 }
 
 
-@pytest.mark.quick_cases(10)
+@pytest.mark.quick_cases(5)
 @pytest.mark.parametrize("name", RUNS)
 def test_every_mode_makes_what_its_options_say(tmp_path, media, capsys, name):
     options, pipeline, steps, (frames, rows, sound) = RUNS[name]

@@ -142,6 +142,7 @@ def test_a_row_of_a_batch_is_a_call_of_its_own(library, name):
         assert (batch.frames[row] - single.frames[0]).abs().max() <= 1e-4
 
 
+@pytest.mark.quick_cases(3)
 @generating
 @both
 def test_texts_are_encoded_apart_and_handed_to_a_pipeline_without_text_encoder(library, name):

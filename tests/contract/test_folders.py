@@ -48,7 +48,7 @@ def models(pipe: DiffusionPipeline) -> dict[str, torch.nn.Module]:
 @each
 @both
 @pytest.mark.parametrize("safe", [True, False], ids=["safetensors", "pickled"])
-@pytest.mark.quick_cases(10)
+@pytest.mark.quick_cases(4)
 def test_a_saved_pipeline_is_the_same(library, name, safe, tmp_path):
     pipe = pipeline(library, name)
     pipe.save_pretrained(tmp_path, safe_serialization=safe)
@@ -135,6 +135,7 @@ def test_a_pipeline_changes_its_data_type(library, name):
     assert pipe.dtype == torch.float32 and pipe.device.type == "cpu"
 
 
+@pytest.mark.quick_cases(2)
 @cases
 def test_half_precision_is_close(library, name, tmp_path):
     pipeline(library, name).save_pretrained(tmp_path)
@@ -144,6 +145,7 @@ def test_half_precision_is_close(library, name, tmp_path):
     assert (output[0].float() - run(library, name)[0]).abs().max() < 0.5
 
 
+@pytest.mark.quick_cases(2)
 @cases
 def test_components_serve_another_pipeline(library, name):
     pipe = pipeline(library, name)
@@ -177,6 +179,7 @@ def text_encoder_copy() -> dict[str, torch.nn.Module]:
     return {"text_encoder": copy.deepcopy(text_models()["text_encoder"])}
 
 
+@pytest.mark.quick_cases(2)
 @cases
 def test_groups_of_layers_are_brought_one_by_one(library, name):
     pipe = pipeline(library, name, new_model)
@@ -237,6 +240,7 @@ def test_a_folder_says_its_class(library, name, tmp_path):
     assert type(DiffusionPipeline.from_pretrained(tmp_path)) is named("diffusers", name)
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("name", [one for one in GENERATING if "duration_head" in optional(one)])
 def test_a_duration_head_is_saved_loaded_and_used_alike(name, tmp_path):
     bounds = {"num_frames": None, "min_seconds": 0.1, "max_seconds": 0.6}

@@ -280,6 +280,7 @@ def test_attention_processors_can_be_put_back(library):
         network.set_attn_processor({name: processors[name] for name in list(processors)[:3]})
 
 
+@pytest.mark.quick_cases(1)
 @both
 def test_compiled_blocks_give_the_same(library):
     network = new_model(library, "transformer")

@@ -71,6 +71,7 @@ def difference(one: list[torch.Tensor], other: list[torch.Tensor]) -> float:
     return max((a.float() - b.float()).abs().max().item() for a, b in zip(one, other))
 
 
+@pytest.mark.quick_cases(2)
 @each
 def test_the_same_numbers_as_diffusers(workflow):
     assert difference(*(run(library, workflow) for library in LIBRARIES)) <= PARITY
@@ -118,6 +119,7 @@ def test_the_length_is_predicted(library):
 ROWS = [("ours", "text2video"), ("ours", "in_context"), ("diffusers", "text2video")]
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(("library", "workflow"), ROWS)
 def test_rows_of_a_batch_are_calls_of_their_own(library, workflow):
     pipe = pipeline(library)

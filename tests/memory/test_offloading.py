@@ -6,6 +6,8 @@ It moves weights between two devices; with the CPU for both, all its hooks run, 
 import pytest
 import torch
 from accelerate import cpu_offload
+from diffusers import DiffusionPipeline
+from diffusers.hooks import apply_group_offloading
 
 from ltx2_diffusers.pipelines.recipes.two_stage import LTX2TwoStagePipeline
 from tests.golden_data import EQUAL_PIPELINES
@@ -26,6 +28,21 @@ CALL = {
     "stage_2_sigmas": STAGE_2,
     "output_type": "uint8",
 }
+
+
+@pytest.mark.parametrize("offloaded", ["not at all", "by layers", "in groups"])
+def test_the_device_that_computes_is_the_one_that_diffusers_finds(offloaded):
+    pipe, meta = load(), torch.device("meta")
+    *models, last = [model for model in pipe.components.values() if isinstance(model, torch.nn.Module)]
+    if offloaded == "by layers":
+        for model in (*models, last):
+            cpu_offload(model, meta)
+    elif offloaded == "in groups":
+        for model in models:
+            model.to(meta)
+        apply_group_offloading(last, CPU, CPU, offload_type="leaf_level")
+    device = pipe._execution_device
+    assert device == DiffusionPipeline._execution_device.fget(pipe) == (meta if offloaded == "by layers" else CPU)
 
 
 @pytest.fixture(scope="module")

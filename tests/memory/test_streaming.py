@@ -65,6 +65,7 @@ def assert_same(one, other, **changes):
         assert torch.equal(actual, expected)
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("method", ["fp8_cast", "fp8_scaled_mm"])
 def test_what_was_saved_in_eight_bits_is_streamed_so(folder, tmp_path, method, dtype):
@@ -78,7 +79,7 @@ def test_what_was_saved_in_eight_bits_is_streamed_so(folder, tmp_path, method, d
     assert_same(streamed, quantised)
 
 
-@pytest.mark.quick_cases(5)
+@pytest.mark.quick_cases(2)
 # bfloat16 is another type than that of the file.
 @pytest.mark.parametrize(
     "num_on_device, dtype", [(1, torch.bfloat16), (2, torch.float32), (3, torch.bfloat16), (BLOCKS, torch.float32)]
@@ -137,6 +138,7 @@ def test_blocks_may_run_in_any_order(folder):
                 assert torch.equal(parameter, expected[f"transformer_blocks.{index}.{name}"])
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("source", ["ram", "disk"])
 @pytest.mark.parametrize("first", [True, False], ids=["adapter first", "streaming first"])
 def test_adapters_stay_beside_streamed_weights(folder, source, first):

@@ -266,6 +266,7 @@ def test_adapters_come_go_and_change():
         assert graphs_of(pipe.transformer).recorded > made
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     ("layout", "is_compiled", "replays"), [("2.0", False, 2 * 3), ("2.0", True, 2 * 3), ("2.3", False, 2 * 4)]
 )

@@ -62,6 +62,7 @@ ARGUMENTS = {
 }
 
 
+@pytest.mark.quick_cases(4)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("batch_size", [1, 2])
 @torch.no_grad()

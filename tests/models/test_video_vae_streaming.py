@@ -36,7 +36,7 @@ def _seeded() -> torch.Generator:
     return torch.Generator().manual_seed(3)
 
 
-@pytest.mark.quick_cases(5)
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("structure", STRUCTURES)
 @torch.no_grad()

@@ -7,6 +7,7 @@ from torch.testing import assert_close
 
 from ltx2_diffusers.models.antialias import (
     AntiAliasedActivation,
+    LowPass,
     SnakeBeta,
     hann_sinc_filter,
     kaiser_sinc_filter,
@@ -249,6 +250,17 @@ def test_low_pass_filters_keep_a_constant() -> None:
     constant = torch.full((1, 2, 20), 0.7)
     assert_close(AntiAliasedActivation(torch.nn.Identity(), 2, 12)(constant), constant, atol=5e-3, rtol=0)
     assert_close(resample_up(constant, 3), torch.full((1, 2, 60), 0.7), atol=5e-3, rtol=0)
+
+
+def test_filters_are_exact_wherever_they_are_made_first() -> None:
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.bfloat16)
+        with torch.device("meta"):
+            assert LowPass(5, 14).filter.is_meta
+    finally:
+        torch.set_default_dtype(before)
+    assert_close(LowPass(5, 14).filter.flatten(), kaiser_sinc_filter(5, 14), atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("ratio, taps, beta", [(2, 12, 4.664), (2, 6, 1.365), (2, 4, 0.0), (4, 12, 2.042)])

@@ -105,6 +105,7 @@ WORKFLOWS = {
 }
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("workflow", WORKFLOWS)
 def test_blocks_make_the_very_clips_of_the_pipelines(workflow):
     made = result(modular(), **given(ours, workflow))
@@ -115,6 +116,7 @@ def test_blocks_make_the_very_clips_of_the_pipelines(workflow):
     assert made["audio"].equal(other.audio)
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("workflow", WORKFLOWS)
 def test_numbers_of_diffusers(workflow):
     """Rescaling aside, in which tokens that are given count otherwise there."""

@@ -254,6 +254,7 @@ def test_a_callback_that_makes_latents_bad_is_found_in_the_next_step():
         ours()(**CALL, callback_on_step_end=lambda _p, _i, _t, tensors: {"latents": tensors["latents"] * NAN})
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize("output_type", ["pil", "np", "pt", "uint8"])
 @pytest.mark.parametrize(("part", "what"), [("vae", "video"), ("vocoder", "sound")])
 def test_a_decoder_that_gives_no_numbers_is_refused(part, what, output_type):

@@ -202,6 +202,7 @@ def test_files_hold_what_their_pixels_hold(tmp_path):
     assert not torch.equal(frames, generate().frames)
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("rate", [12, 24, 48, 60])
 def test_a_clip_from_a_file_keeps_its_speed(tmp_path, rate):
     times = [i / rate for i in range(rate)]

@@ -173,6 +173,7 @@ def sequential_offload(pipe) -> None:
         cpu_offload(getattr(pipe, name), torch.device("cpu"))
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize(
     "offload",
     [
@@ -266,6 +267,7 @@ def check_result(output: LTX2PipelineOutput, path, rate: Fraction) -> None:
     check_file(path, rate, num_frames)
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("frame_rate", list(RATES))
 def test_fractional_rates_survive_generation(staged, tmp_path, frame_rate):
     call = {"num_inference_steps": 2, "num_frames": 25, "frame_rate": frame_rate, "output_type": "uint8"}

@@ -264,6 +264,7 @@ def test_its_layers_are_compiled():
     assert pipe.compiled == {}
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("latent_frames", [8, 20])
 def test_what_a_plan_says_of_decoding_is_what_is_counted(folder, latent_frames):
     """From short clips to a longer one, whole and in tiles. Attention holds all of small clips up to some length: it says more."""

@@ -74,6 +74,7 @@ def audio_length(num_frames: int, frame_rate: float) -> int:
 # --- lengths ---
 
 
+@pytest.mark.quick_cases(4)
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("frame_rate", [24.0, NTSC, 30000 / 1001, 25.0, 50.0])
 def test_video_and_audio_stay_equally_long(pipe, direction, frame_rate):
@@ -95,6 +96,7 @@ def test_decoded_pieces_are_as_long_as_the_latents_say(pipe, direction):
     assert output.audio[..., -round(0.05 * RATE) :].abs().amax() > 0
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("output_type", ["pil", "np", "pt", "uint8"])
 def test_every_output_type_is_put_together(pipe, output_type):
     output = extend(pipe, num_segments=2, output_type=output_type)

@@ -99,6 +99,7 @@ def test_same_guided_latents_as_diffusers(name, guidance):
     assert compare([(CLIP,)], [(PICTURE, 1, 1.0)], name, **guidance, **masked) <= EQUAL_PIPELINES
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -266,6 +266,7 @@ def test_a_missing_component_folder_is_refused(folder):
     assert load(folder, vocoder=ours().vocoder).vocoder is ours().vocoder
 
 
+@pytest.mark.quick_cases(4)
 @pytest.mark.parametrize(
     ("file", "content"),
     [

@@ -39,6 +39,7 @@ def test_one_component_in_half_precision(part, dtype):
     assert max_difference(output, ours()(**CALL, generator=seeded(1))) < 0.3
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("part", PARTS)
 def test_one_component_in_full_precision(part):
     others = dict.fromkeys(set(PARTS) - {part}, torch.bfloat16)
@@ -60,6 +61,7 @@ def test_a_transformer_in_half_precision_in_a_pipeline_without_a_data_type(name)
     assert {inputs[name].dtype for inputs in seen for name in names} == {torch.bfloat16}
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("part", ["vae", "audio_vae", "latent_upsampler", "transformer", "stage_2_transformer"])
 def test_stages_and_conditions(part):
     second = LTX2AVTransformer3DModel.from_pretrained(tiny_checkpoint("2.0") / "transformer")

@@ -44,6 +44,7 @@ def make_two(pipe, **kwargs):
     return make(pipe, num_videos_per_prompt=2, generator=seeded(1, 2), **kwargs)
 
 
+@pytest.mark.quick_cases(2)
 def test_the_file_is_that_of_saving_the_output(pipe, tmp_path):
     make(pipe, output_type="uint8").save(tmp_path / "saved.mp4")
     output = make(pipe, save_path=tmp_path / "new" / "written.mp4")
@@ -54,6 +55,7 @@ def test_the_file_is_that_of_saving_the_output(pipe, tmp_path):
     assert (tmp_path / "tuple.mp4").read_bytes() == (tmp_path / "saved.mp4").read_bytes()
 
 
+@pytest.mark.quick_cases(2)
 def test_a_batch_has_a_file_for_each_clip(pipe, tmp_path):
     saved = make_two(pipe, output_type="uint8").save(tmp_path / "saved.mp4")
     output = make_two(pipe, save_path=tmp_path / "written.mp4")
@@ -131,6 +133,7 @@ def test_an_error_on_either_side_leaves_no_file(streaming, tmp_path, monkeypatch
     assert [path.name for path in tmp_path.iterdir()] == ["clip.mp4"]
 
 
+@pytest.mark.quick_cases(2)
 def test_a_file_that_grows_holds_the_same(pipe, tmp_path):
     plain, file = tmp_path / "plain.mp4", ClipFile(tmp_path / "clip.mp4", tmp_path / "growing.mp4")
     make(pipe, save_path=plain, num_frames=33)

@@ -281,6 +281,7 @@ def test_one_frame_is_a_picture_of_ours_or_of_another_model(pipeline, media):
 SHORT_PARTS = ApplicationDefaults(chunk_frames=25, overlap_frames=9)
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("with_picture", [False, True])
 @pytest.mark.parametrize("enhance", [False, True])
 def test_long_requests_are_made_in_parts(with_picture, enhance, pipeline, media):

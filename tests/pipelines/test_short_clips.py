@@ -74,6 +74,7 @@ def test_every_recipe_makes_the_shortest_clips(name, num_frames, frame_rate):
     check(output, num_frames, frame_rate)
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize(("num_frames", "frame_rate"), LENGTHS)
 def test_given_clips_may_be_as_short(num_frames, frame_rate):
     clip, call = CLIP[:num_frames], {**CALL, "frame_rate": frame_rate}

@@ -86,6 +86,7 @@ def assert_recorded_outputs(pipe: LTX2Pipeline, case: Path) -> None:
     assert_within(output.audio, expected["expected.audio"], sound)
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("case", golden_cases("checkpoint/outputs", "*_pipeline.safetensors"), ids=lambda c: c.stem)
 @pytest.mark.parametrize("source", ["single file", "folder"])
 def test_recorded_pipeline_call(case: Path, source: str, tmp_path):
@@ -96,6 +97,7 @@ def test_recorded_pipeline_call(case: Path, source: str, tmp_path):
     assert_recorded_outputs(pipe, case)
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize(
     ("version", "component", "matrix"),
     [

@@ -196,6 +196,7 @@ def test_adapters_come_to_components_that_wait(roomy):
         pipe.enable_sequential_cpu_offload(device="cpu")
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("where", ["resident", "streamed", "released"])
 def test_planned_pipelines_are_compiled_where_their_weights_are(roomy, expected, where):
     """Not traced, which takes long: that every block goes through the compiled region is what counts."""

@@ -34,6 +34,7 @@ def run(pipeline, layout, **arguments):
         pipeline.pass_layout = PassLayout()
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize("guidance", GUIDANCE)
 def test_every_layout_gives_the_results_of_passes_one_after_another(pipeline, guidance):
     expected, _ = run(pipeline, PassLayout(), **GUIDANCE[guidance])

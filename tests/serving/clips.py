@@ -8,6 +8,8 @@ from pathlib import Path
 import av
 import numpy as np
 
+from ltx2_diffusers.serving.running import LocalRunner
+
 FINISHED = ("completed", "failed", "cancelled")
 
 
@@ -57,6 +59,43 @@ def left(folder: Path, pattern: str, seconds: float = 20) -> list[Path]:
     while (found := list(folder.glob(pattern))) and time.monotonic() < ends:
         time.sleep(0.02)
     return found
+
+
+class Standing:
+    """A runner on which runs of more than ten steps stand still after their first step, or shot, until they are to end.
+
+    They are under way for as long as a test looks, however fast the machine is.
+
+    Args:
+        runner: What makes the clips.
+    """
+
+    slots = 1
+
+    def __init__(self, runner: LocalRunner) -> None:
+        self._runner = runner
+
+    @property
+    def model(self):
+        return self._runner.model
+
+    def run(self, jobs, report, stopped):
+        def stand(job: str, kind: str, event: dict) -> None:
+            report(job, kind, event)
+            ends = time.monotonic() + 60
+            while event.get("steps", 0) > 10 and event.get("shots", 1) and not stopped(job):
+                assert time.monotonic() < ends, event
+                time.sleep(0.002)
+
+        return self._runner.run(jobs, stand, stopped)
+
+    def close(self) -> None:
+        """The runner goes on."""
+
+
+def steps(client) -> float:
+    """How many steps a server has made."""
+    return client.app.state.server.metrics.registry.get_sample_value("ltx2_steps_total")
 
 
 def content(client, job: str) -> bytes:

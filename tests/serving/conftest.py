@@ -11,6 +11,7 @@ from ltx2_diffusers.serving.app import create_app
 from ltx2_diffusers.serving.running import LocalRunner
 from ltx2_diffusers.serving.settings import Limits, Settings
 from tests.cli.conftest import media, save_loras  # noqa: F401 (a fixture)
+from tests.serving.clips import Standing
 from tests.serving.databases import PostgreSQL
 from tests.tiny_checkpoints import tiny_checkpoint
 
@@ -43,7 +44,7 @@ def postgresql() -> Iterator[PostgreSQL]:
 
 @pytest.fixture
 def serve(served, tmp_path):
-    """Starts a server with limits and settings of a test's own, and gives a client of it."""
+    """Starts a server with limits and settings of a test's own, and gives a client of it; long runs stand still on it."""
 
     @contextmanager
     def start(runner=None, limits: Limits | None = None, **settings) -> Iterator[TestClient]:
@@ -54,7 +55,7 @@ def serve(served, tmp_path):
             "model": "tiny",
             **settings,
         }
-        app = create_app(Settings(data=data, limits=limits or Limits(), **given), runner or shared)
+        app = create_app(Settings(data=data, limits=limits or Limits(), **given), runner or Standing(shared))
         with TestClient(app, base_url="http://localhost:8000") as client:
             yield client
 
@@ -63,9 +64,9 @@ def serve(served, tmp_path):
 
 @pytest.fixture(scope="module")
 def client(served, tmp_path_factory) -> Iterator[TestClient]:
-    """A server for all tests of a file."""
+    """A server for all tests of a file, on which long runs stand still."""
     data, runner = served
     database = f"sqlite:///{tmp_path_factory.mktemp('jobs') / 'jobs.db'}"
     settings = Settings(data=data, database=database, engine=engine_options(), model="tiny")
-    with TestClient(create_app(settings, runner), base_url="http://localhost:8000") as client:
+    with TestClient(create_app(settings, Standing(runner)), base_url="http://localhost:8000") as client:
         yield client

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from ltx2_diffusers.serving.fleet.settings import Fleet, fleet_of
 from ltx2_diffusers.serving.running import LocalRunner
 from ltx2_diffusers.serving.settings import Limits
 from ltx2_diffusers.serving.worker import WorkerProcess
-from tests.serving.clips import content, create, decoded, finished, generate
+from tests.serving.clips import Standing, content, create, decoded, finished, generate
 from tests.serving.conftest import JOB, QUICK, TIME_LIMIT_S, engine_options
 from tests.serving.test_command import complaint
 from tests.tiny_checkpoints import tiny_checkpoint
@@ -99,19 +100,22 @@ def test_a_replica_sees_whether_it_shares_the_folder(tmp_path):
 
 
 def test_a_replica_notices_that_its_server_is_gone(tmp_path, monkeypatch):
-    monkeypatch.setattr(pulse, "_BEAT_S", 0.05)
-    monkeypatch.setattr(pulse, "_LOOK_S", 0.0)
-    monkeypatch.setattr(pulse, "_SILENCE_S", 0.5)
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(pulse, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(pulse, "_BEAT_S", 0.01)
     server = Pulse(tmp_path / "server.pulse")
-    replica = PulseReader(server.file, server.token)
-    ends = time.monotonic() + 1
-    while time.monotonic() < ends:
+    replica, ends = PulseReader(server.file, server.token), time.monotonic() + 60
+    for _ in range(4):
+        said = server.file.read_text()
+        while server.file.read_text() == said:
+            assert time.monotonic() < ends
+        clock.now += pulse._SILENCE_S - 1
         assert not replica.lost()
-        time.sleep(0.01)
     # Its file is no longer written.
     server.end()
+    clock.now += pulse._SILENCE_S - 1
     assert not replica.lost()
-    time.sleep(0.6)
+    clock.now += 2
     assert replica.lost()
     # It was started anew, and has other replicas.
     anew = Pulse(server.file)
@@ -125,9 +129,9 @@ class Pair:
 
     slots = 2
 
-    def __init__(self, *runners: LocalRunner) -> None:
+    def __init__(self, *runners: Standing) -> None:
         self.model = runners[0].model
-        self._free: queue.SimpleQueue[LocalRunner] = queue.SimpleQueue()
+        self._free: queue.SimpleQueue[Standing] = queue.SimpleQueue()
         for runner in runners:
             self._free.put(runner)
 
@@ -145,7 +149,7 @@ class Pair:
 @pytest.fixture(scope="module")
 def pair(served) -> Pair:
     data, runner = served
-    return Pair(runner, LocalRunner(engine_options(), data / "results", TIME_LIMIT_S))
+    return Pair(*map(Standing, (runner, LocalRunner(engine_options(), data / "results", TIME_LIMIT_S))))
 
 
 def side_by_side(told, jobs: list[str], seconds: float = 60) -> None:
@@ -162,7 +166,7 @@ def side_by_side(told, jobs: list[str], seconds: float = 60) -> None:
 
 def test_as_many_jobs_run_as_there_are_slots(serve, pair):
     with serve(runner=pair) as client:
-        jobs = [create(client, **ENDLESS) for _ in range(3)]
+        jobs = [create(client, **LONG) for _ in range(3)]
         side_by_side(lambda job: client.get(f"/v1/videos/{job}").json(), jobs[:2])
         health = client.get("/health").json()
         assert (health["running"], health["queued"]) == (2, 1)
@@ -177,7 +181,7 @@ def test_as_many_jobs_run_as_there_are_slots(serve, pair):
 
 def test_a_server_that_ends_hands_all_its_jobs_back(serve, pair):
     with serve(runner=pair, limits=Limits(grace=0.1)) as client:
-        jobs = [create(client, **ENDLESS) for _ in range(2)]
+        jobs = [create(client, **LONG) for _ in range(2)]
         side_by_side(lambda job: client.get(f"/v1/videos/{job}").json(), jobs)
     with serve(runner=pair) as client:
         side_by_side(lambda job: client.get(f"/v1/videos/{job}").json(), jobs)

@@ -99,6 +99,7 @@ BOMBS = {
 }
 
 
+@pytest.mark.quick_cases(6)
 @pytest.mark.parametrize("name", BOMBS)
 def test_what_cannot_be_taken_is_refused_soon_with_a_reason(reader, tmp_path, name):
     kind, make, reason = BOMBS[name]

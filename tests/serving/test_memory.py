@@ -115,7 +115,7 @@ def test_the_worker_says_what_is_loaded_in_json(served):
 
 @pytest.mark.parametrize("size", [(128, 128, 25), (192, 320, 57), (512, 512, 121)])
 @pytest.mark.parametrize("two_stage", [False, True])
-@pytest.mark.quick_cases(2)
+@pytest.mark.quick_cases(1)
 def test_lines_agree_with_what_is_counted(served, size, two_stage):
     needs = served[1].model.forecast(None)._needs
     wish = planning.ClipWish(*size, two_stage=two_stage, image=True, steps=(1, 1), prompt_tokens=1024)

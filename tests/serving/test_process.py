@@ -19,7 +19,8 @@ from tests.tiny_checkpoints import tiny_checkpoint
 
 pytestmark = pytest.mark.slow
 
-LONG = {**JOB, "steps": 200, "num_frames": 33}
+LONG = {**JOB, "steps": 60, "num_frames": 97}
+ENDLESS = {**LONG, "steps": 200, "num_frames": 193}
 
 
 @pytest.fixture
@@ -40,10 +41,7 @@ def times_run(server: Server, job: str) -> int:
 
 
 def test_a_killed_server_goes_on_where_it_was(server):
-    first, second = (
-        server.told("POST", "/v1/videos", {**LONG, "steps": 60})["id"],
-        server.told("POST", "/v1/videos", JOB)["id"],
-    )
+    first, second = (server.told("POST", "/v1/videos", LONG)["id"], server.told("POST", "/v1/videos", JOB)["id"])
     running(server, first)
     workers = server.processes()
     server.kill()
@@ -56,7 +54,7 @@ def test_a_killed_server_goes_on_where_it_was(server):
 
 
 def test_a_killed_worker_is_replaced_and_the_job_made(server):
-    job = server.told("POST", "/v1/videos", {**LONG, "steps": 60})["id"]
+    job = server.told("POST", "/v1/videos", LONG)["id"]
     running(server, job)
     os.kill(server.worker(), signal.SIGKILL)
     assert server.finished(job)["status"] == "completed"
@@ -99,7 +97,7 @@ def test_a_storyboard_goes_on_in_the_shot_in_which_its_worker_or_server_was_kill
 
 
 def test_a_server_that_is_asked_to_end_hands_its_job_back(server):
-    job = server.told("POST", "/v1/videos", LONG)["id"]
+    job = server.told("POST", "/v1/videos", ENDLESS)["id"]
     running(server, job)
     began = time.monotonic()
     assert server.stop() == 0
@@ -113,10 +111,10 @@ def test_a_server_that_is_asked_to_end_finishes_its_call(tmp_path):
     server = Server(tmp_path / "data", "--checkpoint", str(tiny_checkpoint("2.0")), "--grace", "60")
     answers = []
     caller = threading.Thread(
-        target=lambda: answers.append(server.ask("POST", "/generate", {**QUICK, "num_inference_steps": 40}))
+        target=lambda: answers.append(server.ask("POST", "/generate", {**QUICK, "num_inference_steps": 200}))
     )
     caller.start()
-    while server.told("GET", "/health")["running"] == 0:
+    while server.told("GET", "/health")["running"] == 0 and not answers:
         time.sleep(0.02)
     assert server.stop() == 0
     caller.join()
@@ -125,7 +123,7 @@ def test_a_server_that_is_asked_to_end_finishes_its_call(tmp_path):
 
 def test_a_caller_who_goes_away_stops_the_call(server):
     command = ["curl", "-s", "-m", "1", "-X", "POST", f"{server.url}/generate", "-H", "Content-Type: application/json"]
-    body = '{"prompt": "waves", "width": 64, "height": 64, "num_frames": 33, "num_inference_steps": 200}'
+    body = '{"prompt": "waves", "width": 64, "height": 64, "num_frames": 193, "num_inference_steps": 200}'
     assert subprocess.run([*command, "-d", body]).returncode == 28
     began = time.monotonic()
     while server.told("GET", "/health")["running"]:

@@ -142,6 +142,7 @@ STREAMED = {
 }
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("mode", STREAMED)
 @pytest.mark.usefixtures("runner")
 def test_a_streamed_clip_is_the_one_that_is_not(client, media, mode):

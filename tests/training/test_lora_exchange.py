@@ -57,7 +57,7 @@ def trained(lora: dict, base: str = "2.0"):
     return models
 
 
-@pytest.mark.quick_cases(3)
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("lora", KINDS.values(), ids=KINDS)
 @pytest.mark.parametrize("base", BASES)
 def test_a_trained_lora_does_the_same_everywhere(lora, base, tmp_path):
@@ -73,7 +73,7 @@ def test_a_trained_lora_does_the_same_everywhere(lora, base, tmp_path):
         assert largest(found, plain) > 100 * CLOSE
 
 
-@pytest.mark.quick_cases(3)
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("lora", KINDS.values(), ids=KINDS)
 def test_training_goes_on_from_what_was_saved(lora, tmp_path):
     models = trained(lora)

@@ -72,6 +72,7 @@ def test_every_type_has_a_bound():
     assert sorted(ERRORS) == sorted(QUANTIZATIONS)
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_quantised_base_is_as_exact_as_its_type(name):
     expected = velocities(base())

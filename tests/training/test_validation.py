@@ -305,6 +305,7 @@ def test_samples_without_a_text_encoder_are_refused(pipeline, tmp_path):
     assert Validator(settings(tmp_path), models).sample(0, tmp_path, Accelerator(cpu=True)) == []
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     ("validation", "suffix", "has_sound"),
     [

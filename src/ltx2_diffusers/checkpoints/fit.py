@@ -163,14 +163,19 @@ def _number_problem(
 
 def _built(cls: ModelClass, config: Mapping[str, Any], limit: int, where: str) -> Shapes:
     """Names and shapes of the tensors of the model that `config` builds, which may be no more than `limit`."""
-    arguments = {name: config[name] for name in complete_config(cls, config) if name in config}
+    arguments = _Frozen({name: config[name] for name in complete_config(cls, config) if name in config})
     try:
-        with torch.device("meta"), _at_most(limit):
-            model = cls(**arguments)
+        return _shapes(cast(Hashable, cls), arguments, limit)
     # Torch answers impossible sizes with any of these.
     except (ValueError, NotImplementedError, TypeError, ArithmeticError, RuntimeError, LookupError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{where}: {reason}; this is no configuration of {cls.__name__}") from None
+
+
+@lru_cache(maxsize=32)
+def _shapes(cls: Hashable, arguments: "_Frozen", limit: int) -> Shapes:
+    with torch.device("meta"), _at_most(limit):
+        model = cast(ModelClass, cls)(**arguments)
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 

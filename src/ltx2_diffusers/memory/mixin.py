@@ -4,6 +4,7 @@ import difflib
 import inspect
 import os
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, Self
 
 import torch
@@ -201,8 +202,15 @@ class BlockStreamingMixin(DiffusionPipeline):
 
     @property
     def _execution_device(self) -> torch.device:
-        streamers = self._streamers
-        return streamers[0].device if streamers else super()._execution_device
+        if streamers := self._streamers:
+            return streamers[0].device
+        models = [model for model in self.components.values() if isinstance(model, torch.nn.Module)]
+        if any(map(_is_hooked, models)):
+            return super()._execution_device
+        # As diffusers finds it: the first accelerator, or else the first device.
+        tensors = (next(chain(model.parameters(), model.buffers()), None) for model in models)
+        devices = [tensor.device for tensor in tensors if tensor is not None] or [torch.device("cpu")]
+        return next((device for device in devices if device.type not in ("cpu", "meta")), devices[0])
 
     @property
     def _on_demand(self) -> dict[str, Any]:
@@ -280,3 +288,15 @@ def _has_blocks(model: torch.nn.Module) -> bool:
         return bool(block_list(model))
     except ValueError:
         return False
+
+
+def _is_hooked(model: torch.nn.Module) -> bool:
+    """Whether diffusers or Accelerate act on any part of a model."""
+    waiting = [model]
+    while waiting:
+        part = waiting.pop()
+        # Beside `modules()` and `hasattr`, which take ten times as long: it is asked several times a call.
+        if "_diffusers_hook" in part.__dict__ or "_hf_hook" in part.__dict__:
+            return True
+        waiting += [within for within in part._modules.values() if within is not None]
+    return False

@@ -4,6 +4,7 @@ Shape legend: B batch, C channels, N samples, K filter taps.
 """
 
 import math
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -29,11 +30,17 @@ def kaiser_sinc_filter(ratio: int, kernel_size: int) -> Tensor:
     """
     cutoff, half_width = 0.5 / ratio, 0.6 / ratio
     attenuation = 2.285 * (kernel_size // 2 - 1) * math.pi * 4 * half_width + 7.95
-    window = torch.kaiser_window(kernel_size, periodic=False, beta=_kaiser_beta(attenuation))
+    window = torch.kaiser_window(kernel_size, periodic=False, beta=_kaiser_beta(attenuation), dtype=torch.float32)
     offset = 0.5 if kernel_size % 2 == 0 else 0.0
     time = torch.arange(kernel_size, dtype=torch.float32) - kernel_size // 2 + offset
     taps = window * torch.sinc(2 * cutoff * time)
     return taps / taps.sum()
+
+
+@cache
+def _kaiser_sinc_taps(ratio: int, kernel_size: int) -> list[float]:
+    with torch.device("cpu"):
+        return kaiser_sinc_filter(ratio, kernel_size).tolist()
 
 
 def _kaiser_beta(attenuation: float) -> float:
@@ -115,7 +122,9 @@ class LowPass(nn.Module):
         super().__init__()
         self.ratio = ratio
         self.kernel_size = kernel_size
-        self.register_buffer("filter", kaiser_sinc_filter(ratio, kernel_size).view(1, 1, -1))
+        # A vocoder holds a hundred of the same filter.
+        taps = torch.tensor(_kaiser_sinc_taps(ratio, kernel_size), dtype=torch.float32)
+        self.register_buffer("filter", taps.view(1, 1, -1))
 
 
 class Upsample1d(LowPass):

@@ -222,10 +222,10 @@ class LTX2ModularPipeline(LTX2LoraMixin, ModularPipeline):
             return values
         leaves = [one for one in parts_of(running) if not one.sub_blocks]
         instead = [name for name in ("conditions", "reference_conditions") if values.get(name) is not None]
-        if instead and named.get("image") is not None:
-            # It is encoded all the same.
-            if all(one.name != "image_latents" for leaf in leaves for one in leaf.inputs):
-                check_unread(f"`{instead[0]}` take its place", {"image": named["image"]})
+        is_used = any(one.name == "image_latents" for leaf in leaves for one in leaf.inputs)
+        if instead and not is_used and named.get("image") is not None:
+            # It would be encoded all the same.
+            check_unread(f"`{instead[0]}` take its place", {"image": named["image"]})
         spared = _OPTIONAL | (_DECODERS if values.get("output_type") == "latent" else set())
         self.require(*(spec.name for spec in running.expected_components if spec.name not in spared))
         known, hidden = dict(values), set[str]()

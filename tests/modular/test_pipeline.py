@@ -352,7 +352,10 @@ def test_errors(case):
         ({"min_seconds": 2.0}, "`min_seconds` is given (2.0), but `num_frames` too"),
         ({"height": "64"}, "`height` has to be a whole number but is '64'; use 64"),
         ({"attention_kwargs": {"foo": 1.0}}, "`attention_kwargs` holds ['foo']"),
-        ({"image": PICTURES[0], "conditions": ours.LTX2VideoCondition(PICTURES[1])}, "but `conditions` take its place"),
+        (
+            {"image": PICTURES[0], "conditions": ours.LTX2VideoCondition(PICTURES[1])},
+            "but `conditions` take its place",
+        ),
         ({"output": 3}, "`output` has to be a `str`"),
         ({"output": "video"}, "`output` names 'video', which no block makes; use 'videos'"),
         ({"image": 3}, "`image` has to be an image"),

@@ -111,3 +111,10 @@ def test_audio_windows():
 
 def test_a_trimmed_canvas_ends_with_the_request():
     assert dfr_layout.trim_canvas(torch.zeros(1, 2, 13, 4, 4), 81).shape == (1, 2, 11, 4, 4)
+    for frames, latents in (
+        (82, torch.zeros(1, 2, 13, 4, 4)),
+        ("81", torch.zeros(1, 2, 13, 4, 4)),
+        (81, torch.zeros(2, 13, 4, 4)),
+    ):
+        with pytest.raises(ValueError, match="`latents` has shape" if latents.ndim == 4 else "`num_frames` has to be"):
+            dfr_layout.trim_canvas(latents, frames)

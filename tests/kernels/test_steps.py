@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ltx2_diffusers.kernels.fusing import fusion
-from ltx2_diffusers.kernels.steps import linear_gelu
+from ltx2_diffusers.kernels.steps import linear_gelu, pixel_norm_silu
 from tests.kernels.step_cases import Case, cases, results
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -67,16 +67,33 @@ def _moved(value, device):
     return value.to(device) if isinstance(value, torch.Tensor) else value
 
 
-def test_gelu_takes_the_place_of_its_product_where_no_gradient_needs_it():
-    layer, x, products = torch.nn.Linear(8, 32), torch.randn(2, 3, 8), []
-    layer.register_forward_hook(lambda *called: products.append(called[-1]))
+def test_gelu_takes_the_place_of_its_product_where_no_gradient_and_no_hook_needs_it():
+    products = []
+
+    class Watched(torch.nn.Linear):
+        def forward(self, x):
+            products.append(super().forward(x))
+            return products[-1]
+
+    layer, x, seen = Watched(8, 32), torch.randn(2, 3, 8), []
     kept = linear_gelu(x, layer, "tanh")
     assert torch.equal(kept, torch.nn.functional.gelu(products[0], approximate="tanh"))
     with torch.no_grad():
         given = linear_gelu(x, layer, "tanh")
+        layer.register_forward_hook(lambda *called: seen.append(called[-1]))
+        hooked = linear_gelu(x, layer, "tanh")
     assert given.data_ptr() == products[1].data_ptr() and torch.equal(given, kept)
+    assert torch.equal(hooked, kept) and torch.equal(seen[0], products[0])
     (slope,) = torch.autograd.grad(linear_gelu(x.requires_grad_(), layer, "none").sum(), x)
     assert slope.abs().sum() > 0
+
+
+def test_float16_normalises_values_whose_squares_it_cannot_hold():
+    x = torch.randn(1, 4, 2, 2, 2) * 1000
+    x[..., 0] = 0
+    given = pixel_norm_silu(x.half(), None, False, False)
+    assert given.dtype == torch.float16
+    assert (given - pixel_norm_silu(x, None, False, False)).abs().max() < 2e-3
 
 
 @pytest.mark.gpu

@@ -352,6 +352,13 @@ def test_errors(case):
         ({"noise_scale": 2.0}, "`noise_scale`"),
         ({"sigmas": [0.5, 1.0]}, "sigmas must fall"),
         ({"min_seconds": 2.0}, "`min_seconds` is given (2.0), but `num_frames` too"),
+        ({"height": "64"}, "`height` has to be a whole number but is '64'; use 64"),
+        ({"attention_kwargs": {"foo": 1.0}}, "`attention_kwargs` holds ['foo']"),
+        (
+            {"image": PICTURES[0], "conditions": ours.LTX2VideoCondition(PICTURES[1])},
+            "but `conditions` take its place",
+        ),
+        ({"output": 3}, "`output` has to be a `str`"),
         ({"output": "video"}, "`output` names 'video', which no block makes; use 'videos'"),
         ({"image": 3}, "`image` has to be an image"),
         ({"image": PICTURES * 2}, "`image` holds 4 pictures, but there are 1 videos"),
@@ -370,6 +377,13 @@ def test_what_later_blocks_read_is_checked_before_the_first_one_runs(changes, me
     monkeypatch.setattr(pipe.text_encoder, "forward", lambda *_, **__: pytest.fail("the prompt was encoded"))
     with pytest.raises(ValueError, match=re.escape(message)):
         pipe(**{**CALL, **changes})
+
+
+def test_values_of_other_kinds_are_read_as_in_the_other_pipelines():
+    prompts = ["a red circle", "a blue square"]
+    listed = result(modular(), prompt=prompts, sigmas=[1.0, 0.5], height=32)
+    other = result(modular(), prompt=tuple(prompts), sigmas=torch.tensor([1.0, 0.5]), height=torch.tensor(32))
+    assert all(one.equal(two) for one, two in zip(listed.values(), other.values(), strict=True))
 
 
 def test_a_length_that_is_predicted_has_to_fit_what_is_given():

@@ -242,6 +242,14 @@ def test_a_row_of_a_batch_is_its_single_run():
     assert (together.frames[1:] - alone.frames).abs().max() < 1e-5
 
 
+def test_a_row_of_a_round_is_its_single_run():
+    rows = {name: torch.cat([given, given]) for name, given in CARRIED.items() if isinstance(given, torch.Tensor)}
+    prompts = [CALL["prompt"]] * 2
+    together = run("ours", REFINE, **rows, prompt=prompts, generator=[both.seeded(4), both.seeded(5)])
+    alone = run("ours", REFINE, generator=both.seeded(5))
+    assert (together.frames[1:] - alone.frames).abs().max() < 1e-5
+
+
 def test_steps_are_counted_over_all_stretches():
     seen: list[int] = []
     carried = {

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import torch
 from diffusers.utils import logging
 
-from ..checks import check_at_least_one, check_from_zero, check_num_frames, neighbours
+from ..checks import check_at_least_one, check_from_zero, check_num_frames, check_shape, neighbours
+from ..declared import takes_declared
 
 logger = logging.get_logger(__name__)
 
@@ -123,8 +124,11 @@ def conditioning_frame_rate(frame_rate: float) -> float:
     return MAX_CONDITIONING_FPS if frame_rate > SNAP_CONDITIONING_FPS_ABOVE else frame_rate
 
 
+@takes_declared
 def trim_canvas(latents: torch.Tensor, num_frames: int, temporal_compression_ratio: int = 8) -> torch.Tensor:
     """The latents `[B, C, F, h, w]` of the first `num_frames` pixel frames, without what pads the canvas."""
+    check_shape("latents", latents, (None,) * 5, "a canvas has {}")
+    check_num_frames(num_frames, temporal_compression_ratio)
     return latents[:, :, : (num_frames - 1) // temporal_compression_ratio + 1]
 
 

@@ -157,8 +157,9 @@ def linear_gelu(x: torch.Tensor, layer: nn.Linear, approximate: str) -> torch.Te
     in_product = fuses(x) and (x.is_cuda or x.is_meta) and approximate == "tanh" and is_bare(layer, nn.Linear)
     # In float32 the product's own GELU is not known to be as exact.
     if not in_product or bias is None or not x.dtype == weight.dtype == bias.dtype or x.dtype.itemsize != 2:
-        # Of the widest tensors of a network there is one at a time, not two.
-        gelu = nn.functional.gelu if torch.is_grad_enabled() else torch.ops.aten.gelu_
+        # Of the widest tensors of a network there is one at a time, not two, unless a hook may have kept the first.
+        kept = torch.is_grad_enabled() or layer._forward_hooks
+        gelu = nn.functional.gelu if kept else torch.ops.aten.gelu_
         return gelu(layer(x), approximate=approximate)
     return torch._addmm_activation(bias, x.flatten(0, -2), weight.t(), use_gelu=True).unflatten(0, x.shape[:-1])
 
@@ -175,7 +176,9 @@ def pixel_norm_silu(
         in_place (`bool`): Whether intermediate values take the place of one another.
         overwrite (`bool`): Whether they take that of `x`.
     """
-    rms = ((x * x).mean(dim=1, keepdim=True) + PIXEL_NORM_EPS).sqrt()
+    # Squares of what these layers make, and the constant, are beyond what float16 holds.
+    wide = x.float() if x.dtype == torch.float16 else x
+    rms = ((wide * wide).mean(dim=1, keepdim=True) + PIXEL_NORM_EPS).sqrt().to(x.dtype)
     x = x.div_(rms) if overwrite else x / rms
     if shift_scale is not None:
         shift, scale = shift_scale

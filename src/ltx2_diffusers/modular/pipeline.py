@@ -18,12 +18,12 @@ from ..checkpoints.versions import check_ltx2
 from ..guidance.presets import DEFAULT_IMAGE_CRF, LTX2_5_IMAGE_CRF
 from ..models.duration_head import frames_within
 from ..models.latent_statistics import denormalized, normalized
-from ..pipelines.engine import OUTPUT_TYPES, check_said, shortened
+from ..pipelines.engine import OUTPUT_TYPES, check_said, check_unread, shortened
 from ..pipelines.generation import LTX2GenerationPipeline
 from ..schedulers.scheduling_ltx2 import LTX2Scheduler
 from . import blocks as known
 from .declarations import DECLARED, Foreseen, Leaf, machinery, parts_of
-from .text import arguments_of
+from .text import SIZES, arguments_of
 
 # What a call can do without, or is refused for lack of with a message of its own.
 _OPTIONAL = {"prompt_enhancer", "processor", "duration_head"}
@@ -175,6 +175,7 @@ class LTX2ModularPipeline(LTX2LoraMixin, ModularPipeline):
         # What is read by its type has no name.
         values.pop(None, None)
         self._check(values, kwargs)
+        output = declared.as_declared("output", output, str | list[str] | None)
         made = {*values, *(one.name for one in (*self._blocks.outputs, *self._blocks.inputs))} - {None}
         for name in [output] if isinstance(output, str) else output or ():
             if name not in made:
@@ -183,7 +184,7 @@ class LTX2ModularPipeline(LTX2LoraMixin, ModularPipeline):
         return super().__call__(state, output, **kwargs)
 
     def _check(self, values: dict[str, Any], named: dict[str, Any]) -> None:
-        """Find what can be found to be wrong with a call before it begins."""
+        """Find what can be found to be wrong with a call before it begins; what is named becomes of its declared type."""
         readable = [name for one in self._blocks.inputs for name in (one.name, one.kwargs_type) if name is not None]
         for name in named.keys() - readable:
             meant = get_close_matches(name, readable, 1)
@@ -193,31 +194,42 @@ class LTX2ModularPipeline(LTX2LoraMixin, ModularPipeline):
             raise ValueError(f"`{name}` is given, but no block reads it; {hint}")
         given = arguments_of({name: values[name] for name in values.keys() & readable})
         declared.settle(given)
+        read = {name: getattr(given, name) for name in named.keys() & vars(given).keys() if named[name] is not None}
+        read |= {name: declared.as_declared(name, named[name], int | None) for name in named.keys() & SIZES}
+        named |= read
+        values |= read
         given.check()
+        checks.check_attention_kwargs(given.attention_kwargs)
         if given.prompt is not None:
             prompts.check_prompts(given.request(())[0])
         if "output_type" in readable:
             checks.check_choice("output_type", values["output_type"], OUTPUT_TYPES)
-        foreseen = self._foreseen(values)
+        foreseen = self._foreseen(values, named)
         if values.get("num_frames") is not None:
             check_said("`num_frames` too", arguments_of(named), "min_seconds", "max_seconds")
         elif foreseen.get("num_frames") is not None:
             bounds = (values["min_seconds"], values["max_seconds"])
             shortest = frames_within(bounds[0], values["frame_rate"], self.sizes.temporal_ratio, *bounds)
             with shortened(shortest):
-                self._foreseen(values | {"num_frames": shortest})
+                self._foreseen(values | {"num_frames": shortest}, named)
 
-    def _foreseen(self, values: dict[str, Any]) -> dict[str, Any]:
+    def _foreseen(self, values: dict[str, Any], named: dict[str, Any]) -> dict[str, Any]:
         """Have the blocks that will run look for what is wrong; what is known of all values after them."""
         running: Any = self._blocks
         if isinstance(running, (machinery.SequentialPipelineBlocks, machinery.ConditionalPipelineBlocks)):
             running = running.get_execution_blocks(**{name: one for name, one in values.items() if one is not None})
         if running is None:
             return values
+        leaves = [one for one in parts_of(running) if not one.sub_blocks]
+        instead = [name for name in ("conditions", "reference_conditions") if values.get(name) is not None]
+        is_used = any(one.name == "image_latents" for leaf in leaves for one in leaf.inputs)
+        if instead and not is_used and named.get("image") is not None:
+            # It would be encoded all the same.
+            check_unread(f"`{instead[0]}` take its place", {"image": named["image"]})
         spared = _OPTIONAL | (_DECODERS if values.get("output_type") == "latent" else set())
         self.require(*(spec.name for spec in running.expected_components if spec.name not in spared))
         known, hidden = dict(values), set[str]()
-        for block in (one for one in parts_of(running) if not one.sub_blocks):
+        for block in leaves:
             read = {one.name: one for one in block.inputs if one.name is not None}
             for name, one in read.items():
                 if one.required and one.default is None and name not in hidden and known.get(name) is None:

@@ -20,10 +20,12 @@ from ..pipelines.engine import awaits_length
 from ..prompts.encoding import check_text_width
 from .declarations import DECLARED, Conditional, Leaf, Sequential
 
+SIZES = {"height", "width", "num_frames"}
+
 
 def arguments_of(values: Mapping[str, Any]) -> Arguments:
     """What of the arguments of a call is among values, but for sizes, whose multiples are those of the networks."""
-    said = {one.name for one in fields(Arguments) if one.init} & values.keys() - {"height", "width", "num_frames"}
+    said = {one.name for one in fields(Arguments) if one.init} & values.keys() - SIZES
     return Arguments(**{name: values[name] for name in said if values[name] is not None})
 
 

@@ -620,10 +620,10 @@ class TemporalRound:
         start = replace(start, latents=plan.tools.video.patchifier.patchify(video))
         request = replace(request, size=size, start=start, conditions=())
         run = engine.prepare(self.pipeline, request, self.batch_size).runs[0]
-        generator = start.generator[0] if isinstance(start.generator, list) else start.generator
-        offset = _SEEDS_PER_ROUND * self.call.round_index + index
-        seed = (0 if generator is None else generator.initial_seed()) + offset
-        noise = gaussian_noise(torch.Generator(self.pipeline._execution_device).manual_seed(seed % 2**64))
+        given = start.generator if isinstance(start.generator, list) else [start.generator]
+        offset, device = _SEEDS_PER_ROUND * self.call.round_index + index, self.pipeline._execution_device
+        seeds = [(0 if one is None else one.initial_seed()) + offset for one in given]
+        noise = gaussian_noise([torch.Generator(device).manual_seed(seed % 2**64) for seed in seeds])
         config, held = self.pipeline.scheduler.config, [ReadyItems(self.held(tile, run.plan, video, material))]
         sampler = EulerAncestralSampler(noise, config["eta"], config["s_noise"], hold_given=True)
         run = replace(run, conditions=held, sampler=sampler)

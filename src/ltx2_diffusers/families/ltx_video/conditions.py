@@ -205,7 +205,8 @@ class OpenedFrames(Opened):
             )
 
     def _corner(self, plan: ClipPlan) -> tuple[int, int]:
-        position, (height, width) = self.condition.given.position, self.pixels.shape[3:]
+        position: Any = self.condition.given.position
+        height, width = self.pixels.shape[3:]
         centre = (plan.width - width) // 2, (plan.height - height) // 2
         return centre if position == "centre" else position
 

@@ -39,6 +39,13 @@ def test_adain_by_hand():
     torch.testing.assert_close(adain_filter_latent(latents, reference, 0.5).flatten(), torch.tensor([5.0, 9.0]))
 
 
+@pytest.mark.parametrize("frames", [1, 2])
+def test_adain_of_a_channel_without_deviation_takes_the_mean(frames):
+    reference = torch.tensor([10.0, 16.0]).view(1, 1, 2, 1, 1)
+    assert adain_filter_latent(torch.ones(1, 1, frames, 1, 1), reference).eq(13.0).all()
+    assert adain_filter_latent(reference, torch.ones(1, 1, frames, 1, 1)).eq(1.0).all()
+
+
 def test_unusable_arguments_are_refused():
     with pytest.raises(ValueError, match="reference_latents"):
         adain_filter_latent(torch.zeros(1, 4, 2, 2, 2), torch.zeros(2, 4, 2, 2, 2))

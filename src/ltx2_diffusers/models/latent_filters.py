@@ -10,7 +10,7 @@ def adain_filter_latent(latents: torch.Tensor, reference_latents: torch.Tensor, 
     """Gives every channel of a latent the mean and standard deviation it has in a reference (AdaIN).
 
     Args:
-        latents: latents `[B, C, F, h, w]` to change.
+        latents: latents `[B, C, F, h, w]` to change; channels of one value take the mean alone.
         reference_latents: latents `[B, C, ...]` with the wanted statistics; frames and sizes may differ.
         factor: how far to go: 0 leaves `latents` unchanged, 1 takes on the statistics entirely; values outside [0, 1]
             extrapolate. Default 1.0.
@@ -26,8 +26,9 @@ def adain_filter_latent(latents: torch.Tensor, reference_latents: torch.Tensor, 
     axes, reference_axes = tuple(range(2, latents.ndim)), tuple(range(2, reference_latents.ndim))
     std, mean = torch.std_mean(latents, dim=axes, keepdim=True)
     reference_std, reference_mean = torch.std_mean(reference_latents, dim=reference_axes)
-    reference_std, reference_mean = reference_std.view_as(std), reference_mean.view_as(mean)
-    matched = (latents - mean) / std * reference_std + reference_mean
+    # Of a single value there is no deviation.
+    std, reference_std = std.nan_to_num().clamp_min(torch.finfo(std.dtype).tiny), reference_std.nan_to_num()
+    matched = (latents - mean) / std * reference_std.view_as(std) + reference_mean.view_as(mean)
     return torch.lerp(latents, matched, factor)
 
 

@@ -283,9 +283,7 @@ def _check_latents(name: str, latents: torch.Tensor | None, tools: LatentTools) 
     shape = tuple(tools.target_shape)
     packed = tuple(tools.patchifier.patchify(torch.empty(shape, device="meta")).shape)
     if latents is not None and tuple(latents.shape) not in (shape, packed):
-        raise ValueError(
-            f"`{name}` has shape {tuple(latents.shape)}; this call needs {shape} (un-normalised) or {packed} (packed)"
-        )
+        raise ValueError(f"`{name}` has shape {tuple(latents.shape)}; this call needs {shape} or {packed} (packed)")
 
 
 def check_decodable_size(height: int, width: int, minimum: int) -> None:

@@ -1,5 +1,6 @@
 """Pictures and clips at their places, against the golden vectors, and what is refused."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -131,6 +132,11 @@ CLIP = torch.zeros(9, 3, 32, 64, dtype=torch.uint8)
         (LTXVideoCondition(video=CLIP, frame_index=5), "`frame_index` of a clip is 5, no multiple of 8; use 8"),
         (LTXVideoCondition(CLIP[0], strength=1.5), "`strength`.*use 1"),
         (LTXVideoCondition(CLIP[0], position=(0, 0), frame_index=8), "`position` is given at `frame_index` 8"),
+        (
+            LTXVideoCondition(video=CLIP, frame_index=36),
+            "`frame_index` of a clip is 36, no multiple of 8; use 32 or 40",
+        ),
+        (LTXVideoCondition(CLIP[0, :, :, :32], position=(0, 0)), "nothing is left .* larger picture"),
         (LTXVideoCondition(CLIP[0], position=(32, 0)), "`position`"),
         (LTXVideoCondition(CLIP[0], position=(1, 0)), "`position`"),
     ],
@@ -138,6 +144,28 @@ CLIP = torch.zeros(9, 3, 32, 64, dtype=torch.uint8)
 def test_what_has_no_place_is_refused_before_anything_is_encoded(given, message, pipeline):
     with pytest.raises(ValueError, match=message):
         opened(pipeline, given)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"frame_index": 1.5}, "`frame_index` has to be a whole number but is 1.5; use 2"),
+        ({"strength": "high"}, "`strength` has to be a finite number but is 'high'"),
+        ({"strength": None}, "`strength` has to be a finite number but is None"),
+        ({"position": "left"}, "`position` .* is 'left'; use"),
+        ({"position": (0, 0, 0)}, "`position` .*; use"),
+        ({"position": (0.0, 32.0)}, "`position` has to be"),
+    ],
+)
+def test_a_condition_holds_what_its_fields_declare(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        LTXVideoCondition(CLIP[0], **wrong)
+
+
+def test_a_place_may_be_a_list_and_a_frame_a_number_of_any_library(pipeline):
+    given = LTXVideoCondition(CLIP[0], frame_index=np.int64(0), position=[0, 0])
+    one = opened(pipeline, given)
+    assert (type(given.frame_index), one._corner(plan(pipeline))) == (int, [0, 0])
 
 
 def test_a_placed_picture_needs_a_video_that_is_made_at_once(pipeline):

@@ -62,6 +62,11 @@ def test_a_rescale_of_diffusers_acts_on_classifier_free_guidance():
         (PassSettings(8, None, (1, 6)), "stg_av", "`guidance_scale` is a list, which needs `guidance_timesteps`"),
         (PassSettings(8, None, 1, (1, 2), guidance_timesteps=(1.0, 0.9, 0.5)), "stg_av", "2 values for 3"),
         (PassSettings(8, guidance_timesteps=(0.5, 0.9)), "stg_av", "have to fall"),
+        (
+            PassSettings(8, None, (3, 1), guidance_timesteps=(1000.0, 500.0)),
+            "stg_av",
+            "`guidance_timesteps` .*; use 1.0",
+        ),
         (PassSettings(8, None, 1, 1, 1, (3,)), "stg_av", r"`skip_block_list` contains \[3\].*use 2"),
         (PassSettings(8, None, 1, 1, 1, ((1,), (2,))), "stg_av", "`skip_block_list` is a list"),
         (PassSettings(8), "attention", "stg_mode"),

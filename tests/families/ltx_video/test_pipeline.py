@@ -16,10 +16,11 @@ from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition as 
 from diffusers.utils import logging
 
 from ltx2_diffusers.families.ltx_video.conditions import LTXVideoCondition
+from ltx2_diffusers.families.ltx_video.long import LTXVideoLongPipeline
 from ltx2_diffusers.families.ltx_video.media import canvas_of, margins
 from ltx2_diffusers.families.ltx_video.passes import first_sides
 from ltx2_diffusers.families.ltx_video.pipeline import LTXVideoPipeline
-from ltx2_diffusers.families.ltx_video.presets import PassSettings, all_presets
+from ltx2_diffusers.families.ltx_video.presets import PassSettings, all_presets, of_depth
 from ltx2_diffusers.media.reading import read_video
 from tests.families.ltx_video.runs import tiny_pipeline
 from tests.families.ltx_video.tiny import networks
@@ -113,7 +114,7 @@ def test_the_noise_of_the_original_is_drawn_in_the_order_of_tokens(pipeline):
 def test_a_checkpoint_runs_by_its_preset():
     for name, preset in PRESETS.items():
         pipeline = tiny_pipeline(preset=name)
-        assert pipeline.settings == preset
+        assert pipeline.settings == of_depth(preset, pipeline.transformer.config.num_layers)
         assert pipeline.sizes.causal == preset.causal_temporal_positioning
         assert pipeline.codec.denormalize_latents(torch.zeros(1, 8, 1, 1, 1)).shape == (1, 8, 1, 1, 1)
     distilled = tiny_pipeline()
@@ -242,6 +243,38 @@ def test_latents_go_out_as_they_come_in(pipeline):
     assert (made.frames - latents).abs().mean() < latents.abs().mean()
 
 
+def test_an_interrupt_in_the_first_pass_hands_over_frames_of_the_asked_size(pipeline):
+    def stop(pipe, step, level, values):  # noqa: ARG001
+        pipe._interrupt = True
+        return values
+
+    made = pipeline(**{**CALL, "height": 64, "width": 64, "output_type": "pt"}, callback_on_step_end=stop)
+    assert made.frames.shape == (1, 17, 3, 64, 64)
+
+
+def test_a_list_of_frames_is_one_clip(pipeline):
+    clip = [as_pil(one) for one in CLIP[:9]]
+    first, second, third = (
+        pipeline(*shown, **ONE_PASS, **short, generator=seeded()).frames
+        for shown, short in (((), {"video": clip}), ((), {"video": [clip]}), ((LTXVideoCondition(video=clip),), {}))
+    )
+    assert torch.equal(first, third) and torch.equal(second, third)
+
+
+def test_settings_go_with_the_components():
+    first = tiny_pipeline(preset="ltxv-2b-0.9.6-distilled")
+    second = LTXVideoLongPipeline.from_pipe(first)
+    assert LTXVideoPipeline.from_pipe(second).settings == second.settings == first.settings
+    other = LTXVideoPipeline.from_pipe(first, transformer=first.transformer)
+    assert other.config.preset is None
+    assert LTXVideoPipeline.from_pipe(first, preset="ltxv-2b-0.9.8-distilled").settings.version == "0.9.8"
+
+
+def test_a_preset_of_another_depth_names_blocks_that_there_are():
+    made = tiny_pipeline(preset="ltxv-2b-0.9.5")(**CALL, num_inference_steps=2, generator=seeded())
+    assert (made.info["preset"], made.info["forwards_per_step"]) == ("0.9.5 dev", 3)
+
+
 def test_a_tuple_holds_the_frames_alone(pipeline):
     made = pipeline(**ONE_PASS, num_inference_steps=1, return_dict=False, generator=seeded())
     assert [type(part) for part in made] == [torch.Tensor]
@@ -292,6 +325,10 @@ def test_frames_have_the_asked_size_at_two_scales(pipeline, tmp_path):
             "`end_sigma` of a stage is 0.9",
         ),
         ({"tone_map_compression_ratio": 2.0}, "`tone_map_compression_ratio`"),
+        (
+            {"second_pass": PassSettings(2, tone_map_compression_ratio=6.0)},
+            "`tone_map_compression_ratio` has to be .*; use 1.0",
+        ),
         ({"adain_factor": 2.0}, "`adain_factor`"),
         ({"stg_mode": "values"}, "stg_mode"),
         ({"stg_scale": 1.0, "skip_block_list": []}, "names no blocks"),

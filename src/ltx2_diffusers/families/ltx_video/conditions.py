@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -16,6 +16,7 @@ from ...conditioning import ConditionItem, LatentState, VideoLatentTools
 from ...conditioning.items.base import append_latent
 from ...conditioning.items.regions import hold_tokens
 from ...conditioning.tools import in_seconds
+from ...declared import settle
 from ...media.files import exact_frame_rate
 from ...media.frames import Frames, read_frames
 from ...media.reading import probe, read_video
@@ -51,7 +52,12 @@ class LTXVideoCondition:
     video: Frames | None = None
     frame_index: int = 0
     strength: float = 1.0
-    position: tuple[int, int] | Literal["centre"] | None = None
+    position: Sequence[int] | str | None = None
+
+    def __post_init__(self) -> None:
+        settle(self)
+        if self.position not in (None, "centre") and (isinstance(self.position, str) or len(self.position) != 2):
+            raise ValueError(f'`position` has to be (left, upper) or "centre" but is {self.position!r}; use (0, 0)')
 
 
 @dataclass(frozen=True)
@@ -106,19 +112,20 @@ class FrameCondition(Condition):
     def opened(self, studio: Studio, plan: ClipPlan) -> "OpenedFrames":
         """Check the place and read the frames that the video can show."""
         given, start, last = self.given, self.given.frame_index, (self.preparation.num_frames or plan.num_frames) - 1
-        if not checks.is_whole(start) or not 0 <= start <= last:
-            nearest = min(max(start, 0), last) if checks.is_whole(start) else 0
-            raise ValueError(f"`frame_index` has to be from 0 to {last} but is {start!r}; use {nearest}")
+        if not 0 <= start <= last:
+            raise ValueError(
+                f"`frame_index` has to be from 0 to {last} but is {start}; use {min(max(start, 0), last)}"
+            )
         if given.image is not None:
             pixels = read_frames(given.image, 1, name="image")
         else:
             clip: Any = given.video
             pixels = read_frames(clip, plan.num_frames - start, name="video", frame_rate=plan.frame_rate)
+            stride = plan.sizes.temporal_ratio
+            if len(pixels) > 1 and start % stride:
+                near = checks.neighbours(start, stride)
+                raise ValueError(f"`frame_index` of a clip is {start}, no multiple of {stride}; use {near}")
             pixels = pixels[: plan.sizes.whole_frames(len(pixels))]
-        stride = plan.sizes.temporal_ratio
-        if len(pixels) > 1 and start % stride:
-            near = checks.neighbours(start, stride)
-            raise ValueError(f"`frame_index` of a clip is {start}, no multiple of {stride}; use {near}")
         if given.position is not None and start:
             raise ValueError(f"`position` is given at `frame_index` {start}, but belongs to frame 0; leave it out")
         return OpenedFrames(studio, self, self.preparation.prepared(pixels, given.position is not None))
@@ -132,7 +139,9 @@ class ReferenceCondition(FrameCondition):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.given.frame_index or self.given.position is not None:
-            raise ValueError(f"`reference_conditions` lie at frame 0 of the whole frame, but one is {self.given!r}")
+            raise ValueError(
+                f"`reference_conditions` lie at frame 0 of the whole frame, but one has frame_index={self.given.frame_index} and position={self.given.position!r}"
+            )
 
     def check_length(self, plan: ClipPlan) -> None:
         """Raise `ValueError` if it is no clip that is as long as a video; of a file nothing is decoded."""
@@ -188,11 +197,18 @@ class OpenedFrames(Opened):
                 f"`position` ({left}, {top}) and the size {tuple(sides)} of what goes there have to be multiples of {ratio} inside "
                 f"of {asked} pixels; use position=(0, 0)"
             )
+        corner = (left // ratio, top // ratio)
+        if not without_free_edges(self.pixels[..., ::ratio, ::ratio], corner, plan.video)[0].numel():
+            raise ValueError(
+                f"nothing is left of {tuple(sides)} pixels at `position` ({left}, {top}): of sides that do not touch an edge of the "
+                f"video, {ratio} pixels are left out; use a larger picture"
+            )
 
     def _corner(self, plan: ClipPlan) -> tuple[int, int]:
-        position, (height, width) = self.condition.given.position, self.pixels.shape[3:]
+        position: Any = self.condition.given.position
+        height, width = self.pixels.shape[3:]
         centre = (plan.width - width) // 2, (plan.height - height) // 2
-        return position if isinstance(position, tuple) else centre
+        return centre if position == "centre" else position
 
     def items(self, plan: ClipPlan) -> Items:
         """Encode the frames at the stage's size; noise is drawn as the conditions come."""

@@ -40,6 +40,8 @@ def pass_guiders(settings: PassSettings, stg_mode: str, num_layers: int, guidanc
     count = 1 if bounds is None else len(bounds)
     if bounds is not None and (not count or sorted(set(bounds), reverse=True) != list(bounds)):
         raise ValueError(f"`guidance_timesteps` have to fall but are {list(bounds)}; sort them, and name each once")
+    for bound in bounds or ():
+        check_unit(guidance_timesteps=bound)
     names = ("guidance_scale", "stg_scale", "rescaling_scale")
     scales = [_listed(name, getattr(settings, name), bounds, count) for name in names]
     blocks = settings.skip_block_list or ()

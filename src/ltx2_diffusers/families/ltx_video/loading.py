@@ -23,7 +23,7 @@ from ...checkpoints.single_file import load_component
 from ...pipelines.generation import LTX2GenerationPipeline
 from ...prompts import TextEncoder
 from ...publishing.scripts import fenced
-from .presets import LTXVideoPreset, ScheduleSettings, choose_preset, ltx_video_preset, read_settings
+from .presets import LTXVideoPreset, ScheduleSettings, choose_preset, ltx_video_preset, of_depth, read_settings
 from .text import T5TextEncoder
 
 # What an original file says beside its weights, kept in the configuration of its transformer: it goes with it from pipeline
@@ -89,7 +89,7 @@ def settled_preset(
     facts = dict(transformer.get(FACTS) or {})
     name = facts.pop("name", name)
     if preset is not None:
-        found = ltx_video_preset(preset)
+        found = of_depth(ltx_video_preset(preset), transformer["num_layers"])
     else:
         told: dict[str, Any] = {"is_distilled": bool(facts.get("allowed_inference_steps")) or None, "name": name}
         told["is_stochastic"] = bool(scheduler and scheduler.get("stochastic_sampling"))

@@ -145,7 +145,7 @@ class LongArguments(SharedArguments, _First):
         first, count = self.cond_image, self.num_frames
         listed = [] if first is None else [LTXVideoCondition(first, strength=self.cond_strength)]
         for one in as_list(self.conditions):
-            from_end = checks.is_whole(one.frame_index) and -count <= one.frame_index < 0
+            from_end = -count <= one.frame_index < 0
             listed.append(replace(one, frame_index=one.frame_index + count) if from_end else one)
         return [FrameCondition(one, preparation) for one in listed]
 

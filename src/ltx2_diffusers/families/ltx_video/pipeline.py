@@ -13,6 +13,7 @@ import torch
 from diffusers import AutoencoderKLLTXVideo, LTXVideoTransformer3DModel
 from diffusers.pipelines.ltx.modeling_latent_upsampler import LTXLatentUpsamplerModel
 from diffusers.utils import logging
+from PIL.Image import Image
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
 from ... import checks
@@ -94,7 +95,7 @@ class LTXVideoArguments(SharedArguments, _First):
 
     Args:
         conditions: One or several [`LTXVideoCondition`]: pictures and clips at any frame.
-        image, video: A picture or a clip, or a list of them, shown at `frame_index` with `strength`; short for `conditions`.
+        image, video: A picture or a clip, or a list of them (of pictures in `video`: the frames of one clip), shown at `frame_index` with `strength`; short for `conditions`.
         frame_index, strength: One for all, or a list. Default 0 and 1.0.
         denoise_strength: Share of the first pass's steps that are made, from the end, 0 to 1: with `media_items` or
             `latents`, how far the result may go from them. Default 1.0.
@@ -229,7 +230,7 @@ class LTXVideoArguments(SharedArguments, _First):
         if self.reference_conditions:
             # What an IC-LoRA follows is shown as it is.
             said.setdefault(_HELD_NOISE, 0.0)
-        checks.check_unit(**{name: getattr(self, name) for name in (_HELD_NOISE, "tone_map_compression_ratio")})
+        checks.check_unit(image_cond_noise_scale=self.image_cond_noise_scale)
         return replace(settings, **said)
 
     def clip(self, preset: LTXVideoPreset, size: Extent, canvas: Extent) -> torch.Tensor | None:
@@ -259,7 +260,7 @@ class LTXVideoArguments(SharedArguments, _First):
 
     def _short_conditions(self) -> list[LTXVideoCondition]:
         shown: list[dict[str, Any]] = [{"image": one} for one in as_list(self.image)]
-        shown += [{"video": one} for one in as_list(self.video)]
+        shown += [{"video": one} for one in ([self.video] if is_frames(self.video) else as_list(self.video))]
         for name in ("frame_index", "strength"):
             values, count = as_list(getattr(self, name)), len(shown)
             if count and len(values) not in (1, count):
@@ -277,6 +278,7 @@ def pass_arguments(call: Any) -> dict[str, Any]:
 
 def delivery_of(call: Any, preset: LTXVideoPreset, tone_map: float = 0.0, fit: Fit | None = None) -> Delivery:
     """In which form the result of a call is handed over."""
+    checks.check_unit(tone_map_compression_ratio=tone_map)
     timestep, share = call.decode_timestep, call.decode_noise_scale
     # As in diffusers, a level that is given alone is the share of noise, too.
     if timestep is None:
@@ -290,6 +292,11 @@ def delivery_of(call: Any, preset: LTXVideoPreset, tone_map: float = 0.0, fit: F
 def as_list(value: Any) -> list[Any]:
     """What a call gives as one or several."""
     return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
+
+
+def is_frames(value: Any) -> bool:
+    """Whether a list holds the frames of one clip, and not several clips."""
+    return bool(as_list(value)) and all(isinstance(one, Image) or getattr(one, "ndim", 0) == 3 for one in value)
 
 
 class LTXVideoBase(LTXVideoLoading):
@@ -420,7 +427,8 @@ class LTXVideoPipeline(LTXVideoBase):
         call.check_read(self.settings, passes.settings, passes.scale == 2)
         order: Any = {"packed_noise": call.packed_noise, "own_shape_renoise": True, "noise_first": True}
         start = Start(call.generator, call.latents, **order, clip=call.clip(preset, size, canvas))
-        fit = None if (*passes.last_sides, canvas[2]) == size else partial(shown_at, canvas=canvas, size=size)
+        # An interrupt in a first pass hands over frames that are smaller.
+        fit = None if passes.scale == 1 and canvas == size else partial(shown_at, canvas=canvas, size=size)
         tone_map = passes.settings[-1].tone_map_compression_ratio
         tone_map = tone_map if call.tone_map_compression_ratio is None else call.tone_map_compression_ratio
         made_size, streams = Size(*passes.last_sides, canvas[2], call.frame_rate), Streams(True, False)

@@ -214,10 +214,10 @@ def choose_preset(
         found = [p for p in presets.values() if p.causal_temporal_positioning and (p.size, p.kind) == (size, kind)]
     said = re.search(r"0\.9\.\d", "0.9.6" if is_stochastic else name)
     preset = next((p for p in found if said and p.version == said[0]), found[-1])
-    return preset if num_layers == _DEPTHS[size] else _of_depth(preset, num_layers)
+    return of_depth(preset, num_layers)
 
 
-def _of_depth(preset: LTXVideoPreset, num_layers: int) -> LTXVideoPreset:
+def of_depth(preset: LTXVideoPreset, num_layers: int) -> LTXVideoPreset:
     """The preset with blocks at the same relative depth of a model with other layers."""
 
     def moved(blocks: Any) -> Any:
@@ -225,6 +225,8 @@ def _of_depth(preset: LTXVideoPreset, num_layers: int) -> LTXVideoPreset:
             return tuple(moved(block) for block in blocks)
         return None if blocks is None else min(num_layers - 1, blocks * num_layers // _DEPTHS[preset.size])
 
+    if num_layers == _DEPTHS[preset.size]:
+        return preset
     passes = {name: one for name, one in vars(preset).items() if isinstance(one, PassSettings)}
     fitted: Any = {name: replace(one, skip_block_list=moved(one.skip_block_list)) for name, one in passes.items()}
     return replace(preset, **fitted)

@@ -22,7 +22,7 @@ MODULES_IN_A_FOLDER = 15
 # One file per network, one per file format.
 LARGE_FOLDERS = ("models", "checkpoints")
 OWN_BASES = 3
-CODE_LINES = 43_800
+CODE_LINES = 43_850
 IMPORT_SHARE = 0.08
 ROOMS = (ltx2_diffusers, conditioning, guidance, sampling, training, training.components)
 # Names may stand in two lists, and some are constants.

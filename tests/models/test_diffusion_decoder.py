@@ -174,6 +174,8 @@ def test_safe_tiles_share_what_the_original_demands():
     names = ("height", "width", "num_frames")
     defaults = [(getattr(model, f"tile_sample_min_{n}"), getattr(model, f"tile_sample_stride_{n}")) for n in names]
     assert defaults == [(768, 704), (768, 704), (80, 56)]
+    with pytest.raises(ValueError, match="`safe` has to be one of True, False but is 'x'"):
+        model.enable_tiling(512, safe="x")
     model.enable_tiling(512, safe=True)
     assert [getattr(model, f"tile_sample_stride_{n}") for n in names] == [352, 608, 40]
     with pytest.raises(ValueError, match=r"`tile_sample_stride_height` is 400, .* at least 160; use 352"):

@@ -164,7 +164,8 @@ def one_picture(image: Frames) -> Frames:
 def check_crf(name: str, crf: int, pixels: torch.Tensor | None = None) -> None:
     """Check the H.264 quality of a condition, whose frames are given it only if there is a single one."""
     if not isinstance(crf, int) or not 0 <= crf <= 51:
-        raise ValueError(f"`{name}` has to be between 0 (no compression) and 51 but is {crf}; use 33")
+        near = min(max(crf, 0), 51) if isinstance(crf, int) else 33
+        raise ValueError(f"`{name}` has to be between 0 (no compression) and 51 but is {crf}; use {near}")
     if crf and pixels is not None and len(pixels) == 1 and pixels.dtype != torch.uint8:
         raise ValueError(
             f"the H.264 round trip of a picture needs bytes but got floats; give an image or a uint8 array, or set "

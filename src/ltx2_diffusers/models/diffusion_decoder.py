@@ -242,6 +242,7 @@ class LTX2VideoDiffusionDecoderModel(CheckpointMixin, AtomicModelSaveMixin, Mode
         Raises:
             ValueError: If tiles are smaller than the attention needs, or do not meet, or share too little to be `safe`.
         """
+        check_choice("safe", safe, (True, False))
         smallest = (tile_sample_min_height, tile_sample_min_width, tile_sample_min_num_frames)
         strides = (tile_sample_stride_height, tile_sample_stride_width, tile_sample_stride_num_frames)
         sizes = self._tile_sizes.changed(safe, dict(zip(SIZE_NAMES, smallest + strides)))

@@ -162,6 +162,11 @@ def test_a_condition_holds_what_its_fields_declare(wrong, message):
         LTXVideoCondition(CLIP[0], **wrong)
 
 
+def test_several_pictures_are_no_picture():
+    with pytest.raises(ValueError, match="`image` of a condition is one picture but has 2; use `video`"):
+        LTXVideoCondition([CLIP[0], CLIP[0]])
+
+
 def test_a_place_may_be_a_list_and_a_frame_a_number_of_any_library(pipeline):
     given = LTXVideoCondition(CLIP[0], frame_index=np.int64(0), position=[0, 0])
     one = opened(pipeline, given)

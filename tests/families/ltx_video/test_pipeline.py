@@ -337,7 +337,7 @@ def test_frames_have_the_asked_size_at_two_scales(pipeline, tmp_path):
         ({"multi_scale": False, "stage_2_adapters": {"style": 1.0}}, "the call has one pass"),
         ({"image": []}, "`image` is an empty list"),
         ({"video": []}, "`video` is an empty list"),
-        ({"image_crf": 99}, "`image_crf` has to be between 0"),
+        ({"image_crf": 99}, "`image_crf` has to be between 0 .*use 51"),
         ({"image_crf": 30}, "`image_crf` is given .30., but there is neither picture nor clip"),
         ({"image_blur": False, "image_crf": 12}, "neither picture nor clip"),
         ({"image_cond_noise_scale": 0.1}, "there is no condition"),

@@ -56,6 +56,10 @@ class LTXVideoCondition:
 
     def __post_init__(self) -> None:
         settle(self)
+        if isinstance(self.image, (list, tuple)) and len(self.image) != 1:
+            raise ValueError(
+                f"`image` of a condition is one picture but has {len(self.image)}; use `video`, or `conditions`"
+            )
         if self.position not in (None, "centre") and (isinstance(self.position, str) or len(self.position) != 2):
             raise ValueError(f'`position` has to be (left, upper) or "centre" but is {self.position!r}; use (0, 0)')
 

@@ -129,16 +129,20 @@ def apply_rotary(x: torch.Tensor, tables: RotaryTables, rope_type: str) -> torch
     """
     cos, sin = tables
     if rope_type == "interleaved":
-        axis, cos, sin = -1, cos[..., ::2], sin[..., ::2]
-        pairs = x.unflatten(-1, (-1, 2)).float()
+        cos, sin = cos[..., ::2], sin[..., ::2]
+        first, second = x.unflatten(-1, (-1, 2)).float().unbind(-1)
+        rotated = torch.stack(_rotate(first, second, cos, sin), dim=-1)
     else:
-        axis, cos, sin = -2, cos.transpose(1, 2), sin.transpose(1, 2)
-        pairs = x.unflatten(-1, (cos.shape[2], 2, -1)).float()
-    first, second = pairs.unbind(axis)
-    rotated = pairs * cos.unsqueeze(axis)
-    rotated.select(axis, 0).addcmul_(second, sin, value=-1)
-    rotated.select(axis, 1).addcmul_(first, sin)
+        cos, sin = cos.transpose(1, 2), sin.transpose(1, 2)
+        first, second = x.unflatten(-1, (cos.shape[2], 2, -1)).float().unbind(-2)
+        rotated = torch.cat(_rotate(first, second, cos, sin), dim=-1)
     return rotated.to(x.dtype).view_as(x)
+
+
+def _rotate(
+    first: torch.Tensor, second: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(second * cos, first, sin)
 
 
 @fused

@@ -161,11 +161,10 @@ class LTX2PipelineBase(saving.AtomicSaveMixin, CompilationMixin):
         them, and with them the other pipeline, to float32.
         """
         parameters = dict(list(inspect.signature(cls.__init__).parameters.items())[1:])
+        given = {name: value for name, value in pipeline.components.items() if name in parameters}
         if "transformer" not in kwargs:
             found = getattr(pipeline, "family", cls.family)
             check_family(f"the transformer of {type(pipeline).__name__}", found, cls.family, "from_pipe")
-        given = {name: value for name, value in pipeline.components.items() if name in parameters}
-        if "transformer" not in kwargs:
             given |= {name: pipeline.config.get(name) for name in cls._settings}
         given |= kwargs
         required = {name for name, parameter in parameters.items() if parameter.default is inspect.Parameter.empty}
